@@ -1,0 +1,36 @@
+# make demo: a fresh machine to outputs/demo/index.html.   make test: environment, lint, types, tests.
+PY ?= python3
+VENV ?= .venv
+VENV_FLAGS ?=
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode
+
+.PHONY: setup demo test lint
+setup: $(VENV)/.stamp-dev
+
+$(VENV)/.stamp-uv:
+	$(PY) -m venv $(VENV_FLAGS) $(VENV)
+	$(BIN)/python -m pip install -q uv
+	touch $@
+
+# uv does not read pip's settings, so pip's local wheels are handed over. With an NVIDIA GPU the newest torch is
+# taken; without one the pinned CPU build is, from the local wheels or else from PyTorch's own CPU index.
+$(VENV)/.stamp-%: pyproject.toml constraints.txt | $(VENV)/.stamp-uv
+	links="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}}"; \
+	  if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; fi; \
+	  if nvidia-smi -L >/dev/null 2>&1; then set --; \
+	  elif [ -n "$$links" ]; then set -- -c constraints.txt; \
+	  else set -- -c constraints.txt --torch-backend cpu; fi; \
+	  $(UV) "$$@" -e '.$(if $(filter-out core,$*),[$*])'
+	touch $@
+
+demo: $(VENV)/.stamp-core
+	$(BIN)/openlance demo -o outputs/demo
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

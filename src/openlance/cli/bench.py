@@ -1,0 +1,141 @@
+"""`openlance bench world --tasks t2i,vqa --samples 100 --seed 0 --json scores.json`
+
+The same from Python: `openlance.eval.world.run(openlance.load("nano"), Bench(samples=100))`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openlance.cli import options
+from openlance.errors import UserError
+
+if TYPE_CHECKING:
+    from openlance.eval.world import Results, Scored
+
+PLACEMENTS = ("free", "loose", "canonical")
+
+app = typer.Typer()
+
+
+@app.callback()
+def bench() -> None:
+    """Score a model."""
+
+
+@app.command()
+def world(
+    tasks: Annotated[str, typer.Option("--tasks", help="t2i, vqa, or both with a comma.")] = "t2i,vqa",
+    samples: Annotated[int, typer.Option("--samples", help="Requests per category.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same requests and pictures.")] = 0,
+    placement: Annotated[
+        str, typer.Option("--placement", help="Where objects stand: free; loose (15 % jitter); canonical (3 %).")
+    ] = "free",
+    model: options.Model = "nano",
+    size: options.Size = "64x64",
+    batch: Annotated[int, typer.Option("--batch", help="Requests answered together.")] = 32,
+    num_inference_steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores there.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder for every picture, with its verdict.")] = None,
+) -> None:
+    """Score a model on the procedural world, with 95 % intervals.
+
+    t2i: the share of prompts (free wording; "text" has 1 to 3 characters) whose picture shows all that is asked and
+    nothing else, judged from pixels. vqa: the share of right answers about true pictures. heldout: combinations that
+    are never trained, apart from the mean.
+    """
+    width, height = options.parse_size(size)
+    options.at_least("--samples", samples, 1)
+    options.at_least("--batch", batch, 1)
+    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
+    options.at_least("--num-inference-steps", num_inference_steps, 1)
+    options.check_guidance(guidance_scale)
+    if placement not in PLACEMENTS:
+        raise UserError(f"--placement {placement!r} is unknown: use one of {', '.join(PLACEMENTS)}")
+    for file in (json_file, images and images / "x"):
+        if file is not None:
+            options.check_writable(file.parent)
+    if json_file is not None and json_file.is_dir():
+        raise UserError(f"--json {json_file} is a folder: give a file, for example {json_file / 'scores.json'}")
+
+    from openlance.eval.world import BENCH_CATEGORIES, Bench, run
+    from openlance.world.read_text import reader
+
+    given = options.given(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    wanted = Bench(
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), samples=samples, seed=seed,
+        placement=placement, height=height, width=width, batch=batch, settings=tuple(given.items()),
+    )  # fmt: skip
+    if "t2i" in wanted.tasks:
+        reader()  # says what to install before a model is loaded
+
+    import openlance
+
+    pipe = openlance.load(model)
+    total = samples * sum(len(BENCH_CATEGORIES[task]) for task in wanted.tasks)
+    results = with_progress(lambda on_scored: run(pipe, wanted, on_scored), total, images)
+    if json_file is not None:
+        write_json(results, json_file)
+    show(results, f"{model}, {placement} placement, {size}, {samples} per category, seed {seed}")
+
+
+def with_progress(
+    work: Callable[[Callable[[Scored], None]], Results], total: int, images: Path | None = None
+) -> Results:
+    """Do the work under a progress bar; keep every picture it reports where a folder is given."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=total)
+
+        def on_scored(scored: Scored) -> None:
+            progress.update(bar, advance=1, description=f"{scored.task} {scored.category}")
+            if images is not None:
+                save_image(scored, images)
+
+        return work(on_scored)
+
+
+def save_image(scored: Scored, folder: Path) -> None:
+    """TASK-CATEGORY-000000-right.png, and a line about it in requests.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    verdict = "right" if scored.right else "wrong"
+    name = f"{scored.task}-{scored.category}-{scored.index:06d}-{verdict}.png"
+    scored.image.save(folder / name)
+    with open(folder / "requests.jsonl", "a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"file": name, "right": scored.right, **scored.said}) + "\n")
+
+
+def write_json(results: Results, path: Path) -> None:
+    """Write the scores, all or nothing: a file beside it is renamed once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def show(results: Results, title: str) -> None:
+    """Print one table per task."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for task, rows in results.items():
+        table = Table(title=f"{task}: {title}", title_justify="left")
+        table.add_column("category")
+        for name in ("right", "95 % interval", "n"):
+            table.add_column(name, justify="right")
+        for category, row in rows.items():
+            if category == "mean":
+                table.add_section()
+            low, high = row["ci95"]
+            table.add_row(category, f"{row['mean']:.3f}", f"{low:.3f} .. {high:.3f}", str(row["n"]))
+        Console().print(table)

@@ -1,0 +1,180 @@
+"""`openlance demo -o outputs/demo`: a model draws a dozen prompts, looks at its own pictures and answers questions.
+
+Writes `index.html` (pictures inside it, so the one file can be passed on) and the pictures as files beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openlance.cli import options
+from openlance.errors import UserError
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A prompt, the size of its picture as (width, height), and questions with the answer that the prompt implies."""
+
+    prompt: str
+    size: tuple[int, int] = (96, 96)
+    questions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the model said to a question (empty: a caption); `expected` is what the prompt implies, or empty."""
+
+    question: str
+    text: str
+    expected: str
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class Card:
+    """A drawn picture (Pillow, RGB) with what was asked about it."""
+
+    wish: Wish
+    picture: Any
+    seconds: float
+    answers: list[Answer] = field(default_factory=list)
+    holds: bool | None = None  # what the judge of pixels says
+
+
+BOX = "locate the {}"
+WISHES = [
+    Wish(prompt="a red circle", questions={"what color is the circle?": "red", "how many objects are there?": "1"}),
+    Wish(
+        prompt="a large blue star on a white background",
+        questions={"what shape is the blue object?": "star", "what color is the background?": "white"},
+    ),
+    Wish(
+        prompt="a striped green square",
+        questions={"is there a green square?": "yes", "is there a ring?": "no", BOX.format("square"): ""},
+    ),
+    Wish(
+        prompt="a red circle left of a blue square",
+        questions={"where is the red circle relative to the blue square?": "left", BOX.format("blue square"): ""},
+    ),
+    Wish(
+        prompt="a yellow triangle above a purple ring",
+        questions={"is the yellow triangle above the purple ring?": "yes", BOX.format("purple ring"): ""},
+    ),
+    Wish(prompt="three orange circles", questions={"how many circles are there?": "3"}),
+    Wish(prompt="four blue squares", questions={"how many blue squares are there?": "4"}),
+    Wish(
+        prompt="a white cross below a red triangle",
+        questions={"what color is the cross?": "white", "where is the cross relative to the triangle?": "below"},
+    ),
+    Wish(
+        prompt="an outlined purple circle on a grey background",
+        questions={"what shape is the purple object?": "circle", "is there a red circle?": "no"},
+    ),
+    Wish(prompt='the text "A7"', questions={"what does the text say?": "A7"}),
+    Wish(
+        prompt="a blue star right of a yellow square",
+        size=(128, 80),
+        questions={"where is the blue star relative to the yellow square?": "right", BOX.format("blue star"): ""},
+    ),
+    Wish(
+        prompt="a small cyan triangle above a large orange square",
+        size=(80, 128),
+        questions={"what shape is the cyan object?": "triangle", "how many objects are there?": "2"},
+    ),
+]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the page.")] = Path("outputs/demo"),
+    model: options.Model = "nano",
+    seed: options.Seed = None,
+) -> None:
+    """Draw a dozen prompts, ask about the pictures, and write index.html: the same page on every run unless seeded."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"-o {output} is a file: name a folder for the page, for example -o outputs/demo")
+    options.check_writable(output)
+    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
+
+    start = time.perf_counter()
+    import openlance
+
+    pipe = openlance.load(model)
+    loaded = time.perf_counter() - start
+    cards = [show(pipe, wish, seed=7 if seed is None else seed) for wish in progress(WISHES)]
+    tally = count(cards)
+    page = write(output, cards, title=model, notes=[*tally, f"loaded in {loaded:.1f} s"])
+    typer.echo(f"{page}  ({'; '.join(tally)})")
+
+
+def count(cards: list[Card]) -> list[str]:
+    """How often picture and answer agree with the prompt, in words."""
+    judged = [card.holds for card in cards if card.holds is not None]
+    asked = [answer for card in cards for answer in card.answers if answer.expected]
+    return [
+        f"{sum(judged)} of {len(judged)} pictures hold what their prompts ask",
+        f"{sum(map(is_right, asked))} of {len(asked)} answers agree with the prompts",
+        f"{sum(card.seconds for card in cards) / len(cards):.2f} s per picture",
+    ]
+
+
+def progress(items: list[Wish]) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(items, unit="prompt", delay=2.0, disable=None, leave=False)
+
+
+def show(pipe: Any, wish: Wish, seed: int) -> Card:
+    """Draw one prompt, then ask its questions about the picture that was drawn."""
+    width, height = wish.size
+    start = time.perf_counter()
+    picture = pipe.generate(wish.prompt, height=height, width=width, seed=seed)[0].convert("RGB")
+    card = Card(wish=wish, picture=picture, seconds=time.perf_counter() - start)
+    for question, expected in {**wish.questions, "": ""}.items():
+        start = time.perf_counter()
+        text = pipe.ask(picture, question) if question else pipe.caption(picture)
+        seconds = time.perf_counter() - start
+        card.answers.append(Answer(question=question, text=text.strip(), expected=expected, seconds=seconds))
+    card.holds = verdict(card)
+    return card
+
+
+def is_right(answer: Answer) -> bool:
+    """Whether an answer is the expected one, in any spelling that the benchmark accepts."""
+    from openlance.world.questions import normalise
+
+    return normalise(answer.text) == normalise(answer.expected)
+
+
+def verdict(card: Card) -> bool | None:
+    """Whether the judge of pixels finds all that the prompt asks for; None where it asks for nothing but lettering,
+    which only an optional package can read."""
+    import numpy as np
+
+    from openlance.world import Lettering, parse
+    from openlance.world.judge import judge
+
+    facts = [fact for fact in parse(card.wish.prompt) if not isinstance(fact, Lettering)]
+    return all(judge(np.asarray(card.picture), facts).values()) if facts else None
+
+
+def write(output: Path, cards: list[Card], title: str, notes: list[str]) -> Path:
+    """Write the pictures and the page; returns the path of the page."""
+    import numpy as np
+
+    from openlance.cli.demo_page import render_page
+    from openlance.media import atomic_path, write_image
+
+    for index, card in enumerate(cards):
+        write_image(output / f"{index:06d}.png", np.asarray(card.picture))
+    target = output / "index.html"
+    with atomic_path(target) as temporary:
+        temporary.write_text(render_page(cards, title, notes), encoding="utf-8")
+    return target

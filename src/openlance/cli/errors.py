@@ -1,0 +1,68 @@
+"""From exception to exit code: a mistake of the user is one sentence and code 2, a defect keeps its traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import typer
+
+from openlance.errors import UserError
+
+USER_MISTAKE, INTERRUPTED = 2, 130  # 130: what shells report for Ctrl-C (128 + SIGINT)
+
+# The parser's base class of "the command line is wrong". Newer versions of typer carry their parser inside, older ones
+# use click, so the class is found from what both publish.
+ParserError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def wants_debug(args: Sequence[str]) -> bool:
+    """Whether tracebacks are to be shown: `--debug` on the line or OPENLANCE_DEBUG=1 in the environment."""
+    return "--debug" in args or os.environ.get("OPENLANCE_DEBUG", "") not in ("", "0")
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _raised_here(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame is ours: a ValueError of another package is a defect, not a mistake of the user."""
+    name = ""
+    while trace is not None:
+        name, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return name.partition(".")[0] == "openlance"
+
+
+def sentence(error: Any) -> str | None:
+    """The one sentence for a mistake of the user, or None where the error is a defect that must keep its traceback."""
+    if isinstance(error, UserError) or (isinstance(error, ValueError) and _raised_here(error.__traceback__)):
+        return one_line(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return one_line(f"{error.filename}: {error.strerror or error}")
+    if isinstance(error, ParserError):
+        context = getattr(error, "ctx", None)
+        hint = f"; see `{context.command_path} --help`" if context is not None else ""
+        return one_line(error.format_message()).rstrip(".") + hint
+    return None
+
+
+def guarded(call: Callable[[], Any], debug: bool) -> int:
+    """Run a command and return its exit code; with `debug` the traceback is printed before the sentence."""
+    try:
+        code = call()
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, ParserError) as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {said}", file=sys.stderr)
+        return USER_MISTAKE
+    return code if isinstance(code, int) else 0

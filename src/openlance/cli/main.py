@@ -1,0 +1,92 @@
+"""Entry point of the `openlance` command: a table of subcommands and a group that imports only the chosen one.
+
+Nothing here or at the top of a subcommand's file imports torch or numpy, so that help and bad arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from openlance.cli.errors import guarded, wants_debug
+
+# name: (module with a typer `app`, one line of help). The only place where a command is registered.
+COMMANDS = {
+    "generate": ("openlance.cli.generate", "Draw pictures from prompts."),
+    "ask": ("openlance.cli.ask", "Answer a question about a picture."),
+    "caption": ("openlance.cli.caption", "Describe a picture."),
+    "explain": ("openlance.cli.explain", "Print the segments, positions and mask of a task."),
+    "verify": ("openlance.cli.verify", "Compare this code with golden vectors of the released model."),
+    "bench": ("openlance.cli.bench", "Score a model on the procedural world."),
+    "train": ("openlance.cli.train", "Train a preset from scratch."),
+    "demo": ("openlance.cli.demo", "Draw, ask and write one page that shows it all."),
+}
+
+
+def load_command(name: str) -> Any:
+    """Import the module of one subcommand and build its command (a group where its app has a callback)."""
+    module, summary = COMMANDS[name]
+    command = typer.main.get_command(importlib.import_module(module).app)
+    command.name, command.help = name, command.help or summary
+    return command
+
+
+class LazyGroup(TyperGroup):
+    """Lists the table without importing anything; imports a subcommand's module when it is resolved to be run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in COMMANDS else command, rest
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"openlance {version('openlance')}")
+        except PackageNotFoundError:
+            typer.echo("openlance, not installed: run `pip install -e .` in its folder")
+        raise typer.Exit
+
+
+@app.callback()
+def openlance(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (or OPENLANCE_DEBUG=1).")
+    ] = False,
+) -> None:
+    """One interleaved sequence, one backbone: draw, edit, animate, read and answer.
+
+    Start with `openlance demo`, or `openlance generate t2i "a red circle" -o out.png`.
+    """
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    words = args[: args.index("--")] if "--" in args else args
+    debug = wants_debug(words)
+    args = [word for word in words if word != "--debug"] + args[len(words) :]  # may stand anywhere on the line
+    command = typer.main.get_command(app)
+    return guarded(lambda: command.main(args or ["--help"], prog_name="openlance", standalone_mode=False), debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

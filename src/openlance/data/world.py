@@ -1,0 +1,85 @@
+"""Batches of the procedural world: lists of segments, drawn anew from (seed, step), so that a resumed run sees exactly
+what an uninterrupted one would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from openlance.media.clip import Clip
+from openlance.sequence import tasks
+from openlance.sequence.segment import Role, Segments, drop
+from openlance.world.labels import dense_labels
+from openlance.world.questions import ask, askable
+from openlance.world.render import render
+from openlance.world.scene import Scene, sample_scene
+from openlance.world.words import caption
+
+NO_PRIOR = tasks.SystemPrompts(image="", video="", edit="", subject="", question="", captions=("",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldMixture:
+    """What a batch holds. Weights need not add up to one."""
+
+    drawn: int = 32  # pictures to generate
+    asked: int = 24  # pictures with questions
+    questions: int = 4  # questions per picture
+    prompt_dropout: float = 0.1
+    spread: tuple[float, float] = (0.0, 1.0)  # placement of the scenes to draw, from canonical (0) to free (1)
+    sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
+    scenes: dict[str, float] = field(
+        default_factory=lambda: {
+            "single": 1.0, "color": 1.2, "two": 1.5, "attribute": 2.2, "position": 2.2, "count": 2.0, "text": 2.0,
+            "mixed": 0.6,
+        }  # fmt: skip
+    )
+    asked_scenes: dict[str, float] = field(
+        default_factory=lambda: {"mixed": 4, "attribute": 1, "position": 2, "count": 1, "color": 0.5, "text": 2}
+    )
+
+
+@dataclass(frozen=True)
+class WorldBatch:
+    samples: list[Segments]
+    labels: dict[int, np.ndarray]  # dense labels of a picture, by the id of its clip
+
+
+def _pick(rng: np.random.Generator, weights: dict):
+    names, w = list(weights), np.array(list(weights.values()), float)
+    return names[int(rng.choice(len(names), p=w / w.sum()))]
+
+
+def picture(scene: Scene, size: tuple[int, int]) -> Clip:
+    return Clip(render(scene, *size)[None])
+
+
+def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
+    """The batch of one step: a pure function of its arguments."""
+    rng = np.random.default_rng((seed, step))
+    samples, labels = list[Segments](), dict[int, np.ndarray]()
+    for _ in range(mixture.drawn):
+        size = _pick(rng, mixture.sizes)
+        spread = float(rng.uniform(*mixture.spread))
+        category = _pick(rng, mixture.scenes)
+        scene = sample_scene(rng, placement=spread, category=category, aspect=size[1] / size[0])
+        text, _ = caption(scene, rng)
+        sample = bare(tasks.text_to_visual(text, (1, *size), picture(scene, size), NO_PRIOR))
+        samples.append(drop(sample, {Role.PROMPT}) if rng.random() < mixture.prompt_dropout else sample)
+    for _ in range(mixture.asked):
+        size = _pick(rng, mixture.sizes)
+        category = _pick(rng, mixture.asked_scenes)
+        scene = sample_scene(rng, placement=float(rng.random()), category=category, aspect=size[1] / size[0])
+        clip = picture(scene, size)
+        labels[id(clip)] = dense_labels(scene, *size)
+        open_to = askable(scene)
+        for kind in rng.permutation(len(open_to))[: mixture.questions]:
+            q = ask(scene, rng, open_to[kind], height=size[0], width=size[1])
+            samples.append(bare(tasks.understand([clip], q.question, q.answer, NO_PRIOR)))
+    return WorldBatch(samples, labels)
+
+
+def bare(segments: Segments) -> Segments:
+    """Without an empty system turn: a model with its own short template leaves it out."""
+    return [s for s in segments if not (s.role is Role.SYSTEM and not s.value)]

@@ -1,0 +1,1 @@
+"""Benchmarks: each file yields requests and scores what comes back."""

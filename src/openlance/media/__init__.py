@@ -1,0 +1,35 @@
+"""Pixels in, pixels out: reading, writing, choosing frames, and sizes that fit the model."""
+
+from openlance.media.buckets import (
+    RESOLUTIONS,
+    VAE_STRIDE,
+    VIT_STRIDE,
+    check_size,
+    nearest_good_size,
+    resolution,
+    to_bucket,
+)
+from openlance.media.clip import MODEL_FPS, Clip
+from openlance.media.files import atomic_path
+from openlance.media.image import IMAGE_SUFFIXES, read_image, write_image
+from openlance.media.video import VIDEO_SUFFIXES, frame_indices, read_video, write_video
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MODEL_FPS",
+    "RESOLUTIONS",
+    "VAE_STRIDE",
+    "VIDEO_SUFFIXES",
+    "VIT_STRIDE",
+    "Clip",
+    "atomic_path",
+    "check_size",
+    "frame_indices",
+    "nearest_good_size",
+    "read_image",
+    "read_video",
+    "resolution",
+    "to_bucket",
+    "write_image",
+    "write_video",
+]

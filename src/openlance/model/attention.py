@@ -1,0 +1,161 @@
+"""Joint attention over packed rows, without ever building a dense mask of the whole pack.
+
+The mask rule makes the work fall apart into units: the clean rows of a document attend among themselves, and every
+noisy target attends to the clean rows before it and to itself. Units of like size run as one call of SDPA on gathered
+keys, so several noise draws of one target, both guidance branches and many prompts become one batch. On CUDA a large
+training pack may run the very same rule through FlexAttention instead.
+
+Axes: L rows, G units of a group, A heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openlance.sequence.rows import Rows, visible
+
+# Units share a call while padding them to the largest wastes at most this share of the work.
+PADDING = 0.3
+# From this many rows on FlexAttention pays on CUDA: below, building its block mask costs more than it saves.
+FLEX_FROM = 4096
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units padded to one size. query: (G, Q), key: (G, K) row numbers; mask: (G, 1, Q, K) or None when all is seen."""
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    whole: bool = False  # one unit that takes all queries and keys in order: nothing to gather
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How queries find their keys. `order` brings the concatenated outputs of the groups back to row order."""
+
+    groups: tuple[Group, ...]
+    order: Tensor
+
+    def to(self, device: torch.device | str) -> Plan:
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        groups = tuple(Group(g.query.to(device), g.key.to(device), move(g.mask), g.whole) for g in self.groups)
+        return Plan(groups, self.order.to(device))
+
+
+def plan_attention(query: Rows, key: Rows) -> Plan:
+    """Plan for queries among keys; both are on the CPU. Keys hold every row that a query may see, in any order."""
+    units = sorted(_units(query, key), key=lambda unit: (len(unit[0]), len(unit[1])))
+    groups, flat = list[Group](), list[Tensor]()
+    for batch in _batches(units):
+        group, real = _pad(batch, query, key)
+        groups.append(group)
+        flat.append(torch.where(real, group.query, -1).flatten())
+    places = torch.cat(flat)
+    order = torch.empty(len(query), dtype=torch.long)
+    taken = places >= 0
+    order[places[taken]] = taken.nonzero()[:, 0]
+    return Plan(tuple(groups), order)
+
+
+def _units(query: Rows, key: Rows) -> list[tuple[Tensor, Tensor]]:
+    """(queries, keys) per document for its clean rows and per noisy segment."""
+    # One number per unit: the document for clean rows, the segment (shifted past all documents) for noisy ones.
+    past = int(key.doc.max()) + 1
+    name_q = torch.where(query.noisy, query.segment + past, query.doc)
+    by_doc = _runs(key.doc)
+    out = []
+    for name, queries in _runs(name_q).items():
+        first = queries[0]
+        doc, segment, noisy = int(query.doc[first]), query.segment[first], bool(query.noisy[first])
+        keys = by_doc[doc]
+        seen = ~key.noisy[keys]
+        if noisy:
+            own = key.segment[keys] == segment
+            seen = own | (seen & (key.index[keys] < query.index[queries].min()))
+        else:
+            seen &= key.index[keys] <= _reach(query, queries, key, keys)
+        out.append((queries, keys[seen]))
+    return out
+
+
+def _reach(query: Rows, queries: Tensor, key: Rows, keys: Tensor) -> Tensor:
+    """The last index that clean queries can see: their own, or the end of their segment."""
+    last = query.index[queries].max()
+    ends = key.index[keys][(key.segment[keys] == query.segment[queries[-1]])]
+    return torch.maximum(last, ends.max()) if len(ends) else last
+
+
+def _runs(values: Tensor) -> dict[int, Tensor]:
+    """Row numbers per distinct value, in row order."""
+    order = torch.argsort(values, stable=True)
+    names, counts = torch.unique_consecutive(values[order], return_counts=True)
+    return dict(zip(names.tolist(), order.split(counts.tolist()), strict=True))
+
+
+def _batches(units: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
+    batches, work, most = list[list[tuple[Tensor, Tensor]]](), 0, 0
+    for q, k in units:
+        n = len(batches[-1]) + 1 if batches else 0
+        widest = max(most, len(k))
+        if n and (work + len(q) * len(k)) >= (1 - PADDING) * n * len(q) * widest:
+            batches[-1].append((q, k))
+            work, most = work + len(q) * len(k), widest
+        else:
+            batches.append([(q, k)])
+            work, most = len(q) * len(k), len(k)
+    return batches
+
+
+def _pad(batch: list[tuple[Tensor, Tensor]], query: Rows, key: Rows) -> tuple[Group, Tensor]:
+    """Pad a batch of units to one size; a padded query sees everything, so that its softmax stays finite."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    q, k = (pad([unit[i] for unit in batch], batch_first=True, padding_value=-1) for i in (0, 1))
+    real = q >= 0
+    rows_q, rows_k = query.at(q.clamp(min=0)[:, :, None]), key.at(k.clamp(min=0)[:, None, :])
+    mask = (visible(rows_q, rows_k) & (k >= 0)[:, None, :]) | ~real[:, :, None]
+    everything = torch.arange(len(key))
+    whole = len(batch) == 1 and len(query) == q.numel() and torch.equal(k[0], everything)
+    whole = whole and torch.equal(q[0], everything[: len(query)])
+    group = Group(q.clamp(min=0), k.clamp(min=0), None if bool(mask.all()) else mask[:, None], whole)
+    return group, real
+
+
+def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:
+    """Attention of all queries under a plan; keys and values may have fewer heads (GQA). Returns (L, A, E)."""
+    outputs = []
+    for group in plan.groups:
+        if group.whole:
+            q, k, v = q_LAE[None], k_LAE[None], v_LAE[None]
+        else:
+            q, k, v = _take(q_LAE, group.query), _take(k_LAE, group.key), _take(v_LAE, group.key)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        outputs.append(_sdpa(q, k, v, group.mask).transpose(1, 2).flatten(0, 1))
+    if len(plan.groups) == 1 and plan.groups[0].whole:
+        return outputs[0]
+    return torch.cat(outputs).index_select(0, plan.order)
+
+
+def _sdpa(q_GAQE: Tensor, k_GAKE: Tensor, v_GAKE: Tensor, mask: Tensor | None) -> Tensor:
+    """torch's SDPA; its backward on the CPU is slow (9 of 10 parts of a small training step), so there the same
+    sum is written out: the queries of one key head are stacked, which needs no copy of the keys."""
+    if not (torch.is_grad_enabled() and q_GAQE.requires_grad and q_GAQE.device.type == "cpu"):
+        gqa = q_GAQE.shape[1] != k_GAKE.shape[1]
+        return F.scaled_dot_product_attention(q_GAQE, k_GAKE, v_GAKE, attn_mask=mask, enable_gqa=gqa)
+    (g, a, q, e), heads = q_GAQE.shape, k_GAKE.shape[1]
+    scores = (q_GAQE * e**-0.5).reshape(g, heads, a // heads * q, e) @ k_GAKE.transpose(-1, -2)
+    scores = scores.view(g, a, q, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.float().softmax(-1).to(v_GAKE.dtype)
+    return (weights.view(g, heads, a // heads * q, -1) @ v_GAKE).view(g, a, q, e)
+
+
+def _take(x_LAE: Tensor, rows: Tensor) -> Tensor:
+    return x_LAE.index_select(0, rows.flatten()).unflatten(0, rows.shape)

@@ -1,0 +1,63 @@
+"""The parts of the VAE that a run needs, each loaded when it is first needed.
+
+Text-to-image reads the 2-D decoder alone, image-to-video both halves, answering questions nothing at all.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from openlance.config.model import VAEConfig
+from openlance.model.wan_frames import FrameDecoder
+
+
+if TYPE_CHECKING:
+    from openlance.model.vae import VAE
+
+
+class Codec:
+    """encode and decode of VAE over a weight file. The file is opened at the first call, so errors come then."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: VAEConfig,
+        *,
+        allow_pickle: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.path, self.config = Path(path), config
+        self._settings: dict[str, Any] = {"allow_pickle": allow_pickle, "dtype": dtype, "device": device}
+
+    @torch.no_grad()
+    def encode(self, pixels_CFHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (3, F, H, W) in [-1, 1] or a batch -> normalised mean and log-variance, each (C, T, Y, X)."""
+        return self._encoder.encode(pixels_CFHW)
+
+    @torch.no_grad()
+    def decode(self, z_CTYX: Tensor) -> Tensor:
+        """Normalised latents (C, T, Y, X) or a batch -> pixels (3, F, H, W) in [-1, 1] or a batch."""
+        picture = z_CTYX.shape[-3] == 1 and "_decoder" not in vars(self)  # the whole decoder does pictures too
+        return (self._frame_decoder if picture else self._decoder).decode(z_CTYX)
+
+    @cached_property
+    def _encoder(self) -> VAE:
+        from openlance.model.vae import VAE
+
+        return VAE.load(self.path, self.config, parts=("encoder",), **self._settings).eval()
+
+    @cached_property
+    def _decoder(self) -> VAE:
+        from openlance.model.vae import VAE
+
+        return VAE.load(self.path, self.config, parts=("decoder",), **self._settings).eval()
+
+    @cached_property
+    def _frame_decoder(self) -> FrameDecoder:
+        return FrameDecoder.load(self.path, self.config, **self._settings).eval()

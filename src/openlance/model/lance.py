@@ -1,0 +1,133 @@
+"""Lance: two experts over one interleaved sequence, with a next-token head and a velocity head.
+
+There is one `forward`. Packed training gives it all rows; prefill gives it a prefix and keeps its keys and values;
+denoising and decoding give it the new rows and that cache. Axes: L rows, N latent rows, D width, C latent channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from openlance.config.model import ModelConfig
+from openlance.model.attention import Plan, plan_attention
+from openlance.model.layers import Layer, RMSNorm, Rotary, Streams, TimeEmbedder, latent_table, rotary_table
+from openlance.sequence.rows import Rows
+
+
+@dataclass
+class Cache:
+    """Keys and values of rows that are only read from now on, per layer (L, A, E). Noisy rows never enter."""
+
+    rows: Rows | None = None
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def extend(self, rows: Rows, layers: list[tuple[Tensor, Tensor]]) -> None:
+        assert not bool(rows.noisy.any()), "a target that is being denoised must stay out of the cache"
+        if self.rows is None:
+            self.rows, self.layers = rows, layers
+        else:
+            self.rows = Rows.concat([self.rows, rows])
+            pairs = zip(self.layers, layers, strict=True)
+            self.layers = [(torch.cat([k, k2]), torch.cat([v, v2])) for (k, v), (k2, v2) in pairs]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything about a set of rows that does not change between passes: computed once, used at every step."""
+
+    rows: Rows  # sorted by stream, understanding rows first
+    order: Tensor  # row numbers of the given rows in that order
+    und: int  # how many rows the understanding stream has
+    plan: Plan
+    rotary: Rotary
+    table: Tensor  # (N, D) latent positions of the generation rows
+
+
+class Lance(nn.Module):
+    """The decoder with its heads. ViT and VAE stand beside it; see `openlance.load`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.embed = nn.Embedding(c.vocab_size, c.width)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
+        self.norm = nn.ModuleDict({"und": RMSNorm(c.width, c.rms_eps), "gen": RMSNorm(c.width, c.rms_eps)})
+        self.head = nn.Linear(c.width, c.vocab_size, bias=False)
+        self.time = TimeEmbedder(c)
+        self.latent_in, self.latent_out = nn.Linear(c.latent_channels, c.width), nn.Linear(c.width, c.latent_channels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def layout(self, rows: Rows, cache: Cache | None = None) -> Layout:
+        """Prepare rows (on the CPU) for any number of passes."""
+        is_gen = rows.is_latent
+        order = torch.argsort(is_gen.int(), stable=True)
+        rows, und = rows.at(order), len(rows) - int(is_gen.sum())
+        keys = rows if cache is None or cache.rows is None else Rows.concat([cache.rows, rows])
+        cos, sin = (x.to(self.device) for x in rotary_table(rows.position, self.config))
+        table = latent_table(rows.cell[und:], self.config.width, self.config.position.max_latent_side)
+        return Layout(
+            rows=rows,
+            order=order,
+            und=und,
+            plan=plan_attention(rows, keys).to(self.device),
+            rotary=((cos[:und], sin[:und]), (cos[und:], sin[und:])),
+            table=table.to(self.device),
+        )
+
+    def inputs(self, layout: Layout, patches: Tensor | None, latents: Tensor | None, times: Tensor | None) -> Streams:
+        """Embed rows. patches: (n, D) ViT output in row order; latents: (N, C) and times: (N,) in row order."""
+        c, und = self.config, layout.rows.at(torch.arange(layout.und))
+        x = self.embed(und.token.to(self.device))
+        if patches is not None:
+            where = und.is_patch.nonzero()[:, 0].to(self.device)
+            x = x.index_copy(0, where, patches.to(x.dtype))
+        if len(layout.rows) == layout.und:
+            return x, x.new_zeros(0, c.width)
+        assert latents is not None and times is not None
+        # Few distinct times: embed each once.
+        distinct, which = torch.unique(times.to(self.device), return_inverse=True)
+        gen = self.latent_in(latents.to(self.latent_in.weight.dtype)) + self.time(distinct)[which]
+        return x, gen + layout.table.to(gen.dtype)
+
+    def forward(
+        self,
+        layout: Layout,
+        *,
+        patches: Tensor | None = None,
+        latents: Tensor | None = None,
+        times: Tensor | None = None,
+        cache: Cache | None = None,
+        keep: bool = False,
+    ) -> Streams:
+        """Final hidden rows of both streams, in the layout's order: (und, D) and (N, D).
+
+        With `keep` the keys and values join the cache (prefill and decoding); without, it is only read.
+        """
+        x = self.inputs(layout, patches, latents, times)
+        made = []
+        for n, layer in enumerate(self.layers):
+            past = cache.layers[n] if cache is not None and cache.layers else None
+            x, own = layer(x, layout.rotary, layout.plan, past)
+            made.append(own)
+        if keep:
+            assert cache is not None
+            cache.extend(layout.rows, made)
+        und, gen = x
+        return self.norm["und"](und), self.norm["gen"](gen) if len(gen) else gen
+
+    def velocity(self, gen_ND: Tensor) -> Tensor:
+        return self.latent_out(gen_ND)
+
+    def logits(self, und_LD: Tensor) -> Tensor:
+        return self.head(und_LD)
+
+    def restore(self, layout: Layout, streams: Streams) -> Tensor:
+        """(L, D) in the order of the rows that were given to `layout`."""
+        joined = torch.cat([s.float() for s in streams])
+        return torch.empty_like(joined).index_copy(0, layout.order.to(joined.device), joined)

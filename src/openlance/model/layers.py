@@ -1,0 +1,139 @@
+"""The parts of one decoder layer. Axes: L rows, D width, A heads, E head width, F MLP width.
+
+Rows are sorted by stream once per pack (understanding rows first), so that a stream is a slice and never a gather.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openlance.config.model import ModelConfig
+from openlance.model.attention import Plan, attend
+
+
+class RMSNorm(nn.Module):
+    """Computed in float32, scaled in the input's dtype (Qwen2)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class Expert(nn.Module):
+    """One stream's own copy of everything with weights in a layer."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        self.attention_norm = RMSNorm(c.width, c.rms_eps)
+        self.q, self.k, self.v = nn.Linear(c.width, q), nn.Linear(c.width, kv), nn.Linear(c.width, kv)
+        self.q_norm, self.k_norm = RMSNorm(c.head_dim, c.rms_eps), RMSNorm(c.head_dim, c.rms_eps)
+        self.o = nn.Linear(q, c.width, bias=False)
+        self.mlp_norm = RMSNorm(c.width, c.rms_eps)
+        self.gate, self.up = (nn.Linear(c.width, c.mlp_width, bias=False) for _ in range(2))
+        self.down = nn.Linear(c.mlp_width, c.width, bias=False)
+        self.head_dim = c.head_dim
+
+    def project(self, x_LD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, as (L, A, E)."""
+        h = self.attention_norm(x_LD)
+        q, k, v = (layer(h).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
+        return rotate(self.q_norm(q), cos_LE, sin_LE), rotate(self.k_norm(k), cos_LE, sin_LE), v
+
+    def finish(self, x_LD: Tensor, mixed_LAE: Tensor) -> Tensor:
+        x_LD = x_LD + self.o(mixed_LAE.flatten(-2))
+        h = self.mlp_norm(x_LD)
+        return x_LD + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Layer(nn.Module):
+    """Two experts over one attention. An expert that a task does not need may be None."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.und, self.gen = Expert(c), Expert(c)
+
+    def forward(self, x: Streams, rotary: Rotary, plan: Plan, past: tuple[Tensor, Tensor] | None) -> Layered:
+        """One layer over both streams; `past` are cached keys and values that come before this pass's own."""
+        parts = [
+            expert.project(h, cos, sin)
+            for expert, h, (cos, sin) in zip((self.und, self.gen), x, rotary, strict=True)
+            if len(h)
+        ]
+        q, k, v = (join(part) for part in zip(*parts, strict=True))
+        keys, values = (k, v) if past is None else (torch.cat([past[0], k]), torch.cat([past[1], v]))
+        mixed = attend(q, keys, values, plan).split([len(h) for h in x])
+        done = tuple(
+            expert.finish(h, m) if len(h) else h
+            for expert, h, m in zip((self.und, self.gen), x, mixed, strict=True)
+        )
+        return (done[0], done[1]), (k, v)
+
+
+Streams = tuple[Tensor, Tensor]  # hidden rows of the understanding and the generation stream
+Rotary = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # (cos, sin) per stream
+Layered = tuple[Streams, tuple[Tensor, Tensor]]
+
+
+def join(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def rotary_table(position_L3: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (L, E), of multimodal RoPE: frequency bands take their position from rows t, h, w in turn
+    by `rope_sections` (Qwen2.5-VL)."""
+    half = c.head_dim // 2
+    inverse = c.rope_theta ** -(torch.arange(half, dtype=torch.float32, device=position_L3.device) / half)
+    sections = torch.tensor(c.rope_sections, device=position_L3.device)
+    axis = torch.repeat_interleave(torch.arange(3, device=position_L3.device), sections, output_size=half)
+    angle = position_L3.float()[:, axis] * inverse
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    cos, sin = cos_LE[:, None].to(x_LAE.dtype), sin_LE[:, None].to(x_LAE.dtype)
+    a, b = x_LAE.chunk(2, dim=-1)
+    return x_LAE * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+class TimeEmbedder(nn.Module):
+    """Flow time in [0, 1], unscaled, to a vector (released code: cosines first, base 10000)."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.features = c.time_features
+        self.up, self.out = nn.Linear(c.time_features, c.width), nn.Linear(c.width, c.width)
+
+    def frequencies(self, t_N: Tensor) -> Tensor:
+        half = self.features // 2
+        f = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t_N.device) / half)
+        angle = t_N.float()[:, None] * f
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+    def forward(self, t_N: Tensor) -> Tensor:
+        return self.out(F.silu(self.up(self.frequencies(t_N).to(self.up.weight.dtype))))
+
+
+def latent_table(cells_N: Tensor, width: int, side: int) -> Tensor:
+    """(N, width) fixed sin/cos rows of the latent position table, for cell = (frame * side + row) * side + column.
+
+    The width is split over frame, row, column as d, d, rest with d = width // 3 made even (released code)."""
+    d = width // 3 // 2 * 2
+    axes = (cells_N // (side * side), cells_N // side % side, cells_N % side)
+    parts = []
+    for position, size in zip(axes, (d, d, width - 2 * d), strict=True):
+        half = size // 2
+        omega = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=cells_N.device) / half)
+        angle = position.double()[:, None] * omega
+        parts += [angle.sin(), angle.cos()]
+    return torch.cat(parts, dim=-1).float()

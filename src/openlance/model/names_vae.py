@@ -1,0 +1,69 @@
+"""Tensor names of the codec: those of `Wan2.2_VAE.pth` and those of diffusers' modules, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from openlance.config.model import VAEConfig
+
+# Released module -> ours, for the modules outside of the two halves, with the half that needs them.
+_JOINTS = {"conv1": ("quant_conv", "encoder"), "conv2": ("post_quant_conv", "decoder")}
+_RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+
+
+@dataclass(frozen=True)
+class ReleasedNames:
+    """Both ways between the tensor names of `Wan2.2_VAE.pth` and those of diffusers' modules."""
+
+    ours: dict[str, str]  # released module path -> our module path
+    part: dict[str, str]  # released module path -> "encoder" or "decoder"
+
+    def to_ours(self, name: str, parts: Iterable[str] = ("encoder", "decoder")) -> str | None:
+        """Our name of a released tensor; None if it belongs to a half that is not wanted.
+
+        A name that the release does not have comes back marked, so that strict loading reports it as unexpected.
+        """
+        module, _, leaf = name.rpartition(".")
+        if module not in self.ours:
+            return f"unknown:{name}"
+        return f"{self.ours[module]}.{leaf}" if self.part[module] in parts else None
+
+    def to_released(self, name: str) -> str:
+        """The released name of one of our tensors; KeyError if it has none."""
+        module, _, leaf = name.rpartition(".")
+        return f"{self._theirs[module]}.{leaf}"
+
+    @property
+    def _theirs(self) -> dict[str, str]:
+        return {ours: released for released, ours in self.ours.items()}
+
+
+def released_names(config: VAEConfig) -> ReleasedNames:
+    """The table of module names for a codec of these numbers."""
+    levels, blocks = len(config.dim_mult), config.num_res_blocks
+    ours = {released: mine for released, (mine, _) in _JOINTS.items()}
+    part = {released: half for released, (_, half) in _JOINTS.items()}
+    for half, theirs, mine, sampler, count in (
+        ("encoder", "downsamples", "down_blocks", "downsampler", blocks),
+        ("decoder", "upsamples", "up_blocks", "upsampler", blocks + 1),
+    ):
+        table = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
+        for released, block in (("middle.0", "mid_block.resnets.0"), ("middle.2", "mid_block.resnets.1")):
+            table |= {f"{released}.{a}": f"{block}.{b}" for a, b in _RESIDUAL.items()}
+        for leaf in ("norm", "to_qkv", "proj"):
+            table[f"middle.1.{leaf}"] = f"mid_block.attentions.0.{leaf}"
+        for i in range(levels):
+            for j in range(count):
+                table |= {f"{theirs}.{i}.{theirs}.{j}.{a}": f"{mine}.{i}.resnets.{j}.{b}" for a, b in _RESIDUAL.items()}
+            for leaf in ("resample.1", "time_conv"):
+                table[f"{theirs}.{i}.{theirs}.{count}.{leaf}"] = f"{mine}.{i}.{sampler}.{leaf}"
+        ours |= {f"{half}.{a}": f"{half}.{b}" for a, b in table.items()}
+        part |= {f"{half}.{a}": half for a in table}
+    return ReleasedNames(ours, part)

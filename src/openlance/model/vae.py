@@ -1,0 +1,159 @@
+"""The codec of pixels and latents: diffusers' AutoencoderKLWan in its Wan2.2 form, with the release's normalisation.
+
+Axes: B batch, C channels, T Y X latent frames, rows, columns; F H W pixel frames, rows, columns. Pixels are in [-1, 1].
+The first frame is coded alone, then groups of `temporal_stride` frames, each seeing only the past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openlance.config.model import VAEConfig
+from openlance.errors import UserError
+from openlance.media.buckets import check_size
+from openlance.model.names_vae import released_names
+from openlance.model.wan import build_wan
+from openlance.model.weights import load_into, open_tensors, write_tensors
+
+PARTS = ("encoder", "decoder")
+
+Grid = tuple[int, int, int]
+
+
+def vae_config(values: Mapping[str, Any]) -> VAEConfig:
+    """The configuration in a vae_config.json as released: the constructor arguments of its VAE class."""
+    known = {f.name: values[f.name] for f in fields(VAEConfig) if f.name in values}
+    known |= {name: tuple(known[name]) for name in ("dim_mult", "mean", "std") if name in known}
+    return VAEConfig(**known | {"temporal_downsample": tuple(values["temperal_downsample"])})
+
+
+def latent_grid(config: VAEConfig, size: Grid) -> Grid:
+    """(T, Y, X) of the latents of a clip of size (frames, height, width) in pixels.
+
+    UserError naming the nearest good numbers if a side is not a multiple of the stride or the frames are not
+    1 + k * the temporal stride (the first frame stands alone).
+    """
+    frames, height, width = size
+    check_size(height, width, config.stride)
+    ts = config.temporal_stride
+    if frames < 1 or (frames - 1) % ts:
+        low = max((frames - 1) // ts * ts + 1, 1)
+        good = f"{low} or {low + ts}" if frames > 1 else "1"
+        raise UserError(f"a clip of {frames} frames does not fit the temporal stride {ts}: use {good} frames")
+    return (frames - 1) // ts + 1, height // config.stride, width // config.stride
+
+
+def pixel_size(config: VAEConfig, grid: Grid) -> Grid:
+    """(frames, height, width) in pixels of what latents of a grid (T, Y, X) decode to; the inverse of latent_grid."""
+    return (grid[0] - 1) * config.temporal_stride + 1, grid[1] * config.stride, grid[2] * config.stride
+
+
+def to_signed(pixels_FHW3: Tensor) -> Tensor:
+    """uint8 (F, H, W, 3) -> float32 (3, F, H, W) in [-1, 1]."""
+    return (pixels_FHW3.permute(3, 0, 1, 2).float() / 255.0 - 0.5) / 0.5
+
+
+def to_uint8(pixels_3FHW: Tensor) -> Tensor:
+    """(3, F, H, W) in [-1, 1] -> uint8 (F, H, W, 3), rounded as the release writes its files."""
+    scaled = (pixels_3FHW.float().clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0
+    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0)
+
+
+def channels_last(z_CTYX: Tensor) -> Tensor:
+    """(..., C, T, Y, X) -> (..., T, Y, X, C), the layout in which the model reads latents."""
+    return z_CTYX.movedim(-4, -1)
+
+
+def channels_first(z_TYXC: Tensor) -> Tensor:
+    """(..., T, Y, X, C) -> (..., C, T, Y, X), the layout of the codec."""
+    return z_TYXC.movedim(-1, -4)
+
+
+def sample(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    """A latent drawn around the encoder's mean, any layout.
+
+    As released: the mean is normalised per channel but the deviation exp(logvar / 2) is not rescaled with it.
+    """
+    return mean + torch.exp(0.5 * logvar) * eps
+
+
+class VAE(nn.Module):
+    """diffusers' modules under our interface. parts: the halves to build; the other half takes no memory."""
+
+    mean_C111: Tensor
+    std_C111: Tensor
+
+    def __init__(self, config: VAEConfig, parts: Iterable[str] = PARTS) -> None:
+        super().__init__()
+        self.config = config
+        self.parts = tuple(parts)
+        if not self.parts or any(part not in PARTS for part in self.parts):
+            raise ValueError(f"parts={self.parts} must name 'encoder', 'decoder' or both")
+        self.wan = build_wan(config, self.parts)
+        for name, values in (("mean_C111", config.mean), ("std_C111", config.std)):
+            self.register_buffer(name, torch.tensor(values, device="cpu").view(-1, 1, 1, 1), persistent=False)
+
+    def encode(self, pixels_CFHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (3, F, H, W) or a batch of them -> normalised mean and log-variance, each (C, T, Y, X) or batched.
+
+        F is 1 + k * temporal_stride, H and W multiples of the stride; UserError otherwise.
+        """
+        self._require("encoder")
+        frames, height, width = pixels_CFHW.shape[-3:]
+        latent_grid(self.config, (frames, height, width))
+        moments = self._batched(self.wan.encode_moments, pixels_CFHW)
+        mean, logvar = moments.chunk(2, dim=-4)
+        # Multiplied by the inverse, as released: in bfloat16 that is not the same as dividing.
+        return (mean - self.mean_C111) * (1.0 / self.std_C111), logvar
+
+    def decode(self, z_CTYX: Tensor, *, clamp: bool = True) -> Tensor:
+        """Normalised latents (C, T, Y, X) or a batch -> pixels (3, F, H, W); training wants them before the clamp."""
+        self._require("decoder")
+        pixels = self._batched(self.wan.decode_latents, z_CTYX * self.std_C111 + self.mean_C111)
+        return pixels.clamp(-1.0, 1.0) if clamp else pixels
+
+    def _batched(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Give `run` a batch, in the dtype of the weights."""
+        x = x.to(next(self.wan.parameters()).dtype)
+        return run(x) if x.dim() == 5 else run(x[None])[0]
+
+    def _require(self, part: str) -> None:
+        if part not in self.parts:
+            raise ValueError(f"this VAE was built without its {part}: name it in parts")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        config: VAEConfig,
+        *,
+        parts: Iterable[str] = PARTS,
+        allow_pickle: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> VAE:
+        """Build and fill the wanted halves from released names, strictly; the other half is never read.
+
+        UserError if the file does not fit, or is a pickle (`Wan2.2_VAE.pth`) and allow_pickle is False.
+        """
+        with torch.device("meta"):
+            vae = cls(config, parts)
+        names = released_names(config)
+        source = open_tensors(path, allow_pickle=allow_pickle)
+        load_into(vae.wan, source, lambda name: names.to_ours(name, vae.parts), dtype=dtype, device=device)
+        return vae.to(device=device, dtype=dtype)
+
+    def released_state(self) -> dict[str, Tensor]:
+        """The weights of the halves that are here, under the names of `Wan2.2_VAE.pth`."""
+        names = released_names(self.config)
+        return {names.to_released(name): value for name, value in self.wan.state_dict().items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write released_state() as one safetensors file."""
+        write_tensors(path, self.released_state())

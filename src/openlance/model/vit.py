@@ -1,0 +1,126 @@
+"""The vision tower: transformers' Qwen2.5-VL ViT, fed with clips and giving one vector per merged cell.
+
+Axes: T frames, H W pixels, N patches, P values of a patch, M merged cells, D output width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openlance.config.model import ViTConfig
+from openlance.media.buckets import check_size
+from openlance.model.weights import load_into, open_tensors
+
+# The statistics of CLIP's training pictures, which Qwen2.5-VL takes over (released code).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+Grid = tuple[int, int, int]
+
+
+def vit_config(values: Mapping[str, Any]) -> ViTConfig:
+    """The configuration in a vit_config.json as released; what it says beyond our fields is left aside."""
+    known = {f.name: values[f.name] for f in fields(ViTConfig) if f.name in values}
+    return ViTConfig(**known | {"fullatt_block_indexes": tuple(values["fullatt_block_indexes"])})
+
+
+def patch_grid(config: ViTConfig, size: Grid) -> Grid:
+    """(t, h, w) in patches, before merging, of a clip of size (frames, height, width) in pixels.
+
+    UserError naming the nearest good sizes if a side is not a multiple of the stride.
+    """
+    frames, height, width = size
+    check_size(height, width, config.stride)
+    return -(-frames // config.temporal_patch_size), height // config.patch_size, width // config.patch_size
+
+
+def cell_grid(config: ViTConfig, size: Grid) -> Grid:
+    """(t, y, x) of the merged cells, one token each, of a clip of a size; arguments and errors as patch_grid."""
+    t, h, w = patch_grid(config, size)
+    return t, h // config.spatial_merge_size, w // config.spatial_merge_size
+
+
+def normalise(pixels_THW3: Tensor) -> Tensor:
+    """uint8 (T, H, W, 3) -> float32 (3, T, H, W) in CLIP's units."""
+    mean = torch.tensor(CLIP_MEAN, device=pixels_THW3.device).view(3, 1, 1, 1)
+    std = torch.tensor(CLIP_STD, device=pixels_THW3.device).view(3, 1, 1, 1)
+    return (pixels_THW3.permute(3, 0, 1, 2).float() / 255.0 - mean) / std
+
+
+def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
+    """Cut a normalised clip into patches_NP and give its grid (t, h, w).
+
+    Values of a patch: channel, frame, row, column. Patches: time, then cells of merge x merge patches in raster order,
+    and in a cell its patches in raster order, so that one merged cell is contiguous. A clip that does not fill the
+    temporal patch repeats its last frame; so a picture is doubled.
+    """
+    p, tp, m = config.patch_size, config.temporal_patch_size, config.spatial_merge_size
+    channels, frames, height, width = clip_3THW.shape
+    t, h, w = patch_grid(config, (frames, height, width))
+    if frames != t * tp:
+        clip_3THW = torch.cat([clip_3THW, clip_3THW[:, -1:].expand(-1, t * tp - frames, -1, -1)], dim=1)
+    cut = clip_3THW.reshape(channels, t, tp, h // m, m, p, w // m, m, p)
+    return cut.permute(1, 3, 6, 4, 7, 0, 2, 5, 8).reshape(t * h * w, channels * tp * p * p), (t, h, w)
+
+
+class ViT(nn.Module):
+    """transformers' tower under our interface; parameter names below `tower` are the released ones."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tower = _tower(config)
+
+    def forward(self, clips_3THW: Sequence[Tensor]) -> Tensor:
+        """Normalised clips -> cells_MD, clip after clip, each in order of time, row and column."""
+        if not clips_3THW:
+            raise ValueError("the vision tower needs at least one clip")
+        weight = next(self.tower.parameters())
+        patches, grids = zip(*(to_patches(clip, self.config) for clip in clips_3THW), strict=True)
+        patches_NP = torch.cat(patches).to(device=weight.device, dtype=weight.dtype)
+        out = self.tower(patches_NP, grid_thw=torch.tensor(grids, device=weight.device))
+        # transformers 4 gives the merged cells, transformers 5 an object that holds them beside the unmerged patches.
+        return out if isinstance(out, Tensor) else out.pooler_output
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        config: ViTConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        allow_pickle: bool = False,
+    ) -> ViT:
+        """Build and fill a tower from released names (no prefix), strictly; UserError if the file does not fit."""
+        vit = cls(config).to(device=device, dtype=dtype)
+        load_into(vit.tower, open_tensors(path, allow_pickle=allow_pickle))
+        return vit
+
+
+def _tower(config: ViTConfig) -> nn.Module:
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    settings = Qwen2_5_VLVisionConfig(
+        depth=config.depth,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_heads,
+        in_channels=3,
+        hidden_act="silu",
+        patch_size=config.patch_size,
+        temporal_patch_size=config.temporal_patch_size,
+        spatial_merge_size=config.spatial_merge_size,
+        window_size=config.window_size,
+        out_hidden_size=config.out_hidden_size,
+        fullatt_block_indexes=list(config.fullatt_block_indexes),
+    )
+    return Qwen2_5_VisionTransformerPretrainedModel(settings)

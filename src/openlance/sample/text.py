@@ -1,0 +1,99 @@
+"""Decoding text: fill the text hole of each request, all requests in one batch, token by token against a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from openlance.model.lance import Cache, Lance
+from openlance.sample.visual import Encode, See
+from openlance.sequence.chat import Codec
+from openlance.sequence.pack import pack
+from openlance.sequence.rows import LATENTS, NO_LABEL, PATCHES, TEXT, Rows
+from openlance.sequence.segment import Segments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """temperature 0 is greedy (released default); top_p keeps the likeliest tokens of that much probability."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@torch.inference_mode()
+def decode(
+    model: Lance,
+    codec: Codec,
+    requests: list[Segments],
+    d: Decoding,
+    *,
+    vocabulary: int,
+    see: See,
+    encode: Encode,
+    generator: torch.Generator | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+) -> tuple[list[list[int]], Tensor]:
+    """Token ids per request, without the closing <|im_end|>, and the logits of the first step (B, V).
+
+    on_token(request, id) is called as tokens come. Raises ValueError for a request without a text hole at its end.
+    """
+    shift = model.config.position.shift and not model.config.faithful.decode_without_shift
+    packed = pack(requests, codec, replace(model.config.position, shift=shift))
+    patches = [v.segment for v in packed.visuals if v.kind == PATCHES]
+    clean = [v.segment for v in packed.visuals if v.kind == LATENTS]
+    latents = torch.cat(encode(clean)) if clean else None
+    cache, rows, layout = Cache(), packed.rows, model.layout(packed.rows)
+    und, _ = model(
+        layout,
+        patches=torch.cat(see(patches)) if patches else None,
+        latents=latents,
+        times=torch.zeros(len(latents)) if latents is not None else None,
+        cache=cache,
+        keep=True,
+    )
+    ends = torch.tensor(packed.lengths).cumsum(0) - 1
+    place = {int(row): n for n, row in enumerate(layout.order[: layout.und].tolist())}
+    hidden = und[[place[int(e)] for e in ends]]
+    last, active = rows.at(ends), torch.arange(len(requests))
+    first = logits = model.logits(hidden)[:, :vocabulary].float()
+    out: list[list[int]] = [[] for _ in requests]
+    for _ in range(d.max_new_tokens):
+        chosen = choose(logits, d, generator).cpu()
+        going = chosen != codec.im_end
+        active, chosen, last = active[going], chosen[going], last.at(going.nonzero()[:, 0])
+        for request, token in zip(active.tolist(), chosen.tolist(), strict=True):
+            out[request].append(token)
+            if on_token is not None:
+                on_token(request, token)
+        if not len(active):
+            break
+        last = _next(last, chosen)
+        und, _ = model(model.layout(last, cache), cache=cache, keep=True)
+        logits = model.logits(und)[:, :vocabulary].float()
+    return out, first
+
+
+def _next(last: Rows, token: Tensor) -> Rows:
+    """The row after each last row: a text token, one position on."""
+    return replace(
+        last,
+        index=last.index + 1,
+        token=token,
+        position=last.position.max(dim=1, keepdim=True).values.expand(-1, 3) + 1,
+        kind=torch.full_like(last.kind, TEXT),
+        label=torch.full_like(last.label, NO_LABEL),
+    )
+
+
+def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None) -> Tensor:
+    """(B,) ids from logits (B, V)."""
+    if d.temperature == 0:
+        return logits.argmax(-1)
+    p, ids = (logits / d.temperature).softmax(-1).sort(descending=True)
+    p = torch.where(p.cumsum(-1) - p < d.top_p, p, 0.0)
+    return ids.gather(-1, torch.multinomial(p, 1, generator=generator))[:, 0]

@@ -1,0 +1,224 @@
+"""Denoising: fill the visual target of each request, all requests and all guidance branches in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from openlance.flow import euler, schedule
+from openlance.model.lance import Cache, Lance, Layout
+from openlance.sample.guidance import Sampling, guide, renormalise
+from openlance.sequence.chat import Codec
+from openlance.sequence.pack import Pack, Visual, pack
+from openlance.sequence.positions import PROMPT
+from openlance.sequence.rows import LATENTS, PATCHES, Rows
+from openlance.sequence.segment import Kind, Role, Segment, Segments, drop
+
+VISUAL = (Role.SOURCE, Role.REFERENCE)
+
+# Media to model space, given by whoever holds the ViT and the VAE: (n, D) features and (N, C) latents of a segment.
+See = Callable[[list[Segment]], list[Tensor]]
+Encode = Callable[[list[Segment]], list[Tensor]]
+
+
+@dataclass
+class Branches:
+    """All documents of a request batch: the full one, then those that dropped conditions."""
+
+    pack: Pack
+    requests: int
+    text_free: bool  # has the branch without the prompt
+    free: bool  # has the branch without prompt and visual conditions
+
+    @property
+    def count(self) -> int:
+        return 1 + self.text_free + self.free
+
+    def docs(self, branch: int) -> range:
+        return range(branch * self.requests, (branch + 1) * self.requests)
+
+
+def branch_out(model: Lance, codec: Codec, requests: list[Segments], s: Sampling) -> Branches:
+    """Guidance is dropping segments and packing again; a released checkpoint keeps one habit of its cache."""
+    has_text = s.guidance_scale != 1
+    seen = any(x.role in VISUAL for r in requests for x in r)
+    has_none = seen and s.image_guidance_scale != 1
+    documents = list(requests)
+    if has_text:
+        documents += [drop(r, {Role.PROMPT}) for r in requests]
+    if has_none:
+        documents += [drop(r, {Role.PROMPT, *VISUAL}) for r in requests]
+    packed = pack(documents, codec, model.config.position)
+    if has_text and s.cached and model.config.faithful.uncond_keeps_positions:
+        packed = replace(packed, rows=_keep_positions(packed.rows, len(requests)))
+    return Branches(packed, len(requests), has_text, has_none)
+
+
+def _keep_positions(rows: Rows, requests: int) -> Rows:
+    """The release caches the unconditional prefix at the positions of the conditional one."""
+    position = rows.position.clone()
+    for doc in range(requests):
+        kept = (rows.doc == doc) & (rows.code != PROMPT) & _before_target(rows)
+        mine = (rows.doc == doc + requests) & _before_target(rows)
+        position[mine] = rows.position[kept]
+    return rows.moved(position)
+
+
+def _before_target(rows: Rows) -> Tensor:
+    """Rows of the prefix of each document: what comes before its first noisy row."""
+    first = torch.full((int(rows.doc.max()) + 1,), torch.iinfo(torch.long).max)
+    noisy = rows.noisy.nonzero()[:, 0]
+    first = first.scatter_reduce(0, rows.doc[noisy], rows.index[noisy], "amin")
+    return rows.index < first[rows.doc]
+
+
+@dataclass
+class Denoiser:
+    """Velocities of every branch at a state, from the cache or from the whole sequence at every call."""
+
+    model: Lance
+    branches: Branches
+    features: Tensor | None
+    context: Tensor  # (n, C) clean latents of the conditions, in row order
+    cached: bool
+    cache: Cache | None = None
+    layouts: dict[int, tuple[Layout, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = self.branches.pack.rows
+        self.prefix = _before_target(rows)
+        if self.cached:
+            at = self.prefix.nonzero()[:, 0]
+            before = rows.at(at)
+            self.cache = Cache()
+            n = int(before.is_latent.sum())
+            self.model(
+                self.model.layout(before),
+                patches=self.features,
+                latents=self.context[:n] if n else None,
+                times=torch.zeros(n) if n else None,
+                cache=self.cache,
+                keep=True,
+            )
+
+    def layout(self, branches: int) -> tuple[Layout, Tensor]:
+        """Rows to run for the first `branches` branches, and the mask of target latents among its latent rows."""
+        if branches not in self.layouts:
+            rows = self.branches.pack.rows
+            wanted = rows.doc < branches * self.branches.requests
+            wanted &= (rows.noisy if self.cached else rows.noisy | self.prefix)
+            chosen = rows.at(wanted.nonzero()[:, 0])
+            layout = self.model.layout(chosen, self.cache)
+            self.layouts[branches] = layout, chosen.noisy[chosen.is_latent]
+        return self.layouts[branches]
+
+    def velocities(self, x_NC: Tensor, times_N: Tensor, branches: int) -> list[Tensor]:
+        """x, times: target rows of all requests (given frames at time 0) -> one (N, C) per branch."""
+        layout, target = self.layout(branches)
+        latents, times = x_NC.repeat(branches, 1), times_N.repeat(branches)
+        patches = None
+        if not self.cached:
+            every = latents.new_zeros(len(target), x_NC.shape[1])
+            every[target] = latents
+            every[~target] = self.context[: int((~target).sum())].to(every)
+            latents, times = every, torch.zeros(len(target)).masked_scatter(target, times)
+            n = int(layout.rows.is_patch.sum())
+            patches = self.features[:n] if n and self.features is not None else None
+        _, gen = self.model(layout, patches=patches, latents=latents, times=times, cache=self.cache)
+        v = self.model.velocity(gen)
+        return list((v if self.cached else v[target]).float().split(len(x_NC)))
+
+
+def target_noise(visuals: list[Visual], channels: int, seed: int | torch.Generator) -> Tensor:
+    """(N, C) starting noise of one request's target, drawn on the CPU so that a seed means the same everywhere.
+
+    The released sampler draws for all latents of a request, conditions first, and so do we."""
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    counts = [v.rows[1] - v.rows[0] for v in visuals]
+    return torch.randn(sum(counts), channels, generator=generator)[sum(counts[:-1]) :]
+
+
+@torch.inference_mode()
+def denoise(
+    model: Lance,
+    codec: Codec,
+    requests: list[Segments],
+    s: Sampling,
+    *,
+    see: See,
+    encode: Encode,
+    seeds: list[int | torch.Generator] | None = None,
+    noise: list[Tensor] | None = None,
+    on_step: Callable[[int, float, Tensor], None] | None = None,
+) -> list[Tensor]:
+    """Latents (T, Y, X, C) for the last visual target of each request.
+
+    seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step.
+    """
+    requests = [_until_target(r) for r in requests]
+    branches = branch_out(model, codec, requests, s)
+    visuals = branches.pack.visuals
+    features, context, given = _conditions(visuals, see, encode)
+    targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
+    if noise is None:
+        assert seeds is not None
+        own = [[v for v in visuals if v.kind == LATENTS and _doc(branches.pack, v) == d] for d in range(len(requests))]
+        noise = [target_noise(o, model.config.latent_channels, seed) for o, seed in zip(own, seeds, strict=True)]
+    x = torch.cat(noise).float()
+    moves = torch.cat([_moves(v) for v in targets])
+    for v, part, known in zip(targets, _split(x, targets), given, strict=False):
+        if v.given:
+            part[: v.given] = known
+    x = x.to(model.device)
+    moves = moves.to(model.device)
+    times = schedule(s.num_inference_steps, s.shift)
+    denoiser = Denoiser(model, branches, features, context, s.cached)
+    counted = torch.ones_like(moves) if s.cached and model.config.faithful.norm_includes_given else moves
+    for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        if on_step is not None:
+            on_step(i, float(t), x)
+        guided = branches.count if s.acts_at(float(t)) else 1
+        v = denoiser.velocities(x, torch.where(moves, t, 0.0), guided)
+        v_final = v[0]
+        if guided > 1:
+            no_text = v[1] if branches.text_free else None
+            mixed = guide(v[0], no_text, v[-1] if branches.free else None, s)
+            parts = [_split(p, targets) for p in (mixed, v[0], counted)]
+            v_final = torch.cat([renormalise(*trio, s) for trio in zip(*parts, strict=True)])
+        x = torch.where(moves[:, None], euler(x, v_final, t, t_next), x)
+    return [part.reshape(*v.grid, -1) for part, v in zip(_split(x, targets), targets, strict=True)]
+
+
+def _until_target(request: Segments) -> Segments:
+    """Everything up to the visual hole, which comes last: what follows cannot see it and is not needed."""
+    for n, s in enumerate(request):
+        if s.kind is Kind.LATENTS and s.role is Role.TARGET:
+            return request[: n + 1]
+    raise ValueError("the request has no visual target: end it with tasks.make(size)")
+
+
+def _conditions(visuals: list[Visual], see: See, encode: Encode) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """Features of the ViT blocks, latents of the clean blocks, and the given frames of targets, in row order."""
+    patches = [v.segment for v in visuals if v.kind == PATCHES]
+    clean = [v.segment for v in visuals if v.kind == LATENTS and v.segment.role is not Role.TARGET]
+    targets = [v.segment for v in visuals if v.segment.role is Role.TARGET]
+    features = torch.cat(see(patches)) if patches else None
+    context = torch.cat(encode(clean)) if clean else torch.zeros(0, 1)
+    known = [replace(s, value=s.given, given=None) for s in targets if s.given is not None]
+    found = iter(encode(known)) if known else iter(())
+    return features, context, [next(found) if s.given is not None else torch.zeros(0) for s in targets]
+
+
+def _doc(packed: Pack, v: Visual) -> int:
+    return int(packed.rows.doc[v.rows[0]])
+
+
+def _moves(v: Visual) -> Tensor:
+    return torch.arange(v.rows[1] - v.rows[0]) >= v.given
+
+
+def _split(x: Tensor, targets: list[Visual]) -> list[Tensor]:
+    return list(x.split([v.rows[1] - v.rows[0] for v in targets]))

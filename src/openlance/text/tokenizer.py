@@ -1,0 +1,130 @@
+"""The tokenizer: a Qwen2-style byte-level BPE, read from a folder; special tokens are found by name."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openlance.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+# How Qwen2 cuts text before merging bytes (the rule of the published tokenizer.json).
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
+)  # fmt: skip
+
+
+class Tokenizer:
+    """Text to ids and back. `len(tokenizer)` is the effective vocabulary: logits beyond it are never chosen."""
+
+    def __init__(self, backend: Backend) -> None:
+        # A special token spelled out inside user text is text: only the chat template places special tokens.
+        backend.encode_special_tokens = True
+        self.backend = backend
+        missing = [name for name in SPECIAL if backend.token_to_id(name) is None]
+        if missing:
+            raise UserError(f"the tokenizer lacks {', '.join(missing)}: use the tokenizer folder of the checkpoint")
+        self._cached = lru_cache(maxsize=1 << 14)(self._encode)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read tokenizer.json, or vocab.json with merges.txt and tokenizer_config.json."""
+        from tokenizers import Tokenizer as Backend
+
+        folder = Path(folder)
+        if (folder / "tokenizer.json").is_file():
+            return cls(Backend.from_file(str(folder / "tokenizer.json")))
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return cls(_slow_format(folder))
+        raise UserError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def ids(self, text: str) -> list[int]:
+        return list(self._cached(text))
+
+    def text(self, ids: list[int]) -> str:
+        """Decode; special tokens are left out."""
+        return self.backend.decode(ids, skip_special_tokens=True)
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def special(self, name: str) -> int:
+        found = self.backend.token_to_id(name)
+        assert found is not None
+        return found
+
+    @cached_property
+    def im_start(self) -> int:
+        return self.special("<|im_start|>")
+
+    @cached_property
+    def im_end(self) -> int:
+        return self.special("<|im_end|>")
+
+    @cached_property
+    def vision_start(self) -> int:
+        return self.special("<|vision_start|>")
+
+    @cached_property
+    def vision_end(self) -> int:
+        return self.special("<|vision_end|>")
+
+    @cached_property
+    def visual_pad(self) -> int:
+        """Images and videos alike use the video pad (released code)."""
+        return self.special("<|video_pad|>")
+
+
+def _empty(vocab: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None) -> Backend:
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend(models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _slow_format(folder: Path) -> Backend:
+    from tokenizers import AddedToken
+
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    backend = _empty(vocab, merges)
+    added = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("added_tokens_decoder", {})
+    for _, entry in sorted(added.items(), key=lambda item: int(item[0])):
+        backend.add_special_tokens([AddedToken(entry["content"], special=True, normalized=False)])
+    return backend
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> Backend:
+    """A byte-level BPE of the same kind, trained on `texts`; the special tokens come last, as in Qwen2."""
+    from tokenizers import AddedToken, pre_tokenizers, trainers
+
+    backend = _empty()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
+    return backend

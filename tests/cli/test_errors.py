@@ -1,0 +1,132 @@
+"""Every mistake of a user: one sentence on stderr, exit code 2, no traceback, and nothing written."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openlance.cli.errors import guarded, sentence
+from openlance.cli.main import main
+from openlance.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with a few broken pictures in `broken/`, outside what the tests watch."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(broken / "good.png")
+    (broken / "truncated.png").write_bytes((broken / "good.png").read_bytes()[:2000])
+    (broken / "empty.png").write_bytes(b"")
+    (broken / "text.png").write_text("not a picture")
+    head = (broken / "good.png").read_bytes()
+    huge = head[:16] + (60000).to_bytes(4, "big") * 2 + head[24:29]
+    (broken / "huge.png").write_bytes(huge + zip_crc(huge[12:29]) + head[33:])
+    (broken / "blank.txt").write_text("a red circle\n\na blue square\n")
+    (broken / "none.txt").write_text("\n")
+    (broken / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return work
+
+
+def zip_crc(chunk: bytes) -> bytes:
+    import zlib
+
+    return zlib.crc32(chunk).to_bytes(4, "big")
+
+
+BAD = [
+    ["generate", "t2i", ""],
+    ["generate", "t2i", "   "],
+    ["generate", "t2i"],
+    ["generate", "t2i", "a", "--prompts-file", "../broken/blank.txt"],
+    ["generate", "t2i", "--prompts-file", "../broken/blank.txt", "-o", "out"],
+    ["generate", "t2i", "--prompts-file", "../broken/none.txt", "-o", "out"],
+    ["generate", "t2i", "--prompts-file", "../broken/latin.txt", "-o", "out"],
+    ["generate", "t2i", "--prompts-file", "nowhere.txt", "-o", "out"],
+    ["generate", "t2i", "a", "--size", "0x0"],
+    ["generate", "t2i", "a", "--size=-64x64"],
+    ["generate", "t2i", "a", "--size", "ninety"],
+    ["generate", "t2i", "a", "--size", "99999999x16"],
+    ["generate", "t2i", "a", "--num-inference-steps", "0"],
+    ["generate", "t2i", "a", "--num-inference-steps", "-3"],
+    ["generate", "t2i", "a", "--num-inference-steps", "many"],
+    ["generate", "t2i", "a", "--num-images", "0"],
+    ["generate", "t2i", "a", "--seed", "-1"],
+    ["generate", "t2i", "a", "--seed", str(2**64)],
+    ["generate", "t2i", "a", "--guidance-scale", "nan"],
+    ["generate", "t2i", "a", "--guidance-scale", "-2"],
+    ["generate", "t2i", "a", "-o", "out.gif"],
+    ["generate", "t2i", "a", "-o", "../broken"],
+    ["generate", "t2i", "a", "-o", "../broken/good.png/out.png"],
+    ["generate", "t2i", "a", "--no-such-option"],
+    ["generate"],
+    ["generate", "music", "a"],
+    ["no-such-command"],
+    ["ask", "nowhere.png", "what?"],
+    ["ask", "../broken/good.png", ""],
+    ["ask", "../broken/good.png"],
+    ["ask", "../broken/good.png", "what?", "--max-new-tokens", "0"],
+    ["ask", "../broken/truncated.png", "what?"],
+    ["ask", "../broken/empty.png", "what?"],
+    ["ask", "../broken/text.png", "what?"],
+    ["ask", "../broken/huge.png", "what?"],
+    ["ask", "../broken", "what?"],
+    ["caption", "../broken/truncated.png"],
+    ["caption", "nowhere.png"],
+]
+
+
+@pytest.mark.parametrize("line", BAD, ids=lambda line: " ".join(line)[-60:])
+def test_bad_input_is_one_sentence(line, folder, capfd):
+    assert main(line) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and re.fullmatch(r"error: .+\n", err), err
+    assert "Traceback" not in err and len(err) < 400
+    assert list(folder.iterdir()) == [], "a file was left behind"
+
+
+@pytest.mark.parametrize("line", [["generate", "t2i", "a red circle"], ["ask", "../broken/good.png", "what?"]])
+def test_an_unknown_model_is_one_sentence(line, folder, capfd):
+    assert main([*line, "--model", "no-such-model"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and re.fullmatch(r"error: .*no-such-model.*\n", err), err
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [["--debug", "generate", "t2i", ""], ["generate", "t2i", "", "--debug"]])
+def test_debug_shows_where_it_came_from(place, folder, capfd):
+    assert main(place) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1].startswith("error: ")
+
+
+def test_debug_by_environment(folder, capfd, monkeypatch):
+    monkeypatch.setenv("OPENLANCE_DEBUG", "1")
+    assert main(["generate", "t2i", ""]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+def fail(error):
+    raise error
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ValueError, match="of another package"):
+        guarded(lambda: fail(ValueError("of another package")), debug=False)
+    with pytest.raises(TypeError):
+        guarded(lambda: fail(TypeError("ours")), debug=False)
+
+
+def test_an_interrupt_is_130(capfd):
+    assert guarded(lambda: fail(KeyboardInterrupt()), debug=False) == 130
+    assert capfd.readouterr().err == "interrupted\n"
+
+
+def test_a_sentence_stays_on_one_line():
+    assert sentence(UserError("first\n  second")) == "first second"
+    assert sentence(PermissionError(13, "Permission denied", "out.png")) == "out.png: Permission denied"

@@ -1,0 +1,60 @@
+"""Where pictures go and what the page of the demo holds."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from openlance.cli.demo import WISHES, Answer, Card, is_right
+from openlance.cli.demo_page import render_page
+from openlance.cli.generate import choose_paths
+from openlance.cli.options import parse_size, read_prompts
+from openlance.world import Lettering, parse
+
+
+@pytest.mark.parametrize(
+    "output, prompts, per_prompt, folder, names",
+    [
+        ("out.png", 1, 1, False, ["out.png"]),
+        ("a/out.v2.jpg", 1, 2, False, ["a/out.v2-0.jpg", "a/out.v2-1.jpg"]),
+        ("many", 3, 1, True, ["many/000000.png", "many/000001.png", "many/000002.png"]),
+        ("many", 2, 2, True, ["many/000000-0.png", "many/000000-1.png", "many/000001-0.png", "many/000001-1.png"]),
+    ],
+)
+def test_every_picture_has_its_own_name(output, prompts, per_prompt, folder, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert choose_paths(Path(output), prompts, per_prompt, folder) == [Path(name) for name in names]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_is_width_then_height():
+    assert parse_size("128x80") == (128, 80)
+
+
+def test_a_prompt_per_line_whatever_the_line_ends(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa red circle\r\n a blue “ring” \r\n\r\n".encode())
+    assert read_prompts(file) == ["a red circle", "a blue “ring”"]
+
+
+def test_every_wish_of_the_demo_can_be_judged():
+    for wish in WISHES:
+        facts = parse(wish.prompt)
+        assert facts, wish.prompt
+        assert any(not isinstance(fact, Lettering) for fact in facts) or '"' in wish.prompt
+
+
+def test_the_page_is_self_contained_and_escapes_what_a_model_says():
+    answers = [
+        Answer(
+            question="locate it", text='[{"bbox_2d": [1, 2, 5, 4], "label": "</dd><script>"}]', expected="", seconds=0.1
+        ),
+        Answer(question="how many?", text="One.", expected="1", seconds=0.1),
+    ]
+    card = Card(wish=WISHES[0], picture=Image.new("RGB", (24, 16)), seconds=0.5, answers=answers, holds=True)
+    page = render_page([card], "nano <b>", ["1 of 1"])
+    assert "<script" not in page and "nano <b>" not in page
+    assert '<rect x="1" y="2" width="4" height="2"/>' in page and 'viewBox="0 0 24 16"' in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert is_right(answers[1]) and page.count("✓") == 3
