@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from openlance.cli import bench as command
-from openlance.eval.world import BENCH_CATEGORIES, Bench, Scored, requests, run, summary, wilson
+from openlance.eval.world import BENCH_CATEGORIES, Bench, Scored, askings, drawings, run, summary, wilson
 from openlance.world.render import render
 from openlance.world.scene import is_heldout
 
@@ -19,8 +19,8 @@ class Oracle:
     """Draws the scene that a prompt of the benchmark was made from, and knows the answers."""
 
     def __init__(self, bench):
-        asked = [r for c in BENCH_CATEGORIES["vqa"] for r in requests("vqa", c, bench)]
-        self.scenes = {r.prompt: r.scene for c in BENCH_CATEGORIES["t2i"] for r in requests("t2i", c, bench)}
+        asked = [r for c in BENCH_CATEGORIES["vqa"] for r in askings(c, bench)]
+        self.scenes = {r.prompt: r.scene for c in BENCH_CATEGORIES["t2i"] for r in drawings(c, bench)}
         self.answers = {(r.pixels.tobytes(), r.question.question): r.question.answer for r in asked}
 
     def generate(self, prompts, *, height, width, seed):
@@ -61,15 +61,15 @@ def test_the_table_has_the_promised_rows(oracle_results):
 
 
 def test_requests_depend_on_the_seed_and_not_on_how_many_there_are():
-    few, many = (list(requests("t2i", "position", Bench(samples=n, seed=5))) for n in (3, 8))
-    other = list(requests("t2i", "position", Bench(samples=3, seed=6)))
+    few, many = (list(drawings("position", Bench(samples=n, seed=5))) for n in (3, 8))
+    other = list(drawings("position", Bench(samples=3, seed=6)))
     assert few == many[:3] and few != other
 
 
 def test_held_out_combinations_are_asked_for_only_in_their_own_row():
     bench = Bench(samples=10, seed=1, placement="loose")
     for category in BENCH_CATEGORIES["t2i"]:
-        assert {is_heldout(r.scene) for r in requests("t2i", category, bench)} == {category == "heldout"}
+        assert {is_heldout(r.scene) for r in drawings(category, bench)} == {category == "heldout"}
 
 
 def test_held_out_scenes_are_no_part_of_the_mean():

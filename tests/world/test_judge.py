@@ -1,5 +1,6 @@
 """The judge says yes to a true picture and no to a changed one."""
 
+import sys
 from collections import defaultdict
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 
 from openlance.world.facts import Background, Count, Lettering, Region, Relation, Thing
 from openlance.world.judge import analyse, is_right, judge, nothing_else
-from openlance.world.read_text import same_text
+from openlance.world.read_text import reader, same_text
 from openlance.world.render import render
 from openlance.world.scene import Object, Scene, Text, sample_scene
 from openlance.world.segment_pixels import label
@@ -154,6 +155,12 @@ def test_only_characters_that_look_alike_are_taken_for_each_other():
     assert (
         same_text("O1", "0i") and same_text("Ｌ4 n", "L4N") and not same_text("A7", "A1") and not same_text("一", "I")
     )
+
+
+def test_a_missing_reader_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(ValueError, match=r"rapidocr: pip install 'openlance\[eval\]'"):
+        reader.__wrapped__()
 
 
 def test_a_blank_picture_shows_nothing():

@@ -65,16 +65,14 @@ def world(
     if json_file is not None and json_file.is_dir():
         raise UserError(f"--json {json_file} is a folder: give a file, for example {json_file / 'scores.json'}")
 
-    from openlance.eval.world import BENCH_CATEGORIES, Bench, run
-    from openlance.world.read_text import reader
+    from openlance.eval.world import BENCH_CATEGORIES, Bench, prepare, run
 
     given = options.given(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     wanted = Bench(
         tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), samples=samples, seed=seed,
         placement=placement, height=height, width=width, batch=batch, settings=tuple(given.items()),
     )  # fmt: skip
-    if "t2i" in wanted.tasks:
-        reader()  # says what to install before a model is loaded
+    prepare(wanted)  # says what to install before a model is loaded
 
     import openlance
 

@@ -16,9 +16,6 @@ from openlance.world.render import render
 from openlance.world.scene import Scene, sample_scene
 from openlance.world.words import caption
 
-NO_PRIOR = tasks.SystemPrompts(image="", video="", edit="", subject="", question="", captions=("",))
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorldMixture:
     """What a batch holds. Weights need not add up to one."""
@@ -65,7 +62,7 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
         category = _pick(rng, mixture.scenes)
         scene = sample_scene(rng, placement=spread, category=category, aspect=size[1] / size[0])
         text, _ = caption(scene, rng)
-        sample = bare(tasks.text_to_visual(text, (1, *size), picture(scene, size), NO_PRIOR))
+        sample = tasks.text_to_visual(text, (1, *size), picture(scene, size), tasks.NO_PRIOR)
         samples.append(drop(sample, {Role.PROMPT}) if rng.random() < mixture.prompt_dropout else sample)
     for _ in range(mixture.asked):
         size = _pick(rng, mixture.sizes)
@@ -76,10 +73,5 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
         open_to = askable(scene)
         for kind in rng.permutation(len(open_to))[: mixture.questions]:
             q = ask(scene, rng, open_to[kind], height=size[0], width=size[1])
-            samples.append(bare(tasks.understand([clip], q.question, q.answer, NO_PRIOR)))
+            samples.append(tasks.understand([clip], q.question, q.answer, tasks.NO_PRIOR))
     return WorldBatch(samples, labels)
-
-
-def bare(segments: Segments) -> Segments:
-    """Without an empty system turn: a model with its own short template leaves it out."""
-    return [s for s in segments if not (s.role is Role.SYSTEM and not s.value)]

@@ -9,9 +9,10 @@ and no part of "mean".
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from itertools import islice
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -68,10 +69,12 @@ class Bench:
             if task not in BENCH_CATEGORIES:
                 raise UserError(f"task {task!r} is unknown: use one or more of {', '.join(BENCH_CATEGORIES)}")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"tasks are {','.join(self.tasks)!r}: name each of {', '.join(BENCH_CATEGORIES)} once")
+            raise UserError(f"the tasks are {','.join(self.tasks)!r}: name each of {', '.join(BENCH_CATEGORIES)} once")
         if self.samples < 1 or self.batch < 1 or self.seed < 0:
-            raise UserError(f"samples={self.samples}, batch={self.batch} and seed={self.seed} must be at least 1, 1 and "
-                            "0, for example --samples 100 --seed 0")  # fmt: skip
+            raise UserError(
+                f"samples={self.samples}, batch={self.batch} and seed={self.seed} are out of range: they must be at "
+                "least 1, 1 and 0, for example --samples 100 --seed 0"
+            )
         jitter_of(self.placement)
 
 
@@ -104,15 +107,14 @@ class Scored:
     image: Image.Image
 
 
-def requests(task: str, category: str, bench: Bench) -> Iterator[Drawing] | Iterator[Asking]:
-    """The requests of one category: always the same for a seed, and the first n the same whatever `samples` is."""
-    categories = BENCH_CATEGORIES[task]
-    rng = np.random.default_rng([bench.seed, list(BENCH_CATEGORIES).index(task), categories.index(category)])
-    return (_drawing if task == "t2i" else _asking)(rng, category, bench)
+def _generator(task: str, category: str, bench: Bench) -> np.random.Generator:
+    place = [bench.seed, list(BENCH_CATEGORIES).index(task), BENCH_CATEGORIES[task].index(category)]
+    return np.random.default_rng(place)
 
 
-def _drawing(rng: np.random.Generator, category: str, bench: Bench) -> Iterator[Drawing]:
-    done = 0
+def drawings(category: str, bench: Bench) -> Iterator[Drawing]:
+    """The prompts of one category: always the same for a seed, and the first n the same whatever `samples` is."""
+    rng, done = _generator("t2i", category, bench), 0
     while done < bench.samples:
         heldout = category == HELDOUT
         scene = sample_scene(
@@ -126,7 +128,9 @@ def _drawing(rng: np.random.Generator, category: str, bench: Bench) -> Iterator[
         done += 1
 
 
-def _asking(rng: np.random.Generator, category: str, bench: Bench) -> Iterator[Asking]:
+def askings(category: str, bench: Bench) -> Iterator[Asking]:
+    """The questions of one category, with the true pictures they are about; as reproducible as `drawings`."""
+    rng = _generator("vqa", category, bench)
     for _ in range(bench.samples):
         question = sample_question(
             rng, category=None if category == HELDOUT else category, heldout=category == HELDOUT,
@@ -135,56 +139,72 @@ def _asking(rng: np.random.Generator, category: str, bench: Bench) -> Iterator[A
         yield Asking(pixels=render(question.scene, bench.height, bench.width), question=question)
 
 
+def prepare(bench: Bench) -> None:
+    """Load what marks the answers. Raises UserError where it is not installed: better now than after an hour."""
+    for task in bench.tasks:
+        SUITES[task].prepare()
+
+
 def run(model: Model, bench: Bench, on_scored: Callable[[Scored], None] | None = None) -> Results:
-    """Score a model; `on_scored` sees every request as it is done. Raises UserError where the reader of texts, which
-    judges "text", is not installed."""
-    if "t2i" in bench.tasks:
-        reader()
+    """Score a model; `on_scored` sees every request as it is done. Raises UserError as `prepare` does."""
+    prepare(bench)
     results: Results = {}
     for task in bench.tasks:
         right: dict[str, list[bool]] = {}
         for category in BENCH_CATEGORIES[task]:
             right[category] = []
-            for scored in _score_category(model, task, category, bench):
-                right[category].append(scored.right)
+            for i, (verdict, said, image) in enumerate(SUITES[task].outcomes(model, category, bench)):
+                right[category].append(verdict)
                 if on_scored is not None:
-                    on_scored(scored)
+                    on_scored(Scored(task=task, category=category, index=i, right=verdict, said=said, image=image))
         results[task] = summary(right)
     return results
-
-
-def _score_category(model: Model, task: str, category: str, bench: Bench) -> Iterator[Scored]:
-    todo = list(requests(task, category, bench))
-    for first in range(0, len(todo), bench.batch):
-        chunk = todo[first : first + bench.batch]
-        # Another seed for every batch, else prompt i of each batch would start from the same noise.
-        place = [bench.seed, BENCH_CATEGORIES[task].index(category), first]
-        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
-        outcomes = _draw(model, chunk, bench, seed) if task == "t2i" else _ask(model, chunk)
-        for i, (right, said, image) in enumerate(outcomes):
-            yield Scored(task=task, category=category, index=first + i, right=right, said=said, image=image)
 
 
 _Outcome: TypeAlias = tuple[bool, dict[str, str], Image.Image]
 
 
-def _draw(model: Model, chunk: Sequence[Drawing], bench: Bench, seed: int) -> Iterator[_Outcome]:
-    prompts = [drawing.prompt for drawing in chunk]
-    images = model.generate(prompts, height=bench.height, width=bench.width, seed=seed, **dict(bench.settings))
-    for drawing, image in zip(chunk, images, strict=True):
-        image = image.convert("RGB")
-        yield is_right(np.asarray(image), drawing.facts), {"prompt": drawing.prompt}, image
+def _draw(model: Model, category: str, bench: Bench) -> Iterator[_Outcome]:
+    for i, chunk in enumerate(_chunks(drawings(category, bench), bench.batch)):
+        # Another seed for every batch, else prompt k of each would start from the same noise.
+        place = [bench.seed, BENCH_CATEGORIES["t2i"].index(category), i]
+        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        prompts = [drawing.prompt for drawing in chunk]
+        images = model.generate(prompts, height=bench.height, width=bench.width, seed=seed, **dict(bench.settings))
+        for drawing, image in zip(chunk, images, strict=True):
+            image = image.convert("RGB")
+            yield is_right(np.asarray(image), drawing.facts), {"prompt": drawing.prompt}, image
 
 
-def _ask(model: Model, chunk: Sequence[Asking]) -> Iterator[_Outcome]:
-    images = [Image.fromarray(a.pixels) for a in chunk]
-    answers = model.ask(images, [a.question.question for a in chunk])
-    for asking, answer, image in zip(chunk, answers, images, strict=True):
-        q = asking.question
-        yield score(q, answer), {"question": q.question, "answer": answer, "right answer": q.answer}, image
+def _ask(model: Model, category: str, bench: Bench) -> Iterator[_Outcome]:
+    for chunk in _chunks(askings(category, bench), bench.batch):
+        images = [Image.fromarray(asking.pixels) for asking in chunk]
+        answers = model.ask(images, [asking.question.question for asking in chunk])
+        for asking, answer, image in zip(chunk, answers, images, strict=True):
+            q = asking.question
+            yield score(q, answer), {"question": q.question, "answer": answer, "right answer": q.answer}, image
 
 
-def summary(right: dict[str, Sequence[bool]]) -> dict[str, Row]:
+_T = TypeVar("_T")
+
+
+def _chunks(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One task of the benchmark: its outcomes per category, and what must be loaded to mark them."""
+
+    outcomes: Callable[[Model, str, Bench], Iterator[_Outcome]]
+    prepare: Callable[[], object] = lambda: None
+
+
+SUITES = {"t2i": Suite(outcomes=_draw, prepare=reader), "vqa": Suite(outcomes=_ask)}
+
+
+def summary(right: Mapping[str, Sequence[bool]]) -> dict[str, Row]:
     """Rows of a table from the outcomes per category; "mean" is the mean of all but "heldout", which stands last."""
     rows = {name: row(sum(outcomes), len(outcomes)) for name, outcomes in right.items()}
     heldout = rows.pop(HELDOUT, None)

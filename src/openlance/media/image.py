@@ -6,7 +6,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,6 +111,6 @@ def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
     if target.suffix.lower() not in WRITABLE_SUFFIXES:
         raise UserError(f"cannot write a picture as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
     pixels = picture.pixels[0] if isinstance(picture, Clip) else picture
-    options = {} if target.suffix.lower() == ".png" else {"quality": 95}
+    options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 95}
     with atomic_path(target) as temporary:
         Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, **options)

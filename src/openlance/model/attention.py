@@ -3,7 +3,7 @@
 The mask rule makes the work fall apart into units: the clean rows of a document attend among themselves, and every
 noisy target attends to the clean rows before it and to itself. Units of like size run as one call of SDPA on gathered
 keys, so several noise draws of one target, both guidance branches and many prompts become one batch. On CUDA a large
-training pack may run the very same rule through FlexAttention instead.
+pack runs the very same rule through FlexAttention instead (`flex.py`).
 
 Axes: L rows, G units of a group, A heads, E head width.
 """
@@ -11,6 +11,7 @@ Axes: L rows, G units of a group, A heads, E head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,14 @@ from torch import Tensor
 
 from openlance.sequence.rows import Rows, visible
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 # Units share a call while padding them to the largest wastes at most this share of the work.
 PADDING = 0.3
+# From this many scores on a unit shares a call only with its equals: padding needs a mask, and that costs more here
+# than a call (SDPA on a CPU: a fifth slower with a mask).
+PADDED_UP_TO = 1 << 20
 # From this many rows on FlexAttention pays on CUDA: below, building its block mask costs more than it saves.
 FLEX_FROM = 4096
 
@@ -36,10 +43,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """How queries find their keys. `order` brings the concatenated outputs of the groups back to row order."""
+    """How queries find their keys. `order` brings the concatenated outputs of the groups back to row order.
+
+    With `blocks` FlexAttention does it all and there are no groups."""
 
     groups: tuple[Group, ...]
     order: Tensor
+    blocks: BlockMask | None = None
 
     def to(self, device: torch.device | str) -> Plan:
         def move(x: Tensor | None) -> Tensor | None:
@@ -49,8 +59,24 @@ class Plan:
         return Plan(groups, self.order.to(device))
 
 
-def plan_attention(query: Rows, key: Rows) -> Plan:
-    """Plan for queries among keys; both are on the CPU. Keys hold every row that a query may see, in any order."""
+def plan_attention(query: Rows, key: Rows, device: torch.device) -> Plan:
+    """Plan on a device for queries among keys; both are on the CPU. Keys hold every row that a query may see, in any
+    order."""
+    if flex_pays(len(query), len(key), device):
+        from openlance.model.flex import block_mask
+
+        return Plan((), torch.empty(0, dtype=torch.long), block_mask(query.to(device), key.to(device)))
+    return plan_units(query, key).to(device)
+
+
+def flex_pays(queries: int, keys: int, device: torch.device) -> bool:
+    """The one place that chooses. Never on a CPU, where FlexAttention has no backward. Not against a cache: there a
+    target sees all of its keys, and SDPA without a mask is as fast as it gets."""
+    return device.type == "cuda" and queries >= FLEX_FROM and keys == queries
+
+
+def plan_units(query: Rows, key: Rows) -> Plan:
+    """The plan for SDPA."""
     units = sorted(_units(query, key), key=lambda unit: (len(unit[0]), len(unit[1])))
     groups, flat = list[Group](), list[Tensor]()
     for batch in _batches(units):
@@ -104,7 +130,9 @@ def _batches(units: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tens
     for q, k in units:
         n = len(batches[-1]) + 1 if batches else 0
         widest = max(most, len(k))
-        if n and (work + len(q) * len(k)) >= (1 - PADDING) * n * len(q) * widest:
+        full = n * len(q) * widest
+        wanted = (1 - PADDING) * full if len(q) * widest <= PADDED_UP_TO else full
+        if n and work + len(q) * len(k) >= wanted:
             batches[-1].append((q, k))
             work, most = work + len(q) * len(k), widest
         else:
@@ -129,6 +157,10 @@ def _pad(batch: list[tuple[Tensor, Tensor]], query: Rows, key: Rows) -> tuple[Gr
 
 def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:
     """Attention of all queries under a plan; keys and values may have fewer heads (GQA). Returns (L, A, E)."""
+    if plan.blocks is not None:
+        from openlance.model.flex import attend_blocks
+
+        return attend_blocks(q_LAE, k_LAE, v_LAE, plan.blocks)
     outputs = []
     for group in plan.groups:
         if group.whole:
@@ -149,12 +181,13 @@ def _sdpa(q_GAQE: Tensor, k_GAKE: Tensor, v_GAKE: Tensor, mask: Tensor | None) -
         gqa = q_GAQE.shape[1] != k_GAKE.shape[1]
         return F.scaled_dot_product_attention(q_GAQE, k_GAKE, v_GAKE, attn_mask=mask, enable_gqa=gqa)
     (g, a, q, e), heads = q_GAQE.shape, k_GAKE.shape[1]
-    scores = (q_GAQE * e**-0.5).reshape(g, heads, a // heads * q, e) @ k_GAKE.transpose(-1, -2)
-    scores = scores.view(g, a, q, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.float().softmax(-1).to(v_GAKE.dtype)
-    return (weights.view(g, heads, a // heads * q, -1) @ v_GAKE).view(g, a, q, e)
+    with torch.autocast("cpu", enabled=False):  # softmax of bfloat16 works in float32 inside; a copy gains nothing
+        scores = (q_GAQE * e**-0.5).reshape(g, heads, a // heads * q, e) @ k_GAKE.transpose(-1, -2)
+        scores = scores.view(g, a, q, -1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(-1).view(g, heads, a // heads * q, -1)
+        return (weights @ v_GAKE).view(g, a, q, e)
 
 
 def _take(x_LAE: Tensor, rows: Tensor) -> Tensor:

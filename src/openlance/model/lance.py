@@ -49,15 +49,17 @@ class Layout:
 class Lance(nn.Module):
     """The decoder with its heads. ViT and VAE stand beside it; see `openlance.load`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, streams: tuple[str, ...] = ("und", "gen")) -> None:
         super().__init__()
         self.config = c = config
         self.embed = nn.Embedding(c.vocab_size, c.width)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
-        self.norm = nn.ModuleDict({"und": RMSNorm(c.width, c.rms_eps), "gen": RMSNorm(c.width, c.rms_eps)})
+        self.layers = nn.ModuleList(Layer(c, streams) for _ in range(c.layers))
+        self.norm = nn.ModuleDict({stream: RMSNorm(c.width, c.rms_eps) for stream in streams})
         self.head = nn.Linear(c.width, c.vocab_size, bias=False)
-        self.time = TimeEmbedder(c)
-        self.latent_in, self.latent_out = nn.Linear(c.latent_channels, c.width), nn.Linear(c.width, c.latent_channels)
+        if "gen" in streams:
+            self.time = TimeEmbedder(c)
+            self.latent_in = nn.Linear(c.latent_channels, c.width)
+            self.latent_out = nn.Linear(c.width, c.latent_channels)
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +77,7 @@ class Lance(nn.Module):
             rows=rows,
             order=order,
             und=und,
-            plan=plan_attention(rows, keys).to(self.device),
+            plan=plan_attention(rows, keys, self.device),
             rotary=((cos[:und], sin[:und]), (cos[und:], sin[und:])),
             table=table.to(self.device),
         )

@@ -47,7 +47,8 @@ class Expert(nn.Module):
         """Rotated queries and keys, and values, as (L, A, E)."""
         h = self.attention_norm(x_LD)
         q, k, v = (layer(h).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
-        return rotate(self.q_norm(q), cos_LE, sin_LE), rotate(self.k_norm(k), cos_LE, sin_LE), v
+        q, k = rotate(self.q_norm(q), cos_LE, sin_LE), rotate(self.k_norm(k), cos_LE, sin_LE)
+        return q.to(v.dtype), k.to(v.dtype), v  # norms promote under autocast; attention wants one dtype
 
     def finish(self, x_LD: Tensor, mixed_LAE: Tensor) -> Tensor:
         x_LD = x_LD + self.o(mixed_LAE.flatten(-2))
@@ -56,27 +57,22 @@ class Expert(nn.Module):
 
 
 class Layer(nn.Module):
-    """Two experts over one attention. An expert that a task does not need may be None."""
+    """Two experts over one attention; an expert that no task needs is not built."""
 
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, streams: tuple[str, ...]) -> None:
         super().__init__()
-        self.und, self.gen = Expert(c), Expert(c)
+        self.und = Expert(c) if "und" in streams else None
+        self.gen = Expert(c) if "gen" in streams else None
 
     def forward(self, x: Streams, rotary: Rotary, plan: Plan, past: tuple[Tensor, Tensor] | None) -> Layered:
         """One layer over both streams; `past` are cached keys and values that come before this pass's own."""
-        parts = [
-            expert.project(h, cos, sin)
-            for expert, h, (cos, sin) in zip((self.und, self.gen), x, rotary, strict=True)
-            if len(h)
-        ]
+        experts = (self.und, self.gen)
+        parts = [e.project(h, *table) for e, h, table in zip(experts, x, rotary, strict=True) if e and len(h)]
         q, k, v = (join(part) for part in zip(*parts, strict=True))
         keys, values = (k, v) if past is None else (torch.cat([past[0], k]), torch.cat([past[1], v]))
         mixed = attend(q, keys, values, plan).split([len(h) for h in x])
-        done = tuple(
-            expert.finish(h, m) if len(h) else h
-            for expert, h, m in zip((self.und, self.gen), x, mixed, strict=True)
-        )
-        return (done[0], done[1]), (k, v)
+        und, gen = (e.finish(h, m) if e and len(h) else h for e, h, m in zip(experts, x, mixed, strict=True))
+        return (und, gen), (k, v)
 
 
 Streams = tuple[Tensor, Tensor]  # hidden rows of the understanding and the generation stream

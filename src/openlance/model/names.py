@@ -40,3 +40,20 @@ def released_name(name: str) -> str:
         raise KeyError(f"{name} has no released name")
     number, stream, part = match.groups()
     return f"language_model.model.layers.{number}.{IN_LAYER[part].replace('@', SUFFIX[stream])}.{leaf}"
+
+
+_OURS = {released: name for name, released in FIXED.items()}
+_PARTS = {part.replace("@", suffix): (stream, name) for name, part in IN_LAYER.items() for stream, suffix in SUFFIX.items()}
+_RELEASED_LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.(.+)")
+
+
+def our_name(released: str) -> str | None:
+    """Our name of a released parameter; None for one that the decoder does not have."""
+    module, _, leaf = released.rpartition(".")
+    if module in _OURS:
+        return f"{_OURS[module]}.{leaf}"
+    match = _RELEASED_LAYER.fullmatch(module)
+    if not match or match[2] not in _PARTS:
+        return None
+    stream, part = _PARTS[match[2]]
+    return f"layers.{match[1]}.{stream}.{part}.{leaf}"

@@ -139,7 +139,7 @@ def _conv_classes() -> tuple[type, type]:
 
     class FrameConv3d(WanCausalConv3d):
         def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-            left, _, top, _, before, _ = self._padding
+            left, top, before = (int(pad) for pad in self._padding[0:5:2])  # columns, rows, frames
             if x.shape[2] > 1 or cache_x is not None or before != self.kernel_size[0] - 1:
                 return super().forward(x, cache_x)
             last_tap = self.weight[:, :, -1].contiguous(memory_format=torch.channels_last)

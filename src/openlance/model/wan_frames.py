@@ -169,7 +169,7 @@ class FrameDecoder(nn.Module):
 
         source = _last_taps(open_tensors(path, allow_pickle=allow_pickle))
         load_into(frames, source, place, dtype=dtype, device=device)
-        return frames.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        return frames.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _last_taps(source: TensorSource) -> TensorSource:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,8 +210,10 @@ def _open_file(path: Path, allow_pickle: bool) -> TensorSource:
 def _is_pickle(path: Path) -> bool:
     """Told by content, since a suffix can say anything: torch writes zip archives, older versions bare pickles."""
     with path.open("rb") as file:
-        head = file.read(2)
-    return head == b"PK" or head[:1] == b"\x80" or path.suffix in PICKLE_SUFFIXES
+        head = file.read(9)
+    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        return False
+    return head.startswith((b"PK\x03\x04", b"\x80")) or path.suffix in PICKLE_SUFFIXES
 
 
 def _open_pickle(path: Path, allow_pickle: bool) -> TensorSource:
@@ -219,8 +222,11 @@ def _open_pickle(path: Path, allow_pickle: bool) -> TensorSource:
             f"{path} is a pickle, which can run code when it is opened: give a .safetensors file, or pass "
             f"--allow-pickle to take only its tensors"
         )
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} is a pickle under a wrong name: rename it to {path.stem}.pth")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=path.open("rb").read(2) == b"PK")
+        # A zip archive is mapped, so that what is not used is not read either.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} is not a readable file of tensors ({reason}): get the file again") from error

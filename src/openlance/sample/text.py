@@ -13,7 +13,7 @@ from openlance.sample.visual import Encode, See
 from openlance.sequence.chat import Codec
 from openlance.sequence.pack import pack
 from openlance.sequence.rows import LATENTS, NO_LABEL, PATCHES, TEXT, Rows
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import Kind, Segments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,10 @@ def decode(
 ) -> tuple[list[list[int]], Tensor]:
     """Token ids per request, without the closing <|im_end|>, and the logits of the first step (B, V).
 
-    on_token(request, id) is called as tokens come. Raises ValueError for a request without a text hole at its end.
+    on_token(request, id) is called as tokens come. Raises ValueError for a request without a text hole.
     """
+    if not all(any(s.kind is Kind.TEXT and s.is_hole for s in r) for r in requests):
+        raise ValueError("a request has no text to fill: end it with tasks.reply()")
     shift = model.config.position.shift and not model.config.faithful.decode_without_shift
     packed = pack(requests, codec, replace(model.config.position, shift=shift))
     patches = [v.segment for v in packed.visuals if v.kind == PATCHES]

@@ -109,7 +109,7 @@ class Denoiser:
         if branches not in self.layouts:
             rows = self.branches.pack.rows
             wanted = rows.doc < branches * self.branches.requests
-            wanted &= (rows.noisy if self.cached else rows.noisy | self.prefix)
+            wanted &= rows.noisy if self.cached else rows.noisy | self.prefix
             chosen = rows.at(wanted.nonzero()[:, 0])
             layout = self.model.layout(chosen, self.cache)
             self.layouts[branches] = layout, chosen.noisy[chosen.is_latent]
@@ -205,11 +205,23 @@ def _conditions(visuals: list[Visual], see: See, encode: Encode) -> tuple[Tensor
     patches = [v.segment for v in visuals if v.kind == PATCHES]
     clean = [v.segment for v in visuals if v.kind == LATENTS and v.segment.role is not Role.TARGET]
     targets = [v.segment for v in visuals if v.segment.role is Role.TARGET]
-    features = torch.cat(see(patches)) if patches else None
-    context = torch.cat(encode(clean)) if clean else torch.zeros(0, 1)
-    known = [replace(s, value=s.given, given=None) for s in targets if s.given is not None]
-    found = iter(encode(known)) if known else iter(())
-    return features, context, [next(found) if s.given is not None else torch.zeros(0) for s in targets]
+    features = torch.cat(_read_once(see, patches)) if patches else None
+    context = torch.cat(_read_once(encode, clean)) if clean else torch.zeros(0, 1)
+    known = iter(
+        _read_once(lambda some: encode([_first_frames(s) for s in some]), [s for s in targets if s.given is not None])
+    )
+    return features, context, [next(known) if s.given is not None else torch.zeros(0) for s in targets]
+
+
+def _read_once(read: See | Encode, segments: list[Segment]) -> list[Tensor]:
+    """A segment stands in several branches, but its medium is read once."""
+    distinct = {id(s): s for s in segments}
+    found = dict(zip(distinct, read(list(distinct.values())), strict=True)) if distinct else {}
+    return [found[id(s)] for s in segments]
+
+
+def _first_frames(target: Segment) -> Segment:
+    return replace(target, value=target.given, given=None)
 
 
 def _doc(packed: Pack, v: Visual) -> int:

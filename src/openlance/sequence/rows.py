@@ -16,7 +16,18 @@ NO_LABEL = -100  # the convention of torch's cross entropy
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Place:
+    """The columns that the mask rule reads; see `Rows`."""
+
+    index: Tensor
+    doc: Tensor
+    segment: Tensor
+    full: Tensor
+    noisy: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Place):
     """Columns of length L (position: (L, 3)). Rows are compared, never interpreted.
 
     index: order inside the document. doc: which sample. segment: which split (attention unit) of the pack.
@@ -28,11 +39,6 @@ class Rows:
     denoise: a latent that is moved by the flow and trained by the velocity loss.
     """
 
-    index: Tensor
-    doc: Tensor
-    segment: Tensor
-    full: Tensor
-    noisy: Tensor
     kind: Tensor
     code: Tensor
     token: Tensor
@@ -73,7 +79,7 @@ class Rows:
         return Rows(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
 
 
-def visible(q: Rows, k: Rows) -> Tensor:
+def visible(q: Place, k: Place) -> Tensor:
     """May query q look at key k?  Broadcasts: pass single tokens or whole grids (paper: generalised 3D causal attention)."""
     same_segment = q.segment == k.segment
     earlier_or_island = (q.index >= k.index) | (same_segment & q.full)

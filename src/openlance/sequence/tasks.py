@@ -46,10 +46,13 @@ class SystemPrompts:
 
 
 RELEASED = SystemPrompts()
+# For a model trained without task priors: the system turn is left out and the segments alone say what to do.
+NO_PRIOR = SystemPrompts(image="", video="", edit="", subject="", question="", captions=("",))
 
 
-def system(text: str) -> Segment:
-    return Segment(Kind.TEXT, Role.SYSTEM, text)
+def system(text: str) -> Segments:
+    """The system turn, or none for an empty text."""
+    return [Segment(Kind.TEXT, Role.SYSTEM, text)] if text else []
 
 
 def say(text: str) -> Segment:
@@ -81,13 +84,13 @@ def kind_of(frames: int) -> str:
 def text_to_visual(prompt: str, size: Size, clip: Any = None, prompts: SystemPrompts = RELEASED) -> Segments:
     """Text to image (one frame) and text to video."""
     text = prompts.image if size[0] == 1 else prompts.video
-    return [system(text.format(m=kind_of(size[0]))), say(prompt), make(size, clip)]
+    return [*system(text.format(m=kind_of(size[0]))), say(prompt), make(size, clip)]
 
 
 def image_to_video(
     prompt: str, first: Any, size: Size, clip: Any = None, prompts: SystemPrompts = RELEASED
 ) -> Segments:
-    return [system(prompts.video.format(m="video")), say(prompt), make(size, clip, given=first)]
+    return [*system(prompts.video.format(m="video")), say(prompt), make(size, clip, given=first)]
 
 
 def understand(
@@ -96,7 +99,7 @@ def understand(
     """Questions about images and clips; an empty question is a caption."""
     frames = max((clip.pixels.shape[0] for clip in media), default=1)
     prior = system((prompts.question if question else prompts.captions[0]).format(m=kind_of(frames)))
-    return [prior, *(look(clip) for clip in media), *([say(question)] if question else []), reply(answer)]
+    return [*prior, *(look(clip) for clip in media), *([say(question)] if question else []), reply(answer)]
 
 
 def _views(media: list[tuple[Any, Any]], role: Role) -> Segments:
@@ -117,7 +120,7 @@ def edit(
     `medium` is the word in the system prompt; the release takes the kind of the last listed input, even "text".
     """
     prior = system(prompts.edit.format(m=medium or kind_of(size[0])))
-    return [prior, *_views(sources, Role.SOURCE), say(prompt), make(size, clip)]
+    return [*prior, *_views(sources, Role.SOURCE), say(prompt), make(size, clip)]
 
 
 def subject_driven(
@@ -131,7 +134,7 @@ def subject_driven(
 ) -> Segments:
     """Draw the given subjects in a new scene; arguments as in `edit`."""
     prior = system(prompts.subject.format(m=medium or kind_of(size[0])))
-    return [prior, *_views(subjects, Role.REFERENCE), say(prompt), make(size, clip)]
+    return [*prior, *_views(subjects, Role.REFERENCE), say(prompt), make(size, clip)]
 
 
 TASKS = {

@@ -1,177 +1,135 @@
-"""Wan's VAE for single frames, in two dimensions: what training pictures needs, about three times cheaper.
+"""Both halves of Wan's VAE for single frames, in two dimensions: what training on pictures needs, and about three times
+cheaper than diffusers' modules on a CPU.
 
-A causal convolution pads its past with zeros, so on one frame only the last temporal slice of a kernel meets anything
-but zeros, and the temporal resamplers are skipped. `FrameCodec` keeps diffusers' module tree with those slices as
-plain 2-D convolutions in channels-last order; `to_video()` puts them back, and both give the same result on one frame.
+On one frame only the last temporal tap of a causal kernel meets anything but zeros and the temporal resamplers wait, so
+the network is an ordinary 2-D one, with the decoder that `model.wan_frames` shows pictures with. `to_vae()` puts the
+taps back where they belong; tests hold both equal.
 
-B batch, C channels, Y X rows and columns of a feature map, H W pixels.
+Axes: B batch, C channels, Y X latent rows and columns, H W those of the pixels.
 """
+
+from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
+from openlance.model.vae import VAE
+from openlance.model.wan_frames import Decoder, Middle, Norm, Residual
 
 
-def build_wan(config: VAEConfig, mean: list[float] | None = None, std: list[float] | None = None) -> nn.Module:
-    """diffusers' AutoencoderKLWan in its Wan2.2 form, freshly initialised; mean and std, one per latent channel,
-    are only noted in its configuration."""
-    from diffusers import AutoencoderKLWan
+class Downsampler(nn.Module):
+    """Halves both sides; the padding is below and to the right (released code)."""
 
-    channels = 3 * config.patch_size**2
-    return AutoencoderKLWan(
-        base_dim=config.dim, decoder_base_dim=config.dec_dim, z_dim=config.z_dim, dim_mult=list(config.dim_mult),
-        num_res_blocks=config.num_res_blocks, temperal_downsample=list(config.temporal_downsample), is_residual=True,
-        in_channels=channels, out_channels=channels, patch_size=config.patch_size,
-        latents_mean=list(mean or config.mean), latents_std=list(std or config.std),
-        scale_factor_temporal=config.temporal_stride, scale_factor_spatial=config.stride,
-    )  # fmt: skip
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+
+    def forward(self, x_BCYX: Tensor) -> Tensor:
+        return self.resample(x_BCYX)
+
+
+class DownLevel(nn.Module):
+    """The residual blocks of one resolution and the step to the next, with a shortcut that only averages."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, down: bool, temporal: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks)])
+        self.downsampler = Downsampler(outputs) if down else None
+        self.outputs, self.factor, self.frames = outputs, 2 if down else 1, 2 if temporal else 1
+
+    def forward(self, x_BCYX: Tensor) -> Tensor:
+        y_BCYX = x_BCYX
+        for block in self.resnets:
+            y_BCYX = block(y_BCYX)
+        if self.downsampler is not None:
+            y_BCYX = self.downsampler(y_BCYX)
+        return y_BCYX + self._shortcut(x_BCYX)
+
+    def _shortcut(self, x_BCYX: Tensor) -> Tensor:
+        """Pixels become channels, which are averaged in groups; a missing earlier frame counts as zeros."""
+        (b, c, y, x), s = x_BCYX.shape, self.factor
+        cells = x_BCYX.reshape(b, c, 1, y // s, s, x // s, s).permute(0, 1, 2, 4, 6, 3, 5)
+        if self.frames > 1:
+            cells = torch.cat([torch.zeros_like(cells), cells], dim=2)
+        return cells.reshape(b, self.outputs, -1, y // s, x // s).mean(2)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = [config.dim * m for m in (1, *config.dim_mult)]
+        steps = (*config.temporal_downsample, None)  # the last level is not followed by a step
+        self.conv_in = nn.Conv2d(3 * config.patch_size**2, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownLevel(inputs, outputs, config.num_res_blocks, down=temporal is not None, temporal=bool(temporal))
+            for inputs, outputs, temporal in zip(widths, widths[1:], steps, strict=False)
+        )
+        self.mid_block = Middle(widths[-1])
+        self.norm_out, self.conv_out = Norm(widths[-1]), nn.Conv2d(widths[-1], 2 * config.z_dim, 3, padding=1)
+
+    def forward(self, x_BCYX: Tensor) -> Tensor:
+        x_BCYX = self.conv_in(x_BCYX)
+        for level in self.down_blocks:
+            x_BCYX = level(x_BCYX)
+        return self.conv_out(F.silu(self.norm_out(self.mid_block(x_BCYX))))
 
 
 class FrameCodec(nn.Module):
-    """The picture half of the codec. Pixels lie in [-1, 1]; latents are as the VAE gives them, not normalised."""
+    """Pictures to latents and back. Pixels lie in [-1, 1]; latents are not normalised."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        wan = build_wan(config)
-        self.encoder, self.decoder = _flatten(wan.encoder), _flatten(wan.decoder)
-        self.quant_conv = nn.Conv2d(2 * config.z_dim, 2 * config.z_dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.z_dim, config.z_dim, 1)
+        self.encoder, self.quant_conv = Encoder(config), nn.Conv2d(2 * config.z_dim, 2 * config.z_dim, 1)
+        self.decoder, self.post_quant_conv = Decoder(config), nn.Conv2d(config.z_dim, config.z_dim, 1)
         self._start_gently()
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def _start_gently(self) -> None:
-        """Residual branches start near zero, so pixels reach the output over the shortcuts; latents start near unit
-        deviation and nearly without posterior noise."""
+        """Residual branches start near zero, so that pixels reach the output over the shortcuts; latents start near
+        unit deviation and nearly without posterior noise."""
         for name, module in self.named_modules():
             if name.endswith(("conv2", "proj")):
                 module.weight.mul_(0.1)
-        z = self.config.z_dim
-        self.quant_conv.weight[:z] *= 5.0
-        self.quant_conv.bias[z:] = -5.0
+        self.quant_conv.weight[: self.config.z_dim].mul_(5.0)
+        self.quant_conv.get_parameter("bias")[self.config.z_dim :].fill_(-5.0)
 
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latents, each (B, z, H / stride, W / stride)."""
-        x = self.encoder.conv_in(_space_to_depth(pixels_BCHW, self.config.patch_size))
-        for block in self.encoder.down_blocks:
-            y = x
-            for resnet in block.resnets:
-                y = _residual(resnet, y)
-            if block.downsampler is not None:
-                y = block.downsampler.resample(y)
-            x = y + _average_down(block.avg_shortcut, x)
-        x = _head(self.encoder, _middle(self.encoder.mid_block, x))
-        mean, logvar = self.quant_conv(x).chunk(2, dim=1)
-        return mean, logvar.clamp(-30, 20)
+        """Mean and log-variance of the latents, each (B, C, Y, X)."""
+        p = self.config.patch_size
+        b, c, h, w = pixels_BCHW.shape
+        cells = pixels_BCHW.reshape(b, c, h // p, p, w // p, p).permute(0, 1, 5, 3, 2, 4)  # colour, column, row
+        x_BCYX = cells.reshape(b, c * p * p, h // p, w // p).contiguous(memory_format=torch.channels_last)
+        mean, logvar = self.quant_conv(self.encoder(x_BCYX)).chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, z_BCYX: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), not clamped."""
-        x = self.decoder.conv_in(self.post_quant_conv(z_BCYX))
-        x = _middle(self.decoder.mid_block, x)
-        for block in self.decoder.up_blocks:
-            y = x
-            for resnet in block.resnets:
-                y = _residual(resnet, y)
-            if block.upsampler is not None:
-                y = block.upsampler.resample[1](F.interpolate(y, scale_factor=2, mode="nearest"))
-                y = y + _duplicate_up(block.avg_shortcut, x)
-            x = y
-        return _depth_to_space(_head(self.decoder, x), self.config.patch_size)
+        p = self.config.patch_size
+        x_BCYX = self.decoder(self.post_quant_conv(z_BCYX))
+        b, c, y, x = x_BCYX.shape
+        cells = x_BCYX.reshape(b, c // (p * p), p, p, y, x).permute(0, 1, 4, 3, 5, 2)
+        return cells.reshape(b, c // (p * p), y * p, x * p)
 
-    def to_video(self, mean: list[float], std: list[float]) -> nn.Module:
-        """diffusers' module with these weights. Earlier temporal slices are zero and the temporal resamplers repeat
-        or keep frames, so an untrained clip passes frame by frame."""
-        wan, flat = build_wan(self.config, mean, std), self.state_dict()
-        state = {}
-        for name, value in wan.state_dict().items():
-            if "time_conv" in name:
-                state[name] = _keep_last(value)
+    def to_vae(self, mean: Tensor, std: Tensor) -> VAE:
+        """The codec for pictures and clips with these weights; mean and std of the latents, (C,), normalise.
+
+        Of each kernel the earlier taps are zero and temporal resamplers keep or repeat the newest frame, so that clips
+        start from what pictures taught.
+        """
+        vae = VAE(replace(self.config, mean=tuple(mean.tolist()), std=tuple(std.tolist())))
+        flat, state = self.state_dict(), {}
+        for name, value in vae.wan.state_dict().items():
+            state[name] = torch.zeros_like(value)
+            if ".time_conv." not in name:
+                target = state[name][:, :, -1] if value.ndim == 5 else state[name]
+                target.copy_(flat[name].reshape(target.shape))
             elif value.ndim == 5:
-                state[name] = torch.zeros_like(value)
-                state[name][:, :, -1] = flat[name]
-            else:
-                state[name] = flat[name].reshape(value.shape)
-        wan.load_state_dict(state)
-        return wan.eval()
-
-
-def _flatten(module: nn.Module) -> nn.Module:
-    """Put a fresh 2-D convolution in place of every causal one, and drop the temporal resamplers."""
-    for name, child in list(module.named_children()):
-        if name == "time_conv":
-            delattr(module, name)
-        elif isinstance(child, nn.Conv3d):
-            _, height, width = child.kernel_size
-            flat = nn.Conv2d(child.in_channels, child.out_channels, (height, width), padding=(height // 2, width // 2))
-            setattr(module, name, flat)
-        else:
-            _flatten(child)
-    return module
-
-
-def _keep_last(value: Tensor) -> Tensor:
-    """Weight (out, in, 3, 1, 1) or bias (out,) of a temporal resampler that copies the newest frame."""
-    copy = torch.zeros_like(value)
-    if value.ndim == 5:
-        eye = torch.eye(value.shape[1])
-        copy[:, :, -1, 0, 0] = eye.repeat(value.shape[0] // value.shape[1], 1)
-    return copy
-
-
-def _norm(x_BCYX: Tensor, gamma: Tensor) -> Tensor:
-    scale = x_BCYX.float().square().mean(1, keepdim=True).clamp_min(1e-12).rsqrt()
-    return x_BCYX * scale.to(x_BCYX.dtype) * gamma.reshape(1, -1, 1, 1).to(x_BCYX.dtype)
-
-
-def _residual(block: nn.Module, x: Tensor) -> Tensor:
-    y = block.conv1(F.silu(_norm(x, block.norm1.gamma)))
-    y = block.conv2(F.silu(_norm(y, block.norm2.gamma)))
-    return y + block.conv_shortcut(x)
-
-
-def _attention(block: nn.Module, x: Tensor) -> Tensor:
-    qkv = block.to_qkv(_norm(x, block.norm.gamma)).flatten(2).transpose(1, 2)[:, None]
-    y = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
-    return x + block.proj(y[:, 0].transpose(1, 2).reshape(x.shape))
-
-
-def _middle(block: nn.Module, x: Tensor) -> Tensor:
-    first, second = block.resnets
-    return _residual(second, _attention(block.attentions[0], _residual(first, x)))
-
-
-def _head(half: nn.Module, x: Tensor) -> Tensor:
-    return half.conv_out(F.silu(_norm(x, half.norm_out.gamma)))
-
-
-def _space_to_depth(x: Tensor, p: int) -> Tensor:
-    """Channels come out as (colour, column, row), the order of the published weights."""
-    B, C, H, W = x.shape
-    y = x.reshape(B, C, H // p, p, W // p, p).permute(0, 1, 5, 3, 2, 4)
-    return y.reshape(B, C * p * p, H // p, W // p).contiguous(memory_format=torch.channels_last)
-
-
-def _depth_to_space(x: Tensor, p: int) -> Tensor:
-    B, C, Y, X = x.shape
-    return x.reshape(B, C // p**2, p, p, Y, X).permute(0, 1, 4, 3, 5, 2).reshape(B, C // p**2, Y * p, X * p)
-
-
-def _average_down(shortcut: nn.Module, x: Tensor) -> Tensor:
-    """AvgDown3D on a lone frame: the missing earlier frames count as zeros in the average."""
-    B, C, Y, X = x.shape
-    s, t = shortcut.factor_s, shortcut.factor_t
-    x = x.reshape(B, C, 1, Y // s, s, X // s, s).permute(0, 1, 2, 4, 6, 3, 5)
-    if t > 1:
-        x = torch.cat([x.new_zeros(B, C, t - 1, *x.shape[3:]), x], dim=2)
-    return x.reshape(B, shortcut.out_channels, shortcut.group_size, Y // s, X // s).mean(2)
-
-
-def _duplicate_up(shortcut: nn.Module, x: Tensor) -> Tensor:
-    """DupUp3D on a first frame: of its temporal copies only the last is kept."""
-    B, _, Y, X = x.shape
-    s, t = shortcut.factor_s, shortcut.factor_t
-    x = x.repeat_interleave(shortcut.repeats, dim=1).reshape(B, shortcut.out_channels, t, s, s, Y, X)[:, :, -1]
-    return x.permute(0, 1, 4, 2, 5, 3).reshape(B, shortcut.out_channels, Y * s, X * s)
+                state[name][:, :, -1, 0, 0] = torch.eye(value.shape[1]).repeat(value.shape[0] // value.shape[1], 1)
+        vae.wan.load_state_dict(state)
+        return vae.eval()

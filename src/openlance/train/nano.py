@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
 from openlance.data.world import WorldMixture, world_batch
 from openlance.flow import draw_times
-from openlance.model.codec import SequenceCodec
+from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
 from openlance.model.vit import ViT, normalise
 from openlance.sequence.pack import Pack, pack
@@ -127,19 +127,14 @@ def fresh(config: ModelConfig, seed: int) -> Parts:
     for module in lance.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-    vit = ViT(_vit_config(config))
+    vit = ViT(config.vit)
     return Parts(lance, vit, DenseHead(config.width, config.vit.stride))
-
-
-def _vit_config(config: ModelConfig):
-    from openlance.model.vit import ViTConfig as TowerConfig
-
-    return TowerConfig(**asdict(config.vit))
 
 
 def fuse() -> None:
     """Compile the element-wise parts of a layer: 1.7 times faster steps on a CPU. Needs a C++ compiler."""
     from openlance.model.layers import Expert
+
 
     Expert.project = torch.compile(Expert.project, dynamic=True)  # type: ignore[method-assign]
     Expert.finish = torch.compile(Expert.finish, dynamic=True)  # type: ignore[method-assign]
@@ -235,6 +230,25 @@ class NanoRun:
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.values = state["ema"]
+
+
+def export(nano_run: NanoRun, folder: Path, averaged: bool = True) -> None:
+    """Write the decoder, the vision tower and the tokenizer as a checkpoint folder in half precision; the codec's
+    weights come from its own training."""
+    from openlance.model.folder import write_config
+    from openlance.model.names import released_name
+    from openlance.model.weights import write_tensors
+
+    values = nano_run.ema.values if averaged else dict(nano_run.module.named_parameters())
+    values = {n: v.detach().half() for n, v in values.items()}
+    write_config(folder, nano_run.config)
+    lance = {n.removeprefix("lance."): v for n, v in values.items() if n.startswith("lance.")}
+    write_tensors(folder / "model.safetensors", {released_name(n): v for n, v in lance.items()})
+    prefix = "vit.tower."
+    write_tensors(
+        folder / "vit.safetensors", {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
+    )
+    nano_run.codec.tokenizer.backend.save(str(folder / "tokenizer.json"))
 
 
 def run(nano_run: NanoRun, folder: Path, minutes: float = 1e9, save_every: float = 120.0) -> None:

@@ -9,12 +9,47 @@ import torch
 from torch import Tensor, nn
 
 
-class MuonAdamW:
-    """Muon for the matrices inside layers, AdamW for everything else, under one interface.
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal (Jordan et al., "Muon", 2024: the quintic iteration and its coefficients are theirs).
 
-    Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; with its update scaled to AdamW's size one
-    learning rate serves both.
+    Its update has AdamW's typical size, 0.2 per entry (Liu et al., "Muon is scalable", 2025), so that one learning rate
+    serves both. Matrices of one shape are worked out together, in bfloat16.
     """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, same in shapes.items():
+                averages = [self.state[p].setdefault("average", torch.zeros_like(p)) for p in same]
+                gradients = [p.grad for p in same]
+                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+                looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
+                updates = orthogonalised(torch.stack(looked_ahead)).to(same[0].dtype)
+                torch._foreach_add_(same, list(updates.unbind()), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
+
+
+def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """(B, n, m) -> matrices with the same singular vectors and singular values near one."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, b * gram + c * (gram @ gram), x, beta=a)
+    return x.mT if tall else x
+
+
+class MuonAdamW:
+    """Muon for the matrices inside layers, AdamW without decay for everything else, under one interface."""
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float, betas: tuple[float, float]) -> None:
         named = [(n, p) for n, p in named if p.requires_grad]
@@ -25,7 +60,7 @@ class MuonAdamW:
             torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.0, fused=True)
         ]
         if inner:
-            self.parts.append(torch.optim.Muon(inner, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(Muon(inner, lr))
 
     def set_rate(self, lr: float) -> None:
         for part in self.parts:

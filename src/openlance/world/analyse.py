@@ -11,8 +11,8 @@ from functools import lru_cache
 import numpy as np
 
 from openlance.world import segment_pixels as seg
-from openlance.world.vocabulary import BACKGROUNDS, SIZES
 from openlance.world.shapes import SIDE, Box, Match, frame, match
+from openlance.world.vocabulary import BACKGROUNDS, SIZES
 
 UNKNOWN = "unknown"
 STRAY = 14 / 64**2  # paint below this part of the picture (of its shorter side squared) is noise, not an object
@@ -56,7 +56,6 @@ class _Piece:
     mask: np.ndarray
     name: str
     color: np.ndarray
-    found: Found | None = None
 
 
 def analyse(pixels: np.ndarray) -> Analysis:
@@ -79,14 +78,12 @@ def analyse(pixels: np.ndarray) -> Analysis:
         pieces += _split_colors(labels == k, x, names, colors)
     least = STRAY * short * short
     pieces = [p for p in _adopt_crumbs(pieces, least) if p.mask.sum() >= least]
-    for piece in pieces:
-        piece.found = _look(piece, x, short)
-    pieces = _merge(pieces, x, short)
+    seen = _merge([(piece, _look(piece, x, short)) for piece in pieces], x, short)
     area: Counter[str] = Counter()
-    for piece in pieces:
+    for piece, _ in seen:
         area[piece.name] += int(piece.mask.sum())
-    paint = np.logical_or.reduce([p.mask for p in pieces]) if pieces else np.zeros(x.shape[:2], bool)
-    objects = sorted((p.found for p in pieces if p.found is not None), key=lambda f: (f.y, f.x))
+    paint = np.logical_or.reduce([np.zeros(x.shape[:2], bool), *(piece.mask for piece, _ in seen)])
+    objects = sorted((found for _, found in seen), key=lambda found: (found.y, found.x))
     ink = area.most_common(1)[0][0] if area else UNKNOWN
     return Analysis(background=background, objects=tuple(objects), paint=paint, ink=ink)
 
@@ -225,23 +222,18 @@ def _refit(alpha: np.ndarray, box: Box, best: Match, short: int) -> tuple[Box, M
     return box, best
 
 
-def _merge(pieces: list[_Piece], x: np.ndarray, short: int) -> list[_Piece]:
+def _merge(seen: list[tuple[_Piece, Found]], x: np.ndarray, short: int) -> list[tuple[_Piece, Found]]:
     """Join neighbours of one colour where they look more like one shape together than apart."""
     reach = max(round(2 * short / 64), 1)
-    pieces = list(pieces)
-    i = 0
-    while i < len(pieces):
-        for j in range(len(pieces)):
-            a, b = pieces[i], pieces[j]
-            if i == j or a.name != b.name or max(a.found.score, b.found.score) > 0.8:
-                continue
-            if not (seg.dilate(a.mask, reach) & seg.dilate(b.mask, reach)).any():
+    unclear = [i for i, (_, found) in enumerate(seen) if found.score < 0.8]
+    for i in unclear:
+        for j in unclear:
+            (a, look_a), (b, look_b) = seen[i], seen[j]
+            if j <= i or a.name != b.name or not (seg.dilate(a.mask, reach) & seg.dilate(b.mask, reach)).any():
                 continue
             both = _Piece(a.mask | b.mask, a.name, a.color)
-            both.found = _look(both, x, short)
-            if both.found.score > max(a.found.score, b.found.score):
-                pieces[i], i = both, -1
-                del pieces[j]
-                break
-        i += 1
-    return pieces
+            look = _look(both, x, short)
+            if look.score > max(look_a.score, look_b.score):
+                rest = [pair for k, pair in enumerate(seen) if k not in (i, j)]
+                return _merge([*rest, (both, look)], x, short)
+    return seen

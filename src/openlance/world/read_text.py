@@ -8,14 +8,11 @@ recogniser on the whole picture took three times as long and misread a lone "I".
 
 import unicodedata
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from openlance.errors import UserError
-
-if TYPE_CHECKING:
-    from rapidocr import RapidOCR
 
 LINE_HEIGHT = 48  # pixels; the recogniser was trained on lines of this height
 PADDING = 0.5  # background kept around the text, in heights of the text
@@ -56,8 +53,8 @@ def read_text(pixels: np.ndarray, paint: np.ndarray) -> str:
 
 
 @lru_cache(maxsize=1)
-def reader() -> "RapidOCR":
-    """The recogniser, loaded once. Raises UserError where it is not installed."""
+def reader() -> Any:
+    """The recogniser, a `rapidocr.RapidOCR`, loaded once. Raises UserError where it is not installed."""
     try:
         from rapidocr import RapidOCR
     except ImportError as missing:

@@ -22,14 +22,8 @@ def background_color(pixels: np.ndarray) -> np.ndarray:
     The mode, not the mean, because objects may touch the border.
     """
     ring = max(2, min(pixels.shape[:2]) // 16)
-    border = np.concatenate(
-        [
-            pixels[:ring].reshape(-1, 3),
-            pixels[-ring:].reshape(-1, 3),
-            pixels[ring:-ring, :ring].reshape(-1, 3),
-            pixels[ring:-ring, -ring:].reshape(-1, 3),
-        ]
-    )
+    sides = (pixels[:ring], pixels[-ring:], pixels[ring:-ring, :ring], pixels[ring:-ring, -ring:])
+    border = np.concatenate([side.reshape(-1, 3) for side in sides])
     border = border.astype(np.float32)
     bins = (border / 24).astype(np.int64) @ np.array([1, 16, 256])
     center = border[bins == np.bincount(bins).argmax()].mean(0)

@@ -15,12 +15,11 @@ from torch import Tensor
 from openlance.config.model import VAEConfig
 from openlance.model.wan_frames import FrameDecoder
 
-
 if TYPE_CHECKING:
     from openlance.model.vae import VAE
 
 
-class Codec:
+class LazyVAE:
     """encode and decode of VAE over a weight file. The file is opened at the first call, so errors come then."""
 
     def __init__(

@@ -1,0 +1,32 @@
+"""openlance: one model that understands, generates and edits pictures and clips.
+
+    import openlance
+    pipe = openlance.load("nano")
+    pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
+    pipe.ask("out.png", "how many squares are there?")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openlance.sample.engine import Pipeline
+    from openlance.sequence.segment import Kind, Role, Segment
+
+__version__ = "0.1.0"
+__all__ = ["Kind", "Pipeline", "Role", "Segment", "load"]
+
+
+def load(model: str = "nano", **options: Any) -> "Pipeline":
+    """A pipeline for a shipped model ("nano") or a checkpoint folder; options as for `Pipeline`."""
+    from openlance.sample.load import load as load_model
+
+    return load_model(model, **options)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    homes = {"Pipeline": "sample.engine", **dict.fromkeys(("Kind", "Role", "Segment"), "sequence.segment")}
+    if name not in homes:
+        raise AttributeError(f"module 'openlance' has no attribute {name!r}")
+    return getattr(import_module(f"openlance.{homes[name]}"), name)

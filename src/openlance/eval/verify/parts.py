@@ -1,0 +1,109 @@
+"""The model under test, part by part, and the media of a case on their way into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openlance.config.model import Faithful, ModelConfig
+from openlance.media.clip import Clip
+from openlance.model.folder import load_lance, read_config
+from openlance.model.lance import Lance
+from openlance.model.vae import VAE, channels_last, to_signed
+from openlance.model.vit import ViT, normalise
+from openlance.sequence.pack import Pack, pack
+from openlance.sequence.rows import LATENTS, PATCHES
+from openlance.sequence.segment import Segment, Segments
+from openlance.text.tokenizer import Tokenizer
+
+Grid = tuple[int, int, int]
+
+
+class ReleasedCodec:
+    """Sizes as the release rounds them: sides and frames that do not fit are cut, where our commands refuse them."""
+
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        self.ids, self.config = tokenizer.ids, config
+        self.im_start, self.im_end, self.visual_pad = tokenizer.im_start, tokenizer.im_end, tokenizer.visual_pad
+        self.vision_start, self.vision_end = tokenizer.vision_start, tokenizer.vision_end
+
+    def patch_grid(self, size: Grid) -> Grid:
+        vit = self.config.vit
+        return -(-size[0] // vit.temporal_patch_size), size[1] // vit.stride, size[2] // vit.stride
+
+    def latent_grid(self, size: Grid) -> Grid:
+        vae = self.config.vae
+        return (size[0] - 1) // vae.temporal_stride + 1, size[1] // vae.stride, size[2] // vae.stride
+
+
+class Parts:
+    """Tokenizer, decoder, ViT and VAE of a folder of released names, each read when it is first needed."""
+
+    def __init__(self, weights: Path, tokenizer: Path) -> None:
+        self.folder = weights
+        # The vectors come from the released sampler, whatever habits the folder may ask for.
+        self.config = replace(read_config(weights), faithful=Faithful())
+        self.tokenizer = Tokenizer.from_folder(tokenizer)
+        self.codec = ReleasedCodec(self.tokenizer, self.config)
+
+    @cached_property
+    def lance(self) -> Lance:
+        return load_lance(self.folder / "model.safetensors", self.config)
+
+    @cached_property
+    def vit(self) -> ViT:
+        return ViT.load(self.folder / "vit.safetensors", self.config.vit).eval()
+
+    @cached_property
+    def vae(self) -> VAE:
+        return VAE.load(self.folder / "vae.safetensors", self.config.vae).eval()
+
+    def pack(self, samples: list[Segments], shift: bool = True) -> Pack:
+        return pack(samples, self.codec, replace(self.config.position, shift=shift))
+
+    @torch.no_grad()
+    def features(self, clips: Iterable[Clip]) -> list[Tensor]:
+        """(n, D) of each clip, from one pass of the ViT."""
+        clips = list(clips)
+        cells = self.vit([normalise(torch.from_numpy(clip.pixels)) for clip in clips])
+        grids = [self.codec.patch_grid(clip.pixels.shape[:3]) for clip in clips]
+        return list(cells.split([t * y * x for t, y, x in grids]))
+
+    @torch.no_grad()
+    def moments(self, clip: Clip) -> tuple[Tensor, Tensor]:
+        """Normalised mean and log-variance (T, Y, X, C); frames beyond 1 + 4k are cut as the release cuts them."""
+        frames = (clip.frames - 1) // self.config.vae.temporal_stride * self.config.vae.temporal_stride + 1
+        mean, logvar = self.vae.encode(to_signed(torch.from_numpy(clip.pixels[:frames])))
+        return channels_last(mean), channels_last(logvar)
+
+
+@dataclass
+class Media:
+    """What stands for each clip in the sequence: ViT features (n, D) and clean latents (T, Y, X, C)."""
+
+    seen: dict[int, Tensor] = field(default_factory=dict)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def see(self, segments: list[Segment]) -> list[Tensor]:
+        return [self.seen[id(s.value)] for s in segments]
+
+    def encode(self, segments: list[Segment]) -> list[Tensor]:
+        return [
+            s.value.flatten(0, 2) if isinstance(s.value, Tensor) else self.kept[id(s.value)].flatten(0, 2)
+            for s in segments
+        ]
+
+    def patches(self, packed: Pack) -> Tensor | None:
+        """ViT features of all rows of a pack."""
+        segments = [v.segment for v in packed.visuals if v.kind == PATCHES]
+        return torch.cat(self.see(segments)) if segments else None
+
+    def clean(self, packed: Pack) -> Tensor:
+        """(n, C) latents of the visual conditions of a pack, in row order."""
+        segments = [v.segment for v in packed.visuals if v.kind == LATENTS and not packed.rows.noisy[v.rows[0]]]
+        return torch.cat(self.encode(segments)) if segments else torch.zeros(0, 1)

@@ -1,0 +1,323 @@
+"""One object for everything a model can do: fill the holes of a list of segments.
+
+    pipe = openlance.load("nano")
+    pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
+    pipe.ask("out.png", "how many squares are there?")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openlance.config.model import ModelConfig
+from openlance.errors import UserError
+from openlance.media.clip import Clip
+from openlance.model.grids import SequenceCodec
+from openlance.model.folder import known, load_lance, read_config, read_json
+from openlance.model.lance import Lance
+from openlance.sample.guidance import Sampling
+from openlance.sample.text import Decoding, decode
+from openlance.sample.visual import denoise
+from openlance.sequence import tasks
+from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from openlance.model.vae import VAE
+    from openlance.model.vit import ViT
+
+ImageLike = Any  # a path, a PIL image, a uint8 array (H, W, 3) or a Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a checkpoint prefers when the caller says nothing; `generation_config.json` of its folder."""
+
+    height: int = 768
+    width: int = 768
+    sampling: Sampling = field(default_factory=Sampling)
+    prompts: tasks.SystemPrompts = tasks.RELEASED
+    batch: int = 16  # requests that run together
+
+    @classmethod
+    def read(cls, path: Path) -> Defaults:
+        if not path.is_file():
+            return cls()
+        found = read_json(path)
+        sampling = Sampling(**known(Sampling, found.get("sampling", {})))
+        prompts = tasks.SystemPrompts(**known(tasks.SystemPrompts, found.get("system_prompts", {})))
+        return cls(**known(cls, found) | {"sampling": sampling, "prompts": prompts})
+
+
+class Pipeline:
+    """A checkpoint folder at work. Parts are read when a task first needs them: a question reads neither the
+    generation expert nor the VAE, a picture no ViT."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        allow_pickle: bool = False,
+    ) -> None:
+        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
+        self.allow_pickle = allow_pickle
+        self.config: ModelConfig = read_config(self.folder)
+        self.tokenizer = Tokenizer.from_folder(tokenizer or self.folder)
+        self.codec = SequenceCodec(self.tokenizer, self.config)
+        self.defaults = Defaults.read(self.folder / "generation_config.json")
+        self._parts: dict[str, Any] = {}
+
+    # Parts, each read once.
+
+    def _part(self, name: str, read: Callable[[], Any]) -> Any:
+        if name not in self._parts:
+            self._parts[name] = read()
+        return self._parts[name]
+
+    def lance(self, *streams: str) -> Lance:
+        """The decoder with at least these streams."""
+        held = self._parts.get("lance")
+        if held is None or not set(streams) <= set(held.norm):
+            self._parts["lance"] = load_lance(
+                self.folder / "model.safetensors", self.config, streams=streams, dtype=self.dtype, device=self.device,
+                allow_pickle=self.allow_pickle,
+            )  # fmt: skip
+        return self._parts["lance"]
+
+    def vit(self) -> ViT:
+        from openlance.model.vit import ViT
+
+        path = self.folder / "vit.safetensors"
+        return self._part("vit", lambda: ViT.load(path, self.config.vit, dtype=self.dtype, device=self.device).eval())
+
+    def vae(self, half: str) -> VAE:
+        """One half of the codec: "encoder" or "decoder"."""
+        from openlance.model.vae import VAE
+
+        path = self.folder / "vae.safetensors"
+        return self._part(
+            half,
+            lambda: VAE.load(path, self.config.vae, parts=(half,), dtype=self.dtype, device=self.device).eval(),
+        )
+
+    # Media to model space.
+
+    @torch.inference_mode()
+    def see(self, segments: list[Segment]) -> list[Tensor]:
+        """ViT features (n, D) of PATCHES segments; a clip that several share runs once."""
+        from openlance.model.vit import cell_grid, normalise
+
+        clips = {id(s.value): s.value for s in segments}
+        cells = self.vit()([normalise(torch.from_numpy(clip.pixels)) for clip in clips.values()])
+        counts = [int(np.prod(cell_grid(self.config.vit, clip.pixels.shape[:3]))) for clip in clips.values()]
+        found = dict(zip(clips, cells.split(counts), strict=True))
+        return [found[id(s.value)] for s in segments]
+
+    @torch.inference_mode()
+    def encode(self, segments: list[Segment]) -> list[Tensor]:
+        """Clean latents (N, C) of LATENTS segments: the mean of the codec, or latents that are already there."""
+        from openlance.model.vae import channels_last, to_signed
+
+        found = []
+        for s in segments:
+            if isinstance(s.value, Tensor):
+                found.append(s.value.flatten(0, 2))
+            else:
+                pixels = to_signed(torch.from_numpy(s.value.pixels)).to(self.device, self.dtype)
+                mean, _ = self.vae("encoder").encode(pixels)
+                found.append(channels_last(mean).flatten(0, 2).float())
+        return found
+
+    @torch.inference_mode()
+    def decode_latents(self, latents: list[Tensor]) -> list[Clip]:
+        """(T, Y, X, C) each -> clips."""
+        from openlance.model.vae import channels_first, to_uint8
+
+        sizes = {z.shape for z in latents}
+        if len(sizes) == 1 and len(latents) > 1:
+            pixels = self.vae("decoder").decode(channels_first(torch.stack(latents)).to(self.device, self.dtype))
+        else:
+            pixels = [self.vae("decoder").decode(channels_first(z).to(self.device, self.dtype)) for z in latents]
+        return [Clip(to_uint8(p).cpu().numpy()) for p in pixels]
+
+    # Filling holes.
+
+    def fill_visual(
+        self,
+        requests: list[Segments],
+        sampling: Sampling,
+        seeds: list[int | torch.Generator],
+        on_step: Callable[[int, float, Tensor], None] | None = None,
+    ) -> list[Clip]:
+        """The visual target of each request."""
+        latents = denoise(
+            self.lance("und", "gen"), self.codec, requests, sampling,
+            see=self.see, encode=self.encode, seeds=seeds, on_step=on_step,
+        )  # fmt: skip
+        return self.decode_latents(latents)
+
+    def fill_text(
+        self,
+        requests: list[Segments],
+        decoding: Decoding,
+        generator: torch.Generator | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """The text target of each request."""
+        drawn = any(s.kind is Kind.LATENTS for r in requests for s in r)
+        ids, _ = decode(
+            self.lance(*(("und", "gen") if drawn else ("und",))), self.codec, requests, decoding,
+            vocabulary=len(self.tokenizer), see=self.see, encode=self.encode, generator=generator, on_token=on_token,
+        )  # fmt: skip
+        return [self.tokenizer.text(i).strip() for i in ids]
+
+    # What people call.
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        num_images: int = 1,
+        progress: bool = False,
+        **sampling: Any,
+    ) -> list[Image]:
+        """Pictures for one prompt or several, `num_images` of each, prompt after prompt.
+
+        height, width: pixels, multiples of the codec's stride. seed: the first picture's; picture k gets seed + k, so
+        that each can be made again alone. Further keywords are fields of `Sampling`. UserError on bad input.
+        """
+        from PIL import Image
+
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        s = self._sampling(num_inference_steps, guidance_scale, sampling)
+        size = (1, height or self.defaults.height, width or self.defaults.width)
+        self.codec.latent_grid(size)
+        if num_images < 1:
+            raise UserError(f"{num_images} images are none: use --num-images 1 or more")
+        for text in prompts:
+            if not isinstance(text, str) or not text.strip():
+                raise UserError('the prompt is empty: say what to draw, for example "a red circle"')
+        wanted = [text for text in prompts for _ in range(num_images)]
+        first = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        seeds: list[int | torch.Generator] = [generator or first + k for k in range(len(wanted))]
+        requests = [tasks.text_to_visual(text, size, prompts=self.defaults.prompts) for text in wanted]
+        clips: list[Clip] = []
+        with _bar(progress, len(wanted) * s.num_inference_steps) as bar:
+            for at in range(0, len(requests), self.defaults.batch):
+                part = slice(at, at + self.defaults.batch)
+                count = len(requests[part])
+                clips += self.fill_visual(requests[part], s, seeds[part], lambda *_, n=count: bar.update(n))
+        return [Image.fromarray(clip.pixels[0]) for clip in clips]
+
+    def _sampling(self, steps: int | None, guidance: float | None, more: dict[str, Any]) -> Sampling:
+        said = {"num_inference_steps": steps, "guidance_scale": guidance, **more}
+        unknown = sorted(more.keys() - Sampling.__dataclass_fields__.keys())
+        if unknown:
+            raise UserError(f"generate() has no option {unknown[0]!r}: use one of {', '.join(vars(Sampling()))}")
+        return replace(self.defaults.sampling, **{k: v for k, v in said.items() if v is not None})
+
+    def ask(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        question: str | Sequence[str],
+        *,
+        max_new_tokens: int = 96,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stream: Callable[[str], None] | None = None,
+    ) -> Any:
+        """The answer to a question about a picture; lists of equal length give a list of answers in one batch.
+
+        stream(piece) is called with the text as it comes (one question only).
+        """
+        several = isinstance(question, (list, tuple))
+        questions: list[str] = list(question) if several else [question]  # type: ignore[list-item]
+        images = list(image) if several else [image]
+        if len(images) != len(questions):
+            raise UserError(f"{len(images)} images and {len(questions)} questions do not pair up: give as many of each")
+        if max_new_tokens < 1:
+            raise UserError(f"{max_new_tokens} new tokens leave no room for an answer: use --max-new-tokens 1 or more")
+        clips = [self.fit_patches(as_clip(i)) for i in images]
+        requests = [
+            tasks.understand([c], q.strip(), prompts=self.defaults.prompts)
+            for c, q in zip(clips, questions, strict=True)
+        ]
+        d = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        on_token = _streamer(self.tokenizer, stream) if stream is not None else None
+        answers: list[str] = []
+        size = 4 * self.defaults.batch
+        for at in range(0, len(requests), size):
+            answers += self.fill_text(requests[at : at + size], d, generator, on_token)
+        return answers if several else answers[0]
+
+    def caption(self, image: ImageLike | Sequence[ImageLike], **options: Any) -> Any:
+        """A description of a picture; options as for `ask`."""
+        question = "describe the picture" if self.defaults.prompts is not tasks.RELEASED else ""
+        several = isinstance(image, (list, tuple))
+        return self.ask(image, [question] * len(image) if several else question, **options)
+
+    def fit_patches(self, clip: Clip) -> Clip:
+        """A picture that the ViT can cut: one whose sides do not fit is resized to the nearest sizes that do."""
+        from openlance.media.buckets import resize
+
+        stride = self.config.vit.stride
+        most = self.defaults.height * self.defaults.width * 4
+        scale = min(1.0, (most / (clip.height * clip.width)) ** 0.5)
+        height, width = (max(round(side * scale / stride), 1) * stride for side in (clip.height, clip.width))
+        if (height, width) == (clip.height, clip.width):
+            return clip
+        return clip.with_pixels(resize(clip.pixels, height, width))
+
+
+def as_clip(image: ImageLike) -> Clip:
+    """A picture in any of the usual forms as a clip of one frame."""
+    if isinstance(image, Clip):
+        return image
+    if isinstance(image, (str, Path)):
+        from openlance.media.image import read_image
+
+        return read_image(image)
+    pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise UserError(f"a picture is uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}: convert it first")
+    return Clip(np.ascontiguousarray(pixels)[None])
+
+
+def _streamer(tokenizer: Tokenizer, stream: Callable[[str], None]) -> Callable[[int, int], None]:
+    held: list[int] = []
+
+    def on_token(_: int, token: int) -> None:
+        before = tokenizer.text(held)
+        held.append(token)
+        now = tokenizer.text(held)
+        # A character of several bytes is shown when it is whole.
+        if not now.endswith("\ufffd"):
+            stream(now[len(before.rstrip("\ufffd")) :])
+
+    return on_token
+
+
+def _bar(show: bool, total: int):
+    from tqdm import tqdm
+
+    return tqdm(total=total, disable=not show, unit="step", leave=False, delay=1.0)

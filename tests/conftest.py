@@ -1,0 +1,162 @@
+"""A tiny model of the real classes, and tasks for it. Its weights are random, norms and biases included, so that the
+two streams differ in everything and a wrong path shows."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
+from openlance.media.clip import Clip
+from openlance.model.grids import SequenceCodec
+from openlance.model.lance import Lance
+from openlance.sequence import tasks
+from openlance.sequence.pack import Pack, pack
+from openlance.sequence.rows import LATENTS, PATCHES
+from openlance.sequence.segment import Segment, Segments
+from openlance.text.tokenizer import Tokenizer, train_tokenizer
+from openlance.train.objective import Losses, Noised, noised, objective
+
+SENTENCES = [
+    "a red circle left of a blue square on a white background",
+    "how many small striped triangles are there? three of them.",
+    "make the yellow star larger and move it above the ring",
+    "system user assistant describe the image by its color",
+]
+CHANNELS = 4
+CONFIG = ModelConfig(
+    vocab_size=320,
+    width=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp_width=64,
+    rope_theta=1e4,
+    rope_sections=(2, 3, 3),
+    latent_channels=CHANNELS,
+    time_features=16,
+    vit=ViTConfig(patch_size=4, window_size=16, fullatt_block_indexes=(0,), depth=1, out_hidden_size=48),
+    vae=VAEConfig(
+        z_dim=CHANNELS, dim_mult=(1, 1), temporal_downsample=(True,), mean=(0.0,) * CHANNELS, std=(1.0,) * CHANNELS
+    ),
+    faithful=EXACT,
+)  # 4 pixels per latent side and 2 frames per latent frame, 8 pixels per ViT cell
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model with its tokenizer, and plain stand-alone maps from clips to what a ViT and a VAE would give."""
+
+    model: Lance
+    codec: SequenceCodec
+    prompts = tasks.SystemPrompts(image="Draw.", video="Animate.", edit="Edit.", subject="Place.", question="Look.")
+    size = (1, 16, 16)  # 4 x 4 latents, 2 x 2 ViT cells
+    channels = CHANNELS
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.codec.tokenizer)
+
+    def build(self, seed: int = 0, streams: tuple[str, ...] = ("und", "gen"), **changes) -> "Tiny":
+        """The same with a model of another seed, without a stream, or with other settings."""
+        config = replace(self.model.config, **changes)
+        model, generator = Lance(config, streams), torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = noise * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 1 + 0.3 * noise
+        model.embed.weight.data *= 5
+        return Tiny(model.eval(), SequenceCodec(self.codec.tokenizer, config))
+
+    def clip(self, seed: int, frames: int = 1, height: int = 16, width: int = 16) -> Clip:
+        """Noise: what a picture shows does not matter here."""
+        return Clip(np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8))
+
+    def draw(self, prompt: str = "a red circle", seed: int | None = 3) -> Segments:
+        return tasks.text_to_visual(prompt, self.size, self._target(seed), self.prompts)
+
+    def animate(self, prompt: str = "the star moves", seed: int | None = 5) -> Segments:
+        target = None if seed is None else self.clip(seed, 5)
+        return tasks.image_to_video(prompt, self.clip(4), (5, 16, 16), target, self.prompts)
+
+    def edit(self, prompt: str = "make it blue", seed: int | None = 6) -> Segments:
+        source = self.clip(1)
+        return tasks.edit(prompt, [(source, source)], self.size, self._target(seed), prompts=self.prompts)
+
+    def place(self, prompt: str = "the ring on white", seed: int | None = 7) -> Segments:
+        subject, other = self.clip(2), self.clip(9, height=8)
+        media, target = [(subject, subject), (other, other)], self._target(seed)
+        return tasks.subject_driven(prompt, media, self.size, target, prompts=self.prompts)
+
+    def answer(self, question: str = "how many squares?", text: str | None = "three of them.") -> Segments:
+        return tasks.understand([self.clip(8)], question, text, self.prompts)
+
+    def samples(self) -> list[Segments]:
+        """One filled sample of every family of tasks."""
+        return [self.draw(), self.animate(), self.edit(), self.place(), self.answer()]
+
+    def _target(self, seed: int | None) -> Clip | None:
+        return None if seed is None else self.clip(seed)
+
+    def pack(self, samples: list[Segments], draws: int = 1) -> Pack:
+        return pack(samples, self.codec, self.model.config.position, draws)
+
+    def see(self, segments: list[Segment]) -> list[Tensor]:
+        """(n, D) per segment: the pixels of each ViT cell, mixed by a fixed matrix."""
+        stride, width = self.model.config.vit.stride, self.model.config.width
+        mix = torch.randn(stride * stride * 3, width, generator=torch.Generator().manual_seed(1)) * 0.1
+        return [_cells(s.value, self.codec.patch_grid(s.size), stride) @ mix for s in segments]
+
+    def encode(self, segments: list[Segment]) -> list[Tensor]:
+        """(N, C) per segment, likewise."""
+        stride = self.model.config.vae.stride
+        mix = torch.randn(stride * stride * 3, CHANNELS, generator=torch.Generator().manual_seed(2)) * 0.3
+        sizes = [s.value.pixels.shape[:3] for s in segments]
+        return [_cells(s.value, self.codec.latent_grid(n), stride) @ mix for s, n in zip(segments, sizes)]
+
+    def media(self, packed: Pack) -> tuple[Tensor | None, Tensor | None]:
+        """Features of all patches and clean latents of all latents of a pack, targets included, in row order."""
+        seen = [v.segment for v in packed.visuals if v.kind == PATCHES]
+        kept = [v.segment for v in packed.visuals if v.kind == LATENTS]
+        return torch.cat(self.see(seen)) if seen else None, torch.cat(self.encode(kept)) if kept else None
+
+    def noised(self, packed: Pack, seed: int = 0) -> Noised | None:
+        """Noise and a time per target, drawn in the order of the rows."""
+        clean = self.media(packed)[1]
+        if clean is None:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        times = torch.rand(int(packed.rows.target.max()) + 1, generator=generator)
+        return noised(packed, clean, times, torch.randn(clean.shape, generator=generator))
+
+    def losses(self, packed: Pack, noise: Noised | None) -> Losses:
+        layout = self.model.layout(packed.rows)
+        return objective(self.model, layout, noise, self.media(packed)[0], self.vocabulary)
+
+    def hidden(self, packed: Pack, noise: Noised | None) -> Tensor:
+        """(L, D) final hidden rows of a whole pack in row order."""
+        layout = self.model.layout(packed.rows)
+        x, times = (noise.x, noise.times) if noise is not None else (None, None)
+        streams = self.model(layout, patches=self.media(packed)[0], latents=x, times=times)
+        return self.model.restore(layout, streams)
+
+
+def _cells(medium: Clip, grid: tuple[int, int, int], stride: int) -> Tensor:
+    """The pixels of each cell in the first frame that it stands for, as (cells, values) in [-1, 1]."""
+    t, y, x = grid
+    frames = torch.from_numpy(medium.pixels[:: max(medium.frames // t, 1)][:t]).float() / 127.5 - 1
+    cut = frames.reshape(t, y, stride, x, stride, 3).permute(0, 1, 3, 2, 4, 5)
+    return cut.reshape(t * y * x, -1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_tokenizer(SENTENCES, CONFIG.vocab_size))
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer: Tokenizer) -> Tiny:
+    assert len(tokenizer) <= CONFIG.vocab_size
+    return Tiny(Lance(CONFIG), SequenceCodec(tokenizer, CONFIG)).build()

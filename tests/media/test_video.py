@@ -1,0 +1,89 @@
+"""Videos: the frames that the release would pick, and files that play."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openlance.errors import UserError
+from openlance.media import Clip, frame_indices, read_video, write_video
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+
+
+def ramp(frames: int, height: int = 32, width: int = 48) -> Clip:
+    """Smooth frames that differ: red grows with time, green downwards, blue to the right."""
+    t, y, x = np.mgrid[:frames, :height, :width]
+    return Clip(np.stack([t * 200 // max(frames - 1, 1) + 20, y * 6, x * 4], -1).astype(np.uint8))
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
+def test_the_released_sampler_picks_the_same_frames():
+    for case in json.loads((GOLDEN / "preproc.json").read_text())["frame_sampler"]["cases"]:
+        assert frame_indices(case["total_frames"], case["fps"]) == case["indices"]
+
+
+@pytest.mark.parametrize("total", range(1, 200, 7))
+@pytest.mark.parametrize("fps", [None, 1, 8, 12, 23.976, 30, 60])
+def test_samples_have_4k_plus_1_frames_up_to_69_over_the_whole_clip(total, fps):
+    picked = frame_indices(total, fps)
+    assert len(picked) % 4 == 1 and len(picked) <= 69
+    assert picked[0] == 0 and picked == sorted(picked) and picked[-1] <= total - 1
+    assert len(picked) == 1 or picked[-1] == total - 1
+
+
+def test_a_written_video_reads_back_nearly_unchanged(tmp_path):
+    import av
+
+    clip = ramp(9)
+    write_video(tmp_path / "a.mp4", clip)
+    back = read_video(tmp_path / "a.mp4")
+    assert back.pixels.shape == clip.pixels.shape and back.fps == 12
+    assert np.abs(back.pixels.astype(int) - clip.pixels).mean() < 3
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        stream = file.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 12
+    assert [f.name for f in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_frames_are_taken_by_the_sampler(tmp_path):
+    clip = ramp(24)
+    write_video(tmp_path / "a.mp4", Clip(clip.pixels, fps=24))
+    picked = frame_indices(24, 24)
+    assert np.abs(read_video(tmp_path / "a.mp4").pixels.astype(int) - clip.pixels[picked]).mean() < 3
+
+
+def test_a_video_stored_on_its_side_comes_out_upright(tmp_path):
+    import av
+
+    still = ramp(1).pixels[0]
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV cannot write a display matrix")
+        stream.set_display_rotation(90)  # counter-clockwise
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(still, format="rgb24")))
+        file.mux(stream.encode(None))
+    assert np.abs(read_video(tmp_path / "a.mp4").pixels[0].astype(int) - np.rot90(still)).mean() < 4
+
+
+def test_damaged_files_and_pictures_without_a_track_are_refused(tmp_path):
+    write_video(tmp_path / "a.mp4", ramp(9))
+    data = (tmp_path / "a.mp4").read_bytes()
+    for size in (0, 100, len(data) // 2, len(data) - 200):
+        (tmp_path / "cut.mp4").write_bytes(data[:size])
+        with pytest.raises(UserError, match=r"cut\.mp4"):
+            read_video(tmp_path / "cut.mp4")
+    with pytest.raises(UserError, match="no file"):
+        read_video(tmp_path / "none.mp4")
+
+
+def test_odd_sides_and_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(UserError, match="odd side"):
+        write_video(tmp_path / "a.mp4", ramp(1, 31))
+    with pytest.raises(UserError, match=r"\.mp4"):
+        write_video(tmp_path / "a.avi", ramp(1))
+    assert not list(tmp_path.iterdir())

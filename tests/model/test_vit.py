@@ -1,0 +1,121 @@
+"""The vision tower: the released numbers, the order of patches, and gradients."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from openlance.config.model import ViTConfig
+from openlance.errors import UserError
+from openlance.model.vit import ViT, cell_grid, normalise, patch_grid, to_patches, vit_config
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
+TINY = ViTConfig(
+    depth=2,
+    hidden_size=16,
+    intermediate_size=24,
+    num_heads=2,
+    patch_size=8,
+    window_size=32,
+    fullatt_block_indexes=(1,),
+    out_hidden_size=12,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ViT:
+    torch.manual_seed(0)
+    return ViT(TINY)
+
+
+@pytest.fixture(scope="module")
+def released() -> tuple[ViT, dict]:
+    from safetensors.torch import load_file
+
+    config = vit_config(json.loads((GOLDEN / "weights" / "vit_config.json").read_text()))
+    return ViT.load(GOLDEN / "weights" / "vit.safetensors", config), load_file(GOLDEN / "modules.safetensors")
+
+
+@golden
+@pytest.mark.parametrize("name", ["image", "image_large", "two", "video"])
+def test_the_tower_equals_the_released_one(released, name):
+    vit, vectors = released
+    clips = [vectors[key] for key in sorted(vectors) if key.startswith(f"vit.{name}.pixels")]
+    assert [list(to_patches(clip, vit.config)[1]) for clip in clips] == vectors[f"vit.{name}.grid_thw"].tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(vit(clips), vectors[f"vit.{name}.out"], rtol=0, atol=1e-5)
+
+
+@golden
+def test_patches_come_in_the_released_order(released):
+    vit, vectors = released
+    patches_NP, _ = to_patches(vectors["vit.image.pixels0"], vit.config)
+    assert torch.equal(patches_NP, vectors["vit.image.patches"])
+
+
+@golden
+@pytest.mark.parametrize("path", sorted((GOLDEN / "cases").glob("case_*.safetensors")), ids=lambda p: p.stem)
+def test_pixels_of_the_cases_give_the_released_embeddings(released, path):
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    media = [tensors[name] for name in sorted(tensors) if name.startswith("in.") and name.endswith("vit_u8")]
+    if not media:
+        pytest.skip("this task shows nothing to the vision tower")
+    with torch.no_grad():
+        out = released[0]([normalise(pixels) for pixels in media])
+    torch.testing.assert_close(out, tensors["vit.embed"], rtol=0, atol=1e-5)
+
+
+def test_a_merged_cell_is_contiguous_and_cells_are_in_raster_order():
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(48.0), indexing="ij")
+    patches_NP, grid = to_patches(torch.stack([rows, columns, rows])[:, None], TINY)
+    assert grid == (1, 4, 6)
+    corners = patches_NP.reshape(24, 3, 2, 8, 8)[:, :2, 0, 0, 0] / 8  # (row, column) of every patch
+    assert corners[:4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    cells = corners.reshape(6, 4, 2)[:, 0] / 2
+    assert cells.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+
+
+def test_a_picture_is_doubled_and_an_odd_clip_repeats_its_last_frame(tiny):
+    clip = torch.randn(3, 3, 32, 48)
+    longer = torch.cat([clip, clip[:, -1:]], 1)
+    with torch.no_grad():
+        assert torch.equal(tiny([clip]), tiny([longer]))
+        assert torch.equal(tiny([clip[:, :1]]), tiny([clip[:, [0, 0]]]))
+
+
+def test_clips_together_equal_clips_alone(tiny):
+    clips = [torch.randn(3, 1, 32, 48), torch.randn(3, 4, 64, 32), torch.randn(3, 1, 16, 16)]
+    with torch.no_grad():
+        together, alone = tiny(clips), torch.cat([tiny([clip]) for clip in clips])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    cells = [cell_grid(TINY, tuple(clip.shape[1:])) for clip in clips]
+    assert together.shape == (sum(t * y * x for t, y, x in cells), TINY.out_hidden_size)
+
+
+def test_every_weight_learns_and_bfloat16_runs(tiny):
+    tiny([torch.randn(3, 1, 32, 32)]).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tiny.parameters())
+    tiny.zero_grad()
+    half = ViT(TINY).to(torch.bfloat16)
+    assert half([torch.randn(3, 1, 32, 32)]).dtype == torch.bfloat16
+
+
+def test_both_return_types_of_transformers_are_understood(tiny, monkeypatch):
+    clip = [torch.randn(3, 1, 32, 32)]
+    whole = tiny.tower.forward
+    with torch.no_grad():
+        expected = tiny(clip)
+        monkeypatch.setattr(tiny.tower, "forward", lambda *a, **k: whole(*a, **k).pooler_output)
+        assert torch.equal(tiny(clip), expected)
+
+
+def test_sizes_that_cannot_be_cut_name_the_nearest_ones():
+    assert patch_grid(TINY, (5, 32, 48)) == (3, 4, 6)
+    with pytest.raises(UserError, match="32x48 or 48x48"):
+        patch_grid(TINY, (1, 40, 48))
+    with pytest.raises(ValueError, match="at least one"):
+        ViT.forward(torch.nn.Module(), [])
