@@ -23,9 +23,9 @@ def question(tiny, text="how many squares?"):
 
 
 @torch.inference_mode()
-def plainly(tiny, request, count: int) -> list[int]:
-    """Greedy without a cache: everything anew for each token."""
-    ids: list[int] = []
+def plainly(tiny, request, count: int) -> tuple[list[int], torch.Tensor]:
+    """Greedy without a cache: everything anew for each token. Ids and the logits of each step."""
+    ids, seen = list[int](), list[torch.Tensor]()
     config = tiny.model.config
     shift = config.position.shift and not config.faithful.decode_without_shift
     packed = pack([request], tiny.codec, replace(config.position, shift=shift))
@@ -33,7 +33,8 @@ def plainly(tiny, request, count: int) -> list[int]:
     for _ in range(count):
         layout = tiny.model.layout(rows)
         hidden = tiny.model.restore(layout, tiny.model(layout, patches=features))
-        token = int(tiny.model.logits(hidden[-1])[: tiny.vocabulary].argmax())
+        seen.append(tiny.model.logits(hidden[-1]))
+        token = int(seen[-1][: tiny.vocabulary].argmax())
         if token == tiny.codec.im_end:
             break
         ids.append(token)
@@ -45,14 +46,19 @@ def plainly(tiny, request, count: int) -> list[int]:
             token=torch.tensor([token]),
         )
         rows = type(rows).concat([rows, grown])
-    return ids
+    return ids, torch.stack(seen)
 
 
+@pytest.mark.parametrize("text", ["how many squares?", ""])
 @pytest.mark.parametrize("faithful", [False, True])
-def test_cached_decoding_equals_recomputing_everything(tiny, faithful):
-    mine = tiny.build(faithful=Faithful()) if faithful else tiny
-    for text in ("how many squares?", ""):
-        assert run(mine, [question(mine, text)])[0][0] == plainly(mine, question(mine, text), 8)
+def test_cached_decoding_equals_recomputing_everything(tiny, faithful, text):
+    mine, seen = tiny.build(faithful=Faithful()) if faithful else tiny, list[torch.Tensor]()
+    hook = mine.model.head.register_forward_hook(lambda head, given, logits: seen.append(logits[0]))
+    ids = run(mine, [question(mine, text)])[0][0]
+    hook.remove()
+    wanted, logits = plainly(mine, question(mine, text), 8)
+    assert ids == wanted
+    torch.testing.assert_close(torch.stack(seen[: len(logits)]), logits, rtol=0, atol=1e-4)
 
 
 def test_the_released_form_leaves_the_shift_out(tiny):

@@ -7,7 +7,7 @@ import torch
 
 from openlance.config.model import EXACT, Faithful
 from openlance.sample.guidance import Sampling
-from openlance.sample.visual import denoise
+from openlance.sample.visual import Denoiser, branch_out, denoise
 from openlance.sequence import tasks
 from openlance.sequence.segment import Role
 
@@ -24,6 +24,37 @@ def close(a, b, atol=1e-5):
     assert len(a) == len(b)
     for x, y in zip(a, b):
         torch.testing.assert_close(x, y, rtol=0, atol=atol)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("task", TASKS)
+def test_training_and_sampling_run_the_same_model(tiny, task):
+    """At one state and time the sampler's velocity is the one whose error training measures."""
+    sample = getattr(tiny, task)()
+    packed = tiny.pack([sample])
+    noise, (features, clean) = tiny.noised(packed), tiny.media(packed)
+    rows = packed.rows.at(packed.rows.is_latent.nonzero()[:, 0])
+    losses, target = tiny.losses(packed, noise), rows.noisy
+    branches = branch_out(tiny.model, tiny.codec, [sample], replace(FEW, guidance_scale=1.0))
+    for cached in (True, False):
+        denoiser = Denoiser(tiny.model, branches, features, clean[~target], cached)
+        v = denoiser.velocities(noise.x[target], noise.times[target], 1)[0]
+        error = (v - noise.target[target])[rows.denoise[target]].square()
+        torch.testing.assert_close(error, losses.per_latent, rtol=0, atol=1e-4)
+
+
+def test_one_step_is_one_velocity(tiny):
+    """x - v, with the given frame at time 0 and left as it is."""
+    request = tiny.animate(seed=None)
+    shown = []
+    sampling = Sampling(num_inference_steps=1, guidance_scale=1.0)
+    made = run(tiny, [request], sampling, on_step=lambda i, t, x: shown.append(x.clone()))[0]
+    branches = branch_out(tiny.model, tiny.codec, [request], sampling)
+    times = (torch.arange(48) >= 16).float()
+    with torch.inference_mode():
+        denoiser = Denoiser(tiny.model, branches, None, torch.zeros(0, 4), True)
+        v = denoiser.velocities(shown[0], times, 1)[0]
+    torch.testing.assert_close(made.reshape(-1, 4), shown[0] - v * times[:, None], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("guidance", [(1.0, 1.0), (3.0, 1.0), (3.0, 2.0)])

@@ -60,6 +60,16 @@ def test_every_segment_owns_its_tokens(tiny):
                 assert tiny.codec.tokenizer.text(span.ids) == span.owner.value
 
 
+def test_texts_that_follow_one_another_are_one_stretch(tiny):
+    pieces = ["a red", " circle le", "ft of a blue square"]
+    talk = [*(tasks.say(piece) for piece in pieces), tasks.reply()]
+    text = f"<|im_start|>user\n{''.join(pieces)}<|im_end|>\n<|im_start|>assistant\n"
+    assert ids(tiny, talk) == rendered(tiny, text)
+    owned = [span for span in spans(talk, tiny.codec) if span.owner is not None]
+    ends = [len(tiny.codec.ids("user\n" + "".join(pieces[: n + 1]))) for n in range(3)]
+    assert [len(span.ids) for span in owned] == [b - a for a, b in zip([len(tiny.codec.ids("user\n")), *ends], ends)]
+
+
 def test_turns_alternate_and_history_is_an_answer(tiny):
     talk = [tasks.say("one?"), tasks.reply("blue").as_context(), tasks.say("two?"), tasks.reply()]
     text = (

@@ -86,7 +86,7 @@ class VAEConfig:
 class Faithful:
     """Three habits of the released sampler that its training does not share (`docs/compatibility.md`).
 
-    A released checkpoint gets them by default, because its published results were made with them; off is the exact form.
+    Released checkpoints get them by default: their published results were made with them. Off is the exact form.
     """
 
     uncond_keeps_positions: bool = True  # the cached unconditional prefix keeps the conditional positions

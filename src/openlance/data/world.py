@@ -16,6 +16,7 @@ from openlance.world.render import render
 from openlance.world.scene import Scene, sample_scene
 from openlance.world.words import caption
 
+
 @dataclass(frozen=True, kw_only=True)
 class WorldMixture:
     """What a batch holds. Weights need not add up to one."""
@@ -28,7 +29,13 @@ class WorldMixture:
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
     scenes: dict[str, float] = field(
         default_factory=lambda: {
-            "single": 1.0, "color": 1.2, "two": 1.5, "attribute": 2.2, "position": 2.2, "count": 2.0, "text": 2.0,
+            "single": 1.0,
+            "color": 1.2,
+            "two": 1.5,
+            "attribute": 2.2,
+            "position": 2.2,
+            "count": 2.0,
+            "text": 2.0,
             "mixed": 0.6,
         }  # fmt: skip
     )

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -40,11 +40,11 @@ class Model(Protocol):
     """What is scored; `openlance.load(...)` returns one. A list gives a list, in its order."""
 
     def generate(
-        self, prompts: list[str], *, height: int, width: int, seed: int, **settings: float
+        self, prompt: list[str], /, *, height: int, width: int, seed: int, **settings: Any
     ) -> list[Image.Image]:
         """One picture per prompt."""
 
-    def ask(self, images: list[Image.Image], questions: list[str]) -> list[str]:
+    def ask(self, image: list[Image.Image], question: list[str], /) -> list[str]:
         """One answer per pair."""
 
 
@@ -62,7 +62,7 @@ class Bench:
     height: int = 64
     width: int = 64
     batch: int = 32
-    settings: tuple[tuple[str, float], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
         for task in self.tasks:

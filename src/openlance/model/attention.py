@@ -97,7 +97,7 @@ def _units(query: Rows, key: Rows) -> list[tuple[Tensor, Tensor]]:
     name_q = torch.where(query.noisy, query.segment + past, query.doc)
     by_doc = _runs(key.doc)
     out = []
-    for name, queries in _runs(name_q).items():
+    for queries in _runs(name_q).values():
         first = queries[0]
         doc, segment, noisy = int(query.doc[first]), query.segment[first], bool(query.noisy[first])
         keys = by_doc[doc]

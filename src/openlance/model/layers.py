@@ -6,6 +6,7 @@ Rows are sorted by stream once per pack (understanding rows first), so that a st
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,11 @@ class Expert(nn.Module):
         return x_LD + self.down(F.silu(self.gate(h)) * self.up(h))
 
 
+# Inner activations of so many numbers stay in the cache of a CPU core; more cost page faults on top (measured: eight
+# small pictures a fifth faster). Where the MLP is so wide that less than PIECE rows fit, long products are faster.
+CACHED, PIECE = 1 << 18, 128
+
+
 class Layer(nn.Module):
     """Two experts over one attention; an expert that no task needs is not built."""
 
@@ -63,15 +69,27 @@ class Layer(nn.Module):
         super().__init__()
         self.und = Expert(c) if "und" in streams else None
         self.gen = Expert(c) if "gen" in streams else None
+        self.mlp_width = c.mlp_width
+
+    def pieces(self, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut what is done row by row into pieces of rows, where that pays: on a CPU without gradients."""
+        rows, x = CACHED // self.mlp_width, columns[0]
+        if rows < PIECE or torch.is_grad_enabled() or x.device.type != "cpu":
+            rows = len(x)
+        return zip(*(column.split(rows) for column in columns), strict=True)
 
     def forward(self, x: Streams, rotary: Rotary, plan: Plan, past: tuple[Tensor, Tensor] | None) -> Layered:
         """One layer over both streams; `past` are cached keys and values that come before this pass's own."""
         experts = (self.und, self.gen)
-        parts = [e.project(h, *table) for e, h, table in zip(experts, x, rotary, strict=True) if e and len(h)]
+        work = [(e, h, table) for e, h, table in zip(experts, x, rotary, strict=True) if e and len(h)]
+        parts = [e.project(*piece) for e, h, table in work for piece in self.pieces(h, *table)]
         q, k, v = (join(part) for part in zip(*parts, strict=True))
         keys, values = (k, v) if past is None else (torch.cat([past[0], k]), torch.cat([past[1], v]))
         mixed = attend(q, keys, values, plan).split([len(h) for h in x])
-        und, gen = (e.finish(h, m) if e and len(h) else h for e, h, m in zip(experts, x, mixed, strict=True))
+        und, gen = (
+            join([e.finish(*piece) for piece in self.pieces(h, m)]) if e and len(h) else h
+            for e, h, m in zip(experts, x, mixed, strict=True)
+        )
         return (und, gen), (k, v)
 
 
@@ -80,7 +98,7 @@ Rotary = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # (cos, sin) per s
 Layered = tuple[Streams, tuple[Tensor, Tensor]]
 
 
-def join(parts: tuple[Tensor, ...]) -> Tensor:
+def join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -88,7 +106,8 @@ def rotary_table(position_L3: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin, each (L, E), of multimodal RoPE: frequency bands take their position from rows t, h, w in turn
     by `rope_sections` (Qwen2.5-VL)."""
     half = c.head_dim // 2
-    inverse = c.rope_theta ** -(torch.arange(half, dtype=torch.float32, device=position_L3.device) / half)
+    # In this order of operations: at positions beyond 1000 another rounding of the frequencies shows (3e-5).
+    inverse = 1.0 / c.rope_theta ** (torch.arange(half, dtype=torch.float32, device=position_L3.device) / half)
     sections = torch.tensor(c.rope_sections, device=position_L3.device)
     axis = torch.repeat_interleave(torch.arange(3, device=position_L3.device), sections, output_size=half)
     angle = position_L3.float()[:, axis] * inverse
@@ -97,9 +116,10 @@ def rotary_table(position_L3: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    cos, sin = cos_LE[:, None].to(x_LAE.dtype), sin_LE[:, None].to(x_LAE.dtype)
+    half = x_LAE.shape[-1] // 2
+    cos, sin = (table[:, None, :half].to(x_LAE.dtype) for table in (cos_LE, sin_LE))  # both halves turn alike
     a, b = x_LAE.chunk(2, dim=-1)
-    return x_LAE * cos + torch.cat([-b, a], dim=-1) * sin
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], dim=-1)
 
 
 class TimeEmbedder(nn.Module):

@@ -43,7 +43,9 @@ def released_name(name: str) -> str:
 
 
 _OURS = {released: name for name, released in FIXED.items()}
-_PARTS = {part.replace("@", suffix): (stream, name) for name, part in IN_LAYER.items() for stream, suffix in SUFFIX.items()}
+_PARTS = {
+    part.replace("@", suffix): (stream, name) for name, part in IN_LAYER.items() for stream, suffix in SUFFIX.items()
+}
 _RELEASED_LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.(.+)")
 
 

@@ -1,12 +1,13 @@
 """One object for everything a model can do: fill the holes of a list of segments.
 
-    pipe = openlance.load("nano")
-    pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
-    pipe.ask("out.png", "how many squares are there?")
+pipe = openlance.load("nano")
+pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
+pipe.ask("out.png", "how many squares are there?")
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,20 +20,20 @@ from torch import Tensor
 from openlance.config.model import ModelConfig
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.model.grids import SequenceCodec
 from openlance.model.folder import known, load_lance, read_config, read_json
+from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
+from openlance.model.vae_lazy import LazyVAE
 from openlance.sample.guidance import Sampling
 from openlance.sample.text import Decoding, decode
 from openlance.sample.visual import denoise
 from openlance.sequence import tasks
-from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.segment import Kind, Segment, Segments
 from openlance.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from openlance.model.vae import VAE
     from openlance.model.vit import ViT
 
 ImageLike = Any  # a path, a PIL image, a uint8 array (H, W, 3) or a Clip
@@ -91,26 +92,25 @@ class Pipeline:
         held = self._parts.get("lance")
         if held is None or not set(streams) <= set(held.norm):
             self._parts["lance"] = load_lance(
-                self.folder / "model.safetensors", self.config, streams=streams, dtype=self.dtype, device=self.device,
-                allow_pickle=self.allow_pickle,
-            )  # fmt: skip
+                self.folder / "model.safetensors", self.config, streams=streams, **self._loading()
+            )
         return self._parts["lance"]
 
     def vit(self) -> ViT:
         from openlance.model.vit import ViT
 
         path = self.folder / "vit.safetensors"
-        return self._part("vit", lambda: ViT.load(path, self.config.vit, dtype=self.dtype, device=self.device).eval())
+        return self._part("vit", lambda: ViT.load(path, self.config.vit, **self._loading()).eval())
 
-    def vae(self, half: str) -> VAE:
-        """One half of the codec: "encoder" or "decoder"."""
-        from openlance.model.vae import VAE
+    def vae(self) -> LazyVAE:
+        """The codec; each half is read at its first use."""
+        # The released codec is a pickle; a folder of ours holds the same tensors as safetensors.
+        names = ("vae.safetensors", "Wan2.2_VAE.pth")
+        path = next((p for p in (self.folder / name for name in names) if p.is_file()), self.folder / names[0])
+        return self._part("vae", lambda: LazyVAE(path, self.config.vae, **self._loading()))
 
-        path = self.folder / "vae.safetensors"
-        return self._part(
-            half,
-            lambda: VAE.load(path, self.config.vae, parts=(half,), dtype=self.dtype, device=self.device).eval(),
-        )
+    def _loading(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "device": self.device, "allow_pickle": self.allow_pickle}
 
     # Media to model space.
 
@@ -120,7 +120,7 @@ class Pipeline:
         from openlance.model.vit import cell_grid, normalise
 
         clips = {id(s.value): s.value for s in segments}
-        cells = self.vit()([normalise(torch.from_numpy(clip.pixels)) for clip in clips.values()])
+        cells = self.vit()([normalise(pixels_of(clip)) for clip in clips.values()])
         counts = [int(np.prod(cell_grid(self.config.vit, clip.pixels.shape[:3]))) for clip in clips.values()]
         found = dict(zip(clips, cells.split(counts), strict=True))
         return [found[id(s.value)] for s in segments]
@@ -135,8 +135,8 @@ class Pipeline:
             if isinstance(s.value, Tensor):
                 found.append(s.value.flatten(0, 2))
             else:
-                pixels = to_signed(torch.from_numpy(s.value.pixels)).to(self.device, self.dtype)
-                mean, _ = self.vae("encoder").encode(pixels)
+                pixels = to_signed(pixels_of(s.value)).to(self.device, self.dtype)
+                mean, _ = self.vae().encode(pixels)
                 found.append(channels_last(mean).flatten(0, 2).float())
         return found
 
@@ -145,12 +145,9 @@ class Pipeline:
         """(T, Y, X, C) each -> clips."""
         from openlance.model.vae import channels_first, to_uint8
 
-        sizes = {z.shape for z in latents}
-        if len(sizes) == 1 and len(latents) > 1:
-            pixels = self.vae("decoder").decode(channels_first(torch.stack(latents)).to(self.device, self.dtype))
-        else:
-            pixels = [self.vae("decoder").decode(channels_first(z).to(self.device, self.dtype)) for z in latents]
-        return [Clip(to_uint8(p).cpu().numpy()) for p in pixels]
+        whole = [torch.stack(latents)] if len({z.shape for z in latents}) == 1 else [z[None] for z in latents]
+        decoded = (self.vae().decode(channels_first(z).to(self.device, self.dtype)) for z in whole)
+        return [Clip(to_uint8(p).cpu().numpy()) for batch in decoded for p in batch]
 
     # Filling holes.
 
@@ -208,7 +205,8 @@ class Pipeline:
 
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         s = self._sampling(num_inference_steps, guidance_scale, sampling)
-        size = (1, height or self.defaults.height, width or self.defaults.width)
+        d = self.defaults
+        size = (1, d.height if height is None else height, d.width if width is None else width)
         self.codec.latent_grid(size)
         if num_images < 1:
             raise UserError(f"{num_images} images are none: use --num-images 1 or more")
@@ -263,16 +261,21 @@ class Pipeline:
         ]
         d = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        on_token = _streamer(self.tokenizer, stream) if stream is not None else None
+        if stream is not None and several:
+            raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
+        shown = _Shown(self.tokenizer, stream) if stream is not None else None
+        on_token = shown.add if shown is not None else None
         answers: list[str] = []
         size = 4 * self.defaults.batch
         for at in range(0, len(requests), size):
             answers += self.fill_text(requests[at : at + size], d, generator, on_token)
+        if shown is not None:
+            shown.up_to(answers[0])
         return answers if several else answers[0]
 
     def caption(self, image: ImageLike | Sequence[ImageLike], **options: Any) -> Any:
         """A description of a picture; options as for `ask`."""
-        question = "describe the picture" if self.defaults.prompts is not tasks.RELEASED else ""
+        question = "" if self.defaults.prompts.captions[0] else "describe the picture"
         several = isinstance(image, (list, tuple))
         return self.ask(image, [question] * len(image) if several else question, **options)
 
@@ -280,13 +283,15 @@ class Pipeline:
         """A picture that the ViT can cut: one whose sides do not fit is resized to the nearest sizes that do."""
         from openlance.media.buckets import resize
 
-        stride = self.config.vit.stride
-        most = self.defaults.height * self.defaults.width * 4
-        scale = min(1.0, (most / (clip.height * clip.width)) ** 0.5)
-        height, width = (max(round(side * scale / stride), 1) * stride for side in (clip.height, clip.width))
-        if (height, width) == (clip.height, clip.width):
-            return clip
-        return clip.with_pixels(resize(clip.pixels, height, width))
+        usual = self.defaults.height, self.defaults.width
+        size = fitting_size(clip.height, clip.width, self.config.vit.stride, usual)
+        return clip.with_pixels(resize(clip.pixels, *size))
+
+
+def fitting_size(height: int, width: int, stride: int, usual: tuple[int, int]) -> tuple[int, int]:
+    """The nearest (height, width) that a ViT of a stride can cut, of at most four times the area of the usual size."""
+    scale = min(1.0, (4 * usual[0] * usual[1] / (height * width)) ** 0.5)
+    return max(round(height * scale / stride), 1) * stride, max(round(width * scale / stride), 1) * stride
 
 
 def as_clip(image: ImageLike) -> Clip:
@@ -300,21 +305,31 @@ def as_clip(image: ImageLike) -> Clip:
     pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(f"a picture is uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}: convert it first")
-    return Clip(np.ascontiguousarray(pixels)[None])
+    return Clip(pixels[None])
 
 
-def _streamer(tokenizer: Tokenizer, stream: Callable[[str], None]) -> Callable[[int, int], None]:
-    held: list[int] = []
+def pixels_of(clip: Clip) -> Tensor:
+    """uint8 (T, H, W, 3); read-only or mirrored views are copied, because torch has no such tensors."""
+    return torch.from_numpy(np.require(clip.pixels, requirements=("C", "W")))
 
-    def on_token(_: int, token: int) -> None:
-        before = tokenizer.text(held)
-        held.append(token)
-        now = tokenizer.text(held)
-        # A character of several bytes is shown when it is whole.
-        if not now.endswith("\ufffd"):
-            stream(now[len(before.rstrip("\ufffd")) :])
 
-    return on_token
+class _Shown:
+    """Hands an answer on piece by piece, so that the pieces join to the stripped answer."""
+
+    def __init__(self, tokenizer: Tokenizer, stream: Callable[[str], None]) -> None:
+        self.tokenizer, self.stream = tokenizer, stream
+        self.ids: list[int] = []
+        self.length = 0
+
+    def add(self, _: int, token: int) -> None:
+        self.ids.append(token)
+        # Characters of several bytes may be incomplete, and blanks may turn out to be the last ones: both wait.
+        self.up_to(re.sub(r"[\s\ufffd]+\Z", "", self.tokenizer.text(self.ids).lstrip()))
+
+    def up_to(self, text: str) -> None:
+        if len(text) > self.length:
+            self.stream(text[self.length :])
+            self.length = len(text)
 
 
 def _bar(show: bool, total: int):

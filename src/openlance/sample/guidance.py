@@ -38,7 +38,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
-            raise UserError(f"{self.num_inference_steps} steps cannot draw anything: use --num-inference-steps 1 or more")
+            raise UserError(
+                f"{self.num_inference_steps} steps cannot draw anything: use --num-inference-steps 1 or more"
+            )
         if self.renorm not in RENORMS:
             raise UserError(f"renorm {self.renorm!r} is unknown: use one of {', '.join(RENORMS)}")
         if not (self.guidance_scale >= 0 and self.image_guidance_scale >= 0):

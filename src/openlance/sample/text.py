@@ -98,4 +98,5 @@ def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None
         return logits.argmax(-1)
     p, ids = (logits / d.temperature).softmax(-1).sort(descending=True)
     p = torch.where(p.cumsum(-1) - p < d.top_p, p, 0.0)
-    return ids.gather(-1, torch.multinomial(p, 1, generator=generator))[:, 0]
+    drawn = torch.multinomial(p.cpu(), 1, generator=generator)  # on the CPU, so that a seed means the same everywhere
+    return ids.gather(-1, drawn.to(ids.device))[:, 0]

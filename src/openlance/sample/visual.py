@@ -181,14 +181,14 @@ def denoise(
         if on_step is not None:
             on_step(i, float(t), x)
         guided = branches.count if s.acts_at(float(t)) else 1
-        v = denoiser.velocities(x, torch.where(moves, t, 0.0), guided)
-        v_final = v[0]
+        found = denoiser.velocities(x, torch.where(moves, t, 0.0), guided)
+        velocity = found[0]
         if guided > 1:
-            no_text = v[1] if branches.text_free else None
-            mixed = guide(v[0], no_text, v[-1] if branches.free else None, s)
-            parts = [_split(p, targets) for p in (mixed, v[0], counted)]
-            v_final = torch.cat([renormalise(*trio, s) for trio in zip(*parts, strict=True)])
-        x = torch.where(moves[:, None], euler(x, v_final, t, t_next), x)
+            no_text = found[1] if branches.text_free else None
+            mixed = guide(velocity, no_text, found[-1] if branches.free else None, s)
+            parts = (_split(p, targets) for p in (mixed, velocity, counted))
+            velocity = torch.cat([renormalise(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
+        x = torch.where(moves[:, None], euler(x, velocity, t, t_next), x)
     return [part.reshape(*v.grid, -1) for part, v in zip(_split(x, targets), targets, strict=True)]
 
 

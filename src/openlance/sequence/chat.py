@@ -19,12 +19,16 @@ Grid = tuple[int, int, int]
 class Codec(Protocol):
     """What the sequence must know of tokenizer, ViT and VAE; nothing else of them is visible here."""
 
-    im_start: int
-    im_end: int
-    vision_start: int
-    vision_end: int
-    visual_pad: int
-
+    @property
+    def im_start(self) -> int: ...
+    @property
+    def im_end(self) -> int: ...
+    @property
+    def vision_start(self) -> int: ...
+    @property
+    def vision_end(self) -> int: ...
+    @property
+    def visual_pad(self) -> int: ...
     def ids(self, text: str) -> list[int]: ...
     def patch_grid(self, size: Grid) -> Grid: ...
     def latent_grid(self, size: Grid) -> Grid: ...
@@ -48,7 +52,7 @@ def turns(segments: Segments) -> Iterator[tuple[str, Segments]]:
     system = [s for s in segments if s.role is Role.SYSTEM]
     if system:
         yield "system", system
-    speaker, held = "user", []
+    speaker, held = "user", list[Segment]()
     for s in segments:
         if s.role is Role.SYSTEM:
             continue
@@ -97,6 +101,7 @@ def spans(segments: Segments, codec: Codec) -> list[Span]:
         out.text(speaker + "\n")
         for s in held:
             if s.kind is not Kind.TEXT:
+                assert s.size is not None
                 grid = codec.patch_grid(s.size) if s.kind is Kind.PATCHES else codec.latent_grid(s.size)
                 pads = [codec.visual_pad] * (grid[0] * grid[1] * grid[2])
                 out.special([codec.vision_start, *pads, codec.vision_end], s, grid)

@@ -21,7 +21,7 @@ from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 
 Size = tuple[int, int, int]
-# (element, "image" or "video") -> the clip as the ViT sees it and as the VAE sees it; a view that is not needed may be None.
+# (element, "image" or "video") -> the clip as the ViT and as the VAE sees it; a view that is not needed may be None.
 Views = Callable[[Any, str], tuple[Any, Any]]
 
 MEDIA = ("image", "video")
@@ -89,7 +89,9 @@ def elements(data: Any) -> list[Element]:
     values, kinds = data[names[0]], data[names[1]]
     targets = data.get(names[2], [0] * len(values))
     if not len(values) == len(kinds) == len(targets) or not values:
-        raise UserError(f"a request has {len(values)} elements, {len(kinds)} kinds and {len(targets)} marks: pair them up")
+        raise UserError(
+            f"a request has {len(values)} elements, {len(kinds)} kinds and {len(targets)} marks: pair them up"
+        )
     unknown = [kind for kind in kinds if kind not in ("text", *MEDIA)]
     if unknown:
         raise UserError(f"an element of kind {unknown[0]!r} is unknown: use text, image or video")
@@ -175,7 +177,9 @@ def _answer(form: Form, listed: list[Element], views: Views, caption: int, promp
     answers = [e.value for e in listed if e.kind == "text" and e.target]
     if not answers:
         raise UserError("the request has no text target: mark the text with 1 in istarget_in_interleave")
-    media = [block for e in listed if e.kind in MEDIA for block in _show(form.shown, form.role, *views(e.value, e.kind))]
+    media = [
+        block for e in listed if e.kind in MEDIA for block in _show(form.shown, form.role, *views(e.value, e.kind))
+    ]
     return _dialogue(media, answers[-1], listed[0].kind, caption, prompts)
 
 
@@ -188,7 +192,7 @@ def _dialogue(user: Segments, answer: Any, word: str, caption: int, prompts: tas
     return [Segment(Kind.TEXT, Role.SYSTEM, prior), *user, *asked, tasks.reply(text)]
 
 
-# How a training row relates its conditions to the target (released code, "sample_task"): the system prompt and the role.
+# How a training row relates conditions and target (released code, "sample_task"): the system prompt and the role.
 RELATIONS = {"t2v": ("video", Role.REFERENCE), "idip": ("subject", Role.REFERENCE), "edit": ("edit", Role.SOURCE)}
 
 

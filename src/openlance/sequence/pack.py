@@ -11,7 +11,7 @@ import torch
 from openlance.config.model import PositionConfig
 from openlance.sequence import positions
 from openlance.sequence.chat import Codec, Span, spans
-from openlance.sequence.rows import LATENTS, NO_LABEL, PATCHES, TEXT, Rows
+from openlance.sequence.rows import NO_LABEL, TEXT, Rows
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 
 CODES = {
@@ -59,10 +59,11 @@ def _code(span: Span, draws: bool) -> int:
 
 
 def _text(span: Span, code: int, segment: int, counter: int) -> dict[str, Any]:
-    return dict(
-        segment=segment, full=0, noisy=0, kind=TEXT, code=code, token=span.ids, cell=-1, target=-1, denoise=0,
-        learn=span.answer, position=np.repeat(np.arange(counter, counter + len(span.ids))[:, None], 3, axis=1),
-    )  # fmt: skip
+    along = np.arange(counter, counter + len(span.ids))
+    return {
+        "segment": segment, "full": 0, "noisy": 0, "kind": TEXT, "code": code, "token": span.ids, "cell": -1,
+        "target": -1, "denoise": 0, "learn": span.answer, "position": np.repeat(along[:, None], 3, axis=1),
+    }  # fmt: skip
 
 
 def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: int) -> dict[str, Any]:
@@ -78,13 +79,13 @@ def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: 
         column[1:-1] = value
         return column
 
-    return dict(
-        full=1, noisy=is_target, code=code, token=span.ids, learn=0,
-        kind=between(TEXT, span.owner.kind.value),
-        cell=between(-1, positions.latent_cells(span.grid, config) if is_latent else -1),
-        denoise=between(0, (np.arange(n - 2) >= given) & is_target),
-        position=np.concatenate([[[counter] * 3], inner, [[after] * 3]]),
-    )  # fmt: skip
+    return {
+        "full": 1, "noisy": is_target, "code": code, "token": span.ids, "learn": 0,
+        "kind": between(TEXT, span.owner.kind.value),
+        "cell": between(-1, positions.latent_cells(span.grid, config) if is_latent else -1),
+        "denoise": between(0, (np.arange(n - 2) >= given) & is_target),
+        "position": np.concatenate([[[counter] * 3], inner, [[after] * 3]]),
+    }  # fmt: skip
 
 
 def document(segments: Segments, codec: Codec, config: PositionConfig, draws: int = 1) -> tuple[dict, list[Visual]]:
@@ -104,7 +105,7 @@ def document(segments: Segments, codec: Codec, config: PositionConfig, draws: in
             block = _visual(span, code, counter, config, given)
             for _ in range(draws if code == positions.TARGET else 1):
                 segment += 1
-                parts.append(block | dict(segment=segment, target=targets if code == positions.TARGET else -1))
+                parts.append(block | {"segment": segment, "target": targets if code == positions.TARGET else -1})
                 visuals.append(Visual(span.owner, span.grid, (length + 1, length + n - 1), given))
                 targets += code == positions.TARGET
                 length += n
@@ -137,7 +138,7 @@ def pack(samples: list[Segments], codec: Codec, config: PositionConfig | None = 
     if not samples:
         raise ValueError("nothing to pack: pass at least one list of segments")
     config = config or PositionConfig()
-    documents, visuals, offset, targets = [], list[Visual](), 0, 0
+    documents, visuals, offset, targets = list[dict[str, np.ndarray]](), list[Visual](), 0, 0
     for doc, segments in enumerate(samples):
         c, seen = document(segments, codec, config, draws)
         n, learn = len(c["token"]), c.pop("learn").astype(bool)

@@ -80,7 +80,8 @@ class Rows(Place):
 
 
 def visible(q: Place, k: Place) -> Tensor:
-    """May query q look at key k?  Broadcasts: pass single tokens or whole grids (paper: generalised 3D causal attention)."""
+    """May query q look at key k?  Broadcasts: pass single tokens or whole grids (paper: generalised 3D causal
+    attention)."""
     same_segment = q.segment == k.segment
     earlier_or_island = (q.index >= k.index) | (same_segment & q.full)
     secret = k.noisy & ~same_segment  # nobody else sees a target while it is denoised

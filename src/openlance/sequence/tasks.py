@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from openlance.errors import UserError
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 
 Size = tuple[int, int, int]
@@ -148,3 +149,54 @@ TASKS = {
     "x2t_image": understand,
     "x2t_video": understand,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """What goes into a task and what comes out: "image", "video" or "text"; an empty `reads` means the prompt alone.
+    With `keeps_size` a visual target has the height and width of its input, and its frames if that is a video."""
+
+    reads: str = ""
+    makes: str
+    keeps_size: bool = False
+
+
+ENDS = {
+    "t2i": Ends(makes="image"),
+    "t2v": Ends(makes="video"),
+    "i2v": Ends(reads="image", makes="video", keeps_size=True),
+    "image_edit": Ends(reads="image", makes="image", keeps_size=True),
+    "video_edit": Ends(reads="video", makes="video", keeps_size=True),
+    "image_idip": Ends(reads="image", makes="image"),
+    "video_idip": Ends(reads="image", makes="video"),
+    "x2t_image": Ends(reads="image", makes="text"),
+    "x2t_video": Ends(reads="video", makes="text"),
+}
+
+# Every template behind one signature: prompt, media (each as the ViT and as the VAE sees it), size of a visual target,
+# what fills the target (None leaves a hole), system prompts.
+CALLS = {
+    text_to_visual: lambda text, media, size, fill, p: text_to_visual(text, size, fill, p),
+    image_to_video: lambda text, media, size, fill, p: image_to_video(text, media[0][1], size, fill, p),
+    understand: lambda text, media, size, fill, p: understand([seen for seen, _ in media], text, fill, p),
+    edit: lambda text, media, size, fill, p: edit(text, media, size, fill, prompts=p),
+    subject_driven: lambda text, media, size, fill, p: subject_driven(text, media, size, fill, prompts=p),
+}
+
+
+def request(
+    task: str,
+    prompt: str,
+    media: list[tuple[Any, Any]],
+    size: Size,
+    fill: Any = None,
+    prompts: SystemPrompts = RELEASED,
+) -> Segments:
+    """A task by its name, as segments; arguments as in `CALLS`. UserError if the media do not fit the task."""
+    if task not in TASKS:
+        raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TASKS)}")
+    reads = ENDS[task].reads
+    if bool(media) != bool(reads):
+        wanted = f"give it at least one {reads}" if reads else "leave them out"
+        raise UserError(f"the task {task} got {len(media)} pictures or clips to read: {wanted}")
+    return CALLS[TASKS[task]](prompt, media, size, fill, prompts)

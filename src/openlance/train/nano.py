@@ -1,270 +1,174 @@
-"""nano from nothing: tokenizer, vision tower and backbone, trained together on the procedural world.
+"""nano from nothing: codec, tokenizer, vision tower and backbone, all on the procedural world.
 
-    openlance train nano -o runs/nano            # codec first, then the backbone; run it again to resume
+    openlance train nano -o runs/nano          # the same command goes on where a stopped run was
+
+The phases are those of the shipped weights (`assets/nano/README.md` tells the compute and the scores).
 """
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
+from openlance.config.model import VAEConfig
+from openlance.config.presets import NANO_VOCABULARY, nano
 from openlance.data.world import WorldMixture, world_batch
-from openlance.flow import draw_times
-from openlance.model.grids import SequenceCodec
-from openlance.model.lance import Lance
-from openlance.model.vit import ViT, normalise
-from openlance.sequence.pack import Pack, pack
-from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.text.tokenizer import Tokenizer
-from openlance.train.objective import Losses, Weights, noised, objective
-from openlance.train.optim import Ema, MuonAdamW, learning_rate
-from openlance.world.labels import CHANNELS, POINT
+from openlance.media.clip import Clip
+from openlance.media.files import atomic_path
+from openlance.model.vae import VAE, channels_last, to_signed
+from openlance.sequence.tasks import NO_PRIOR
+from openlance.text.tokenizer import Tokenizer, train_tokenizer
+from openlance.train.recipe import MANY, Phase, Recipe
+from openlance.train.report import write_curves, write_sheet
+from openlance.train.run import Run, fuse
+
+SAMPLING = {"num_inference_steps": 10, "guidance_scale": 3.0, "shift": 2.0, "interval": [0.0, 1.0], "renorm": "none"}
+SHEET = (
+    "a red circle", "a blue square", "a yellow star on a blue background", "a red circle left of a blue square",
+    "a green triangle above an orange ring", "three purple circles", "four white squares", 'the text "A7"',
+    "a small cyan cross on a white background", "a striped orange circle", "an outlined blue star on a grey background",
+    "a red square and a green circle", "a large yellow ring at the top left", "two orange triangles",
+    "a cyan star below a white cross", 'the text "NO"',
+)  # fmt: skip
 
 
-def nano(vae: VAEConfig, vocab_size: int) -> ModelConfig:
-    """The classes of the 3B with small numbers; 64x64 pictures are 8x8 latent and 4x4 ViT tokens."""
-    return ModelConfig(
-        vocab_size=vocab_size,
-        width=256,
-        layers=6,
-        heads=8,
-        kv_heads=4,
-        head_dim=32,
-        mlp_width=768,
-        rope_theta=1e4,
-        rope_sections=(4, 6, 6),
-        latent_channels=vae.z_dim,
-        time_features=128,
-        vit=ViTConfig(
-            depth=4, hidden_size=192, intermediate_size=512, num_heads=6, patch_size=8, window_size=64,
-            fullatt_block_indexes=(0, 1, 2, 3), out_hidden_size=256,
-        ),  # fmt: skip
-        vae=vae,
-        faithful=EXACT,
+def recipe(joint: int = 2400, finish: int = 900) -> Recipe:
+    """Questions first, since they need no codec; then pictures too, with ever freer placement; then a falling rate and
+    other sizes."""
+    return Recipe(
+        phases=(
+            Phase(name="questions", steps=600, warmup=60, mixture=WorldMixture(drawn=0, asked=32)),
+            Phase(name="joint", steps=joint, spread=(0.25, 1.0), mixture=WorldMixture(drawn=24, asked=8)),
+            Phase(name="finish", steps=finish, lr_end=0.03, mixture=WorldMixture(drawn=24, asked=8, sizes=MANY)),
+        )
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class NanoRecipe:
-    """Every number of the backbone's training. Steps with `drawn=0` train questions only, before the codec is ready."""
-
-    seed: int = 0
-    steps: int = 4000
-    lr: float = 2e-3
-    warmup: int = 60
-    decay: float = 0.35  # share of the steps over which the rate falls
-    betas: tuple[float, float] = (0.9, 0.97)
-    max_norm: float = 1.0
-    ema: float = 0.998
-    draws: int = 4  # noise levels of one target per context
-    shift: float = 1.5
-    weights: Weights = field(default_factory=lambda: Weights(text=0.5, flow=1.0))
-    dense: float = 0.3  # weight of the vision tower's auxiliary loss
-    mixture: WorldMixture = field(default_factory=WorldMixture)
-    widen: tuple[float, float] = (0.0, 0.5)  # share of the steps over which placement widens to free
+def world_tokenizer(seed: int = 999, batches: int = 400) -> Tokenizer:
+    """A byte-level BPE over the words of the world. What a text to draw or to read spells stays single letters."""
+    texts = []
+    for step in range(batches):
+        for sample in world_batch(WorldMixture(drawn=16, asked=16), seed, step).samples:
+            texts += [s.value for s in sample if isinstance(s.value, str)]
+    spelled = re.compile(r'"[A-Z0-9]{1,4}"')
+    words = [spelled.sub('""', text) for text in texts if not re.fullmatch(r"[A-Z0-9]{1,4}", text)]
+    return Tokenizer(train_tokenizer(words + ["system user assistant image video picture"] * 3000, NANO_VOCABULARY))
 
 
-class DenseHead(nn.Module):
-    """Auxiliary head: what stands at each point of a ViT cell. Trained with the tower, not shipped."""
+def encoder(path: Path, config: VAEConfig) -> Callable[[list[Clip]], Tensor]:
+    """Clips to normalised latents (N, C), all clips of one size in one pass."""
+    vae = VAE.load(path, config, parts=("encoder",)).eval()
 
-    def __init__(self, width: int, stride: int) -> None:
-        super().__init__()
-        self.points = (stride // POINT) ** 2
-        self.out = nn.Linear(width, self.points * sum(CHANNELS))
+    @torch.no_grad()
+    def encode(clips: list[Clip]) -> Tensor:
+        by_size: dict[tuple[int, ...], dict[int, Clip]] = {}
+        for clip in clips:
+            by_size.setdefault(clip.pixels.shape, {})[id(clip)] = clip
+        found: dict[int, Tensor] = {}
+        for group in by_size.values():
+            pixels = torch.stack([to_signed(torch.from_numpy(clip.pixels)) for clip in group.values()])
+            with torch.autocast("cpu", torch.bfloat16):
+                mean, _ = vae.encode(pixels)
+            found |= zip(group, channels_last(mean.float()).flatten(1, 3), strict=True)
+        return torch.cat([found[id(clip)] for clip in clips])
 
-    def forward(self, cells_MD: Tensor, labels: list[np.ndarray], side: int) -> Tensor:
-        target = torch.cat([_cut(torch.from_numpy(label), side) for label in labels])  # (M, points, channels)
-        logits = self.out(cells_MD).float().unflatten(-1, (self.points, sum(CHANNELS)))
-        losses = [
-            F.cross_entropy(part.flatten(0, 1), target[..., n].flatten())
-            for n, part in enumerate(logits.split(CHANNELS, dim=-1))
-        ]
-        return torch.stack(losses).sum()
-
-
-def _cut(label_CYX: Tensor, side: int) -> Tensor:
-    c, y, x = label_CYX.shape
-    cut = label_CYX.reshape(c, y // side, side, x // side, side).permute(1, 3, 2, 4, 0)
-    return cut.reshape(-1, side * side, c)
+    return encode
 
 
-@dataclass
-class Parts:
-    """All modules that train together, under one name space."""
+def train_nano(
+    out: Path, *, plan: Recipe | None = None, codec_steps: tuple[int, int] | None = None, minutes: float = 1e9,
+    save_every: float = 120.0, compiled: bool = True, on_step: Callable[[Run, dict], None] | None = None,
+) -> Path:  # fmt: skip
+    """Train everything into `out` and return the checkpoint folder, `out/nano`; resumes what `out` holds.
 
-    lance: Lance
-    vit: ViT
-    dense: DenseHead
+    plan: phases of the backbone. codec_steps: joint and decoder steps of the codec. minutes: stop after that long, the
+    state saved. compiled: fuse element-wise operations, which needs a C++ compiler.
+    """
+    from openlance.train.codec import CodecRecipe, train_codec
 
-    def module(self) -> nn.Module:
-        return nn.ModuleDict({"lance": self.lance, "vit": self.vit, "dense": self.dense})
-
-
-def fresh(config: ModelConfig, seed: int) -> Parts:
-    """Initial weights. Embeddings have unit deviation: much smaller ones drown in the first attention (measured)."""
-    torch.manual_seed(seed)
-    lance = Lance(config)
-    for name, p in lance.named_parameters():
-        if name.endswith("norm.weight") or p.ndim == 1:
-            continue
-        nn.init.normal_(p, std=p.shape[1] ** -0.5)
-    nn.init.normal_(lance.embed.weight, std=1.0)
-    for layer in lance.layers:
-        for expert in (layer.und, layer.gen):
-            for last in (expert.o, expert.down):
-                nn.init.normal_(last.weight, std=last.in_features**-0.5 / (2 * config.layers) ** 0.5)
-    nn.init.normal_(lance.head.weight, std=0.02)
-    nn.init.zeros_(lance.latent_out.weight)
-    for module in lance.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    vit = ViT(config.vit)
-    return Parts(lance, vit, DenseHead(config.width, config.vit.stride))
-
-
-def fuse() -> None:
-    """Compile the element-wise parts of a layer: 1.7 times faster steps on a CPU. Needs a C++ compiler."""
-    from openlance.model.layers import Expert
-
-
-    Expert.project = torch.compile(Expert.project, dynamic=True)  # type: ignore[method-assign]
-    Expert.finish = torch.compile(Expert.finish, dynamic=True)  # type: ignore[method-assign]
-
-
-def see(pack_: Pack, vit: ViT) -> tuple[Tensor | None, dict[int, Tensor]]:
-    """ViT features of all PATCHES rows in row order; a picture that several documents share runs once."""
-    wanted = [v.segment.value for v in pack_.visuals if v.kind == PATCHES]
-    if not wanted:
-        return None, {}
-    clips = {id(clip): clip for clip in wanted}
-    cells = vit([normalise(torch.from_numpy(clip.pixels)) for clip in clips.values()])
-    sizes = {id(v.segment.value): v.rows[1] - v.rows[0] for v in pack_.visuals if v.kind == PATCHES}
-    by_clip = dict(zip(clips, cells.split([sizes[key] for key in clips]), strict=True))
-    return torch.cat([by_clip[id(clip)] for clip in wanted]), by_clip
+    began = time.monotonic()
+    plan = plan or recipe()
+    codec_plan = CodecRecipe(compile=compiled, seed=plan.seed)
+    if codec_steps is not None:
+        codec_plan = replace(codec_plan, joint_steps=codec_steps[0], decoder_steps=codec_steps[1])
+    codec = train_codec(codec_plan, out / "codec")
+    tokenizer_file = out / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        with atomic_path(tokenizer_file) as path:
+            world_tokenizer().backend.save(str(path))
+    vae = VAEConfig(**_tuples(json.loads((codec / "vae_config.json").read_text())))
+    weights = codec / "vae.safetensors"
+    run = Run(plan, nano(vae), Tokenizer.from_folder(out), encoder(weights, vae))
+    if compiled:
+        fuse()
+    state, log, saved = out / "state.pt", out / "log.jsonl", time.monotonic()
+    if state.is_file():
+        run.load(state)
+    _forget_after(log, run.step)
+    with _bar(plan.steps, run.step) as bar:
+        while run.step < plan.steps and time.monotonic() - began < 60 * minutes:
+            cpu, phase = time.process_time(), plan.phase(run.step)[0].name
+            row = run.train_step() | {"step": run.step, "cpu_seconds": time.process_time() - cpu}
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
+            bar.update()
+            bar.set_postfix_str(f"{phase}: text {row['text']:.3f} flow {row['flow']:.3f}")
+            if on_step is not None:
+                on_step(run, row)
+            if time.monotonic() - saved > save_every:
+                run.save(state)
+                _show(run, out, weights)
+                saved = time.monotonic()
+    run.save(state)
+    _show(run, out, weights)
+    return out / "nano"
 
 
-class NanoRun:
-    """State of a run and its step; everything that a resume needs is in `state`."""
-
-    def __init__(self, recipe: NanoRecipe, config: ModelConfig, tokenizer: Tokenizer, encode=None) -> None:
-        self.recipe, self.config = recipe, config
-        self.codec = SequenceCodec(tokenizer, config)
-        self.vocabulary = len(tokenizer)
-        self.encode = encode  # clips -> latents (list of (T, Y, X, C)), or None while only questions are trained
-        self.parts = fresh(config, recipe.seed)
-        self.module = self.parts.module()
-        self.optimizer = MuonAdamW(self.module.named_parameters(), recipe.lr, recipe.betas)
-        self.ema = Ema(self.module, recipe.ema)
-        self.step = 0
-
-    def spread(self) -> float:
-        start, end = (share * self.recipe.steps for share in self.recipe.widen)
-        return float(np.clip((self.step - start) / max(end - start, 1), 0, 1))
-
-    def prepare(self) -> tuple[Pack, dict[int, np.ndarray]]:
-        m = self.recipe.mixture
-        widest = m.spread[0] + (m.spread[1] - m.spread[0]) * (0.25 + 0.75 * self.spread())
-        mixture = WorldMixture(**{**vars(m), "spread": (m.spread[0], widest)})
-        batch = world_batch(mixture, self.recipe.seed, self.step)
-        return pack(batch.samples, self.codec, self.config.position, self.recipe.draws), batch.labels
-
-    def losses(self, pack_: Pack, labels: dict[int, np.ndarray]) -> tuple[Losses, Tensor]:
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        noise = None
-        clips = [v.segment.value for v in pack_.visuals if v.kind == LATENTS]
-        if clips:
-            clean = self.encode(clips)
-            times = draw_times(int(pack_.rows.target.max()) + 1, self.recipe.shift, generator)
-            noise = noised(pack_, clean, times, torch.randn(clean.shape, generator=generator))
-        layout = self.parts.lance.layout(pack_.rows)
-        patches, by_clip = see(pack_, self.parts.vit)
-        losses = objective(self.parts.lance, layout, noise, patches, self.vocabulary)
-        dense = torch.zeros(())
-        if by_clip:
-            side = self.config.vit.stride // POINT
-            dense = self.parts.dense(torch.cat(list(by_clip.values())), [labels[key] for key in by_clip], side)
-        return losses, dense
-
-    def train_step(self) -> dict[str, float]:
-        r = self.recipe
-        rate = learning_rate(self.step, r.steps, r.lr, r.warmup, r.decay)
-        self.optimizer.set_rate(rate)
-        pack_, labels = self.prepare()
-        with torch.autocast("cpu", torch.bfloat16):
-            losses, dense = self.losses(pack_, labels)
-        total = losses.total(r.weights) + r.dense * dense
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), r.max_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"step {self.step}: the gradient norm is {norm}; replay it with this seed and step")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.module)
-        self.step += 1
-        return {
-            "text": losses.text.item(), "flow": losses.flow.item(), "dense": dense.item(), "norm": norm.item(),
-            "lr": rate, "rows": len(pack_),
-        }  # fmt: skip
-
-    def save(self, path: Path) -> None:
-        state = {
-            "step": self.step, "model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.values, "ema_count": self.ema.count,
-        }  # fmt: skip
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-
-    def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
-        self.step, self.ema.count = state["step"], state["ema_count"]
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.values = state["ema"]
+def write_folder(run: Run, folder: Path, codec_weights: Path) -> None:
+    """A complete checkpoint folder: averaged weights, codec, tokenizer, sampling defaults."""
+    run.export(folder)
+    with atomic_path(folder / "vae.safetensors") as path:
+        path.write_bytes(codec_weights.read_bytes())
+    defaults = {"height": 64, "width": 64, "sampling": SAMPLING, "system_prompts": asdict(NO_PRIOR)}
+    with atomic_path(folder / "generation_config.json") as path:
+        path.write_text(json.dumps(defaults, indent=1) + "\n")
 
 
-def export(nano_run: NanoRun, folder: Path, averaged: bool = True) -> None:
-    """Write the decoder, the vision tower and the tokenizer as a checkpoint folder in half precision; the codec's
-    weights come from its own training."""
-    from openlance.model.folder import write_config
-    from openlance.model.names import released_name
-    from openlance.model.weights import write_tensors
+def _show(run: Run, out: Path, codec_weights: Path) -> None:
+    """Export, draw the sheet of prompts, plot the curves."""
+    import numpy as np
 
-    values = nano_run.ema.values if averaged else dict(nano_run.module.named_parameters())
-    values = {n: v.detach().half() for n, v in values.items()}
-    write_config(folder, nano_run.config)
-    lance = {n.removeprefix("lance."): v for n, v in values.items() if n.startswith("lance.")}
-    write_tensors(folder / "model.safetensors", {released_name(n): v for n, v in lance.items()})
-    prefix = "vit.tower."
-    write_tensors(
-        folder / "vit.safetensors", {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
-    )
-    nano_run.codec.tokenizer.backend.save(str(folder / "tokenizer.json"))
+    from openlance.sample.engine import Pipeline
+
+    write_folder(run, out / "nano", codec_weights)
+    pictures = Pipeline(out / "nano").generate(list(SHEET), seed=0)
+    write_sheet([np.asarray(p) for p in pictures], out / "samples.png")
+    write_curves(out / "log.jsonl", out / "curves.svg")
 
 
-def run(nano_run: NanoRun, folder: Path, minutes: float = 1e9, save_every: float = 120.0) -> None:
-    """Train until the recipe's last step or for some minutes, saving as it goes; continues what `folder` holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = folder / "state.pt", folder / "log.jsonl"
-    if checkpoint.is_file():
-        nano_run.load(checkpoint)
-    began = saved = time.monotonic()
-    while nano_run.step < nano_run.recipe.steps and time.monotonic() - began < 60 * minutes:
-        cpu = time.process_time()
-        row = nano_run.train_step()
-        row |= {"step": nano_run.step, "cpu_seconds": time.process_time() - cpu}
-        with log.open("a") as file:
-            file.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
-        if time.monotonic() - saved > save_every:
-            nano_run.save(checkpoint)
-            saved = time.monotonic()
-    nano_run.save(checkpoint)
+def _forget_after(log: Path, step: int) -> None:
+    """Drop log lines of steps that a kill undid."""
+    from openlance.train.report import read_log
+
+    if log.is_file():
+        kept = [row for row in read_log(log) if row["step"] <= step]
+        with atomic_path(log) as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def _tuples(values: dict) -> dict:
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return values | {"temporal_downsample": values.pop("temperal_downsample", values.get("temporal_downsample"))}
+
+
+def _bar(total: int, done: int):
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=done, unit="step", desc="nano", smoothing=0.05)

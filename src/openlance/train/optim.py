@@ -28,11 +28,12 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault(p.shape, []).append(p)
             for shape, same in shapes.items():
                 averages = [self.state[p].setdefault("average", torch.zeros_like(p)) for p in same]
-                gradients = [p.grad for p in same]
+                gradients = [p.grad for p in same if p.grad is not None]
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
                 updates = orthogonalised(torch.stack(looked_ahead)).to(same[0].dtype)
-                torch._foreach_add_(same, list(updates.unbind()), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
+                size = 0.2 * group["lr"] * max(shape) ** 0.5
+                torch._foreach_add_([p.data for p in same], list(updates.unbind()), alpha=-size)
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:

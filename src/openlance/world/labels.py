@@ -21,9 +21,7 @@ def dense_labels(scene: Scene, height: int, width: int) -> np.ndarray:
     x = (np.arange(width // POINT) + 0.5)[None, :] * POINT
     out = np.zeros((3, height // POINT, width // POINT), np.int64)
     for o in scene.objects:
-        distance = DISTANCE["circle" if o.shape == "ring" else o.shape](
-            x - o.x * width, y - o.y * height, o.r * short
-        )
+        distance = DISTANCE["circle" if o.shape == "ring" else o.shape](x - o.x * width, y - o.y * height, o.r * short)
         classes = (1 + SHAPES.index(o.shape), 1 + COLOR_NAMES.index(o.color), 1 + FILLS.index(o.fill))
         for channel, value in zip(out, classes, strict=True):
             channel[distance < 0] = value
@@ -35,6 +33,7 @@ def dense_labels(scene: Scene, height: int, width: int) -> np.ndarray:
         on = (inside < CELL) & (number >= 0) & (number < len(text.string)) & (abs(y - text.y * height) < hy)
         letters = np.array([1 + len(SHAPES) + LETTERS.index(c) for c in text.string])
         which = np.broadcast_to(letters[np.clip(number, 0, len(letters) - 1).astype(int)], on.shape)
-        for channel, value in zip(out, (which, 1 + COLOR_NAMES.index(text.color), 1), strict=True):
-            channel[on] = np.broadcast_to(value, on.shape)[on]
+        color = np.full(on.shape, 1 + COLOR_NAMES.index(text.color))
+        for channel, found in zip(out, (which, color, np.ones_like(color)), strict=True):
+            channel[on] = found[on]
     return out

@@ -107,7 +107,8 @@ class Checks:
         """A fact of the JSON that must be equal."""
         if key in self.file.facts:
             want = self.file.fact(key)
-            self.add(key, float(want != ours), EXACT, note="" if want == ours else f"{_short(ours)}, not {_short(want)}")
+            note = "" if want == ours else f"{_short(ours)}, not {_short(want)}"
+            self.add(key, float(want != ours), EXACT, note=note)
 
     def number(self, key: str, ours: float, tolerance: float) -> None:
         """A number of the JSON, relative."""
@@ -124,15 +125,17 @@ class Checks:
             self.add(what, math.inf, EXACT, note=f"cannot be computed: {type(error).__name__}: {_short(error)}")
 
     def close(self) -> None:
-        """What the JSON promises and the file lacks, as one row."""
+        """A file of which nothing was compared fails, and so does one that lacks what its JSON promises."""
+        if not self.rows:
+            self.add("contents", math.inf, EXACT, note="nothing in it is known")
         absent = self.file.absent()
         if absent:
             self.add("tensors", len(absent), EXACT, note=f"the file lacks {', '.join(absent[:5])}")
 
     def uncovered(self) -> list[str]:
         """Entries that nothing looked at: reported, never counted."""
-        entries = [*self.file.names(), *(k for k in self.file.facts if k not in DESCRIPTION and not k.startswith("note"))]
-        return sorted(set(entries) - self.file.seen)
+        facts = [key for key in self.file.facts if key not in DESCRIPTION and not key.startswith("note")]
+        return sorted({*self.file.names(), *facts} - self.file.seen)
 
 
 def _short(value: Any) -> str:

@@ -72,6 +72,16 @@ def recorded_splits(packed: Pack) -> tuple[list[int], list[str]]:
     return lengths, modes
 
 
+def without_prompt(packed: Pack) -> tuple[list[int], list[str]]:
+    """recorded_splits() of a single sample without those that hold the prompt: the release keeps the others as they
+    are, so that the text around the prompt stays two splits."""
+    lengths, modes = recorded_splits(packed)
+    ends = np.cumsum(lengths)
+    dropped = (packed.rows.code == PROMPT).numpy()
+    kept = [not dropped[end - n : end].any() for n, end in zip(lengths, ends, strict=True)]
+    return [n for n, k in zip(lengths, kept, strict=True) if k], [m for m, k in zip(modes, kept, strict=True) if k]
+
+
 def _last(run: Split, n: int) -> bool:
     return run.start + run.length == n
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openlance.config.model import Faithful, ModelConfig
+from openlance.config.model import Faithful
 from openlance.media.clip import Clip
 from openlance.model.folder import load_lance, read_config
+from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
 from openlance.model.vae import VAE, channels_last, to_signed
 from openlance.model.vit import ViT, normalise
@@ -20,25 +21,6 @@ from openlance.sequence.pack import Pack, pack
 from openlance.sequence.rows import LATENTS, PATCHES
 from openlance.sequence.segment import Segment, Segments
 from openlance.text.tokenizer import Tokenizer
-
-Grid = tuple[int, int, int]
-
-
-class ReleasedCodec:
-    """Sizes as the release rounds them: sides and frames that do not fit are cut, where our commands refuse them."""
-
-    def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
-        self.ids, self.config = tokenizer.ids, config
-        self.im_start, self.im_end, self.visual_pad = tokenizer.im_start, tokenizer.im_end, tokenizer.visual_pad
-        self.vision_start, self.vision_end = tokenizer.vision_start, tokenizer.vision_end
-
-    def patch_grid(self, size: Grid) -> Grid:
-        vit = self.config.vit
-        return -(-size[0] // vit.temporal_patch_size), size[1] // vit.stride, size[2] // vit.stride
-
-    def latent_grid(self, size: Grid) -> Grid:
-        vae = self.config.vae
-        return (size[0] - 1) // vae.temporal_stride + 1, size[1] // vae.stride, size[2] // vae.stride
 
 
 class Parts:
@@ -49,7 +31,7 @@ class Parts:
         # The vectors come from the released sampler, whatever habits the folder may ask for.
         self.config = replace(read_config(weights), faithful=Faithful())
         self.tokenizer = Tokenizer.from_folder(tokenizer)
-        self.codec = ReleasedCodec(self.tokenizer, self.config)
+        self.codec = SequenceCodec(self.tokenizer, self.config)
 
     @cached_property
     def lance(self) -> Lance:

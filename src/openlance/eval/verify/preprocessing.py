@@ -38,7 +38,7 @@ MULTIPLE = {"vae": VAE_STRIDE, "vit": VIT_STRIDE}
 
 
 def base_sizes(arguments: Mapping) -> dict[str, int]:
-    """Base size of the VAE and of the ViT branch from a case's arguments: a preset's name, or numbers, or the default."""
+    """Base size of the VAE and of the ViT branch from the arguments: a preset, numbers, or the default."""
     preset = next((v for v in arguments.values() if isinstance(v, str) and v in RESOLUTIONS), None)
     vae, vit = resolution(preset) if preset else (SMALL_VAE, SMALL_VIT)
     return {"vae": arguments.get("r_vae") or vae, "vit": arguments.get("r_vit") or vit}
@@ -88,7 +88,7 @@ def _cut(rgb: np.ndarray, base: int, branch: str, place: tuple[int, int]) -> np.
 
 def check_media(checks: Checks) -> None:
     """`in.media{i}.rgb` -> what VAE and ViT see, and the frames chosen from each file."""
-    bases = base_sizes(checks.file.fact("dataset_args", {}))
+    bases = base_sizes(checks.file.fact("dataset_args") or {})
     for name in checks.file.names():
         match = re.fullmatch(r"in\.media(\d+)\.(vae|vit)_u8", name)
         if match and f"in.media{match[1]}.rgb" in checks.file:

@@ -1,0 +1,39 @@
+"""Train a model from scratch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def train() -> None:
+    """Train a model from scratch."""
+
+
+@app.command()
+def nano(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a stopped run goes on in it.")],
+    minutes: Annotated[float, typer.Option(help="Stop after so many minutes, with everything saved.")] = 1e9,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and noise.")] = 0,
+    joint_steps: Annotated[int, typer.Option(min=1, help="Steps of the joint phase.")] = 2400,
+    finish_steps: Annotated[int, typer.Option(min=1, help="Steps of the last phase.")] = 900,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Fuse operations (C++ compiler).")] = True,
+) -> None:
+    """Train nano: codec, vision tower and backbone, on the procedural world. Pictures and curves appear as it goes."""
+    from dataclasses import replace
+
+    from openlance.errors import UserError
+    from openlance.train.nano import recipe, train_nano
+
+    if minutes <= 0:
+        raise UserError(f"{minutes:g} minutes leave no time to train: use --minutes 1 or more")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file: give a folder with -o runs/nano")
+    output.mkdir(parents=True, exist_ok=True)
+    folder = train_nano(
+        output, plan=replace(recipe(joint_steps, finish_steps), seed=seed), minutes=minutes, compiled=compiled
+    )
+    typer.echo(f'{folder}\ntry: openlance generate t2i "a red circle" --model {folder} -o out.png')

@@ -1,0 +1,64 @@
+"""A whole folder: every file by what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from openlance.eval.verify.checks import Checks, Row
+from openlance.eval.verify.files import GoldenFile, open_folder
+from openlance.eval.verify.modules import check_modules
+from openlance.eval.verify.parts import Parts
+from openlance.eval.verify.preprocessing import check_file
+from openlance.eval.verify.requests import check_request
+from openlance.eval.verify.training import check_training
+
+
+@dataclass(frozen=True)
+class Report:
+    """All comparisons of a run, and by file the entries that nothing was compared with."""
+
+    rows: list[Row]
+    uncovered: dict[str, list[str]]
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if not row.passed]
+
+
+def verify(
+    folder: Path,
+    weights: Path | None = None,
+    tokenizer: Path | None = None,
+    on_file: Callable[[str, int], None] | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> Report:
+    """Compare our code with a folder of golden vectors.
+
+    on_file(name, files in all) is called before each file, on_row after each comparison. UserError if the folder holds
+    no vectors or its weights or tokenizer cannot be used; a comparison that breaks down is a row that fails.
+    """
+    with open_folder(folder, weights, tokenizer) as golden:
+        parts = Parts(golden.weights, golden.tokenizer)
+        rows, uncovered = list[Row](), dict[str, list[str]]()
+        for file in golden.files:
+            if on_file is not None:
+                on_file(file.name, len(golden.files))
+            checks = Checks(file, on_row)
+            _check(file, checks, parts)
+            checks.close()
+            rows += checks.rows
+            if checks.uncovered():
+                uncovered[file.name] = checks.uncovered()
+    return Report(rows, uncovered)
+
+
+def _check(file: GoldenFile, checks: Checks, parts: Parts) -> None:
+    if "input" in file.facts:
+        check_request(checks, parts)
+    elif "samples" in file.facts:
+        check_training(checks, parts)
+    else:
+        check_modules(checks, parts)
+        check_file(checks)

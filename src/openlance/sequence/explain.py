@@ -1,0 +1,184 @@
+"""What becomes of a list of segments, in words: its parts, its splits, their positions and their mask.
+
+Nothing here decides anything: every word is read from the rows of the pack and from `visible`, so that the text cannot
+drift from what a model does. A split is a run of rows with one attention unit, the column `segment` of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from openlance.config.model import PositionConfig
+from openlance.sequence.chat import Codec, Span, spans
+from openlance.sequence.pack import Pack, pack
+from openlance.sequence.rows import NO_LABEL, TEXT, Rows, visible
+from openlance.sequence.segment import Kind, Segment, Segments
+
+Text = Callable[[list[int]], str]  # ids -> text, special tokens shown
+Ends = tuple[tuple[int, int, int], tuple[int, int, int]]  # (t, h, w) of a first and of a last token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A segment: `content` is its text or its size; tokens is None for a hole that is written token by token."""
+
+    kind: str
+    role: str
+    content: str
+    tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A run of rows that attend alike.
+
+    Args:
+        content: the text, or the grid of a visual.
+        first, last: rows, both included, markers of a visual too.
+        stream, attends, later, time, loss: the columns of the table in `docs/architecture.md`; the two markers around
+            latents, whose stream is "gen", take the stream "und".
+        index, shifted: positions of the first and the last token, markers left out, before and after the shift.
+    """
+
+    content: str
+    first: int
+    last: int
+    stream: str
+    attends: str
+    later: bool
+    time: str
+    loss: str
+    index: Ends
+    shifted: Ends
+
+    @property
+    def tokens(self) -> int:
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    parts: list[Part]
+    template: int  # tokens of the chat template, which belong to no segment
+    splits: list[Split]
+    rows: Rows
+
+    @property
+    def tokens(self) -> int:
+        return len(self.rows)
+
+
+def explain(segments: Segments, codec: Codec, config: PositionConfig, text: Text) -> Explanation:
+    """Pack one request or sample and say what every part of it became."""
+    written = [span for span in spans(segments, codec) if span.ids]
+    before = pack([segments], codec, replace(config, shift=False))
+    after = pack([segments], codec, config)
+    return Explanation(
+        parts=[_part(segment, written) for segment in segments],
+        template=sum(len(span.ids) for span in written if span.owner is None),
+        splits=[_split(int(n), before, after, text) for n in after.rows.segment.unique()],
+        rows=after.rows,
+    )
+
+
+def _part(segment: Segment, written: list[Span]) -> Part:
+    own = [span for span in written if span.owner is segment]
+    open_text = segment.kind is Kind.TEXT and segment.is_hole
+    return Part(
+        kind=segment.kind.name,
+        role=segment.role.name,
+        content=_content(segment),
+        tokens=None if open_text else sum(len(span.ids) for span in own),
+    )
+
+
+def _content(segment: Segment) -> str:
+    if segment.kind is Kind.TEXT:
+        return "(to be written)" if segment.value is None else segment.value
+    assert segment.size is not None
+    frames, height, width = segment.size
+    shape = f"{frames} frame{'s' * (frames != 1)} of {width}x{height}"
+    given = getattr(getattr(segment.given, "pixels", segment.given), "shape", (0,))[0]
+    return shape + (", to be drawn" if segment.is_hole else "") + (f", first {given} given" if given else "")
+
+
+def _split(number: int, before: Pack, after: Pack, text: Text) -> Split:
+    rows = after.rows
+    at = (rows.segment == number).nonzero()[:, 0]
+    first, last = int(at[0]), int(at[-1])
+    inner = at[rows.kind[at] != TEXT]
+    here, ends = rows.at(at), inner if len(inner) else at
+    return Split(
+        content=_grid(first, after) or text(here.token.tolist()),
+        first=first,
+        last=last,
+        stream="gen" if bool(here.is_latent.any()) else "und",
+        attends="both ways" if _sees(rows, first, last) and last > first else "causally",
+        later=_seen_later(rows, last),
+        time=_time(here),
+        loss=_loss(here),
+        index=_ends(before.rows, ends),
+        shifted=_ends(rows, ends),
+    )
+
+
+def _grid(first: int, packed: Pack) -> str:
+    """`1x8x8 latents` for the visual whose opening marker is the row `first`, or nothing."""
+    for visual in packed.visuals:
+        if visual.rows[0] == first + 1:
+            return f"{'x'.join(map(str, visual.grid))} {visual.segment.kind.name.lower()}"
+    return ""
+
+
+def _sees(rows: Rows, query: int, key: int) -> bool:
+    return bool(visible(rows.at(torch.tensor(query)), rows.at(torch.tensor(key))))
+
+
+def _seen_later(rows: Rows, key: int) -> bool:
+    """Whether a row right after the sequence, in a split of its own, would see the row `key`."""
+    last = rows.at(torch.tensor(len(rows) - 1))
+    newcomer = replace(last, index=last.index + 1, segment=last.segment + 1)
+    return bool(visible(newcomer, rows.at(torch.tensor(key))))
+
+
+def _time(here: Rows) -> str:
+    latents = here.at(here.is_latent.nonzero()[:, 0])
+    moved = int(latents.denoise.sum())
+    if not len(latents):
+        return "-"
+    if not moved:
+        return "0"
+    return "t" if moved == len(latents) else "0, then t"
+
+
+def _loss(here: Rows) -> str:
+    moved, learned = int(here.denoise.sum()), int((here.label != NO_LABEL).sum())
+    if moved:
+        return f"velocity ({moved})"
+    return f"next token ({learned})" if learned else "-"
+
+
+def _ends(rows: Rows, at: torch.Tensor) -> Ends:
+    first, last = rows.position[at[0]].tolist(), rows.position[at[-1]].tolist()
+    return (first[0], first[1], first[2]), (last[0], last[1], last[2])
+
+
+def mask_picture(explanation: Explanation, most: int = 4) -> list[list[list[bool]]]:
+    """The mask on a few rows of each split, the first and the last always among them.
+
+    Returns, for each split as query and each split as key, the cells of one block row by row:
+    picture[query split][line][column], where the columns of all key splits follow each other.
+    A split of n rows is drawn with the cube root of n cells, at most `most`.
+    """
+    rows = explanation.rows
+    chosen = [_spread(split.first, split.last, most) for split in explanation.splits]
+    keys = rows.at(torch.tensor([row for some in chosen for row in some])[None, :])
+    return [visible(rows.at(torch.tensor(some)[:, None]), keys).tolist() for some in chosen]
+
+
+def _spread(first: int, last: int, most: int) -> list[int]:
+    count = min(max(round((last - first + 1) ** (1 / 3)), 1), most)
+    return torch.linspace(first, last, count).round().long().tolist() if count > 1 else [last]
