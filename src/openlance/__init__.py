@@ -1,9 +1,9 @@
 """openlance: one model that understands, generates and edits pictures and clips.
 
-    import openlance
-    pipe = openlance.load("nano")
-    pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
-    pipe.ask("out.png", "how many squares are there?")
+import openlance
+pipe = openlance.load("nano")
+pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
+pipe.ask("out.png", "how many squares are there?")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -80,7 +80,7 @@ def test_wrong_sizes_name_the_nearest_good_ones():
     assert nearest_good_size(100, 64, 16) == ((96, 64), (112, 64))
     assert nearest_good_size(3, 5, 16) == ((16, 16), (16, 16))
     check_size(96, 64, 16)
-    for size, hint in (((100, 64), "96x64 or 112x64"), ((0, 64), "16x64"), ((-5, 7), "16x16")):
+    for size, hint in (((100, 64), "64x96 or 64x112"), ((0, 64), "64x16"), ((-5, 7), "16x16")):
         with pytest.raises(UserError, match=hint):
             check_size(*size, 16)
 

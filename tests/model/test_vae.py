@@ -222,7 +222,7 @@ def test_clips_that_do_not_fit_name_the_nearest_sizes(tiny):
     for frames, hint in ((2, "1 or 5"), (8, "5 or 9"), (0, "use 1 frames")):
         with pytest.raises(UserError, match=hint):
             latent_grid(TINY, (frames, 16, 16))
-    with pytest.raises(UserError, match="16x16 or 24x16"):
+    with pytest.raises(UserError, match="16x16 or 16x24"):
         tiny.encode(torch.zeros(3, 1, 20, 16))
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
 from openlance.data.world import WorldMixture
-from openlance.train.optim import Ema, orthogonalised
 from openlance.train.nano import world_tokenizer
+from openlance.train.optim import Ema, orthogonalised
 from openlance.train.recipe import Phase, Recipe
 from openlance.train.run import Run, TrainingDiverged
 

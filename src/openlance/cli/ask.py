@@ -21,6 +21,7 @@ def ask(
     image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP ...", show_default=False)],
     question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
     model: options.Model = "nano",
+    allow_pickle: options.AllowPickle = False,
     max_new_tokens: options.NewTokens = 64,
 ) -> None:
     """Answer a question about a picture; the answer appears as it is written."""
@@ -30,7 +31,7 @@ def ask(
 
     import openlance
 
-    pipe = openlance.load(model)
+    pipe = openlance.load(model, allow_pickle=allow_pickle)
     live = sys.stdout.isatty()
     answer = pipe.ask(picture, question, max_new_tokens=max_new_tokens, stream=show if live else None)
     typer.echo("" if live else answer)

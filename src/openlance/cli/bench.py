@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,7 +51,7 @@ def world(
     nothing else, judged from pixels. vqa: the share of right answers about true pictures. heldout: combinations that
     are never trained, apart from the mean.
     """
-    width, height = options.parse_size(size)
+    width, height = options.parse_size(size or "64x64")
     options.at_least("--samples", samples, 1)
     options.at_least("--batch", batch, 1)
     options.at_least("--seed", seed, 0, options.LARGEST_SEED)
@@ -76,7 +76,7 @@ def world(
 
     import openlance
 
-    pipe = openlance.load(model)
+    pipe: Any = openlance.load(model)
     total = samples * sum(len(BENCH_CATEGORIES[task]) for task in wanted.tasks)
     results = with_progress(lambda on_scored: run(pipe, wanted, on_scored), total, images)
     if json_file is not None:

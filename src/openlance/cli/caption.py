@@ -19,6 +19,7 @@ app = typer.Typer()
 def caption(
     image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP ...", show_default=False)],
     model: options.Model = "nano",
+    allow_pickle: options.AllowPickle = False,
     max_new_tokens: options.NewTokens = 128,
 ) -> None:
     """Describe a picture."""
@@ -27,4 +28,4 @@ def caption(
 
     import openlance
 
-    typer.echo(openlance.load(model).caption(picture, max_new_tokens=max_new_tokens))
+    typer.echo(openlance.load(model, allow_pickle=allow_pickle).caption(picture, max_new_tokens=max_new_tokens))

@@ -46,14 +46,15 @@ def t2i(
         Path | None, typer.Option("--prompts-file", help="One prompt per line: 000000.png, 000001.png ... in -o.")
     ] = None,
     model: options.Model = "nano",
-    size: options.Size = "96x96",
+    size: options.Size = None,
     seed: options.Seed = None,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
+    allow_pickle: options.AllowPickle = False,
     num_images: Annotated[int, typer.Option("--num-images", help="Pictures per prompt: out-0.png, out-1.png ...")] = 1,
 ) -> None:
     """Draw a picture from a prompt, or one per line of a file. Picture number k is drawn with seed SEED + k."""
-    width, height = options.parse_size(size)
+    width, height = options.parse_size(size) if size is not None else (None, None)
     options.at_least("--num-inference-steps", num_inference_steps, 1)
     options.at_least("--num-images", num_images, 1)
     options.at_least("--seed", seed, 0, options.LARGEST_SEED)
@@ -64,12 +65,11 @@ def t2i(
         wanted=list(zip([text for text in prompts for _ in range(num_images)], paths)),
         seed=secrets.randbelow(2**31) if seed is None else seed,
         settings={
-            "height": height,
-            "width": width,
+            **options.given(height=height, width=width),
             **options.given(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale),
         },
     )
-    draw(model, job)
+    draw(model, job, allow_pickle)
 
 
 def choose_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
@@ -104,7 +104,7 @@ def choose_paths(output: Path, prompts: int, per_prompt: int, folder: bool) -> l
     return [stem.with_name(f"{stem.name}{part}{suffix}") for stem, suffix in stems for part in parts]
 
 
-def draw(model: str, job: Job) -> None:
+def draw(model: str, job: Job, allow_pickle: bool = False) -> None:
     """Load the model and draw the job in batches; every picture is written whole or not at all."""
     import numpy as np
     from tqdm import tqdm
@@ -112,7 +112,7 @@ def draw(model: str, job: Job) -> None:
     import openlance
     from openlance.media import write_image
 
-    pipe = openlance.load(model)
+    pipe = openlance.load(model, allow_pickle=allow_pickle)
     total, start = len(job.wanted), time.perf_counter()
     with tqdm(total=total, unit="picture", delay=2.0, disable=None, leave=False) as bar:
         for first in range(0, total, BATCH):

@@ -23,10 +23,15 @@ LARGEST_SEED = 2**63 - 1  # what torch's generators accept
 
 Model = Annotated[str, typer.Option("--model", help="A preset or a folder with weights.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same picture; random if left out.")]
-Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT in pixels.")]
+Size = Annotated[
+    str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.  \\[default: the model's]", show_default=False)
+]
 Steps = Annotated[int | None, typer.Option("--num-inference-steps", help="Denoising steps.  \\[default: the model's]")]
 Guidance = Annotated[
     float | None, typer.Option("--guidance-scale", help="Strength of the prompt; 1 is none.  \\[default: the model's]")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read .pth weights too (tensors only); safetensors need no leave.")
 ]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
 

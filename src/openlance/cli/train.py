@@ -5,6 +5,13 @@ from typing import Annotated
 
 import typer
 
+SHEET = (
+    "a red circle", "a blue square", "a yellow star on a blue background", "a red circle left of a blue square",
+    "a green triangle above an orange ring", "three purple circles", "four white squares", 'the text "A7"',
+    "a small cyan cross on a white background", "a striped orange circle", "an outlined blue star on a grey background",
+    "a red square and a green circle", "a large yellow ring at the top left", "two orange triangles",
+    "a cyan star below a white cross", 'the text "NO"',
+)  # fmt: skip
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -33,7 +40,18 @@ def nano(
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: give a folder with -o runs/nano")
     output.mkdir(parents=True, exist_ok=True)
+    plan = replace(recipe(joint_steps, finish_steps), seed=seed)
     folder = train_nano(
-        output, plan=replace(recipe(joint_steps, finish_steps), seed=seed), minutes=minutes, compiled=compiled
+        output, plan=plan, minutes=minutes, compiled=compiled, show=lambda at: draw(at, output / "samples.png")
     )
     typer.echo(f'{folder}\ntry: openlance generate t2i "a red circle" --model {folder} -o out.png')
+
+
+def draw(folder: Path, out: Path) -> None:
+    """A sheet of the pictures that a checkpoint draws now."""
+    import numpy as np
+
+    import openlance
+    from openlance.train.report import write_sheet
+
+    write_sheet([np.asarray(picture) for picture in openlance.load(str(folder)).generate(list(SHEET), seed=0)], out)

@@ -32,7 +32,7 @@ BENCH_CATEGORIES = {"t2i": (*CATEGORIES, HELDOUT), "vqa": (*QUESTIONS, HELDOUT)}
 LONGEST_TEXT = 3  # characters asked for in "text"; questions about text ("ocr") go up to 4
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
-Row: TypeAlias = dict[str, float | int | list[float]]  # "mean", "n", "ci95"
+Row: TypeAlias = dict[str, Any]  # "mean", "n", "ci95"
 Results: TypeAlias = dict[str, dict[str, Row]]
 
 

@@ -149,9 +149,9 @@ def nearest_good_size(height: int, width: int, stride: int) -> tuple[tuple[int, 
 
 
 def check_size(height: int, width: int, stride: int) -> None:
-    """UserError, naming the nearest good sizes, unless both sides are positive multiples of stride."""
+    """UserError, naming the nearest good sizes as WIDTHxHEIGHT, unless both sides are positive multiples of stride."""
     if height > 0 and width > 0 and height % stride == 0 and width % stride == 0:
         return
     small, large = nearest_good_size(height, width, stride)
-    sizes = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys((small, large)))
-    raise UserError(f"a size of {height}x{width} is not a multiple of {stride} on both sides: use --size {sizes}")
+    sizes = " or ".join(f"{w}x{h}" for h, w in dict.fromkeys((small, large)))
+    raise UserError(f"a size of {width}x{height} is not a multiple of {stride} on both sides: use --size {sizes}")

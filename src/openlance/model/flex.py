@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,5 +84,5 @@ def _kernel() -> Callable[..., Tensor]:
 def attend_blocks(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, mask: BlockMask) -> Tensor:
     """Attention of all queries, as `attention.attend`. On the CPU it has no backward and serves as a cross-check."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q_LAE, k_LAE, v_LAE))
-    run = _kernel() if q.device.type == "cuda" else flex_attention
+    run: Any = _kernel() if q.device.type == "cuda" else flex_attention
     return run(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])[0].transpose(0, 1)

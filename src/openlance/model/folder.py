@@ -21,7 +21,7 @@ from openlance.config.model import Faithful, ModelConfig, PositionConfig, VAECon
 from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.names import COMPUTED, our_name
-from openlance.model.weights import load_into, open_tensors
+from openlance.model.weights import load_into, open_tensors, unfilled
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ def load_lance(
     allow_pickle: bool = False,
 ) -> Lance:
     """Fill the decoder from released names, strictly. Without "gen" the generation expert is neither built nor read."""
-    with torch.device("meta"):
+    with unfilled():
         lance = Lance(config, streams)
     source = open_tensors(folder, allow_pickle=allow_pickle)
     # The fixed position table is computed, and a vision tower inside the file is read by whoever needs one.

@@ -99,7 +99,7 @@ Layered = tuple[Streams, tuple[Tensor, Tensor]]
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def rotary_table(position_L3: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from openlance.errors import UserError
 from openlance.media.buckets import check_size
 from openlance.model.names_vae import released_names
 from openlance.model.wan import build_wan
-from openlance.model.weights import load_into, open_tensors, write_tensors
+from openlance.model.weights import load_into, open_tensors, unfilled, write_tensors
 
 PARTS = ("encoder", "decoder")
 
@@ -142,7 +142,7 @@ class VAE(nn.Module):
 
         UserError if the file does not fit, or is a pickle (`Wan2.2_VAE.pth`) and allow_pickle is False.
         """
-        with torch.device("meta"):
+        with unfilled():
             vae = cls(config, parts)
         names = released_names(config)
         source = open_tensors(path, allow_pickle=allow_pickle)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
 from openlance.model.names_vae import released_names
-from openlance.model.weights import TensorSource, load_into, open_tensors
+from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled
 
 
 class Norm(nn.Module):
@@ -160,7 +160,7 @@ class FrameDecoder(nn.Module):
         device: torch.device | str = "cpu",
     ) -> FrameDecoder:
         """Build and fill from released names, strictly; the encoder is never read. Errors as VAE.load."""
-        with torch.device("meta"):
+        with unfilled():
             frames = cls(config)
         names = released_names(config)
 

@@ -10,11 +10,13 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
@@ -24,6 +26,21 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 FOLDER_NAMES = ("model.safetensors", "ema.safetensors")
 
 Rename = Callable[[str], str | None]
+
+
+class _NoInit(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return (kwargs or {}).get("tensor") if not args else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules built inside have shapes but no memory, for `load_into`. Initialisers are left out: on the meta device
+    they do nothing, but the first of them would import torch's compiler, which takes seconds."""
+    with torch.device("meta"), _NoInit():
+        yield
 
 
 @dataclass(frozen=True)

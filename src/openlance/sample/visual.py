@@ -43,9 +43,9 @@ class Branches:
 
 def branch_out(model: Lance, codec: Codec, requests: list[Segments], s: Sampling) -> Branches:
     """Guidance is dropping segments and packing again; a released checkpoint keeps one habit of its cache."""
-    has_text = s.guidance_scale != 1
+    has_text = s.guidance_scale > 1
     seen = any(x.role in VISUAL for r in requests for x in r)
-    has_none = seen and s.image_guidance_scale != 1
+    has_none = seen and s.image_guidance_scale > 1
     documents = list(requests)
     if has_text:
         documents += [drop(r, {Role.PROMPT}) for r in requests]

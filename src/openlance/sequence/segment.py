@@ -38,9 +38,7 @@ class Segment:
         elif self.size is None and hasattr(self.value, "pixels"):
             object.__setattr__(self, "size", tuple(self.value.pixels.shape[:3]))
         if self.kind is not Kind.TEXT and self.size is None:
-            raise ValueError(
-                "a visual segment needs a clip or a (frames, height, width): pass size=(1, 64, 64)"
-            )
+            raise ValueError("a visual segment needs a clip or a (frames, height, width): pass size=(1, 64, 64)")
 
     @property
     def is_hole(self) -> bool:

@@ -22,18 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
+from openlance.config.presets import nano_vae
 from openlance.train.codec_frames import FrameCodec
 from openlance.train.codec_report import latent_statistics, measure, pictures, replaced, to_tensor
 
 Size = tuple[int, int]
-
-
-def nano_vae() -> VAEConfig:
-    """The classes of Wan2.2's VAE with stride 8 and 16 channels: a 64x64 picture has 8x8 latent cells."""
-    return VAEConfig(
-        z_dim=16, dim=32, dec_dim=48, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True),
-        mean=(0.0,) * 16, std=(1.0,) * 16,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

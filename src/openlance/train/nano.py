@@ -26,17 +26,10 @@ from openlance.model.vae import VAE, channels_last, to_signed
 from openlance.sequence.tasks import NO_PRIOR
 from openlance.text.tokenizer import Tokenizer, train_tokenizer
 from openlance.train.recipe import MANY, Phase, Recipe
-from openlance.train.report import write_curves, write_sheet
+from openlance.train.report import write_curves
 from openlance.train.run import Run, fuse
 
 SAMPLING = {"num_inference_steps": 10, "guidance_scale": 3.0, "shift": 2.0, "interval": [0.0, 1.0], "renorm": "none"}
-SHEET = (
-    "a red circle", "a blue square", "a yellow star on a blue background", "a red circle left of a blue square",
-    "a green triangle above an orange ring", "three purple circles", "four white squares", 'the text "A7"',
-    "a small cyan cross on a white background", "a striped orange circle", "an outlined blue star on a grey background",
-    "a red square and a green circle", "a large yellow ring at the top left", "two orange triangles",
-    "a cyan star below a white cross", 'the text "NO"',
-)  # fmt: skip
 
 
 def recipe(joint: int = 2400, finish: int = 900) -> Recipe:
@@ -84,12 +77,13 @@ def encoder(path: Path, config: VAEConfig) -> Callable[[list[Clip]], Tensor]:
 
 def train_nano(
     out: Path, *, plan: Recipe | None = None, codec_steps: tuple[int, int] | None = None, minutes: float = 1e9,
-    save_every: float = 120.0, compiled: bool = True, on_step: Callable[[Run, dict], None] | None = None,
+    save_every: float = 120.0, compiled: bool = True, show: Callable[[Path], None] | None = None,
 ) -> Path:  # fmt: skip
     """Train everything into `out` and return the checkpoint folder, `out/nano`; resumes what `out` holds.
 
     plan: phases of the backbone. codec_steps: joint and decoder steps of the codec. minutes: stop after that long, the
-    state saved. compiled: fuse element-wise operations, which needs a C++ compiler.
+    state saved. compiled: fuse element-wise operations, which needs a C++ compiler. show(folder) is called
+    with the checkpoint folder whenever it was written.
     """
     from openlance.train.codec import CodecRecipe, train_codec
 
@@ -120,14 +114,10 @@ def train_nano(
                 file.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
             bar.update()
             bar.set_postfix_str(f"{phase}: text {row['text']:.3f} flow {row['flow']:.3f}")
-            if on_step is not None:
-                on_step(run, row)
             if time.monotonic() - saved > save_every:
-                run.save(state)
-                _show(run, out, weights)
+                _keep(run, out, weights, show)
                 saved = time.monotonic()
-    run.save(state)
-    _show(run, out, weights)
+    _keep(run, out, weights, show)
     return out / "nano"
 
 
@@ -141,16 +131,12 @@ def write_folder(run: Run, folder: Path, codec_weights: Path) -> None:
         path.write_text(json.dumps(defaults, indent=1) + "\n")
 
 
-def _show(run: Run, out: Path, codec_weights: Path) -> None:
-    """Export, draw the sheet of prompts, plot the curves."""
-    import numpy as np
-
-    from openlance.sample.engine import Pipeline
-
+def _keep(run: Run, out: Path, codec_weights: Path, show: Callable[[Path], None] | None) -> None:
+    run.save(out / "state.pt")
     write_folder(run, out / "nano", codec_weights)
-    pictures = Pipeline(out / "nano").generate(list(SHEET), seed=0)
-    write_sheet([np.asarray(p) for p in pictures], out / "samples.png")
     write_curves(out / "log.jsonl", out / "curves.svg")
+    if show is not None:
+        show(out / "nano")
 
 
 def _forget_after(log: Path, step: int) -> None:
