@@ -1,4 +1,4 @@
-"""Train a model from scratch."""
+"""`openlance train nano -o runs/nano`: train a model from scratch; the same command resumes a stopped run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +23,9 @@ def train() -> None:
 @app.command()
 def nano(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a stopped run goes on in it.")],
-    minutes: Annotated[float, typer.Option(help="Stop after so many minutes, with everything saved.")] = 1e9,
+    minutes: Annotated[float, typer.Option(help="Stop the backbone after so many minutes, all saved.")] = 1e9,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and noise.")] = 0,
-    joint_steps: Annotated[int, typer.Option(min=1, help="Steps of the joint phase.")] = 2400,
+    joint_steps: Annotated[int, typer.Option(min=1, help="Steps of the joint phase.")] = 780,
     finish_steps: Annotated[int, typer.Option(min=1, help="Steps of the last phase.")] = 900,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Fuse operations (C++ compiler).")] = True,
 ) -> None:

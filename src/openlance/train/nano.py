@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,9 +22,11 @@ from openlance.config.presets import NANO_VOCABULARY, nano
 from openlance.data.world import WorldMixture, world_batch
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path
-from openlance.model.vae import VAE, channels_last, to_signed
+from openlance.model.vae import VAE, channels_last, to_signed, vae_config
 from openlance.sequence.tasks import NO_PRIOR
 from openlance.text.tokenizer import Tokenizer, train_tokenizer
+from openlance.train.codec import CodecRecipe, train_codec
+from openlance.train.parallel import Team
 from openlance.train.recipe import MANY, Phase, Recipe
 from openlance.train.report import write_curves
 from openlance.train.run import Run, fuse
@@ -32,14 +34,15 @@ from openlance.train.run import Run, fuse
 SAMPLING = {"num_inference_steps": 10, "guidance_scale": 3.0, "shift": 2.0, "interval": [0.0, 1.0], "renorm": "none"}
 
 
-def recipe(joint: int = 2400, finish: int = 900) -> Recipe:
+def recipe(joint: int = 780, finish: int = 900) -> Recipe:
     """Questions first, since they need no codec; then pictures too, with ever freer placement; then a falling rate and
-    other sizes."""
+    other sizes. The mixtures are those of one process; the shipped weights had two from the last part of "joint" on."""
     return Recipe(
         phases=(
             Phase(name="questions", steps=600, warmup=60, mixture=WorldMixture(drawn=0, asked=32)),
-            Phase(name="joint", steps=joint, spread=(0.25, 1.0), mixture=WorldMixture(drawn=24, asked=8)),
-            Phase(name="finish", steps=finish, lr_end=0.03, mixture=WorldMixture(drawn=24, asked=8, sizes=MANY)),
+            Phase(name="widen", steps=760, spread=(0.25, 0.72), mixture=WorldMixture(drawn=24, asked=8)),
+            Phase(name="joint", steps=joint, spread=(0.72, 1.0), mixture=WorldMixture(drawn=20, asked=16)),
+            Phase(name="finish", steps=finish, lr_end=0.03, mixture=WorldMixture(drawn=24, asked=18, sizes=MANY)),
         )
     )
 
@@ -75,49 +78,56 @@ def encoder(path: Path, config: VAEConfig) -> Callable[[list[Clip]], Tensor]:
     return encode
 
 
+def start(out: Path, plan: Recipe, codec_plan: CodecRecipe, team: Team) -> tuple[Run, Path]:
+    """The run in `out`, as far as it got, and the weights of its codec, which is trained first."""
+    if team.leads:
+        train_codec(codec_plan, out / "codec")
+        if not (out / "tokenizer.json").is_file():
+            with atomic_path(out / "tokenizer.json") as path:
+                world_tokenizer().backend.save(str(path))
+    team.wait()
+    codec = out / "codec" / "final"
+    vae = vae_config(json.loads((codec / "vae_config.json").read_text()))
+    weights = codec / "vae.safetensors"
+    run = Run(plan, nano(vae), Tokenizer.from_folder(out), encoder(weights, vae), team=team)
+    if (out / "state.pt").is_file():
+        run.load(out / "state.pt")
+    return run, weights
+
+
 def train_nano(
-    out: Path, *, plan: Recipe | None = None, codec_steps: tuple[int, int] | None = None, minutes: float = 1e9,
+    out: Path, *, plan: Recipe | None = None, codec_plan: CodecRecipe | None = None, minutes: float = 1e9,
     save_every: float = 120.0, compiled: bool = True, show: Callable[[Path], None] | None = None,
 ) -> Path:  # fmt: skip
     """Train everything into `out` and return the checkpoint folder, `out/nano`; resumes what `out` holds.
 
-    plan: phases of the backbone. codec_steps: joint and decoder steps of the codec. minutes: stop after that long, the
-    state saved. compiled: fuse element-wise operations, which needs a C++ compiler. show(folder) is called
-    with the checkpoint folder whenever it was written.
+    plan: phases of the backbone, `recipe()` by default. minutes: stop the backbone after that long, with all saved.
+    compiled: fuse element-wise operations, which needs a C++ compiler. show(folder) is called with the checkpoint
+    folder whenever it was written.
     """
-    from openlance.train.codec import CodecRecipe, train_codec
-
-    began = time.monotonic()
-    plan = plan or recipe()
-    codec_plan = CodecRecipe(compile=compiled, seed=plan.seed)
-    if codec_steps is not None:
-        codec_plan = replace(codec_plan, joint_steps=codec_steps[0], decoder_steps=codec_steps[1])
-    codec = train_codec(codec_plan, out / "codec")
-    tokenizer_file = out / "tokenizer.json"
-    if not tokenizer_file.is_file():
-        with atomic_path(tokenizer_file) as path:
-            world_tokenizer().backend.save(str(path))
-    vae = VAEConfig(**_tuples(json.loads((codec / "vae_config.json").read_text())))
-    weights = codec / "vae.safetensors"
-    run = Run(plan, nano(vae), Tokenizer.from_folder(out), encoder(weights, vae))
+    plan, team, log = plan or recipe(), Team.join(), out / "log.jsonl"
+    run, weights = start(out, plan, codec_plan or CodecRecipe(compile=compiled, seed=plan.seed), team)
     if compiled:
         fuse()
-    state, log, saved = out / "state.pt", out / "log.jsonl", time.monotonic()
-    if state.is_file():
-        run.load(state)
-    _forget_after(log, run.step)
-    with _bar(plan.steps, run.step) as bar:
-        while run.step < plan.steps and time.monotonic() - began < 60 * minutes:
+    if team.leads:
+        _forget_after(log, run.step)
+    began = saved = time.monotonic()
+    with _bar(plan.steps, run.step, team) as bar:
+        while run.step < plan.steps and not team.agree(time.monotonic() - began > 60 * minutes):
             cpu, phase = time.process_time(), plan.phase(run.step)[0].name
             row = run.train_step() | {"step": run.step, "cpu_seconds": time.process_time() - cpu}
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
             bar.update()
             bar.set_postfix_str(f"{phase}: text {row['text']:.3f} flow {row['flow']:.3f}")
+            if not team.leads:
+                continue
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
             if time.monotonic() - saved > save_every:
                 _keep(run, out, weights, show)
                 saved = time.monotonic()
-    _keep(run, out, weights, show)
+    if team.leads:
+        _keep(run, out, weights, show)
+    team.wait()
     return out / "nano"
 
 
@@ -149,12 +159,7 @@ def _forget_after(log: Path, step: int) -> None:
             path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
 
-def _tuples(values: dict) -> dict:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return values | {"temporal_downsample": values.pop("temperal_downsample", values.get("temporal_downsample"))}
-
-
-def _bar(total: int, done: int):
+def _bar(total: int, done: int, team: Team):
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, unit="step", desc="nano", smoothing=0.05)
+    return tqdm(total=total, initial=done, unit="step", desc="nano", smoothing=0.05, disable=not team.leads)

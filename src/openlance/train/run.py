@@ -23,6 +23,7 @@ from openlance.text.tokenizer import Tokenizer
 from openlance.train.dense import DenseHead
 from openlance.train.objective import Losses, noised, objective
 from openlance.train.optim import Ema, MuonAdamW
+from openlance.train.parallel import Team
 from openlance.train.recipe import Recipe
 
 Encode = Callable[[list[Clip]], Tensor]  # clips -> (N, C) latents, clip after clip
@@ -71,11 +72,19 @@ def fuse() -> None:
 
 
 class Run:
-    """One run. `step` counts over all phases of the recipe; the data of a step is a function of (seed, step)."""
+    """One run. `step` counts over all phases of the recipe; the data of a step is a function of (seed, step, process),
+    and the mixture of a phase is what one process draws."""
 
     def __init__(
-        self, recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer, encode: Encode, device: str = "cpu"
+        self,
+        recipe: Recipe,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        encode: Encode,
+        device: str = "cpu",
+        team: Team | None = None,
     ) -> None:
+        self.team = team or Team()
         self.recipe, self.config, self.encode, self.device = recipe, config, encode, torch.device(device)
         self.codec, self.vocabulary = SequenceCodec(tokenizer, config), len(tokenizer)
         self.module = fresh(config, recipe.seed).to(self.device)
@@ -83,14 +92,19 @@ class Run:
         self.ema = Ema(self.module, recipe.ema)
         self.step = 0
 
+    @property
+    def draw(self) -> int:
+        """The number of this process's draw: different for every step and process."""
+        return self.step * self.team.size + self.team.rank
+
     def batch(self) -> tuple[Pack, dict[int, np.ndarray]]:
         phase, step = self.recipe.phase(self.step)
-        batch = world_batch(phase.at(step), self.recipe.seed, self.step)
+        batch = world_batch(phase.at(step), self.recipe.seed, self.draw)
         return pack(batch.samples, self.codec, self.config.position, self.recipe.draws), batch.labels
 
     def losses(self, packed: Pack, labels: dict[int, np.ndarray]) -> tuple[Losses, Tensor]:
         """The objective of a pack and the auxiliary loss; noise and times are functions of (seed, step)."""
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.draw)
         noise, clips = None, [v.segment.value for v in packed.visuals if v.kind == LATENTS]
         if clips:
             clean = self.encode(clips).to(self.device)
@@ -114,6 +128,7 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16):
             losses, dense = self.losses(packed, labels)
         (losses.total(r.weights) + r.dense * dense).backward()
+        self.team.average_gradients(self.module)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), r.max_norm)
         if not torch.isfinite(norm):
             raise TrainingDiverged(f"step {self.step}: the gradient norm is {norm}; lower lr, now {rate:g}, and resume")

@@ -1,0 +1,126 @@
+"""What the benchmarks share: the machine, its rate of matrix products, random checkpoints, dated results."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and software, and how busy the machine was when this was asked."""
+    import torch
+
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []
+
+
+def seconds(run: Callable[[], Any], repeat: int = 3) -> float:
+    """The least wall time of some runs after one that warms up."""
+    run()
+    return min(timed(run) for _ in range(repeat))
+
+
+def timed(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Least, middle and largest of repeated times."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def write_results(name: str, data: dict[str, Any], table: str, out: Path = RESULTS) -> Path:
+    """Write <date>-<name>.json and .md; the table says on what machine it was made."""
+    today = datetime.date.today().isoformat()
+    data = {"date": today, "machine": machine(), **data}
+    out.mkdir(parents=True, exist_ok=True)
+    m = data["machine"]
+    head = f"# {name}, {today}\n\n{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, "
+    head += f"load {m['load']} at the end. Made by `benchmarks/{name}.py`.\n\n"
+    (out / f"{today}-{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    path = out / f"{today}-{name}.md"
+    path.write_text(head + table + "\n", encoding="utf-8")
+    print(head + table)
+    return path
+
+
+def markdown(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def verdict(value: float, limit: float, at_least: bool = False) -> str:
+    good = value >= limit if at_least else value < limit
+    return f"{'at least' if at_least else 'under'} {limit:g}: {'yes' if good else 'NO'}"
+
+
+def random_checkpoint(folder: Path) -> Path:
+    """A folder of nano's form with random weights: it draws noise in exactly the time that nano takes."""
+    import torch
+
+    from openlance.config.model import ModelConfig
+    from openlance.config.presets import nano
+    from openlance.model.folder import write_config
+    from openlance.model.lance import Lance
+    from openlance.model.names import released_name
+    from openlance.model.vae import VAE
+    from openlance.model.vit import ViT
+    from openlance.model.weights import write_tensors
+    from openlance.text.tokenizer import train_tokenizer
+
+    torch.manual_seed(0)
+    config: ModelConfig = nano()
+    write_config(folder, config)
+    lance = {released_name(name): value for name, value in Lance(config).state_dict().items()}
+    write_tensors(folder / "model.safetensors", lance)
+    write_tensors(folder / "vit.safetensors", ViT(config.vit).tower.state_dict())
+    VAE(config.vae).save(folder / "vae.safetensors")
+    train_tokenizer(PROMPTS, config.vocab_size).save(str(folder / "tokenizer.json"))
+    sampling = {"num_inference_steps": 10, "guidance_scale": 3.0, "shift": 2.0, "interval": [0.0, 1.0]}
+    names = ("image", "video", "edit", "subject", "question")
+    settings = {"height": 64, "width": 64, "sampling": sampling, "system_prompts": dict.fromkeys(names, "")}
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def checkpoint(model: str, scratch: Path) -> tuple[str, str]:
+    """(folder, what it is): a shipped model or a folder, or random weights in its place where there is none."""
+    from openlance.sample.load import folder_of
+
+    if model != "random" and (folder_of(model) / "model.safetensors").is_file():
+        return model, model
+    return str(random_checkpoint(scratch)), "random weights of nano's form"
+
+
+PROMPTS = [
+    "a red circle left of a blue square",
+    "a small green star",
+    "three yellow rings on a white background",
+    "a large striped cyan triangle above a cross",
+    'the text "A7"',
+    "an outlined purple cross",
+    "four orange squares",
+    "a white ring on black",
+]

@@ -1,0 +1,68 @@
+"""Compute of a training run from its logs, as a dated JSON, and into the model card of nano.
+
+python benchmarks/training.py --codec runs/nano/codec/log.jsonl --log questions=LOG --log joint=LOG --card
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+MARKS = "<!-- compute -->", "<!-- /compute -->"
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary(name: str, rows: list[dict], processes: int) -> dict:
+    """Steps, CPU minutes over all processes, and the mean losses of the last tenth of a stretch of a log."""
+    last = rows[-max(len(rows) // 10, 1) :]
+    means = {k: sum(r[k] for r in last) / len(last) for k in ("text", "flow", "dense")}
+    minutes = processes * sum(r["cpu_seconds"] for r in rows) / 60
+    return {"phase": name, "steps": len(rows), "processes": processes, "cpu_minutes": round(minutes, 1)} | {
+        k: round(v, 4) for k, v in means.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codec", type=Path, required=True, help="log.jsonl of the codec")
+    parser.add_argument(
+        "--log", action="append", default=[], help="name[:processes[:from-to]]=log.jsonl, lines counted"
+    )
+    parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
+    options = parser.parse_args()
+    codec = rows_of(options.codec)[-1]
+    found = []
+    for given in options.log:
+        label, _, path = given.partition("=")
+        name, processes, part = [*label.split(":"), "1", "-"][:3] if label.count(":") < 2 else label.split(":")
+        low, _, high = part.partition("-")
+        rows = rows_of(Path(path))[int(low or 0) : int(high) if high else None]
+        found.append(summary(name, rows, int(processes)))
+    date = datetime.date.today().isoformat()
+    result = {"date": date, "command": " ".join(["python", *sys.argv]), "codec": codec, "phases": found}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{date}-nano-training.json").write_text(json.dumps(result, indent=1) + "\n")
+    lines = ["| phase | steps | processes | CPU minutes | text loss | flow loss |", "|---|---|---|---|---|---|"]
+    lines.append(f"| codec | {codec['step']} | 1 | {codec['seconds'] / 60:.0f} (wall) | | |")
+    lines += [
+        f"| {r['phase']} | {r['steps']} | {r['processes']} | {r['cpu_minutes']:.0f} | {r['text']:.3f} | {r['flow']:.3f} |"
+        for r in found
+    ]
+    lines.append(f"| total of the backbone | | | {sum(r['cpu_minutes'] for r in found):.0f} | | |")
+    text = "\n".join(lines)
+    print(text)
+    if options.card:
+        import openlance
+
+        card = Path(openlance.__file__).parent / "assets" / "nano" / "README.md"
+        before, _, rest = card.read_text().partition(MARKS[0])
+        card.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+
+
+if __name__ == "__main__":
+    main()
