@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+COLUMNS = ("phase", "steps", "processes", "cpu_minutes", "text", "flow")
 MARKS = "<!-- compute -->", "<!-- /compute -->"
 
 
@@ -22,17 +23,18 @@ def summary(name: str, rows: list[dict], processes: int) -> dict:
     last = rows[-max(len(rows) // 10, 1) :]
     means = {k: sum(r[k] for r in last) / len(last) for k in ("text", "flow", "dense")}
     minutes = processes * sum(r["cpu_seconds"] for r in rows) / 60
-    return {"phase": name, "steps": len(rows), "processes": processes, "cpu_minutes": round(minutes, 1)} | {
-        k: round(v, 4) for k, v in means.items()
-    }
+    return {
+        "phase": name,
+        "steps": int(rows[-1]["step"] - rows[0]["step"]) + 1,
+        "processes": processes,
+        "cpu_minutes": round(minutes, 1),
+    } | {k: round(v, 4) for k, v in means.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec", type=Path, required=True, help="log.jsonl of the codec")
-    parser.add_argument(
-        "--log", action="append", default=[], help="name[:processes[:from-to]]=log.jsonl, lines counted"
-    )
+    parser.add_argument("--log", action="append", default=[], help="name:processes:from-to=log.jsonl, lines counted")
     parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
     options = parser.parse_args()
     codec = rows_of(options.codec)[-1]
@@ -50,8 +52,7 @@ def main() -> None:
     lines = ["| phase | steps | processes | CPU minutes | text loss | flow loss |", "|---|---|---|---|---|---|"]
     lines.append(f"| codec | {codec['step']} | 1 | {codec['seconds'] / 60:.0f} (wall) | | |")
     lines += [
-        f"| {r['phase']} | {r['steps']} | {r['processes']} | {r['cpu_minutes']:.0f} | {r['text']:.3f} | {r['flow']:.3f} |"
-        for r in found
+        "| " + " | ".join(f"{r[k]:.3f}" if k in ("text", "flow") else f"{r[k]}" for k in COLUMNS) + " |" for r in found
     ]
     lines.append(f"| total of the backbone | | | {sum(r['cpu_minutes'] for r in found):.0f} | | |")
     text = "\n".join(lines)

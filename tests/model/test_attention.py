@@ -200,3 +200,14 @@ def test_the_understanding_stream_alone_gives_the_same_states(tiny):
     half.model.load_state_dict({n: p for n, p in tiny.model.state_dict().items() if n in half.model.state_dict()})
     packed = tiny.pack([tiny.answer(), tiny.answer("what color?", "blue")])
     assert torch.equal(half.hidden(packed, None), tiny.hidden(packed, None))
+
+
+def test_states_are_the_same_with_and_without_gradients(tiny):
+    """Without, rows go through a layer in pieces and attention through the library's kernel."""
+    wide = tiny.build(mlp_width=2048)
+    packed = wide.pack(wide.samples(), draws=2)
+    layout, noise = wide.model.layout(packed.rows), wide.noised(packed)
+    with torch.no_grad():
+        assert len(list(wide.model.layers[0].pieces(torch.zeros(layout.und, 1)))) > 1
+        without = wide.hidden(packed, noise)
+    torch.testing.assert_close(wide.hidden(packed, noise), without, rtol=0, atol=2e-5)

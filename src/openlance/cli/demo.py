@@ -23,7 +23,7 @@ class Wish:
     """A prompt, the size of its picture as (width, height), and questions with the answer that the prompt implies."""
 
     prompt: str
-    size: tuple[int, int] = (96, 96)
+    size: tuple[int, int] = (64, 64)
     questions: dict[str, str]
 
 
@@ -80,12 +80,12 @@ WISHES = [
     Wish(prompt='the text "A7"', questions={"what does the text say?": "A7"}),
     Wish(
         prompt="a blue star right of a yellow square",
-        size=(128, 80),
+        size=(96, 64),
         questions={"where is the blue star relative to the yellow square?": "right", BOX.format("blue star"): ""},
     ),
     Wish(
         prompt="a small cyan triangle above a large orange square",
-        size=(80, 128),
+        size=(64, 96),
         questions={"what shape is the cyan object?": "triangle", "how many objects are there?": "2"},
     ),
 ]
