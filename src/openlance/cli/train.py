@@ -25,8 +25,8 @@ def nano(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a stopped run goes on in it.")],
     minutes: Annotated[float, typer.Option(help="Stop the backbone after so many minutes, all saved.")] = 1e9,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and noise.")] = 0,
-    joint_steps: Annotated[int, typer.Option(min=1, help="Steps of the joint phase.")] = 780,
-    finish_steps: Annotated[int, typer.Option(min=1, help="Steps of the last phase.")] = 900,
+    joint_steps: Annotated[int, typer.Option(min=1, help="Steps of the joint phase.")] = 550,
+    finish_steps: Annotated[int, typer.Option(min=1, help="Steps of the last phase.")] = 1000,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Fuse operations (C++ compiler).")] = True,
 ) -> None:
     """Train nano: codec, vision tower and backbone, on the procedural world. Pictures and curves appear as it goes."""

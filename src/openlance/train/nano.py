@@ -31,10 +31,10 @@ from openlance.train.recipe import MANY, Phase, Recipe
 from openlance.train.report import write_curves
 from openlance.train.run import Run, fuse
 
-SAMPLING = {"num_inference_steps": 10, "guidance_scale": 3.0, "shift": 2.0, "interval": [0.0, 1.0], "renorm": "none"}
+SAMPLING = {"num_inference_steps": 10, "guidance_scale": 4.0, "shift": 2.0, "interval": [0.0, 1.0], "renorm": "none"}
 
 
-def recipe(joint: int = 780, finish: int = 900) -> Recipe:
+def recipe(joint: int = 550, finish: int = 1000) -> Recipe:
     """Questions first, since they need no codec; then pictures too, with ever freer placement; then a falling rate and
     other sizes. The mixtures are those of one process; the shipped weights had two from the last part of "joint" on."""
     return Recipe(
@@ -42,7 +42,7 @@ def recipe(joint: int = 780, finish: int = 900) -> Recipe:
             Phase(name="questions", steps=600, warmup=60, mixture=WorldMixture(drawn=0, asked=32)),
             Phase(name="widen", steps=760, spread=(0.25, 0.72), mixture=WorldMixture(drawn=24, asked=8)),
             Phase(name="joint", steps=joint, spread=(0.72, 1.0), mixture=WorldMixture(drawn=20, asked=16)),
-            Phase(name="finish", steps=finish, lr_end=0.03, mixture=WorldMixture(drawn=24, asked=18, sizes=MANY)),
+            Phase(name="finish", steps=finish, lr_end=0.03, mixture=WorldMixture(drawn=24, asked=20, sizes=MANY)),
         )
     )
 
