@@ -41,7 +41,7 @@ class Recipe:
     """Every number of a training run from scratch.
 
     draws: noise levels of one target per context. shift: of the training times. dense: weight of the vision tower's
-    auxiliary loss. ema: decay of the averaged weights, which are what is exported: short, since the rate ends near zero.
+    auxiliary loss. ema: decay of the averaged weights, which are what is exported; short, as the rate ends near zero.
     """
 
     phases: tuple[Phase, ...]
