@@ -46,7 +46,8 @@ def main() -> None:
         rows = rows_of(Path(path))[int(low or 0) : int(high) if high else None]
         found.append(summary(name, rows, int(processes)))
     date = datetime.date.today().isoformat()
-    result = {"date": date, "command": " ".join(["python", *sys.argv]), "codec": codec, "phases": found}
+    said = [f"{a.partition('=')[0]}={Path(a).name}" if "=" in a else Path(a).name for a in sys.argv[1:]]
+    result = {"date": date, "command": " ".join(["training.py", *said]), "codec": codec, "phases": found}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{date}-nano-training.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = ["| phase | steps | processes | CPU minutes | text loss | flow loss |", "|---|---|---|---|---|---|"]

@@ -115,7 +115,7 @@ def test_both_return_types_of_transformers_are_understood(tiny, monkeypatch):
 
 def test_sizes_that_cannot_be_cut_name_the_nearest_ones():
     assert patch_grid(TINY, (5, 32, 48)) == (3, 4, 6)
-    with pytest.raises(UserError, match="32x48 or 48x48"):
+    with pytest.raises(UserError, match="48x32 or 48x48"):
         patch_grid(TINY, (1, 40, 48))
     with pytest.raises(ValueError, match="at least one"):
         ViT.forward(torch.nn.Module(), [])
