@@ -175,7 +175,7 @@ def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:
 
 
 def _sdpa(q_GAQE: Tensor, k_GAKE: Tensor, v_GAKE: Tensor, mask: Tensor | None) -> Tensor:
-    """torch's SDPA; its backward on the CPU is slow (9 of 10 parts of a small training step), so there the same
+    """torch's SDPA; its backward on the CPU is slow (a third of a small training step), so there the same
     sum is written out: the queries of one key head are stacked, which needs no copy of the keys."""
     if not (torch.is_grad_enabled() and q_GAQE.requires_grad and q_GAQE.device.type == "cpu"):
         gqa = q_GAQE.shape[1] != k_GAKE.shape[1]
