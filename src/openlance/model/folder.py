@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from openlance.config.model import Faithful, ModelConfig, PositionConfig, VAEConfig, ViTConfig
+from openlance.config.model import Faithful, ModelConfig, PositionConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.names import COMPUTED, our_name
+from openlance.model.vae import vae_config
+from openlance.model.vit import vit_config
 from openlance.model.weights import load_into, open_tensors, unfilled
 
 T = TypeVar("T")
@@ -77,8 +79,8 @@ def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
         latent_channels=vae["z_dim"],
         time_features=lance.get("time_features", 256),
         position=position,
-        vit=ViTConfig(**known(ViTConfig, vit)),
-        vae=VAEConfig(**known(VAEConfig, vae) | {"temporal_downsample": tuple(vae["temperal_downsample"])}),
+        vit=vit_config(vit),
+        vae=vae_config(vae),
         faithful=Faithful(**known(Faithful, lance.get("faithful", {}))),
     )
 

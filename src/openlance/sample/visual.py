@@ -59,10 +59,10 @@ def branch_out(model: Lance, codec: Codec, requests: list[Segments], s: Sampling
 
 def _keep_positions(rows: Rows, requests: int) -> Rows:
     """The release caches the unconditional prefix at the positions of the conditional one."""
-    position = rows.position.clone()
+    position, prefix = rows.position.clone(), _before_target(rows)
     for doc in range(requests):
-        kept = (rows.doc == doc) & (rows.code != PROMPT) & _before_target(rows)
-        mine = (rows.doc == doc + requests) & _before_target(rows)
+        kept = (rows.doc == doc) & (rows.code != PROMPT) & prefix
+        mine = (rows.doc == doc + requests) & prefix
         position[mine] = rows.position[kept]
     return rows.moved(position)
 

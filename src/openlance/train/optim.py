@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -82,17 +81,6 @@ class MuonAdamW:
     def load_state_dict(self, states: list[dict]) -> None:
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float) -> float:
-    """Linear warm-up, constant, then a cosine to a twentieth over the last `decay` share of the steps."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    start = steps * (1 - decay)
-    if step < start:
-        return peak
-    along = min((step - start) / max(steps - start, 1), 1.0)
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * along)))
 
 
 class Ema:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from openlance.data.world import WorldMixture
 from openlance.train.objective import Weights
 
-SQUARE = {(64, 64): 1.0}
 MANY = {(64, 64): 0.72, (64, 96): 0.09, (96, 64): 0.09, (96, 96): 0.10}
 
 

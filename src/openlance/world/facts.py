@@ -67,11 +67,6 @@ class Lettering:
 Fact: TypeAlias = Count | Relation | Region | Background | Lettering
 
 
-def thing_of(o: Object) -> Thing:
-    """An object with every property named."""
-    return Thing(o.shape, o.color, o.fill, o.size)
-
-
 def holds(scene: Scene, fact: Fact) -> bool:
     """Whether a fact is true of a scene. A relation holds as in GenEval: a clear part of the offset points that way."""
     if isinstance(fact, Count):

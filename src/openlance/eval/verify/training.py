@@ -26,7 +26,6 @@ from openlance.sequence.tasks import RELEASED, make
 from openlance.train.objective import Losses, Noised, Weights, noised, objective
 
 TRIPLE = ("caption_i", "caption_q", "caption_a")
-PIXELS = re.compile(r"in\.sample(\d+)\.media(\d+)\.\w+_u8")
 
 
 @dataclass
