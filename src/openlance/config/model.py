@@ -23,7 +23,9 @@ WAN22_STD = (
 class PositionConfig:
     """`patches_start` and `reference_start` are the frame positions at which ViT blocks and reference latents begin,
     so that they never collide with what is being made (paper: MaPE offsets; values from the released code).
-    With `shift=False` only the Qwen2.5-VL index is left (the paper's ablation)."""
+    With `shift=False` only the Qwen2.5-VL index is left (the paper's ablation). `patch_table` is how
+    strongly ViT tokens carry rows of the latent position table, 0 in the release: a small model has a hard time to
+    learn from rotations alone where they stand."""
 
     shift: bool = True
     patches_start: int = 1000
@@ -31,6 +33,7 @@ class PositionConfig:
     tokens_per_second: int = 2
     max_latent_side: int = 64
     max_latent_frames: int = 31
+    patch_table: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ class WorldMixture:
     drawn: int = 32  # pictures to generate
     asked: int = 24  # pictures with questions
     questions: int = 4  # questions per picture
+    question_weights: dict[str, float] = field(default_factory=dict)  # of the kinds of questions, 1 where not named
     prompt_dropout: float = 0.1
     spread: tuple[float, float] = (0.0, 1.0)  # placement of the scenes to draw, from canonical (0) to free (1)
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
@@ -55,6 +56,13 @@ def _pick(rng: np.random.Generator, weights: dict):
     return names[int(rng.choice(len(names), p=w / w.sum()))]
 
 
+def _several(rng: np.random.Generator, kinds: tuple[str, ...], mixture: WorldMixture) -> list[str]:
+    """Different kinds of questions to ask about one picture."""
+    w = np.array([mixture.question_weights.get(kind, 1.0) for kind in kinds])
+    many = min(mixture.questions, len(kinds))
+    return [kinds[i] for i in rng.choice(len(kinds), many, replace=False, p=w / w.sum())]
+
+
 def picture(scene: Scene, size: tuple[int, int]) -> Clip:
     return Clip(render(scene, *size)[None])
 
@@ -78,7 +86,7 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
         clip = picture(scene, size)
         labels[id(clip)] = dense_labels(scene, *size)
         open_to = askable(scene)
-        for kind in rng.permutation(len(open_to))[: mixture.questions]:
-            q = ask(scene, rng, open_to[kind], height=size[0], width=size[1])
+        for kind in _several(rng, open_to, mixture):
+            q = ask(scene, rng, kind, height=size[0], width=size[1])
             samples.append(tasks.understand([clip], q.question, q.answer, tasks.NO_PRIOR))
     return WorldBatch(samples, labels)

@@ -44,6 +44,8 @@ class Layout:
     plan: Plan
     rotary: Rotary
     table: Tensor  # (N, D) latent positions of the generation rows
+    patches: Tensor  # (n,) which understanding rows hold ViT tokens
+    patch_table: Tensor | None  # (n, D) their latent positions, if the model has them
 
 
 class Lance(nn.Module):
@@ -72,14 +74,20 @@ class Lance(nn.Module):
         rows, und = rows.at(order), len(rows) - int(is_gen.sum())
         keys = rows if cache is None or cache.rows is None else Rows.concat([cache.rows, rows])
         cos, sin = (x.to(self.device) for x in rotary_table(rows.position, self.config))
-        table = latent_table(rows.cell[und:], self.config.width, self.config.position.max_latent_side)
+        patches, strength = rows.is_patch.nonzero()[:, 0], self.config.position.patch_table
+
+        def table(cells: Tensor) -> Tensor:
+            return latent_table(cells, self.config.width, self.config.position.max_latent_side).to(self.device)
+
         return Layout(
             rows=rows,
             order=order,
             und=und,
             plan=plan_attention(rows, keys, self.device),
             rotary=((cos[:und], sin[:und]), (cos[und:], sin[und:])),
-            table=table.to(self.device),
+            table=table(rows.cell[und:]),
+            patches=patches.to(self.device),
+            patch_table=table(rows.cell[patches]) * strength if strength else None,
         )
 
     def inputs(self, layout: Layout, patches: Tensor | None, latents: Tensor | None, times: Tensor | None) -> Streams:
@@ -87,8 +95,9 @@ class Lance(nn.Module):
         c, und = self.config, layout.rows.at(torch.arange(layout.und))
         x = self.embed(und.token.to(self.device))
         if patches is not None:
-            where = und.is_patch.nonzero()[:, 0].to(self.device)
-            x = x.index_copy(0, where, patches.to(x.dtype))
+            if layout.patch_table is not None:
+                patches = patches + layout.patch_table.to(patches.dtype)
+            x = x.index_copy(0, layout.patches, patches.to(x.dtype))
         if len(layout.rows) == layout.und:
             return x, x.new_zeros(0, c.width)
         assert latents is not None and times is not None

@@ -25,8 +25,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
-        return self.weight * y.to(x.dtype)
+        if torch.is_grad_enabled():
+            y = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+            return self.weight * y.to(x.dtype)
+        # The same with one temporary less: twice as fast on a CPU.
+        y = x.float()
+        square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_()
+        y = y * square.mul_(1 / x.shape[-1]).add_(self.eps).rsqrt_()
+        return self.weight * y.to(x.dtype) if x.dtype != self.weight.dtype else y.to(x.dtype).mul_(self.weight)
 
 
 class Expert(nn.Module):

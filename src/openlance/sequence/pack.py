@@ -69,7 +69,7 @@ def _text(span: Span, code: int, segment: int, counter: int) -> dict[str, Any]:
 def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: int) -> dict[str, Any]:
     """A visual block with its two markers; the markers are text rows of the same segment."""
     assert span.owner is not None and span.grid is not None
-    is_target, is_latent = code == positions.TARGET, span.owner.kind is Kind.LATENTS
+    is_target, has_cells = code == positions.TARGET, span.owner.kind is Kind.LATENTS or config.patch_table > 0
     after = counter + 1 + positions.block_advance(span.grid, config.tokens_per_second)
     inner = counter + 1 + positions.grid_positions(span.grid, config.tokens_per_second)
     n = len(span.ids)
@@ -82,7 +82,7 @@ def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: 
     return {
         "full": 1, "noisy": is_target, "code": code, "token": span.ids, "learn": 0,
         "kind": between(TEXT, span.owner.kind.value),
-        "cell": between(-1, positions.latent_cells(span.grid, config) if is_latent else -1),
+        "cell": between(-1, positions.latent_cells(span.grid, config) if has_cells else -1),
         "denoise": between(0, (np.arange(n - 2) >= given) & is_target),
         "position": np.concatenate([[[counter] * 3], inner, [[after] * 3]]),
     }  # fmt: skip
