@@ -96,9 +96,11 @@ class Stepper:
             self.denoiser = Denoiser(self.model, self.branches, features, latents, self.cached)
 
         self.prefill = timed(start)
-        layout, mask = self.denoiser.layout(self.branches.count)
+        self.documents = tuple(range(self.branches.count))
+        chosen = self.denoiser.chosen(self.documents)
         if self.dense:
-            self.denoiser.layouts[self.branches.count] = replace(layout, plan=dense_plan(layout)), mask
+            dense = replace(chosen.layout, plan=dense_plan(chosen.layout))
+            self.denoiser.layouts[self.documents] = replace(chosen, layout=dense)
 
     @torch.inference_mode()
     def step(self) -> Tensor:
@@ -113,7 +115,7 @@ class Stepper:
 
     @property
     def layout(self) -> Layout:
-        return self.denoiser.layout(self.branches.count)[0]
+        return self.denoiser.chosen(self.documents).layout
 
     def work(self) -> dict[str, float]:
         """Operations of one step, in its linear layers and in the pairs of rows that attention computes."""

@@ -81,6 +81,10 @@ class Tiny:
         target = None if seed is None else self.clip(seed, 5)
         return tasks.image_to_video(prompt, self.clip(4), (5, 16, 16), target, self.prompts)
 
+    def bridge(self, prompt: str = "the star moves", seed: int | None = 5) -> Segments:
+        target = None if seed is None else self.clip(seed, 5)
+        return tasks.first_and_last(prompt, self.clip(4), self.clip(10), (5, 16, 16), target, self.prompts)
+
     def edit(self, prompt: str = "make it blue", seed: int | None = 6) -> Segments:
         source = self.clip(1)
         return tasks.edit(prompt, [(source, source)], self.size, self._target(seed), prompts=self.prompts)
@@ -95,7 +99,7 @@ class Tiny:
 
     def samples(self) -> list[Segments]:
         """One filled sample of every family of tasks."""
-        return [self.draw(), self.animate(), self.edit(), self.place(), self.answer()]
+        return [self.draw(), self.animate(), self.bridge(), self.edit(), self.place(), self.answer()]
 
     def _target(self, seed: int | None) -> Clip | None:
         return None if seed is None else self.clip(seed)

@@ -9,15 +9,17 @@ pipe.ask("out.png", "how many squares are there?")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openlance.sample.engine import Pipeline
+    from openlance.sample.lance_pipeline import LancePipeline
+    from openlance.sample.pipeline import Pipeline
     from openlance.sequence.segment import Kind, Role, Segment
 
 __version__ = "0.1.0"
-__all__ = ["Kind", "Pipeline", "Role", "Segment", "load"]
+__all__ = ["Kind", "LancePipeline", "Pipeline", "Role", "Segment", "load"]
 
 
 def load(model: str = "nano", **options: Any) -> "Pipeline":
-    """A pipeline for a shipped model ("nano") or a checkpoint folder; options as for `Pipeline`."""
+    """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/checkpoints.md`), or a repository
+    of the hub; options as for `Pipeline`, and `base`, a folder that has what `model` lacks."""
     from openlance.sample.load import load as load_model
 
     return load_model(model, **options)
@@ -26,7 +28,8 @@ def load(model: str = "nano", **options: Any) -> "Pipeline":
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    homes = {"Pipeline": "sample.engine", **dict.fromkeys(("Kind", "Role", "Segment"), "sequence.segment")}
+    homes = {"Pipeline": "sample.pipeline", "LancePipeline": "sample.lance_pipeline"}
+    homes |= dict.fromkeys(("Kind", "Role", "Segment"), "sequence.segment")
     if name not in homes:
         raise AttributeError(f"module 'openlance' has no attribute {name!r}")
     return getattr(import_module(f"openlance.{homes[name]}"), name)

@@ -21,6 +21,8 @@ def folder(tmp_path, monkeypatch):
     (broken / "truncated.png").write_bytes((broken / "good.png").read_bytes()[:2000])
     (broken / "empty.png").write_bytes(b"")
     (broken / "text.png").write_text("not a picture")
+    (broken / "empty.mp4").write_bytes(b"")
+    (broken / "text.mp4").write_text("not a video")
     head = (broken / "good.png").read_bytes()
     huge = head[:16] + (60000).to_bytes(4, "big") * 2 + head[24:29]
     (broken / "huge.png").write_bytes(huge + zip_crc(huge[12:29]) + head[33:])
@@ -78,6 +80,31 @@ BAD = [
     ["ask", "../broken", "what?"],
     ["caption", "../broken/truncated.png"],
     ["caption", "nowhere.png"],
+    ["generate", "t2v", "a", "-o", "out.png"],
+    ["generate", "t2v", "a", "--num-frames", "0"],
+    ["generate", "t2v", "a", "--num-frames", "10"],
+    ["generate", "t2v", "a", "--num-frames", "1000000"],
+    ["generate", "t2v", "a", "--solver", "newton"],
+    ["generate", "t2v"],
+    ["generate", "i2v", "nowhere.png", "a"],
+    ["generate", "i2v", "../broken/good.png"],
+    ["generate", "i2v", "../broken/truncated.png", "a"],
+    ["generate", "i2v", "../broken/good.png", "a", "--num-frames", "1"],
+    ["generate", "flf2v", "../broken/good.png", "a"],
+    ["generate", "flf2v", "../broken/good.png", "../broken/text.png", "a"],
+    ["generate", "subject", "--prompt", "a"],
+    ["generate", "subject", "../broken/good.png"],
+    ["generate", "subject", "../broken/good.png", "--prompt", "a", "--num-frames", "5", "-o", "out.png"],
+    ["edit", "nowhere.png", "a"],
+    ["edit", "../broken/good.png"],
+    ["edit", "../broken/good.png", " "],
+    ["edit", "../broken/good.png", "a", "-o", "out.mp4"],
+    ["edit", "../broken/good.png", "a", "--image-guidance-scale", "nan"],
+    ["edit", "../broken/empty.mp4", "a"],
+    ["edit", "../broken/text.mp4", "a"],
+    ["chat", "nowhere.png"],
+    ["chat", "--size", "7x7"],
+    ["chat", "--history", "-1"],
 ]
 
 

@@ -3,14 +3,19 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from openlance.cli.demo import WISHES, Answer, Card, is_right
-from openlance.cli.demo_page import render_page
-from openlance.cli.generate import choose_paths
+from openlance.cli.demo_page import HEADS, render_page
+from openlance.cli.demo_shows import SHOWS, Show, Shown, holds_in, perform
+from openlance.cli.drawing import choose_paths
 from openlance.cli.options import parse_size, read_prompts
+from openlance.media import Clip
+from openlance.sequence.tasks import TASKS
 from openlance.world import Lettering, parse
+from openlance.world.clips import parse_clip
 
 
 @pytest.mark.parametrize(
@@ -24,7 +29,7 @@ from openlance.world import Lettering, parse
 )
 def test_every_picture_has_its_own_name(output, prompts, per_prompt, folder, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert choose_paths(Path(output), prompts, per_prompt, folder) == [Path(name) for name in names]
+    assert choose_paths(Path(output), prompts, per_prompt, folder=folder) == [Path(name) for name in names]
     assert not list(tmp_path.iterdir())
 
 
@@ -58,3 +63,46 @@ def test_the_page_is_self_contained_and_escapes_what_a_model_says():
     assert '<rect x="1" y="2" width="4" height="2"/>' in page and 'viewBox="0 0 24 16"' in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert is_right(answers[1]) and page.count("✓") == 3
+
+
+def test_every_show_is_of_a_task_and_can_be_judged():
+    made = {wish.prompt for wish in WISHES} | {show.text for show in SHOWS if not show.uses}
+    for show in SHOWS:
+        assert show.task in TASKS and show.task in HEADS
+        assert not show.uses or show.uses in made
+        assert not show.expects or parse(show.expects) or parse_clip(show.expects) or show.expects == "left"
+    assert {show.task for show in SHOWS} >= set(TASKS) - {"t2i", "x2t_image"}
+
+
+class Pipe:
+    """What a demo needs to know of a pipeline that was trained for some tasks."""
+
+    class defaults:
+        tasks = ("t2v", "flf2v", "x2t_video")
+        num_frames = 5
+
+    def generate_video(self, *_, **__):
+        return [Clip(np.zeros((5, 16, 16, 3), np.uint8))]
+
+    def animate(self, given, *_, last, num_frames, **__):
+        assert given.frames == num_frames == 5 and last.frames == 1
+        return [given]
+
+    def ask(self, given, _):
+        return "Left."
+
+
+def test_only_what_a_model_was_trained_for_is_shown():
+    shown = perform(Pipe(), {}, seed=0)
+    assert [one.show.task for one in shown] == ["t2v", "t2v", "flf2v", "x2t_video"]
+    assert shown[0].holds is False and shown[-1].holds is True and len(shown[2].given) == 1
+
+
+def test_clips_run_inside_the_page():
+    clip = Clip(np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
+    show = Show(task="t2v", text="a <b> moves", call=lambda *_: clip)
+    one = Shown(show=show, given=[clip.with_pixels(clip.pixels[:1])], result=clip, seconds=0.1, holds=True)
+    page = render_page([], "nano", [], [one, Shown(show=show, given=[clip], result="<i>", seconds=0.1, holds=None)])
+    assert page.count("data:image/webp") == 2 and page.count("data:image/png") == 1 and "5 frames" in page
+    assert "<i>" not in page and "a <b>" not in page and page.count("✓") == 2
+    assert holds_in("Left.", "left") and holds_in(clip, "") is None

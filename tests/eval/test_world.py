@@ -8,7 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from openlance.cli import bench as command
-from openlance.eval.world import BENCH_CATEGORIES, Bench, Scored, askings, drawings, run, summary, wilson
+from openlance.eval.suite import summary, wilson
+from openlance.eval.world import BENCH_CATEGORIES, SUITES, Bench, Scored, askings, drawings, named_tasks, run
 from openlance.world.render import render
 from openlance.world.scene import is_heldout
 
@@ -77,6 +78,12 @@ def test_held_out_scenes_are_no_part_of_the_mean():
     assert rows["mean"]["mean"] == 0.5 and rows["mean"]["n"] == 4 and list(rows)[-1] == "heldout"
 
 
+def test_all_names_every_task_and_a_list_those_in_it():
+    assert named_tasks("all") == tuple(SUITES) and named_tasks("vqa, t2i,") == ("vqa", "t2i")
+    wanted = {"t2i", "t2v", "i2v", "image_edit", "video_edit", "subject", "vqa", "video_vqa", "multi_turn"}
+    assert set(SUITES) == wanted and Bench(tasks=named_tasks("all")).tasks == tuple(SUITES)
+
+
 def test_the_interval_is_wilsons():
     # Newcombe 1998, table I: 15 of 148 and 0 of 20.
     assert np.allclose(wilson(15, 148), (0.0624, 0.1605), atol=5e-5)
@@ -84,8 +91,8 @@ def test_the_interval_is_wilsons():
 
 
 def test_a_mistake_in_the_settings_is_one_sentence():
-    with pytest.raises(ValueError, match="t2v.*t2i, vqa"):
-        Bench(tasks=("t2v",))
+    with pytest.raises(ValueError, match="'t3d'.*'all'.*t2i, t2v"):
+        Bench(tasks=("t3d",))
     with pytest.raises(ValueError, match="samples=0"):
         Bench(samples=0)
     with pytest.raises(ValueError, match="placement 'wild'"):

@@ -14,7 +14,7 @@ from openlance.model.names import released_name
 from openlance.model.vae import VAE
 from openlance.model.vit import ViT
 from openlance.model.weights import read_tensors, write_tensors
-from openlance.sample.engine import Pipeline
+from openlance.sample.pipeline import Pipeline
 
 
 def small(config: ModelConfig) -> ModelConfig:
@@ -62,7 +62,8 @@ def checkpoint(tiny, tmp_path_factory) -> Checkpoint:
     vae.save(folder / "vae.safetensors")
     tiny.codec.tokenizer.backend.save(str(folder / "tokenizer.json"))
     prompts = asdict(replace(tiny.prompts, captions=("Describe.",)))
-    defaults = {"height": 16, "width": 16, "sampling": {"num_inference_steps": 2}, "system_prompts": prompts}
+    sampling = {"num_inference_steps": 2}
+    defaults = {"height": 16, "width": 16, "num_frames": 5, "sampling": sampling, "system_prompts": prompts}
     (folder / "generation_config.json").write_text(json.dumps(defaults))
     return Checkpoint(folder)
 

@@ -14,7 +14,8 @@ from PIL import Image
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import MAX_PIXELS, write_image
-from openlance.sample.engine import Defaults, as_clip
+from openlance.sample.engine import Defaults
+from openlance.sample.inputs import as_clip
 from openlance.sequence.tasks import RELEASED
 
 SRC = Path(__file__).parents[2] / "src"
@@ -104,7 +105,7 @@ def test_a_picture_may_come_in_any_form(pipe, tmp_path):
 
 def test_a_picture_of_any_size_is_read(pipe):
     for height, width in ((7, 100), (33, 15), (600, 400)):
-        clip = pipe.fit_patches(as_clip(picture(0, height, width)))
+        clip = pipe.fit.seen(as_clip(picture(0, height, width)), "text")
         stride = pipe.config.vit.stride
         assert clip.height % stride == clip.width % stride == 0
         assert clip.height * clip.width <= 4.5 * 16 * 16  # four times the usual area, and rounding
@@ -216,14 +217,14 @@ def test_a_huge_picture_is_refused(pipe, tmp_path):
         pipe.ask(tmp_path / "huge.png", "what?")
 
 
-@pytest.mark.parametrize("image", [np.zeros((16, 16, 3)), np.zeros((16, 16), np.uint8), np.zeros((2, 16, 16, 3), "u1")])
+@pytest.mark.parametrize("image", [np.zeros((16, 16, 3)), np.zeros((16, 16), "u1"), np.zeros((1, 2, 16, 16, 3), "u1")])
 def test_an_array_that_is_no_picture_is_refused(pipe, image):
     with pytest.raises(UserError, match=r"uint8 \(H, W, 3\)"):
         pipe.ask(image, "what?")
 
 
 def test_questions_must_pair_up_and_only_one_is_streamed(pipe):
-    with pytest.raises(UserError, match="2 images and 1 questions"):
+    with pytest.raises(UserError, match="2 images and 1 texts"):
         pipe.ask([picture(0)] * 2, ["what?"])
     with pytest.raises(UserError, match="streamed"):
         pipe.ask([picture(0)] * 2, ["what?"] * 2, stream=print)

@@ -11,7 +11,7 @@ from openlance.sample.visual import Denoiser, branch_out, denoise
 from openlance.sequence import tasks
 from openlance.sequence.segment import Role
 
-TASKS = ["draw", "animate", "edit", "place"]
+TASKS = ["draw", "animate", "bridge", "edit", "place"]
 FEW = Sampling(num_inference_steps=4, guidance_scale=3.0)
 
 

@@ -1,9 +1,11 @@
 """The chat around the segments: the same ids as the whole string, every token with its owner."""
 
 import pytest
+import torch
 
 from openlance.sequence import tasks
 from openlance.sequence.chat import spans
+from openlance.sequence.positions import SOURCE, TARGET
 from openlance.sequence.segment import Role
 
 
@@ -89,3 +91,22 @@ def test_decoding_begins_at_the_first_hole(tiny):
     request = tiny.answer(text=None)
     assert ids(tiny, request) == ids(tiny, [*request, tasks.say("never reached")])
     assert ids(tiny, request)[-1] == ids(tiny, tiny.answer())[len(ids(tiny, request)) - 1]
+
+
+def test_the_newest_turn_of_a_dialogue_stands_as_it_would_alone(tiny):
+    """Earlier turns are context: only read, never dropped by guidance, never aligned with; the system turn is one."""
+    turns = [tiny.draw(), tiny.edit(), tiny.answer(), tiny.bridge(), tiny.edit("make it larger", None)]
+    talk, alone = tasks.dialogue(*turns), turns[-1]
+    assert talk[-len(alone) + 1 :] == alone[1:] and talk[0] == alone[0]
+    assert {s.role for s in talk[1 : -len(alone) + 1]} == {Role.HISTORY, Role.REFERENCE}
+    assert [s for s in talk if s.role is Role.PROMPT] == [s for s in alone if s.role is Role.PROMPT]
+    rows = tiny.pack([talk]).rows
+    assert int(rows.denoise.sum()) == 16 and int((rows.code == SOURCE).sum()) == 16 + 2
+    assert torch.equal(rows.position[rows.code == TARGET], rows.position[rows.code == SOURCE])
+    words = tiny.codec.tokenizer.text([i for span in spans(talk, tiny.codec) for i in span.ids])
+    assert words.count("user\n") == words.count("assistant\n") == len(turns)
+
+
+def test_a_dialogue_of_one_turn_is_that_turn(tiny):
+    for sample in tiny.samples():
+        assert tasks.dialogue(sample) == sample

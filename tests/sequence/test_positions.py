@@ -8,7 +8,7 @@ import torch
 
 from openlance.config.model import PositionConfig
 from openlance.sequence.pack import pack
-from openlance.sequence.positions import PATCH, REFERENCE, SOURCE, TARGET, modality_shift
+from openlance.sequence.positions import LAST, PATCH, REFERENCE, SOURCE, TARGET, modality_shift
 from openlance.sequence.rows import LATENTS, PATCHES
 
 
@@ -50,7 +50,7 @@ def test_without_the_shift_base_positions_are_left(tiny):
         for s in starts.tolist():
             assert base.position[s].tolist() == [int(base.position[:s].max()) + 1] * 3
         moved = (shifted.position != base.position).any(1)
-        assert not moved[~torch.isin(shifted.code, torch.tensor([TARGET, REFERENCE, PATCH]))].any()
+        assert not moved[~torch.isin(shifted.code, torch.tensor([TARGET, REFERENCE, PATCH, LAST]))].any()
         assert torch.equal(shifted.token, base.token)
 
 
@@ -90,3 +90,28 @@ def test_later_frames_are_seconds_apart_in_position(tiny, frames):
     rows = tiny.pack([tasks.text_to_visual("x", (frames, 16, 16), prompts=tiny.prompts)]).rows
     t = rows.position[rows.is_latent, 0].reshape(-1, 16)
     assert (t == t[:, :1]).all() and (t[:, 0].diff() == 2).all()
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_last_picture_stands_on_the_last_frame_of_its_target(tiny, draws):
+    """In both tables of positions, however often the target is drawn; it moves nothing else."""
+    from openlance.sequence import tasks
+
+    size, end = (9, 16, 16), tiny.clip(10)
+    request = tasks.first_and_last("x", tiny.clip(4), end, size, prompts=tiny.prompts)
+    rows = pack([request], tiny.codec, tiny.codec.config.position, draws).rows
+    last, target = (rows.at((rows.is_latent & (rows.code == code)).nonzero()[:, 0]) for code in (LAST, TARGET))
+    assert len(last) == 16 and len(target) == draws * 5 * 16
+    for name in ("position", "cell"):
+        assert torch.equal(getattr(last, name), getattr(target, name)[4 * 16 : 5 * 16])
+    assert not last.denoise.any() and not last.noisy.any()
+    base = pack([request], tiny.codec, replace(tiny.codec.config.position, shift=False), draws).rows
+    others = ~(rows.is_latent & (rows.code == LAST))
+    assert torch.equal(rows.position[others], base.position[others])
+
+
+def test_a_last_picture_of_another_size_is_refused(tiny):
+    from openlance.sequence import tasks
+
+    with pytest.raises(ValueError, match="does not fit"):
+        tiny.pack([tasks.first_and_last("x", tiny.clip(4), tiny.clip(10, height=8), (5, 16, 16))])

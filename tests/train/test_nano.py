@@ -1,36 +1,46 @@
-"""The whole recipe of nano at its smallest: every stage runs, what comes out is a model that can be loaded."""
+"""The whole recipe of nano at its smallest: every part runs, what comes out is a model that can be loaded, and a second
+call goes on where the first one was."""
 
-from openlance.data.world import WorldMixture
+import json
+from dataclasses import replace
+
+from openlance.config.train import recipe
 from openlance.train.codec import CodecRecipe
-from openlance.train.nano import recipe, train_nano, world_tokenizer
-from openlance.train.recipe import Phase, Recipe
+from openlance.train.nano import train_nano, world_tokenizer
+from openlance.train.run import Settings
 
 SMALL = CodecRecipe(joint_steps=2, decoder_steps=1, batch=2, other_sizes=((64, 64),), save_every=2)
 
 
-def plan(steps: int) -> Recipe:
-    return Recipe(phases=(Phase(name="joint", steps=steps, mixture=WorldMixture(drawn=1, asked=1, questions=1)),))
+def stages(steps: int):
+    """Two stages that share weights: questions, then pictures too."""
+    first, last = recipe("nano")[0], recipe("nano")[-1]
+    small = {"pack_tokens": (300, 900), "max_sample_tokens": 900, "dtype": "float32"}
+    return (
+        replace(first, steps=1, mixture={"x2t_image": 1}, **small),
+        replace(last, steps=steps, mixture={"x2t_image": 1, "t2i": 1}, **small),
+    )
 
 
 def test_training_leaves_a_folder_that_draws_and_answers_and_goes_on_where_it_was(tmp_path):
     import openlance
 
-    world_tokenizer(batches=10).backend.save(str(tmp_path / "tokenizer.json"))
-    seen = []
-    folder = train_nano(tmp_path, plan=plan(1), codec_plan=SMALL, compiled=False, show=seen.append)
-    assert seen == [folder]
+    (tmp_path / "foundation").mkdir()
+    world_tokenizer(batches=10).backend.save(str(tmp_path / "foundation" / "tokenizer.json"))
+    seen, settings = [], Settings(out=tmp_path, model=tmp_path, save_every=1)
+    folder = train_nano(tmp_path, stages=stages(1), codec_plan=SMALL, settings=settings, show=seen.append)
+    assert seen == [folder] and (tmp_path / "curves.svg").is_file()
     pipe = openlance.load(str(folder))
     picture = pipe.generate("a red circle", seed=0, num_inference_steps=2)[0]
     assert picture.size == (64, 64)
     assert isinstance(pipe.ask(picture, "what color is the circle?", max_new_tokens=3), str)
-    train_nano(tmp_path, plan=plan(2), codec_plan=SMALL, compiled=False)
-    steps = [line.split('"step": ')[1].split(",")[0] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert steps == ["1", "2"]
+    train_nano(tmp_path, stages=stages(2), codec_plan=SMALL, settings=settings)
+    logs = [tmp_path / f"{name}" / "log.jsonl" for name in ("1-pt", "2-sft")]
+    steps = [[json.loads(line)["step"] for line in log.read_text().splitlines()] for log in logs]
+    assert steps == [[1], [1, 2]]
 
 
-def test_the_shipped_recipe_widens_placement_and_ends_slowly():
-    phases = recipe().phases
-    assert phases[0].mixture.drawn == 0 and all(p.mixture.drawn for p in phases[1:])
-    widest = [p.at(s).spread[1] for p in phases[1:] for s in (0, p.steps - 1)]
-    assert widest == sorted(widest) and widest[-1] == 1.0
-    assert phases[-1].rate(phases[-1].steps) < 0.05 * phases[-1].rate(0)
+def test_the_shipped_recipe_widens_placement_first_and_ends_slowly():
+    first, *_, last = recipe("nano")
+    assert first.spread[0] < first.spread[1] == 1.0
+    assert last.rate(last.steps) < 0.05 * last.rate(0)

@@ -1,6 +1,6 @@
-"""`openlance ask out.png "how many squares are there?"`
+"""`openlance ask out.png "how many squares are there?"`, of one picture or video or of several.
 
-The same from Python: `openlance.load("nano").ask(PIL.Image.open("out.png"), "how many squares are there?")`.
+The same from Python: `openlance.load("nano").ask("out.png", "how many squares are there?")`.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ import typer
 
 from openlance.cli import options
 
+NAMES = {"image": "x2t_image", "video": "x2t_video"}  # by what is asked about
+
 app = typer.Typer()
 
 
 @app.command()
 def ask(
-    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP ...", show_default=False)],
-    question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
+    media: Annotated[list[Path], typer.Argument(help="Pictures or videos.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask about them.", show_default=False)],
     model: options.Model = "nano",
+    memory: options.Memory = None,
     allow_pickle: options.AllowPickle = False,
     max_new_tokens: options.NewTokens = 64,
 ) -> None:
-    """Answer a question about a picture; the answer appears as it is written."""
+    """Answer a question about a picture or video, or several; the answer appears as it is written."""
     question = options.check_text("question", question, "how many squares are there?")
     options.at_least("--max-new-tokens", max_new_tokens, 1)
-    picture = options.read_picture(image)
-
-    import openlance
-
-    pipe = openlance.load(model, allow_pickle=allow_pickle)
+    clips = [options.read_medium(path) for path in media]
+    checkpoint = options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory)
+    pipe = checkpoint.load()
+    checkpoint.warn(pipe, NAMES["image" if all(clip.frames == 1 for clip in clips) else "video"])
     live = sys.stdout.isatty()
-    answer = pipe.ask(picture, question, max_new_tokens=max_new_tokens, stream=show if live else None)
+    answer = pipe.ask(clips, question, max_new_tokens=max_new_tokens, stream=show if live else None)
     typer.echo("" if live else answer)
 
 

@@ -1,4 +1,4 @@
-"""`openlance bench world --tasks t2i,vqa --samples 100 --seed 0 --json scores.json`
+"""`openlance bench world --tasks t2i,image_edit,vqa --samples 100 --seed 0 --json scores.json`
 
 The same from Python: `openlance.eval.world.run(openlance.load("nano"), Bench(samples=100))`.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.cli.bench_quality import quality
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ def bench() -> None:
     """Score a model."""
 
 
+app.command()(quality)
+
+
 @app.command()
 def world(
-    tasks: Annotated[str, typer.Option("--tasks", help="t2i, vqa, or both with a comma.")] = "t2i,vqa",
+    tasks: Annotated[str, typer.Option("--tasks", help="Names with commas, or all: see below.")] = "t2i,vqa",
     samples: Annotated[int, typer.Option("--samples", help="Requests per category.")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same requests and pictures.")] = 0,
     placement: Annotated[
@@ -47,9 +51,11 @@ def world(
 ) -> None:
     """Score a model on the procedural world, with 95 % intervals.
 
-    t2i: the share of prompts (free wording; "text" has 1 to 3 characters) whose picture shows all that is asked and
-    nothing else, judged from pixels. vqa: the share of right answers about true pictures. heldout: combinations that
-    are never trained, apart from the mean.
+    Tasks: t2i, t2v, i2v, image_edit, video_edit, subject, vqa, video_vqa, multi_turn, or all of them with "all".
+    What is drawn is right if it shows all that is asked and nothing else, judged from pixels ("text" has 1 to 3
+    characters); an edit if what was asked happened ("asked") and everything else stayed ("kept"); a dialogue if all
+    of its turns are ("turn_2": the first two). vqa, video_vqa: the share of right answers about true pictures and
+    clips. heldout: combinations that are never trained, apart from the mean.
     """
     width, height = options.parse_size(size or "64x64")
     options.at_least("--samples", samples, 1)
@@ -65,11 +71,11 @@ def world(
     if json_file is not None and json_file.is_dir():
         raise UserError(f"--json {json_file} is a folder: give a file, for example {json_file / 'scores.json'}")
 
-    from openlance.eval.world import BENCH_CATEGORIES, Bench, prepare, run
+    from openlance.eval.world import SUITES, Bench, named_tasks, prepare, run
 
     given = options.given(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     wanted = Bench(
-        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), samples=samples, seed=seed,
+        tasks=named_tasks(tasks), samples=samples, seed=seed,
         placement=placement, height=height, width=width, batch=batch, settings=tuple(given.items()),
     )  # fmt: skip
     prepare(wanted)  # says what to install before a model is loaded
@@ -77,7 +83,7 @@ def world(
     import openlance
 
     pipe: Any = openlance.load(model)
-    total = samples * sum(len(BENCH_CATEGORIES[task]) for task in wanted.tasks)
+    total = samples * sum(len(SUITES[task].categories) for task in wanted.tasks)
     results = with_progress(lambda on_scored: run(pipe, wanted, on_scored), total, images)
     if json_file is not None:
         write_json(results, json_file)

@@ -1,6 +1,6 @@
-"""`openlance caption out.png`
+"""`openlance caption out.png`, or of a video.
 
-The same from Python: `openlance.load("nano").caption(PIL.Image.open("out.png"))`.
+The same from Python: `openlance.load("nano").caption("out.png")`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ from typing import Annotated
 import typer
 
 from openlance.cli import options
+from openlance.cli.ask import NAMES
 
 app = typer.Typer()
 
 
 @app.command()
 def caption(
-    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP ...", show_default=False)],
+    medium: Annotated[Path, typer.Argument(help="A picture or video.", show_default=False)],
     model: options.Model = "nano",
+    memory: options.Memory = None,
     allow_pickle: options.AllowPickle = False,
     max_new_tokens: options.NewTokens = 128,
 ) -> None:
-    """Describe a picture."""
+    """Describe a picture or video."""
     options.at_least("--max-new-tokens", max_new_tokens, 1)
-    picture = options.read_picture(image)
-
-    import openlance
-
-    typer.echo(openlance.load(model, allow_pickle=allow_pickle).caption(picture, max_new_tokens=max_new_tokens))
+    clip = options.read_medium(medium)
+    checkpoint = options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory)
+    pipe = checkpoint.load()
+    checkpoint.warn(pipe, NAMES["image" if clip.frames == 1 else "video"])
+    typer.echo(pipe.caption(clip, max_new_tokens=max_new_tokens))

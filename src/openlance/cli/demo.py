@@ -1,4 +1,5 @@
-"""`openlance demo -o outputs/demo`: a model draws a dozen prompts, looks at its own pictures and answers questions.
+"""`openlance demo -o outputs/demo`: a model draws a dozen prompts, looks at its own pictures and answers questions,
+then moves and changes them, as far as it was trained to.
 
 Writes `index.html` (pictures inside it, so the one file can be passed on) and the pictures as files beside it.
 """
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.cli.demo_shows import Shown, perform
 from openlance.errors import UserError
 
 app = typer.Typer()
@@ -97,7 +99,7 @@ def demo(
     model: options.Model = "nano",
     seed: options.Seed = None,
 ) -> None:
-    """Draw a dozen prompts, ask about the pictures, and write index.html: the same page on every run unless seeded."""
+    """Draw, ask, animate and edit, and write index.html: the same page on every run unless seeded."""
     if output.exists() and not output.is_dir():
         raise UserError(f"-o {output} is a file: name a folder for the page, for example -o outputs/demo")
     options.check_writable(output)
@@ -105,20 +107,25 @@ def demo(
 
     start = time.perf_counter()
     import openlance
+    from openlance.sample.inputs import as_clip
 
     pipe = openlance.load(model)
     loaded = time.perf_counter() - start
-    cards = [show(pipe, wish, seed=7 if seed is None else seed) for wish in progress(WISHES)]
-    tally = count(cards)
-    page = write(output, cards, title=model, notes=[*tally, f"loaded in {loaded:.1f} s"])
+    seed = 7 if seed is None else seed
+    cards = [show(pipe, wish, seed) for wish in progress(WISHES)]
+    shown = perform(pipe, {card.wish.prompt: as_clip(card.picture) for card in cards}, seed)
+    tally = count(cards, shown)
+    page = write(output, cards, shown, title=model, notes=[*tally, f"loaded in {loaded:.1f} s"])
     typer.echo(f"{page}  ({'; '.join(tally)})")
 
 
-def count(cards: list[Card]) -> list[str]:
-    """How often picture and answer agree with the prompt, in words."""
+def count(cards: list[Card], shown: list[Shown]) -> list[str]:
+    """How often pictures, answers and all else agree with what was asked, in words."""
     judged = [card.holds for card in cards if card.holds is not None]
     asked = [answer for card in cards for answer in card.answers if answer.expected]
+    others = [one.holds for one in shown if one.holds is not None]
     return [
+        *([f"{sum(others)} of {len(others)} clips, edits and scenes show what was asked"] if others else []),
         f"{sum(judged)} of {len(judged)} pictures hold what their prompts ask",
         f"{sum(map(is_right, asked))} of {len(asked)} answers agree with the prompts",
         f"{sum(card.seconds for card in cards) / len(cards):.2f} s per picture",
@@ -165,16 +172,16 @@ def verdict(card: Card) -> bool | None:
     return all(judge(np.asarray(card.picture), facts).values()) if facts else None
 
 
-def write(output: Path, cards: list[Card], title: str, notes: list[str]) -> Path:
-    """Write the pictures and the page; returns the path of the page."""
-    import numpy as np
-
+def write(output: Path, cards: list[Card], shown: list[Shown], title: str, notes: list[str]) -> Path:
+    """Write the pictures, the clips and the page; returns the path of the page."""
     from openlance.cli.demo_page import render_page
-    from openlance.media import atomic_path, write_image
+    from openlance.media import atomic_path
+    from openlance.sample.inputs import as_clip
 
-    for index, card in enumerate(cards):
-        write_image(output / f"{index:06d}.png", np.asarray(card.picture))
+    made = [as_clip(card.picture) for card in cards] + [s.result for s in shown if not isinstance(s.result, str)]
+    for index, clip in enumerate(made):
+        clip.save(output / f"{index:06d}{'.png' if clip.frames == 1 else '.mp4'}")
     target = output / "index.html"
     with atomic_path(target) as temporary:
-        temporary.write_text(render_page(cards, title, notes), encoding="utf-8")
+        temporary.write_text(render_page(cards, title, notes, shown), encoding="utf-8")
     return target

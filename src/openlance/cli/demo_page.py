@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openlance.cli.demo import Answer, Card
+    from openlance.cli.demo_shows import Shown
+    from openlance.media import Clip
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #697180; --line: #e3e6eb; --card: #fff; --page: #f5f6f8;
@@ -32,6 +35,9 @@ figure { margin: 0; height: 16rem; display: grid; place-items: center; backgroun
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100% }
 .picture rect { fill: none; stroke: var(--mark); stroke-width: 2; vector-effect: non-scaling-stroke;
   stroke-dasharray: 5 3 }
+.pair { display: flex; align-items: center; gap: .6rem; max-width: 90% }
+.pair img { min-width: 0; flex: 1; max-height: 13rem; border-radius: 4px; object-fit: contain }
+.pair b { color: var(--soft) }
 .text { padding: 1rem 1.1rem 1.1rem; flex: 1; display: flex; flex-direction: column }
 h2 { margin: 0; font-size: 1.05rem; line-height: 1.35 }
 .facts { margin: .15rem 0 .7rem; color: var(--soft); font-size: .85rem }
@@ -47,9 +53,17 @@ code { font: .85em ui-monospace, SFMono-Regular, Menlo, monospace; font-weight: 
 """
 
 
-def render_page(cards: list[Card], title: str, notes: list[str]) -> str:
+# A heading for what a task makes; what has none stands under its own name.
+HEADS = {
+    "t2v": "a clip from words", "i2v": "a picture set in motion", "flf2v": "a clip between two frames",
+    "image_edit": "a picture changed", "video_edit": "a clip changed", "image_idip": "a thing in a new scene",
+    "video_idip": "a thing in a clip", "x2t_video": "a question about a clip",
+}  # fmt: skip
+
+
+def render_page(cards: list[Card], title: str, notes: list[str], shown: Sequence[Shown] = ()) -> str:
     """The whole page as HTML. Everything a model said or a user typed is escaped."""
-    body = "\n".join(render_card(card) for card in cards)
+    body = "\n".join([*(render_card(card) for card in cards), *(render_shown(one) for one in shown)])
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -62,9 +76,10 @@ def render_page(cards: list[Card], title: str, notes: list[str]) -> str:
 <header>
 <h1>{html.escape(title)} draws, then looks at what it drew</h1>
 <p>{html.escape(" · ".join(notes))}</p>
-<p>Every picture is sampled from its prompt, then the same model answers questions about it. <span class="good">✓</span>
-and <span class="bad">✗</span>: whether a judge that sees only pixels finds what the prompt asks for, and whether an
-answer is what the prompt implies. A dashed frame is the box that the model gave.</p>
+<p>Every picture is sampled from its prompt, then the same model answers questions about it, and goes on with its own
+pictures as far as it was trained to. <span class="good">✓</span> and <span class="bad">✗</span>: whether a judge that
+sees only pixels finds what the prompt asks for, and whether an answer is what the prompt implies. A dashed frame is the
+box that the model gave.</p>
 </header>
 <main>
 {body}
@@ -88,6 +103,26 @@ def render_card(card: Card) -> str:
 <dl>
 {rows}
 </dl>
+</div>
+</article>"""
+
+
+def render_shown(shown: Shown) -> str:
+    """A clip, an edit or a scene beside what it was made from, or what was said about it."""
+    mark = {True: ' <span class="good">✓</span>', False: ' <span class="bad">✗</span>', None: ""}[shown.holds]
+    said = isinstance(shown.result, str)
+    media = shown.given + ([] if isinstance(shown.result, str) else [shown.result])
+    last = media[-1]
+    pictures = "<b>→</b>".join(f'<img src="{clip_uri(clip)}" alt="{html.escape(shown.show.text)}">' for clip in media)
+    length = f", {last.frames} frames" if last.frames > 1 else ""
+    facts = f"{HEADS.get(shown.show.task, shown.show.task)}, {last.width}×{last.height}{length}, {shown.seconds:.2f} s"
+    answer = f"<dl><div><dd>{html.escape(shown.result)}{mark}</dd></div></dl>" if isinstance(shown.result, str) else ""
+    return f"""<article>
+<figure><div class="pair">{pictures}</div></figure>
+<div class="text">
+<h2>{html.escape(shown.show.text)}{"" if said else mark}</h2>
+<p class="facts">{facts}</p>
+{answer}
 </div>
 </article>"""
 
@@ -123,3 +158,14 @@ def data_uri(picture: Any) -> str:
     memory = io.BytesIO()
     picture.save(memory, format="PNG")
     return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
+
+
+def clip_uri(clip: Clip) -> str:
+    """A picture or a clip, which then runs by itself, inside the page."""
+    from PIL import Image
+
+    if clip.frames == 1:
+        return data_uri(Image.fromarray(clip.pixels[0]))
+    from openlance.media.write import encode_animation
+
+    return "data:image/webp;base64," + base64.b64encode(encode_animation(clip)).decode("ascii")

@@ -126,16 +126,15 @@ def check_task(task: str, files: list[Path], answer: str | None) -> None:
 def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     """Configuration and tokenizer of a name or folder; no tensor is read."""
     from openlance.config.model import ModelConfig
-    from openlance.model.folder import read_config
     from openlance.sample.engine import Defaults
-    from openlance.sample.load import folder_of
+    from openlance.sample.load import files_of
     from openlance.text.tokenizer import Tokenizer
 
-    folder = folder_of("nano" if model == RELEASED else model)
-    defaults = Defaults() if model == RELEASED else Defaults.read(folder / "generation_config.json")
+    files = files_of("nano" if model == RELEASED else model)
+    defaults = Defaults() if model == RELEASED else Defaults.read(files.tokenizer / "generation_config.json")
     return Numbers(
-        config=ModelConfig() if model == RELEASED else read_config(folder),
-        tokenizer=Tokenizer.from_folder(tokenizer or folder),
+        config=ModelConfig() if model == RELEASED else files.config,
+        tokenizer=Tokenizer.from_folder(tokenizer or files.tokenizer),
         prompts=defaults.prompts,
         size=(defaults.height, defaults.width),
     )
@@ -144,7 +143,7 @@ def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
 def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
     """The request, its media as placeholders of the right sizes."""
     from openlance.model.vae import latent_grid
-    from openlance.sample.engine import fitting_size
+    from openlance.sample.inputs import fitting_size
     from openlance.sequence.tasks import ENDS, request
 
     ends, config = ENDS[task], numbers.config
@@ -166,7 +165,7 @@ def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
 
 def media_shapes(given: Inputs, reads: str, frames: int, numbers: Numbers) -> list[tuple[int, int, int]]:
     """(frames, height, width) of each medium for the VAE: at --size, or of files at the nearest size that fits."""
-    from openlance.sample.engine import fitting_size
+    from openlance.sample.inputs import fitting_size
 
     if not reads:
         return []

@@ -16,13 +16,22 @@ from openlance.cli.errors import guarded, wants_debug
 
 # name: (module with a typer `app`, one line of help). The only place where a command is registered.
 COMMANDS = {
-    "generate": ("openlance.cli.generate", "Draw pictures from prompts."),
-    "ask": ("openlance.cli.ask", "Answer a question about a picture."),
-    "caption": ("openlance.cli.caption", "Describe a picture."),
+    "generate": ("openlance.cli.generate", "Draw pictures and clips from prompts and pictures."),
+    "edit": ("openlance.cli.edit", "Change a picture or a video as told."),
+    "ask": ("openlance.cli.ask", "Answer a question about pictures or videos."),
+    "caption": ("openlance.cli.caption", "Describe a picture or video."),
+    "chat": ("openlance.cli.chat", "Draw, edit and ask in one dialogue."),
+    "run": ("openlance.cli.run", "Run an input file of the release."),
     "explain": ("openlance.cli.explain", "Print the segments, positions and mask of a task."),
     "verify": ("openlance.cli.verify", "Compare this code with golden vectors of the released model."),
     "bench": ("openlance.cli.bench", "Score a model on the procedural world."),
+    "init": ("openlance.cli.init", "Write a checkpoint with random weights."),
+    "inspect": ("openlance.cli.inspect", "Say what a checkpoint is, and whether it is complete."),
+    "convert": ("openlance.cli.convert", "Write a checkpoint in another form."),
+    "download": ("openlance.cli.download", "Fetch a model from the hub."),
     "train": ("openlance.cli.train", "Train a preset from scratch."),
+    "plan": ("openlance.cli.plan", "Say what training or a request takes, before it is started."),
+    "encode": ("openlance.cli.encode", "Latents and features of data ahead of time, for training."),
     "demo": ("openlance.cli.demo", "Draw, ask and write one page that shows it all."),
 }
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 import math
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from openlance.media import Clip
+    from openlance.sample.pipeline import Pipeline
 
 LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
+LONGEST = 10_000  # frames; the released model makes 121
 LARGEST_SEED = 2**63 - 1  # what torch's generators accept
 
-Model = Annotated[str, typer.Option("--model", help="A preset or a folder with weights.")]
+Model = Annotated[str, typer.Option("--model", help="nano, a checkpoint folder, or owner/name on the hub.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same picture; random if left out.")]
 Size = Annotated[
     str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.  \\[default: the model's]", show_default=False)
@@ -30,10 +33,45 @@ Steps = Annotated[int | None, typer.Option("--num-inference-steps", help="Denois
 Guidance = Annotated[
     float | None, typer.Option("--guidance-scale", help="Strength of the prompt; 1 is none.  \\[default: the model's]")
 ]
+Frames = Annotated[
+    int | None, typer.Option("--num-frames", help="Frames, 12 a second: 9, 13, 17 ...  \\[default: the model's]")
+]
+Solver = Annotated[
+    str | None, typer.Option("--solver", help="euler, dpm++ or unipc.  \\[default: the model's]", show_default=False)
+]
+PromptsFile = Annotated[
+    Path | None, typer.Option("--prompts-file", help="One text per line: 000000, 000001 ... in the folder -o.")
+]
+Memory = Annotated[str | None, typer.Option("--memory", help="Budget such as 12GB; auto is what is free.")]
+Lora = Annotated[Path | None, typer.Option("--lora", help="Folder of an adapter in PEFT's format.", show_default=False)]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .pth weights too (tensors only); safetensors need no leave.")
 ]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Which model a command runs, and how it is loaded."""
+
+    model: str
+    allow_pickle: bool = False
+    memory: str | None = None
+    lora: Path | None = None
+
+    def load(self) -> Pipeline:
+        import openlance
+
+        pipe = openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
+        if self.lora is not None:
+            pipe.load_lora_weights(self.lora)
+        return pipe
+
+    def warn(self, pipe: Pipeline, task: str) -> None:
+        """Say in one line on stderr that the model was not trained for what it was asked to do."""
+        if task not in pipe.defaults.tasks:
+            known = ", ".join(pipe.defaults.tasks)
+            typer.echo(f"warning: {self.model} was not trained for {task}, only for {known}: expect little", err=True)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -47,6 +85,14 @@ def parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def dtype_name(text: str | None) -> str | None:
+    """torch's name of a number type that a user gave, or None."""
+    names = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16"}
+    if text is not None and text not in names:
+        raise UserError(f"--dtype {text!r} is no type of number: use float32, bfloat16 or float16")
+    return names[text] if text is not None else None
+
+
 def at_least(option: str, value: int | None, least: int, most: int | None = None) -> None:
     """UserError unless a given whole number is in range; None (left out) is fine."""
     if value is not None and value < least:
@@ -55,9 +101,23 @@ def at_least(option: str, value: int | None, least: int, most: int | None = None
         raise UserError(f"{option} is {value}: it must be {most} or less")
 
 
-def check_guidance(value: float | None) -> None:
+def drawing(
+    size: str | None, num_frames: int | None, steps: int | None, guidance: float | None, solver: str | None
+) -> dict[str, Any]:
+    """What the user said of how to draw, as keywords of the pipeline's methods; UserError for a number out of range."""
+    width, height = parse_size(size) if size is not None else (None, None)
+    at_least("--num-frames", num_frames, 1, LONGEST)
+    at_least("--num-inference-steps", steps, 1)
+    check_guidance(guidance)
+    return given(
+        height=height, width=width, num_frames=num_frames,
+        num_inference_steps=steps, guidance_scale=guidance, solver=solver,
+    )  # fmt: skip
+
+
+def check_guidance(value: float | None, option: str = "--guidance-scale") -> None:
     if value is not None and not (math.isfinite(value) and value >= 0):
-        raise UserError(f"--guidance-scale is {value}: it must be a finite number of 0 or more, for example 3")
+        raise UserError(f"{option} is {value}: it must be a finite number of 0 or more, for example 3")
 
 
 def check_text(name: str, text: str, example: str) -> str:
@@ -83,13 +143,11 @@ def read_prompts(path: Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def read_picture(path: Path) -> Image:
-    """An upright RGB Pillow image; UserError if the file is missing, unreadable, truncated or too large."""
-    from PIL import Image
+def read_medium(path: Path) -> Clip:
+    """A picture as a clip of one frame, or the frames of a video; UserError if it cannot be read or is too large."""
+    from openlance.media import read_media
 
-    from openlance.media import read_image
-
-    return Image.fromarray(read_image(path).pixels[0])
+    return read_media(path)
 
 
 def check_writable(folder: Path) -> None:
@@ -101,6 +159,6 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write into {folder}: permission denied; choose another place with -o")
 
 
-def given(**options: object) -> dict[str, object]:
+def given(**options: Any) -> dict[str, Any]:
     """The options that the user gave; a model fills in the others itself."""
     return {name: value for name, value in options.items() if value is not None}

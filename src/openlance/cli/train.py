@@ -1,9 +1,27 @@
-"""`openlance train nano -o runs/nano`: train a model from scratch; the same command resumes a stopped run."""
+"""`openlance train ...`: stages, recipes and adapters; the same command goes on where a stopped run was.
 
+openlance train recipe/nano -o runs/nano                                  # nano from nothing, stage after stage
+openlance train nano/sft --data t2i=pictures -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
+openlance train lora --model nano --data pictures -o runs/mine            # captioned pictures -> an adapter
+torchrun --nproc-per-node 8 -m openlance.cli.main train 3b/sft --model DIR --data t2i=DIR -o runs/sft --shard 8
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from openlance.cli import options
+from openlance.errors import UserError
+
+if TYPE_CHECKING:
+    from openlance.config.train import Stage
 
 SHEET = (
     "a red circle", "a blue square", "a yellow star on a blue background", "a red circle left of a blue square",
@@ -12,46 +30,209 @@ SHEET = (
     "a red square and a green circle", "a large yellow ring at the top left", "two orange triangles",
     "a cyan star below a white cross", 'the text "NO"',
 )  # fmt: skip
-app = typer.Typer(no_args_is_help=True)
+
+
+class StageGroup(TyperGroup):
+    """A first word that is no command of its own names a stage."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        named = args and args[0] not in self.commands and not args[0].startswith("-")
+        return super().resolve_command(ctx, ["stage", *args] if named else args)
+
+
+app = typer.Typer(cls=StageGroup, no_args_is_help=True)
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a stopped run goes on in it.")]
+Minutes = Annotated[float, typer.Option(help="Stop after so many minutes, all saved.")]
+Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Fuse operations (C++ compiler).")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
+SaveEvery = Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
+Model = Annotated[str | None, typer.Option("--model", help="A preset or a folder with weights to start from.")]
 
 
 @app.callback()
 def train() -> None:
-    """Train a model from scratch."""
+    """Train: a stage (3b/pt, nano/sft, mine.yaml), a recipe (recipe/nano), or a LoRA adapter."""
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="STAGE", help="SCALE/NAME, recipe/SCALE, or a YAML file.")],
+    output: Output,
+    model: Model = None,
+    init: Annotated[str, typer.Option(help="model: its weights; fresh: none; a folder: Qwen2.5-VL.")] = "model",
+    data: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="Where a task's samples are.")] = None,
+    held_out: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="Samples that validate.")] = None,
+    settings: Set = None,
+    only: Annotated[str | None, typer.Option("--stage", help="One stage of a file with several.")] = None,
+    minutes: Minutes = 1e9,
+    save_every: SaveEvery = 500,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 3,
+    validate_every: Annotated[int, typer.Option(min=0, help="Steps between validations; 0: none.")] = 0,
+    show_every: Annotated[int, typer.Option(min=0, help="Steps between exports with pictures; 0: at the end.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    max_broken: Annotated[float, typer.Option(min=0, help="Broken rows to skip: a share, or a number from 1.")] = 0.001,
+    shard: Annotated[int, typer.Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1,
+    compiled: Compiled = False,
+    report_to: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb or trackio.")] = None,
+    allow_pickle: options.AllowPickle = False,
+) -> None:
+    """Train a stage, or a recipe of stages in order."""
+    from openlance.train.nano import train_nano
+    from openlance.train.run import Settings, run_recipe, run_stage
+
+    stages = chosen_stages(name, only, settings or [])
+    from_nothing = name == "recipe/nano" and model is None
+    start = Settings(
+        out=output, model=output if from_nothing else start_folder(model, stages[0].scale), init=init,
+        data=pairs("--data", data), held_out=pairs("--held-out", held_out), workers=workers, max_broken=max_broken,
+        save_every=save_every, keep=keep, validate_every=validate_every, show_every=show_every, shard=shard,
+        compiled=compiled, report_to=tuple(report_to or ()), minutes=minutes, allow_pickle=allow_pickle,
+        command=tuple(sys.argv[1:]),
+    )  # fmt: skip
+    show = sheet(output / "samples.png", SHEET) if stages[0].scale == "nano" else None
+    if from_nothing:
+        done = train_nano(output, stages=stages, settings=start, show=show)
+    elif len(stages) > 1:
+        done = run_recipe(stages, start, show)
+    else:
+        done = run_stage(stages[0], start, show)
+    told(f'{done}\ntry: openlance generate t2i "a red circle" --model {done} -o out.png')
 
 
 @app.command()
 def nano(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a stopped run goes on in it.")],
-    minutes: Annotated[float, typer.Option(help="Stop the backbone after so many minutes, all saved.")] = 1e9,
+    output: Output,
+    minutes: Minutes = 1e9,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and noise.")] = 0,
-    joint_steps: Annotated[int, typer.Option(min=1, help="Steps of the joint phase.")] = 550,
-    finish_steps: Annotated[int, typer.Option(min=1, help="Steps of the last phase.")] = 1000,
-    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Fuse operations (C++ compiler).")] = True,
+    settings: Set = None,
+    compiled: Compiled = True,
 ) -> None:
-    """Train nano: codec, vision tower and backbone, on the procedural world. Pictures and curves appear as it goes."""
-    from dataclasses import replace
-
-    from openlance.errors import UserError
-    from openlance.train.nano import recipe, train_nano
-
+    """Train nano from nothing on the procedural world: the same as recipe/nano, with pictures and curves as it goes."""
     if minutes <= 0:
         raise UserError(f"{minutes:g} minutes leave no time to train: use --minutes 1 or more")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file: give a folder with -o runs/nano")
-    output.mkdir(parents=True, exist_ok=True)
-    plan = replace(recipe(joint_steps, finish_steps), seed=seed)
-    folder = train_nano(
-        output, plan=plan, minutes=minutes, compiled=compiled, show=lambda at: draw(at, output / "samples.png")
-    )
-    typer.echo(f'{folder}\ntry: openlance generate t2i "a red circle" --model {folder} -o out.png')
+    stage(
+        "recipe/nano", output, settings=[f"seed={seed}", *(settings or [])], minutes=minutes, save_every=100,
+        show_every=100, compiled=compiled,
+    )  # fmt: skip
 
 
-def draw(folder: Path, out: Path) -> None:
-    """A sheet of the pictures that a checkpoint draws now."""
-    import numpy as np
+@app.command()
+def lora(
+    data: Annotated[Path, typer.Option(help="Folder of captioned pictures.")],
+    output: Output,
+    model: Annotated[str, typer.Option("--model", help="A preset or a folder with weights.")] = "nano",
+    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 100,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
+    settings: Set = None,
+    minutes: Minutes = 1e9,
+    save_every: SaveEvery = 50,
+) -> None:
+    """Fine-tune on a folder of captioned pictures: an adapter for `generate --lora`, in PEFT's format."""
+    from openlance.config.train import override
+    from openlance.model.lora import Lora
+    from openlance.train.lora import lora_stage
+    from openlance.train.run import Settings, run_stage
 
-    import openlance
-    from openlance.train.report import write_sheet
+    start = Settings(
+        out=output, model=start_folder(model, "nano"), data={"t2i": str(data)}, save_every=save_every, keep=1,
+        lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=tuple(sys.argv[1:]),
+    )  # fmt: skip
+    plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
+    done = run_stage(plan, start)
+    told(f'{done}\ntry: openlance generate t2i "a caption" --model {model} --lora {done} -o out.png')
 
-    write_sheet([np.asarray(picture) for picture in openlance.load(str(folder)).generate(list(SHEET), seed=0)], out)
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def resume(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    only_step: Annotated[
+        int | None, typer.Option(min=0, help="Do this step again, write nothing, print its losses by sample.")
+    ] = None,
+) -> None:
+    """Run the command of a run folder again, which goes on where it was; further options are added to it."""
+    from openlance.cli.main import main
+    from openlance.train.files import starts_of
+
+    starts = starts_of(folder)
+    if only_step is not None or not starts:
+        return replayed(folder, only_step or 0)
+    raise typer.Exit(main([*starts[-1]["command"], *ctx.args]))
+
+
+def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Stage, ...]:
+    """The stages that a first word means, with the changes of the command line."""
+    from openlance.config.train import override, read_recipe, read_stage, recipe
+    from openlance.config.train import stage as preset
+
+    if name.endswith((".yaml", ".yml", ".json")):
+        found = read_recipe(Path(name)) if only is None else (read_stage(Path(name), only),)
+    elif name.startswith("recipe/"):
+        found = recipe(name)
+    else:
+        scale, slash, short = name.rpartition("/")
+        found = (preset(short, scale) if slash else preset(name),)
+    return tuple(override(one, settings) for one in found)
+
+
+def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
+    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md)."""
+    import yaml
+
+    from openlance.sequence.tasks import TASKS
+
+    found: dict[str, Any] = {}
+    for text in given or []:
+        task, equals, path = text.partition("=")
+        if not equals or task not in TASKS or not path:
+            raise UserError(f"{option} {text} is not TASK=PATH with a task of {', '.join(TASKS)}: write t2i=pictures")
+        try:
+            found[task] = yaml.safe_load(path) if path.startswith("{") else path
+        except yaml.YAMLError as error:
+            raise UserError(f"{option} {text} is not YAML: write {task}='{{path: PATH, type: TYPE}}'") from error
+    return found
+
+
+def start_folder(model: str | None, scale: str) -> Path:
+    from openlance.sample.load import folder_of
+
+    if model is None and scale != "nano":
+        raise UserError(
+            f"there is no model to start a stage of {scale} from: add --model DIR, and --init for its weights"
+        )
+    return folder_of(model or "nano")
+
+
+def replayed(folder: Path, step: int) -> None:
+    """Print what a step comes to, sample by sample."""
+    from openlance.train.run import replay_step
+
+    found = replay_step(folder, step)
+    for sample, loss in found.pop("samples").items():
+        typer.echo(f"{loss:12.4f}  {sample}")
+    typer.echo(" ".join(f"{name} {value}" for name, value in found.items()))
+
+
+def told(text: str) -> None:
+    """Print from the first of all processes alone."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
+
+
+def sheet(out: Path, prompts: tuple[str, ...]) -> Callable[[Path], None]:
+    """A function that writes the pictures that a checkpoint draws now."""
+
+    def draw(folder: Path) -> None:
+        import numpy as np
+
+        import openlance
+        from openlance.train.report import write_sheet
+
+        write_sheet(
+            [np.asarray(picture) for picture in openlance.load(str(folder)).generate(list(prompts), seed=0)], out
+        )
+
+    return draw

@@ -34,6 +34,9 @@ def verify(
         Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer.  \\[default: tokenizer/, likewise]")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every comparison there.")] = None,
+    ways: Annotated[
+        str, typer.Option("--with", help="What to turn on: compile, offload, tiling, prefix, batch, with commas.")
+    ] = "",
     only_failed: Annotated[bool, typer.Option("--only-failed", help="Leave out of the table what passes.")] = False,
 ) -> None:
     """Compare this code with golden vectors of the released model, quantity by quantity.
@@ -49,7 +52,7 @@ def verify(
     from openlance.eval.verify.run import verify as run
 
     with progress() as (on_file, on_row):
-        report = run(folder, weights, tokenizer, on_file, on_row)
+        report = run(folder, weights, tokenizer, on_file, on_row, [w.strip() for w in ways.split(",") if w.strip()])
     if json_file is not None:
         write_json(report, json_file)
     show(report, only_failed)

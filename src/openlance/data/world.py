@@ -3,6 +3,7 @@ what an uninterrupted one would."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Role, Segments, drop
+from openlance.world.edits import KINDS, sample_edit
 from openlance.world.labels import dense_labels
 from openlance.world.questions import ask, askable
 from openlance.world.render import render
 from openlance.world.scene import Scene, sample_scene
+from openlance.world.subjects import sample_subject
 from openlance.world.words import caption
 
 
@@ -25,7 +28,10 @@ class WorldMixture:
     asked: int = 24  # pictures with questions
     questions: int = 4  # questions per picture
     question_weights: dict[str, float] = field(default_factory=dict)  # of the kinds of questions, 1 where not named
+    edited: int = 0  # pairs of a picture and its edit
+    subjects: int = 0  # pictures of given objects
     prompt_dropout: float = 0.1
+    blind_dropout: float = 0.05  # edits and subjects that see no condition at all
     spread: tuple[float, float] = (0.0, 1.0)  # placement of the scenes to draw, from canonical (0) to free (1)
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
     scenes: dict[str, float] = field(
@@ -43,6 +49,9 @@ class WorldMixture:
     asked_scenes: dict[str, float] = field(
         default_factory=lambda: {"mixed": 4, "attribute": 1, "position": 2, "count": 1, "color": 0.5, "text": 2}
     )
+
+    edits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0) | {"add": 1.5, "move": 1.5})
+    given: dict[int, float] = field(default_factory=lambda: {1: 0.6, 2: 0.4})  # how many objects
 
 
 @dataclass(frozen=True)
@@ -89,4 +98,39 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
         for kind in _several(rng, open_to, mixture):
             q = ask(scene, rng, kind, height=size[0], width=size[1])
             samples.append(tasks.understand([clip], q.question, q.answer, tasks.NO_PRIOR))
+    for sample in _edited(mixture, rng, labels):
+        samples.append(_blinded(sample, mixture, rng))
+    for sample in _given(mixture, rng, labels):
+        samples.append(_blinded(sample, mixture, rng))
     return WorldBatch(samples, labels)
+
+
+def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np.ndarray]) -> Iterator[Segments]:
+    for _ in range(mixture.edited):
+        size = _pick(rng, mixture.sizes)
+        kind, spread = _pick(rng, mixture.edits), float(rng.uniform(*mixture.spread))
+        edit = sample_edit(rng, kind=kind, placement=spread, aspect=size[1] / size[0])
+        before, after = (Clip(pixels[None]) for pixels in edit.pictures(*size))
+        labels[id(before)] = dense_labels(edit.before, *size)
+        yield tasks.edit(edit.instruction, [(before, before)], (1, *size), after, prompts=tasks.NO_PRIOR)
+
+
+def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np.ndarray]) -> Iterator[Segments]:
+    for _ in range(mixture.subjects):
+        size = _pick(rng, mixture.sizes)
+        n, spread = _pick(rng, mixture.given), float(rng.uniform(*mixture.spread))
+        subject = sample_subject(rng, n=n, placement=spread, aspect=size[1] / size[0])
+        views = []
+        for scene in subject.references:
+            clip = picture(scene, size)
+            labels[id(clip)] = dense_labels(scene, *size)
+            views.append((clip, clip))
+        target = picture(subject.scene, size)
+        yield tasks.subject_driven(subject.prompt, views, (1, *size), target, prompts=tasks.NO_PRIOR)
+
+
+def _blinded(sample: Segments, mixture: WorldMixture, rng: np.random.Generator) -> Segments:
+    """Condition dropout: without the prompt, or without prompt and pictures, which guidance needs as well."""
+    u = rng.random() - mixture.blind_dropout
+    roles = {Role.PROMPT} if u < mixture.prompt_dropout else set()
+    return drop(sample, roles if u >= 0 else {Role.PROMPT, Role.SOURCE, Role.REFERENCE})

@@ -12,7 +12,9 @@ from openlance.media.buckets import (
 from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.files import atomic_path
 from openlance.media.image import IMAGE_SUFFIXES, read_image, write_image
+from openlance.media.read import read_media
 from openlance.media.video import VIDEO_SUFFIXES, frame_indices, read_video, write_video
+from openlance.media.write import suffixes_for, write_media
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -27,9 +29,12 @@ __all__ = [
     "frame_indices",
     "nearest_good_size",
     "read_image",
+    "read_media",
     "read_video",
     "resolution",
+    "suffixes_for",
     "to_bucket",
     "write_image",
+    "write_media",
     "write_video",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +11,7 @@ import numpy as np
 MODEL_FPS = 12.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Clip:
     """Frames of a picture (one frame) or a video.
 
@@ -27,6 +28,9 @@ class Clip:
         if not self.fps > 0:
             raise ValueError(f"a clip needs a positive frame rate, not {self.fps}")
 
+    def __repr__(self) -> str:
+        return f"Clip({self.frames} frames of {self.width}x{self.height}, {self.fps:g} a second)"
+
     @property
     def frames(self) -> int:
         return int(self.pixels.shape[0])
@@ -38,6 +42,12 @@ class Clip:
     @property
     def width(self) -> int:
         return int(self.pixels.shape[2])
+
+    def save(self, path: str | Path) -> None:
+        """Write .mp4, or animated .webp or .gif; one frame as .png, .jpg or .webp. UserError for other names."""
+        from openlance.media.write import write_media
+
+        write_media(path, self)
 
     def with_pixels(self, pixels: np.ndarray) -> Clip:
         """The same frame rate with other frames."""

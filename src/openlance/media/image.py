@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -39,18 +40,19 @@ def require_file(path: str | Path) -> Path:
         raise UserError(f"cannot open {found}: {error.strerror or error}; check its permissions") from error
 
 
-def read_image(path: str | Path) -> Clip:
+def read_image(path: str | Path, data: bytes | None = None) -> Clip:
     """Read one picture: turned upright (EXIF), transparency on white, any colour mode and depth as 8-bit RGB.
 
-    The first frame of an animated file is taken. UserError if it is missing, unreadable, truncated or too large.
+    The first frame of an animated file is taken. With `data`, the bytes of a file, path is only its name in errors.
+    UserError if it is missing, unreadable, truncated or too large.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    found = require_file(path)
+    found = require_file(path) if data is None else Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size and EXIF warnings: the size is checked right below
-            with Image.open(found) as image:
+            with Image.open(found if data is None else io.BytesIO(data)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise UserError(
@@ -59,7 +61,7 @@ def read_image(path: str | Path) -> Clip:
                     )
                 image.load()
                 upright = ImageOps.exif_transpose(image)
-                pixels = np.array(_to_rgb(upright))
+                pixels = np.array(to_rgb(upright))
     except UnidentifiedImageError as error:
         raise UserError(f"{found} is not a picture that can be read: use a PNG, JPEG or WebP file") from error
     except Image.DecompressionBombError as error:
@@ -74,7 +76,7 @@ def read_image(path: str | Path) -> Clip:
     return Clip(pixels[None])
 
 
-def _to_rgb(image: PillowImage) -> PillowImage:
+def to_rgb(image: PillowImage) -> PillowImage:
     """8-bit RGB; transparent pixels become white (released code)."""
     from PIL import Image
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -40,19 +41,20 @@ def frame_indices(total: int, fps: float | None) -> list[int]:
     return np.linspace(0, total - 1, count, dtype=int).tolist()
 
 
-def read_video(path: str | Path) -> Clip:
+def read_video(path: str | Path, data: bytes | None = None) -> Clip:
     """The frames of a video that the model sees (see frame_indices), upright, as a Clip at 12 frames a second.
 
-    UserError if the file is missing, unreadable, truncated, or its frames are too large.
+    With `data`, the bytes of a file, path is only its name in errors. UserError if the file is missing, unreadable,
+    truncated, or its frames are too large.
     """
     import av
 
-    found = require_file(path)
+    found = require_file(path) if data is None else Path(path)
     try:
-        total, fps = _count_frames(found)
+        total, fps = _count_frames(found, data)
         wanted = frame_indices(total, fps)
         chosen = set(wanted)
-        kept = {i: _upright(frame) for i, frame in enumerate(_decode(found)) if i in chosen}
+        kept = {i: _upright(frame) for i, frame in enumerate(_decode(found, data)) if i in chosen}
     except UserError:
         raise
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
@@ -60,11 +62,11 @@ def read_video(path: str | Path) -> Clip:
     return Clip(np.stack([kept[i] for i in wanted]), MODEL_FPS)
 
 
-def _decode(path: Path) -> Iterator:
+def _decode(path: Path, data: bytes | None) -> Iterator:
     """Every frame of the first video stream, as PyAV frames, in the order of display."""
     import av
 
-    with av.open(str(path)) as container:
+    with av.open(str(path) if data is None else io.BytesIO(data)) as container:
         if not container.streams.video:
             raise UserError(f"{path} has no picture track: give a video file")
         stream = container.streams.video[0]
@@ -78,15 +80,15 @@ def _decode(path: Path) -> Iterator:
             yield frame
 
 
-def _count_frames(path: Path) -> tuple[int, float | None]:
+def _count_frames(path: Path, data: bytes | None) -> tuple[int, float | None]:
     """(frames, frames per second or None); headers are often wrong about the frames, so these are counted."""
     import av
 
-    with av.open(str(path)) as container:
+    with av.open(str(path) if data is None else io.BytesIO(data)) as container:
         stream = container.streams.video[0] if container.streams.video else None
         declared = stream.frames if stream is not None else 0
         rate = stream.average_rate if stream is not None else None
-    total = sum(1 for _ in _decode(path))
+    total = sum(1 for _ in _decode(path, data))
     if total < declared * 0.9:  # edit lists hide a few frames; a tenth missing means that the end of the file is
         raise UserError(f"{path} is truncated: only {total} of its {declared} frames can be read; get the file again")
     return total, float(rate) if rate else None
@@ -102,6 +104,8 @@ def _upright(frame) -> np.ndarray:
 def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
     """Write a clip as H.264, yuv420p, .mp4, at clip.fps; the file appears whole or not at all.
 
+    Its colours are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers.
+
     crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless. Sides must be even, as 4:2:0 colour needs.
     """
     import av
@@ -111,11 +115,14 @@ def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
         raise UserError(f"cannot write a video as {target.name!r}: end its name in .mp4")
     if clip.height % 2 or clip.width % 2:
         raise UserError(f"a video of {clip.height}x{clip.width} has an odd side: use sides that are even")
-    with atomic_path(target) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    index_first = {"movflags": "faststart"}
+    with atomic_path(target) as temporary, av.open(str(temporary), "w", format="mp4", options=index_first) as container:
         stream = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001))
+        for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
+            setattr(stream.codec_context, name, 1)  # BT.709 of limited range, in ffmpeg's numbers
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
         stream.options = {"crf": str(crf), "preset": "medium"}
         for pixels in clip.pixels:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
         container.mux(stream.encode(None))

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from openlance.config.model import Faithful, ModelConfig, PositionConfig
+from openlance.config.model import Faithful, ModelConfig, PositionConfig, VAEConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.names import COMPUTED, our_name
 from openlance.model.vae import vae_config
 from openlance.model.vit import vit_config
-from openlance.model.weights import load_into, open_tensors, unfilled
+from openlance.model.weights import Placing, TensorSource, load_into, open_tensors, unfilled
 
 T = TypeVar("T")
 
@@ -49,15 +49,19 @@ def known(kind: type[T], values: Mapping[str, Any]) -> dict[str, Any]:
 def read_config(folder: str | Path) -> ModelConfig:
     """The configuration of a checkpoint folder; UserError if a file is missing or its numbers contradict each other."""
     folder = Path(folder)
-    llm, lance = read_json(folder / "llm_config.json"), read_json(folder / "lance_config.json")
-    vae = read_json(folder / "vae_config.json")
+    return model_config(folder, *(read_json(folder / f"{name}_config.json") for name in ("llm", "lance", "vit", "vae")))
+
+
+def model_config(folder: Path, llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
+    """The configuration that the JSON files of a folder make; an empty `vae` is the published codec."""
     try:
-        return _config(llm, lance, read_json(folder / "vit_config.json"), vae)
-    except (KeyError, TypeError, ValueError) as error:
+        return _config(llm, lance, vit, vae)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the configuration in {folder} does not fit together: {error}") from error
 
 
 def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
+    codec = vae_config(vae) if vae else VAEConfig()
     heads = llm["num_attention_heads"]
     position = PositionConfig(
         tokens_per_second=vit.get("tokens_per_second", 2),
@@ -76,23 +80,21 @@ def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
         rms_eps=llm["rms_norm_eps"],
         rope_theta=llm["rope_theta"],
         rope_sections=tuple(llm["rope_scaling"]["mrope_section"]),
-        latent_channels=vae["z_dim"],
+        latent_channels=codec.z_dim,
         time_features=lance.get("time_features", 256),
         position=position,
         vit=vit_config(vit),
-        vae=vae_config(vae),
+        vae=codec,
         faithful=Faithful(**known(Faithful, lance.get("faithful", {}))),
     )
 
 
-def write_config(folder: str | Path, c: ModelConfig) -> None:
-    """The four JSON files of a folder, as `read_config` reads them."""
-    from openlance.media.files import atomic_path
-
+def config_files(c: ModelConfig) -> dict[str, dict[str, Any]]:
+    """What each of the four JSON files of a folder says, by name, as `read_config` reads them."""
     vae = asdict(c.vae)
     vae["temperal_downsample"] = vae.pop("temporal_downsample")  # spelled so in the release
     position = asdict(c.position)
-    files = {
+    return {
         "llm_config.json": {
             "model_type": "qwen2", "vocab_size": c.vocab_size, "hidden_size": c.width, "num_hidden_layers": c.layers,
             "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
@@ -107,19 +109,28 @@ def write_config(folder: str | Path, c: ModelConfig) -> None:
             "time_features": c.time_features, "position": position, "faithful": asdict(c.faithful),
         },
     }  # fmt: skip
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        with atomic_path(Path(folder) / name) as path:
-            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_config(folder: str | Path, c: ModelConfig) -> None:
+    """The four JSON files of a folder."""
+    for name, content in config_files(c).items():
+        write_json(Path(folder) / name, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    from openlance.media.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load_lance(
-    folder: str | Path,
+    folder: str | Path | TensorSource,
     config: ModelConfig,
     *,
     streams: tuple[str, ...] = ("und", "gen"),
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: Placing = "cpu",
     allow_pickle: bool = False,
 ) -> Lance:
     """Fill the decoder from released names, strictly. Without "gen" the generation expert is neither built nor read."""

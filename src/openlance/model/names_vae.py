@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from openlance.config.model import VAEConfig
 
@@ -26,11 +28,13 @@ class ReleasedNames:
     part: dict[str, str]  # released module path -> "encoder" or "decoder"
 
     def to_ours(self, name: str, parts: Iterable[str] = ("encoder", "decoder")) -> str | None:
-        """Our name of a released tensor; None if it belongs to a half that is not wanted.
+        """Our name of a released tensor, or of one that diffusers wrote; None if it belongs to a half that is not
+        wanted.
 
-        A name that the release does not have comes back marked, so that strict loading reports it as unexpected.
+        A name that neither has comes back marked, so that strict loading reports it as unexpected.
         """
         module, _, leaf = name.rpartition(".")
+        module = self._theirs.get(module, module)
         if module not in self.ours:
             return f"unknown:{name}"
         return f"{self.ours[module]}.{leaf}" if self.part[module] in parts else None
@@ -40,7 +44,7 @@ class ReleasedNames:
         module, _, leaf = name.rpartition(".")
         return f"{self._theirs[module]}.{leaf}"
 
-    @property
+    @cached_property
     def _theirs(self) -> dict[str, str]:
         return {ours: released for released, ours in self.ours.items()}
 
@@ -67,3 +71,30 @@ def released_names(config: VAEConfig) -> ReleasedNames:
         ours |= {f"{half}.{a}": f"{half}.{b}" for a, b in table.items()}
         part |= {f"{half}.{a}": half for a in table}
     return ReleasedNames(ours, part)
+
+
+# Ours -> diffusers', for the numbers of AutoencoderKLWan that differ between models.
+_SETTINGS = {
+    "z_dim": "z_dim", "dim": "base_dim", "dec_dim": "decoder_base_dim", "dim_mult": "dim_mult",
+    "num_res_blocks": "num_res_blocks", "temperal_downsample": "temperal_downsample", "patch_size": "patch_size",
+    "mean": "latents_mean", "std": "latents_std",
+}  # fmt: skip
+
+
+def config_of_diffusers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a released vae_config.json says, from the config.json of diffusers' AutoencoderKLWan."""
+    return {mine: values[theirs] for mine, theirs in _SETTINGS.items() if theirs in values}
+
+
+def config_for_diffusers(config: VAEConfig) -> dict[str, Any]:
+    """The arguments of diffusers' AutoencoderKLWan for a codec of these numbers."""
+    values = {"temperal_downsample": config.temporal_downsample, **vars(config)}
+    channels = 3 * config.patch_size**2
+    return {theirs: _plain(values[mine]) for mine, theirs in _SETTINGS.items()} | {
+        "is_residual": True, "in_channels": channels, "out_channels": channels,
+        "scale_factor_temporal": config.temporal_stride, "scale_factor_spatial": config.stride,
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -6,7 +6,7 @@ The first frame is coded alone, then groups of `temporal_stride` frames, each se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from openlance.errors import UserError
 from openlance.media.buckets import check_size
 from openlance.model.names_vae import released_names
 from openlance.model.wan import build_wan
-from openlance.model.weights import load_into, open_tensors, unfilled, write_tensors
+from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled, write_tensors
 
 PARTS = ("encoder", "decoder")
 
@@ -118,6 +118,13 @@ class VAE(nn.Module):
         pixels = self._batched(self.wan.decode_latents, z_CTYX * self.std_C111 + self.mean_C111)
         return pixels.clamp(-1.0, 1.0) if clamp else pixels
 
+    def decode_steps(self, z_CTYX: Tensor) -> Iterator[Tensor]:
+        """The frames of `decode` one latent at a time: (3, f, H, W) or batched, in memory of a few frames."""
+        self._require("decoder")
+        z = (z_CTYX * self.std_C111 + self.mean_C111).to(next(self.wan.parameters()).dtype)
+        for pixels in self.wan.decode_steps(z if z.dim() == 5 else z[None]):
+            yield (pixels if z.dim() == 5 else pixels[0]).clamp(-1.0, 1.0)
+
     def _batched(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Give `run` a batch, in the dtype of the weights."""
         x = x.to(next(self.wan.parameters()).dtype)
@@ -130,7 +137,7 @@ class VAE(nn.Module):
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path | TensorSource,
         config: VAEConfig,
         *,
         parts: Iterable[str] = PARTS,

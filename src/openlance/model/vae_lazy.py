@@ -5,6 +5,7 @@ Text-to-image reads the 2-D decoder alone, image-to-video both halves, answering
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,24 +15,26 @@ from torch import Tensor
 
 from openlance.config.model import VAEConfig
 from openlance.model.wan_frames import FrameDecoder
+from openlance.model.weights import TensorSource
 
 if TYPE_CHECKING:
     from openlance.model.vae import VAE
 
 
 class LazyVAE:
-    """encode and decode of VAE over a weight file. The file is opened at the first call, so errors come then."""
+    """encode and decode of VAE over a weight file, or over its tensors. A file is opened at the first call, so errors
+    come then."""
 
     def __init__(
         self,
-        path: str | Path,
+        weights: str | Path | TensorSource,
         config: VAEConfig,
         *,
         allow_pickle: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.path, self.config = Path(path), config
+        self.weights, self.config = weights, config
         self._settings: dict[str, Any] = {"allow_pickle": allow_pickle, "dtype": dtype, "device": device}
 
     @torch.no_grad()
@@ -45,18 +48,26 @@ class LazyVAE:
         picture = z_CTYX.shape[-3] == 1 and "_decoder" not in vars(self)  # the whole decoder does pictures too
         return (self._frame_decoder if picture else self._decoder).decode(z_CTYX)
 
+    @torch.no_grad()
+    def decode_steps(self, z_CTYX: Tensor) -> Iterator[Tensor]:
+        """What `decode` gives, some frames at a time; see `VAE.decode_steps`."""
+        if z_CTYX.shape[-3] == 1:
+            yield self.decode(z_CTYX)
+        else:
+            yield from self._decoder.decode_steps(z_CTYX)
+
     @cached_property
     def _encoder(self) -> VAE:
         from openlance.model.vae import VAE
 
-        return VAE.load(self.path, self.config, parts=("encoder",), **self._settings).eval()
+        return VAE.load(self.weights, self.config, parts=("encoder",), **self._settings).eval()
 
     @cached_property
     def _decoder(self) -> VAE:
         from openlance.model.vae import VAE
 
-        return VAE.load(self.path, self.config, parts=("decoder",), **self._settings).eval()
+        return VAE.load(self.weights, self.config, parts=("decoder",), **self._settings).eval()
 
     @cached_property
     def _frame_decoder(self) -> FrameDecoder:
-        return FrameDecoder.load(self.path, self.config, **self._settings).eval()
+        return FrameDecoder.load(self.weights, self.config, **self._settings).eval()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from openlance.config.model import ViTConfig
 from openlance.media.buckets import check_size
-from openlance.model.weights import load_into, open_tensors
+from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled
 
 # The statistics of CLIP's training pictures, which Qwen2.5-VL takes over (released code).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,7 +31,9 @@ Grid = tuple[int, int, int]
 def vit_config(values: Mapping[str, Any]) -> ViTConfig:
     """The configuration in a vit_config.json as released; what it says beyond our fields is left aside."""
     known = {f.name: values[f.name] for f in fields(ViTConfig) if f.name in values}
-    return ViTConfig(**known | {"fullatt_block_indexes": tuple(values["fullatt_block_indexes"])})
+    if "fullatt_block_indexes" in known:
+        known["fullatt_block_indexes"] = tuple(known["fullatt_block_indexes"])
+    return ViTConfig(**known)
 
 
 def patch_grid(config: ViTConfig, size: Grid) -> Grid:
@@ -98,16 +100,22 @@ class ViT(nn.Module):
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path | TensorSource,
         config: ViTConfig,
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         allow_pickle: bool = False,
+        prefix: str = "",
     ) -> ViT:
-        """Build and fill a tower from released names (no prefix), strictly; UserError if the file does not fit."""
-        vit = cls(config).to(device=device, dtype=dtype)
-        load_into(vit.tower, open_tensors(path, allow_pickle=allow_pickle))
+        """Build and fill a tower from released names, strictly; UserError if the file does not fit. With a prefix only
+        the names that have it count: a decoder's file may carry the tower as `vit_model.*`."""
+        with unfilled():
+            vit = cls(config)
+        source = open_tensors(path, allow_pickle=allow_pickle)
+        load_into(vit.tower, source.only(lambda name: name.startswith(prefix)), lambda name: name[len(prefix) :],
+                  dtype=dtype, device=device)  # fmt: skip
+        _fill_tables(vit.tower, config, device)
         return vit
 
 
@@ -116,6 +124,16 @@ class _PatchProjection(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.flatten(1), self.weight.flatten(1))
+
+
+def _fill_tables(tower: nn.Module, config: ViTConfig, device: torch.device | str) -> None:
+    """Give a planned tower its rotary frequencies, which are in no file. They depend on the width of a head alone, so
+    a tower without layers has the same; they stay in float32, whatever the weights are in."""
+    head = config.hidden_size // config.num_heads
+    small = replace(config, depth=0, hidden_size=head, num_heads=1, intermediate_size=8, out_hidden_size=8)
+    for name, table in _tower(small).named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        setattr(tower.get_submodule(owner), leaf, table.to(device))
 
 
 def _tower(config: ViTConfig) -> nn.Module:

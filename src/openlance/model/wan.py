@@ -5,6 +5,7 @@ Axes: B batch, C channels, F H W pixel frames, rows, columns, T Y X those of the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
+from openlance.model.names_vae import config_for_diffusers
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -21,24 +23,8 @@ def build_wan(config: VAEConfig, parts: tuple[str, ...]) -> Wan:
     """The wanted halves of diffusers' autoencoder, initialised as it does."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-    channels = 3 * config.patch_size**2
     with torch.device("meta"):  # the plan of both halves costs nothing; only the wanted ones get memory below
-        whole = AutoencoderKLWan(
-            base_dim=config.dim,
-            decoder_base_dim=config.dec_dim,
-            z_dim=config.z_dim,
-            dim_mult=list(config.dim_mult),
-            num_res_blocks=config.num_res_blocks,
-            temperal_downsample=list(config.temporal_downsample),
-            is_residual=True,
-            in_channels=channels,
-            out_channels=channels,
-            patch_size=config.patch_size,
-            latents_mean=list(config.mean),
-            latents_std=list(config.std),
-            scale_factor_temporal=config.temporal_stride,
-            scale_factor_spatial=config.stride,
-        )
+        whole = AutoencoderKLWan(**config_for_diffusers(config))
     wan = Wan(config.patch_size, config.temporal_stride)
     if "encoder" in parts:
         wan.encoder, wan.quant_conv = whole.encoder, whole.quant_conv
@@ -86,10 +72,14 @@ class Wan(nn.Module):
 
     def decode_latents(self, z_BCTYX: Tensor) -> Tensor:
         """Latents in the encoder's units -> pixels (B, 3, F, H, W), not clamped."""
-        z = self.post_quant_conv(z_BCTYX)
-        past = _Past(self.decoder) if z.shape[2] > 1 else None
-        chunks = [_step(self.decoder, chunk, past, first_chunk=i == 0) for i, chunk in enumerate(z.split(1, dim=2))]
-        return _unfold(torch.cat(chunks, dim=2), self.patch_size)
+        return torch.cat(list(self.decode_steps(z_BCTYX)), dim=2)
+
+    def decode_steps(self, z_BCTYX: Tensor) -> Iterator[Tensor]:
+        """The same piece by piece, in memory that does not grow with the frames: one frame, then each latent's."""
+        past = _Past(self.decoder) if z_BCTYX.shape[2] > 1 else None
+        for i, chunk in enumerate(z_BCTYX.split(1, dim=2)):
+            decoded = _step(self.decoder, self.post_quant_conv(chunk), past, first_chunk=i == 0)
+            yield _unfold(decoded, self.patch_size)
 
 
 class _Past:

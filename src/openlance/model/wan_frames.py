@@ -152,7 +152,7 @@ class FrameDecoder(nn.Module):
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path | TensorSource,
         config: VAEConfig,
         *,
         allow_pickle: bool = False,
@@ -184,7 +184,11 @@ def _last_taps(source: TensorSource) -> TensorSource:
 
     def read(name: str) -> Tensor:
         value = source.read(name)
-        return (value[:, :, -1] if value.dim() == 5 else value).reshape(shapes[name])
+        if value.dim() != 5:
+            return value.reshape(shapes[name])
+        tap = value[:, :, -1].contiguous()
+        source.release(name, value)
+        return tap
 
     return TensorSource(source.origin, shapes, read)
 

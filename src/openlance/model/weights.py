@@ -6,12 +6,11 @@ tensors are taken from it (torch.load(weights_only=True)).
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,12 +19,14 @@ from torch.overrides import TorchFunctionMode
 
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
+from openlance.model.mapped import Mapped
+from openlance.model.shards import PICKLE_SUFFIXES, files_of, first
 
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-# In the order in which the released code looks for them in a checkpoint folder.
-FOLDER_NAMES = ("model.safetensors", "ema.safetensors")
+# Numbers that are checked, converted and let go of at a time: little beside any model, much beside a system call.
+PIECE = 1 << 22
 
 Rename = Callable[[str], str | None]
+Placing = torch.device | str | None | Callable[[str], torch.device]
 
 
 class _NoInit(TorchFunctionMode):
@@ -43,13 +44,21 @@ def unfilled() -> Iterator[None]:
         yield
 
 
+def _keep(name: str, view: Tensor) -> None:
+    """Tensors that live in memory have nowhere to go."""
+
+
 @dataclass(frozen=True)
 class TensorSource:
-    """Tensors that can be looked up before any is read: shapes by name, and a way to read one."""
+    """Tensors that can be looked up before any is read: shapes by name, and a way to read one. `release` tells that a
+    tensor, or a contiguous piece of it, has been used: what is mapped from a file may leave memory. `checked` are the
+    names that were found finite, so that a source that is kept and read again is not checked again."""
 
     origin: str
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
+    release: Callable[[str, Tensor], None] = _keep
+    checked: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Stream (name, tensor), one tensor in memory at a time."""
@@ -57,7 +66,7 @@ class TensorSource:
 
     def only(self, keep: Callable[[str], bool]) -> TensorSource:
         """The tensors whose names pass; the others are never read."""
-        return TensorSource(self.origin, {n: s for n, s in self.shapes.items() if keep(n)}, self.read)
+        return replace(self, shapes={n: s for n, s in self.shapes.items() if keep(n)})
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor], origin: str = "the given tensors") -> TensorSource:
@@ -66,22 +75,27 @@ class TensorSource:
         return TensorSource(origin, shapes, lambda name: tensors[name].detach().clone())
 
 
-def open_tensors(path: str | Path, *, allow_pickle: bool = False) -> TensorSource:
-    """The tensors of a file, or of a folder that holds one file or the shards of one index, without reading them yet.
+def open_tensors(path: str | Path | TensorSource, *, allow_pickle: bool = False) -> TensorSource:
+    """The tensors of a file, or of a folder that holds one file or the shards of one index, without reading them yet;
+    a source that is open already stays as it is.
 
     UserError if there is nothing, the file is damaged, or it is a pickle and allow_pickle is False.
     """
-    files = _weight_files(Path(path))
+    if isinstance(path, TensorSource):
+        return path
+    files = files_of(Path(path))
     sources = [_open_file(file, allow_pickle) for file in files]
     shapes: dict[str, tuple[int, ...]] = {}
     owner: dict[str, TensorSource] = {}
     for file, source in zip(files, sources, strict=True):
         twice = sorted(source.shapes.keys() & shapes.keys())
         if twice:
-            raise UserError(f"{_first(twice)} occur in {file} and in another shard: give a folder with one model only")
+            raise UserError(f"{first(twice)} occur in {file} and in another shard: give a folder with one model only")
         shapes.update(source.shapes)
         owner.update(dict.fromkeys(source.shapes, source))
-    return TensorSource(str(path), shapes, lambda name: owner[name].read(name))
+    return TensorSource(
+        str(path), shapes, lambda name: owner[name].read(name), lambda name, view: owner[name].release(name, view)
+    )
 
 
 def read_tensors(
@@ -89,7 +103,10 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """All tensors of open_tensors(path) whose names pass `keep`, in memory; every one is checked to be finite."""
     source = open_tensors(path, allow_pickle=allow_pickle)
-    return {name: _finite(name, t, source.origin) for name, t in (source.only(keep) if keep else source)}
+    found = dict(source.only(keep) if keep else source)
+    for name, tensor in found.items():
+        check_finite(name, tensor, source.origin)
+    return found
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -107,27 +124,52 @@ def load_into(
     rename: Rename | Mapping[str, str | None] = lambda name: name,
     *,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: Placing = None,
 ) -> None:
     """Fill every parameter and persistent buffer of a module; each tensor is used once and has the shape of its place.
 
     rename: released name -> name in the module, None for a tensor that is dropped on purpose; a mapping must know every
-    name. dtype, device: given to a module made on the meta device; otherwise the module keeps its own.
+    name. dtype, device: given to a module made on the meta device; otherwise the module keeps its own. The device may
+    be a function of the name in the module.
     All names and shapes are compared before anything is read, so a wrong file leaves the module as it was.
     UserError naming the first five tensors that are missing, unexpected or misshapen, or one that is not finite.
     """
     tensors = source if isinstance(source, TensorSource) else TensorSource.of(source)
     places = module.state_dict(keep_vars=True)
     plan = _plan(tensors, rename)
-    _compare(tensors, plan, {name: tuple(place.shape) for name, place in places.items()})
+    compare(tensors, plan, {name: tuple(place.shape) for name, place in places.items()})
     for name, target in plan.items():
-        value = _finite(name, tensors.read(name), tensors.origin)
         place = places[target]
         if place.is_meta:
-            _assign(module, target, value.to(device=device, dtype=dtype if value.is_floating_point() else None))
+            _assign(module, target, stream(tensors, name, dtype, device(target) if callable(device) else device))
         else:
+            value = tensors.read(name)
+            check_finite(name, value, tensors.origin)
             with torch.no_grad():
                 place.copy_(value)
+            tensors.release(name, value)
+
+
+def stream(
+    tensors: TensorSource, name: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """One tensor on its device in its final form (dtype is for floating-point ones), checked to be finite; beside it
+    only a piece of the source is in memory. What needs no change stays a view of the file."""
+    value = tensors.read(name)
+    dtype = dtype if dtype is not None and value.is_floating_point() else value.dtype
+    device = torch.device(device or "cpu")
+    stays = value.dtype == dtype and value.device == device
+    out = value if stays else torch.empty(value.shape, dtype=dtype, device=device)
+    if stays and name in tensors.checked:
+        return value
+    for source, place in zip(value.reshape(-1).split(PIECE), out.reshape(-1).split(PIECE), strict=True):
+        if name not in tensors.checked:
+            check_finite(name, source, tensors.origin)
+        if not stays:
+            place.copy_(source)
+        tensors.release(name, source)
+    tensors.checked.add(name)
+    return out
 
 
 def _plan(tensors: TensorSource, rename: Rename | Mapping[str, str | None]) -> dict[str, str]:
@@ -136,7 +178,7 @@ def _plan(tensors: TensorSource, rename: Rename | Mapping[str, str | None]) -> d
         unknown = sorted(tensors.shapes.keys() - rename.keys())
         if unknown:
             raise UserError(
-                f"{tensors.origin} does not fit (unexpected: {_first(unknown)}): give the weights made for this model"
+                f"{tensors.origin} does not fit (unexpected: {first(unknown)}): give the weights made for this model"
             )
     lookup = rename.__getitem__ if isinstance(rename, Mapping) else rename
     plan: dict[str, str] = {}
@@ -151,7 +193,7 @@ def _plan(tensors: TensorSource, rename: Rename | Mapping[str, str | None]) -> d
     return plan
 
 
-def _compare(tensors: TensorSource, plan: Mapping[str, str], places: Mapping[str, tuple[int, ...]]) -> None:
+def compare(tensors: TensorSource, plan: Mapping[str, str], places: Mapping[str, tuple[int, ...]]) -> None:
     """UserError unless names and shapes agree both ways."""
     missing = sorted(places.keys() - plan.values())
     unexpected = sorted(name for name, target in plan.items() if target not in places)
@@ -161,7 +203,7 @@ def _compare(tensors: TensorSource, plan: Mapping[str, str], places: Mapping[str
         if target in places and tensors.shapes[name] != places[target]
     )
     found = (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
-    faults = "; ".join(f"{fault}: {_first(names)}" for fault, names in found if names)
+    faults = "; ".join(f"{fault}: {first(names)}" for fault, names in found if names)
     if faults:
         raise UserError(f"{tensors.origin} does not fit this model ({faults}): give the weights made for it")
 
@@ -175,53 +217,11 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
     setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """The file itself, or the files of a folder that make up one model."""
-    if path.is_file():
-        return [path] if path.suffix != ".json" else _shards(path)
-    if not path.is_dir():
-        raise UserError(f"there are no weights at {path}: give a .safetensors file or a folder that holds one")
-    for name in FOLDER_NAMES:
-        if (path / name).is_file():
-            return [path / name]
-    indices, singles = sorted(path.glob("*.safetensors.index.json")), sorted(path.glob("*.safetensors"))
-    if len(indices) == 1:
-        return _shards(indices[0])
-    if len(indices) > 1 or len(singles) > 1:
-        raise UserError(f"{path} holds several models ({_first([f.name for f in indices or singles])}): name one file")
-    if singles:
-        return singles
-    pickles = [f.name for f in sorted(path.iterdir()) if f.suffix in PICKLE_SUFFIXES]
-    hint = f"; {pickles[0]} is a pickle, name it and pass --allow-pickle if you trust it" if pickles else ""
-    raise UserError(f"{path} holds no .safetensors file: give a folder that does{hint}")
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all of them plain names beside it."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is not an index of weight shards ({error!r}): get the file again") from error
-    if any(not isinstance(n, str) or Path(n).name != n for n in names):
-        raise UserError(f"{index} names shards outside of its folder: get the file again")
-    missing = [n for n in names if not (index.parent / n).is_file()]
-    if missing or not names:
-        raise UserError(f"{index} names shards that are not there ({_first(missing) or 'none at all'}): get them first")
-    return [index.parent / n for n in names]
-
-
 def _open_file(path: Path, allow_pickle: bool) -> TensorSource:
-    from safetensors import SafetensorError, safe_open
-
     if _is_pickle(path):
         return _open_pickle(path, allow_pickle)
-    try:
-        with safe_open(path, framework="pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}): get the file again") from error
-    handle = safe_open(path, framework="pt")
-    return TensorSource(str(path), shapes, handle.get_tensor)
+    mapped = Mapped(path)
+    return TensorSource(str(path), mapped.shapes, mapped.read, lambda name, view: mapped.release(view))
 
 
 def _is_pickle(path: Path) -> bool:
@@ -249,19 +249,18 @@ def _open_pickle(path: Path, allow_pickle: bool) -> TensorSource:
         raise UserError(f"{path} is not a readable file of tensors ({reason}): get the file again") from error
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise UserError(f"{path} holds more than a table of tensors: give a plain state dict")
-    return TensorSource.of(loaded, str(path))
+    return TensorSource(str(path), {name: tuple(t.shape) for name, t in loaded.items()}, loaded.__getitem__)
 
 
-def _finite(name: str, value: Tensor, origin: str) -> Tensor:
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise UserError(f"{origin} holds numbers that are not finite in {name}: get the file again or train it anew")
-    return value
-
-
-def _first(names: Iterable[str], count: int = 5) -> str:
-    listed = list(names)
-    rest = f" and {len(listed) - count} more" if len(listed) > count else ""
-    return ", ".join(listed[:count]) + rest
+def check_finite(name: str, value: Tensor, origin: str) -> None:
+    """UserError unless all numbers are finite. Least and largest show it in one pass and without a copy."""
+    if not value.is_floating_point() or not value.numel():
+        return
+    for bound in torch.aminmax(value if value.dtype.itemsize > 1 else value.float()):
+        if not bool(torch.isfinite(bound)):
+            raise UserError(
+                f"{origin} holds numbers that are not finite in {name}: get the file again or train it anew"
+            )
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -1,118 +1,181 @@
-"""One object for everything a model can do: fill the holes of a list of segments.
+"""A checkpoint folder at work: its parts, read when first needed, and the filling of holes in lists of segments.
 
-pipe = openlance.load("nano")
-pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
-pipe.ask("out.png", "how many squares are there?")
+What people call (`generate`, `edit`, `ask` ...) is one floor of this: `sample.pipeline`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openlance.config.model import ModelConfig
-from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.model.folder import known, load_lance, read_config, read_json
+from openlance.model.folder import known, read_json
+from openlance.model.forms import Files, find
 from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
+from openlance.model.offload import parse_memory
+from openlance.model.parts import Parts, usual_dtype
+from openlance.model.tiled import Tiling, decode_tiled, encode_tiled
 from openlance.model.vae_lazy import LazyVAE
 from openlance.sample.guidance import Sampling
+from openlance.sample.inputs import Fit
+from openlance.sample.prefix import PrefixStore
 from openlance.sample.text import Decoding, decode
-from openlance.sample.visual import denoise
+from openlance.sample.visual import Encode, See, denoise
 from openlance.sequence import tasks
-from openlance.sequence.segment import Kind, Segment, Segments
+from openlance.sequence.segment import Kind, Role, Segment, Segments
 from openlance.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from openlance.model.vit import ViT
 
-ImageLike = Any  # a path, a PIL image, a uint8 array (H, W, 3) or a Clip
+# Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
+RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a checkpoint prefers when the caller says nothing; `generation_config.json` of its folder."""
+    """What a checkpoint prefers when the caller says nothing; `generation_config.json` of its folder.
+
+    tasks: what it was trained for, names of `sequence.tasks.TASKS`. history: earlier turns that a dialogue shows it.
+    buckets: see `Fit`. batch: pictures made together; of clips fewer, by their latent frames.
+    """
 
     height: int = 768
     width: int = 768
+    num_frames: int = 49
     sampling: Sampling = field(default_factory=Sampling)
     prompts: tasks.SystemPrompts = tasks.RELEASED
-    batch: int = 16  # requests that run together
+    tasks: tuple[str, ...] = tuple(tasks.TASKS)
+    buckets: dict[str, str] = field(default_factory=RELEASED_BUCKETS.copy)
+    history: int = 0
+    batch: int = 16
 
     @classmethod
     def read(cls, path: Path) -> Defaults:
         if not path.is_file():
             return cls()
         found = read_json(path)
+        if "height" not in found:  # not ours: transformers writes a file of this name too
+            return cls()
         sampling = Sampling(**known(Sampling, found.get("sampling", {})))
         prompts = tasks.SystemPrompts(**known(tasks.SystemPrompts, found.get("system_prompts", {})))
-        return cls(**known(cls, found) | {"sampling": sampling, "prompts": prompts})
+        return cls(**{"buckets": {}} | known(cls, found) | {"sampling": sampling, "prompts": prompts})
 
 
-class Pipeline:
-    """A checkpoint folder at work. Parts are read when a task first needs them: a question reads neither the
-    generation expert nor the VAE, a picture no ViT."""
+class Engine:
+    """Parts are read when a task first needs them: a question reads neither the generation expert nor the VAE, a
+    picture no ViT."""
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Files,
         *,
         tokenizer: str | Path | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         allow_pickle: bool = False,
+        memory: str | int | None = None,
     ) -> None:
-        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
-        self.allow_pickle = allow_pickle
-        self.config: ModelConfig = read_config(self.folder)
-        self.tokenizer = Tokenizer.from_folder(tokenizer or self.folder)
+        """device: a GPU where there is one. dtype: float32, or bfloat16 for large models, as released. memory: a budget
+        such as "12GB", which is kept by moving parts in and out; "auto" or None: what is free."""
+        files = folder if isinstance(folder, Files) else find(folder)
+        self.folder, self.config = files.root, files.config
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype or usual_dtype(files)
+        self.parts = Parts(
+            files,
+            device=self.device,
+            dtype=self.dtype,
+            allow_pickle=allow_pickle,
+            memory=parse_memory(memory),
+            say=memory is not None,
+        )
+        self.tokenizer = Tokenizer.from_folder(tokenizer or files.tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
-        self.defaults = Defaults.read(self.folder / "generation_config.json")
-        self._parts: dict[str, Any] = {}
+        self.defaults = Defaults.read(files.tokenizer / "generation_config.json")
+        self.tiling: Tiling | None = None  # of the codec
+        self.prefixes = PrefixStore()  # give it a limit, and conditions of earlier calls need not run again
+        self._clips = False  # whether the request at hand is about clips, for which the release has a checkpoint
 
-    # Parts, each read once.
-
-    def _part(self, name: str, read: Callable[[], Any]) -> Any:
-        if name not in self._parts:
-            self._parts[name] = read()
-        return self._parts[name]
+    # Parts, each read when it is first needed.
 
     def lance(self, *streams: str) -> Lance:
         """The decoder with at least these streams."""
-        held = self._parts.get("lance")
-        if held is None or not set(streams) <= set(held.norm):
-            self._parts["lance"] = load_lance(
-                self.folder / "model.safetensors", self.config, streams=streams, **self._loading()
-            )
-        return self._parts["lance"]
+        return self.parts.lance(*streams, clips=self._clips)
+
+    def quantise(self) -> None:
+        """Hold the experts' weights in int8 from now on (see `model.quant`). Adapters come before: they are merged."""
+        from openlance.model.quant import quantise
+
+        before = self.parts.adapt
+
+        def adapt(lance: Lance) -> None:
+            if before is not None:
+                before(lance)
+            quantise(lance)
+
+        self.parts.adapt = adapt
+        self.parts.leave("lance")
+
+    def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
+        """Add an adapter in PEFT's format to the decoder (see `model.lora`), at `weight` times its strength; several
+        add up. UserError if it is none; one that does not fit the decoder is noticed when that is first needed."""
+        from openlance.model.lora import read_adapter
+
+        adapter, before = read_adapter(folder, weight), self.parts.adapt
+
+        def adapt(lance: Lance) -> None:
+            if before is not None:
+                before(lance)
+            adapter.merge(lance)
+
+        self.parts.adapt = adapt
+        self.parts.leave("lance")
+
+    def unload_lora_weights(self) -> None:
+        """Go back to the checkpoint's own weights."""
+        self.parts.adapt = None
+        self.parts.leave("lance")
 
     def vit(self) -> ViT:
-        from openlance.model.vit import ViT
-
-        path = self.folder / "vit.safetensors"
-        return self._part("vit", lambda: ViT.load(path, self.config.vit, **self._loading()).eval())
+        return self.parts.vit(self._clips)
 
     def vae(self) -> LazyVAE:
         """The codec; each half is read at its first use."""
-        # The released codec is a pickle; a folder of ours holds the same tensors as safetensors.
-        names = ("vae.safetensors", "Wan2.2_VAE.pth")
-        path = next((p for p in (self.folder / name for name in names) if p.is_file()), self.folder / names[0])
-        return self._part("vae", lambda: LazyVAE(path, self.config.vae, **self._loading()))
+        return self.parts.vae()
 
-    def _loading(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "device": self.device, "allow_pickle": self.allow_pickle}
+    def _begin(self, requests: list[Segments], *streams: str) -> tuple[See, Encode]:
+        """Settle where everything goes for these requests, then read their media, before the decoder comes: the two
+        need not be in memory together."""
+        media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
+        made = [s for s in media if s.kind is Kind.LATENTS and s.role is Role.TARGET]
+        self._clips = any(s.size[0] > 1 for s in media)
+        grids = [(self.codec.latent_grid if s.kind is Kind.LATENTS else self.codec.patch_grid)(s.size) for s in media]
+        rows = 2 * sum(int(np.prod(grid)) for grid in grids)  # with the branch for guidance
+        pixels = max((s.size[1] * s.size[2] for s in made), default=0)
+        self.parts.prepare(*streams, clips=self._clips, rows=rows, pixels=pixels)
+        if made:
+            self.vae()  # says now, not after minutes, that it is missing or may not be read
+        seen = [s for s in media if s.kind is Kind.PATCHES and s.value is not None]
+        kept = [s for s in media if s.kind is Kind.LATENTS and s.value is not None and s.role is not Role.TARGET]
+        kept += [replace(s, value=s.given, given=None) for s in media if s.given is not None]
+        recall = self.prefixes.remember
+        return _ahead(recall(self.see, f"seen {self._clips}"), seen), _ahead(recall(self.encode, "kept"), kept)
 
     # Media to model space.
+
+    @cached_property
+    def fit(self) -> Fit:
+        d = self.defaults
+        return Fit(config=self.config, usual=(d.height, d.width), buckets=d.buckets)
 
     @torch.inference_mode()
     def see(self, segments: list[Segment]) -> list[Tensor]:
@@ -123,6 +186,7 @@ class Pipeline:
         cells = self.vit()([normalise(pixels_of(clip)) for clip in clips.values()])
         counts = [int(np.prod(cell_grid(self.config.vit, clip.pixels.shape[:3]))) for clip in clips.values()]
         found = dict(zip(clips, cells.split(counts), strict=True))
+        self.parts.done("vit")
         return [found[id(s.value)] for s in segments]
 
     @torch.inference_mode()
@@ -136,9 +200,16 @@ class Pipeline:
                 found.append(s.value.flatten(0, 2))
             else:
                 pixels = to_signed(pixels_of(s.value)).to(self.device, self.dtype)
-                mean, _ = self.vae().encode(pixels)
+                mean = self._mean(pixels)
                 found.append(channels_last(mean).flatten(0, 2).float())
+        self.parts.done("vae")
         return found
+
+    def _mean(self, pixels_CFHW: Tensor) -> Tensor:
+        vae = self.vae()
+        if self.tiling is None:
+            return vae.encode(pixels_CFHW)[0]
+        return encode_tiled(lambda x: vae.encode(x)[0], pixels_CFHW, self.config.vae.stride, self.tiling)
 
     @torch.inference_mode()
     def decode_latents(self, latents: list[Tensor]) -> list[Clip]:
@@ -146,10 +217,33 @@ class Pipeline:
         from openlance.model.vae import channels_first, to_uint8
 
         whole = [torch.stack(latents)] if len({z.shape for z in latents}) == 1 else [z[None] for z in latents]
-        decoded = (self.vae().decode(channels_first(z).to(self.device, self.dtype)) for z in whole)
-        return [Clip(to_uint8(p).cpu().numpy()) for batch in decoded for p in batch]
+        clips = []
+        for z in whole:
+            z = channels_first(z).to(self.device, self.dtype)
+            vae, stride = self.vae(), self.config.vae.stride
+            steps = vae.decode_steps(z) if self.tiling is None else [decode_tiled(vae.decode, z, stride, self.tiling)]
+            # Frames leave the device as bytes as soon as they are there: what a long clip takes does not grow with it.
+            frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
+            clips += [Clip(pixels) for pixels in np.concatenate(frames, axis=1)]
+        self.parts.done("vae")
+        return clips
 
     # Filling holes.
+
+    def fill_latents(
+        self,
+        requests: list[Segments],
+        sampling: Sampling,
+        seeds: list[int | torch.Generator],
+        on_step: Callable[[int, float, Tensor], None] | None = None,
+        after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
+    ) -> list[Tensor]:
+        """The visual target of each request, as latents (T, Y, X, C); the callbacks are those of `denoise`."""
+        see, encode = self._begin(requests, "und", "gen")
+        return denoise(
+            self.lance("und", "gen"), self.codec, requests, sampling,
+            see=see, encode=encode, seeds=seeds, on_step=on_step, after_step=after_step, store=self.prefixes,
+        )  # fmt: skip
 
     def fill_visual(
         self,
@@ -159,11 +253,25 @@ class Pipeline:
         on_step: Callable[[int, float, Tensor], None] | None = None,
     ) -> list[Clip]:
         """The visual target of each request."""
-        latents = denoise(
-            self.lance("und", "gen"), self.codec, requests, sampling,
-            see=self.see, encode=self.encode, seeds=seeds, on_step=on_step,
+        return self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step))
+
+    def fill_ids(
+        self,
+        requests: list[Segments],
+        decoding: Decoding,
+        generator: torch.Generator | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[list[int]]:
+        """The text target of each request, as token ids without the closing one."""
+        drawn = any(s.kind is Kind.LATENTS for r in requests for s in r)
+        streams = ("und", "gen") if drawn else ("und",)
+        see, encode = self._begin(requests, *streams)
+        ids, _ = decode(
+            self.lance(*streams), self.codec, requests, decoding,
+            vocabulary=len(self.tokenizer), see=see, encode=encode, generator=generator, on_token=on_token,
+            store=self.prefixes,
         )  # fmt: skip
-        return self.decode_latents(latents)
+        return ids
 
     def fill_text(
         self,
@@ -173,166 +281,20 @@ class Pipeline:
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """The text target of each request."""
-        drawn = any(s.kind is Kind.LATENTS for r in requests for s in r)
-        ids, _ = decode(
-            self.lance(*(("und", "gen") if drawn else ("und",))), self.codec, requests, decoding,
-            vocabulary=len(self.tokenizer), see=self.see, encode=self.encode, generator=generator, on_token=on_token,
-        )  # fmt: skip
-        return [self.tokenizer.text(i).strip() for i in ids]
-
-    # What people call.
-
-    def generate(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
-        num_images: int = 1,
-        progress: bool = False,
-        **sampling: Any,
-    ) -> list[Image]:
-        """Pictures for one prompt or several, `num_images` of each, prompt after prompt.
-
-        height, width: pixels, multiples of the codec's stride. seed: the first picture's; picture k gets seed + k, so
-        that each can be made again alone. Further keywords are fields of `Sampling`. UserError on bad input.
-        """
-        from PIL import Image
-
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        s = self._sampling(num_inference_steps, guidance_scale, sampling)
-        d = self.defaults
-        size = (1, d.height if height is None else height, d.width if width is None else width)
-        self.codec.latent_grid(size)
-        if num_images < 1:
-            raise UserError(f"{num_images} images are none: use --num-images 1 or more")
-        for text in prompts:
-            if not isinstance(text, str) or not text.strip():
-                raise UserError('the prompt is empty: say what to draw, for example "a red circle"')
-        wanted = [text for text in prompts for _ in range(num_images)]
-        first = int(torch.randint(2**31, ()).item()) if seed is None else seed
-        seeds: list[int | torch.Generator] = [generator or first + k for k in range(len(wanted))]
-        requests = [tasks.text_to_visual(text, size, prompts=self.defaults.prompts) for text in wanted]
-        clips: list[Clip] = []
-        with _bar(progress, len(wanted) * s.num_inference_steps) as bar:
-            for at in range(0, len(requests), self.defaults.batch):
-                part = slice(at, at + self.defaults.batch)
-                count = len(requests[part])
-                clips += self.fill_visual(requests[part], s, seeds[part], lambda *_, n=count: bar.update(n))
-        return [Image.fromarray(clip.pixels[0]) for clip in clips]
-
-    def _sampling(self, steps: int | None, guidance: float | None, more: dict[str, Any]) -> Sampling:
-        said = {"num_inference_steps": steps, "guidance_scale": guidance, **more}
-        unknown = sorted(more.keys() - Sampling.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"generate() has no option {unknown[0]!r}: use one of {', '.join(vars(Sampling()))}")
-        return replace(self.defaults.sampling, **{k: v for k, v in said.items() if v is not None})
-
-    def ask(
-        self,
-        image: ImageLike | Sequence[ImageLike],
-        question: str | Sequence[str],
-        *,
-        max_new_tokens: int = 96,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stream: Callable[[str], None] | None = None,
-    ) -> Any:
-        """The answer to a question about a picture; lists of equal length give a list of answers in one batch.
-
-        stream(piece) is called with the text as it comes (one question only).
-        """
-        several = isinstance(question, (list, tuple))
-        questions: list[str] = list(question) if several else [question]  # type: ignore[list-item]
-        images = list(image) if several else [image]
-        if len(images) != len(questions):
-            raise UserError(f"{len(images)} images and {len(questions)} questions do not pair up: give as many of each")
-        if max_new_tokens < 1:
-            raise UserError(f"{max_new_tokens} new tokens leave no room for an answer: use --max-new-tokens 1 or more")
-        clips = [self.fit_patches(as_clip(i)) for i in images]
-        requests = [
-            tasks.understand([c], q.strip(), prompts=self.defaults.prompts)
-            for c, q in zip(clips, questions, strict=True)
-        ]
-        d = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        if stream is not None and several:
-            raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
-        shown = _Shown(self.tokenizer, stream) if stream is not None else None
-        on_token = shown.add if shown is not None else None
-        answers: list[str] = []
-        size = 4 * self.defaults.batch
-        for at in range(0, len(requests), size):
-            answers += self.fill_text(requests[at : at + size], d, generator, on_token)
-        if shown is not None:
-            shown.up_to(answers[0])
-        return answers if several else answers[0]
-
-    def caption(self, image: ImageLike | Sequence[ImageLike], **options: Any) -> Any:
-        """A description of a picture; options as for `ask`."""
-        question = "" if self.defaults.prompts.captions[0] else "describe the picture"
-        several = isinstance(image, (list, tuple))
-        return self.ask(image, [question] * len(image) if several else question, **options)
-
-    def fit_patches(self, clip: Clip) -> Clip:
-        """A picture that the ViT can cut: one whose sides do not fit is resized to the nearest sizes that do."""
-        from openlance.media.buckets import resize
-
-        usual = self.defaults.height, self.defaults.width
-        size = fitting_size(clip.height, clip.width, self.config.vit.stride, usual)
-        return clip.with_pixels(resize(clip.pixels, *size))
+        return [self.tokenizer.text(ids).strip() for ids in self.fill_ids(requests, decoding, generator, on_token)]
 
 
-def fitting_size(height: int, width: int, stride: int, usual: tuple[int, int]) -> tuple[int, int]:
-    """The nearest (height, width) that a ViT of a stride can cut, of at most four times the area of the usual size."""
-    scale = min(1.0, (4 * usual[0] * usual[1] / (height * width)) ** 0.5)
-    return max(round(height * scale / stride), 1) * stride, max(round(width * scale / stride), 1) * stride
+def _ahead(read: See | Encode, segments: list[Segment]) -> See | Encode:
+    """`read` that knows the answers for these segments already."""
+    distinct = list({id(s.value): s for s in segments}.values())
+    known = dict(zip((id(s.value) for s in distinct), read(distinct), strict=True)) if distinct else {}
 
+    def look_up(some: list[Segment]) -> list[Tensor]:
+        return [known[id(s.value)] if id(s.value) in known else read([s])[0] for s in some]
 
-def as_clip(image: ImageLike) -> Clip:
-    """A picture in any of the usual forms as a clip of one frame."""
-    if isinstance(image, Clip):
-        return image
-    if isinstance(image, (str, Path)):
-        from openlance.media.image import read_image
-
-        return read_image(image)
-    pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise UserError(f"a picture is uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}: convert it first")
-    return Clip(pixels[None])
+    return look_up
 
 
 def pixels_of(clip: Clip) -> Tensor:
     """uint8 (T, H, W, 3); read-only or mirrored views are copied, because torch has no such tensors."""
     return torch.from_numpy(np.require(clip.pixels, requirements=("C", "W")))
-
-
-class _Shown:
-    """Hands an answer on piece by piece, so that the pieces join to the stripped answer."""
-
-    def __init__(self, tokenizer: Tokenizer, stream: Callable[[str], None]) -> None:
-        self.tokenizer, self.stream = tokenizer, stream
-        self.ids: list[int] = []
-        self.length = 0
-
-    def add(self, _: int, token: int) -> None:
-        self.ids.append(token)
-        # Characters of several bytes may be incomplete, and blanks may turn out to be the last ones: both wait.
-        self.up_to(re.sub(r"[\s\ufffd]+\Z", "", self.tokenizer.text(self.ids).lstrip()))
-
-    def up_to(self, text: str) -> None:
-        if len(text) > self.length:
-            self.stream(text[self.length :])
-            self.length = len(text)
-
-
-def _bar(show: bool, total: int):
-    from tqdm import tqdm
-
-    return tqdm(total=total, disable=not show, unit="step", leave=False, delay=1.0)

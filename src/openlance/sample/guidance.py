@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openlance.errors import UserError
+from openlance.sample.solvers import SOLVERS
 
 RENORMS = ("global", "channel", "none")
 
@@ -17,7 +18,7 @@ class Sampling:
     """How to denoise. Defaults: the released script (30 steps, shift 3.5, guidance 4 where 0.4 < t <= 1).
 
     Args:
-        num_inference_steps: Euler steps, one evaluation per branch each.
+        num_inference_steps: one evaluation per branch each, whatever the solver.
         guidance_scale: 1 is off; the prompt against no prompt.
         image_guidance_scale: 1 is off; visual conditions against none (the release has it, but it crashes there).
         shift: see `flow.shift_times`.
@@ -25,6 +26,9 @@ class Sampling:
         renorm: "global" limits the guided velocity to the norm of the conditional one over a whole target, "channel"
             per token, "none" not at all; `renorm_min` is the least factor.
         cached: keep what the conditions contribute instead of running the whole sequence at every step.
+        solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
+        step_cache: a velocity that is expected to change by a smaller share than this is used again; 0 is off.
+        compile: run the layers through torch.compile; the first picture of each size then waits for it.
     """
 
     num_inference_steps: int = 30
@@ -35,6 +39,9 @@ class Sampling:
     renorm: str = "global"
     renorm_min: float = 0.0
     cached: bool = True
+    solver: str = "euler"
+    step_cache: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
@@ -47,6 +54,10 @@ class Sampling:
             raise UserError(f"a guidance scale of {self.guidance_scale} makes no sense: use 1 (off) or more")
         if self.shift <= 0:
             raise UserError(f"a time shift of {self.shift} makes no sense: use a positive number such as 3.5")
+        if self.solver not in SOLVERS:
+            raise UserError(f"the solver {self.solver!r} is unknown: use one of {', '.join(SOLVERS)}")
+        if not 0 <= self.step_cache < 1:
+            raise UserError(f"a step cache of {self.step_cache} makes no sense: use 0 (off) or a share such as 0.05")
 
     def acts_at(self, t: float) -> bool:
         return self.interval[0] < t <= self.interval[1]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from openlance.model.lance import Cache, Lance
+from openlance.errors import UserError
+from openlance.model.lance import Lance
+from openlance.sample.prefix import PrefixStore, prefill
 from openlance.sample.visual import Encode, See
 from openlance.sequence.chat import Codec
 from openlance.sequence.pack import pack
 from openlance.sequence.rows import LATENTS, NO_LABEL, PATCHES, TEXT, Rows
 from openlance.sequence.segment import Kind, Segments
+from openlance.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,12 @@ class Decoding:
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(
+                f"{self.max_new_tokens} new tokens leave no room for an answer: use --max-new-tokens 1 or more"
+            )
 
 
 @torch.inference_mode()
@@ -37,10 +47,12 @@ def decode(
     encode: Encode,
     generator: torch.Generator | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    store: PrefixStore | None = None,
 ) -> tuple[list[list[int]], Tensor]:
     """Token ids per request, without the closing <|im_end|>, and the logits of the first step (B, V).
 
-    on_token(request, id) is called as tokens come. Raises ValueError for a request without a text hole.
+    on_token(request, id) is called as tokens come. store: see `prefix`. Raises ValueError for a request without a text
+    hole.
     """
     if not all(any(s.kind is Kind.TEXT and s.is_hole for s in r) for r in requests):
         raise ValueError("a request has no text to fill: end it with tasks.reply()")
@@ -48,19 +60,14 @@ def decode(
     packed = pack(requests, codec, replace(model.config.position, shift=shift))
     patches = [v.segment for v in packed.visuals if v.kind == PATCHES]
     clean = [v.segment for v in packed.visuals if v.kind == LATENTS]
-    latents = torch.cat(encode(clean)) if clean else None
-    cache, rows, layout = Cache(), packed.rows, model.layout(packed.rows)
-    und, _ = model(
-        layout,
-        patches=torch.cat(see(patches)) if patches else None,
-        latents=latents,
-        times=torch.zeros(len(latents)) if latents is not None else None,
-        cache=cache,
-        keep=True,
-    )
+    media = torch.cat(see(patches)) if patches else None, torch.cat(encode(clean)) if clean else torch.zeros(0, 1)
+    rows = packed.rows
+    start = prefill(model, packed, torch.arange(len(rows)), media, store, ends=True)
+    assert start.layout is not None and start.hidden is not None
+    cache, ran = start.cache, start.ran[start.layout.order[: start.layout.und]]
     ends = torch.tensor(packed.lengths).cumsum(0) - 1
-    place = {int(row): n for n, row in enumerate(layout.order[: layout.und].tolist())}
-    hidden = und[[place[int(e)] for e in ends]]
+    place = {row: n for n, row in enumerate(ran.tolist())}
+    hidden = start.hidden[0][[place[int(e)] for e in ends]]
     last, active = rows.at(ends), torch.arange(len(requests))
     first = logits = model.logits(hidden)[:, :vocabulary].float()
     out: list[list[int]] = [[] for _ in requests]
@@ -100,3 +107,22 @@ def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None
     p = torch.where(p.cumsum(-1) - p < d.top_p, p, 0.0)
     drawn = torch.multinomial(p.cpu(), 1, generator=generator)  # on the CPU, so that a seed means the same everywhere
     return ids.gather(-1, drawn.to(ids.device))[:, 0]
+
+
+class Shown:
+    """Hands an answer on piece by piece, so that the pieces join to the stripped answer."""
+
+    def __init__(self, tokenizer: Tokenizer, stream: Callable[[str], None]) -> None:
+        self.tokenizer, self.stream = tokenizer, stream
+        self.ids: list[int] = []
+        self.length = 0
+
+    def add(self, _: int, token: int) -> None:
+        self.ids.append(token)
+        # Characters of several bytes may be incomplete, and blanks may turn out to be the last ones: both wait.
+        self.up_to(re.sub(r"[\s\ufffd]+\Z", "", self.tokenizer.text(self.ids).lstrip()))
+
+    def up_to(self, text: str) -> None:
+        if len(text) > self.length:
+            self.stream(text[self.length :])
+            self.length = len(text)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from openlance.flow import euler, schedule
+from openlance.flow import schedule
 from openlance.model.lance import Cache, Lance, Layout
+from openlance.sample.compiled import compiled
 from openlance.sample.guidance import Sampling, guide, renormalise
+from openlance.sample.prefix import PrefixStore, prefill
+from openlance.sample.solvers import SOLVERS
+from openlance.sample.step_cache import StepCache
 from openlance.sequence.chat import Codec
 from openlance.sequence.pack import Pack, Visual, pack
 from openlance.sequence.positions import PROMPT
@@ -85,51 +89,61 @@ class Denoiser:
     context: Tensor  # (n, C) clean latents of the conditions, in row order
     cached: bool
     cache: Cache | None = None
-    layouts: dict[int, tuple[Layout, Tensor]] = field(default_factory=dict)
+    layouts: dict[tuple[int, ...], Chosen] = field(default_factory=dict)
+    store: PrefixStore | None = None  # of prefixes that ran in earlier calls
+    compile: bool = False
 
     def __post_init__(self) -> None:
         rows = self.branches.pack.rows
         self.prefix = _before_target(rows)
         if self.cached:
-            at = self.prefix.nonzero()[:, 0]
-            before = rows.at(at)
-            self.cache = Cache()
-            n = int(before.is_latent.sum())
-            self.model(
-                self.model.layout(before),
-                patches=self.features,
-                latents=self.context[:n] if n else None,
-                times=torch.zeros(n) if n else None,
-                cache=self.cache,
-                keep=True,
-            )
+            at, media = self.prefix.nonzero()[:, 0], (self.features, self.context)
+            self.cache = prefill(self.model, self.branches.pack, at, media, self.store).cache
 
-    def layout(self, branches: int) -> tuple[Layout, Tensor]:
-        """Rows to run for the first `branches` branches, and the mask of target latents among its latent rows."""
-        if branches not in self.layouts:
+    def chosen(self, documents: tuple[int, ...]) -> Chosen:
+        """What to run for some documents; worked out once for each set of them."""
+        if documents not in self.layouts:
             rows = self.branches.pack.rows
-            wanted = rows.doc < branches * self.branches.requests
-            wanted &= rows.noisy if self.cached else rows.noisy | self.prefix
-            chosen = rows.at(wanted.nonzero()[:, 0])
-            layout = self.model.layout(chosen, self.cache)
-            self.layouts[branches] = layout, chosen.noisy[chosen.is_latent]
-        return self.layouts[branches]
+            mine = torch.isin(rows.doc, torch.tensor(documents))
+            wanted = mine & (rows.noisy if self.cached else rows.noisy | self.prefix)
+            own = rows.at(wanted.nonzero()[:, 0])
+            clean = mine[rows.is_latent & ~rows.noisy].nonzero()[:, 0]
+            patches = mine[rows.is_patch].nonzero()[:, 0]
+            layout = self.model.layout(own, self.cache)
+            self.layouts[documents] = Chosen(layout, own.noisy[own.is_latent], clean, patches)
+        return self.layouts[documents]
 
     def velocities(self, x_NC: Tensor, times_N: Tensor, branches: int) -> list[Tensor]:
         """x, times: target rows of all requests (given frames at time 0) -> one (N, C) per branch."""
-        layout, target = self.layout(branches)
-        latents, times = x_NC.repeat(branches, 1), times_N.repeat(branches)
-        patches = None
+        documents = tuple(range(branches * self.branches.requests))
+        found = self.run(documents, x_NC.repeat(branches, 1), times_N.repeat(branches))
+        return list(found.split(len(x_NC)))
+
+    def run(self, documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
+        """Velocities (M, C) of the target rows of some documents (numbers in rising order), one after another."""
+        chosen = self.chosen(documents)
+        latents, times, patches, target = x_MC, times_M, None, chosen.target
         if not self.cached:
-            every = latents.new_zeros(len(target), x_NC.shape[1])
-            every[target] = latents
-            every[~target] = self.context[: int((~target).sum())].to(every)
-            latents, times = every, torch.zeros(len(target)).masked_scatter(target, times)
-            n = int(layout.rows.is_patch.sum())
-            patches = self.features[:n] if n and self.features is not None else None
-        _, gen = self.model(layout, patches=patches, latents=latents, times=times, cache=self.cache)
+            latents = x_MC.new_zeros(len(target), x_MC.shape[1])
+            latents[target] = x_MC
+            latents[~target] = self.context[chosen.clean].to(latents)
+            times = torch.zeros(len(target)).masked_scatter(target, times_M)
+            patches = self.features[chosen.patches] if len(chosen.patches) and self.features is not None else None
+        model = compiled(self.model) if self.compile else self.model
+        _, gen = model(chosen.layout, patches=patches, latents=latents, times=times, cache=self.cache)
         v = self.model.velocity(gen)
-        return list((v if self.cached else v[target]).float().split(len(x_NC)))
+        return (v if self.cached else v[target]).float()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rows of some documents: their layout, which latent rows are targets, and which clean latents and ViT rows of
+    the whole pack are theirs."""
+
+    layout: Layout
+    target: Tensor
+    clean: Tensor
+    patches: Tensor
 
 
 def target_noise(visuals: list[Visual], channels: int, seed: int | torch.Generator) -> Tensor:
@@ -153,10 +167,13 @@ def denoise(
     seeds: list[int | torch.Generator] | None = None,
     noise: list[Tensor] | None = None,
     on_step: Callable[[int, float, Tensor], None] | None = None,
+    after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
+    store: PrefixStore | None = None,
 ) -> list[Tensor]:
     """Latents (T, Y, X, C) for the last visual target of each request.
 
-    seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step.
+    seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
+    after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place.
     """
     requests = [_until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s)
@@ -174,22 +191,49 @@ def denoise(
             part[: v.given] = known
     x = x.to(model.device)
     moves = moves.to(model.device)
-    times = schedule(s.num_inference_steps, s.shift)
-    denoiser = Denoiser(model, branches, features, context, s.cached)
+    denoiser = Denoiser(model, branches, features, context, s.cached, store=store, compile=s.compile)
+    velocities = _branch_velocities(denoiser, s, targets)
     counted = torch.ones_like(moves) if s.cached and model.config.faithful.norm_includes_given else moves
+    times, solver, guided_before = schedule(s.num_inference_steps, s.shift), SOLVERS[s.solver](), 0
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:
             on_step(i, float(t), x)
         guided = branches.count if s.acts_at(float(t)) else 1
-        found = denoiser.velocities(x, torch.where(moves, t, 0.0), guided)
+        found = velocities(x, torch.where(moves, t, 0.0), guided)
         velocity = found[0]
         if guided > 1:
             no_text = found[1] if branches.text_free else None
             mixed = guide(velocity, no_text, found[-1] if branches.free else None, s)
             parts = (_split(p, targets) for p in (mixed, velocity, counted))
             velocity = torch.cat([renormalise(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
-        x = torch.where(moves[:, None], euler(x, velocity, t, t_next), x)
+        if guided != guided_before:
+            solver.restart()
+        guided_before = guided
+        x = torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x)
+        changed = after_step(i, float(t_next), x) if after_step is not None else None
+        x = x if changed is None else changed.to(x)
     return [part.reshape(*v.grid, -1) for part, v in zip(_split(x, targets), targets, strict=True)]
+
+
+def _branch_velocities(
+    denoiser: Denoiser, s: Sampling, targets: list[Visual]
+) -> Callable[[Tensor, Tensor, int], list[Tensor]]:
+    """The velocities of each branch: from the model at every step, or where the step cache asks for them."""
+    if not s.step_cache:
+        return denoiser.velocities
+
+    def run(documents: Sequence[int], states: Sequence[Tensor], times: Sequence[Tensor]) -> list[Tensor]:
+        found = denoiser.run(tuple(documents), torch.cat(list(states)), torch.cat(list(times)))
+        return list(found.split([len(x) for x in states]))
+
+    cache, requests = StepCache(run, s.step_cache), len(targets)
+
+    def velocities(x_NC: Tensor, times_N: Tensor, branches: int) -> list[Tensor]:
+        states, times = _split(x_NC, targets) * branches, _split(times_N, targets) * branches
+        found = cache.velocities(range(branches * requests), states, times)
+        return [torch.cat(found[at : at + requests]) for at in range(0, len(found), requests)]
+
+    return velocities
 
 
 def _until_target(request: Segments) -> Segments:

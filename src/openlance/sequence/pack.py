@@ -21,6 +21,7 @@ CODES = {
     (Kind.LATENTS, Role.SOURCE): positions.SOURCE,
     (Kind.LATENTS, Role.REFERENCE): positions.REFERENCE,
     (Kind.LATENTS, Role.HISTORY): positions.REFERENCE,
+    (Kind.LATENTS, Role.LAST): positions.LAST,
     (Kind.LATENTS, Role.TARGET): positions.TARGET,
 }
 
@@ -103,6 +104,8 @@ def document(segments: Segments, codec: Codec, config: PositionConfig, draws: in
         elif span.grid is not None and span.owner is not None:
             given = _given(span.owner, span.grid, codec)
             block = _visual(span, code, counter, config, given)
+            if code == positions.LAST:
+                block["cell"][1:-1] += _last_frame(span.grid, segments, codec) * config.max_latent_side**2
             for _ in range(draws if code == positions.TARGET else 1):
                 segment += 1
                 parts.append(block | {"segment": segment, "target": targets if code == positions.TARGET else -1})
@@ -127,6 +130,15 @@ def _given(owner: Segment, grid: tuple[int, int, int], codec: Codec) -> int:
     pixels = getattr(owner.given, "pixels", None)
     frames = codec.latent_grid(tuple(pixels.shape[:3]))[0] if pixels is not None else owner.given.shape[0]
     return frames * grid[1] * grid[2]
+
+
+def _last_frame(grid: tuple[int, int, int], segments: Segments, codec: Codec) -> int:
+    """The latent frame of the target on which a picture of this grid stands."""
+    size = next((s.size for s in segments if s.kind is Kind.LATENTS and s.role is Role.TARGET), None)
+    frames, *sides = codec.latent_grid(size) if size else (1, *grid[1:])
+    if (1, *sides) != grid:
+        raise ValueError(f"a last frame of {grid} latents does not fit a clip of {sides}: give one picture of its size")
+    return frames - 1
 
 
 def pack(samples: list[Segments], codec: Codec, config: PositionConfig | None = None, draws: int = 1) -> Pack:

@@ -28,13 +28,15 @@ def latent_cells(grid: tuple[int, int, int], config: PositionConfig) -> np.ndarr
 
 # The release's modality codes, one per token: what the shift below reads.
 TEMPLATE, PROMPT, TARGET, SOURCE, REFERENCE, PATCH = -1, 0, 1, 2, 3, 4
+LAST = 5  # ours: the picture on which a clip is to end
 
 
 def modality_shift(position: np.ndarray, code: np.ndarray, config: PositionConfig, draws: int = 1) -> np.ndarray:
     """Shift one document. position: (L, 3); code: (L,) modality codes.
 
     ViT blocks and reference latents start at a fixed frame; the latents of an edit's source lend their coordinates to
-    each draw of the target when the two have equally many tokens (released code; only the counts are compared).
+    each draw of the target when the two have equally many tokens (released code; only the counts are compared). A
+    picture on which the target is to end takes the coordinates of its last frame.
     """
     shifted = position.copy()
     for which, start in ((PATCH, config.patches_start), (REFERENCE, config.reference_start)):
@@ -44,4 +46,8 @@ def modality_shift(position: np.ndarray, code: np.ndarray, config: PositionConfi
     source, target = np.flatnonzero(code == SOURCE), np.flatnonzero(code == TARGET)
     if len(source) and draws * len(source) == len(target):
         shifted[target] = np.tile(position[source], (draws, 1))
+    last = np.flatnonzero(code == LAST)[1:-1]  # without its markers
+    if len(last) and len(target):
+        closing = len(target) // draws - 1  # the marker behind the first draw
+        shifted[last] = shifted[target[closing - len(last) : closing]]
     return shifted

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 Kind = Enum("Kind", "TEXT PATCHES LATENTS")  # what the tokens are
-Role = Enum("Role", "SYSTEM PROMPT REFERENCE SOURCE HISTORY TARGET")  # why they are in the sequence
+Role = Enum("Role", "SYSTEM PROMPT REFERENCE SOURCE LAST HISTORY TARGET")  # why they are in the sequence
 
 Segments = list["Segment"]
 
@@ -19,7 +19,7 @@ class Segment:
 
     Args:
         kind: TEXT, PATCHES (what a picture means, through the ViT) or LATENTS (how it looks, through the VAE).
-        role: why it is there; a TARGET is what the model is to produce.
+        role: why it is there; a TARGET is what the model is to produce, LAST the frame on which it is to end.
         value: a string for TEXT, a clip (or latents of shape (T, Y, X, C)) otherwise; None on a TARGET is a hole.
         size: frames, height, width in pixels of a visual segment; taken from the clip when there is one.
         given: leading frames of a visual TARGET that are already known (image-to-video): a clip or latents.
@@ -48,7 +48,10 @@ class Segment:
         return replace(self, value=value)
 
     def as_context(self) -> Segment:
-        """An answer already given: from now on it is only read."""
+        """A segment of an earlier turn: from now on it is only read. An answer becomes HISTORY; what it was made from
+        becomes a REFERENCE, so that guidance and positions are about the newest turn alone."""
+        if self.role in (Role.PROMPT, Role.SOURCE, Role.LAST):
+            return replace(self, role=Role.REFERENCE)
         return replace(self, role=Role.HISTORY, given=None) if self.role is Role.TARGET else self
 
 

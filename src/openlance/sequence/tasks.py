@@ -94,6 +94,16 @@ def image_to_video(
     return [*system(prompts.video.format(m="video")), say(prompt), make(size, clip, given=first)]
 
 
+def first_and_last(
+    prompt: str, first: Any, last: Any, size: Size, clip: Any = None, prompts: SystemPrompts = RELEASED
+) -> Segments:
+    """A clip between two pictures. The last one cannot be a given frame of the target: the codec is causal, so latents
+    of a clip's last four frames say more than one picture does. It is kept beside the target instead, coded alone as in
+    training, at the position of the target's last frame. (The release names such a task and does not contain it.)"""
+    ending = keep(last, Role.LAST)
+    return [*system(prompts.video.format(m="video")), ending, say(prompt), make(size, clip, given=first)]
+
+
 def understand(
     media: list[Any], question: str, answer: str | None = None, prompts: SystemPrompts = RELEASED
 ) -> Segments:
@@ -138,10 +148,20 @@ def subject_driven(
     return [*prior, *_views(subjects, Role.REFERENCE), say(prompt), make(size, clip)]
 
 
+def dialogue(*turns: Segments) -> Segments:
+    """Several turns as one sample or request: all but the last have become context, and the last brings the system
+    turn. A later turn that looks at or edits an earlier picture shows it anew, as it would alone."""
+    *earlier, last = turns
+    past = [s.as_context() for turn in earlier for s in turn if s.role is not Role.SYSTEM]
+    priors = [s for s in last if s.role is Role.SYSTEM]
+    return [*priors, *past, *(s for s in last if s.role is not Role.SYSTEM)]
+
+
 TASKS = {
     "t2i": text_to_visual,
     "t2v": text_to_visual,
     "i2v": image_to_video,
+    "flf2v": first_and_last,
     "image_edit": edit,
     "video_edit": edit,
     "image_idip": subject_driven,
@@ -165,6 +185,7 @@ ENDS = {
     "t2i": Ends(makes="image"),
     "t2v": Ends(makes="video"),
     "i2v": Ends(reads="image", makes="video", keeps_size=True),
+    "flf2v": Ends(reads="image", makes="video", keeps_size=True),
     "image_edit": Ends(reads="image", makes="image", keeps_size=True),
     "video_edit": Ends(reads="video", makes="video", keeps_size=True),
     "image_idip": Ends(reads="image", makes="image"),
@@ -178,6 +199,7 @@ ENDS = {
 CALLS = {
     text_to_visual: lambda text, media, size, fill, p: text_to_visual(text, size, fill, p),
     image_to_video: lambda text, media, size, fill, p: image_to_video(text, media[0][1], size, fill, p),
+    first_and_last: lambda text, media, size, fill, p: first_and_last(text, media[0][1], media[-1][1], size, fill, p),
     understand: lambda text, media, size, fill, p: understand([seen for seen, _ in media], text, fill, p),
     edit: lambda text, media, size, fill, p: edit(text, media, size, fill, prompts=p),
     subject_driven: lambda text, media, size, fill, p: subject_driven(text, media, size, fill, prompts=p),

@@ -98,8 +98,8 @@ class KernelOptimizer:
     """torch's Muon for the inner 3x3 kernels, which it sees as matrices (out, in * 9); AdamW for everything else."""
 
     def __init__(self, module: nn.Module, muon_scale: float, least_channels: int = 32) -> None:
-        convolutions = (m for m in module.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
-        self.kernels = [c.weight for c in convolutions if min(c.weight.shape[:2]) >= least_channels]
+        small = (p for p in module.parameters() if p.shape[2:] == (3, 3))
+        self.kernels = [p for p in small if min(p.shape[:2]) >= least_channels]
         inner = {id(w) for w in self.kernels}
         rest = [p for p in module.parameters() if id(p) not in inner]
         # Views of the kernels' memory: (out, 3, 3, in) is how a channels-last kernel lies there.
@@ -133,13 +133,15 @@ class KernelOptimizer:
 class CodecRun:
     """The state of a run: weights, their average, optimiser, mean and deviation of the latent channels, step."""
 
+    reconstruct = staticmethod(reconstruct)
+
     def __init__(self, recipe: CodecRecipe, folder: Path) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.step = recipe, folder, 0
         self.codec, self.average = FrameCodec(recipe.vae), FrameCodec(recipe.vae)
         self.average.load_state_dict(self.codec.state_dict())
         self.mean_C, self.std_C = torch.zeros(recipe.vae.z_dim), torch.ones(recipe.vae.z_dim)
-        self.forward = torch.compile(reconstruct, dynamic=False) if recipe.compile else reconstruct
+        self.forward = torch.compile(self.reconstruct, dynamic=False) if recipe.compile else self.reconstruct
         self.optimizer = self._new_optimizer()
 
     @property
@@ -174,7 +176,7 @@ class CodecRun:
         r = self.recipe
         x, usual = self.batch()
         torch.manual_seed(r.seed * 1_000_003 + self.step)
-        forward = self.forward if usual else reconstruct  # rare sizes are not worth compiling
+        forward = self.forward if usual else self.reconstruct  # rare sizes are not worth compiling
         with torch.autocast("cpu", torch.bfloat16):
             y, mean, logvar = forward(self.codec, x, self.std_C, r.latent_noise, self.joint)
         loss = loss_of(x, y, mean, logvar, r)
@@ -237,10 +239,13 @@ class CodecRun:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(rest["optimizer"])
 
+    def levels(self) -> dict[str, float]:
+        """Decibels of the averaged weights; writes a sheet of reconstructions."""
+        return measure(self.average, self.std_C, (self.recipe.size, *self.recipe.other_sizes), self.folder, self.step)
+
     def report(self, losses: Iterable[float], seconds: float) -> None:
         """Add a line to log.jsonl and a sheet of reconstructions."""
-        levels = measure(self.average, self.std_C, (self.recipe.size, *self.recipe.other_sizes), self.folder, self.step)
-        row = {"step": self.step, "loss": float(np.mean(list(losses))), "seconds": seconds, **levels}
+        row = {"step": self.step, "loss": float(np.mean(list(losses))), "seconds": seconds, **self.levels()}
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
 
@@ -251,17 +256,22 @@ def train_codec(recipe: CodecRecipe, out_dir: Path, *, steps: int | None = None,
     Returns the folder of the result, `out_dir/final`, or of the checkpoint when `steps` ends the run earlier.
     FloatingPointError when training diverges.
     """
+    return drive(CodecRun(recipe, out_dir), steps, resume)
+
+
+def drive(run: CodecRun, steps: int | None = None, resume: bool = True) -> Path:
+    """Train a run as `train_codec` does."""
     from tqdm import tqdm
 
-    out_dir.mkdir(parents=True, exist_ok=True)
-    run = CodecRun(recipe, out_dir)
-    if resume and (out_dir / "checkpoint").exists():
+    recipe, folder = run.recipe, run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if resume and (folder / "checkpoint").exists():
         run.load()
-    last, losses, start = min(steps or recipe.steps, recipe.steps), [], time.monotonic()
+    last, losses, start = min(steps or recipe.steps, recipe.steps), list[float](), time.monotonic()
     for _ in tqdm(range(run.step, last), desc="codec", mininterval=5):
         losses.append(run.train_step())
         if run.step % recipe.save_every == 0 or run.step == last:
             run.save()
             run.report(losses, time.monotonic() - start)
             losses.clear()
-    return run.export("final") if run.step == recipe.steps else out_dir / "checkpoint"
+    return run.export("final") if run.step == recipe.steps else folder / "checkpoint"

@@ -21,11 +21,13 @@ class DenseHead(nn.Module):
         self.out = nn.Linear(width, self.points * sum(CHANNELS))
 
     def forward(self, cells_MD: Tensor, labels: list[np.ndarray]) -> Tensor:
-        """labels: per picture (3, H / POINT, W / POINT), in the order of the cells. Returns the summed mean losses."""
-        target = torch.cat([self.cut(torch.from_numpy(label)) for label in labels]).to(cells_MD.device)
+        """labels: per picture (3, H / POINT, W / POINT), in the order of the cells. Returns the loss of all points
+        together, the three channels added; without cells it is 0 and still depends on the weights."""
+        cut = [self.cut(torch.from_numpy(label)) for label in labels]
+        target = torch.cat(cut or [torch.zeros(0, self.points, len(CHANNELS), dtype=torch.int64)]).to(cells_MD.device)
         logits = self.out(cells_MD).float().unflatten(-1, (self.points, sum(CHANNELS)))
         losses = [
-            F.cross_entropy(part.flatten(0, 1), target[..., n].flatten())
+            F.cross_entropy(part.flatten(0, 1), target[..., n].flatten(), reduction="sum")
             for n, part in enumerate(logits.split(CHANNELS, dim=-1))
         ]
         return torch.stack(losses).sum()

@@ -64,4 +64,5 @@ def objective(model: Lance, layout: Layout, noise: Noised | None, patches: Tenso
     moved = layout.rows.denoise[layout.und :].nonzero()[:, 0].to(gen.device)
     error = model.velocity(gen.index_select(0, moved)).float() - noise.target[moved].float()
     per_latent = error.square()
-    return Losses(per_token.mean() if len(where) else zero, per_latent.mean(), per_token, per_latent)
+    flow = per_latent.mean() if len(moved) else zero
+    return Losses(per_token.mean() if len(where) else zero, flow, per_token, per_latent)

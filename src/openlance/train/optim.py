@@ -1,4 +1,5 @@
-"""Optimiser, schedule and moving average."""
+"""Optimiser and moving average. Both hold plain tensors under the names of the parameters, sharded like these, so that
+a checkpoint is a table of tensors."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal (Jordan et al., "Muon", 2024: the quintic iteration and its coefficients are theirs).
 
     Its update has AdamW's typical size, 0.2 per entry (Liu et al., "Muon is scalable", 2025), so that one learning rate
-    serves both. Matrices of one shape are worked out together, in bfloat16.
+    serves both. Matrices of one shape are worked out together, in bfloat16; sharded ones are gathered for it.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -28,11 +30,31 @@ class Muon(torch.optim.Optimizer):
             for shape, same in shapes.items():
                 averages = [self.state[p].setdefault("average", torch.zeros_like(p)) for p in same]
                 gradients = [p.grad for p in same if p.grad is not None]
-                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-                looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-                updates = orthogonalised(torch.stack(looked_ahead)).to(same[0].dtype)
+                torch._foreach_lerp_(_local(averages), _local(gradients), 1 - group["momentum"])
+                looked_ahead = torch._foreach_lerp(_local(gradients), _local(averages), group["momentum"])
+                whole = [_whole(part, p) for part, p in zip(looked_ahead, same, strict=True)]
+                updates = orthogonalised(torch.stack(whole)).to(same[0].dtype)
+                own = [_part(update, p) for update, p in zip(updates.unbind(), same, strict=True)]
                 size = 0.2 * group["lr"] * max(shape) ** 0.5
-                torch._foreach_add_([p.data for p in same], list(updates.unbind()), alpha=-size)
+                torch._foreach_add_(_local([p.data for p in same]), own, alpha=-size)
+
+
+def _local(tensors: list[Tensor]) -> list[Tensor]:
+    """What this rank holds of each tensor."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+
+
+def _whole(part: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(like, DTensor):
+        return part
+    shape, stride = like.shape, like.stride()
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=shape, stride=stride).full_tensor()
+
+
+def _part(whole: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -48,19 +70,34 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-class MuonAdamW:
-    """Muon for the matrices inside layers, AdamW without decay for everything else, under one interface."""
+class Optimizer:
+    """AdamW; with `muon`, Muon for the matrices inside layers and AdamW for everything else. Its state is there from
+    the beginning, all zeros, so that a checkpoint has the same tensors at every step."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float, betas: tuple[float, float]) -> None:
-        named = [(n, p) for n, p in named if p.requires_grad]
-        inner = [p for n, p in named if p.ndim == 2 and (".layers." in f".{n}" or ".blocks." in n)]
-        chosen = {id(p) for p in inner}
-        rest = [p for _, p in named if id(p) not in chosen]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.0, fused=True)
-        ]
+    def __init__(
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        *,
+        betas: tuple[float, float],
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        muon: bool = True,
+    ) -> None:
+        self.named = {n: p for n, p in named if p.requires_grad}
+        inner = {n: p for n, p in self.named.items() if muon and _is_inner(n, p)}
+        rest = [p for n, p in self.named.items() if n not in inner]
+        self.parts: list[torch.optim.Optimizer] = []
+        if rest:
+            adam = torch.optim.AdamW(rest, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+            for p in rest:
+                moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                adam.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
+            self.parts.append(adam)
         if inner:
-            self.parts.append(Muon(inner, lr))
+            part = Muon(inner.values(), 0.0)
+            for p in inner.values():
+                part.state[p] = {"average": torch.zeros_like(p)}
+            self.parts.append(part)
 
     def set_rate(self, lr: float) -> None:
         for part in self.parts:
@@ -68,6 +105,11 @@ class MuonAdamW:
                 group["lr"] = lr
 
     def step(self) -> None:
+        """One update. A parameter that nothing used has a gradient of zero, so that the outcome does not depend on
+        which process used what."""
+        for p in self.named.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
         for part in self.parts:
             part.step()
 
@@ -75,26 +117,36 @@ class MuonAdamW:
         for part in self.parts:
             part.zero_grad()
 
-    def state_dict(self) -> list[dict]:
-        return [part.state_dict() for part in self.parts]
+    def tensors(self) -> dict[str, Tensor]:
+        """Its state by parameter and kind; loading writes into these."""
+        names = {id(p): n for n, p in self.named.items()}
+        return {
+            f"{names[id(p)]}/{kind}": value
+            for part in self.parts
+            for p, state in part.state.items()
+            for kind, value in state.items()
+        }
 
-    def load_state_dict(self, states: list[dict]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+
+def _is_inner(name: str, p: nn.Parameter) -> bool:
+    return p.ndim == 2 and (".layers." in f".{name}" or ".blocks." in name)
 
 
 class Ema:
-    """Moving average of parameters; young averages warm up so that they do not remember the initialisation."""
+    """Moving average of what is trained; young averages warm up so that they do not remember the initialisation. With
+    a decay of 0 it is the weights themselves."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values: dict[str, Tensor] = {n: p.detach().clone() for n, p in module.named_parameters()}
-        self.count = 0
+        self.decay, self.count = decay, 0
+        live = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+        self.values: dict[str, Tensor] = {n: p.clone() for n, p in live.items()} if decay else live
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         self.count += 1
+        if not self.decay:
+            return
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        live = dict(module.named_parameters())
-        names = list(self.values)
-        torch._foreach_lerp_([self.values[n] for n in names], [live[n].detach() for n in names], 1 - decay)
+        live, names = dict(module.named_parameters()), list(self.values)
+        ours, theirs = [self.values[n] for n in names], [live[n].detach() for n in names]
+        torch._foreach_lerp_(_local(ours), _local(theirs), 1 - decay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,14 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def write_curves(log: Path, out: Path) -> None:
-    """Losses over steps as an SVG, logarithmic, each point the mean of a hundredth of the run."""
-    rows = read_log(log)
+def write_curves(logs: Sequence[Path], out: Path) -> None:
+    """Losses over the steps of one log or several in a row as an SVG, logarithmic, each point the mean of a hundredth
+    of the run."""
+    rows, before = list[dict[str, float]](), 0.0
+    for log in logs:
+        found = read_log(log) if log.is_file() else []
+        rows += [row | {"step": row["step"] + before} for row in found]
+        before = rows[-1]["step"] if rows else 0.0
     if len(rows) < 2:
         return
     last = rows[-1]["step"]

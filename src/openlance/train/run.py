@@ -1,176 +1,235 @@
-"""A training run: its modules, its step, and everything that a resume needs."""
+"""A stage from its settings to an exported model: what `openlance train` calls.
+
+run_stage(stage("sft", "nano"), Settings(out=Path("runs/mine"), model=folder, data={"t2i": "pictures/"}))
+run_recipe(recipe("nano"), Settings(...))          # stage after stage, each in a folder of its own
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from openlance.config.model import ModelConfig
-from openlance.data.world import world_batch
-from openlance.flow import draw_times
-from openlance.media.clip import Clip
-from openlance.media.files import atomic_path
-from openlance.model.grids import SequenceCodec
-from openlance.model.lance import Lance
-from openlance.model.vit import ViT, normalise
-from openlance.sequence.pack import Pack, pack
-from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.text.tokenizer import Tokenizer
-from openlance.train.dense import DenseHead
-from openlance.train.objective import Losses, noised, objective
-from openlance.train.optim import Ema, MuonAdamW
+from openlance.config.train import Stage
+from openlance.config.values import as_data, build
+from openlance.data.open import open_source
+from openlance.data.stream import Reading, Stream
+from openlance.errors import UserError
+from openlance.model.lora import Lora, inject, write_adapter
+from openlance.train.batch import Preparer
+from openlance.train.checkpoint import disk
+from openlance.train.files import RunFolder, check_reporters, starts_of
+from openlance.train.loop import Work, replay, train
 from openlance.train.parallel import Team
-from openlance.train.recipe import Recipe
+from openlance.train.start import Base, averaged, export, open_base
+from openlance.train.trainer import Trainer
 
-Encode = Callable[[list[Clip]], Tensor]  # clips -> (N, C) latents, clip after clip
-
-
-class TrainingDiverged(RuntimeError):
-    """A gradient that is not finite: the run stops, nothing of the step is kept."""
+Data = Mapping[str, Any]  # task: what `open_source` reads
+Show = Callable[[Path], None]  # called with an exported model
 
 
-def fresh(config: ModelConfig, seed: int) -> nn.ModuleDict:
-    """All modules that train together, with initial weights. Embeddings have unit deviation: much smaller ones drown
-    in the first attention (measured); layers that end a residual branch start small."""
-    torch.manual_seed(seed)
-    lance = Lance(config)
-    for name, p in lance.named_parameters():
-        if p.ndim == 2:
-            last = name.endswith((".o.weight", ".down.weight"))
-            nn.init.normal_(p, std=p.shape[1] ** -0.5 / ((2 * config.layers) ** 0.5 if last else 1.0))
-        elif name.endswith(".bias"):
-            nn.init.zeros_(p)
-    nn.init.normal_(lance.embed.weight, std=1.0)
-    nn.init.normal_(lance.head.weight, std=0.02)
-    nn.init.zeros_(lance.latent_out.weight)
-    vit = ViT(config.vit)
-    return nn.ModuleDict({"lance": lance, "vit": vit, "dense": DenseHead(config.width, config.vit.stride)})
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything about a run that is not the stage.
+
+    model: folder to start from; init: what of it, see `open_base`. data, held_out: sources by task; held_out_packs: how
+    many packs validate. Lengths in steps, 0 is never. shard: processes that share one copy of the weights. command:
+    the words that started it, for `train resume`.
+    """
+
+    out: Path
+    model: Path
+    init: str = "model"
+    data: Data = field(default_factory=dict)
+    held_out: Data = field(default_factory=dict)
+    held_out_packs: int = 2
+    workers: int = 0
+    max_broken: float = 0.001
+    save_every: int = 500
+    keep: int = 3
+    validate_every: int = 0
+    show_every: int = 0
+    shard: int = 1
+    compiled: bool = False
+    report_to: tuple[str, ...] = ()
+    minutes: float = float("inf")
+    lora: Lora | None = None
+    allow_pickle: bool = False
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_reporters(self.report_to)
+
+    def recorded(self) -> dict[str, Any]:
+        """What all processes have to agree on, as plain data."""
+        options = {k: v for k, v in asdict(self).items() if k not in ("command", "minutes")}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+
+    @classmethod
+    def of_record(cls, options: dict[str, Any]) -> Settings:
+        """The settings that were recorded."""
+        said = options | {"out": Path(options["out"]), "model": Path(options["model"])}
+        return cls(**said | {"lora": Lora(**said["lora"]) if said["lora"] else None})
 
 
-def see(packed: Pack, vit: nn.Module) -> tuple[Tensor | None, dict[int, Tensor]]:
-    """ViT features of all PATCHES rows in row order, and per clip; a picture that several documents share runs once."""
-    wanted = [v for v in packed.visuals if v.kind == PATCHES]
-    if not wanted:
-        return None, {}
-    clips = {id(v.segment.value): v.segment.value for v in wanted}
-    sizes = {id(v.segment.value): v.rows[1] - v.rows[0] for v in wanted}
-    cells = vit([normalise(torch.from_numpy(clip.pixels)) for clip in clips.values()])
-    by_clip = dict(zip(clips, cells.split([sizes[key] for key in clips]), strict=True))
-    return torch.cat([by_clip[id(v.segment.value)] for v in wanted]), by_clip
+def run_stage(stage: Stage, settings: Settings, show: Show | None = None) -> Path:
+    """Train one stage to its end, or as far as the time allows, and return the folder of the result: `out/model`, or
+    `out` itself for an adapter. The same call goes on where a stopped run was."""
+    team = joined((stage,), settings)
+    base = prepared_base(stage, settings)
+    with ExitStack() as stack:
+        run, work = prepare(stage, settings, base, team, stack, show)
+        work.folder.record(stage, settings.recorded(), settings.command)
+        train(run, work)
+        written = finish(run, base, settings)
+        if show is not None and team.leads:
+            show(written)
+    team.wait()
+    return written
 
 
-def fuse() -> None:
-    """Compile the element-wise parts of a layer: 1.7 times faster steps on a CPU. Needs a C++ compiler."""
-    from openlance.model.layers import Expert
+def run_recipe(stages: tuple[Stage, ...], settings: Settings, show: Show | None = None) -> Path:
+    """Stages in order, in `out/1-NAME`, `out/2-NAME` ...; each takes over weights, averages and moments of the one
+    before. Returns the folder of the last result."""
+    team = joined(stages, settings)
+    if team.sharded and len({s.frozen for s in stages}) > 1:
+        raise UserError("these stages freeze different parts, which sharded weights cannot change: run them one by one")
+    base, before, began = prepared_base(stages[0], settings), None, time.monotonic()
+    for number, stage in enumerate(stages, start=1):
+        left = settings.minutes - (time.monotonic() - began) / 60
+        own = replace(settings, out=settings.out / f"{number}-{stage.name}", minutes=left)
+        with ExitStack() as stack:
+            base.learner.requires_grad_(True)
+            run, work = prepare(stage, own, base, team, stack, show)
+            if before is not None:
+                take_over(run, before)
+            work.folder.record(stage, own.recorded(), settings.command)
+            if not train(run, work):
+                break
+        before = run
+    written = finish(run, base, settings)
+    if show is not None and team.leads:
+        show(written)
+    team.wait()
+    return written
 
-    Expert.project = torch.compile(Expert.project, dynamic=True)  # type: ignore[method-assign]
-    Expert.finish = torch.compile(Expert.finish, dynamic=True)  # type: ignore[method-assign]
+
+def joined(stages: tuple[Stage, ...], settings: Settings) -> Team:
+    """The team, once all of its processes agree on what to do."""
+    team = Team.join(settings.shard)
+    named = {"stage": stages[0]} if len(stages) == 1 else {stage.name: stage for stage in stages}
+    team.same(as_data(named) | {"options": settings.recorded()})
+    return team
 
 
-class Run:
-    """One run. `step` counts over all phases of the recipe; the data of a step is a function of (seed, step, process),
-    and the mixture of a phase is what one process draws."""
+def prepared_base(stage: Stage, settings: Settings) -> Base:
+    base = open_base(settings.model, stage, settings.init, allow_pickle=settings.allow_pickle)
+    if settings.lora is not None:
+        base.learner.requires_grad_(False)
+        inject(base.learner.lance, settings.lora, stage.seed)
+    return base
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        encode: Encode,
-        device: str = "cpu",
-        team: Team | None = None,
-    ) -> None:
-        self.team = team or Team()
-        self.recipe, self.config, self.encode, self.device = recipe, config, encode, torch.device(device)
-        self.codec, self.vocabulary = SequenceCodec(tokenizer, config), len(tokenizer)
-        self.module = fresh(config, recipe.seed).to(self.device)
-        self.optimizer = MuonAdamW(self.module.named_parameters(), recipe.phases[0].lr, recipe.betas)
-        self.ema = Ema(self.module, recipe.ema)
-        self.step = 0
 
-    @property
-    def draw(self) -> int:
-        """The number of this process's draw: different for every step and process."""
-        return self.step * self.team.size + self.team.rank
+def prepare(
+    stage: Stage, settings: Settings, base: Base, team: Team, stack: ExitStack, show: Show | None
+) -> tuple[Trainer, Work]:
+    """A trainer at its first step and what it works with; streams close with the stack."""
+    base.encode.vae.to(team.device)
+    sources = {task: open_source(spec, task) for task, spec in specs(stage, settings.data).items()}
+    reading = Reading(rank=team.rank, world=team.size, workers=settings.workers, max_broken=settings.max_broken)
+    stream = stack.enter_context(Stream(sources, stage, base.codec, prompts=base.prompts, reading=reading))
+    folder = RunFolder(settings.out, team, settings.keep, settings.report_to)
+    run = Trainer(stage, base.learner, team, settings.compiled)
 
-    def batch(self) -> tuple[Pack, dict[int, np.ndarray]]:
-        phase, step = self.recipe.phase(self.step)
-        batch = world_batch(phase.at(step), self.recipe.seed, self.draw)
-        return pack(batch.samples, self.codec, self.config.position, self.recipe.draws), batch.labels
+    def exported(run: Trainer) -> None:
+        written = finish(run, base, settings)
+        if show is not None and team.leads:
+            show(written)
 
-    def losses(self, packed: Pack, labels: dict[int, np.ndarray]) -> tuple[Losses, Tensor]:
-        """The objective of a pack and the auxiliary loss; noise and times are functions of (seed, step)."""
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.draw)
-        noise, clips = None, [v.segment.value for v in packed.visuals if v.kind == LATENTS]
-        if clips:
-            clean = self.encode(clips).to(self.device)
-            times = draw_times(int(packed.rows.target.max()) + 1, self.recipe.shift, generator)
-            drawn = torch.randn(clean.shape, generator=generator)
-            noise = noised(packed, clean, times.to(self.device), drawn.to(self.device))
-        lance: Lance = self.module["lance"]  # type: ignore[assignment]
-        patches, by_clip = see(packed, self.module["vit"])
-        losses = objective(lance, lance.layout(packed.rows), noise, patches, self.vocabulary)
-        dense = losses.text.new_zeros(())
-        if by_clip:
-            dense = self.module["dense"](torch.cat(list(by_clip.values())), [labels[key] for key in by_clip])
-        return losses, dense
+    work = Work(
+        folder=folder,
+        batches=stream,
+        prepare=Preparer(stage=stage, codec=base.codec, encode=base.encode, device=team.device, complete=team.sharded),
+        save_every=settings.save_every,
+        validate_every=settings.validate_every,
+        held_out=held_out(stage, settings, base, reading) if settings.validate_every else (),
+        show_every=settings.show_every,
+        show=exported,
+        minutes=settings.minutes,
+    )
+    return run, work
 
-    def train_step(self) -> dict[str, float]:
-        """One update. Raises TrainingDiverged when the gradient is not finite."""
-        r = self.recipe
-        phase, step = r.phase(self.step)
-        rate = phase.rate(step)
-        packed, labels = self.batch()
-        with torch.autocast(self.device.type, torch.bfloat16):
-            losses, dense = self.losses(packed, labels)
-        (losses.total(r.weights) + r.dense * dense).backward()
-        self.team.average_gradients(self.module)
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), r.max_norm)
-        if not torch.isfinite(norm):
-            raise TrainingDiverged(f"step {self.step}: the gradient norm is {norm}; lower lr, now {rate:g}, and resume")
-        self.optimizer.set_rate(rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.module)
-        self.step += 1
-        values = {"text": losses.text, "flow": losses.flow, "dense": dense, "norm": norm}
-        return {k: float(v.detach()) for k, v in values.items()} | {"lr": rate, "rows": len(packed)}
 
-    def save(self, path: Path) -> None:
-        """Write everything that a resume needs; a kill leaves the previous file whole."""
-        with atomic_path(path) as temporary:
-            torch.save(
-                {
-                    "step": self.step, "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-                    "ema": self.ema.values, "ema_count": self.ema.count,
-                },
-                temporary,
-            )  # fmt: skip
-
-    def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location=self.device)
-        self.step, self.ema.count = state["step"], state["ema_count"]
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.values = state["ema"]
-
-    def export(self, folder: Path) -> None:
-        """The averaged decoder and vision tower, with the tokenizer, as a checkpoint folder in half precision."""
-        from openlance.model.folder import write_config
-        from openlance.model.names import released_name
-        from openlance.model.weights import write_tensors
-
-        values = {n: v.half() for n, v in self.ema.values.items()}
-        write_config(folder, self.config)
-        lance, vit = (
-            {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
-            for prefix in ("lance.", "vit.tower.")
+def specs(stage: Stage, data: Data) -> dict[str, Any]:
+    """The source of every task in the mixture; at nano's scale the world has what nobody names."""
+    wanted = [task for task, weight in stage.mixture.items() if weight]
+    missing = [task for task in wanted if task not in data]
+    if missing and stage.scale != "nano":
+        raise UserError(
+            f"the stage {stage.name} mixes in {', '.join(missing)} without data: add --data {missing[0]}=PATH "
+            f"for each, or say what to mix with --set 'mixture={{t2i: 1}}'"
         )
-        write_tensors(folder / "model.safetensors", {released_name(n): v for n, v in lance.items()})
-        write_tensors(folder / "vit.safetensors", vit)
-        with atomic_path(folder / "tokenizer.json") as path:
-            self.codec.tokenizer.backend.save(str(path))
+    unused = [task for task in data if task not in wanted]
+    if unused:
+        raise UserError(f"the stage {stage.name} does not mix in {unused[0]}: add --set mixture.{unused[0]}=1")
+    return {task: data.get(task, "world") for task in wanted}
+
+
+def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> list[list]:
+    """Packs that are never trained on: from sources of their own, or of another seed where the world is the source.
+    UserError for a task that has neither."""
+    chosen = specs(stage, settings.data) | dict(settings.held_out)
+    for task, spec in chosen.items():
+        if task not in settings.held_out and spec != "world":
+            raise UserError(
+                f"nothing is held out for {task}: add --held-out {task}=PATH, or leave --validate-every out"
+            )
+    sources = {task: open_source(spec, task) for task, spec in chosen.items()}
+    other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
+    with Stream(sources, other, base.codec, prompts=base.prompts, reading=replace(reading, workers=0)) as stream:
+        return [next(stream) for _ in range(settings.held_out_packs)]
+
+
+@torch.no_grad()
+def take_over(run: Trainer, before: Trainer) -> None:
+    """Averages and moments of the stage before; the weights are in the learner that both share."""
+    old = before.tensors()
+    for name, tensor in run.tensors().items():
+        if name in old and old[name] is not tensor:
+            tensor.copy_(old[name])
+    run.ema.count = before.ema.count
+
+
+def finish(run: Trainer, base: Base, settings: Settings) -> Path:
+    """Write the result as it stands: a complete model, or the adapter alone. Every process has to call it."""
+    with disk(settings.out):
+        if settings.lora is None:
+            export(run, base, settings.out / "model")
+            return settings.out / "model"
+        tensors = {n.removeprefix("lance."): t for n, t in averaged(run).items() if ".lora_" in n}
+        if run.team.leads:
+            write_adapter(settings.out, tensors, settings.lora, str(settings.model))
+        return settings.out
+
+
+def replay_step(folder: Path, step: int) -> dict[str, Any]:
+    """Do one step of the run in a folder again, write nothing, and return its losses and, per sample of this process,
+    the sum of its losses. UserError if there is no run, or no checkpoint to begin at."""
+    starts = starts_of(folder)
+    if not starts:
+        raise UserError(f"{folder} is no run: give a folder that `openlance train` wrote, with a run.json")
+    stage = build(Stage, starts[-1]["stage"])
+    settings = replace(Settings.of_record(starts[-1]["options"]), out=folder, report_to=())
+    team = joined((stage,), settings)
+    base = prepared_base(stage, settings)
+    with ExitStack() as stack:
+        run, work = prepare(stage, settings, base, team, stack, None)
+        outcome, packs = replay(run, work, step)
+        sums = [run.documents(batch).tolist() for batch in packs]
+    samples = {i: value for batch, values in zip(packs, sums) for i, value in zip(batch.ids, values)}
+    return {"step": step, "finite": outcome.finite, **outcome.values, "samples": samples}

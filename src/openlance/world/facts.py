@@ -64,7 +64,15 @@ class Lettering:
     color: str | None = None
 
 
-Fact: TypeAlias = Count | Relation | Region | Background | Lettering
+@dataclass(frozen=True)
+class Within:
+    """The centre of a thing lies in a box: x0, y0, x1, y1 in widths and heights."""
+
+    thing: Thing
+    box: tuple[float, float, float, float]
+
+
+Fact: TypeAlias = Count | Relation | Region | Background | Lettering | Within
 
 
 def holds(scene: Scene, fact: Fact) -> bool:
@@ -77,6 +85,9 @@ def holds(scene: Scene, fact: Fact) -> bool:
     if isinstance(fact, Region):
         cell = (fact.vertical, fact.horizontal)
         return any(fact.thing.means(o) and region_of(o) == cell for o in scene.objects)
+    if isinstance(fact, Within):
+        x0, y0, x1, y1 = fact.box
+        return any(fact.thing.means(o) and x0 <= o.x <= x1 and y0 <= o.y <= y1 for o in scene.objects)
     if isinstance(fact, Background):
         return scene.background == fact.color
     return _shows(scene.text, fact)

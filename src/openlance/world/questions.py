@@ -74,7 +74,7 @@ def askable(scene: Scene) -> tuple[str, ...]:
     """The question categories that this scene has."""
     rng = np.random.default_rng(0)  # which question is drawn does not matter, only whether there is one
     plain = [name for name, asker in _ASKERS.items() if asker(scene, rng) is not None]
-    grounding = ["grounding"] if _unique(scene) else []
+    grounding = ["grounding"] if clear_names(scene) else []
     return tuple(name for name in QUESTIONS if name in plain + grounding)
 
 
@@ -111,7 +111,7 @@ def sample_question(
             return ask(scene, rng, category, height=height, width=width)
 
 
-def _unique(scene: Scene) -> list[tuple[Object, Thing]]:
+def clear_names(scene: Scene) -> list[tuple[Object, Thing]]:
     """Every object with a shortest and a fuller name, if that name means no other object."""
     names = []
     for o in scene.objects:
@@ -151,7 +151,7 @@ def _ask_color(scene: Scene, rng: np.random.Generator) -> _Said:
         return _choose(rng, _COLOR).format("the background"), scene.background
     if scene.text is not None:
         return _choose(rng, _COLOR).format("the text"), scene.text.color
-    names = [(o, thing) for o, thing in _unique(scene) if thing.color is None]
+    names = [(o, thing) for o, thing in clear_names(scene) if thing.color is None]
     for o in scene.objects:  # equal things share one colour: "what color are the stars?"
         alike = [other for other in scene.objects if other.shape == o.shape]
         if len(alike) > 1 and len({other.color for other in alike}) == 1:
@@ -199,7 +199,7 @@ def _shown(scene: Scene, thing: Thing) -> bool:
 
 
 def _ask_relation(scene: Scene, rng: np.random.Generator) -> _Said:
-    named = _unique(scene)
+    named = clear_names(scene)
     clear = [
         (ta, relation, tb) for a, ta in named for b, tb in named
         if a is not b and (relation := relation_between(a, b, scene.aspect)) is not None
@@ -214,7 +214,7 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> _Said:
 
 
 def _ask_grounding(scene: Scene, rng: np.random.Generator, height: int, width: int) -> _Said:
-    names = _unique(scene)
+    names = clear_names(scene)
     if not names:
         return None
     o, thing = _choose(rng, names)

@@ -190,7 +190,7 @@ def sample_scene(
     jitter = jitter_of(placement)
     known = HELDOUT_CATEGORIES if heldout else (*CATEGORIES, "mixed")
     if category is None:
-        category = _pick(rng, known)
+        category = pick(rng, known)
     if category not in known:
         what = "has no held out scenes" if heldout and category in CATEGORIES else "is unknown"
         raise ValueError(f"category {category!r} {what}: use one of {', '.join(known)}")
@@ -208,7 +208,7 @@ def _names_heldout(scene: Scene) -> bool:
     return heldout_pair(scene) or (scene.category in ("position", "mixed") and heldout_triple(scene))
 
 
-def _pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
 
@@ -216,7 +216,7 @@ def _draw(rng: np.random.Generator, jitter: float, category: str, n: int, aspect
     background = _draw_background(rng)
     if category == "text":
         return _draw_text(rng, jitter, background, aspect)
-    relation = _pick(rng, RELATIONS) if category == "position" else "left"
+    relation = pick(rng, RELATIONS) if category == "position" else "left"
     objects = _draw_things(rng, category, n, background)
     scene = Scene(objects=tuple(objects), background=background, aspect=aspect, category=category)
     for _ in range(12):
@@ -234,7 +234,7 @@ def _draw_background(rng: np.random.Generator) -> str:
         u -= weight
         if u < 0:
             return name
-    return _pick(rng, [c for c in COLORS if c != "white"])
+    return pick(rng, [c for c in COLORS if c != "white"])
 
 
 # Chance that an object has a said fill, and a said size: what a caption leaves unsaid is solid and medium.
@@ -266,15 +266,29 @@ def _draw_things(rng: np.random.Generator, category: str, n: int, background: st
 
 def _draw_object(rng: np.random.Generator, category: str, background: str) -> Object:
     fill_chance, size_chance = _SPECIAL[category]
-    color = _pick(rng, [c for c in COLORS if not clashes(c, background)])
-    shape = _pick(rng, SHAPES)
-    fill = _pick(rng, FILLS[1:]) if rng.random() < fill_chance else "solid"
-    size = _pick(rng, ("small", "large")) if rng.random() < size_chance else "medium"
-    if shape == "ring":  # an outlined ring would be two circles, a striped one a dotted line
+    color = pick(rng, [c for c in COLORS if not clashes(c, background)])
+    shape = pick(rng, SHAPES)
+    fill = pick(rng, FILLS[1:]) if rng.random() < fill_chance else "solid"
+    size = pick(rng, ("small", "large")) if rng.random() < size_chance else "medium"
+    if shape == "ring":
         fill = "solid"
-    if fill != "solid" and size == "small" and shape in ("star", "cross", "triangle"):
-        size = "medium"  # the fill of a thin small shape cannot be seen
+    if not fill_shows(Object(shape=shape, color=color, fill=fill, size=size)):
+        size = "medium"
     return _resize(rng, Object(shape=shape, color=color, fill=fill, size=size))
+
+
+def fill_shows(o: Object) -> bool:
+    """Whether the fill of an object can be seen: an outlined ring would be two circles, a striped one a dotted line,
+    and small thin shapes have no room for it."""
+    thin = o.size == "small" and o.shape in ("star", "cross", "triangle")
+    return o.fill == "solid" or not (thin or o.shape == "ring")
+
+
+def somewhere(o: Object, rng: np.random.Generator, aspect: float = 1.0) -> Object:
+    """The object at a place anywhere in the picture."""
+    (width, height), (hx, hy) = extent(aspect), half_box(o)
+    x = _around(rng, 0.5, 1.0, (hx + BORDER) / width)
+    return replace(o, x=x, y=_around(rng, 0.5, 1.0, (hy + BORDER) / height))
 
 
 def _resize(rng: np.random.Generator, thing: Object) -> Object:
@@ -330,9 +344,9 @@ def displaced(scene: Scene, by: float = 0.1) -> bool:
 def _draw_text(rng: np.random.Generator, jitter: float, background: str, aspect: float) -> Scene:
     width, height = extent(aspect)
     length = 1 + int(rng.integers(4))
-    string = "".join(_pick(rng, LETTERS) for _ in range(length))
+    string = "".join(pick(rng, LETTERS) for _ in range(length))
     light = "white" if legible("white", background) and rng.random() < 0.5 else None
-    color = light or _pick(rng, [c for c in COLORS if legible(c, background)])
+    color = light or pick(rng, [c for c in COLORS if legible(c, background)])
     text = Text(string=string, color=color, height=LETTER_HEIGHT * (1 + SIZE_JITTER * (2 * rng.random() - 1)))
     room = (width / 2 - 2 / 64) / text.half_box()[0]
     if room < 1:

@@ -22,13 +22,13 @@ NUMBERS = ("no", "one", "two", "three", "four")
 _SIZE_WORDS = {word: word for word in SIZES} | {"tiny": "small", "little": "small", "big": "large"}
 _SPELLINGS = {"gray": "grey", "center": "centre", "hollow": "outlined", "filled": "solid", "stripy": "striped"}
 _OPENINGS = ("a picture of", "an image of", "a photo of", "a drawing of", "draw", "there is")
-_RELATION_WORDS = {
+RELATION_WORDS = {
     "left": ("left of", "to the left of", "on the left of"),
     "right": ("right of", "to the right of", "on the right of"),
     "above": ("above", "over", "on top of"),
     "below": ("below", "under", "beneath"),
 }
-_REGION_WORDS = {
+REGION_WORDS = {
     ("top", "left"): ("at the top left", "in the top left corner", "in the upper left corner"),
     ("top", "centre"): ("at the top",),
     ("top", "right"): ("at the top right", "in the top right corner", "in the upper right corner"),
@@ -93,7 +93,7 @@ def caption(scene: Scene, rng: np.random.Generator, category: str | None = None)
     else:
         body, facts = _say_items(scene, rng, colored=category not in ("single", "two"))
     if scene.background != DEFAULT_BACKGROUND or rng.random() < 0.15:
-        body += _say_background(scene.background, rng)
+        body += say_background(scene.background, rng)
         facts.append(Background(scene.background))
     if not all(holds(scene, fact) for fact in facts):
         raise ValueError(f"a {scene.category} scene has no caption of category {category!r}: leave the category out")
@@ -107,7 +107,7 @@ def _say_relation(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Fac
         raise ValueError("the objects of this scene stand in no clear relation: caption it as 'mixed'")
     a, b = (said(o) for o in scene.objects)
     article = _article(rng)
-    words = _choose(rng, (_RELATION_WORDS[relation][0], *_RELATION_WORDS[relation]))
+    words = _choose(rng, (RELATION_WORDS[relation][0], *RELATION_WORDS[relation]))
     verb = "is " if rng.random() < 0.12 else ""
     body = f"{noun_phrase(a, 1, article, rng)} {verb}{words} {noun_phrase(b, 1, article, rng)}"
     return body, [Count(a), Count(b), Relation(a, relation, b)]
@@ -126,7 +126,7 @@ def _say_items(scene: Scene, rng: np.random.Generator | None, colored: bool) -> 
         items.append(noun_phrase(thing, groups[thing], article if groups[thing] == 1 else None, rng))
         cell = region_of(next(o for o in scene.objects if thing.means(o)))
         if regions and groups[thing] == 1 and cell is not None:
-            items[-1] += " " + _choose(rng, _REGION_WORDS[cell])
+            items[-1] += " " + _choose(rng, REGION_WORDS[cell])
             facts.append(Region(thing, *cell))
     if scene.text is not None:
         color = scene.text.color if rng is None or scene.text.color != "white" or rng.random() < 0.3 else None
@@ -152,7 +152,7 @@ def _say_text(string: str, color: str | None, rng: np.random.Generator | None) -
     return form.format(string, color)
 
 
-def _say_background(color: str, rng: np.random.Generator | None) -> str:
+def say_background(color: str, rng: np.random.Generator | None) -> str:
     color = "gray" if color == "grey" and rng is not None and rng.random() < 0.15 else color
     article = "an" if color[0] in "aeiou" else "a"
     forms = (f" on {article} {color} background", f" on {color}", f" with {article} {color} background")
@@ -173,7 +173,7 @@ def _dress(body: str, rng: np.random.Generator) -> str:
 
 def describe(scene: Scene) -> str:
     """The full caption in one fixed wording: every object, in vocabulary order, and the background."""
-    return _say_items(scene, None, colored=True)[0] + _say_background(scene.background, None)
+    return _say_items(scene, None, colored=True)[0] + say_background(scene.background, None)
 
 
 _OPENING = re.compile(

@@ -43,8 +43,8 @@ def _check_answer(case: Case, path: str, tokens: list[int], logits: Tensor) -> N
 def _cached_answer(case: Case, steps: int) -> tuple[list[int], Tensor]:
     parts = case.parts
     tokens, logits = decode(
-        parts.lance, parts.codec, [case.asked], Decoding(max_new_tokens=steps), vocabulary=len(parts.tokenizer),
-        see=case.media.see, encode=case.media.encode,
+        parts.runner, parts.codec, [case.asked] * parts.copies, Decoding(max_new_tokens=steps),
+        vocabulary=len(parts.tokenizer), see=case.media.see, encode=case.media.encode, store=parts.store,
     )  # fmt: skip
     return tokens[0], logits[0]
 

@@ -105,9 +105,11 @@ def _clean(case: Case) -> Iterator[tuple[int, Tensor]]:
 def _run(case: Case, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Final latents (T, Y, X, C) and the state before each step (steps, Nt, C), from the sampler itself."""
     states = list[Tensor]()
+    parts, rows = case.parts, len(noise)
     final = denoise(
-        case.parts.lance, case.parts.codec, [case.segments], sampling, see=case.media.see, encode=case.media.encode,
-        noise=[noise.clone()], on_step=lambda i, t, x: states.append(x.clone()),
+        parts.runner, parts.codec, [case.segments] * parts.copies, replace(sampling, compile="compile" in parts.ways),
+        see=case.media.see, encode=case.media.encode, noise=[noise.clone()] * parts.copies, store=parts.store,
+        on_step=lambda i, t, x: states.append(x[:rows].clone()),
     )  # fmt: skip
     return final[0], torch.stack(states)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,31 @@ from openlance.media.clip import Clip
 from openlance.model.folder import load_lance, read_config
 from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
+from openlance.model.offload import settle
+from openlance.model.tiled import Tiling, encode_tiled
 from openlance.model.vae import VAE, channels_last, to_signed
 from openlance.model.vit import ViT, normalise
+from openlance.sample.prefix import PrefixStore
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.rows import LATENTS, PATCHES
 from openlance.sequence.segment import Segment, Segments
 from openlance.text.tokenizer import Tokenizer
 
+CPU = torch.device("cpu")
+# What may be on while the numbers stay the same: ways to spend less time or memory.
+WAYS = ("compile", "offload", "tiling", "prefix", "batch")
+
 
 class Parts:
-    """Tokenizer, decoder, ViT and VAE of a folder of released names, each read when it is first needed."""
+    """Tokenizer, decoder, ViT and VAE of a folder of released names, each read when it is first needed.
 
-    def __init__(self, weights: Path, tokenizer: Path) -> None:
-        self.folder = weights
+    ways: of `WAYS`, what is on while pictures are made and questions answered.
+    """
+
+    def __init__(self, weights: Path, tokenizer: Path, ways: Collection[str] = ()) -> None:
+        self.folder, self.ways = weights, ways
+        self.store = PrefixStore(limit=1 << 16) if "prefix" in ways else None
+        self.copies = 2 if "batch" in ways else 1  # of each request, in one batch
         # The vectors come from the released sampler, whatever habits the folder may ask for.
         self.config = replace(read_config(weights), faithful=Faithful())
         self.tokenizer = Tokenizer.from_folder(tokenizer)
@@ -36,6 +48,13 @@ class Parts:
     @cached_property
     def lance(self) -> Lance:
         return load_lance(self.folder / "model.safetensors", self.config)
+
+    @cached_property
+    def runner(self) -> Lance:
+        """The decoder that makes pictures and answers; with "offload" its weights visit layer by layer."""
+        if "offload" not in self.ways:
+            return self.lance
+        return settle(load_lance(self.folder / "model.safetensors", self.config), ("und", "gen", "ends"), CPU)
 
     @cached_property
     def vit(self) -> ViT:
@@ -60,7 +79,12 @@ class Parts:
     def moments(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Normalised mean and log-variance (T, Y, X, C); frames beyond 1 + 4k are cut as the release cuts them."""
         frames = (clip.frames - 1) // self.config.vae.temporal_stride * self.config.vae.temporal_stride + 1
-        mean, logvar = self.vae.encode(to_signed(torch.from_numpy(clip.pixels[:frames])))
+        pixels = to_signed(torch.from_numpy(clip.pixels[:frames]))
+        if "tiling" in self.ways:
+            moments = encode_tiled(lambda x: torch.cat(self.vae.encode(x)), pixels, self.config.vae.stride, Tiling())
+            mean, logvar = moments.chunk(2)
+        else:
+            mean, logvar = self.vae.encode(pixels)
         return channels_last(mean), channels_last(logvar)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from openlance.errors import UserError
 from openlance.eval.verify.checks import Checks, Row
 from openlance.eval.verify.files import GoldenFile, open_folder
 from openlance.eval.verify.modules import check_modules
-from openlance.eval.verify.parts import Parts
+from openlance.eval.verify.parts import WAYS, Parts
 from openlance.eval.verify.preprocessing import check_file
 from openlance.eval.verify.requests import check_request
 from openlance.eval.verify.training import check_training
@@ -33,14 +34,18 @@ def verify(
     tokenizer: Path | None = None,
     on_file: Callable[[str, int], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
+    ways: Collection[str] = (),
 ) -> Report:
-    """Compare our code with a folder of golden vectors.
+    """Compare our code with a folder of golden vectors; ways: of `WAYS`, what is on that must change no number.
 
     on_file(name, files in all) is called before each file, on_row after each comparison. UserError if the folder holds
     no vectors or its weights or tokenizer cannot be used; a comparison that breaks down is a row that fails.
     """
+    unknown = [way for way in ways if way not in WAYS]
+    if unknown:
+        raise UserError(f"verify knows no {unknown[0]!r}: use some of {', '.join(WAYS)}")
     with open_folder(folder, weights, tokenizer) as golden:
-        parts = Parts(golden.weights, golden.tokenizer)
+        parts = Parts(golden.weights, golden.tokenizer, ways)
         rows, uncovered = list[Row](), dict[str, list[str]]()
         for file in golden.files:
             if on_file is not None:

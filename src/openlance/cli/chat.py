@@ -1,0 +1,175 @@
+"""`openlance chat`: draw a picture, change it, ask about it, in plain words; every picture is saved as it comes.
+
+    > draw a red circle left of a blue square
+    > make the circle green
+    > how many squares are there?
+    > /save best.png
+
+The same from Python: `openlance.sample.dialogue.Dialogue(openlance.load("nano"))`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openlance.cli import options
+from openlance.errors import UserError
+
+if TYPE_CHECKING:
+    from openlance.media import Clip
+    from openlance.sample.dialogue import Dialogue, Turn
+
+HELP = """\
+Words that begin with "draw" or "a picture of" draw anew, a question asks, all else changes the picture.
+/draw TEXT   draw a new picture              /save FILE   write the picture
+/edit TEXT   change the picture              /undo        take the last turn back
+/ask TEXT    ask about the picture           /new         begin anew
+/image FILE  bring a picture or video        /help  /quit"""
+# What a turn is called in `generation_config.json`, by what is on the table.
+EDITS = {"image": "image_edit", "video": "video_edit"}
+
+app = typer.Typer()
+
+
+@app.command()
+def chat(
+    image: Annotated[Path | None, typer.Argument(help="A picture or video to begin with.", show_default=False)] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the pictures.")] = Path("chat"),
+    model: options.Model = "nano",
+    size: options.Size = None,
+    seed: options.Seed = None,
+    num_inference_steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    solver: options.Solver = None,
+    history: Annotated[
+        int | None, typer.Option("--history", help="Earlier turns that the model sees.  \\[default: the model's]")
+    ] = None,
+    memory: options.Memory = None,
+    allow_pickle: options.AllowPickle = False,
+) -> None:
+    """Draw, edit and ask in one dialogue; reads lines from the terminal or from a pipe."""
+    settings = options.drawing(size, None, num_inference_steps, guidance_scale, solver)
+    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
+    options.at_least("--history", history, 0)
+    options.check_writable(output)
+    first = options.read_medium(image) if image is not None else None
+
+    from openlance.sample.dialogue import Dialogue
+
+    checkpoint = options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory)
+    session = Session(Dialogue(checkpoint.load(), seed=seed, history=history, **settings), checkpoint, output)
+    if first is not None:
+        session.talk.show(first)
+    if sys.stdin.isatty():
+        typer.echo(
+            f"{model}, seed {session.talk.seed}, pictures in {output}/.  /help says what can be said, /quit ends."
+        )
+    mistakes = sum(not session.handle(line) for line in lines())
+    if mistakes and not sys.stdin.isatty():
+        raise typer.Exit(2)
+
+
+def lines() -> Iterator[str]:
+    """What is typed, without blank lines, to its end or to /quit; a pipe is read without a prompt."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401  (arrow keys and history in input())
+    while True:
+        try:
+            line = input("> ") if terminal else sys.stdin.readline()
+        except EOFError:
+            return
+        if (not line and not terminal) or line.strip() in ("/quit", "/exit"):
+            return
+        if line.strip():
+            yield line.strip()
+
+
+class Session:
+    """A dialogue at the terminal: one line in, what came of it out, and every picture as a file in a folder."""
+
+    def __init__(self, talk: Dialogue, checkpoint: options.Checkpoint, folder: Path) -> None:
+        self.talk, self.checkpoint, self.folder = talk, checkpoint, folder
+        self.warned = set[str]()
+        self.commands: dict[str, Callable[[str], Turn | None]] = {
+            "/draw": talk.draw, "/edit": talk.edit, "/ask": lambda text: talk.ask(text, self.stream),
+            "/image": lambda path: talk.show(options.read_medium(Path(path).expanduser())),
+            "/save": self.save, "/undo": self.undo, "/new": self.new, "/help": self.help,
+        }  # fmt: skip
+
+    def handle(self, line: str) -> bool:
+        """Do what a line says; False if it cannot be done, which is said on stderr."""
+        word, _, rest = line.partition(" ")
+        start, before = time.perf_counter(), self.talk.picture
+        try:
+            if line.startswith("/") and word not in self.commands:
+                raise UserError(f"there is no command {word}: use one of {', '.join(self.commands)}, /quit")
+            turn = self.commands[word](rest.strip()) if line.startswith("/") else self.talk.say(line, self.stream)
+            if turn is not None:
+                self.show(turn, before, time.perf_counter() - start)
+        except ValueError as error:
+            from openlance.cli.errors import sentence
+
+            said = sentence(error)
+            if said is None:
+                raise
+            typer.echo(f"error: {said}", err=True)
+            return False
+        return True
+
+    def show(self, turn: Turn, before: Clip | None, seconds: float) -> None:
+        """Say what came of a turn: an answer, or the file of a picture."""
+        if turn.answer is not None:
+            typer.echo("" if sys.stdout.isatty() else turn.answer)
+        elif turn.segments and turn.picture is not None:
+            self.warn(turn, before)
+            path = self.write(turn.picture)
+            typer.echo(f"{path}  ({seconds:.1f} s)")
+        elif turn.picture is not None:
+            typer.echo(f"{turn.picture.width}x{turn.picture.height}, {turn.picture.frames} frame(s)")
+
+    def warn(self, turn: Turn, before: Clip | None) -> None:
+        from openlance.sequence.segment import Role
+
+        if before is not None and any(s.role is Role.SOURCE for s in turn.segments):
+            task = EDITS["image" if before.frames == 1 else "video"]
+            if task not in self.warned:
+                self.checkpoint.warn(self.talk.pipe, task)
+            self.warned.add(task)
+
+    def stream(self, piece: str) -> None:
+        if sys.stdout.isatty():
+            typer.echo(piece, nl=False)
+
+    def write(self, clip: Clip) -> Path:
+        """The next free number in the folder."""
+        suffix = ".png" if clip.frames == 1 else ".mp4"
+        taken = [int(p.stem) for p in self.folder.glob("*.*") if p.stem.isdigit()] if self.folder.is_dir() else []
+        path = self.folder / f"{max(taken, default=-1) + 1:03d}{suffix}"
+        clip.save(path)
+        return path
+
+    def save(self, name: str) -> None:
+        if not name:
+            raise UserError("/save needs a file's name: type for example /save best.png")
+        if self.talk.picture is None:
+            raise UserError("there is no picture to save yet: draw one first")
+        self.talk.picture.save(Path(name).expanduser())
+        typer.echo(f"saved {name}")
+
+    def undo(self, _: str) -> None:
+        gone = self.talk.undo()
+        typer.echo(f"took back {gone.said!r}" if gone.said else "took the picture back")
+
+    def help(self, _: str) -> None:
+        typer.echo(HELP)
+
+    def new(self, _: str) -> None:
+        self.talk.forget()
+        typer.echo("a new dialogue")

@@ -1,0 +1,58 @@
+"""`openlance edit in.png "make the circle blue" -o out.png`, and the same for a video: what is in the file decides.
+
+The same from Python: `openlance.load("nano").edit("in.png", "make the circle blue")[0].save("out.png")`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openlance.cli import options
+from openlance.cli.drawing import CLIPS, PICTURES, Job, choose_paths, choose_prompts, draw
+
+app = typer.Typer()
+
+NAMES = {"image": ("image_edit", PICTURES), "video": ("video_edit", CLIPS)}  # by what the source is
+
+
+@app.command()
+def edit(
+    source: Annotated[Path, typer.Argument(help="A picture or a video.", show_default=False)],
+    instruction: Annotated[str | None, typer.Argument(help="What to change.", show_default=False)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File; a folder with --prompts-file.  \\[default: out.png or out.mp4]"),
+    ] = None,
+    prompts_file: options.PromptsFile = None,
+    model: options.Model = "nano",
+    seed: options.Seed = None,
+    num_inference_steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option("--image-guidance-scale", help="Strength of the source; 1 is none.")
+    ] = None,
+    solver: options.Solver = None,
+    lora: options.Lora = None,
+    memory: options.Memory = None,
+    allow_pickle: options.AllowPickle = False,
+) -> None:
+    """Change a picture or a video as told; the result has its size and length."""
+    settings = options.drawing(None, None, num_inference_steps, guidance_scale, solver)
+    options.check_guidance(image_guidance_scale, "--image-guidance-scale")
+    prompts = choose_prompts(instruction, prompts_file, f"edit {source} 'make the circle blue'")
+    medium = options.read_medium(source)
+    task, suffixes = NAMES["image" if medium.frames == 1 else "video"]
+    many = prompts_file is not None
+    place = output or Path("edited" if many else f"out{suffixes[0]}")
+    job = Job(
+        task=task,
+        call=lambda pipe: pipe.edit,
+        inputs=[[medium] * len(prompts), prompts],
+        paths=choose_paths(place, len(prompts), folder=many, suffixes=suffixes),
+        seed=seed,
+        settings=settings | options.given(image_guidance_scale=image_guidance_scale),
+    )
+    draw(job, options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory, lora=lora))

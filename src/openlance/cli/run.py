@@ -1,0 +1,176 @@
+"""`openlance run requests.json --task video_edit --resolution video_480p -o results`: the release's own input files.
+
+Every JSON form of the release, its task names, presets and defaults; the release's names of the options work as well.
+Started by `torchrun`, or with `--processes`, the entries are shared among the processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openlance.cli import options
+from openlance.errors import UserError
+
+if TYPE_CHECKING:
+    from openlance.sample.official import Job
+    from openlance.sequence.official import Entry
+
+SOME_FAILED = 3  # exit code
+LAUNCHED = "OPENLANCE_LAUNCHED"  # set in the processes that --processes starts
+
+# Each option under our name and under the release's.
+Input = Annotated[Path, typer.Argument(help="JSON or JSON lines, in a form of the release.", show_default=False)]
+Task = Annotated[str, typer.Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")]
+Output = Annotated[Path, typer.Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.")]
+Model = Annotated[str, typer.Option("--model", "--MODEL_PATH", help="A preset or a folder with weights.")]
+Resolution = Annotated[str | None, typer.Option("--resolution", "--RESOLUTION", help="Preset for what is read.")]
+Height = Annotated[int | None, typer.Option("--height", "--VIDEO_HEIGHT", help="Pixels of what is made.")]
+Width = Annotated[int | None, typer.Option("--width", "--VIDEO_WIDTH", help="Pixels of what is made.")]
+Frames = Annotated[int | None, typer.Option("--num-frames", "--NUM_FRAMES", help="Of a video that is made.")]
+Steps = Annotated[int | None, typer.Option("--num-inference-steps", "--VALIDATION_NUM_TIMESTEPS", help="Steps.")]
+Shift = Annotated[float | None, typer.Option("--shift", "--VALIDATION_TIMESTEP_SHIFT", help="Of the times.")]
+Guidance = Annotated[float | None, typer.Option("--guidance-scale", "--CFG_TEXT_SCALE", help="1 is none.")]
+Seed = Annotated[int, typer.Option("--seed", "--VALIDATION_DATA_SEED", help="Of the noise of every entry.")]
+Solver = Annotated[str | None, typer.Option("--solver", help="euler, dpm++ or unipc.")]
+Cache = Annotated[float | None, typer.Option("--step-cache", help="Share of change below which a step is reused.")]
+Enhance = Annotated[bool, typer.Option("--enhance-prompt", help="Rewrite prompts on a server first.")]
+Url = Annotated[str, typer.Option("--enhance-url", envvar="LANCE_REWRITE_BASE_URL", help="OpenAI-compatible.")]
+Writer = Annotated[str, typer.Option("--enhance-model", envvar="LANCE_REWRITE_MODEL_NAME", help="Its model.")]
+Processes = Annotated[int, typer.Option("--processes", help="Share the entries among so many processes.")]
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    file: Input,
+    task: Task,
+    output: Output = Path("results"),
+    model: Model = "nano",
+    resolution: Resolution = None,
+    height: Height = None,
+    width: Width = None,
+    num_frames: Frames = None,
+    num_inference_steps: Steps = None,
+    shift: Shift = None,
+    guidance_scale: Guidance = None,
+    seed: Seed = 42,
+    solver: Solver = None,
+    step_cache: Cache = None,
+    max_new_tokens: options.NewTokens = 256,
+    enhance_prompt: Enhance = False,
+    enhance_url: Url = "http://localhost:8000/v1",
+    enhance_model: Writer = "default",
+    processes: Processes = 1,
+    allow_pickle: options.AllowPickle = False,
+) -> None:
+    """Run an input file of the release. A run that was stopped goes on where it was; entries that cannot run are named
+    at the end, with exit code 3."""
+    size = (num_frames, height, width)
+    check({"--num-frames": num_frames, "--height": height, "--width": width, "--processes": processes,
+           "--num-inference-steps": num_inference_steps, "--max-new-tokens": max_new_tokens}, seed)  # fmt: skip
+    options.check_guidance(guidance_scale)
+    options.check_writable(output)
+    from openlance.media import buckets
+    from openlance.sequence.interleave import form_of
+    from openlance.sequence.official import read_entries
+
+    form_of(task)
+    if resolution is not None:
+        buckets.resolution(resolution)
+    entries = read_entries(file)
+    if processes > 1 and "RANK" not in os.environ:
+        return launch(processes, output)
+
+    import openlance
+    from openlance.sample.enhance import Enhancer
+    from openlance.sample.official import Job, default_preset
+
+    key = os.environ.get("LANCE_REWRITE_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
+    enhancer = Enhancer(url=enhance_url, model=enhance_model, key=key) if enhance_prompt else None
+    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, **placement())
+    d = pipe.defaults
+    usual = (d.num_frames, d.height, d.width)
+    sampling = pipe.sampling(
+        num_inference_steps=num_inference_steps, shift=shift, guidance_scale=guidance_scale, solver=solver,
+        step_cache=step_cache,
+    )  # fmt: skip
+    job = Job(
+        task=task, size=tuple(said or default for said, default in zip(size, usual)),  # type: ignore[arg-type]
+        preset=resolution or default_preset(d), sampling=sampling, seed=seed, max_new_tokens=max_new_tokens,
+        root=file.parent, enhancer=enhancer,
+    )  # fmt: skip
+    failures = share(pipe, entries, job, output, model)
+    if failures is not None:
+        report(failures, len(entries), output)
+
+
+def check(counts: dict[str, int | None], seed: int) -> None:
+    for option, value in counts.items():
+        options.at_least(option, value, 1)
+    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
+
+
+def placement() -> dict[str, Any]:
+    """A GPU of its own for each process of a machine that has some."""
+    if "LOCAL_RANK" not in os.environ:
+        return {}
+    import torch
+
+    count = torch.cuda.device_count()
+    return {"device": f"cuda:{int(os.environ['LOCAL_RANK']) % count}"} if count else {}
+
+
+def share(pipe: Any, entries: list[Entry], job: Job, output: Path, model: str) -> list[tuple[str, str]] | None:
+    """Run this process's entries; on rank 0 write the tables and give (key, reason) of all that failed."""
+    from tqdm import tqdm
+
+    from openlance.sample.official_run import Record, run, settings_of
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+    record = Record(output, settings_of(job, model), rank)
+    mine = entries[rank::world]
+    with tqdm(total=len(mine), unit="entry", delay=2.0, disable=None if rank == 0 else True) as bar:
+        failed = [(f.key, f.why) for f in run(pipe, mine, job, record, bar.update)]
+    if world > 1:
+        everywhere: list[Any] = [None] * world
+        dist.all_gather_object(everywhere, failed)
+        dist.destroy_process_group()
+        failed = [failure for some in everywhere for failure in some]
+    if rank:
+        return None
+    record.finish(entries)
+    return failed
+
+
+def report(failures: list[tuple[str, str]], total: int, output: Path) -> None:
+    """Say what was made and what could not be; exit code 3 if anything could not."""
+    for key, why in failures:
+        print(f"error: entry {key!r}: {' '.join(why.split())}", file=sys.stderr)
+    typer.echo(f"{output}: {total - len(failures)} of {total} entries")
+    if os.environ.get(LAUNCHED):
+        (output / ".run" / "failed.json").write_text(json.dumps(failures), encoding="utf-8")
+    elif failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def launch(processes: int, output: Path) -> None:
+    """The same command once per process, under torchrun on this machine."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    line += ["-m", "openlance.cli.main", *sys.argv[1:]]
+    done = subprocess.run(line, env={**os.environ, LAUNCHED: "1"}, check=False)
+    if done.returncode:
+        raise UserError(f"a process of {processes} stopped with code {done.returncode}: see its message above")
+    if json.loads((output / ".run" / "failed.json").read_text(encoding="utf-8")):
+        raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,236 @@
+"""Training as data: a stage is one frozen value; presets are the files of `openlance/recipes`.
+
+    stage("ct-i")                                   # the paper's numbers for the 3B
+    stage("sft", "nano")                            # the same stage in small
+    read_stage(Path("mine.yaml"))                   # {base: 3b/sft, steps: 2000, mixture: {image_edit: 1}}
+    override(stage("pt"), ["lr=3e-5", "mixture.t2v=10"])
+
+A recipe is a file with `stages`, run in order. ValueError with one sentence for whatever a user can get wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from openlance.config.values import as_data, build, differences, override, unknown
+
+__all__ = [
+    "Resolution", "Stage", "differences", "dump", "override", "presets", "read_recipe", "read_stage", "recipe", "stage",
+]  # fmt: skip
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+CHOICES = {
+    "schedule": ("constant", "cosine"),
+    "optimizer": ("adamw", "muon"),
+    "dtype": ("bfloat16", "float32"),
+}
+NUMERALS = str.maketrans({"1": "i", "2": "ii", "3": "iii", "-": None, "_": None, " ": None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """One step of the resolution curriculum. Base sizes in pixels, (for the VAE, for the ViT): the aspect bucket
+    nearest to a picture has about base * base pixels (`media.buckets`)."""
+
+    until: float = 1.0  # share of the stage's steps at which this resolution ends
+    image: tuple[int, int] = (768, 672)
+    video: tuple[int, int] = (640, 616)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Everything about a stretch of training that is not the model, the machine or the place of the data.
+
+    Lengths: steps are updates; tokens are rows of a pack, text and visual alike. Sources of the numbers: the comments
+    in `recipes/*.yaml`.
+    """
+
+    name: str
+    scale: str = "3b"
+    steps: int
+    lr: float
+    schedule: str = "constant"
+    lr_end: float = 0.0  # where a cosine ends, as a share of lr
+    warmup: int = 0
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-15
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+    ema: float = 0.9999  # decay of the averaged weights; 0 keeps none
+    text_weight: float = 0.25  # of the next-token loss
+    flow_weight: float = 1.0  # of the velocity loss
+    dense_weight: float = 0.0  # of nano's auxiliary loss on the vision tower
+    shift: float = 1.0  # of the training times
+    mixture: dict[str, float]  # task: weight. Ratios count samples, not tokens (paper); need not add up to anything
+    draws: int = 1  # noise levels of one target that share one context
+    pack_tokens: tuple[int, int]  # a pack is closed once it has the first; it never has more than the second
+    max_sample_tokens: int  # longer samples are left out, and counted
+    accumulate: int = 1  # packs of one rank per update
+    resolutions: tuple[Resolution, ...] = field(default_factory=lambda: (Resolution(),))
+    sides: tuple[int, int] = (480, 848)  # shortest and longest side of what is generated, pixels
+    understood_sides: tuple[int, int] = (462, 826)  # the same for what is only looked at
+    fps: float = 12.0
+    max_frames: int = 69  # 6 seconds at 12 fps, cut to 1 + 4k (released code)
+    drop_text: float = 0.0  # share of samples that lose their prompt alone
+    drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
+    frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
+    spread: tuple[float, float] = (1.0, 1.0)  # world only: widest placement at the first and the last step, 0 to 1
+    checkpointing: bool = False  # layers are computed again in the backward pass instead of kept
+    dtype: str = "bfloat16"
+    seed: int = 0
+    paper_tokens: float = 0.0  # how many tokens the paper says the stage saw; 0 where it says nothing
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(unknown(f"{name} called", getattr(self, name), choices))
+        for name in (
+            "steps",
+            "lr",
+            "max_norm",
+            "draws",
+            "max_sample_tokens",
+            "accumulate",
+            "shift",
+            "fps",
+            "max_frames",
+        ):
+            self._check(name, getattr(self, name) > 0, "more than 0")
+        for name in ("warmup", "eps", "weight_decay", "text_weight", "flow_weight", "dense_weight"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("drop_text", "drop_all", "ema", "lr_end"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        self._check("drop_text + drop_all", self.drop_text + self.drop_all <= 1, "1 or less together")
+        low, high = self.pack_tokens
+        self._check("pack_tokens", 0 < low <= high, "two lengths, the smaller one first")
+        self._check("max_sample_tokens", self.max_sample_tokens <= high, f"at most the pack's {high} tokens")
+        for task, weight in self.mixture.items():
+            if weight < 0:
+                raise ValueError(f"mixture.{task} of the stage {self.name} is {weight:g}: it must be 0 or more")
+        self._check("mixture", sum(self.mixture.values()) > 0, "weights of which at least one is above 0")
+        ends = [r.until for r in self.resolutions]
+        self._check("resolutions", bool(ends) and ends == sorted(ends) and ends[-1] == 1, "rising `until`, the last 1")
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(
+                f"{name} of the stage {self.name} is {getattr(self, name, 'wrong')}: it must be {expected}"
+            )
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step counted from 0: a linear warm-up, then constant or half a cosine down to `lr_end`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        along = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.lr * (self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * along)))
+
+    def resolution(self, step: int) -> Resolution:
+        """The resolution of a step of the curriculum."""
+        return next((r for r in self.resolutions if step < r.until * self.steps), self.resolutions[-1])
+
+    def freezes(self, parameter: str) -> bool:
+        """Whether a parameter is left alone: `vit` freezes vit.*, `lance.layers.*.und` one expert of every layer."""
+        from fnmatch import fnmatchcase
+
+        return any(fnmatchcase(parameter, pattern + "*") for pattern in self.frozen)
+
+
+def presets() -> list[str]:
+    """Scales of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+@lru_cache(maxsize=8)
+def recipe(scale: str) -> tuple[Stage, ...]:
+    """The stages of a shipped recipe in order: `recipe("nano")`, also under the name `recipe/nano`."""
+    name = scale.removeprefix("recipe/")
+    if name not in presets():
+        raise ValueError(unknown("recipe", name, presets()))
+    return read_recipe(RECIPES / f"{name}.yaml")
+
+
+def _squeezed(name: str) -> str:
+    return name.lower().translate(NUMERALS)
+
+
+def stage(name: str, scale: str = "3b") -> Stage:
+    """A preset by its name (pt, ct-i, ct-ii, ct-iii, sft, rl; CT1 and ct_i are read too) and scale (3b, nano)."""
+    return chosen(recipe(scale), name)
+
+
+def chosen(stages: tuple[Stage, ...], name: str) -> Stage:
+    """The stage of that name."""
+    for one in stages:
+        if _squeezed(one.name) == _squeezed(name):
+            return one
+    raise ValueError(unknown("stage", name, [s.name for s in stages], name.lower()))
+
+
+def read_recipe(path: Path) -> tuple[Stage, ...]:
+    """The stages of a file: all under `stages`, or the file is one stage. Each may begin with `base`, a preset
+    ("3b/sft") or the name of a stage above it, whose fields it then changes; a mixture is replaced as a whole."""
+    data = _load(path)
+    entries = data.get("stages", [data])
+    common = {key: value for key, value in data.items() if key != "stages"} if "stages" in data else {}
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"`stages` of {path} is {entries!r}: expected a list of stages, each with a name")
+    made: list[Stage] = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"stage {number} of {path} is {entry!r}: expected fields and values, such as name: pt")
+        made.append(_resolved({**common, **entry} if "base" not in entry else dict(entry), tuple(made), path))
+    return tuple(made)
+
+
+def _resolved(entry: dict[str, Any], above: tuple[Stage, ...], path: Path) -> Stage:
+    base = entry.pop("base", None)
+    if base is not None:
+        scale, slash, name = str(base).rpartition("/")
+        start = stage(name, scale) if slash else chosen(above, name) if above else stage(name)
+        entry = as_data(start) | entry
+    missing = [
+        name for name in ("name", "steps", "lr", "mixture", "pack_tokens", "max_sample_tokens") if name not in entry
+    ]
+    if missing:
+        raise ValueError(f"a stage of {path} lacks {', '.join(missing)}: add them, or begin with `base: 3b/sft`")
+    try:
+        return build(Stage, entry)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        at = f" (line {place.line + 1}, column {place.column + 1})" if place else ""
+        raise ValueError(f"{path} is not YAML{at}: write `field: value` lines, see `openlance plan --dump`") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds {type(data).__name__}, not fields and values: see `openlance plan --dump`")
+    return data
+
+
+def read_stage(path: Path, name: str | None = None) -> Stage:
+    """One stage of a YAML or JSON file; `name` chooses among several."""
+    stages = read_recipe(path)
+    if name is None and len(stages) > 1:
+        raise ValueError(f"{path} holds the stages {', '.join(s.name for s in stages)}: say which with --stage")
+    return stages[0] if name is None else chosen(stages, name)
+
+
+def dump(value: Stage) -> str:
+    """A stage as YAML that `read_stage` reads back."""
+    import yaml
+
+    return yaml.safe_dump(as_data(value), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)

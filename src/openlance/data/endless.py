@@ -1,0 +1,92 @@
+"""The procedural world as a source: endless, never twice the same, each sample a pure function of (seed, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openlance.data.fit import Fit
+from openlance.data.source import Row, Sample
+from openlance.data.world import WorldBatch, WorldMixture, world_batch
+from openlance.data.world_clips import ClipMixture, clip_batch
+from openlance.errors import UserError
+from openlance.sequence.segment import Kind
+
+# An epoch is so many blocks of so many indices; only how parts are dealt to ranks and workers depends on it.
+BLOCKS, BLOCK = 1024, 64
+
+# Sizes of pictures as (height, width) and lengths of clips in frames, by weight; a stage bounds both.
+SIZES = {(64, 64): 0.72, (64, 96): 0.09, (96, 64): 0.09, (96, 96): 0.10}
+FRAMES = {5: 0.05, 9: 0.65, 13: 0.15, 17: 0.15}
+
+Draw = Callable[[int, int, Fit], WorldBatch]
+NONE = dict.fromkeys(("drawn", "asked", "edited", "subjects"), 0)
+NO_CLIPS = dict.fromkeys(("drawn", "animated", "bridged", "edited", "subjects", "asked"), 0)
+
+
+def _pictures(**counts: int) -> Draw:
+    """One sample of what `counts` names. Conditions stay: a Stream drops them."""
+
+    def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
+        low, high = fit.sides
+        sizes = {size: w for size, w in SIZES.items() if low <= min(size) and max(size) <= high} or {(64, 64): 1.0}
+        mixture = WorldMixture(
+            **NONE | counts, questions=1, prompt_dropout=0.0, blind_dropout=0.0, spread=(0.0, fit.spread), sizes=sizes
+        )
+        return world_batch(mixture, seed, index)
+
+    return draw
+
+
+def _clips(*kinds: str) -> Draw:
+    """One sample of a kind; of several in turn."""
+
+    def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
+        frames = {n: w for n, w in FRAMES.items() if n <= fit.max_frames} or {5: 1.0}
+        counts = NO_CLIPS | {kinds[index % len(kinds)]: 1}
+        mixture = ClipMixture(**counts, prompt_dropout=0.0, dropout=0.0, spread=(0.0, fit.spread), frames=frames)
+        return clip_batch(mixture, seed, index)
+
+    return draw
+
+
+DRAWS: dict[str, Draw] = {
+    "t2i": _pictures(drawn=1), "image_edit": _pictures(edited=1), "image_idip": _pictures(subjects=1),
+    "x2t_image": _pictures(asked=1), "t2v": _clips("drawn"), "flf2v": _clips("bridged"),
+    "i2v": _clips("animated", "animated", "animated", "bridged"), "video_edit": _clips("edited"),
+    "video_idip": _clips("subjects"), "x2t_video": _clips("asked"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WorldSource:
+    """Samples of one task. A part is (seed, first index, last index + 1); the seed of an epoch comes from its reader
+    where that shuffles. count: end after so many."""
+
+    task: str
+    count: int = BLOCKS * BLOCK
+    seed: int = 0
+    light = False
+
+    def __post_init__(self) -> None:
+        if self.task not in DRAWS:
+            raise UserError(f"the world knows no task {self.task!r}: use one of {', '.join(DRAWS)}")
+
+    def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[tuple[int, int, int]]:
+        seed = self.seed + epoch if rng is None else int(rng.integers(2**62))
+        return [(seed, first, min(first + BLOCK, self.count)) for first in range(0, self.count, BLOCK)]
+
+    def rows(self, part: tuple[int, int, int]) -> Iterator[Row]:
+        seed, first, end = part
+        return (Row(f"{self}, seed {seed}, row {i}", (seed, i)) for i in range(first, end))
+
+    def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
+        seed, index = row.values
+        batch = DRAWS[self.task](seed, index, fit)
+        seen = next((s.value for s in batch.samples[0] if s.kind is Kind.PATCHES), None)
+        return Sample(batch.samples[0], row.place, batch.labels.get(id(seen)))
+
+    def __str__(self) -> str:
+        return f"world:{self.task}"

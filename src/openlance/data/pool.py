@@ -1,0 +1,96 @@
+"""Worker processes whose results come in the order in which they were asked for, whatever their number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+from openlance.errors import UserError
+
+_work: Callable[[Any], Any] | None = None  # of a worker process
+
+
+class Pool:
+    """Calls `work` on tickets. With 0 workers it is called in this process, when its result is taken.
+
+    waited: seconds that `take` has blocked so far. A worker ends by itself when this process is gone.
+    """
+
+    def __init__(self, work: Callable[[Any], Any], workers: int = 0) -> None:
+        self.work, self.waited = work, 0.0
+        self._pending: deque[Callable[[], Any]] = deque()
+        self._executor = None
+        if workers > 0:
+            # A forked worker costs milliseconds and no memory, and needs no guard in the caller's script.
+            context = get_context("fork" if sys.platform == "linux" else None)
+            arguments = (work, os.getpid())
+            self._executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=arguments)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def put(self, ticket: Any, here: bool = False) -> None:
+        """Ask for a result; `here` keeps the call in this process."""
+        if self._executor is None or here:
+            self._pending.append(partial(self.work, ticket))
+        else:
+            self._pending.append(self._executor.submit(_call, ticket).result)
+
+    def take(self) -> Any:
+        """The oldest result that was not taken yet; whatever `work` raised is raised here."""
+        began = time.perf_counter()
+        try:
+            return self._pending.popleft()()
+        except BrokenProcessPool as error:
+            raise UserError("a data worker was killed, mostly for want of memory: use fewer workers") from error
+        finally:
+            self.waited += time.perf_counter() - began
+
+    def close(self) -> None:
+        self._pending.clear()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def spread(work: Callable[[Any], Any], tickets: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Results of many tickets in order, a few of them ahead."""
+    pool = Pool(work, workers)
+    try:
+        for ticket in tickets:
+            pool.put(ticket)
+            if len(pool) > 2 * workers:
+                yield pool.take()
+        while len(pool):
+            yield pool.take()
+    finally:
+        pool.close()
+
+
+def _begin(work: Callable[[Any], Any], parent: int) -> None:
+    global _work
+    _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pool
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _call(ticket: Any) -> Any:
+    assert _work is not None
+    return _work(ticket)

@@ -1,0 +1,158 @@
+"""Batches of clips of the procedural world, for every task that makes, changes or reads one. What `data.world` is for
+pictures: drawn anew from (seed, step), so that a resumed run sees exactly what an uninterrupted one would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from openlance.data.world import WorldBatch
+from openlance.media.clip import Clip
+from openlance.sequence import tasks
+from openlance.sequence.segment import Role, Segments, drop
+from openlance.world.clip_edits import CLIP_EDITS, sample_clip_edit
+from openlance.world.clip_questions import CLIP_QUESTIONS, sample_clip_question
+from openlance.world.clip_subjects import sample_clip_subject
+from openlance.world.clips import caption_clip
+from openlance.world.labels import dense_labels
+from openlance.world.motion import ClipScene, render_clip, sample_clip
+from openlance.world.render import render
+from openlance.world.scene import Scene
+
+VIT_FRAMES = 2  # frames that one token of the vision tower sees (released code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipMixture:
+    """What a batch holds. Counts are samples; weights need not add up to one.
+
+    prompt_dropout: share of the samples to draw whose words are dropped; dropout: share of those whose words and
+    pictures to go by are dropped too. spread: placement of what is to be drawn, from canonical (0) to free (1).
+    """
+
+    drawn: int = 8  # clips from words
+    animated: int = 4  # ... from a first picture
+    bridged: int = 1  # ... from a first and a last picture
+    edited: int = 4  # ... from another clip and an instruction
+    subjects: int = 2  # ... from pictures of what is in it
+    asked: int = 8  # questions about clips
+    prompt_dropout: float = 0.1
+    dropout: float = 0.05
+    spread: tuple[float, float] = (0.0, 1.0)
+    frames: dict[int, float] = field(default_factory=lambda: {9: 1.0})
+    sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
+    edits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLIP_EDITS, 1.0) | {"motion": 2.0})
+    questions: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLIP_QUESTIONS, 1.0))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Where one sample takes its numbers from, its (frames, height, width), and dense labels of what the vision tower
+    sees of it, by the id of its clip."""
+
+    rng: np.random.Generator
+    mixture: ClipMixture
+    size: tuple[int, int, int]
+    labels: dict[int, np.ndarray]
+
+    def settings(self) -> dict:
+        frames, height, width = self.size
+        placement = float(self.rng.uniform(*self.mixture.spread))
+        return {"placement": placement, "aspect": width / height, "frames": frames}
+
+    def clip(self, scene: ClipScene) -> Clip:
+        return Clip(render_clip(scene, *self.size[1:]))
+
+    def picture(self, scene: Scene) -> Clip:
+        return Clip(render(scene, *self.size[1:])[None])
+
+
+def _pick(rng: np.random.Generator, weights: dict):
+    names, w = list(weights), np.array(list(weights.values()), float)
+    return names[int(rng.choice(len(names), p=w / w.sum()))]
+
+
+def _asked(d: _Draw) -> Segments:
+    frames, height, width = d.size
+    q = sample_clip_question(
+        d.rng, category=_pick(d.rng, d.mixture.questions), placement=float(d.rng.random()), aspect=width / height,
+        frames=frames,
+    )  # fmt: skip
+    clip = d.clip(q.clip)
+    d.labels[id(clip)] = clip_labels(q.clip, height, width)
+    return tasks.understand([clip], q.question, q.answer, tasks.NO_PRIOR)
+
+
+def _drawn(d: _Draw) -> Segments:
+    clip = sample_clip(d.rng, **d.settings())
+    text = caption_clip(clip, d.rng)[0]
+    return _dropped(tasks.text_to_visual(text, d.size, d.clip(clip), tasks.NO_PRIOR), d)
+
+
+def _known(clip: ClipScene, rng: np.random.Generator) -> str:
+    """A caption of a clip whose first picture is given."""
+    return caption_clip(clip, rng, "the" if rng.random() < 0.6 else None)[0]
+
+
+def _animated(d: _Draw) -> Segments:
+    clip = sample_clip(d.rng, **d.settings())
+    text, frames = _known(clip, d.rng), d.clip(clip)
+    return _dropped(tasks.image_to_video(text, Clip(frames.pixels[:1]), d.size, frames, tasks.NO_PRIOR), d)
+
+
+def _bridged(d: _Draw) -> Segments:
+    clip = sample_clip(d.rng, **d.settings())
+    text, frames = _known(clip, d.rng), d.clip(clip)
+    first, last = Clip(frames.pixels[:1]), Clip(frames.pixels[-1:])
+    return _dropped(tasks.first_and_last(text, first, last, d.size, frames, tasks.NO_PRIOR), d)
+
+
+def _edited(d: _Draw) -> Segments:
+    edit = sample_clip_edit(d.rng, kind=_pick(d.rng, d.mixture.edits), **d.settings())
+    before, after = (Clip(pixels) for pixels in edit.clips(*d.size[1:]))
+    d.labels[id(before)] = clip_labels(edit.before, *d.size[1:])
+    return _dropped(tasks.edit(edit.instruction, [(before, before)], d.size, after, prompts=tasks.NO_PRIOR), d)
+
+
+def _subjects(d: _Draw) -> Segments:
+    subject = sample_clip_subject(d.rng, n=1 + int(d.rng.random() < 0.4), **d.settings())
+    given = [d.picture(scene) for scene in subject.references]
+    views = [(picture, picture) for picture in given]
+    labelled = (dense_labels(scene, *d.size[1:]) for scene in subject.references)
+    d.labels.update(zip(map(id, given), labelled, strict=True))
+    clip = d.clip(subject.clip)
+    return _dropped(tasks.subject_driven(subject.prompt, views, d.size, clip, prompts=tasks.NO_PRIOR), d)
+
+
+_MAKERS: dict[str, Callable[[_Draw], Segments]] = {
+    "drawn": _drawn, "animated": _animated, "bridged": _bridged, "edited": _edited, "subjects": _subjects,
+    "asked": _asked,
+}  # fmt: skip
+_CONDITIONS = {Role.PROMPT, Role.SOURCE, Role.REFERENCE, Role.LAST}
+
+
+def _dropped(sample: Segments, d: _Draw) -> Segments:
+    """Condition dropout: what guidance leaves out at sampling must have been left out in training."""
+    u = d.rng.random()
+    if u < d.mixture.dropout:
+        return drop(sample, _CONDITIONS)
+    return drop(sample, {Role.PROMPT}) if u < d.mixture.dropout + d.mixture.prompt_dropout else sample
+
+
+def clip_batch(mixture: ClipMixture, seed: int, step: int) -> WorldBatch:
+    """The batch of one step: a pure function of its arguments."""
+    rng = np.random.default_rng((seed, step, 1))  # apart from the pictures of the same seed and step
+    samples, labels = list[Segments](), dict[int, np.ndarray]()
+    for name, make in _MAKERS.items():
+        for _ in range(getattr(mixture, name)):
+            draw = _Draw(rng, mixture, (_pick(rng, mixture.frames), *_pick(rng, mixture.sizes)), labels)
+            samples.append(make(draw))
+    return WorldBatch(samples, labels)
+
+
+def clip_labels(clip: ClipScene, height: int, width: int) -> np.ndarray:
+    """Dense labels of every VIT_FRAMES-th frame, one below the other: the order of the cells of the vision tower."""
+    scenes = [clip.at(frame) for frame in range(0, clip.frames, VIT_FRAMES)]
+    return np.concatenate([dense_labels(scene, height, width) for scene in scenes], axis=1)

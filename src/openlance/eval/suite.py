@@ -1,0 +1,103 @@
+"""What every suite of the benchmark is made of: its outcomes, and how they become rows of a table.
+
+A suite yields one `Outcome` per request and knows its categories; `openlance.eval.world` lists and runs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from openlance.eval.world import Bench
+
+HELDOUT = "heldout"  # the category of combinations that are never trained; no part of "mean"
+Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
+
+Row: TypeAlias = dict[str, Any]  # "mean", "n", "ci95"
+
+
+class Model(Protocol):
+    """What is scored; `openlance.load(...)` returns one. Lists in, lists of their length out, in their order."""
+
+    def generate(self, prompt: list[str], /, *, height: int, width: int, seed: int, **settings: Any) -> list[Image]:
+        """One picture per prompt."""
+
+    def ask(self, image: list[Image], question: list[str], /) -> list[str]:
+        """One answer per pair."""
+
+    def edit(self, image: list[Image], instruction: list[str], /, *, seed: int, **settings: Any) -> list[Image]:
+        """One picture per pair, of the size of the one given."""
+
+    def subject(
+        self, images: list[list[Image]], prompt: list[str], /, *, height: int, width: int, seed: int, **settings: Any
+    ) -> list[Image]:
+        """One picture per prompt and its given pictures."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What became of one request. said: what was asked and answered; parts: verdicts that get rows of their own."""
+
+    right: bool
+    said: dict[str, str]
+    image: Image
+    parts: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One task of the benchmark: its categories, outcomes per category, and what must be loaded to mark them."""
+
+    categories: tuple[str, ...]
+    outcomes: Callable[[Any, str, Bench], Iterator[Outcome]]
+    prepare: Callable[[], object] = lambda: None
+
+
+def generator(suite: int, category: int, bench: Bench) -> np.random.Generator:
+    """Where the requests of a category come from: its number and that of its suite, which must never change."""
+    return np.random.default_rng([bench.seed, suite, category])
+
+
+def sampling_seed(suite: int, category: int, batch: int, bench: Bench) -> int:
+    """Another seed for every batch, else prompt k of each would start from the same noise."""
+    place = [bench.seed, category, batch, *([suite] if suite else [])]
+    return int(np.random.SeedSequence(place).generate_state(1)[0])
+
+
+_T = TypeVar("_T")
+
+
+def chunks(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def summary(right: Mapping[str, Sequence[bool]], parts: Mapping[str, Sequence[bool]] | None = None) -> dict[str, Row]:
+    """Rows of a table: the categories, the parts, "mean" over all categories but "heldout", and that as the last."""
+    rows = {name: row(sum(outcomes), len(outcomes)) for name, outcomes in right.items()}
+    heldout = rows.pop(HELDOUT, None)
+    total = row(sum(sum(o) for name, o in right.items() if name in rows), sum(len(right[name]) for name in rows))
+    rows |= {name: row(sum(outcomes), len(outcomes)) for name, outcomes in (parts or {}).items()}
+    return {**rows, "mean": total, **({HELDOUT: heldout} if heldout else {})}
+
+
+def row(successes: int, n: int) -> Row:
+    """{"mean", "n", "ci95"}: the share of successes with Wilson's interval, which stays honest near 0 and 1."""
+    low, high = wilson(successes, n)
+    return {"mean": successes / n, "n": n, "ci95": [low, high]}
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927)."""
+    p, z2 = successes / n, Z95**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)

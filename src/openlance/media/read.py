@@ -1,0 +1,74 @@
+"""Any file as a clip: what is in it decides, not its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from openlance.errors import UserError
+from openlance.media.clip import MODEL_FPS, Clip
+from openlance.media.image import MAX_PIXELS, read_image, require_file, to_rgb
+from openlance.media.video import VIDEO_SUFFIXES, frame_indices, read_video
+
+
+def read_media(path: str | Path) -> Clip:
+    """A picture as one frame, a video or an animated picture (GIF, WebP, APNG) as the frames that the model sees.
+
+    UserError as from `read_image` and `read_video`.
+    """
+    found = require_file(path)
+    frames = _frames(found)
+    if frames is None:
+        return read_video(found) if _is_video(found) else read_image(found)
+    return read_animation(found) if frames > 1 else read_image(found)
+
+
+def _frames(path: Path) -> int | None:
+    """How many frames a picture file has; None if it is none. Damage is found later, where it has a message."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1)
+    except UnidentifiedImageError:
+        return None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return 1
+
+
+def _is_video(path: Path) -> bool:
+    """Whether a file that is no picture begins as MP4, QuickTime or Matroska do, or is at least named like a video.
+    (FFmpeg itself cannot be asked: it takes any text for a film.)"""
+    with path.open("rb") as file:
+        head = file.read(8)
+    known = head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head.startswith(b"\x1aE\xdf\xa3")
+    return known or path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def read_animation(path: str | Path) -> Clip:
+    """The frames of an animated picture that the model sees (see `frame_indices`), transparency on white."""
+    from PIL import Image
+
+    found = require_file(path)
+    try:
+        with Image.open(found) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{found} has frames of {image.width}x{image.height}, which is too large: scale it down"
+                )
+            total, seconds = image.n_frames, 0.0  # type: ignore[attr-defined]
+            for index in range(total):
+                image.seek(index)
+                image.load()  # a WebP tells the time of a frame only now
+                seconds += image.info.get("duration", 0) / 1000
+            wanted = frame_indices(total, total / seconds if seconds else None)
+            frames = {}
+            for index in sorted(set(wanted)):
+                image.seek(index)
+                frames[index] = np.asarray(to_rgb(image))
+    except UserError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        raise UserError(f"{found} is damaged or truncated ({error}): get it again or convert it to MP4") from error
+    return Clip(np.stack([frames[i] for i in wanted]), MODEL_FPS)

@@ -1,0 +1,61 @@
+"""One way to write what was made: the suffix chooses the form, and the file appears whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openlance.errors import UserError
+from openlance.media.clip import Clip
+from openlance.media.files import atomic_path
+from openlance.media.image import WRITABLE_SUFFIXES, write_image
+from openlance.media.video import write_video
+
+ANIMATED_SUFFIXES = (".webp", ".gif")
+CLIP_SUFFIXES = (".mp4", *ANIMATED_SUFFIXES)
+
+
+def suffixes_for(frames: int) -> tuple[str, ...]:
+    """What the name of a file with so many frames may end in."""
+    return WRITABLE_SUFFIXES if frames == 1 else CLIP_SUFFIXES
+
+
+def write_media(path: str | Path, clip: Clip) -> None:
+    """Write a picture (.png .jpg .webp) or a clip (.mp4, or animated .webp and .gif); UserError for another suffix."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (WRITABLE_SUFFIXES + CLIP_SUFFIXES if clip.frames == 1 else CLIP_SUFFIXES):
+        what = "picture" if clip.frames == 1 else "video"
+        good = ", ".join(suffixes_for(clip.frames))
+        raise UserError(f"cannot write a {what} as {Path(path).name!r}: end its name in {good}")
+    if clip.frames == 1 and suffix in WRITABLE_SUFFIXES:
+        write_image(path, clip)
+    elif suffix in ANIMATED_SUFFIXES:
+        write_animation(path, clip)
+    else:
+        write_video(path, clip)
+
+
+def write_animation(path: str | Path, clip: Clip) -> None:
+    """Write a clip as an endless .webp (quality 90) or .gif (256 colours, times in hundredths of a second)."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encode_animation(clip, Path(path).suffix.lower().lstrip(".")))
+
+
+def encode_animation(clip: Clip, form: str = "webp") -> bytes:
+    """The bytes of an animated picture, "webp" or "gif"."""
+    from PIL import Image
+
+    first, *others = (Image.fromarray(np.ascontiguousarray(frame)) for frame in clip.pixels)
+    options: dict[str, Any] = {"quality": 90, "method": 4} if form == "webp" else {"disposal": 1}
+    memory = io.BytesIO()
+    first.save(memory, form, save_all=True, append_images=others, duration=_durations(clip), loop=0, **options)
+    return memory.getvalue()
+
+
+def _durations(clip: Clip) -> list[int]:
+    """Milliseconds of each frame, multiples of ten as GIF has them, that together last as long as the clip."""
+    ends = np.round(np.arange(clip.frames + 1) * 100 / clip.fps).astype(int) * 10
+    return np.maximum(np.diff(ends), 20).tolist()  # players slow down what is shorter

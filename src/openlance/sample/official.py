@@ -1,0 +1,172 @@
+"""One entry of the release's input files as a request, with its media at the sizes that the release would take.
+
+Two habits are left out on purpose (`docs/official-inputs.md`): conditions are the codec's mean instead of a draw around
+it, and the noise of an entry does not depend on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from openlance.errors import UserError
+from openlance.media.buckets import VAE_STRIDE, VIT_STRIDE, resolution, to_bucket
+from openlance.media.clip import Clip
+from openlance.sample.engine import Defaults, Engine
+from openlance.sample.enhance import Enhancer
+from openlance.sample.guidance import Sampling
+from openlance.sample.inputs import as_clip, as_picture
+from openlance.sequence.interleave import Form, form_of, request
+from openlance.sequence.official import Entry
+from openlance.sequence.segment import Kind, Role, Segment, Segments
+
+SEED, PRESET = 42, "video_480p"  # released script
+ANSWER = 256  # tokens (released code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How all entries of a run are made.
+
+    Args:
+        task: a key of `interleave.FORMS`; preset: of `media.buckets.RESOLUTIONS`, for what is read; None lets the
+            model's own sizes decide.
+        size: (frames, height, width) of what is made, where no input decides it.
+        seed: of the starting noise, the same for every entry (released code).
+        root: the folder of the input file, where relative paths may begin.
+    """
+
+    task: str
+    size: tuple[int, int, int]
+    preset: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = SEED
+    max_new_tokens: int = ANSWER
+    root: Path = Path()
+    enhancer: Enhancer | None = None
+
+    def __post_init__(self) -> None:
+        form_of(self.task)
+        if self.preset is not None:
+            resolution(self.preset)
+
+    @property
+    def form(self) -> Form:
+        return form_of(self.task)
+
+
+def default_preset(d: Defaults) -> str | None:
+    """The release's preset for checkpoints of its kind; a model that was trained without buckets has none."""
+    return PRESET if d.buckets else None
+
+
+def find_file(element: Any, root: Path) -> Path:
+    """A path of an entry: as it is, or below the folder of the input file or one above it, since the release's files
+    count from the top of its repository. UserError if there is no such file."""
+    if not isinstance(element, str) or not element:
+        raise UserError(f"a picture or clip is given by its path, not by {element!r}")
+    path = Path(element).expanduser()
+    places = [path] if path.is_absolute() else [path, *(folder / path for folder in (root, *root.absolute().parents))]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(f"there is no file {element}, neither here nor above {root}")
+    return found
+
+
+def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
+    """The request of an entry, and its prompt as it was used; UserError if a file is missing or a size cannot be."""
+    if entry.error:
+        raise UserError(entry.error)
+    data = enhanced(entry.data, job)
+    captions = engine.defaults.prompts.captions
+    # The release draws one of its caption prompts; here the entry decides, so that a second run draws the same.
+    caption = random.Random(f"{job.seed}/{entry.key}").randrange(len(captions))
+    found = request(
+        job.task, data, _views(engine, job), size=job.size, caption=caption, prompts=engine.defaults.prompts
+    )
+    for segment in found:
+        if segment.kind is Kind.LATENTS and segment.size is not None:
+            frames = engine.codec.latent_grid(segment.size)[0]
+            if segment.given is not None and frames == 1:
+                raise UserError(f"{segment.size[0]} frames are the given picture alone: use --num-frames 5 or more")
+    return _for_model([_hole(s) for s in found], engine.defaults), prompt_of(data)
+
+
+def _hole(segment: Segment) -> Segment:
+    """Entries carry the right answer where one is known; it is what the model is to say."""
+    return replace(segment, value=None) if segment.role is Role.TARGET else segment
+
+
+def _for_model(segments: Segments, d: Defaults) -> Segments:
+    """A model trained without task priors gets none, and is asked in words where it has no caption prompt."""
+    if d.prompts.question:
+        return segments
+    kept = [s for s in segments if s.role is not Role.SYSTEM]
+    if kept[-1].kind is Kind.TEXT and not any(s.role is Role.PROMPT for s in kept):
+        kept.insert(-1, Segment(Kind.TEXT, Role.PROMPT, "describe the picture"))
+    return kept
+
+
+def _views(engine: Engine, job: Job) -> Callable[[Any, str], tuple[Clip | None, Clip | None]]:
+    """Reads a medium and fits it for the ViT and the VAE, each only if the task has a use for it."""
+    form, fit = job.form, engine.fit
+    seen_at_all = Kind.PATCHES in form.shown
+    kept_at_all = Kind.LATENTS in form.shown or form.sized_by == "first frame"
+
+    def views(element: Any, kind: str) -> tuple[Clip | None, Clip | None]:
+        path = find_file(element, job.root)
+        clip = as_picture(path) if kind == "image" else as_clip(path)
+        if job.preset is None:
+            both = fit.views(clip, form.makes) if kept_at_all else (fit.seen(clip, form.makes), None)
+        elif (fit.config.vae.stride, fit.config.vit.stride) == (VAE_STRIDE, VIT_STRIDE):
+            exact = replace(fit, buckets={form.makes: job.preset})
+            both = exact.views(clip, form.makes) if kept_at_all else (exact.seen(clip, form.makes), None)
+        else:
+            both = _scaled(engine, clip, job.preset)
+        return both[0] if seen_at_all else None, both[1] if kept_at_all else None
+
+    return views
+
+
+def _scaled(engine: Engine, clip: Clip, preset: str) -> tuple[Clip, Clip]:
+    """A preset for a smaller model: its buckets shrunk as the model's usual picture is against the release's."""
+    d, released, fit = engine.defaults, Defaults(), replace(engine.fit, buckets={})
+    scale = ((d.height * d.width) / (released.height * released.width)) ** 0.5
+    stride = fit.config.vae.stride
+    base = max(round(resolution(preset)[0] * scale), 2 * stride)
+    kept = fit.kept(clip.with_pixels(to_bucket(clip.pixels, base, stride, bucket_stride=stride)), "image")
+    return fit.seen(kept, "image"), kept
+
+
+def prompt_of(data: Any) -> str:
+    """The texts of an entry as the release records them: one after the other; of a dialogue the question."""
+    if isinstance(data, str):
+        return data
+    kinds, values = data["element_dtype_array"], data["interleave_array"]
+    texts = [value for kind, value in zip(kinds, values, strict=True) if kind == "text"]
+    return "".join(text if isinstance(text, str) else str(text[1]) if len(text) > 1 else "" for text in texts)
+
+
+def enhanced(data: Any, job: Job) -> Any:
+    """The entry with its prompt rewritten, where that is wanted and the model is not shown what it should change."""
+    if job.enhancer is None or job.form.shown:
+        return data
+    if isinstance(data, str):
+        return job.enhancer.rewrite(data, job.form.makes)
+    values, kinds = list(data["interleave_array"]), data["element_dtype_array"]
+    first = next((find_file(v, job.root) for v, kind in zip(values, kinds, strict=True) if kind == "image"), None)
+    at = kinds.index("text") if "text" in kinds else None
+    if at is not None:
+        values[at] = job.enhancer.rewrite(values[at], job.form.makes, first)
+    return {**data, "interleave_array": values}
+
+
+def media_of(data: Any) -> tuple[str, str] | None:
+    """(kind, path) of the first picture or clip of an entry, as the entry says it."""
+    if isinstance(data, str):
+        return None
+    pairs = zip(data["element_dtype_array"], data["interleave_array"], strict=True)
+    return next(((kind, value) for kind, value in pairs if kind != "text"), None)

@@ -1,0 +1,152 @@
+"""A run over an input file of the release: outputs named as there, `prompt.json`, `result.json`, and going on after a
+stop.
+
+What is done stands in `.run/<rank>.jsonl` of the output folder, one line per entry, written after its file; a run that
+finds such lines for the same entry skips it, however many processes wrote them and share the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openlance.errors import UserError
+from openlance.media.files import atomic_path
+from openlance.media.write import write_media
+from openlance.sample.engine import Engine
+from openlance.sample.official import Job, build, media_of
+from openlance.sample.text import Decoding
+from openlance.sequence.official import Entry
+from openlance.sequence.segment import Segments
+
+Group = list[tuple[Entry, Segments, str]]  # entries with their requests and prompts
+
+
+@dataclass(frozen=True)
+class Failure:
+    key: str
+    why: str
+
+
+class Record:
+    """The journal of an output folder. settings: what must not change between two runs into it; UserError if it did."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], rank: int = 0) -> None:
+        self.folder, self.place, self.rank = folder, folder / ".run", rank
+        said = json.loads(json.dumps(settings))
+        file = self.place / "settings.json"
+        if file.is_file():
+            before = json.loads(file.read_text(encoding="utf-8"))
+            changed = [name for name in said if before.get(name) != said[name]]
+            if changed:
+                raise UserError(
+                    f"{folder} holds a run with {changed[0]} {before.get(changed[0])!r}, not {said[changed[0]]!r}: "
+                    f"choose another -o, or delete it"
+                )
+        elif rank == 0:
+            with atomic_path(file) as path:
+                path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        self.done = {line["key"]: line for line in self._lines()}
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        for file in sorted(self.place.glob("*.jsonl")):
+            for text in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    yield json.loads(text)
+                except json.JSONDecodeError:
+                    continue  # the last line of a process that was stopped while it wrote
+
+    def has(self, entry: Entry) -> bool:
+        line = self.done.get(entry.key)
+        if line is None or line["digest"] != digest(entry):
+            return False
+        return "answer" in line or (self.folder / line["file"]).is_file()
+
+    def add(self, entry: Entry, **what: str) -> None:
+        line = {"key": entry.key, "digest": digest(entry), **what}
+        self.done[entry.key] = line
+        with open(self.place / f"{self.rank}.jsonl", "a", encoding="utf-8") as file:
+            # A line of its own even after one that a stop has cut short.
+            file.write("\n" + json.dumps(line, ensure_ascii=False) + "\n")
+
+    def finish(self, entries: Sequence[Entry]) -> None:
+        """Write prompt.json and result.json from the lines of all processes, in the order of the entries."""
+        self.done = {line["key"]: line for line in self._lines()}
+        kept = [(entry, self.done[entry.key]) for entry in entries if self.has(entry)]
+        prompts = {line.get("file", entry.key): line.get("answer", line["prompt"]) for entry, line in kept}
+        for name, content in (("prompt.json", prompts), ("result.json", [_result(e, line) for e, line in kept])):
+            with atomic_path(self.folder / name) as path:
+                path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def digest(entry: Entry) -> str:
+    return hashlib.blake2b(json.dumps(entry.data, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _result(entry: Entry, line: dict[str, Any]) -> dict[str, Any]:
+    """A row of result.json: of answers in the release's form, of pictures and clips their file and prompt."""
+    if "answer" in line:
+        medium = media_of(entry.data)
+        return {**({medium[0]: medium[1]} if medium else {}), "question": line["prompt"], "answer": line["answer"]}
+    return {"key": entry.key, "file": line["file"], "prompt": line["prompt"]}
+
+
+def settings_of(job: Job, model: str) -> dict[str, Any]:
+    return {
+        "model": model, "task": job.task, "preset": job.preset, "size": job.size, "seed": job.seed,
+        "sampling": asdict(job.sampling), "max_new_tokens": job.max_new_tokens,
+        "enhance": job.enhancer.model if job.enhancer else None,
+    }  # fmt: skip
+
+
+def run(
+    engine: Engine,
+    entries: Sequence[Entry],
+    job: Job,
+    record: Record,
+    on_done: Callable[[int], Any] = lambda n: None,
+) -> list[Failure]:
+    """Make what is not yet made; on_done(n) is called when n more entries are done, failed or found done.
+
+    An entry that cannot run is returned with its reason, and the others still run.
+    """
+    failures = list[Failure]()
+    waiting = [entry for entry in entries if not record.has(entry)]
+    on_done(len(entries) - len(waiting))
+    for group in _groups(engine, waiting, job, failures):
+        requests = [request for _, request, _ in group]
+        if job.form.makes == "text":
+            answers = engine.fill_text(requests, Decoding(max_new_tokens=job.max_new_tokens))
+            for (entry, _, prompt), answer in zip(group, answers, strict=True):
+                record.add(entry, prompt=prompt, answer=answer)
+        else:
+            clips = engine.fill_visual(requests, job.sampling, [job.seed] * len(group))
+            for (entry, _, prompt), clip in zip(group, clips, strict=True):
+                file = entry.name + (".png" if clip.frames == 1 else ".mp4")
+                write_media(record.folder / file, clip)
+                record.add(entry, prompt=prompt, file=file)
+        on_done(len(group))
+    on_done(len(failures))
+    return failures
+
+
+def _groups(engine: Engine, entries: Sequence[Entry], job: Job, failures: list[Failure]) -> Iterator[Group]:
+    """Requests that run together: as many as the model's batch has pictures, each latent frame counting as one."""
+    group, frames = Group(), 0
+    for entry in entries:
+        try:
+            request, prompt = build(engine, entry, job)
+        except UserError as error:
+            failures.append(Failure(entry.key, str(error)))
+            continue
+        group.append((entry, request, prompt))
+        frames += sum(1 + (s.size[0] - 1) // engine.config.vae.temporal_stride for s in request if s.size)
+        if frames >= engine.defaults.batch:
+            yield group
+            group, frames = Group(), 0
+    if group:
+        yield group

@@ -1,0 +1,79 @@
+"""Steps that need no pass through the model: a velocity that hardly changes is continued from earlier ones.
+
+Each document of a batch (a request in one guidance branch) has a state of its own, and decides before the branches are
+combined: guidance multiplies their differences, so a velocity that was reused after combining would carry errors that
+no branch has. How fast a velocity changes with the state is measured between the last two passes and extrapolated; so
+no model needs calibration (EasyCache, arXiv 2507.02860).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+# (documents, their states (N, C), their times (N,)) -> their velocities (N, C)
+Run = Callable[[Sequence[int], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+
+
+@dataclass
+class Memory:
+    """One document: the state, time and velocity of its last pass, how much the velocity moved per move of the state
+    between its last two passes, and its slope in time there."""
+
+    x: Tensor
+    t: float
+    velocity: Tensor
+    rate: float | None = None
+    slope: Tensor | None = None
+
+    def expected(self, x: Tensor) -> float:
+        """The relative change of the velocity to expect at another state."""
+        if self.rate is None:
+            return float("inf")
+        return self.rate * _mean(x - self.x) / max(_mean(self.velocity), 1e-12)
+
+    def at(self, t: float) -> Tensor:
+        """The velocity at a later time, continued along a line: to hold it would flatten what the next steps of a
+        second-order solver build on."""
+        return self.velocity if self.slope is None else self.velocity + (t - self.t) * self.slope
+
+    def after(self, x: Tensor, t: float, velocity: Tensor) -> Memory:
+        change = velocity - self.velocity
+        slope = change / (t - self.t) if t != self.t else None
+        return Memory(x, t, velocity, _mean(change) / max(_mean(x - self.x), 1e-12), slope)
+
+
+def _mean(x: Tensor) -> float:
+    return float(x.abs().mean())
+
+
+class StepCache:
+    """Wraps the model pass of one denoising run.
+
+    threshold: the relative change of a velocity since its last pass up to which no pass is made; 0 makes every pass.
+    """
+
+    def __init__(self, run: Run, threshold: float) -> None:
+        self.run, self.threshold = run, threshold
+        self.memory: dict[int, Memory] = {}
+        self.passes = self.reused = 0  # documents that ran, and that did not
+
+    def velocities(self, documents: Sequence[int], states: Sequence[Tensor], times: Sequence[Tensor]) -> list[Tensor]:
+        """(N, C) per document, from the states (N, C) and times (N,) of its target rows (given frames at time 0)."""
+        due = [n for n, d in enumerate(documents) if self._is_due(d, states[n])]
+        made: dict[int, Tensor] = {}
+        if due:
+            found = self.run([documents[n] for n in due], [states[n] for n in due], [times[n] for n in due])
+            for n, velocity in zip(due, found, strict=True):
+                held, t = self.memory.get(documents[n]), float(times[n].max())
+                now = Memory(states[n], t, velocity) if held is None else held.after(states[n], t, velocity)
+                self.memory[documents[n]], made[n] = now, velocity
+        self.passes += len(due)
+        self.reused += len(documents) - len(due)
+        return [made[n] if n in made else self.memory[d].at(float(times[n].max())) for n, d in enumerate(documents)]
+
+    def _is_due(self, document: int, x: Tensor) -> bool:
+        held = self.memory.get(document)
+        return held is None or held.expected(x) >= self.threshold

@@ -1,0 +1,157 @@
+"""The release's own input files: every JSON form that its commands and its benchmarks read, as a list of entries.
+
+    {"000000.png": "a prompt"}                                   config/examples of the text tasks
+    {"0001": {"interleave_array": [...], "element_dtype_array": [...], "istarget_in_interleave": [...]}}
+    {"index": 7, "prompt_en": ["a prompt"]}                      one object per line (VBench)
+    {"index": 7, "data": ...}                                    one object per line; data as in the first two forms
+    {"index": 7, "image_path": ..., "system_prompt": ..., "user_prompt": ..., "gt": ...}     questions, one per line
+
+A benchmark's own lines (`{"prompt": ...}`) and plain lists of prompts are taken too; what has no index counts from 0.
+One broken entry does not spoil the others: it says why, and the rest can run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openlance.errors import UserError
+from openlance.sequence.interleave import elements
+
+ENDINGS = (".mp4", ".jpg", ".png", ".jpeg", ".webp")
+NAMES = ("index", "id", "key")  # of an entry in a line of its own
+PROMPTS = ("prompt", "caption", "text")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One request. key: as the file says; name: stem of its outputs; data: see `interleave.elements`; error: why it
+    cannot run, or nothing."""
+
+    key: str
+    name: str
+    data: Any
+    error: str = ""
+
+
+def read_entries(path: str | Path) -> list[Entry]:
+    """The entries of a file in their order. UserError if it is missing, no JSON at all, or empty."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: give a JSON or JSON-lines file of requests")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 JSON") from error
+    entries, taken = list[Entry](), dict[str, str]()
+    for key, data in _pairs(text, path):
+        entry = _entry(key, data)
+        if not entry.error and entry.name in taken:
+            why = f"it writes to the same {entry.name} as {taken[entry.name]!r}: give it another key"
+            entry = Entry(key, entry.name, None, why)
+        taken.setdefault(entry.name, key)
+        entries.append(entry)
+    if not entries:
+        raise UserError(f"{path} holds no requests: write at least one, such as {{'000000.png': 'a red circle'}}")
+    return entries
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Stands where an entry could not be read."""
+
+    why: str
+
+
+def _pairs(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """(key, data) of every entry, whatever the form of the file."""
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        yield from _lines(text, path, error)
+        return
+    if isinstance(whole, Mapping) and not _is_record(whole):
+        for key, value in whole.items():
+            # A value that is an object without the arrays is a record whose key stands outside.
+            yield key, _data(value) if isinstance(value, Mapping) and _is_record(value) else value
+        return
+    for number, value in enumerate(whole if isinstance(whole, list) else [whole]):
+        yield _record(value, number)
+
+
+def _lines(text: str, path: Path, error: json.JSONDecodeError) -> Iterator[tuple[str, Any]]:
+    """JSON lines. If already the first is none, the file is JSON with a mistake in it."""
+    lines = [line for line in enumerate(text.splitlines(), start=1) if line[1].strip()]
+    for position, (number, line) in enumerate(lines):
+        try:
+            yield _record(json.loads(line), position)
+        except json.JSONDecodeError as wrong:
+            if position == 0:
+                raise UserError(f"{path} is not valid JSON ({error}): mend that place") from None
+            yield str(position), Broken(f"line {number} is not valid JSON ({wrong.msg})")
+
+
+def _is_record(value: Mapping) -> bool:
+    """Whether an object is one request rather than a table of them."""
+    known = {*NAMES, "data", "prompt_en", "interleave_array", "image_path", "video_path", "user_prompt"}
+    texts = all(isinstance(value[name], str) for name in PROMPTS if name in value)
+    return bool(known & value.keys()) or (bool(set(PROMPTS) & value.keys()) and texts)
+
+
+def _record(value: Any, number: int) -> tuple[str, Any]:
+    """The key and data of a line, or of an element of a list."""
+    if not isinstance(value, Mapping):
+        return str(number), value
+    key = next((value[name] for name in NAMES if name in value), number)
+    return str(key), _data(value)
+
+
+def _data(record: Mapping) -> Any:
+    """What is asked for, as a prompt or as the three arrays."""
+    if "data" in record:
+        return record["data"]
+    if "interleave_array" in record:
+        return record
+    if "prompt_en" in record:
+        prompt = record["prompt_en"]
+        return prompt if isinstance(prompt, str) else "".join(prompt[0]) if prompt else Broken("its prompt_en is empty")
+    for kind in ("image", "video"):
+        if f"{kind}_path" in record:
+            said = [record.get("system_prompt", ""), record.get("user_prompt", ""), record.get("gt", "")]
+            return {
+                "interleave_array": [record[f"{kind}_path"], said],
+                "element_dtype_array": [kind, "text"],
+                "istarget_in_interleave": [0, 1],
+            }
+    for name in PROMPTS:
+        if name in record:
+            return record[name]
+    return Broken(f"it has none of data, interleave_array, prompt_en, image_path, {', '.join(PROMPTS)}")
+
+
+def _entry(key: str, data: Any) -> Entry:
+    name = output_name(key)
+    if not name or name.startswith(".") or any(mark in name for mark in ("/", "\\", "\0")):
+        return Entry(key, name, None, "its key cannot name a file: use letters and digits")
+    if isinstance(data, Broken):
+        return Entry(key, name, None, data.why)
+    arrays = ("interleave_array", "element_dtype_array", "istarget_in_interleave")
+    flat = [a for a in arrays if isinstance(data, Mapping) and not isinstance(data.get(a, []), list)]
+    if flat:
+        return Entry(key, name, None, f"its {flat[0]} is no list")
+    try:
+        found = elements(data)
+    except UserError as error:
+        return Entry(key, name, None, str(error))
+    empty = [e for e in found if e.kind == "text" and isinstance(e.value, str) and not e.target and not e.value.strip()]
+    return Entry(key, name, data, "its prompt is empty" if empty else "")
+
+
+def output_name(key: str) -> str:
+    """The stem of an entry's outputs: numbers with six digits, whatever ending the key has (released code)."""
+    for ending in ENDINGS:
+        key = key.replace(ending, "")
+    return f"{int(key):06d}" if key.isascii() and key.isdigit() else key

@@ -1,0 +1,116 @@
+"""Where a run starts from, and what it becomes in the end: checkpoint folders in the released form, both ways.
+
+base = open_base(Path("src/openlance/assets/nano"), stage)               # go on from its weights
+base = open_base(folder, stage, init="fresh")                             # its sizes, tokenizer and codec alone
+base = open_base(folder, stage, init="Qwen2.5-VL-3B-Instruct")            # both experts from Qwen2.5-VL
+export(run, base, Path("runs/mine/model"))
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openlance.config.model import ModelConfig
+from openlance.config.train import Stage
+from openlance.media.files import atomic_path
+from openlance.model.folder import known, load_lance, read_json, write_config
+from openlance.model.forms import find
+from openlance.model.grids import SequenceCodec
+from openlance.model.names import released_name
+from openlance.model.vae import VAE
+from openlance.model.vit import ViT
+from openlance.model.weights import write_tensors
+from openlance.sequence.tasks import RELEASED, SystemPrompts
+from openlance.text.tokenizer import Tokenizer
+from openlance.train.latents import Encoder
+from openlance.train.learner import Learner, fresh
+from openlance.train.parallel import full
+from openlance.train.trainer import Trainer
+
+BESIDE = (
+    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A model in training. beside: files that training leaves alone (codec, tokenizer, sampling defaults) and that the
+    result takes over where they exist. prompts: the system prompts that the model is used with."""
+
+    beside: tuple[Path, ...]
+    config: ModelConfig
+    codec: SequenceCodec
+    prompts: SystemPrompts
+    learner: Learner
+    encode: Encoder
+
+
+def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: bool = False) -> Base:
+    """Read a folder. init: "model" takes its weights, "fresh" none, anything else is a folder of Qwen2.5-VL.
+
+    UserError if something is missing or does not fit.
+    """
+    files = find(folder)
+    config, tokenizer = files.config, Tokenizer.from_folder(files.tokenizer)
+    if init == "model":
+        lance = load_lance(files.decoder(), config, allow_pickle=allow_pickle)
+        path, prefix = files.vit_of(allow_pickle=allow_pickle)
+        vit = ViT.load(path, config.vit, prefix=prefix, allow_pickle=allow_pickle)
+        learner = Learner(lance, vit, len(tokenizer))  # a trained tower needs no auxiliary loss, whose head is not kept
+    else:
+        learner = fresh(config, len(tokenizer), stage.seed, dense=stage.dense_weight > 0)
+        if init != "fresh":
+            from openlance.train.qwen import fill_from_qwen, read_qwen
+
+            fill_from_qwen(learner, read_qwen(Path(init)))
+    vae = VAE.load(files.vae, config.vae, parts=("encoder",), allow_pickle=allow_pickle)
+    return Base(
+        beside=(files.vae, *(files.tokenizer / name for name in BESIDE)),
+        config=config,
+        codec=SequenceCodec(tokenizer, config),
+        prompts=system_prompts(files.tokenizer),
+        learner=learner,
+        encode=Encoder(vae, low=stage.dtype == "bfloat16"),
+    )
+
+
+def system_prompts(folder: Path) -> SystemPrompts:
+    path = folder / "generation_config.json"
+    said = read_json(path).get("system_prompts", {}) if path.is_file() else {}
+    return SystemPrompts(**known(SystemPrompts, said)) if said else RELEASED
+
+
+def averaged(run: Trainer) -> dict[str, Tensor]:
+    """All weights by name, whole and on the CPU, averages where there are any; every process has to ask."""
+    live = {n: p.detach() for n, p in run.learner.named_parameters()} | run.ema.values
+    return {name: full(value).cpu() for name, value in live.items()}
+
+
+def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a complete checkpoint folder: averaged weights under the released names, and what came with the start.
+    Every process has to call it; rank 0 writes."""
+    values = averaged(run)
+    if not run.team.leads:
+        return
+    write_config(folder, base.config)
+    for file, prefix, name_of in (
+        ("model.safetensors", "lance.", released_name),
+        ("vit.safetensors", "vit.tower.", str),
+    ):
+        own = {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
+        write_tensors(folder / file, {name_of(n): v.to(dtype) for n, v in own.items()})
+    for beside in base.beside:
+        # A folder of ours calls the codec vae, whatever it was called before.
+        name = "vae.safetensors" if beside == base.beside[0] and beside.suffix == ".safetensors" else beside.name
+        if beside.is_file() and not same_file(beside, folder / name):
+            with atomic_path(folder / name) as path:
+                shutil.copyfile(beside, path)
+
+
+def same_file(one: Path, other: Path) -> bool:
+    return other.is_file() and (one.resolve() == other.resolve() or one.read_bytes() == other.read_bytes())

@@ -1,0 +1,74 @@
+"""The commands that draw, with one step of nano: which file comes of what, and what is said on which stream."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openlance.cli.main import main
+from openlance.media import Clip, read_media, write_video
+
+STEP = ["--num-inference-steps", "1", "--seed", "3"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a picture and a clip of 5 frames, both 16 x 16."""
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels[0]).save("a.png")
+    write_video("a.mp4", Clip(pixels))
+    return tmp_path
+
+
+@pytest.mark.parametrize("line, name, shape", [
+    ("generate t2i x --size 24x16 -o out.webp", "out.webp", (1, 16, 24, 3)),
+    ("generate t2v x --size 16x16 --num-frames 5", "out.mp4", (5, 16, 16, 3)),
+    ("generate i2v a.png x --num-frames 5 -o out.gif", "out.gif", (5, 16, 16, 3)),
+    ("generate flf2v a.png a.mp4 x --num-frames 9 -o out.webp", "out.webp", (9, 16, 16, 3)),
+    ("generate subject a.png a.png --prompt x --size 16x16", "out.png", (1, 16, 16, 3)),
+    ("generate subject a.png --prompt x --size 16x16 --num-frames 5 -o out.mp4", "out.mp4", (5, 16, 16, 3)),
+    ("edit a.png x", "out.png", (1, 16, 16, 3)),
+    ("edit a.mp4 x", "out.mp4", (5, 16, 16, 3)),
+])  # fmt: skip
+def test_every_command_writes_its_one_file(folder, capfd, line, name, shape):
+    before = set(folder.iterdir())
+    assert main([*line.split(), *STEP]) == 0
+    out, err = capfd.readouterr()
+    assert [p.name for p in set(folder.iterdir()) - before] == [name]
+    assert out.startswith(f"{name}  (seed 3, ") and out.count("\n") == 1
+    assert read_media(folder / name).pixels.shape == shape
+    assert err == "" or (err.startswith("warning: nano was not trained for ") and err.count("\n") == 1)
+
+
+def test_a_line_of_a_file_is_what_it_is_alone_with_its_seed(folder):
+    (folder / "lines.txt").write_text("make it blue\nmake it red\n")
+    assert main(["edit", "a.png", "--prompts-file", "lines.txt", "-o", "many", *STEP]) == 0
+    assert sorted(p.name for p in (folder / "many").iterdir()) == ["000000.png", "000001.png"]
+    assert main(["edit", "a.png", "make it red", "-o", "one.png", *STEP[:2], "--seed", "4"]) == 0
+    one, second = (np.asarray(Image.open(p)).astype(int) for p in ("one.png", "many/000001.png"))
+    assert np.abs(one - second).max() <= 1
+
+
+def test_a_dialogue_reads_a_pipe_and_saves_its_pictures(folder, capfd, monkeypatch):
+    said = (
+        "draw a red circle\n\nmake it blue\nhow many circles are there?\n/save best.png\n/undo\n/undo\n/save old.png\n"
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO(said + "/quit\nnever read\n"))
+    assert main(["chat", "-o", "talk", "--size", "16x16", *STEP]) == 0
+    out, _ = capfd.readouterr()
+    assert sorted(p.name for p in (folder / "talk").iterdir()) == ["000.png", "001.png"]
+    assert (folder / "best.png").read_bytes() == (folder / "talk" / "001.png").read_bytes()
+    assert (folder / "old.png").read_bytes() == (folder / "talk" / "000.png").read_bytes()
+    assert len(out.splitlines()) == 7 and "took back 'make it blue'" in out
+
+
+def test_a_mistake_in_a_dialogue_is_one_sentence_and_the_rest_goes_on(folder, capfd, monkeypatch):
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("/edit x\n/ask x\n/paint\n/image nowhere.png\n/undo\n/save\n/image a.png\n")
+    )
+    assert main(["chat", "-o", "talk"]) == 2
+    out, err = capfd.readouterr()
+    assert err.count("error: ") == len(err.splitlines()) == 6 and "Traceback" not in err
+    assert out == "16x16, 1 frame(s)\n" and not (folder / "talk").exists()

@@ -1,0 +1,67 @@
+"""Training commands: from a folder of pictures to an adapter that draws otherwise; mistakes are one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openlance.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for n in range(3):
+        Image.fromarray(np.full((64, 64, 3), 80 * n, np.uint8)).save(folder / f"{n}.png")
+        (folder / f"{n}.txt").write_text(f"a red circle, grey {n}")
+    return folder
+
+
+def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pictures, tmp_path, capsys):
+    import openlance
+
+    out = tmp_path / "run"
+    small = ["--set", "pack_tokens=[300, 600]", "--set", "max_sample_tokens=600", "--set", "warmup=0"]
+    command = ["train", "lora", "--data", str(pictures), "-o", str(out), "--rank", "2", *small]
+    assert main([*command, "--steps", "2", "--lr", "0.02"]) == 0
+    assert "--lora" in capsys.readouterr().out
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["r"] == 2
+    pipe = openlance.load("nano")
+    before = np.asarray(pipe.generate("a red circle", seed=1, num_inference_steps=2)[0], int)
+    pipe.load_lora_weights(out)
+    after = np.asarray(pipe.generate("a red circle", seed=1, num_inference_steps=2)[0], int)
+    assert np.abs(before - after).max() > 5
+    pipe.unload_lora_weights()
+    again = np.asarray(pipe.generate("a red circle", seed=1, num_inference_steps=2)[0], int)
+    assert np.array_equal(before, again)
+    assert main([*command, "--steps", "3", "--lr", "0.02"]) == 0
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    assert main(["train", "resume", str(out), "--only-step", "3"]) == 0
+    assert str(pictures / "0.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["nano/sf", "-o", "x"], "there is no stage 'sf': use 'sft'?"),
+        (["recipe/micro", "-o", "x"], "recipe"),
+        (["nano/sft", "-o", "x", "--set", "lrr=1"], "lr"),
+        (["nano/sft", "-o", "x", "--data", "pictures"], "is not TASK=PATH"),
+        (["nano/sft", "-o", "x", "--data", "t2x=pictures"], "is not TASK=PATH"),
+        (["3b/sft", "-o", "x"], "a stage of 3b from: add --model DIR"),
+        (["nano/sft", "-o", "x", "--model", "nowhere"], "nowhere"),
+        (["lora", "--data", "nowhere", "-o", "x"], "there is no data at nowhere"),
+        (["lora", "--data", "nowhere", "-o", "x", "--set", "frozen=[vitt]"], "nowhere"),
+        (["resume", "nowhere"], "nowhere is no run"),
+        (["nano", "-o", "x", "--minutes", "0"], "leave no time"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and said in told and told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

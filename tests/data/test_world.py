@@ -1,0 +1,38 @@
+"""What a batch of the world holds, and that it depends on nothing but its arguments."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from openlance.data.world import WorldMixture, world_batch
+from openlance.sequence.segment import Kind, Role
+
+MIXED = WorldMixture(drawn=3, asked=2, edited=24, subjects=24, prompt_dropout=0.2, blind_dropout=0.2)
+
+
+def content(samples):
+    return [[(s.kind, s.role, s.value if isinstance(s.value, str) else s.value.pixels.tobytes()) for s in sample]
+            for sample in samples]  # fmt: skip
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    once, again = (content(world_batch(MIXED, 3, 5).samples) for _ in range(2))
+    assert once == again != content(world_batch(MIXED, 3, 6).samples)
+
+
+def test_edits_and_subjects_come_behind_and_change_nothing_before():
+    plain = content(world_batch(replace(MIXED, edited=0, subjects=0), 3, 5).samples)
+    mixed = content(world_batch(MIXED, 3, 5).samples)
+    assert mixed[: len(plain)] == plain and len(mixed) == len(plain) + 48
+
+
+def test_some_samples_see_no_prompt_some_nothing_at_all_and_every_picture_to_look_at_has_labels():
+    batch = world_batch(MIXED, 0, 0)
+    added = batch.samples[-48:]
+    roles = [{s.role for s in sample} for sample in added]
+    assert all(Role.TARGET in found and sample[-1].kind is Kind.LATENTS
+               for found, sample in zip(roles, added, strict=True))  # fmt: skip
+    assert {Role.TARGET} in roles and {Role.SOURCE, Role.TARGET} in roles
+    assert {Role.SOURCE, Role.PROMPT, Role.TARGET} in roles and {Role.REFERENCE, Role.PROMPT, Role.TARGET} in roles
+    seen = {id(s.value) for sample in batch.samples for s in sample if s.kind is Kind.PATCHES}
+    assert seen <= set(batch.labels) and all(isinstance(v, np.ndarray) for v in batch.labels.values())

@@ -1,0 +1,78 @@
+"""Whatever is written reads back as what it was: the suffix chooses the form, the content decides on reading."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openlance.errors import UserError
+from openlance.media import Clip, read_media, write_media
+from openlance.media.image import WRITABLE_SUFFIXES
+from openlance.media.write import CLIP_SUFFIXES
+
+
+def ramp(frames: int) -> Clip:
+    """Smooth frames that differ, few enough colours for a palette."""
+    t, y, x = np.mgrid[:frames, :32, :48]
+    return Clip(np.stack([t * 200 // max(frames - 1, 1) + 20, y // 4 * 24, x // 8 * 32], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("suffix", CLIP_SUFFIXES)
+@pytest.mark.parametrize("frames", [5, 13, 17])
+def test_a_clip_reads_back_with_its_frames(tmp_path, suffix, frames):
+    clip, path = ramp(frames), tmp_path / f"a{suffix}"
+    write_media(path, clip)
+    back = read_media(path)
+    assert back.pixels.shape == clip.pixels.shape and back.fps == 12
+    assert np.abs(back.pixels.astype(int) - clip.pixels).mean() < 4
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", CLIP_SUFFIXES[1:])
+def test_an_animation_lasts_as_long_as_its_clip_and_never_ends(tmp_path, suffix):
+    write_media(tmp_path / f"a{suffix}", ramp(17))
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.n_frames == 17 and image.info["loop"] == 0
+        total = 0
+        for n in range(17):
+            image.seek(n)
+            image.load()
+            total += image.info["duration"]
+    assert abs(total - 17 * 1000 / 12) <= 10
+
+
+@pytest.mark.parametrize("suffix", WRITABLE_SUFFIXES)
+def test_a_picture_reads_back_as_one_frame(tmp_path, suffix):
+    write_media(tmp_path / f"a{suffix}", ramp(1))
+    assert np.abs(read_media(tmp_path / f"a{suffix}").pixels.astype(int) - ramp(1).pixels).mean() < 8
+
+
+def test_the_name_of_a_file_does_not_decide_what_is_in_it(tmp_path):
+    for suffix, frames in ((".png", 1), (".mp4", 5), (".gif", 5)):
+        write_media(tmp_path / f"a{suffix}", ramp(frames))
+        (tmp_path / f"a{suffix}").rename(tmp_path / "b.jpg")
+        assert read_media(tmp_path / "b.jpg").frames == frames
+
+
+def test_a_form_that_cannot_hold_it_is_refused(tmp_path):
+    for suffix, frames, said in ((".png", 5, "video"), (".avi", 5, r"\.mp4"), (".bmp", 1, "picture")):
+        with pytest.raises(UserError, match=said):
+            write_media(tmp_path / f"a{suffix}", ramp(frames))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, data", [("a.mp4", b""), ("a.mp4", b"text"), ("a.png", b"text"), ("a", b""), ("a.gif", b"GIF89a")]
+)
+def test_what_is_neither_is_one_sentence(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=name) as error:
+        read_media(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_animation_is_refused(tmp_path):
+    write_media(tmp_path / "a.gif", ramp(9))
+    data = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "a.gif").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="a.gif"):
+        read_media(tmp_path / "a.gif")
