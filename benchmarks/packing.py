@@ -13,10 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import resource
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -35,11 +31,12 @@ from openlance.sample.load import folder_of
 from openlance.sequence.rows import NO_LABEL, Rows, visible
 from openlance.sequence.rows import TEXT as TEXT_KIND
 from openlance.train.batch import Batch, Preparer
+from openlance.train.measured import PeakMemory
 from openlance.train.start import Base, open_base
 from openlance.train.trainer import Trainer
 
 FASTER, WAITING, FULL, LINEAR = 2.5, 0.05, 0.95, 1.25
-MEMORY = (2048, 8192, 32768)
+MEMORY = (1, 4, 16)  # packs of 2048 tokens
 
 
 def filled(rows: Rows) -> Rows:
@@ -72,13 +69,6 @@ class Loop:
     def __init__(self, base: Base, chosen: Stage) -> None:
         self.run = Trainer(chosen, base.learner)
         self.prepare = Preparer(stage=chosen, codec=base.codec, encode=base.encode, device=self.run.team.device)
-
-    def settle(self) -> None:
-        """Allocate what outlives a step: moments and gradients of every weight."""
-        for p in self.run.learner.parameters():
-            p.grad = torch.zeros_like(p) if p.requires_grad else None
-        self.run.optimizer.set_rate(0.0)
-        self.run.optimizer.step()
 
     def packed(self, samples: list[Sample], number: int) -> float:
         """Seconds of a step on one pack."""
@@ -145,35 +135,27 @@ def waiting(chosen: Stage, base: Base, steps: int, workers: int) -> dict[str, fl
         }  # fmt: skip
 
 
-def peak(tokens: int) -> float:
-    """MB that a packed step of so many tokens adds to this process, measured in a new one."""
-    command = [sys.executable, __file__, "--memory-of", str(tokens)]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["mb"])
-
-
-def memory_of(tokens: int) -> None:
-    base, chosen = start(tokens)
+def memory(base: Base, tokens: int, counts: tuple[int, ...]) -> list[tuple[int, float]]:
+    """(tokens, MB that the tensors of a step take at most) of ever more packs of so many tokens in one step."""
+    chosen = sized(tokens)
+    loop, found = Loop(base, chosen), []
     with opened(chosen, base) as stream:
-        pack = list(itertools.islice(stream, 1))[0]
-        loop = Loop(base, chosen)
-        loop.packed(pack[:1], 0)
-        loop.settle()
-        before = used()
-        loop.packed(pack, 1)
-    print(json.dumps({"mb": used() - before}))
+        packs = list(itertools.islice(stream, counts[-1]))
+    for count in counts:
+        batch = loop.prepare([sample for pack in packs[:count] for sample in pack], 0)
+        with PeakMemory() as held:
+            loop.run.update([batch])
+        found.append((len(batch.packed), held.peak / 2**20))
+    return found
 
 
-def used() -> float:
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / 1024 / (1024 if sys.platform == "darwin" else 1)
-
-
-def start(tokens: int | None = None) -> tuple[Base, Stage]:
+def sized(tokens: int | None) -> Stage:
+    """nano's CT-III, with packs of so many tokens."""
     chosen = stage("ct-iii", "nano")
-    if tokens is not None:
-        longest = min(tokens, chosen.max_sample_tokens)
-        chosen = replace(chosen, pack_tokens=(int(0.9 * tokens), tokens), max_sample_tokens=longest)
-    return open_base(folder_of("nano"), chosen, "fresh"), chosen
+    if tokens is None:
+        return chosen
+    longest = min(tokens, chosen.max_sample_tokens)
+    return replace(chosen, pack_tokens=(int(0.9 * tokens), tokens), max_sample_tokens=longest)
 
 
 def table(data: dict[str, Any]) -> str:
@@ -188,7 +170,8 @@ def table(data: dict[str, Any]) -> str:
         ["tokens of a step", "MB", "MB per 1000 tokens"], [[n, f"{b:.0f}", f"{1000 * b / n:.1f}"] for n, b in m]
     )
     text += (
-        f"\nThe last against the one before, per token: {data['growth']:.2f}, {verdict(data['growth'], LINEAR)}.\n\n"
+        f"\nWhat a further token takes at the end against before: {data['growth']:.2f}, "
+        f"{verdict(data['growth'], LINEAR)}.\n\n"
     )
     text += f"Waiting for data with {w['workers']} worker: {w['share']:.1%} of {w['seconds']:.0f} s, "
     return text + f"{verdict(w['share'], WAITING)}."
@@ -201,19 +184,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 8], help="samples of a padded batch")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="small packs, one of everything")
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory_of:
-        memory_of(options.memory_of)
-        return
-    base, chosen = start(2048 if options.quick else None)
+    chosen = sized(2048 if options.quick else None)
+    base = open_base(folder_of("nano"), chosen, "fresh")
     packs, steps = (1, 1) if options.quick else (options.packs, options.steps)
-    sizes = (1024, 4096) if options.quick else MEMORY
     data: dict[str, Any] = {"compare": compare(chosen, base, packs, options.batch)}
     data["waiting"] = waiting(chosen, base, steps, options.workers)
-    data["memory"] = [(n, peak(n)) for n in sizes]
-    (less, small), (more, large) = data["memory"][-2:]
-    data["growth"] = (large / more) / (small / less)
+    data["memory"] = memory(base, 2048, (1, 2, 3) if options.quick else MEMORY)
+    (t0, m0), (t1, m1), (t2, m2) = data["memory"]
+    data["growth"] = (m2 - m1) / (t2 - t1) / ((m1 - m0) / (t1 - t0))
     write_results("packing", data, table(data), RESULTS if not options.quick else RESULTS / "quick")
 
 

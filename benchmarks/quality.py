@@ -1,6 +1,6 @@
 """What fewer and cheaper steps cost and save: every setting against Euler's method with 30 steps, on the same seeds.
 
-    python benchmarks/quality.py --samples 200          # nano, pictures of 64x64
+    python benchmarks/quality.py --samples 200 --docs   # nano, pictures of 64x64; the table goes into docs/speed.md
     python benchmarks/quality.py --size 96x96 --samples 64
 
 The reference is drawn once. `openlance bench quality` compares one setting in the same way.
@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "DPM++ 2M, 8 steps": {**DPM, "num_inference_steps": 8},
 }
 
+PAGE, MARKS = Path(__file__).parents[1] / "docs" / "speed.md", ("<!-- quality -->", "<!-- /quality -->")
 INT8 = "Euler, 30 steps, experts in INT8"
 
 
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", default="", help="settings whose name contains this")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/speed.md as well")
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     pipe = load(args.model)
@@ -85,6 +87,11 @@ def main() -> None:
     head += "Right: the world's judge, with the paired difference to the reference. Latents: see `eval/quality.py`.\n\n"
     data = {"model": args.model, "size": args.size, "samples": args.samples, "rows": results}
     write_results("quality", data, head + markdown(columns, rows), args.out)
+    if args.docs:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        page = f"{before}{MARKS[0]}\n{head}{markdown(columns, rows)}{MARKS[1]}{after}"
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Pipe:
         return [Clip(np.zeros((5, 16, 16, 3), np.uint8))]
 
     def animate(self, given, *_, last, num_frames, **__):
-        assert given.frames == num_frames == 5 and last.frames == 1
+        assert num_frames == 5 and given.frames == last.frames == 1
         return [given]
 
     def ask(self, given, _):
@@ -95,7 +95,7 @@ class Pipe:
 def test_only_what_a_model_was_trained_for_is_shown():
     shown = perform(Pipe(), {}, seed=0)
     assert [one.show.task for one in shown] == ["t2v", "t2v", "flf2v", "x2t_video"]
-    assert shown[0].holds is False and shown[-1].holds is True and len(shown[2].given) == 1
+    assert shown[0].holds is False and shown[-1].holds is True and len(shown[2].given) == 2
 
 
 def test_clips_run_inside_the_page():

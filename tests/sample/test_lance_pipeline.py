@@ -49,6 +49,10 @@ def test_the_input_decides_what_is_made(lance, tiny, picture):
     assert made["clip"].images is None and made["subject"].frames is None
 
 
+def test_an_input_is_resized_to_what_is_asked_for(lance, picture):
+    assert lance("make it red", image=picture, height=8, width=24).images[0].size == (24, 8)
+
+
 @pytest.mark.parametrize("kind, shape", [("np", (2, 16, 16, 3)), ("pt", (2, 3, 16, 16)), ("latent", (2, 4, 1, 4, 4))])
 def test_output_types(lance, kind, shape):
     made = lance(["a ring", "a star"], generator=[seeded(), seeded()], output_type=kind).images
@@ -138,6 +142,8 @@ def test_a_batch_of_questions(lance, tiny, picture):
     ({"prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators for 2"),
     ({"prompt": "a", "colour": "red"}, "'colour'"),
     ({"prompt": "a", "height": 17}, "multiple of"),
+    ({"prompt": "a", "width": -16}, "1 or more"),
+    ({"prompt": "a", "num_images_per_prompt": 0}, "1 or more"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(lance, given, said):
     with pytest.raises(UserError, match=said) as error:

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from openlance.errors import UserError
-from openlance.media import Clip, write_image
+from openlance.media import write_image
 from openlance.sample.enhance import Enhancer
 from openlance.sample.official import Job, build, find_file
 from openlance.sequence.official import Entry
@@ -52,10 +52,10 @@ def test_an_edit_has_the_size_of_its_source(pipe, picture):
     assert segments[-1].size[1] > segments[-1].size[2]
 
 
-def test_paths_are_looked_up_from_the_file_upwards(tmp_path, monkeypatch):
+def test_paths_are_looked_up_from_the_file_upwards(tmp_path, tiny, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a")
-    write_image(tmp_path / "top.png", Clip(__import__("numpy").zeros((1, 8, 8, 3), "uint8")))
+    write_image(tmp_path / "top.png", tiny.clip(0))
     assert find_file("top.png", tmp_path / "a" / "b").samefile(tmp_path / "top.png")
     with pytest.raises(UserError, match="no file nothing.png"):
         find_file("nothing.png", tmp_path / "a" / "b")

@@ -104,7 +104,7 @@ def test_every_condition_counts(tiny):
         request = getattr(tiny, task)(seed=None)
         made = run(tiny, [request])[0]
         for n, s in enumerate(request):
-            if s.role in (Role.PROMPT, Role.SOURCE, Role.REFERENCE):
+            if s.role in (Role.PROMPT, Role.SOURCE, Role.REFERENCE, Role.LAST):
                 without = run(tiny, [request[:n] + request[n + 1 :]])[0]
                 assert float((made - without).abs().max()) > 1e-3, (task, s.role, s.kind)
 

@@ -111,7 +111,7 @@ try:
     kept.finish()
 except UserError as error:
     assert "is full" in str(error), error
-    assert kept.steps() == [1]
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000001"]
     sys.exit(7)
 """
 

@@ -71,7 +71,7 @@ def test_accumulating_packs_is_one_large_pack(worker):
     stage = replace(worker.STAGE, accumulate=3, ema=0.0)
     prepare, team = worker.preparer(stage, Team()), Team()
     packs = worker.Packs()
-    lists = [next(packs) for _ in range(3)]
+    lists = [next(packs) for _ in range(5)][2:]  # pictures, questions and both
     one = worker.Trainer(stage, worker.learner(), team)
     batches = [prepare(s, n) for n, s in enumerate(lists)]
     values = one.update(batches).values

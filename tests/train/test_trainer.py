@@ -123,7 +123,7 @@ def test_noise_is_a_function_of_the_seed_and_the_number_of_the_pack(worker):
 def test_features_that_were_encoded_before_train_like_their_pictures(worker):
     stage, team = replace(worker.STAGE, frozen=("vit",), dense_weight=0.0), Team()
     run, prepare = Trainer(stage, worker.learner(), team), worker.preparer(stage, team)
-    samples = next(worker.Packs(rank=1))
+    samples = [*next(worker.Packs(rank=2)), *next(worker.Packs(rank=3))]  # an edit and a question among them
     batch = prepare(samples, 0)
     with torch.no_grad():
         features = {id(c): f[:, None, None] for c, f in zip(batch.clips, run.learner._see(batch))}

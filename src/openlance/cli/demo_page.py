@@ -35,8 +35,8 @@ figure { margin: 0; height: 16rem; display: grid; place-items: center; backgroun
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100% }
 .picture rect { fill: none; stroke: var(--mark); stroke-width: 2; vector-effect: non-scaling-stroke;
   stroke-dasharray: 5 3 }
-.pair { display: flex; align-items: center; gap: .6rem; max-width: 90% }
-.pair img { min-width: 0; flex: 1; max-height: 13rem; border-radius: 4px; object-fit: contain }
+.pair { display: flex; align-items: center; justify-content: center; gap: .6rem; width: 92% }
+.pair img { min-width: 0; flex: 1 1 0; max-width: 13rem; max-height: 13rem; border-radius: 4px }
 .pair b { color: var(--soft) }
 .text { padding: 1rem 1.1rem 1.1rem; flex: 1; display: flex; flex-direction: column }
 h2 { margin: 0; font-size: 1.05rem; line-height: 1.35 }

@@ -15,15 +15,25 @@ if TYPE_CHECKING:
 Call = Callable[[Any, Any, str, int], Any]
 
 
+def whole(clip: Clip) -> list[Clip]:
+    return [clip]
+
+
+def ends(clip: Clip) -> list[Clip]:
+    """The first and the last frame."""
+    return [clip.with_pixels(clip.pixels[:1]), clip.with_pixels(clip.pixels[-1:])]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """One thing to make. uses: the words of an earlier picture or clip that it begins with. expects: what the result
-    must show, in words that the judge of pixels knows, or the right answer."""
+    """One thing to make. uses: the words of an earlier picture or clip that it begins with; shows: what of that the
+    model sees. expects: what the result must show, in words that the judge of pixels knows, or the right answer."""
 
     task: str
     text: str
     call: Call
     uses: str = ""
+    shows: Callable[[Clip], list[Clip]] = whole
     expects: str = ""
 
 
@@ -48,8 +58,8 @@ def animate(pipe: Any, given: Clip, text: str, seed: int) -> Any:
 
 def between(pipe: Any, given: Clip, text: str, seed: int) -> Any:
     """Again from the first and the last frame of a clip alone."""
-    last = given.with_pixels(given.pixels[-1:])
-    return pipe.animate(given, text, last=last, num_frames=given.frames, seed=seed)[0]
+    first, last = ends(given)
+    return pipe.animate(first, text, last=last, num_frames=given.frames, seed=seed)[0]
 
 
 def edit(pipe: Any, given: Clip, text: str, seed: int) -> Any:
@@ -73,7 +83,7 @@ SHOWS = [
     Show(task="t2v", text=MOVING, call=film, expects=MOVING),
     Show(task="t2v", text="a yellow star grows", call=film, expects="a yellow star grows"),
     Show(task="i2v", text="a red circle moves up", call=animate, uses="a red circle", expects="a red circle moves up"),
-    Show(task="flf2v", text=MOVING, call=between, uses=MOVING, expects=MOVING),
+    Show(task="flf2v", text=MOVING, call=between, uses=MOVING, shows=ends, expects=MOVING),
     Show(
         task="image_edit", text="make the circle green", call=edit, uses="a red circle left of a blue square",
         expects="a green circle left of a blue square",
@@ -114,7 +124,8 @@ def perform(pipe: Any, table: dict[str, Clip], seed: int) -> list[Shown]:
         if not given and not isinstance(result, str):
             table[show.text] = result
         holds = holds_in(result, show.expects)
-        found.append(Shown(show=show, given=[given] if given else [], result=result, seconds=seconds, holds=holds))
+        seen = show.shows(given) if given else []
+        found.append(Shown(show=show, given=seen, result=result, seconds=seconds, holds=holds))
     return found
 
 

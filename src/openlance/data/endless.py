@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,8 @@ SIZES = {(64, 64): 0.72, (64, 96): 0.09, (96, 64): 0.09, (96, 96): 0.10}
 FRAMES = {5: 0.05, 9: 0.65, 13: 0.15, 17: 0.15}
 
 Draw = Callable[[int, int, Fit], WorldBatch]
-NONE = dict.fromkeys(("drawn", "asked", "edited", "subjects"), 0)
-NO_CLIPS = dict.fromkeys(("drawn", "animated", "bridged", "edited", "subjects", "asked"), 0)
+NONE: dict[str, Any] = dict.fromkeys(("drawn", "asked", "edited", "subjects"), 0)
+NO_CLIPS: dict[str, Any] = dict.fromkeys(("drawn", "animated", "bridged", "edited", "subjects", "asked"), 0)
 
 
 def _pictures(**counts: int) -> Draw:

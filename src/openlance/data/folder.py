@@ -24,7 +24,7 @@ from openlance.errors import UserError
 from openlance.media.image import IMAGE_SUFFIXES
 from openlance.media.video import VIDEO_SUFFIXES
 
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "captions.jsonl")
 # Rows of a part: small enough that a folder spreads over ranks and workers, large enough for a shard of latents.
 BLOCK = 64
 
@@ -40,12 +40,12 @@ class FolderSource:
     @cached_property
     def found(self) -> list[Row]:
         """All rows in the order of the file or of the names. UserError if there are none."""
-        table = self.folder / METADATA
-        rows = list(_from_metadata(table)) if table.is_file() else list(_from_names(self.folder, self.layout))
+        table = next((self.folder / name for name in METADATA if (self.folder / name).is_file()), None)
+        rows = list(_from_names(self.folder, self.layout) if table is None else _from_metadata(table))
         if not rows:
             raise UserError(
                 f"{self.folder} holds no captioned pictures or clips: put a text file of the same name beside each, "
-                f"or a {METADATA} with file_name and text"
+                f"or a {METADATA[0]} with file_name and text"
             )
         return rows
 

@@ -66,7 +66,7 @@ def _decode(path: Path, data: bytes | None) -> Iterator:
     """Every frame of the first video stream, as PyAV frames, in the order of display."""
     import av
 
-    with av.open(str(path) if data is None else io.BytesIO(data)) as container:
+    with av.open(str(path) if data is None else io.BytesIO(data), "r") as container:
         if not container.streams.video:
             raise UserError(f"{path} has no picture track: give a video file")
         stream = container.streams.video[0]
@@ -84,7 +84,7 @@ def _count_frames(path: Path, data: bytes | None) -> tuple[int, float | None]:
     """(frames, frames per second or None); headers are often wrong about the frames, so these are counted."""
     import av
 
-    with av.open(str(path) if data is None else io.BytesIO(data)) as container:
+    with av.open(str(path) if data is None else io.BytesIO(data), "r") as container:
         stream = container.streams.video[0] if container.streams.video else None
         declared = stream.frames if stream is not None else 0
         rate = stream.average_rate if stream is not None else None

@@ -79,7 +79,7 @@ def inspect(path: Path, *, allow_pickle: bool = False, values: bool = False) -> 
         hashes += compared
     missing = [str(p) for p in files.missing()]
     good = {part.name.split()[0] for part in parts if not part.fault}
-    wrong = missing or [p for p in parts if p.fault]
+    wrong = bool(missing) or any(part.fault for part in parts)
     return Report(
         path=str(path), form=files.form, parts=parts, missing=missing, remedy=files.remedy if wrong else "",
         tasks=[name for name in tasks.TASKS if needs(name) <= good], hashes=hashes,

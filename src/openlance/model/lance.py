@@ -65,7 +65,7 @@ class Lance(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.norm["und"].weight.device  # the embedding may wait elsewhere
+        return next(self.norm.parameters()).device  # the embedding may wait elsewhere
 
     def layout(self, rows: Rows, cache: Cache | None = None) -> Layout:
         """Prepare rows (on the CPU) for any number of passes."""

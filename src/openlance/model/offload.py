@@ -43,7 +43,8 @@ class Plan:
         streamed = [{"und": "understanding", "gen": "generation"}[a] for a in self.away if a in ("und", "gen")]
         said = []
         if streamed:
-            said.append(f"the {' and '.join(streamed)} expert{'s' * (len(streamed) > 1)} visit layer by layer")
+            verb = "expert visits" if len(streamed) == 1 else "experts visit"
+            said.append(f"the {' and '.join(streamed)} {verb} layer by layer")
         if self.turns:
             said.append("vision tower and codec take turns with the decoder")
         elif self.guests_leave:
@@ -110,13 +111,13 @@ def working_bytes(c: ModelConfig, rows: int, pixels: int, itemsize: int) -> int:
 
 
 def plans(decoder: dict[str, int], guests: list[int], *, layers: int, work: int = 0, itemsize: int = 2) -> list[Plan]:
-    """All plans with the bytes that each needs, the roomiest first. decoder: see `sizes`; guests: numbers in the vision
-    tower and in the codec; work: bytes of activations."""
+    """All plans with the bytes that each needs, the roomiest first. decoder: see `sizes`; guests: numbers in each of
+    the vision tower and the codec that is needed; work: bytes of activations."""
     found = []
     for plan in PLANS:
         there = sum(n for name, n in decoder.items() if name not in plan.away)
         there += sum(SLOTS * decoder[name] // layers for name in plan.away if name != "ends")
-        visitors = max(guests) if plan.guests_leave else sum(guests)
+        visitors = max(guests, default=0) if plan.guests_leave else sum(guests)
         needed = max(there, visitors) if plan.turns else there + visitors
         found.append(replace(plan, bytes=itemsize * needed + work))
     return found

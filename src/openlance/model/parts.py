@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,10 +65,12 @@ class Parts:
 
     # Where everything goes.
 
-    def prepare(self, *streams: str, clips: bool = False, rows: int = 0, pixels: int = 0) -> None:
-        """Decide for a request: which experts it needs, whether it is about clips, how many rows run together and how
-        many pixels are decoded together. UserError if a given budget does not hold it."""
-        key = (streams, clips, rows, pixels)
+    def prepare(
+        self, *streams: str, guests: Iterable[str] = GUESTS, clips: bool = False, rows: int = 0, pixels: int = 0
+    ) -> None:
+        """Decide for a request: which experts and which guests it needs, whether it is about clips, how many rows run
+        together and how many pixels are decoded together. UserError if a given budget does not hold it."""
+        key = (streams, tuple(guests), clips, working_bytes(self.files.config, rows, pixels, self.dtype.itemsize))
         if key not in self._plans:
             self._plans[key] = self._decide(*key)
             if self.say and self._plans[key] != self.plan:
@@ -79,18 +81,19 @@ class Parts:
         for name in GUESTS:
             self.done(name)
 
-    def _decide(self, streams: tuple[str, ...], clips: bool, rows: int, pixels: int) -> Plan:
+    def _decide(self, streams: tuple[str, ...], guests: tuple[str, ...], clips: bool, work: int) -> Plan:
         c, itemsize = self.files.config, self.dtype.itemsize
-        for name in GUESTS:
+        for name in guests:
             if not self._counts.get((name, clips)):
                 self._counts[name, clips] = self._numbers(name, clips)
-        guests = [self._counts[name, clips] for name in GUESTS]
-        work = working_bytes(c, rows, pixels, itemsize)
-        options = plans(sizes(c, streams), guests, layers=c.layers, work=work, itemsize=itemsize)
+        counts = [self._counts[name, clips] for name in guests]
+        options = plans(sizes(c, streams), counts, layers=c.layers, work=work, itemsize=itemsize)
         if self.memory is None:
-            # Weights on a CPU are views of the file, which leave memory by themselves: to copy them in turns gains
-            # nothing. What does not fit anywhere is tried all the same.
-            options = [p for p in options if not p.away or self.device.type != "cpu"]
+            if self.device.type == "cpu":
+                # Weights are views of the file. That a large guest leaves costs next to nothing, and to copy an expert
+                # in turns would gain nothing.
+                options = [p for p in options if not p.away and (p.guests_leave or sum(counts) < LARGE / 10)]
+            # What does not fit anywhere is tried all the same.
             return next((p for p in options if p.bytes <= free_memory(self.device)), options[-1])
         fitting = next((p for p in options if p.bytes <= self.memory), None)
         if fitting is None:

@@ -60,7 +60,7 @@ def write_file(path: Path, tensors: Mapping[str, Stream], on_bytes: Callable[[in
         file.write(len(head).to_bytes(8, "little") + head)
         for _, tensor in ordered:
             for piece in tensor.pieces():
-                on_bytes(file.write(piece.contiguous().view(torch.uint8).numpy()))
+                on_bytes(file.write(piece.contiguous().view(torch.uint8).numpy().data))
 
 
 def write_shards(

@@ -157,11 +157,14 @@ class Engine:
         need not be in memory together."""
         media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
         made = [s for s in media if s.kind is Kind.LATENTS and s.role is Role.TARGET]
-        self._clips = any(s.size[0] > 1 for s in media)
-        grids = [(self.codec.latent_grid if s.kind is Kind.LATENTS else self.codec.patch_grid)(s.size) for s in media]
-        rows = 2 * sum(int(np.prod(grid)) for grid in grids)  # with the branch for guidance
-        pixels = max((s.size[1] * s.size[2] for s in made), default=0)
-        self.parts.prepare(*streams, clips=self._clips, rows=rows, pixels=pixels)
+        sizes = [(s, s.size) for s in media if s.size is not None]
+        self._clips = any(size[0] > 1 for _, size in sizes)
+        cut = {Kind.LATENTS: self.codec.latent_grid, Kind.PATCHES: self.codec.patch_grid}
+        rows = 2 * sum(int(np.prod(cut[s.kind](size))) for s, size in sizes)  # with the branch for guidance
+        pixels = max((size[1] * size[2] for s, size in sizes if s.role is Role.TARGET), default=0)
+        kinds = {s.kind for s in media}
+        guests = [name for kind, name in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds]
+        self.parts.prepare(*streams, guests=guests, clips=self._clips, rows=rows, pixels=pixels)
         if made:
             self.vae()  # says now, not after minutes, that it is missing or may not be read
         seen = [s for s in media if s.kind is Kind.PATCHES and s.value is not None]

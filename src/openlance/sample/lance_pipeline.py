@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from openlance.errors import UserError
+from openlance.media.buckets import resize
 from openlance.media.clip import Clip
 from openlance.model.offload import parse_memory
 from openlance.model.tiled import Tiling
@@ -167,6 +168,8 @@ class LancePipeline:
         if len(media) != len(texts):
             raise UserError(f"{len(media)} inputs and {len(texts)} prompts do not pair up: give as many of each")
         size = (num_frames, height, width)
+        if any(n is not None and n < 1 for n in (*size, num_images_per_prompt)):
+            raise UserError(f"sizes of {size} and {num_images_per_prompt} pictures make nothing: use 1 or more")
         requests = [self._request(TASKS[reads, makes], t, m, size) for t, m in zip(texts, media, strict=True)]
         requests = [r for r in requests for _ in range(num_images_per_prompt)]
         seeds = _seeds(generator, len(requests))
@@ -178,16 +181,19 @@ class LancePipeline:
         return self._output(latents, makes, output_type)
 
     def _request(self, task: str, text: str, medium: Any, asked: tuple[int | None, ...]) -> Segments:
-        """One request; sizes that the caller left out are those of the input, or the model's own."""
+        """One request; sizes that the caller left out are those of the input, or the model's own. An input whose size
+        the result has is resized first where another is asked for."""
         engine, ends, d = self.engine, ENDS[task], self.engine.defaults
         clips = [as_picture(m) if ends.reads == "image" else as_clip(m) for m in _listed(medium)]
+        if ends.keeps_size:
+            clips = [c.with_pixels(resize(c.pixels, asked[1] or c.height, asked[2] or c.width)) for c in clips]
         views = [engine.fit.views(clip, ends.makes) for clip in clips]
         usual = (d.num_frames if ends.makes == "video" else 1, d.height, d.width)
         if ends.keeps_size:
             kept = views[-1][1]
-            usual = (kept.frames if kept.frames > 1 else usual[0], kept.height, kept.width)
-        frames, height, width = (said or known for said, known in zip(asked, usual, strict=True))
-        size = (frames, usual[1], usual[2]) if ends.keeps_size else (frames, height, width)
+            asked = (kept.frames if kept.frames > 1 else asked[0], kept.height, kept.width)
+        frames, height, width = (usual[n] if said is None else said for n, said in enumerate(asked))
+        size = (frames, height, width)
         latent_grid(engine.config.vae, size)
         return request(task, text, views, size, None, engine.defaults.prompts)
 

@@ -21,7 +21,7 @@ from openlance.sequence.positions import PROMPT
 from openlance.sequence.rows import LATENTS, PATCHES, Rows
 from openlance.sequence.segment import Kind, Role, Segment, Segments, drop
 
-VISUAL = (Role.SOURCE, Role.REFERENCE)
+VISUAL = (Role.SOURCE, Role.REFERENCE, Role.LAST)
 
 # Media to model space, given by whoever holds the ViT and the VAE: (n, D) features and (N, C) latents of a segment.
 See = Callable[[list[Segment]], list[Tensor]]

@@ -90,13 +90,18 @@ class Checkpoints:
         if self._writing is None or not (wait or self._writing[1].done()):
             return
         (step, future), self._writing = self._writing, None
+        partial = self.folder / f".step-{step:08d}"
         with disk(self.folder):
-            future.result()
-            if self.team.leads:
-                shutil.rmtree(self.path(step), ignore_errors=True)
-                (self.folder / f".step-{step:08d}").rename(self.path(step))
-                for old in self.steps()[: -self.keep]:
-                    shutil.rmtree(self.path(old))
+            try:
+                future.result()
+                if self.team.leads:
+                    shutil.rmtree(self.path(step), ignore_errors=True)
+                    partial.rename(self.path(step))
+                    for old in self.steps()[: -self.keep]:
+                        shutil.rmtree(self.path(old))
+            finally:
+                if self.team.leads:  # nothing stays of one that failed
+                    shutil.rmtree(partial, ignore_errors=True)
 
     def finish(self) -> None:
         """Wait until everything has its name, on all processes."""

@@ -33,7 +33,9 @@ class ClipRecipe(CodecRecipe):
     """As CodecRecipe, whose second stage this is: the rates and lengths named decoder_... are those of the run; `batch`
     is the number of pictures in a step of pictures.
 
-    clips, frames: of a step; pictures_every: one step in so many shows pictures.
+    clips, frames: of a step; pictures_every: one step in so many shows pictures. encoder_learns: without it the decoder
+    alone learns to move between what the encoder shows of every fourth frame; latents of clips stay as they are, so a
+    backbone can start on them at once.
     """
 
     joint_steps: int = 0
@@ -41,7 +43,9 @@ class ClipRecipe(CodecRecipe):
     clips: int = 4
     frames: int = 9
     pictures_every: int = 4
+    encoder_learns: bool = True
     other_every: int = 7  # not a multiple of pictures_every: clips and pictures both come in other sizes
+    muon_scale: float = 5.0  # gentler than from nothing: pictures would pay for it
     warmup: int = 50
     ema: float = 0.99
     save_every: int = 100
@@ -74,7 +78,7 @@ class ClipRun(CodecRun):
         self.codec, self.average = ClipCodec(vae), ClipCodec(vae)
         self.mean_C, self.std_C = torch.tensor(config.mean), torch.tensor(config.std)
         self.forward = torch.compile(self.reconstruct, dynamic=False) if recipe.compile else self.reconstruct
-        new = self.codec.new_parameters()
+        new = self.codec.new_parameters() if recipe.encoder_learns else set()
         for name, parameter in self.codec.named_parameters():
             parameter.requires_grad_(name in new or not name.startswith(("encoder.", "quant_conv.")))
         self.optimizer = self._new_optimizer()

@@ -265,9 +265,13 @@ def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:
             for m in larger for cut in cuts[1:2]
         ],
     ]  # fmt: skip
+    enough = set[str]()  # what fits by itself is not combined
     for kind in kinds:
+        if kind and kind[0][0].partition(" and ")[0] in enough:
+            continue
         first = next((text for text, changed, other in kind if _fits(c, changed, other)), None)
         if first is not None:
+            enough.add(first.partition(":")[0])
             yield first
 
 

@@ -24,6 +24,7 @@ from openlance.world.facts import Background, Count, Fact, Relation, Thing, With
 from openlance.world.judge_clips import follow, judge_seen
 from openlance.world.judge_edits import EditVerdict, judge_edit
 from openlance.world.motion import (
+    DIRECTIONS,
     RESIZING,
     REVERSED,
     STILL,
@@ -41,6 +42,7 @@ from openlance.world.words import noun_phrase
 
 MOTION = "motion"
 CLIP_EDITS = (*(kind for kind in KINDS if kind != "text"), MOTION)
+LAG = 0.06  # how much further than what stands still a moving thing may be from its place, in widths and heights
 ENOUGH = 0.8  # share of the frames that must be right
 # What of a growing thing an edit may change: another size or shape would not fit where the growth ends.
 _OF_GROWING = ("recolour", "refill")
@@ -84,10 +86,10 @@ def _later(fact: Fact, clip: ClipScene, scene: Scene) -> Fact:
         return fact
     x0, y0, x1, y1 = fact.box
     thing = _unsized(fact.thing, clip)
-    for o, now in zip(clip.scene.objects, scene.objects, strict=True):
+    for o, now, motion in zip(clip.scene.objects, scene.objects, clip.motions, strict=True):
         if fact.thing.means(o) and x0 <= o.x <= x1 and y0 <= o.y <= y1:
-            dx, dy = now.x - o.x, now.y - o.y
-            return Within(thing, (x0 + dx, y0 + dy, x1 + dx, y1 + dy))
+            dx, dy, more = now.x - o.x, now.y - o.y, LAG if motion.kind in DIRECTIONS else 0.0
+            return Within(thing, (x0 + dx - more, y0 + dy - more, x1 + dx + more, y1 + dy + more))
     return replace(fact, thing=thing)
 
 
