@@ -17,8 +17,8 @@ import torch
 from common import PROMPTS, RESULTS, checkpoint, markdown, spread, timed, verdict, write_results
 from torch import Tensor
 
-from openlance.sample.pipeline import Pipeline
 from openlance.sample.load import load
+from openlance.sample.pipeline import Pipeline
 from openlance.sample.visual import denoise
 from openlance.sequence import tasks
 

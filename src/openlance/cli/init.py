@@ -51,7 +51,7 @@ def init(
     from openlance.model.convert import random_checkpoint, write
     from openlance.sample.load import folder_of
 
-    config = {"3b": ModelConfig, "nano": nano}[preset]()
+    config = ModelConfig() if preset == "3b" else nano()
     checkpoint = random_checkpoint(
         config, getattr(torch, name or ""), beside=folder_of("nano"), seed=seed, parts=wanted,
         preferences=preset == "nano",

@@ -32,5 +32,5 @@ def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
     return noise - clean
 
 
-def euler(x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+def euler(x: Tensor, velocity: Tensor, t: Tensor | float, t_next: Tensor | float) -> Tensor:
     return x - velocity * (t - t_next)

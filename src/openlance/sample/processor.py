@@ -37,8 +37,8 @@ class Processor:
         texts = list(text) if several else [text]
         if (images is None) == (videos is None):
             raise UserError("a question needs images or videos, and not both: give one of them")
-        media = images if images is not None else videos
-        groups = list(media) if several else [media]  # type: ignore[arg-type]
+        media: Any = images if images is not None else videos
+        groups = list(media) if several else [media]
         if len(groups) != len(texts):
             raise UserError(f"{len(groups)} inputs and {len(texts)} questions do not pair up: give as many of each")
         read = as_picture if images is not None else as_clip
