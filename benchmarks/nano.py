@@ -17,8 +17,8 @@ RESULTS = Path(__file__).parent / "results"
 MARKS = "<!-- scores -->", "<!-- /scores -->"
 
 
-def measure(model: str, samples: int, seed: int, sizes: list[str]) -> dict:
-    """Scores of all placements at the first size, and of loose placement at the others."""
+def measure(model: str, samples: int, seed: int, sizes: list[str], more: list[str]) -> dict:
+    """Scores of all placements at the first size, and of loose placement for `more` tasks and the other sizes."""
     import torch
     from tqdm import tqdm
 
@@ -27,6 +27,7 @@ def measure(model: str, samples: int, seed: int, sizes: list[str]) -> dict:
 
     pipe = openlance.load(model)
     rows = [(placement, sizes[0], ("t2i", "vqa")) for placement in ("free", "loose", "canonical")]
+    rows += [("loose", sizes[0], (task,)) for task in more]
     rows += [("loose", size, ("t2i",)) for size in sizes[1:]]
     found = []
     for placement, size, tasks in rows:
@@ -47,7 +48,7 @@ def measure(model: str, samples: int, seed: int, sizes: list[str]) -> dict:
 def tables(result: dict) -> str:
     """Markdown: one table per task, a row per placement and size, each cell the share right with its interval."""
     out = []
-    for task in ("t2i", "vqa"):
+    for task in dict.fromkeys(task for r in result["rows"] for task in r["scores"]):
         rows = [r for r in result["rows"] if task in r["scores"]]
         names = list(rows[0]["scores"][task])
         out += [f"### {task}", "", "| placement, size | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -66,9 +67,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100, help="per category")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sizes", default="64x64,96x96,96x64", help="WIDTHxHEIGHT, the first for all placements")
+    parser.add_argument("--more", default="", help="further tasks, at loose placement: image_edit,subject ...")
     parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
     options = parser.parse_args()
-    result = measure(options.model, options.samples, options.seed, options.sizes.split(","))
+    result = measure(options.model, options.samples, options.seed, options.sizes.split(","), [task for task in options.more.split(",") if task])
     RESULTS.mkdir(exist_ok=True)
     name = RESULTS / f"{result['date']}-nano"
     name.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
