@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--more", default="", help="further tasks, at loose placement: image_edit,subject ...")
     parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
     options = parser.parse_args()
-    result = measure(options.model, options.samples, options.seed, options.sizes.split(","), [task for task in options.more.split(",") if task])
+    more = [task for task in options.more.split(",") if task]
+    result = measure(options.model, options.samples, options.seed, options.sizes.split(","), more)
     RESULTS.mkdir(exist_ok=True)
     name = RESULTS / f"{result['date']}-nano"
     name.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
