@@ -76,3 +76,12 @@ def test_a_truncated_animation_is_refused(tmp_path):
     (tmp_path / "a.gif").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="a.gif"):
         read_media(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_frames_that_stand_still_are_counted_too(tmp_path, suffix):
+    still = np.zeros((1, 16, 16, 3), np.uint8)
+    moving = np.full((1, 16, 16, 3), 255, np.uint8)
+    clip = Clip(np.concatenate([still] * 5 + [moving] * 4))
+    write_media(tmp_path / f"a{suffix}", clip)
+    assert read_media(tmp_path / f"a{suffix}").pixels.mean((1, 2, 3)).round().tolist() == [0] * 5 + [255] * 4

@@ -57,12 +57,12 @@ def read_animation(path: str | Path) -> Clip:
                 raise UserError(
                     f"{found} has frames of {image.width}x{image.height}, which is too large: scale it down"
                 )
-            total, seconds = image.n_frames, 0.0  # type: ignore[attr-defined]
-            for index in range(total):
+            durations = []
+            for index in range(image.n_frames):  # type: ignore[attr-defined]
                 image.seek(index)
                 image.load()  # a WebP tells the time of a frame only now
-                seconds += image.info.get("duration", 0) / 1000
-            wanted = frame_indices(total, total / seconds if seconds else None)
+                durations.append(image.info.get("duration", 0))
+            wanted = _shown(durations)
             frames = {}
             for index in sorted(set(wanted)):
                 image.seek(index)
@@ -72,3 +72,15 @@ def read_animation(path: str | Path) -> Clip:
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
         raise UserError(f"{found} is damaged or truncated ({error}): get it again or convert it to MP4") from error
     return Clip(np.stack([frames[i] for i in wanted]), MODEL_FPS)
+
+
+def _shown(durations: list[float]) -> list[int]:
+    """Which frames the model sees, from how long each is shown, in milliseconds. Equal frames in a row are often kept
+    as one that is shown for longer, so frames are counted by time: by the shortest, or by the model's own."""
+    shortest = min((d for d in durations if d > 0), default=0)
+    if not shortest:
+        return frame_indices(len(durations), None)
+    ends = np.cumsum([d or shortest for d in durations])
+    unit = min(shortest, 1000 / MODEL_FPS)
+    moments = np.array(frame_indices(max(round(ends[-1] / unit), 1), 1000 / unit)) + 0.5
+    return np.minimum(np.searchsorted(ends, moments * unit), len(durations) - 1).tolist()
