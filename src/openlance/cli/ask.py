@@ -19,19 +19,18 @@ app = typer.Typer()
 
 
 @app.command()
+@options.grouped
 def ask(
     media: Annotated[list[Path], typer.Argument(help="Pictures or videos.", show_default=False)],
     question: Annotated[str, typer.Argument(help="What to ask about them.", show_default=False)],
-    model: options.Model = "nano",
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
     max_new_tokens: options.NewTokens = 64,
+    *,
+    checkpoint: options.Checkpoint,
 ) -> None:
     """Answer a question about a picture or video, or several; the answer appears as it is written."""
     question = options.check_text("question", question, "how many squares are there?")
     options.at_least("--max-new-tokens", max_new_tokens, 1)
     clips = [options.read_medium(path) for path in media]
-    checkpoint = options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory)
     pipe = checkpoint.load()
     checkpoint.warn(pipe, NAMES["image" if all(clip.frames == 1 for clip in clips) else "video"])
     live = sys.stdout.isatty()

@@ -17,17 +17,16 @@ app = typer.Typer()
 
 
 @app.command()
+@options.grouped
 def caption(
     medium: Annotated[Path, typer.Argument(help="A picture or video.", show_default=False)],
-    model: options.Model = "nano",
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
     max_new_tokens: options.NewTokens = 128,
+    *,
+    checkpoint: options.Checkpoint,
 ) -> None:
     """Describe a picture or video."""
     options.at_least("--max-new-tokens", max_new_tokens, 1)
     clip = options.read_medium(medium)
-    checkpoint = options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory)
     pipe = checkpoint.load()
     checkpoint.warn(pipe, NAMES["image" if clip.frames == 1 else "video"])
     typer.echo(pipe.caption(clip, max_new_tokens=max_new_tokens))

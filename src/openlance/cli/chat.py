@@ -38,38 +38,31 @@ app = typer.Typer()
 
 
 @app.command()
+@options.grouped
 def chat(
     image: Annotated[Path | None, typer.Argument(help="A picture or video to begin with.", show_default=False)] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the pictures.")] = Path("chat"),
-    model: options.Model = "nano",
-    size: options.Size = None,
-    seed: options.Seed = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    solver: options.Solver = None,
     history: Annotated[
         int | None, typer.Option("--history", help="Earlier turns that the model sees.  \\[default: the model's]")
     ] = None,
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
+    *,
+    drawing: options.Drawing,
+    checkpoint: options.Checkpoint,
 ) -> None:
     """Draw, edit and ask in one dialogue; reads lines from the terminal or from a pipe."""
-    settings = options.drawing(size, None, num_inference_steps, guidance_scale, solver)
-    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
+    settings = drawing.settings()
     options.at_least("--history", history, 0)
     options.check_writable(output)
     first = options.read_medium(image) if image is not None else None
 
     from openlance.sample.dialogue import Dialogue
 
-    checkpoint = options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory)
-    session = Session(Dialogue(checkpoint.load(), seed=seed, history=history, **settings), checkpoint, output)
+    session = Session(Dialogue(checkpoint.load(), seed=drawing.seed, history=history, **settings), checkpoint, output)
     if first is not None:
         session.talk.show(first)
     if sys.stdin.isatty():
-        typer.echo(
-            f"{model}, seed {session.talk.seed}, pictures in {output}/.  /help says what can be said, /quit ends."
-        )
+        where = f"seed {session.talk.seed}, pictures in {output}/"
+        typer.echo(f"{checkpoint.model}, {where}.  /help says what can be said, /quit ends.")
     mistakes = sum(not session.handle(line) for line in lines())
     if mistakes and not sys.stdin.isatty():
         raise typer.Exit(2)

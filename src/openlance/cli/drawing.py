@@ -31,18 +31,14 @@ class Job:
         task: its name, for the warning of a model that was not trained for it.
         call: the method of a pipeline that draws: lists in, list out.
         inputs: its arguments, a list with one entry per result each.
-        settings: its keywords.
+        settings: keywords of its own, beside those of the options.
     """
 
     task: str
     call: Callable[[Pipeline], Callable[..., list[Any]]]
     inputs: list[list[Any]]
     paths: list[Path]
-    seed: int | None
     settings: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        options.at_least("--seed", self.seed, 0, options.LARGEST_SEED)
 
 
 def choose_prompts(prompt: str | None, prompts_file: Path | None, example: str) -> list[str]:
@@ -76,19 +72,22 @@ def choose_paths(
     return [stem.with_name(f"{stem.name}{part}{suffix}") for stem, suffix in stems for part in parts]
 
 
-def draw(job: Job, checkpoint: options.Checkpoint) -> None:
+def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> None:
     """Load the model and draw the job in batches; every file is written whole or not at all."""
+    settings = how.settings() | job.settings  # before the model is loaded
+
     from tqdm import tqdm
 
     from openlance.media import write_media
+    from openlance.sample.inputs import as_clip
 
     pipe = checkpoint.load()
-    seed = secrets.randbelow(2**31) if job.seed is None else job.seed
+    seed = secrets.randbelow(2**31) if how.seed is None else how.seed
     call, total, start = job.call(pipe), len(job.paths), time.perf_counter()
+    settings = {"progress": total <= BATCH and sys.stderr.isatty()} | settings
     with tqdm(total=total, unit="file", delay=2.0, disable=None if total > BATCH else True, leave=False) as bar:
         for first in range(0, total, BATCH):
             part = slice(first, first + BATCH)
-            settings = {"progress": total <= BATCH and sys.stderr.isatty()} | job.settings
             made = call(*(some[part] for some in job.inputs), seed=seed + first, **settings)
             if first == 0:  # only now is it clear that what was asked for can be done
                 checkpoint.warn(pipe, job.task)
@@ -98,9 +97,3 @@ def draw(job: Job, checkpoint: options.Checkpoint) -> None:
     seconds, path, last = time.perf_counter() - start, job.paths[0], job.paths[-1]
     where = str(path) if total == 1 else f"{total} files, {path} to {last.name}"
     typer.echo(f"{where}  (seed {seed}, {seconds:.1f} s)")
-
-
-def as_clip(result: Any) -> Any:
-    from openlance.sample.inputs import as_clip as convert
-
-    return convert(result)

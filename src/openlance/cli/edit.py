@@ -19,6 +19,7 @@ NAMES = {"image": ("image_edit", PICTURES), "video": ("video_edit", CLIPS)}  # b
 
 
 @app.command()
+@options.grouped
 def edit(
     source: Annotated[Path, typer.Argument(help="A picture or a video.", show_default=False)],
     instruction: Annotated[str | None, typer.Argument(help="What to change.", show_default=False)] = None,
@@ -27,20 +28,14 @@ def edit(
         typer.Option("-o", "--output", help="File; a folder with --prompts-file.  \\[default: out.png or out.mp4]"),
     ] = None,
     prompts_file: options.PromptsFile = None,
-    model: options.Model = "nano",
-    seed: options.Seed = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
     image_guidance_scale: Annotated[
         float | None, typer.Option("--image-guidance-scale", help="Strength of the source; 1 is none.")
     ] = None,
-    solver: options.Solver = None,
-    lora: options.Lora = None,
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
+    *,
+    denoising: options.Denoising,
+    checkpoint: options.Adapted,
 ) -> None:
     """Change a picture or a video as told; the result has its size and length."""
-    settings = options.drawing(None, None, num_inference_steps, guidance_scale, solver)
     options.check_guidance(image_guidance_scale, "--image-guidance-scale")
     prompts = choose_prompts(instruction, prompts_file, f"edit {source} 'make the circle blue'")
     medium = options.read_medium(source)
@@ -52,7 +47,6 @@ def edit(
         call=lambda pipe: pipe.edit,
         inputs=[[medium] * len(prompts), prompts],
         paths=choose_paths(place, len(prompts), folder=many, suffixes=suffixes),
-        seed=seed,
-        settings=settings | options.given(image_guidance_scale=image_guidance_scale),
+        settings=options.given(image_guidance_scale=image_guidance_scale),
     )
-    draw(job, options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory, lora=lora))
+    draw(job, denoising, checkpoint)

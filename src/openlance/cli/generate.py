@@ -32,160 +32,92 @@ def generate() -> None:
 
 
 @app.command()
+@options.grouped
 def t2i(
     prompt: Prompt = None,
     output: Output = Path("out.png"),
     prompts_file: options.PromptsFile = None,
-    model: options.Model = "nano",
-    size: options.Size = None,
-    seed: options.Seed = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    solver: options.Solver = None,
     num_images: Annotated[int, typer.Option("--num-images", help="Pictures per prompt: out-0.png, out-1.png ...")] = 1,
-    lora: options.Lora = None,
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
+    *,
+    drawing: options.Drawing,
+    checkpoint: options.Adapted,
 ) -> None:
     """Draw a picture from a prompt, or one per line of a file."""
-    settings = options.drawing(size, None, num_inference_steps, guidance_scale, solver)
     options.at_least("--num-images", num_images, 1)
     prompts = choose_prompts(prompt, prompts_file, "generate t2i 'a red circle'")
-    job = Job(
-        task="t2i",
-        call=lambda pipe: pipe.generate,
-        inputs=[[text for text in prompts for _ in range(num_images)]],
-        paths=choose_paths(output, len(prompts), num_images, folder=prompts_file is not None),
-        seed=seed,
-        settings=settings,
-    )
-    draw(job, options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory, lora=lora))
+    paths = choose_paths(output, len(prompts), num_images, folder=prompts_file is not None)
+    inputs = [[text for text in prompts for _ in range(num_images)]]
+    draw(Job(task="t2i", call=lambda pipe: pipe.generate, inputs=inputs, paths=paths), drawing, checkpoint)
 
 
 @app.command()
+@options.grouped
 def t2v(
     prompt: Motion = None,
     output: Output = Path("out.mp4"),
     prompts_file: options.PromptsFile = None,
-    model: options.Model = "nano",
-    size: options.Size = None,
-    num_frames: options.Frames = None,
-    seed: options.Seed = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    solver: options.Solver = None,
-    lora: options.Lora = None,
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
+    *,
+    filming: options.Filming,
+    checkpoint: options.Adapted,
 ) -> None:
     """Make a clip from a prompt, or one per line of a file: .mp4, .webp or .gif."""
-    settings = options.drawing(size, num_frames, num_inference_steps, guidance_scale, solver)
     prompts = choose_prompts(prompt, prompts_file, "generate t2v 'a red circle moves left'")
-    job = Job(
-        task="t2v",
-        call=lambda pipe: pipe.generate_video,
-        inputs=[prompts],
-        paths=choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS),
-        seed=seed,
-        settings=settings,
-    )
-    draw(job, options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory, lora=lora))
+    paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
+    draw(Job(task="t2v", call=lambda pipe: pipe.generate_video, inputs=[prompts], paths=paths), filming, checkpoint)
 
 
 @app.command()
+@options.grouped
 def i2v(
     image: Picture,
     prompt: Motion = None,
     output: Output = Path("out.mp4"),
     prompts_file: options.PromptsFile = None,
-    model: options.Model = "nano",
-    size: options.Size = None,
-    num_frames: options.Frames = None,
-    seed: options.Seed = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    solver: options.Solver = None,
-    lora: options.Lora = None,
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
+    *,
+    filming: options.Filming,
+    checkpoint: options.Adapted,
 ) -> None:
     """Make a clip that begins with a picture."""
-    settings = options.drawing(size, num_frames, num_inference_steps, guidance_scale, solver)
     prompts = choose_prompts(prompt, prompts_file, f"generate i2v {image} 'the circle moves left'")
     paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
-    job = Job(
-        task="i2v",
-        call=lambda pipe: pipe.animate,
-        inputs=[[options.read_medium(image)] * len(prompts), prompts],
-        paths=paths,
-        seed=seed,
-        settings=settings,
-    )
-    draw(job, options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory, lora=lora))
+    inputs = [[options.read_medium(image)] * len(prompts), prompts]
+    draw(Job(task="i2v", call=lambda pipe: pipe.animate, inputs=inputs, paths=paths), filming, checkpoint)
 
 
 @app.command()
+@options.grouped
 def flf2v(
     first: Picture,
     last: Picture,
     prompt: Motion = None,
     output: Output = Path("out.mp4"),
     prompts_file: options.PromptsFile = None,
-    model: options.Model = "nano",
-    size: options.Size = None,
-    num_frames: options.Frames = None,
-    seed: options.Seed = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    solver: options.Solver = None,
-    lora: options.Lora = None,
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
+    *,
+    filming: options.Filming,
+    checkpoint: options.Adapted,
 ) -> None:
     """Make a clip between two pictures, its first and its last frame."""
-    settings = options.drawing(size, num_frames, num_inference_steps, guidance_scale, solver)
     prompts = choose_prompts(prompt, prompts_file, f"generate flf2v {first} {last} 'the circle moves left'")
     paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
-    begin, end = options.read_medium(first), options.read_medium(last)
-    job = Job(
-        task="flf2v",
-        call=lambda pipe: pipe.animate,
-        inputs=[[begin] * len(prompts), prompts],
-        paths=paths,
-        seed=seed,
-        settings=settings | {"last": end},
-    )
-    draw(job, options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory, lora=lora))
+    inputs, end = [[options.read_medium(first)] * len(prompts), prompts], {"last": options.read_medium(last)}
+    job = Job(task="flf2v", call=lambda pipe: pipe.animate, inputs=inputs, paths=paths, settings=end)
+    draw(job, filming, checkpoint)
 
 
 @app.command()
+@options.grouped
 def subject(
     images: Annotated[list[Path], typer.Argument(help="Pictures of the subjects.", show_default=False)],
     prompt: Annotated[str | None, typer.Option("--prompt", help="The new scene.", show_default=False)] = None,
     output: Output = Path("out.png"),
     prompts_file: options.PromptsFile = None,
-    model: options.Model = "nano",
-    size: options.Size = None,
-    num_frames: Annotated[int, typer.Option("--num-frames", help="1 is a picture, more a clip.")] = 1,
-    seed: options.Seed = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    solver: options.Solver = None,
-    lora: options.Lora = None,
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
+    *,
+    filming: options.Filming,
+    checkpoint: options.Adapted,
 ) -> None:
     """Draw the subjects of given pictures in a new scene: a picture, or a clip with --num-frames."""
-    settings = options.drawing(size, num_frames, num_inference_steps, guidance_scale, solver)
     prompts = choose_prompts(prompt, prompts_file, f"generate subject {images[0]} --prompt 'the circle on white'")
-    task, suffixes = ("image_idip", PICTURES) if num_frames == 1 else ("video_idip", CLIPS)
+    task, suffixes = ("image_idip", PICTURES) if (filming.num_frames or 1) == 1 else ("video_idip", CLIPS)
     paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=suffixes)
-    job = Job(
-        task=task,
-        call=lambda pipe: pipe.subject,
-        inputs=[[[options.read_medium(path) for path in images]] * len(prompts), prompts],
-        paths=paths,
-        seed=seed,
-        settings=settings,
-    )
-    draw(job, options.Checkpoint(model=model, allow_pickle=allow_pickle, memory=memory, lora=lora))
+    inputs = [[[options.read_medium(path) for path in images]] * len(prompts), prompts]
+    draw(Job(task=task, call=lambda pipe: pipe.subject, inputs=inputs, paths=paths), filming, checkpoint)

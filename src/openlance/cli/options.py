@@ -5,12 +5,16 @@ Everything here is checked before a model is loaded, and nothing here imports to
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -50,28 +54,102 @@ AllowPickle = Annotated[
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
 
 
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes groups of options: a parameter annotated with one of the dataclasses below is offered on the
+    command line as the fields of that class."""
+    own = inspect.signature(command, eval_str=True)
+    groups = {p.name: p.annotation for p in own.parameters.values() if is_dataclass(p.annotation)}
+    flat = []
+    for p in own.parameters.values():
+        if p.name not in groups:
+            flat.append(p.replace(kind=p.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(p.annotation, include_extras=True)
+        for f in fields(p.annotation):
+            flat.append(Parameter(f.name, p.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]))
+
+    @wraps(command)
+    def call(**said: Any) -> None:
+        made = {name: kind(**{f.name: said.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**made, **said)
+
+    call.__signature__ = own.replace(parameters=flat)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in flat}
+    return call
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """Which model a command runs, and how it is loaded."""
 
-    model: str
-    allow_pickle: bool = False
-    memory: str | None = None
-    lora: Path | None = None
+    model: Model = "nano"
+    memory: Memory = None
+    allow_pickle: AllowPickle = False
 
     def load(self) -> Pipeline:
         import openlance
 
-        pipe = openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
-        if self.lora is not None:
-            pipe.load_lora_weights(self.lora)
-        return pipe
+        return openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
 
     def warn(self, pipe: Pipeline, task: str) -> None:
         """Say in one line on stderr that the model was not trained for what it was asked to do."""
         if task not in pipe.defaults.tasks:
             known = ", ".join(pipe.defaults.tasks)
             typer.echo(f"warning: {self.model} was not trained for {task}, only for {known}: expect little", err=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted(Checkpoint):
+    """... with an adapter."""
+
+    lora: Lora = None
+
+    def load(self) -> Pipeline:
+        pipe = super().load()
+        if self.lora is not None:
+            pipe.load_lora_weights(self.lora)
+        return pipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """How something is drawn, whatever it is."""
+
+    seed: Seed = None
+    num_inference_steps: Steps = None
+    guidance_scale: Guidance = None
+    solver: Solver = None
+
+    def settings(self) -> dict[str, Any]:
+        """What the user said, as keywords of the pipeline's methods; UserError for a number out of range."""
+        at_least("--seed", self.seed, 0, LARGEST_SEED)
+        at_least("--num-inference-steps", self.num_inference_steps, 1)
+        check_guidance(self.guidance_scale)
+        return given(
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Denoising):
+    """... with a size of its own."""
+
+    size: Size = None
+
+    def settings(self) -> dict[str, Any]:
+        width, height = parse_size(self.size) if self.size is not None else (None, None)
+        return given(height=height, width=width) | super().settings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filming(Drawing):
+    """... and a length."""
+
+    num_frames: Frames = None
+
+    def settings(self) -> dict[str, Any]:
+        at_least("--num-frames", self.num_frames, 1, LONGEST)
+        return given(num_frames=self.num_frames) | super().settings()
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -99,20 +177,6 @@ def at_least(option: str, value: int | None, least: int, most: int | None = None
         raise UserError(f"{option} is {value}: it must be {least} or more")
     if value is not None and most is not None and value > most:
         raise UserError(f"{option} is {value}: it must be {most} or less")
-
-
-def drawing(
-    size: str | None, num_frames: int | None, steps: int | None, guidance: float | None, solver: str | None
-) -> dict[str, Any]:
-    """What the user said of how to draw, as keywords of the pipeline's methods; UserError for a number out of range."""
-    width, height = parse_size(size) if size is not None else (None, None)
-    at_least("--num-frames", num_frames, 1, LONGEST)
-    at_least("--num-inference-steps", steps, 1)
-    check_guidance(guidance)
-    return given(
-        height=height, width=width, num_frames=num_frames,
-        num_inference_steps=steps, guidance_scale=guidance, solver=solver,
-    )  # fmt: skip
 
 
 def check_guidance(value: float | None, option: str = "--guidance-scale") -> None:

@@ -27,7 +27,9 @@ class WorldMixture:
     drawn: int = 32  # pictures to generate
     asked: int = 24  # pictures with questions
     questions: int = 4  # questions per picture
-    question_weights: dict[str, float] = field(default_factory=dict)  # of the kinds of questions, 1 where not named
+    question_weights: dict[str, float] = field(  # of the kinds of questions, 1 where not named
+        default_factory=lambda: {"relation": 2.0, "ocr": 2.0}  # learned last of all
+    )
     edited: int = 0  # pairs of a picture and its edit
     subjects: int = 0  # pictures of given objects
     prompt_dropout: float = 0.1
@@ -42,12 +44,12 @@ class WorldMixture:
             "attribute": 2.2,
             "position": 2.2,
             "count": 2.0,
-            "text": 2.0,
+            "text": 3.0,
             "mixed": 0.6,
         }  # fmt: skip
     )
     asked_scenes: dict[str, float] = field(
-        default_factory=lambda: {"mixed": 4, "attribute": 1, "position": 2, "count": 1, "color": 0.5, "text": 2}
+        default_factory=lambda: {"mixed": 4, "attribute": 1, "position": 2, "count": 1, "color": 0.5, "text": 3}
     )
 
     edits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0) | {"add": 1.5, "move": 1.5})

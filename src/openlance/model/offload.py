@@ -20,12 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openlance.config.model import ModelConfig
+from openlance.config.size import lance_parameters
 from openlance.errors import UserError
+from openlance.model.folder import is_generation
 from openlance.model.lance import Lance
-from openlance.model.weights import unfilled
 
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 EXPERT = re.compile(r"layers\.(\d+)\.(und|gen)\.")
+# Numbers that the codec's decoder holds at its fullest, per pixel of a frame and channel of its last level, for a
+# picture and for a clip (counted at 768x768 and 480x848 by `train.measured.PeakMemory`).
+CODEC = (13, 85)
+BRANCHES = 2  # of guidance: with and without the prompt
 SLOTS = 2  # layers of a visiting expert on the device: the one at work and the next
 
 
@@ -88,11 +93,10 @@ def free_memory(device: torch.device) -> int:
 @lru_cache(maxsize=8)
 def sizes(c: ModelConfig, streams: tuple[str, ...]) -> dict[str, int]:
     """Numbers in each group of the decoder: "und" and "gen" experts, "ends", and the "rest"."""
-    with unfilled():
-        lance = Lance(c, streams)
     found = dict.fromkeys(("und", "gen", "ends", "rest"), 0)
-    for name, p in lance.named_parameters():
-        found[group(name)] += p.numel()
+    for name, numbers in lance_parameters(c):
+        if "gen" in streams or not is_generation(name):
+            found[group(name)] += numbers
     return found
 
 
@@ -102,17 +106,34 @@ def group(name: str) -> str:
     return match[2] if match else "ends" if name.startswith(("embed.", "head.")) else "rest"
 
 
-def working_bytes(c: ModelConfig, rows: int, pixels: int, itemsize: int) -> int:
-    """Activations at their fullest, for rows that run together and for pixels that are decoded together: the MLP of
-    one layer with what stands beside it, or the codec at full resolution. An estimate, on the large side."""
-    layer = rows * (3 * c.mlp_width + 8 * c.width)
-    codec = 8 * pixels * c.vae.dec_dim // c.vae.patch_size**2
-    return max(layer, codec) * itemsize
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is in memory beside the weights. rows: that run together; context: whose keys and values are kept, in all
+    guidance branches; pixels: of a frame that is decoded, of a clip (`moving`) or a picture."""
+
+    rows: int = 0
+    context: int = 0
+    pixels: int = 0
+    moving: bool = False
+
+    def cache(self, c: ModelConfig) -> int:
+        """Numbers in the keys and values."""
+        return self.context * 2 * c.kv_heads * c.head_dim * c.layers
+
+    def activations(self, c: ModelConfig) -> int:
+        """Numbers at the fullest: the MLP of one layer with what stands beside it, or the codec at full resolution. An
+        estimate, on the large side."""
+        layer = self.rows * (3 * c.mlp_width + 8 * c.width)
+        codec = CODEC[self.moving] * self.pixels * c.vae.dec_dim // c.vae.patch_size**2
+        return max(layer, codec)
+
+    def bytes(self, c: ModelConfig, itemsize: int) -> int:
+        return (self.cache(c) + self.activations(c)) * itemsize
 
 
 def plans(decoder: dict[str, int], guests: list[int], *, layers: int, work: int = 0, itemsize: int = 2) -> list[Plan]:
     """All plans with the bytes that each needs, the roomiest first. decoder: see `sizes`; guests: numbers in each of
-    the vision tower and the codec that is needed; work: bytes of activations."""
+    the vision tower and the codec that is needed; work: bytes of all that is no weight."""
     found = []
     for plan in PLANS:
         there = sum(n for name, n in decoder.items() if name not in plan.away)

@@ -16,7 +16,7 @@ from openlance.model import hub
 from openlance.model.folder import load_lance
 from openlance.model.forms import CLIPS, IMAGES, INSIDE, Files
 from openlance.model.lance import Lance
-from openlance.model.offload import Plan, free_memory, group, plans, settle, sizes, working_bytes
+from openlance.model.offload import Plan, Work, free_memory, group, plans, settle, sizes
 from openlance.model.vae_lazy import LazyVAE
 from openlance.model.weights import TensorSource, open_tensors
 
@@ -66,11 +66,12 @@ class Parts:
     # Where everything goes.
 
     def prepare(
-        self, *streams: str, guests: Iterable[str] = GUESTS, clips: bool = False, rows: int = 0, pixels: int = 0
+        self, *streams: str, guests: Iterable[str] = GUESTS, clips: bool = False, work: Work | None = None
     ) -> None:
-        """Decide for a request: which experts and which guests it needs, whether it is about clips, how many rows run
-        together and how many pixels are decoded together. UserError if a given budget does not hold it."""
-        key = (streams, tuple(guests), clips, working_bytes(self.files.config, rows, pixels, self.dtype.itemsize))
+        """Decide for a request: which experts and which guests it needs, whether it is about clips, what else it takes.
+        UserError if a given budget does not hold it."""
+        needed = (work or Work()).bytes(self.files.config, self.dtype.itemsize)
+        key = (streams, tuple(guests), clips, needed)
         if key not in self._plans:
             self._plans[key] = self._decide(*key)
             if self.say and self._plans[key] != self.plan:

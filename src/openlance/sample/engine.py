@@ -20,7 +20,7 @@ from openlance.model.folder import known, read_json
 from openlance.model.forms import Files, find
 from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
-from openlance.model.offload import parse_memory
+from openlance.model.offload import BRANCHES, Work, parse_memory
 from openlance.model.parts import Parts, usual_dtype
 from openlance.model.tiled import Tiling, decode_tiled, encode_tiled
 from openlance.model.vae_lazy import LazyVAE
@@ -160,11 +160,14 @@ class Engine:
         sizes = [(s, s.size) for s in media if s.size is not None]
         self._clips = any(size[0] > 1 for _, size in sizes)
         cut = {Kind.LATENTS: self.codec.latent_grid, Kind.PATCHES: self.codec.patch_grid}
-        rows = 2 * sum(int(np.prod(cut[s.kind](size))) for s, size in sizes)  # with the branch for guidance
+        cells = [(s.role, int(np.prod(cut[s.kind](size)))) for s, size in sizes]
+        noisy = BRANCHES * sum(n for role, n in cells if role is Role.TARGET)
+        context = BRANCHES * sum(n for role, n in cells if role is not Role.TARGET)  # words are few beside them
         pixels = max((size[1] * size[2] for s, size in sizes if s.role is Role.TARGET), default=0)
+        work = Work(rows=max(noisy, context), context=context, pixels=pixels, moving=self._clips)
         kinds = {s.kind for s in media}
         guests = [name for kind, name in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds]
-        self.parts.prepare(*streams, guests=guests, clips=self._clips, rows=rows, pixels=pixels)
+        self.parts.prepare(*streams, guests=guests, clips=self._clips, work=work)
         if made:
             self.vae()  # says now, not after minutes, that it is missing or may not be read
         seen = [s for s in media if s.kind is Kind.PATCHES and s.value is not None]

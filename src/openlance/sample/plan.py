@@ -3,8 +3,8 @@
     found = plan(ModelConfig(), Wanted(task="t2v", height=480, width=848, frames=121), memory=16e9)
     found.verdict
 
-Placements and their sizes are those between which `--memory` chooses (`model/offload.py`), with the keys and values of
-the context on top. Numbers are for bfloat16 and a pair of guidance branches.
+Placements and their sizes are those between which `--memory` chooses (`model/offload.py`). Numbers are for
+bfloat16 and a pair of guidance branches.
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ from openlance.config.model import ModelConfig
 from openlance.config.size import decoder_half, encoder_half, vit_size
 from openlance.errors import UserError
 from openlance.model.lengths import placeholder, ruler, text
+from openlance.model.offload import BRANCHES, Work, plans, sizes
 from openlance.model.offload import Plan as Placement
-from openlance.model.offload import plans, sizes, working_bytes
 from openlance.sequence.pack import document
 from openlance.sequence.rows import PATCHES
 from openlance.sequence.segment import Kind, Role, Segments
 from openlance.sequence.tasks import ENDS, request
 
 ITEM = 2  # bytes of a number in bfloat16
-BRANCHES = 2  # with and without the prompt
 USUAL = (768, 768)  # released defaults: height, width; frames of a clip
 FRAMES = 49
 PROMPT = 120  # tokens
-# Numbers that the codec's decoder holds at its fullest, per pixel of a frame and channel of its last level, for a
-# picture and for a clip (counted at 768x768 and 480x848 by `train.measured.PeakMemory`).
-CODEC = (13, 85)
 SEEN = 616  # longest side at which clips and pictures are looked at (released code: video_480p)
 
 
@@ -93,12 +89,12 @@ def plan(c: ModelConfig, wanted: Wanted, memory: float | None = None) -> Samplin
         "codec decoder": decoder_half(c.vae).size * makes,
         "codec encoder": encoder_half(c.vae).size * bool(reads),
     }
-    rows = (noisy if makes else total) * (BRANCHES if makes else 1)
-    pixels = wanted.height * wanted.width if makes else 0
-    codec = CODEC[wanted.frames > 1] * pixels * c.vae.dec_dim // c.vae.patch_size**2 * ITEM
-    work = max(working_bytes(c, rows, pixels, ITEM), codec)
-    cache = (total - noisy) * (BRANCHES if makes else 1) * 2 * c.kv_heads * c.head_dim * c.layers * ITEM
-    options = plans(decoder, [tower, sum(halves.values())], layers=c.layers, work=work, itemsize=ITEM)
+    branches, context = BRANCHES if makes else 1, total - noisy
+    work = Work(
+        rows=branches * max(noisy, context), context=branches * context,
+        pixels=wanted.height * wanted.width if makes else 0, moving=wanted.frames > 1,
+    )  # fmt: skip
+    options = plans(decoder, [tower, sum(halves.values())], layers=c.layers, work=work.bytes(c, ITEM), itemsize=ITEM)
     weights = {
         "understanding expert": decoder["und"], "generation expert": decoder["gen"],
         "embedding and head": decoder["ends"], "connectors": decoder["rest"], "vision tower": tower, **halves,
@@ -106,13 +102,13 @@ def plan(c: ModelConfig, wanted: Wanted, memory: float | None = None) -> Samplin
     return SamplingPlan(
         wanted=wanted,
         tokens={
-            "context": total - noisy, "denoised": float(noisy),
+            "context": context, "denoised": float(noisy),
             "vision tower": float((columns["kind"] == PATCHES).sum()),
         },
         weights={name: float(ITEM * n) for name, n in weights.items() if n},
-        cache=float(cache),
-        activations=float(work),
-        placements=tuple((_words(option), float(option.bytes + cache)) for option in _distinct(options)),
+        cache=float(ITEM * work.cache(c)),
+        activations=float(ITEM * work.activations(c)),
+        placements=tuple((_words(option), float(option.bytes)) for option in _distinct(options)),
         memory=memory,
     )  # fmt: skip
 
