@@ -15,6 +15,7 @@ from typing import Any
 from common import RESULTS, markdown, write_results
 
 from openlance.eval.quality import Comparison, Drawn, draw, measure
+from openlance.model.quant import RECIPES
 from openlance.sample.load import load
 
 DPM = {"solver": "dpm++", "num_inference_steps": 12}
@@ -30,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 PAGE, MARKS = Path(__file__).parents[1] / "docs" / "speed.md", ("<!-- quality -->", "<!-- /quality -->")
-INT8 = "Euler, 30 steps, experts in INT8"
+STORED = "Euler, 30 steps, experts in {}"
 
 
 def row(name: str, found: dict[str, Any]) -> list[str]:
@@ -77,9 +78,11 @@ def main() -> None:
             made = draw(pipe, base, {**base.reference, **setting})
             results[name] = measure(comparison(setting), exact, made)
             print(" | ".join(row(name, results[name])), flush=True)
-    if args.only in INT8:
-        pipe.quantise()
-        results[INT8] = measure(base, exact, draw(pipe, base, base.reference))
+    for kind in RECIPES:
+        if args.only in (name := STORED.format(kind)):
+            pipe = load(args.model)
+            pipe.quantise(kind)
+            results[name] = measure(base, exact, draw(pipe, base, base.reference))
     columns = ["setting", "PSNR, dB", "SSIM", "latents", "high freq.", "right, %", "points (95 %)", "passes"]
     columns += ["s", "times faster"]
     rows = [row(name, found) for name, found in results.items()]

@@ -1,5 +1,7 @@
 """`openlance convert downloads/Lance_3B lance-3b --to openlance`: the same checkpoint in another form.
 
+    openlance convert downloads/Lance_3B lance-int8 --quantise int8       # half the size, loads as any other
+
 The same from Python: `openlance.model.convert.write(out, gather(find("downloads/Lance_3B")), "openlance")`.
 """
 
@@ -25,6 +27,9 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.  \\[default: as it is]")
     ] = None,
+    quantise: Annotated[
+        str | None, typer.Option("--quantise", help="Experts in few bits: int8, fp8 or int4.", show_default=False)
+    ] = None,
     shards: Annotated[int, typer.Option("--shards", help="Files of the decoder.")] = 1,
     base: Annotated[
         Path | None, typer.Option("--base", help="A folder that has what is missing, such as the codec of a run.")
@@ -42,6 +47,7 @@ def convert(
     from openlance.sample.load import files_of
 
     files = files_of(source, base=base)
-    checkpoint = gather(files, getattr(torch, wanted) if wanted else None, allow_pickle=allow_pickle)
+    number = getattr(torch, wanted) if wanted else None
+    checkpoint = gather(files, number, quantise=quantise, allow_pickle=allow_pickle)
     write(output, checkpoint, to, shards=shards)
     typer.echo(f"{output}\ntry: openlance inspect {output}")

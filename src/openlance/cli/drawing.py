@@ -73,7 +73,8 @@ def choose_paths(
 
 
 def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> None:
-    """Load the model and draw the job in batches; every file is written whole or not at all."""
+    """Load the model and draw the job in batches; every file is written whole or not at all. The processes of a
+    torchrun draw together."""
     settings = how.settings() | job.settings  # before the model is loaded
 
     from tqdm import tqdm
@@ -82,18 +83,27 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
     from openlance.sample.inputs import as_clip
 
     pipe = checkpoint.load()
-    seed = secrets.randbelow(2**31) if how.seed is None else how.seed
+    pipe.enable_parallelism()
+    seed, leads = secrets.randbelow(2**31) if how.seed is None else how.seed, True
+    if pipe.crew is not None:
+        seed, leads = pipe.crew.agreed(seed), pipe.crew.leads
     call, total, start = job.call(pipe), len(job.paths), time.perf_counter()
     settings = {"progress": total <= BATCH and sys.stderr.isatty()} | settings
-    with tqdm(total=total, unit="file", delay=2.0, disable=None if total > BATCH else True, leave=False) as bar:
+    with tqdm(
+        total=total, unit="file", delay=2.0, disable=None if total > BATCH and leads else True, leave=False
+    ) as bar:
         for first in range(0, total, BATCH):
             part = slice(first, first + BATCH)
             made = call(*(some[part] for some in job.inputs), seed=seed + first, **settings)
+            if not leads:
+                continue
             if first == 0:  # only now is it clear that what was asked for can be done
                 checkpoint.warn(pipe, job.task)
             for path, result in zip(job.paths[part], made):
                 write_media(path, as_clip(result))
             bar.update(len(made))
+    if not leads:
+        return
     seconds, path, last = time.perf_counter() - start, job.paths[0], job.paths[-1]
     where = str(path) if total == 1 else f"{total} files, {path} to {last.name}"
     typer.echo(f"{where}  (seed {seed}, {seconds:.1f} s)")

@@ -20,7 +20,7 @@ BLOCKS, BLOCK = 1024, 64
 
 # Sizes of pictures as (height, width) and lengths of clips in frames, by weight; a stage bounds both.
 SIZES = {(64, 64): 0.72, (64, 96): 0.09, (96, 64): 0.09, (96, 96): 0.10}
-FRAMES = {5: 0.05, 9: 0.65, 13: 0.15, 17: 0.15}
+FRAMES = {5: 0.05, 9: 0.79, 13: 0.08, 17: 0.08}
 
 Draw = Callable[[int, int, Fit], WorldBatch]
 NONE: dict[str, Any] = dict.fromkeys(("drawn", "asked", "edited", "subjects"), 0)

@@ -23,6 +23,7 @@ from openlance.model.folder import config_files, write_config, write_json
 from openlance.model.forms import CODEC, IMAGES, INSIDE, PUBLISHED, TOWER, Files
 from openlance.model.names import COMPUTED
 from openlance.model.names_vae import config_for_diffusers, released_names
+from openlance.model.quant import in_few_bits, kinds_of
 from openlance.model.streams import Stream, progress, stream_of, write_shards
 from openlance.model.weights import TensorSource, compare, open_tensors
 from openlance.text.tokenizer import Tokenizer
@@ -52,10 +53,13 @@ class Checkpoint:
         return sum(t.bytes for part in self.tensors.values() for t in part.values())
 
 
-def gather(files: Files, dtype: torch.dtype | None = None, *, allow_pickle: bool = False) -> Checkpoint:
+def gather(
+    files: Files, dtype: torch.dtype | None = None, *, quantise: str | None = None, allow_pickle: bool = False
+) -> Checkpoint:
     """All parts of a checkpoint on disk, compared with what its configuration asks for; nothing is read yet.
 
-    dtype: of floating-point tensors; None keeps them. UserError if something is missing or does not fit.
+    dtype: of floating-point tensors; None keeps them. quantise: a recipe of `model.quant`. UserError if something is
+    missing or does not fit, or is in few bits already.
     """
     if len(files.decoders) > 1:
         names = " or ".join(str(d) for d in files.decoders)
@@ -68,8 +72,12 @@ def gather(files: Files, dtype: torch.dtype | None = None, *, allow_pickle: bool
         "vit": (open_tensors(tower), lambda n: n[len(prefix) :] if n.startswith(prefix) else None),
         "vae": (open_tensors(files.vae, allow_pickle=allow_pickle), lambda n: _codec_name(wan.to_ours(n), wan)),
     }
+    if kinds_of(sources["decoder"][0]):
+        raise UserError(f"{files.root} holds weights in few bits, which are final: convert the folder they came from")
     wanted = expected(files.config)
     found = {part: _streams(source, rename, wanted[part], dtype) for part, (source, rename) in sources.items()}
+    if quantise is not None:
+        found["decoder"] = in_few_bits(found["decoder"], quantise)
     return Checkpoint(config=files.config, tensors=found, beside=files.tokenizer)
 
 

@@ -139,6 +139,9 @@ def load_lance(
     source = open_tensors(folder, allow_pickle=allow_pickle)
     # The fixed position table is computed, and a vision tower inside the file is read by whoever needs one.
     source = source.only(lambda name: name not in COMPUTED and not name.startswith("vit_model."))
+    from openlance.model.quant import receive
+
+    receive(lance, source)
     wanted = {name for name, _ in lance.named_parameters()}
 
     def place(name: str) -> str | None:

@@ -6,6 +6,7 @@ denoising and decoding give it the new rows and that cache. Axes: L rows, N late
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from openlance.config.model import ModelConfig
 from openlance.model.attention import Plan, plan_attention
+from openlance.model.crew import Split
 from openlance.model.layers import Layer, RMSNorm, Rotary, Streams, TimeEmbedder, latent_table, rotary_table
 from openlance.sequence.rows import Rows
 
@@ -46,6 +48,7 @@ class Layout:
     table: Tensor  # (N, D) latent positions of the generation rows
     patches: Tensor  # (n,) which understanding rows hold ViT tokens
     patch_table: Tensor | None  # (n, D) their latent positions, if the model has them
+    gather: Callable[[Tensor], Tensor] | None = None  # keys or values of all rows from this process's own
 
 
 class Lance(nn.Module):
@@ -67,12 +70,22 @@ class Lance(nn.Module):
     def device(self) -> torch.device:
         return next(self.norm.parameters()).device  # the embedding may wait elsewhere
 
-    def layout(self, rows: Rows, cache: Cache | None = None) -> Layout:
-        """Prepare rows (on the CPU) for any number of passes."""
+    def layout(self, rows: Rows, cache: Cache | None = None, split: Split | None = None) -> Layout:
+        """Prepare rows (on the CPU) for any number of passes. split: of the latent rows this process runs its
+        own, among the keys of all."""
         is_gen = rows.is_latent
         order = torch.argsort(is_gen.int(), stable=True)
         rows, und = rows.at(order), len(rows) - int(is_gen.sum())
         keys = rows if cache is None or cache.rows is None else Rows.concat([cache.rows, rows])
+        latents = len(rows) - und
+        if split is not None:
+            own = torch.cat([torch.arange(und), torch.arange(und, len(rows))[split.own(latents)]])
+            rows, order = rows.at(own), order[own]
+
+        def gather(own: Tensor) -> Tensor:
+            assert split is not None
+            return torch.cat([own[:und], split.gather(own[und:], latents)])
+
         cos, sin = (x.to(self.device) for x in rotary_table(rows.position, self.config))
         patches, strength = rows.is_patch.nonzero()[:, 0], self.config.position.patch_table
 
@@ -88,6 +101,7 @@ class Lance(nn.Module):
             table=table(rows.cell[und:]),
             patches=patches.to(self.device),
             patch_table=table(rows.cell[patches]) * strength if strength else None,
+            gather=gather if split is not None and split.size > 1 else None,
         )
 
     def inputs(self, layout: Layout, patches: Tensor | None, latents: Tensor | None, times: Tensor | None) -> Streams:
@@ -124,7 +138,7 @@ class Lance(nn.Module):
         made = []
         for n, layer in enumerate(self.layers):
             past = cache.layers[n] if cache is not None and cache.layers else None
-            x, own = layer(x, layout.rotary, layout.plan, past)
+            x, own = layer(x, layout.rotary, layout.plan, past, layout.gather)
             made.append(own)
         if keep:
             assert cache is not None

@@ -6,7 +6,7 @@ Rows are sorted by stream once per pack (understanding rows first), so that a st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -91,12 +91,18 @@ class Layer(nn.Module):
             rows = len(x)
         return zip(*(column.split(rows) for column in columns), strict=True)
 
-    def forward(self, x: Streams, rotary: Rotary, plan: Plan, past: tuple[Tensor, Tensor] | None) -> Layered:
-        """One layer over both streams; `past` are cached keys and values that come before this pass's own."""
+    def forward(
+        self, x: Streams, rotary: Rotary, plan: Plan, past: tuple[Tensor, Tensor] | None,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> Layered:  # fmt: skip
+        """One layer over both streams; `past` are cached keys and values that come before this pass's own. gather:
+        brings in the keys and values of rows that other processes run."""
         experts = (self.und, self.gen)
         work = [(e, h, table) for e, h, table in zip(experts, x, rotary, strict=True) if e and len(h)]
         parts = [e.project(*piece) for e, h, table in work for piece in self.pieces(h, *table)]
         q, k, v = (join(part) for part in zip(*parts, strict=True))
+        if gather is not None:
+            k, v = gather(torch.cat([k, v], dim=-1)).chunk(2, dim=-1)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k]), torch.cat([past[1], v]))
         mixed = attend(q, keys, values, plan).split([len(h) for h in x])
         und, gen = (

@@ -88,6 +88,11 @@ class Adapter:
             if ".gen." in name and "gen" not in lance.norm:
                 continue
             module = modules.get(name)
+            if hasattr(module, "scale"):
+                raise UserError(
+                    f"the model holds {name} in few bits, to which {self.origin} cannot be added: load it with the "
+                    f"whole model, and quantise then"
+                )
             if not isinstance(module, nn.Linear) or module.weight.shape != (b.shape[0], a.shape[1]):
                 raise UserError(f"{self.origin} does not fit at {name}: use it with the model it was made for")
             update = (b.float() @ a.float()).to(module.weight.device)

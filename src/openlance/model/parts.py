@@ -17,6 +17,7 @@ from openlance.model.folder import load_lance
 from openlance.model.forms import CLIPS, IMAGES, INSIDE, Files
 from openlance.model.lance import Lance
 from openlance.model.offload import Plan, Work, free_memory, group, plans, settle, sizes
+from openlance.model.quant import bytes_per_number
 from openlance.model.vae_lazy import LazyVAE
 from openlance.model.weights import TensorSource, open_tensors
 
@@ -88,7 +89,10 @@ class Parts:
             if not self._counts.get((name, clips)):
                 self._counts[name, clips] = self._numbers(name, clips)
         counts = [self._counts[name, clips] for name in guests]
-        options = plans(sizes(c, streams), counts, layers=c.layers, work=work, itemsize=itemsize)
+        decoder = sizes(c, streams)
+        for stream, size in self._few_bits(clips).items():
+            decoder = decoder | {stream: int(decoder[stream] * size / itemsize)}
+        options = plans(decoder, counts, layers=c.layers, work=work, itemsize=itemsize)
         if self.memory is None:
             if self.device.type == "cpu":
                 # Weights are views of the file. That a large guest leaves costs next to nothing, and to copy an expert
@@ -104,6 +108,13 @@ class Parts:
                 f"more, or ask for something smaller"
             )
         return fitting
+
+    def _few_bits(self, clips: bool) -> dict[str, float]:
+        """Bytes of a number of the experts whose file holds them in few bits."""
+        path = self.files.decoder(clips)
+        if self.files.missing(path) or (path.suffix == ".pth" and not self.allow_pickle):
+            return {}
+        return bytes_per_number(open_tensors(path, allow_pickle=self.allow_pickle))
 
     def _numbers(self, name: str, clips: bool) -> int:
         """Numbers in a guest, 0 if its file is not there (yet) or may not be read."""

@@ -141,7 +141,8 @@ def load_into(
     for name, target in plan.items():
         place = places[target]
         if place.is_meta:
-            _assign(module, target, stream(tensors, name, dtype, device(target) if callable(device) else device))
+            kept = None if place.dtype.itemsize == 1 else dtype  # levels are not numbers to be converted
+            _assign(module, target, stream(tensors, name, kept, device(target) if callable(device) else device))
         else:
             value = tensors.read(name)
             check_finite(name, value, tensors.origin)

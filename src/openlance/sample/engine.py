@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from openlance.media.clip import Clip
+from openlance.model.crew import Crew
 from openlance.model.folder import known, read_json
 from openlance.model.forms import Files, find
 from openlance.model.grids import SequenceCodec
@@ -103,6 +104,7 @@ class Engine:
         self.defaults = Defaults.read(files.tokenizer / "generation_config.json")
         self.tiling: Tiling | None = None  # of the codec
         self.prefixes = PrefixStore()  # give it a limit, and conditions of earlier calls need not run again
+        self.crew: Crew | None = None  # processes that share every picture and clip
         self._clips = False  # whether the request at hand is about clips, for which the release has a checkpoint
 
     # Parts, each read when it is first needed.
@@ -111,19 +113,30 @@ class Engine:
         """The decoder with at least these streams."""
         return self.parts.lance(*streams, clips=self._clips)
 
-    def quantise(self) -> None:
-        """Hold the experts' weights in int8 from now on (see `model.quant`). Adapters come before: they are merged."""
-        from openlance.model.quant import quantise
+    def quantise(self, kind: str = "int8") -> None:
+        """Hold the experts' weights in few bits from now on: int8, fp8 or int4 (see `model.quant`). Adapters come
+        before: they are merged. UserError for an unknown kind."""
+        from openlance.model.quant import quantise, recipe
+
+        recipe(kind)
 
         before = self.parts.adapt
 
         def adapt(lance: Lance) -> None:
             if before is not None:
                 before(lance)
-            quantise(lance)
+            quantise(lance, kind)
 
         self.parts.adapt = adapt
         self.parts.leave("lance")
+
+    def enable_parallelism(self) -> None:
+        """Draw together with the other processes of this torchrun, each of which has to make the same calls with the
+        same seeds (see `model.crew`); without effect where there are none."""
+        self.crew = Crew.join()
+        if self.crew is not None and self.crew.device.type == "cuda":
+            self.device = self.crew.device
+            self.parts.move(self.crew.device)
 
     def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
         """Add an adapter in PEFT's format to the decoder (see `model.lora`), at `weight` times its strength; several
@@ -249,6 +262,7 @@ class Engine:
         return denoise(
             self.lance("und", "gen"), self.codec, requests, sampling,
             see=see, encode=encode, seeds=seeds, on_step=on_step, after_step=after_step, store=self.prefixes,
+            crew=self.crew,
         )  # fmt: skip
 
     def fill_visual(

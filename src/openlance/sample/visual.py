@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from openlance.errors import UserError
 from openlance.flow import schedule
+from openlance.model.crew import Crew
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.sample.compiled import compiled
 from openlance.sample.guidance import Sampling, guide, renormalise
@@ -92,8 +94,13 @@ class Denoiser:
     layouts: dict[tuple[int, ...], Chosen] = field(default_factory=dict)
     store: PrefixStore | None = None  # of prefixes that ran in earlier calls
     compile: bool = False
+    crew: Crew | None = None  # processes that share the work
 
     def __post_init__(self) -> None:
+        if self.crew is not None and (self.compile or not self.cached):
+            raise UserError(
+                "several processes draw with cached conditions and without compile: leave those settings out"
+            )
         rows = self.branches.pack.rows
         self.prefix = _before_target(rows)
         if self.cached:
@@ -109,7 +116,7 @@ class Denoiser:
             own = rows.at(wanted.nonzero()[:, 0])
             clean = mine[rows.is_latent & ~rows.noisy].nonzero()[:, 0]
             patches = mine[rows.is_patch].nonzero()[:, 0]
-            layout = self.model.layout(own, self.cache)
+            layout = self.model.layout(own, self.cache, self.crew and self.crew.context)
             self.layouts[documents] = Chosen(layout, own.noisy[own.is_latent], clean, patches)
         return self.layouts[documents]
 
@@ -121,6 +128,28 @@ class Denoiser:
 
     def run(self, documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
         """Velocities (M, C) of the target rows of some documents (numbers in rising order), one after another."""
+        if self.crew is None:
+            return self._pass(documents, x_MC, times_M)
+        # Branches have equal targets, so equal numbers of documents mostly have equal numbers of rows; where not, or
+        # where they do not come out even, every group of processes runs all of them.
+        branch, context = self.crew.branch, self.crew.context
+        rows = self.branches.pack.rows
+        counts = torch.bincount(
+            rows.doc[rows.noisy & rows.is_latent], minlength=self.branches.count * self.branches.requests
+        )
+        dealt = counts[list(documents)].chunk(branch.size)
+        even = len(dealt) == branch.size and len({int(part.sum()) for part in dealt}) == 1
+        mine, whole = documents, len(x_MC)
+        if even:
+            place = branch.own(len(documents))
+            mine, rows_of = documents[place], branch.own(whole)
+            x_MC, times_M = x_MC[rows_of], times_M[rows_of]
+        part = context.own(len(x_MC))
+        v = context.gather(self._pass(mine, x_MC[part], times_M[part]), len(x_MC))
+        return branch.gather(v, whole) if even else v
+
+    def _pass(self, documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
+        """... of this process's own rows."""
         chosen = self.chosen(documents)
         latents, times, patches, target = x_MC, times_M, None, chosen.target
         if not self.cached:
@@ -169,11 +198,13 @@ def denoise(
     on_step: Callable[[int, float, Tensor], None] | None = None,
     after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
     store: PrefixStore | None = None,
+    crew: Crew | None = None,
 ) -> list[Tensor]:
     """Latents (T, Y, X, C) for the last visual target of each request.
 
     seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
-    after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place.
+    after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. crew: the
+    processes that do this together.
     """
     requests = [_until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s)
@@ -191,7 +222,7 @@ def denoise(
             part[: v.given] = known
     x = x.to(model.device)
     moves = moves.to(model.device)
-    denoiser = Denoiser(model, branches, features, context, s.cached, store=store, compile=s.compile)
+    denoiser = Denoiser(model, branches, features, context, s.cached, store=store, compile=s.compile, crew=crew)
     velocities = _branch_velocities(denoiser, s, targets)
     counted = torch.ones_like(moves) if s.cached and model.config.faithful.norm_includes_given else moves
     times, solver, guided_before = schedule(s.num_inference_steps, s.shift), SOLVERS[s.solver](), 0

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from openlance.config.values import differences
 from openlance.errors import UserError
+from openlance.model import crew
 
 BUCKET = 1 << 24  # numbers that travel in one message
 
@@ -36,19 +37,13 @@ class Team:
     @classmethod
     def join(cls, shard: int = 1) -> Team:
         """Join the processes that torchrun started; alone otherwise. UserError if they cannot be cut into groups."""
-        size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+        size = int(os.environ.get("WORLD_SIZE", "1"))
         if shard < 1 or size % shard:
             raise UserError(
                 f"{size} processes cannot share weights in groups of {shard}: give --shard a divisor of {size}, or "
                 f"start more with torchrun --nproc-per-node"
             )
-        gpu = torch.cuda.is_available()
-        device = torch.device("cuda", local) if gpu else torch.device("cpu")
-        if gpu:
-            torch.cuda.set_device(device)
-        if size > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-        return cls(dist.get_rank() if size > 1 else 0, size, device, shard)
+        return cls(*crew.join(), shard)
 
     @property
     def leads(self) -> bool:

@@ -1,0 +1,56 @@
+"""Several processes at one request draw what one draws."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from openlance.errors import UserError
+from openlance.model.crew import Split
+
+WORKER = str(Path(__file__).with_name("crew_worker.py"))
+
+
+def torchrun(count, *line):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*start, *line], check=True, timeout=300, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("count", [3, 4])  # rows alone, and branches beside rows
+def test_a_crew_draws_what_one_process_draws(checkpoint, tmp_path, count):
+    torchrun(count, WORKER, str(checkpoint.folder), str(tmp_path))
+    alone = runpy.run_path(WORKER)["draw"](checkpoint.load())
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(count)]
+    for name, expected in alone.items():
+        for found in ranks:
+            assert torch.equal(found[name], ranks[0][name]), name  # all hold the whole result
+        torch.testing.assert_close(ranks[0][name], expected, atol=5e-5, rtol=1e-4, msg=name)
+
+
+def test_the_command_line_draws_with_all_processes_and_writes_once(checkpoint, tmp_path):
+    line = ["-m", "openlance.cli.main", "generate", "t2i", "a red circle", "--model", str(checkpoint.folder)]
+    line += ["--size", "64x64", "--num-inference-steps", "2", "-o", str(tmp_path / "out.png")]
+    assert torchrun(2, *line).stdout.count("seed") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 8])
+def test_every_row_is_dealt_once(rows):
+    runs = [Split(None, rank, 3).own(rows) for rank in range(3)]
+    assert [n for run in runs for n in range(rows)[run]] == list(range(rows))
+    assert max(r.stop - r.start for r in runs) - min(r.stop - r.start for r in runs) <= 1
+
+
+def test_what_several_processes_cannot_do_is_refused(checkpoint):
+    from openlance.sample.guidance import Sampling
+    from openlance.sequence import tasks
+
+    pipe = checkpoint.load()
+    pipe.crew = object()
+    with pytest.raises(UserError, match="several processes"):
+        pipe.fill_latents([tasks.text_to_visual("a", (1, 64, 64))], Sampling(cached=False), [0])
