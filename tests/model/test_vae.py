@@ -8,6 +8,7 @@ import torch
 
 from openlance.config.model import VAEConfig
 from openlance.errors import UserError
+from openlance.model.frame_vae import FrameVAE
 from openlance.model.names_vae import released_names
 from openlance.model.vae import (
     VAE,
@@ -21,7 +22,6 @@ from openlance.model.vae import (
     vae_config,
 )
 from openlance.model.vae_lazy import LazyVAE
-from openlance.model.wan_frames import FrameDecoder
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
@@ -167,13 +167,18 @@ def test_values_and_gradients_equal_those_of_diffusers(tiny, frames):
 
 
 @torch.no_grad()
-def test_the_decoder_for_pictures_equals_the_decoder_for_clips(tiny, tiny_file):
-    frames = FrameDecoder.load(tiny_file, TINY)
+def test_the_codec_for_pictures_equals_the_codec_for_clips(tiny, tiny_file):
+    frames = FrameVAE.load(tiny_file, TINY)
+    x = torch.rand(3, 3, 1, 16, 24) * 2 - 1
+    torch.testing.assert_close(frames.encode(x), tiny.encode(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(frames.encode(x[0]), tiny.encode(x[0]), rtol=0, atol=1e-5)
     z = torch.randn(3, 6, 1, 2, 3)
     torch.testing.assert_close(frames.decode(z, clamp=False), tiny.decode(z, clamp=False), rtol=0, atol=1e-5)
     torch.testing.assert_close(frames.decode(z[0]), tiny.decode(z[0]), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="one latent frame"):
         frames.decode(torch.randn(6, 2, 2, 3))
+    with pytest.raises(ValueError, match="one latent frame"):
+        frames.encode(torch.randn(3, 5, 16, 16))
 
 
 @torch.no_grad()
@@ -182,6 +187,9 @@ def test_a_codec_loads_only_what_it_is_asked_for(tiny, tiny_file):
     z = torch.randn(6, 1, 2, 2)
     torch.testing.assert_close(codec.decode(z), tiny.decode(z), rtol=0, atol=1e-5)
     assert "_frame_decoder" in vars(codec) and "_decoder" not in vars(codec) and "_encoder" not in vars(codec)
+    picture = torch.rand(2, 3, 1, 16, 16)
+    torch.testing.assert_close(codec.encode(picture), tiny.encode(picture), rtol=0, atol=1e-5)
+    assert "_frame_encoder" in vars(codec) and "_encoder" not in vars(codec)
     clip = torch.rand(3, 5, 16, 16)
     torch.testing.assert_close(codec.encode(clip), tiny.encode(clip), rtol=0, atol=1e-5)
     torch.testing.assert_close(codec.decode(z.expand(-1, 2, -1, -1)), tiny.decode(z.expand(-1, 2, -1, -1)))

@@ -11,7 +11,7 @@ The same from Python: `generate`, `generate_video`, `animate` and `subject` of `
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,7 +80,7 @@ def i2v(
     """Make a clip that begins with a picture."""
     prompts = choose_prompts(prompt, prompts_file, f"generate i2v {image} 'the circle moves left'")
     paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
-    inputs = [[options.read_medium(image)] * len(prompts), prompts]
+    inputs: list[list[Any]] = [[options.read_medium(image)] * len(prompts), prompts]
     draw(Job(task="i2v", call=lambda pipe: pipe.animate, inputs=inputs, paths=paths), filming, checkpoint)
 
 
@@ -99,7 +99,8 @@ def flf2v(
     """Make a clip between two pictures, its first and its last frame."""
     prompts = choose_prompts(prompt, prompts_file, f"generate flf2v {first} {last} 'the circle moves left'")
     paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
-    inputs, end = [[options.read_medium(first)] * len(prompts), prompts], {"last": options.read_medium(last)}
+    inputs: list[list[Any]] = [[options.read_medium(first)] * len(prompts), prompts]
+    end = {"last": options.read_medium(last)}
     job = Job(task="flf2v", call=lambda pipe: pipe.animate, inputs=inputs, paths=paths, settings=end)
     draw(job, filming, checkpoint)
 
@@ -119,5 +120,5 @@ def subject(
     prompts = choose_prompts(prompt, prompts_file, f"generate subject {images[0]} --prompt 'the circle on white'")
     task, suffixes = ("image_idip", PICTURES) if (filming.num_frames or 1) == 1 else ("video_idip", CLIPS)
     paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=suffixes)
-    inputs = [[[options.read_medium(path) for path in images]] * len(prompts), prompts]
+    inputs: list[list[Any]] = [[[options.read_medium(path) for path in images]] * len(prompts), prompts]
     draw(Job(task=task, call=lambda pipe: pipe.subject, inputs=inputs, paths=paths), filming, checkpoint)

@@ -58,7 +58,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command that takes groups of options: a parameter annotated with one of the dataclasses below is offered on the
     command line as the fields of that class."""
     own = inspect.signature(command, eval_str=True)
-    groups = {p.name: p.annotation for p in own.parameters.values() if is_dataclass(p.annotation)}
+    groups: dict[str, Any] = {p.name: p.annotation for p in own.parameters.values() if is_dataclass(p.annotation)}
     flat = []
     for p in own.parameters.values():
         if p.name not in groups:

@@ -1,6 +1,7 @@
 """The parts of the VAE that a run needs, each loaded when it is first needed.
 
-Text-to-image reads the 2-D decoder alone, image-to-video both halves, answering questions nothing at all.
+Text-to-image reads the 2-D decoder alone, an edit of a picture both 2-D halves, image-to-video those of clips, a
+question nothing at all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from openlance.config.model import VAEConfig
-from openlance.model.wan_frames import FrameDecoder
+from openlance.model.frame_vae import FrameVAE
 from openlance.model.weights import TensorSource
 
 if TYPE_CHECKING:
@@ -37,10 +38,19 @@ class LazyVAE:
         self.weights, self.config = weights, config
         self._settings: dict[str, Any] = {"allow_pickle": allow_pickle, "dtype": dtype, "device": device}
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._settings["device"])
+
+    def to(self, device: torch.device | str) -> LazyVAE:
+        """The same codec on a device."""
+        return LazyVAE(self.weights, self.config, **self._settings | {"device": device})
+
     @torch.no_grad()
     def encode(self, pixels_CFHW: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (3, F, H, W) in [-1, 1] or a batch -> normalised mean and log-variance, each (C, T, Y, X)."""
-        return self._encoder.encode(pixels_CFHW)
+        picture = pixels_CFHW.shape[-3] == 1 and "_encoder" not in vars(self)  # the whole encoder does pictures too
+        return (self._frame_encoder if picture else self._encoder).encode(pixels_CFHW)
 
     @torch.no_grad()
     def decode(self, z_CTYX: Tensor) -> Tensor:
@@ -69,5 +79,9 @@ class LazyVAE:
         return VAE.load(self.weights, self.config, parts=("decoder",), **self._settings).eval()
 
     @cached_property
-    def _frame_decoder(self) -> FrameDecoder:
-        return FrameDecoder.load(self.weights, self.config, **self._settings).eval()
+    def _frame_encoder(self) -> FrameVAE:
+        return FrameVAE.load(self.weights, self.config, parts=("encoder",), **self._settings).eval()
+
+    @cached_property
+    def _frame_decoder(self) -> FrameVAE:
+        return FrameVAE.load(self.weights, self.config, parts=("decoder",), **self._settings).eval()

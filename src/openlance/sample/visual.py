@@ -116,7 +116,7 @@ class Denoiser:
             own = rows.at(wanted.nonzero()[:, 0])
             clean = mine[rows.is_latent & ~rows.noisy].nonzero()[:, 0]
             patches = mine[rows.is_patch].nonzero()[:, 0]
-            layout = self.model.layout(own, self.cache, self.crew and self.crew.context)
+            layout = self.model.layout(own, self.cache, self.crew.context if self.crew else None)
             self.layouts[documents] = Chosen(layout, own.noisy[own.is_latent], clean, patches)
         return self.layouts[documents]
 

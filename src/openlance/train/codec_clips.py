@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openlance.model.vae import VAE
-from openlance.model.wan_frames import Level
-from openlance.train.codec_frames import DownLevel, FrameCodec
+from openlance.model.wan_frames import DownLevel, Level
+from openlance.train.codec_frames import FrameCodec
 
 PAST = 2  # earlier frames that a causal kernel sees
 NEW = (".past", ".time_conv.weight", ".time_conv.bias")  # ends of the names that pictures know nothing of

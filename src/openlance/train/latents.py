@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from openlance.media.clip import Clip
-from openlance.model.vae import VAE, channels_last, to_signed
+from openlance.model.vae import channels_last, to_signed
+from openlance.model.vae_lazy import LazyVAE
 
 PIXELS = 1 << 22  # of all frames that go through the encoder together: bounds its memory
 
@@ -21,8 +22,8 @@ class Encoder:
     low: bfloat16 inside, which is twice as fast on a CPU.
     """
 
-    def __init__(self, vae: VAE, low: bool = False) -> None:
-        self.vae, self.low = vae.eval(), low
+    def __init__(self, vae: LazyVAE, low: bool = False) -> None:
+        self.vae, self.low = vae, low
 
     @torch.no_grad()
     def __call__(self, values: list[Any]) -> list[Tensor]:
@@ -41,9 +42,8 @@ class Encoder:
         stride = self.vae.config.temporal_stride
         frames = (clips[0].frames - 1) // stride * stride + 1
         pixels = torch.stack([to_signed(pixels_of(clip)[:frames]) for clip in clips])
-        device = next(self.vae.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.low):
-            mean, _ = self.vae.encode(pixels.to(device))
+        with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.low):
+            mean, _ = self.vae.encode(pixels.to(self.vae.device))
         return channels_last(mean.float()).flatten(1, 3)
 
 

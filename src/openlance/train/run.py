@@ -139,7 +139,7 @@ def prepare(
     stage: Stage, settings: Settings, base: Base, team: Team, stack: ExitStack, show: Show | None
 ) -> tuple[Trainer, Work]:
     """A trainer at its first step and what it works with; streams close with the stack."""
-    base.encode.vae.to(team.device)
+    base.encode.vae = base.encode.vae.to(team.device)
     sources = {task: open_source(spec, task) for task, spec in specs(stage, settings.data).items()}
     reading = Reading(rank=team.rank, world=team.size, workers=settings.workers, max_broken=settings.max_broken)
     stream = stack.enter_context(Stream(sources, stage, base.codec, prompts=base.prompts, reading=reading))

@@ -22,9 +22,9 @@ from openlance.model.folder import known, load_lance, read_json, write_config
 from openlance.model.forms import find
 from openlance.model.grids import SequenceCodec
 from openlance.model.names import released_name
-from openlance.model.vae import VAE
+from openlance.model.vae_lazy import LazyVAE
 from openlance.model.vit import ViT
-from openlance.model.weights import write_tensors
+from openlance.model.weights import open_tensors, write_tensors
 from openlance.sequence.tasks import RELEASED, SystemPrompts
 from openlance.text.tokenizer import Tokenizer
 from openlance.train.latents import Encoder
@@ -68,7 +68,8 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
             from openlance.train.qwen import fill_from_qwen, read_qwen
 
             fill_from_qwen(learner, read_qwen(Path(init)))
-    vae = VAE.load(files.vae, config.vae, parts=("encoder",), allow_pickle=allow_pickle)
+    files.require(files.vae)
+    vae = LazyVAE(open_tensors(files.vae, allow_pickle=allow_pickle), config.vae)
     return Base(
         beside=(files.vae, *(files.tokenizer / name for name in BESIDE)),
         config=config,
