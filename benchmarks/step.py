@@ -1,0 +1,111 @@
+"""A whole training step of the 300M config: its share of the machine's own rate of matrix products.
+
+    python benchmarks/step.py               # float32 and bfloat16, some minutes; --quick: a tiny model, nothing written
+
+Forward, backward, gradient norm and AdamW on one pack of pictures to draw, edits and questions, with latents and
+features that were encoded before (`openlance encode`), as a stage with a frozen vision tower trains. Operations are
+those that `openlance plan` counts: products of the forward pass, twice as many for the backward pass, nothing for norms
+and the optimiser. The rate is that of the layer's own products, measured before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import torch
+from common import markdown, seconds, spread, timed, verdict, write_results
+from denoise import gemm_rate
+from forms import CONFIG_300M, QUICK, Words
+
+from openlance.config.model import ModelConfig
+from openlance.config.presets import nano
+from openlance.config.train import Stage
+from openlance.model.lengths import placeholder
+from openlance.sequence.pack import document, pack
+from openlance.sequence.segment import Kind, Segments
+from openlance.sequence.tasks import edit, text_to_visual, understand
+from openlance.train.batch import Batch
+from openlance.train.learner import fresh
+from openlance.train.load import Load, load_of
+from openlance.train.objective import noised
+from openlance.train.plan import flops, trainable
+from openlance.train.trainer import Trainer
+
+SHARE = 0.5
+WORDS = " ".join(["a"] * 60)
+
+
+def stage(dtype: str, tokens: int) -> Stage:
+    return Stage(
+        name="step", steps=10, lr=1e-5, optimizer="adamw", ema=0.0, frozen=("vit",), mixture={"t2i": 1}, dtype=dtype,
+        pack_tokens=(tokens, 2 * tokens), max_sample_tokens=tokens,
+    )  # fmt: skip
+
+
+def samples(side: int) -> list[Segments]:
+    """At 256 pixels about 4,000 tokens."""
+    seen, kept = placeholder(1, side * 7 // 8, side * 7 // 8), placeholder(1, side, side)
+    drawn = [text_to_visual(WORDS, (1, side, side), placeholder(1, side, side)) for _ in range(6)]
+    edited = [edit(WORDS, [(seen, kept)], (1, side, side), placeholder(1, side, side)) for _ in range(2)]
+    return drawn + edited + [understand([seen], WORDS, WORDS) for _ in range(4)]
+
+
+def batch_of(config: ModelConfig, wanted: list[Segments]) -> Batch:
+    made = pack(wanted, Words(config), config.position, 1)
+    latents = torch.randn(int(made.rows.is_latent.sum()), config.latent_channels)
+    noise = noised(made, latents, torch.rand(int(made.rows.target.max()) + 1), torch.randn_like(latents))
+    looks = [v for v in made.visuals if v.segment.kind is Kind.PATCHES]
+    cells = [v.rows[1] - v.rows[0] for v in looks]
+    features = [torch.randn(*v.grid, config.width) for v in looks]
+    counts = torch.tensor([int((made.rows.label >= 0).sum()), int(made.rows.denoise.sum()), 0], dtype=torch.float64)
+    names = [f"sample {n}" for n in range(len(wanted))]
+    return Batch(made, names, noise, features, cells, list(range(len(looks))), {}, counts)
+
+
+def measure(config: ModelConfig, side: int, dtype: str, repeat: int) -> dict[str, float]:
+    wanted = samples(side)
+    load = sum((load_of(*document(s, Words(config), config.position, 1), config) for s in wanted), Load())
+    plan = stage(dtype, int(load.rows))
+    work = flops(config, replace(load, patches=0.0, codec=0.0), trainable(config, plan))
+    rate = [gemm_rate(config, int(load.rows), getattr(torch, dtype))]
+    run = Trainer(plan, fresh(config, config.vocab_size, 0))
+    batch = batch_of(config, wanted)
+    seconds(lambda: run.update([batch]), 1)  # warms up: moments are made
+    times = [timed(lambda: run.update([batch])) for _ in range(repeat)]
+    rate.append(gemm_rate(config, int(load.rows), getattr(torch, dtype)))
+    reached = sum(work.values()) / min(times)
+    return {
+        "tokens": load.rows, "parameters": sum(p.numel() for p in run.learner.lance.parameters()),
+        "seconds": spread(times), "operations": work, "rate": max(rate), "reached": reached,
+        "share": reached / max(rate), "tokens_per_second": load.rows / min(times),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, nothing written")
+    parser.add_argument("--repeat", type=int, default=3)
+    args = parser.parse_args()
+    whole, side = (QUICK, 64) if args.quick else (CONFIG_300M, 256)
+    tower = replace(nano().vit, out_hidden_size=whole.width)  # never run: its features are given
+    config = replace(whole, vit=tower)
+    found, rows = {}, []
+    for dtype in ("float32", "bfloat16"):
+        found[dtype] = measure(config, side, dtype, args.repeat)
+        f = found[dtype]
+        rows.append([
+            dtype, f"{f['tokens']:.0f}", f"{f['seconds']['median']:.2f}", f"{f['tokens_per_second']:.0f}",
+            f"{f['reached'] / 1e9:.0f}", f"{f['rate'] / 1e9:.0f}", f"{f['share']:.2f}",
+        ])  # fmt: skip
+        print(rows[-1], flush=True)
+    heads = ["dtype", "tokens", "s a step", "tokens a second", "GFLOP/s", "machine's GFLOP/s", "share"]
+    share = found["float32"]["share"]
+    table = f"{found['float32']['parameters'] / 1e6:.0f}M parameters, two experts of which a token meets one.\n\n"
+    table += markdown(heads, rows) + f"\nShare in float32 {verdict(share, SHARE, at_least=True)}.\n"
+    if not args.quick:
+        write_results("step", {"steps": found}, table)
+
+
+if __name__ == "__main__":
+    main()
