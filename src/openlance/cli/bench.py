@@ -43,6 +43,7 @@ def world(
     ] = "free",
     model: options.Model = "nano",
     size: options.Size = "64x64",
+    num_frames: Annotated[int, typer.Option("--num-frames", help="Length of clips: 5, 9, 13 or 17.")] = 9,
     batch: Annotated[int, typer.Option("--batch", help="Requests answered together.")] = 32,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
@@ -76,7 +77,7 @@ def world(
     given = options.given(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     wanted = Bench(
         tasks=named_tasks(tasks), samples=samples, seed=seed,
-        placement=placement, height=height, width=width, batch=batch, settings=tuple(given.items()),
+        placement=placement, height=height, width=width, frames=num_frames, batch=batch, settings=tuple(given.items()),
     )  # fmt: skip
     prepare(wanted)  # says what to install before a model is loaded
 
