@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 MARKS = "<!-- scores -->", "<!-- /scores -->"
 
 
-def score(row: tuple, model: str, samples: int, seed: int) -> dict:
+def score(row: tuple, model: str, seed: int) -> dict:
     """Scores of one row, in a process of its own."""
     import torch
 
@@ -28,7 +28,7 @@ def score(row: tuple, model: str, samples: int, seed: int) -> dict:
     from openlance.eval.world import Bench, run
 
     torch.set_num_threads(1)
-    placement, size, tasks = row
+    placement, size, tasks, samples = row
     width, height = map(int, size.split("x"))
     bench = Bench(tasks=tasks, samples=samples, seed=seed, placement=placement, height=height, width=width)
     began = time.perf_counter()
@@ -36,22 +36,24 @@ def score(row: tuple, model: str, samples: int, seed: int) -> dict:
     return {"placement": placement, "size": size, "scores": scores, "seconds": time.perf_counter() - began}
 
 
-def measure(model: str, samples: int, seed: int, sizes: list[str], more: list[str], workers: int) -> dict:
+def measure(
+    model: str, samples: int, seed: int, sizes: list[str], more: list[str], more_samples: int, workers: int
+) -> dict:
     """Scores of all placements at the first size; `more` tasks at free, the other sizes at loose placement."""
     import torch
     from tqdm import tqdm
 
-    rows = [("free", sizes[0], (task,)) for task in more]  # clips take longest, so they begin
-    rows += [(placement, sizes[0], ("t2i", "vqa")) for placement in ("free", "loose", "canonical")]
-    rows += [("loose", size, ("t2i",)) for size in sizes[1:]]
-    work = partial(score, model=model, samples=samples, seed=seed)
+    rows = [("free", sizes[0], (task,), more_samples) for task in more]  # clips take longest, so they begin
+    rows += [(placement, sizes[0], ("t2i", "vqa"), samples) for placement in ("free", "loose", "canonical")]
+    rows += [("loose", size, ("t2i",), samples) for size in sizes[1:]]
+    work = partial(score, model=model, seed=seed)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         found = list(tqdm(pool.map(work, rows), total=len(rows), unit="row"))
     found = found[len(more) :] + found[: len(more)]
     return {
         "date": datetime.date.today().isoformat(), "command": " ".join(["python", *sys.argv]), "model": model,
-        "samples": samples, "seed": seed, "torch": torch.__version__, "machine": platform.machine(),
-        "workers": workers, "rows": found,
+        "samples": samples, "more_samples": more_samples, "seed": seed, "torch": torch.__version__,
+        "machine": platform.machine(), "workers": workers, "rows": found,
     }  # fmt: skip
 
 
@@ -67,7 +69,8 @@ def tables(result: dict) -> str:
             shown = (f"{c['mean']:.2f} ({c['ci95'][0]:.2f} to {c['ci95'][1]:.2f})" for c in cells)
             out.append(f"| {r['placement']}, {r['size']} | " + " | ".join(shown) + " |")
         out.append("")
-    said = f"{result['samples']} per category, seed {result['seed']}, {result['date']}; in brackets 95 % intervals."
+    counts = f"{result['samples']} per category ({result['more_samples']} of further tasks)"
+    said = f"{counts}, seed {result['seed']}, {result['date']}; in brackets 95 % intervals."
     return "\n".join([said, "", *out])
 
 
@@ -78,11 +81,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sizes", default="64x64,96x96,96x64", help="WIDTHxHEIGHT, the first for all placements")
     parser.add_argument("--more", default="", help="further tasks, at free placement: image_edit,subject ...")
+    parser.add_argument("--more-samples", type=int, default=20, help="per category of those; clips take seconds each")
     parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread, a row each")
     options = parser.parse_args()
     more = [task for task in options.more.split(",") if task]
-    result = measure(options.model, options.samples, options.seed, options.sizes.split(","), more, options.workers)
+    result = measure(
+        options.model,
+        options.samples,
+        options.seed,
+        options.sizes.split(","),
+        more,
+        options.more_samples,
+        options.workers,
+    )
     RESULTS.mkdir(exist_ok=True)
     name = RESULTS / f"{result['date']}-nano"
     name.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
