@@ -48,3 +48,4 @@ if __name__ == "__main__":
     found = draw(pipe)
     torch.save(found, out / f"rank{torch.distributed.get_rank()}.pt")
     assert pipe.crew.agreed(torch.distributed.get_rank()) == 0
+    pipe.crew.leave()

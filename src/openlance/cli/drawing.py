@@ -102,6 +102,8 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
             for path, result in zip(job.paths[part], made):
                 write_media(path, as_clip(result))
             bar.update(len(made))
+    if pipe.crew is not None:
+        pipe.crew.leave()
     if not leads:
         return
     seconds, path, last = time.perf_counter() - start, job.paths[0], job.paths[-1]

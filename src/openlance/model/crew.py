@@ -88,6 +88,11 @@ class Crew:
         mesh = init_device_mesh(device.type, (branches, size // branches), mesh_dim_names=("branch", "context"))
         return cls(Split.along(mesh["branch"]), Split.along(mesh["context"]), device, rank == 0)
 
+    def leave(self) -> None:
+        """Part once all are done: a process that simply ends breaks the connections that others still read from."""
+        dist.barrier()
+        dist.destroy_process_group()
+
     def agreed(self, value: Any) -> Any:
         """The leading process's value of something small."""
         box = [value]
