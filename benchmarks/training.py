@@ -1,6 +1,7 @@
 """Compute of a training run from its logs, as a dated JSON, and into the model card of nano.
 
 python benchmarks/training.py --codec runs/nano/codec/log.jsonl --log questions=LOG --log joint=LOG --card
+python benchmarks/training.py --before EARLIER.json --log more=LOG --card             # a run that went on from there
 """
 
 import argparse
@@ -33,12 +34,14 @@ def summary(name: str, rows: list[dict], processes: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", type=Path, required=True, help="log.jsonl of the codec")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--codec", type=Path, help="log.jsonl of the codec")
+    start.add_argument("--before", type=Path, help="a result of this script: codec and phases that came before")
     parser.add_argument("--log", action="append", default=[], help="name:processes:from-to=log.jsonl, lines counted")
     parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
     options = parser.parse_args()
-    codec = rows_of(options.codec)[-1]
-    found = []
+    before = json.loads(options.before.read_text()) if options.before else {"phases": []}
+    codec, found = before["codec"] if options.before else rows_of(options.codec)[-1], before["phases"]
     for given in options.log:
         label, _, path = given.partition("=")
         name, processes, part = [*label.split(":"), "1", "-"][:3] if label.count(":") < 2 else label.split(":")

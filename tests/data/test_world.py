@@ -1,11 +1,15 @@
 """What a batch of the world holds, and that it depends on nothing but its arguments."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from openlance.data.world import WorldMixture, world_batch
+from openlance.data.world import WorldMixture, placed, world_batch
 from openlance.sequence.segment import Kind, Role
+from openlance.world.facts import Region
+from openlance.world.scene import displaced
+from openlance.world.subjects import sample_subject
 
 MIXED = WorldMixture(drawn=3, asked=2, edited=24, subjects=24, prompt_dropout=0.2, blind_dropout=0.2)
 
@@ -36,3 +40,12 @@ def test_some_samples_see_no_prompt_some_nothing_at_all_and_every_picture_to_loo
     assert {Role.SOURCE, Role.PROMPT, Role.TARGET} in roles and {Role.REFERENCE, Role.PROMPT, Role.TARGET} in roles
     seen = {id(s.value) for sample in batch.samples for s in sample if s.kind is Kind.PATCHES}
     assert seen <= set(batch.labels) and all(isinstance(v, np.ndarray) for v in batch.labels.values())
+
+
+def test_only_things_whose_place_is_said_stand_far_from_their_usual_one():
+    rng = np.random.default_rng(0)
+    found = [placed(rng, (0.0, 0.0), partial(sample_subject, rng, n=1)) for _ in range(80)]
+    told = [any(isinstance(fact, Region) for fact in one.facts) for one in found]
+    far = [displaced(one.scene, by=0.1) for one in found]
+    assert any(said and moved for said, moved in zip(told, far)) and not all(told)
+    assert not any(moved for said, moved in zip(told, far) if not said)

@@ -3,8 +3,10 @@ what an uninterrupted one would."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Role, Segments, drop
 from openlance.world.edits import KINDS, sample_edit
+from openlance.world.facts import Fact, Region
 from openlance.world.labels import dense_labels
 from openlance.world.questions import ask, askable
 from openlance.world.render import render
@@ -34,7 +37,7 @@ class WorldMixture:
     subjects: int = 0  # pictures of given objects
     prompt_dropout: float = 0.1
     blind_dropout: float = 0.05  # edits and subjects that see no condition at all
-    spread: tuple[float, float] = (0.0, 1.0)  # placement of the scenes to draw, from canonical (0) to free (1)
+    spread: tuple[float, float] = (0.0, 1.0)  # placement, canonical (0) to free (1), of what the words leave open
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
     scenes: dict[str, float] = field(
         default_factory=lambda: {
@@ -74,6 +77,36 @@ def _several(rng: np.random.Generator, kinds: tuple[str, ...], mixture: WorldMix
     return [kinds[i] for i in rng.choice(len(kinds), many, replace=False, p=w / w.sum())]
 
 
+class _Said(Protocol):
+    """What words and a scene come as."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]: ...
+
+
+S = TypeVar("S", bound=_Said)
+
+
+def placed(rng: np.random.Generator, spread: tuple[float, float], draw: Callable[..., S]) -> S:
+    """Something to draw. If its words say where things stand, these stand anywhere; if not, no further from their
+    usual place than the spread: the less the words leave open, the sooner it is learned (measured)."""
+    anywhere = draw(placement=1.0)
+    if any(isinstance(fact, Region) for fact in anywhere.facts):
+        return anywhere
+    return draw(placement=float(rng.uniform(*spread)))
+
+
+class Captioned(NamedTuple):
+    scene: Scene
+    text: str
+    facts: tuple[Fact, ...]
+
+
+def _captioned(rng: np.random.Generator, category: str, aspect: float, placement: float) -> Captioned:
+    scene = sample_scene(rng, placement=placement, category=category, aspect=aspect)
+    return Captioned(scene, *caption(scene, rng))
+
+
 def picture(scene: Scene, size: tuple[int, int]) -> Clip:
     return Clip(render(scene, *size)[None])
 
@@ -83,11 +116,8 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
     rng = np.random.default_rng((seed, step))
     samples, labels = list[Segments](), dict[int, np.ndarray]()
     for _ in range(mixture.drawn):
-        size = _pick(rng, mixture.sizes)
-        spread = float(rng.uniform(*mixture.spread))
-        category = _pick(rng, mixture.scenes)
-        scene = sample_scene(rng, placement=spread, category=category, aspect=size[1] / size[0])
-        text, _ = caption(scene, rng)
+        size, category = _pick(rng, mixture.sizes), _pick(rng, mixture.scenes)
+        scene, text, _ = placed(rng, mixture.spread, partial(_captioned, rng, category, size[1] / size[0]))
         sample = tasks.text_to_visual(text, (1, *size), picture(scene, size), tasks.NO_PRIOR)
         samples.append(drop(sample, {Role.PROMPT}) if rng.random() < mixture.prompt_dropout else sample)
     for _ in range(mixture.asked):
@@ -110,8 +140,8 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
 def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np.ndarray]) -> Iterator[Segments]:
     for _ in range(mixture.edited):
         size = _pick(rng, mixture.sizes)
-        kind, spread = _pick(rng, mixture.edits), float(rng.uniform(*mixture.spread))
-        edit = sample_edit(rng, kind=kind, placement=spread, aspect=size[1] / size[0])
+        kind, placement = _pick(rng, mixture.edits), float(rng.random())
+        edit = sample_edit(rng, kind=kind, placement=placement, aspect=size[1] / size[0])
         before, after = (Clip(pixels[None]) for pixels in edit.pictures(*size))
         labels[id(before)] = dense_labels(edit.before, *size)
         yield tasks.edit(edit.instruction, [(before, before)], (1, *size), after, prompts=tasks.NO_PRIOR)
@@ -120,8 +150,8 @@ def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, n
 def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np.ndarray]) -> Iterator[Segments]:
     for _ in range(mixture.subjects):
         size = _pick(rng, mixture.sizes)
-        n, spread = _pick(rng, mixture.given), float(rng.uniform(*mixture.spread))
-        subject = sample_subject(rng, n=n, placement=spread, aspect=size[1] / size[0])
+        ask = partial(sample_subject, rng, n=_pick(rng, mixture.given), aspect=size[1] / size[0])
+        subject = placed(rng, mixture.spread, ask)
         views = []
         for scene in subject.references:
             clip = picture(scene, size)

@@ -29,7 +29,7 @@ class ClipMixture:
     """What a batch holds. Counts are samples; weights need not add up to one.
 
     prompt_dropout: share of the samples to draw whose words are dropped; dropout: share of those whose words and
-    pictures to go by are dropped too. spread: placement of what is to be drawn, from canonical (0) to free (1).
+    pictures to go by are dropped too. spread: placement, from canonical (0) to free (1), of what the words leave open.
     """
 
     drawn: int = 8  # clips from words
@@ -57,10 +57,9 @@ class _Draw:
     size: tuple[int, int, int]
     labels: dict[int, np.ndarray]
 
-    def settings(self) -> dict:
+    def settings(self, spread: tuple[float, float] = (0.0, 1.0)) -> dict:
         frames, height, width = self.size
-        placement = float(self.rng.uniform(*self.mixture.spread))
-        return {"placement": placement, "aspect": width / height, "frames": frames}
+        return {"placement": float(self.rng.uniform(*spread)), "aspect": width / height, "frames": frames}
 
     def clip(self, scene: ClipScene) -> Clip:
         return Clip(render_clip(scene, *self.size[1:]))
@@ -86,7 +85,7 @@ def _asked(d: _Draw) -> Segments:
 
 
 def _drawn(d: _Draw) -> Segments:
-    clip = sample_clip(d.rng, **d.settings())
+    clip = sample_clip(d.rng, **d.settings(d.mixture.spread))
     text = caption_clip(clip, d.rng)[0]
     return _dropped(tasks.text_to_visual(text, d.size, d.clip(clip), tasks.NO_PRIOR), d)
 
@@ -117,7 +116,7 @@ def _edited(d: _Draw) -> Segments:
 
 
 def _subjects(d: _Draw) -> Segments:
-    subject = sample_clip_subject(d.rng, n=1 + int(d.rng.random() < 0.4), **d.settings())
+    subject = sample_clip_subject(d.rng, n=1 + int(d.rng.random() < 0.4), **d.settings(d.mixture.spread))
     given = [d.picture(scene) for scene in subject.references]
     views = [(picture, picture) for picture in given]
     labelled = (dense_labels(scene, *d.size[1:]) for scene in subject.references)

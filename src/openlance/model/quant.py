@@ -12,7 +12,7 @@ itself; `benchmarks/quality.py` has a row for each recipe.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -143,11 +143,17 @@ def _bytes(module: nn.Module) -> int:
 # On disk: `NAME.weight` holds levels, `NAME.scale` beside it the scales.
 
 
+def _place(released: str) -> tuple[str, str]:
+    """Our name of the layer that a tensor belongs to, and what it is in there."""
+    layer, _, leaf = (our_name(released) or "").rpartition(".")
+    return layer, leaf
+
+
 def kinds_of(source: TensorSource) -> dict[str, Kind]:
     """Kind by our layer name of all matrices that a file holds in few bits. UserError for an unknown kind."""
     found = {}
     for name in source.shapes:
-        ours, leaf = (our_name(name) or "").rpartition(".")[::2]
+        ours, leaf = _place(name)
         if leaf == "scale" and MATRIX.fullmatch(ours):
             dtype = source.read(f"{name.removesuffix('scale')}weight").dtype
             if dtype not in KIND_OF:
@@ -167,7 +173,7 @@ def stored_shapes(source: TensorSource, wanted: Mapping[str, tuple[int, ...]]) -
     scales where the file has them."""
     kinds, found = kinds_of(source), dict(wanted)
     for name, shape in wanted.items():
-        ours, leaf = (our_name(name) or "").rpartition(".")[::2]
+        ours, leaf = _place(name)
         if leaf == "weight" and ours in kinds:
             found[name], found[f"{name.removesuffix('weight')}scale"] = shapes_of(kinds[ours], shape)
     return found
@@ -192,7 +198,7 @@ def in_few_bits(tensors: Mapping[str, Stream], name: str) -> dict[str, Stream]:
     """The tensors of a decoder, by released name, with their matrices stored by a recipe."""
     kinds, found = recipe(name), dict[str, Stream]()
     for released, tensor in tensors.items():
-        ours, leaf = (our_name(released) or "").rpartition(".")[::2]
+        ours, leaf = _place(released)
         match = MATRIX.fullmatch(ours)
         if leaf != "weight" or not match:
             found[released] = tensor
@@ -204,7 +210,7 @@ def in_few_bits(tensors: Mapping[str, Stream], name: str) -> dict[str, Stream]:
     return found
 
 
-def _part(tensor: Stream, kind: Kind, which: int):
+def _part(tensor: Stream, kind: Kind, which: int) -> Callable[[], Iterator[Tensor]]:
     """Levels or scales of a matrix, which is read as a whole."""
 
     def pieces() -> Iterator[Tensor]:
