@@ -80,7 +80,7 @@ class Stage:
     drop_text: float = 0.0  # share of samples that lose their prompt alone
     drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
     frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
-    spread: tuple[float, float] = (1.0, 1.0)  # world only: widest placement at the first and the last step, 0 to 1
+    spread: tuple[float, float] = (1.0, 1.0)  # world only: see `Fit`; at the first and the last step
     checkpointing: bool = False  # layers are computed again in the backward pass instead of kept
     dtype: str = "bfloat16"
     seed: int = 0

@@ -44,8 +44,8 @@ class Strides:
 class Fit:
     """How rows become samples at one point of a stage.
 
-    max_frames: longer clips keep so many frames, evenly spread. spread, sides: the widest placement of a
-    scene of the world, and its shortest and longest side in pixels.
+    max_frames: longer clips keep so many frames, evenly spread. spread, sides: of scenes of the world, the widest
+    placement, canonical (0) to free (1), of what their words leave open, and the shortest and longest side in pixels.
     """
 
     resolution: Resolution = field(default_factory=Resolution)

@@ -31,7 +31,7 @@ class WorldMixture:
     asked: int = 24  # pictures with questions
     questions: int = 4  # questions per picture
     question_weights: dict[str, float] = field(  # of the kinds of questions, 1 where not named
-        default_factory=lambda: {"relation": 2.0, "ocr": 2.0}  # learned last of all
+        default_factory=lambda: {"relation": 4.0, "ocr": 3.0}  # learned last of all
     )
     edited: int = 0  # pairs of a picture and its edit
     subjects: int = 0  # pictures of given objects
@@ -52,7 +52,7 @@ class WorldMixture:
         }  # fmt: skip
     )
     asked_scenes: dict[str, float] = field(
-        default_factory=lambda: {"mixed": 4, "attribute": 1, "position": 2, "count": 1, "color": 0.5, "text": 3}
+        default_factory=lambda: {"mixed": 3, "attribute": 2, "position": 3, "count": 1, "color": 0.3, "text": 3}
     )
 
     edits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0) | {"add": 1.5, "move": 1.5})

@@ -44,7 +44,9 @@ class ClipMixture:
     frames: dict[int, float] = field(default_factory=lambda: {9: 1.0})
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
     edits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLIP_EDITS, 1.0) | {"motion": 2.0})
-    questions: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLIP_QUESTIONS, 1.0))
+    questions: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(CLIP_QUESTIONS, 1.0) | {"direction": 3.0, "caption": 3.0}
+    )
 
 
 @dataclass(frozen=True)

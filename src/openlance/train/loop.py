@@ -52,7 +52,9 @@ def train(run: Trainer, work: Work) -> bool:
             outcome = run.update(packs)
             if not outcome.finite:
                 stop(run, work, place, outcome)
-            row = outcome.values | {"step": run.step, "rows": sum(len(p.packed) for p in packs), "waited": waited}
+            rows = sum(len(p.packed) for p in packs)
+            row = outcome.values | {"step": run.step, "rows": rows, "waited": waited}
+            row["filled"] = rows / (len(packs) * run.stage.pack_tokens[1])
             if due(run, work.validate_every) and work.held_out:
                 row |= validate(run, work)
             spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
