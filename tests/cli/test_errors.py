@@ -26,6 +26,14 @@ def folder(tmp_path, monkeypatch):
     head = (broken / "good.png").read_bytes()
     huge = head[:16] + (60000).to_bytes(4, "big") * 2 + head[24:29]
     (broken / "huge.png").write_bytes(huge + zip_crc(huge[12:29]) + head[33:])
+    pages = [Image.new("RGB", (n, 32)) for n in (32, 48) * 8]
+    pages[0].save(broken / "sizes.tiff", save_all=True, append_images=pages[1:])
+    (broken / "useless").mkdir()
+    (broken / "useless" / "a.png").write_bytes((broken / "good.png").read_bytes())
+    (broken / "useless" / "a.txt").write_text(" ")
+    (broken / "damaged").mkdir()
+    (broken / "damaged" / "run.json").write_text("[{}]")
+    (broken / "deep.yaml").write_text("[" * 5000)
     (broken / "blank.txt").write_text("a red circle\n\na blue square\n")
     (broken / "none.txt").write_text("\n")
     (broken / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
@@ -105,6 +113,27 @@ BAD = [
     ["chat", "nowhere.png"],
     ["chat", "--size", "7x7"],
     ["chat", "--history", "-1"],
+    ["generate", "t2i", "a \udcff circle"],
+    ["generate", "t2i", "a", "--num-inference-steps", "1" + "0" * 30],
+    ["generate", "t2i", "a", "--guidance-scale", "1e308"],
+    ["generate", "subject", "../broken/good.png", "--prompt", "a", "--num-frames", "-3"],
+    ["ask", "../broken/sizes.tiff", "what?"],
+    ["plan", "3b", "--dump"],
+    ["plan", "3b", "--set", "foo=1"],
+    ["plan", "3b", "--task", "t2i", "--stage", "pt"],
+    ["plan", "3b", "--stage", "pt", "--size", "64x64"],
+    ["plan", "nano", "--stage", "sft", "--set", "seed=-1"],
+    ["plan", "nano", "--stage", "sft", "--set", "betas=[2,2]"],
+    ["plan", "nano", "--stage", "sft", "--set", "draws=1e15"],
+    ["plan", "nano", "--task", "t2v", "--memory", "9" * 60 + "GB"],
+    ["plan", "--file", "../broken/deep.yaml", "--stage", "a"],
+    ["train", "nano/sft", "-o", "run", "--stage", "x"],
+    ["train", "lora", "--data", "../broken/useless", "-o", "../broken/useless/run"],
+    ["train", "lora", "--data", "../broken/useless", "-o", "run", "--minutes", "0"],
+    ["train", "resume", "../broken/damaged"],
+    ["init", "nano", "--random", "-o", "x", "--seed", str(2**70)],
+    ["convert", "nano", "."],
+    ["run", "nowhere.json", "--task", "t2i", "-o", "out"],
 ]
 
 
@@ -147,6 +176,14 @@ def test_a_defect_keeps_its_traceback():
         guarded(lambda: fail(ValueError("of another package")), debug=False)
     with pytest.raises(TypeError):
         guarded(lambda: fail(TypeError("ours")), debug=False)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 B")]
+)
+def test_too_little_memory_is_one_sentence(error, capfd):
+    assert guarded(lambda: fail(error), debug=False) == 2
+    assert capfd.readouterr().err.startswith("error: there is not enough memory for this: ask for something smaller")
 
 
 def test_an_interrupt_is_130(capfd):

@@ -106,6 +106,17 @@ def test_broken_rows_are_named_counted_and_skipped_up_to_a_limit(open_stream, ca
         list(islice(open_stream(bad=[3], count=16, max_broken=0), 30))
 
 
+@pytest.mark.parametrize("count, bad", [(1, [0]), (3, [0, 1, 2])])
+def test_data_of_which_nothing_is_of_use_end_the_run(open_stream, count, bad):
+    with pytest.raises(UserError, match="no row of the data is of use"):
+        next(open_stream(bad=bad, count=count, max_broken=5, changes={"mixture": {"t2i": 1}}))
+
+
+def test_one_good_row_among_broken_ones_is_enough(open_stream):
+    stream = open_stream(bad=range(1, 9), count=9, max_broken=8, changes={"mixture": {"t2i": 1}})
+    assert {s.id for p in islice(stream, 20) for s in p} == {"greys, row 0"}
+
+
 def test_samples_that_are_too_long_are_left_out_and_counted(open_stream, tiny, caplog):
     lengths = [length_of(s.segments, tiny.codec) for p in islice(open_stream(), 5) for s in p]
     most = sorted(lengths)[len(lengths) * 3 // 4]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from openlance.errors import UserError
-from openlance.model.crew import Split
+from openlance.model.crew import Split, join
 
 WORKER = str(Path(__file__).with_name("crew_worker.py"))
 
@@ -26,9 +26,10 @@ def test_a_crew_draws_what_one_process_draws(checkpoint, tmp_path, count):
     torchrun(count, WORKER, str(checkpoint.folder), str(tmp_path))
     alone = runpy.run_path(WORKER)["draw"](checkpoint.load())
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(count)]
+    assert ranks[0].keys() == alone.keys() | {"nobody's seed"}
+    for name in ranks[0]:
+        assert all(torch.equal(found[name], ranks[0][name]) for found in ranks), name  # all hold the whole result
     for name, expected in alone.items():
-        for found in ranks:
-            assert torch.equal(found[name], ranks[0][name]), name  # all hold the whole result
         if "step cache" not in name:  # whose decisions a rounding may turn
             torch.testing.assert_close(ranks[0][name], expected, atol=5e-5, rtol=1e-4, msg=name)
 
@@ -38,6 +39,13 @@ def test_the_command_line_draws_with_all_processes_and_writes_once(checkpoint, t
     line += ["--size", "64x64", "--num-inference-steps", "2", "-o", str(tmp_path / "out.png")]
     assert torchrun(2, *line).stdout.count("seed") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_a_launcher_that_says_half_is_told_what_is_missing(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="RANK is not set: start with torchrun"):
+        join()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 8])
@@ -54,4 +62,4 @@ def test_what_several_processes_cannot_do_is_refused(checkpoint):
     pipe = checkpoint.load()
     pipe.crew = object()
     with pytest.raises(UserError, match="several processes"):
-        pipe.fill_latents([tasks.text_to_visual("a", (1, 64, 64))], Sampling(cached=False), [0])
+        pipe.fill_latents([tasks.text_to_visual("a", (1, 64, 64))], Sampling(cached=False), [torch.Generator()])

@@ -7,7 +7,9 @@ import torch
 from openlance.errors import UserError
 from openlance.model.forms import find
 from openlance.model.offload import PLANS, SLOTS, group, parse_memory, plans, sizes
+from openlance.sample import engine
 from openlance.sample.load import load
+from openlance.sequence import tasks
 
 SOURCE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
@@ -91,11 +93,30 @@ def test_a_budget_that_is_no_size_is_refused(text):
         parse_memory(text)
 
 
-def test_an_adapter_is_applied_to_every_decoder_that_is_read(checkpoint, usual):
-    """Also to one that was put away and read again."""
+def test_every_decoder_that_is_read_is_in_few_bits(checkpoint, usual):
+    """Also one that was put away and read again."""
     pipe = checkpoint.load()
     pipe.parts._decide = lambda *request: PLANS[2]  # decoder and guests take turns
-    pipe.parts.adapt = lambda lance: lance.head.weight.data.zero_()
+    pipe.quantise("int8")
     answers = [pipe.ask(SOURCE, "what?", max_new_tokens=3) for _ in range(2)]
     assert answers[0] == answers[1]
-    assert not bool(torch.count_nonzero(pipe.lance("und").head.weight))
+    assert pipe.lance("und").layers[0].und.up.weight.dtype == torch.int8
+
+
+def test_codec_memory_grows_with_a_batch_until_it_decodes_in_turns(checkpoint, monkeypatch):
+    pipe, seen = checkpoint.load(), []
+    latents = [
+        torch.randn(1, 4, 4, pipe.config.vae.z_dim, generator=torch.Generator().manual_seed(n)) for n in range(5)
+    ]
+    whole = pipe.decode_latents(latents)
+    size = whole[0].pixels.shape[:3]
+    one = size[1] * size[2]
+    monkeypatch.setattr(engine, "DECODED", 2 * one)
+    monkeypatch.setattr(pipe.parts, "prepare", lambda *names, work, **kinds: seen.append(work.pixels))
+    in_turns = pipe.decode_latents(latents)
+    for a, b in zip(whole, in_turns, strict=True):
+        np.testing.assert_allclose(a.pixels.astype(int), b.pixels.astype(int), atol=1)
+    request = tasks.text_to_visual("a dog", size)
+    for count in (1, 2, 5):
+        pipe._begin([request] * count, "und", "gen")
+    assert seen == [one, 2 * one, 2 * one]

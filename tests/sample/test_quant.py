@@ -1,9 +1,12 @@
 """Weights in few bits: near the real ones, much smaller, only where they are wanted, and the same from a file."""
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from openlance.config.train import stage
 from openlance.errors import UserError
 from openlance.model.convert import gather, write
 from openlance.model.folder import load_lance
@@ -11,6 +14,7 @@ from openlance.model.forms import find
 from openlance.model.inspection import inspect
 from openlance.model.quant import KINDS, RECIPES, QuantLinear, from_levels, quantise, to_levels
 from openlance.sample.pipeline import Pipeline
+from openlance.train.start import open_base
 
 HALF = {"int8": 0.5 / 127, "fp8": 2**-4, "int4": 0.5 / 7}  # largest error over the largest number of a group
 
@@ -87,5 +91,37 @@ def test_what_cannot_be_done_is_said(checkpoint, tmp_path):
     with pytest.raises(UserError, match="use one of int8, fp8, int4"):
         Pipeline(checkpoint.folder).quantise("int2")
     write(tmp_path / "small", gather(find(checkpoint.folder), quantise="int8"), show=False)
-    with pytest.raises(UserError, match="few bits"):
-        gather(find(tmp_path / "small"))
+    for refused in (
+        lambda: gather(find(tmp_path / "small")),
+        lambda: open_base(tmp_path / "small", stage("sft-ii", "nano")),
+        lambda: quantise(load_lance(find(tmp_path / "small").decoder(), find(tmp_path / "small").config), "fp8"),
+    ):
+        with pytest.raises(UserError, match="few bits"):
+            refused()
+
+
+def test_a_scale_without_its_weight_is_named(checkpoint, tmp_path):
+    write(tmp_path / "small", gather(find(checkpoint.folder), quantise="int8"), show=False)
+    path = tmp_path / "small" / "model.safetensors"
+    tensors = load_file(path)
+    lost = next(name for name, value in tensors.items() if value.dtype == torch.int8)
+    save_file({name: value for name, value in tensors.items() if name != lost}, path)
+    with pytest.raises(UserError, match=f"without {lost}"):
+        Pipeline(tmp_path / "small").ask(np.zeros((32, 32, 3), np.uint8), "what?", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_neither_overflows_nor_divides_by_nothing(kind):
+    linear = nn.Linear(256, 8, bias=False).half()
+    linear.weight.data[0] = 0
+    made = linear_of(kind, linear)
+    assert bool(made(torch.full((2, 256), 30.0, dtype=torch.float16)).isfinite().all())
+
+
+def test_few_bits_and_adapters_come_and_go_apart(checkpoint):
+    """The last kind counts, and taking adapters away leaves it."""
+    pipe = checkpoint.load()
+    for kind in ("int4", "int8"):
+        pipe.quantise(kind)
+    pipe.unload_lora_weights()
+    assert pipe.lance("und").layers[0].und.up.weight.dtype == torch.int8

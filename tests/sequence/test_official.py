@@ -64,6 +64,11 @@ def test_a_benchmark_of_questions(tmp_path):
     (ARRAYS | {"interleave_array": "make it red"}, "no list"),
     (" ", "empty"),
     (7, "a request is a prompt"),
+    (ARRAYS | {"interleave_array": [5, *ARRAYS["interleave_array"][1:]]}, "a text is a string, not 5"),
+    ({"prompt_en": [5]}, "no text"),
+    ({"prompt_en": {"a": "b"}}, "no text"),
+    ({"image_path": "a.png", "user_prompt": 7}, "[system prompt, question, answer]"),
+    ("\ud800", "half a character"),
 ])  # fmt: skip
 def test_a_broken_entry_leaves_the_others_alone(broken, said, tmp_path):
     bad, good = entries(tmp_path, {"1": broken, "2": ARRAYS})
@@ -80,6 +85,16 @@ def test_a_key_never_leaves_the_folder(key, tmp_path):
     assert "cannot name a file" in entries(tmp_path, {key: "a ring"})[0].error
 
 
+@pytest.mark.parametrize("key", ["7" * 5000, "a" * 300, "é" * 101])
+def test_a_key_fits_into_a_file_name(key, tmp_path):
+    assert "too long" in entries(tmp_path, {key: "a ring", "2": "b"})[0].error
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path):
+    found = entries(tmp_path, '{"1": "a", "2": "b", "1": "c"}')
+    assert [(e.key, e.data, bool(e.error)) for e in found] == [("1", "a", False), ("2", "b", False), ("1", None, True)]
+
+
 def test_two_keys_never_write_one_file(tmp_path):
     first, second = entries(tmp_path, {"1": "a", "0001.png": "b"})
     assert not first.error and "same 000001" in second.error
@@ -90,7 +105,16 @@ def test_outputs_are_named_as_in_the_release(key, name):
     assert output_name(key) == name
 
 
-@pytest.mark.parametrize("content, said", [("{", "not valid JSON"), ("", "no requests"), ("[]", "no requests")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("{", "not valid JSON"),
+        ("", "no requests"),
+        ("[]", "no requests"),
+        ("[" * 100_000, "not|cannot be read"),
+        (f"[{'7' * 5000}]", "cannot be read"),
+    ],
+)
 def test_a_file_that_is_none_is_one_sentence(content, said, tmp_path):
     with pytest.raises(UserError, match=said):
         entries(tmp_path, content)

@@ -84,6 +84,14 @@ def lines() -> Iterator[str]:
             yield line.strip()
 
 
+def home(path: str) -> Path:
+    """A path as it is typed; `~` is the home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} is no path: {error}") from None
+
+
 class Session:
     """A dialogue at the terminal: one line in, what came of it out, and every picture as a file in a folder."""
 
@@ -92,7 +100,7 @@ class Session:
         self.warned = set[str]()
         self.commands: dict[str, Callable[[str], Turn | None]] = {
             "/draw": talk.draw, "/edit": talk.edit, "/ask": lambda text: talk.ask(text, self.stream),
-            "/image": lambda path: talk.show(options.read_medium(Path(path).expanduser())),
+            "/image": lambda path: talk.show(options.read_medium(home(path))),
             "/save": self.save, "/undo": self.undo, "/new": self.new, "/help": self.help,
         }  # fmt: skip
 
@@ -153,7 +161,7 @@ class Session:
             raise UserError("/save needs a file's name: type for example /save best.png")
         if self.talk.picture is None:
             raise UserError("there is no picture to save yet: draw one first")
-        self.talk.picture.save(Path(name).expanduser())
+        self.talk.picture.save(home(name))
         typer.echo(f"saved {name}")
 
     def undo(self, _: str) -> None:

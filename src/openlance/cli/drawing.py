@@ -88,7 +88,7 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
     if pipe.crew is not None:
         seed, leads = pipe.crew.agreed(seed), pipe.crew.leads
     call, total, start = job.call(pipe), len(job.paths), time.perf_counter()
-    settings = {"progress": total <= BATCH and sys.stderr.isatty()} | settings
+    settings = {"progress": total <= BATCH and leads and sys.stderr.isatty()} | settings
     with tqdm(
         total=total, unit="file", delay=2.0, disable=None if total > BATCH and leads else True, leave=False
     ) as bar:

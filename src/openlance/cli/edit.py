@@ -23,10 +23,7 @@ NAMES = {"image": ("image_edit", PICTURES), "video": ("video_edit", CLIPS)}  # b
 def edit(
     source: Annotated[Path, typer.Argument(help="A picture or a video.", show_default=False)],
     instruction: Annotated[str | None, typer.Argument(help="What to change.", show_default=False)] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="File; a folder with --prompts-file.  \\[default: out.png or out.mp4]"),
-    ] = None,
+    output: options.OutputByKind = None,
     prompts_file: options.PromptsFile = None,
     image_guidance_scale: Annotated[
         float | None, typer.Option("--image-guidance-scale", help="Strength of the source; 1 is none.")

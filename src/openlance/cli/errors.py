@@ -13,6 +13,7 @@ import typer
 
 from openlance.errors import UserError
 
+NO_MEMORY = ("t allocate memory", "out of memory")  # torch on the CPU ("can't ..."), and on a GPU
 USER_MISTAKE, INTERRUPTED = 2, 130  # 130: what shells report for Ctrl-C (128 + SIGINT)
 
 # The parser's base class of "the command line is wrong". Newer versions of typer carry their parser inside, older ones
@@ -41,6 +42,10 @@ def sentence(error: Any) -> str | None:
     """The one sentence for a mistake of the user, or None where the error is a defect that must keep its traceback."""
     if isinstance(error, UserError) or (isinstance(error, ValueError) and _raised_here(error.__traceback__)):
         return one_line(error)
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return one_line(f"there is no file {error.filename}: check the path")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in NO_MEMORY)):
+        return "there is not enough memory for this: ask for something smaller, or see --memory and `openlance plan`"
     if isinstance(error, OSError) and error.filename is not None:
         return one_line(f"{error.filename}: {error.strerror or error}")
     if isinstance(error, ParserError):
@@ -57,7 +62,7 @@ def guarded(call: Callable[[], Any], debug: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, ParserError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError, ParserError) as error:
         said = sentence(error)
         if said is None:
             raise

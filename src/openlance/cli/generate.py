@@ -110,15 +110,18 @@ def flf2v(
 def subject(
     images: Annotated[list[Path], typer.Argument(help="Pictures of the subjects.", show_default=False)],
     prompt: Annotated[str | None, typer.Option("--prompt", help="The new scene.", show_default=False)] = None,
-    output: Output = Path("out.png"),
+    output: options.OutputByKind = None,
     prompts_file: options.PromptsFile = None,
     *,
     filming: options.Filming,
     checkpoint: options.Adapted,
 ) -> None:
     """Draw the subjects of given pictures in a new scene: a picture, or a clip with --num-frames."""
+    filming.settings()  # what is wrong with them comes first: they decide what is made
     prompts = choose_prompts(prompt, prompts_file, f"generate subject {images[0]} --prompt 'the circle on white'")
     task, suffixes = ("image_idip", PICTURES) if (filming.num_frames or 1) == 1 else ("video_idip", CLIPS)
-    paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=suffixes)
+    many = prompts_file is not None
+    place = output or Path("subjects" if many else f"out{suffixes[0]}")
+    paths = choose_paths(place, len(prompts), folder=many, suffixes=suffixes)
     inputs: list[list[Any]] = [[[options.read_medium(path) for path in images]] * len(prompts), prompts]
     draw(Job(task=task, call=lambda pipe: pipe.subject, inputs=inputs, paths=paths), filming, checkpoint)

@@ -27,7 +27,7 @@ def init(
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "bfloat16",
     shards: Annotated[int, typer.Option("--shards", help="Files of the decoder.")] = 1,
     parts: Annotated[str, typer.Option("--parts", help="Which parts to write.")] = "decoder,vit,vae",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=options.LARGEST_SEED, help="Seed of the weights.")] = 0,
     form: Annotated[str, typer.Option("--to", help="openlance, released or diffusers.")] = "openlance",
 ) -> None:
     """Write a checkpoint folder with random weights. The tokenizer is nano's; 3b takes 15 GB of disk in bfloat16."""

@@ -6,7 +6,6 @@ Everything here is checked before a model is loaded, and nothing here imports to
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import re
 from collections.abc import Callable
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
 LONGEST = 10_000  # frames; the released model makes 121
+MOST_STEPS = 10_000  # of denoising; the release takes 30
+STRONGEST = 1000.0  # guidance
 LARGEST_SEED = 2**63 - 1  # what torch's generators accept
 
 Model = Annotated[str, typer.Option("--model", help="nano, a checkpoint folder, or owner/name on the hub.")]
@@ -42,6 +43,10 @@ Frames = Annotated[
 ]
 Solver = Annotated[
     str | None, typer.Option("--solver", help="euler, dpm++ or unipc.  \\[default: the model's]", show_default=False)
+]
+OutputByKind = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="File; a folder with --prompts-file.  \\[default: out.png or out.mp4]"),
 ]
 PromptsFile = Annotated[
     Path | None, typer.Option("--prompts-file", help="One text per line: 000000, 000001 ... in the folder -o.")
@@ -123,7 +128,7 @@ class Denoising:
     def settings(self) -> dict[str, Any]:
         """What the user said, as keywords of the pipeline's methods; UserError for a number out of range."""
         at_least("--seed", self.seed, 0, LARGEST_SEED)
-        at_least("--num-inference-steps", self.num_inference_steps, 1)
+        at_least("--num-inference-steps", self.num_inference_steps, 1, MOST_STEPS)
         check_guidance(self.guidance_scale)
         return given(
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver
@@ -180,8 +185,8 @@ def at_least(option: str, value: int | None, least: int, most: int | None = None
 
 
 def check_guidance(value: float | None, option: str = "--guidance-scale") -> None:
-    if value is not None and not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{option} is {value}: it must be a finite number of 0 or more, for example 3")
+    if value is not None and not 0 <= value <= STRONGEST:
+        raise UserError(f"{option} is {value}: it must be a number from 0 to {STRONGEST:g}, for example 3")
 
 
 def check_text(name: str, text: str, example: str) -> str:

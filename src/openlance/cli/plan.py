@@ -61,6 +61,24 @@ def plan(
 
     config, scale = numbers_of(model)
     limit = parse_memory(memory)
+    training = {
+        "--stage": stage,
+        "--file": file,
+        "--set": settings,
+        "--diff": diff,
+        "--dump": dump or None,
+        "--gpus": gpus,
+    }
+    drawing = {"--size": size, "--frames": frames}
+    unused = [name for name, value in (training if task is not None else drawing).items() if value is not None]
+    if unused:
+        raise UserError(
+            f"{unused[0]} plans {'training, and --task a request' if task is not None else 'a request'}: "
+            f"{'leave one of them out' if task is not None else 'add --task, for example --task t2v'}"
+        )
+    unstaged = [name for name, value in training.items() if value is not None]
+    if stage is None and file is None and unstaged:
+        raise UserError(f"{unstaged[0]} is about one stage: say which, for example --stage pt")
     if task is not None:
         return request(config, task, size, frames, limit, as_json)
     if stage is None and file is None:

@@ -43,7 +43,15 @@ class StageGroup(TyperGroup):
 app = typer.Typer(cls=StageGroup, no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a stopped run goes on in it.")]
-Minutes = Annotated[float, typer.Option(help="Stop after so many minutes, all saved.")]
+
+
+def _some(minutes: float) -> float:
+    if not minutes > 0:
+        raise UserError(f"{minutes:g} minutes leave no time to train: use --minutes 1 or more")
+    return minutes
+
+
+Minutes = Annotated[float, typer.Option(callback=_some, help="Stop after so many minutes, all saved.")]
 Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Fuse operations (C++ compiler).")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
 SaveEvery = Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
@@ -109,8 +117,6 @@ def nano(
     compiled: Compiled = True,
 ) -> None:
     """Train nano from nothing on the procedural world: the same as recipe/nano, with pictures and curves as it goes."""
-    if minutes <= 0:
-        raise UserError(f"{minutes:g} minutes leave no time to train: use --minutes 1 or more")
     stage(
         "recipe/nano", output, settings=[f"seed={seed}", *(settings or [])], minutes=minutes, save_every=100,
         show_every=100, compiled=compiled,
@@ -168,7 +174,10 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
     from openlance.config.train import override, read_recipe, read_stage, recipe
     from openlance.config.train import stage as preset
 
-    if name.endswith((".yaml", ".yml", ".json")):
+    from_file = name.endswith((".yaml", ".yml", ".json"))
+    if only is not None and not from_file:
+        raise UserError(f"--stage chooses one stage of a file, and {name} is a preset: write SCALE/{only} in its place")
+    if from_file:
         found = read_recipe(Path(name)) if only is None else (read_stage(Path(name), only),)
     elif name.startswith("recipe/"):
         found = recipe(name)

@@ -107,6 +107,12 @@ class Stage:
         for name in ("drop_text", "drop_all", "ema", "lr_end"):
             self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         self._check("drop_text + drop_all", self.drop_text + self.drop_all <= 1, "1 or less together")
+        self._check("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+        self._check("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
+        for name, most in (("draws", 1000), ("max_frames", 100_000), ("accumulate", 1_000_000)):
+            self._check(name, getattr(self, name) <= most, f"at most {most}")
+        sides = [side for r in self.resolutions for base in (r.image, r.video) for side in base]
+        self._check("resolutions", all(0 < side <= 10_000 for side in sides), "base sizes from 1 to 10000 pixels")
         low, high = self.pack_tokens
         self._check("pack_tokens", 0 < low <= high, "two lengths, the smaller one first")
         self._check("max_sample_tokens", self.max_sample_tokens <= high, f"at most the pack's {high} tokens")
@@ -216,6 +222,8 @@ def _load(path: Path) -> dict[str, Any]:
         place = getattr(error, "problem_mark", None)
         at = f" (line {place.line + 1}, column {place.column + 1})" if place else ""
         raise ValueError(f"{path} is not YAML{at}: write `field: value` lines, see `openlance plan --dump`") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as YAML ({error}): write `field: value` lines") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds {type(data).__name__}, not fields and values: see `openlance plan --dump`")
     return data

@@ -73,7 +73,7 @@ def _from_metadata(table: Path) -> Iterator[Row]:
             continue
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{table}, row {number}, is not JSON ({error}): write one object per line") from error
         if not isinstance(values, dict):
             raise UserError(f"{table}, row {number}, is not an object: write {{'file_name': .., 'text': ..}}")

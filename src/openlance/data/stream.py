@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,6 +131,7 @@ class Stream:
         self._owed = 0  # rows of a loaded position that were decoded already when it was saved
         self.number, self.packs, self.tokens = 0, 0, 0
         self.tally, self.broken, self.rows, self.too_long = Tally(), dict[str, str](), 0, 0
+        self._barren = Counter[str]()  # places of the broken rows since the last one that was not
 
     def __iter__(self) -> Iterator[list[Sample]]:
         return self
@@ -178,7 +180,9 @@ class Stream:
                 found = BrokenRow(found.id, error)
         if isinstance(found, BrokenRow):
             self._report(found)
-        elif waiting.length > self.stage.max_sample_tokens:
+            return True
+        self._barren.clear()
+        if waiting.length > self.stage.max_sample_tokens:
             self._leave_out(found, waiting.length)
         else:
             self._buffer.append(waiting)
@@ -213,7 +217,10 @@ class Stream:
         return True
 
     def _report(self, broken: BrokenRow) -> None:
-        """Name a broken row once and count it; UserError beyond the limit."""
+        """Name a broken row once and count it; UserError beyond the limit, or if there is no other kind of row."""
+        self._barren[broken.place] += 1
+        if self._barren[broken.place] > 2:  # a whole epoch lies between the first and the third time
+            raise UserError(f"{broken}, and no row of the data is of use: mend them")
         if broken.place in self.broken:  # in an earlier epoch
             return
         self.broken[broken.place] = broken.reason

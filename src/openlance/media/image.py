@@ -70,7 +70,17 @@ def read_image(path: str | Path, data: bytes | None = None) -> Clip:
         ) from error
     except UserError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+        RuntimeError,
+        struct.error,
+        zlib.error,
+    ) as error:
         # Pillow's decoders report damage in all these ways.
         raise UserError(f"{found} is damaged or truncated ({error}): get it again or convert it to PNG") from error
     return Clip(pixels[None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,12 @@ def _frames(path: Path) -> int | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # damage has a sentence of its own
             return getattr(image, "n_frames", 1)
     except UnidentifiedImageError:
         return None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError):
         return 1
 
 
@@ -67,9 +69,11 @@ def read_animation(path: str | Path) -> Clip:
             for index in sorted(set(wanted)):
                 image.seek(index)
                 frames[index] = np.asarray(to_rgb(image))
+        if len({frame.shape for frame in frames.values()}) > 1:
+            raise UserError(f"{found} has frames of several sizes: save one of them as a picture, or convert it to MP4")
     except UserError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{found} is damaged or truncated ({error}): get it again or convert it to MP4") from error
     return Clip(np.stack([frames[i] for i in wanted]), MODEL_FPS)
 

@@ -58,7 +58,10 @@ def read_video(path: str | Path, data: bytes | None = None) -> Clip:
     except UserError:
         raise
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise UserError(f"{found} is not a video that can be read ({error}): convert it to MP4") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{found} is not a video that can be read ({why}): convert it to MP4") from error
+    if len({frame.shape for frame in kept.values()}) > 1:
+        raise UserError(f"{found} changes its size on the way: convert it to a video of one size")
     return Clip(np.stack([kept[i] for i in wanted]), MODEL_FPS)
 
 

@@ -144,13 +144,16 @@ def write(out: Path, checkpoint: Checkpoint, form: str = "openlance", *, shards:
     if form not in _WRITERS:
         raise UserError(f"the form {form!r} is unknown: use one of {', '.join(FORMS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already: choose another folder with -o, or delete it first")
+        raise UserError(f"{out} is there already: choose another folder, or delete it first")
+    out = out.resolve()
+    if out == Path.cwd():
+        raise UserError("a folder appears whole or not at all, so it cannot be the one we are in: name another one")
     nearest = next(place for place in out.absolute().parents if place.is_dir())
     free, needed = shutil.disk_usage(nearest).free, int(checkpoint.bytes * SPARE)
     if free < needed:
         raise UserError(
             f"{out} needs {needed / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB left: free some, or choose "
-            f"another place with -o"
+            f"another place"
         )
     fresh = out.absolute().with_name(f".{out.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from openlance.errors import UserError
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -24,7 +26,15 @@ if TYPE_CHECKING:
 def join() -> tuple[int, int, torch.device]:
     """Join the processes that torchrun started: (rank, how many, device of this one). Alone: (0, 1, the CPU)."""
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and absent:
+        raise UserError(f"WORLD_SIZE is {size} but {absent[0]} is not set: start with torchrun, or unset WORLD_SIZE")
     gpu = torch.cuda.is_available()
+    if gpu and local >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local} has no GPU: this machine has {torch.cuda.device_count()}; give torchrun no larger "
+            f"--nproc-per-node"
+        )
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
@@ -77,9 +87,11 @@ class Crew:
     leads: bool  # whether this process writes files
 
     @classmethod
-    def join(cls) -> Crew | None:
-        """The processes of this torchrun: an even number deals two branches, an odd one rows alone. None if alone."""
+    def join(cls, wanted: torch.device) -> Crew | None:
+        """The processes of this torchrun: an even number deals two branches, an odd one rows alone. None if alone.
+        wanted: the CPU, or any GPU, of which each process has its own."""
         rank, size, device = join()
+        device = device if wanted.type == device.type else wanted
         if size == 1:
             return None
         from torch.distributed.device_mesh import init_device_mesh

@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent} lacks {path.name}: pass a complete checkpoint folder")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore the file") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a JSON object, not a {type(found).__name__}: restore the file")

@@ -30,7 +30,6 @@ EXPERT = re.compile(r"layers\.(\d+)\.(und|gen)\.")
 # Numbers that the codec's decoder holds at its fullest, per pixel of a frame and channel of its last level, for a
 # picture and for a clip (counted at 768x768 and 480x848 by `train.measured.PeakMemory`).
 CODEC = (13, 85)
-BRANCHES = 2  # of guidance: with and without the prompt
 SLOTS = 2  # layers of a visiting expert on the device: the one at work and the next
 
 
@@ -71,7 +70,7 @@ def parse_memory(text: str | int | None) -> int | None:
     """Bytes of a budget such as "12GB"; None for "auto" or nothing given."""
     if text is None or text == "auto":
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(text))
     if match is None or match[2].upper() not in UNITS or not float(match[1]):
         raise UserError(f"--memory {text!r} is not a size: use auto, or for example 12GB, 16GB or 24GB")
     return int(float(match[1]) * UNITS[match[2].upper()])

@@ -17,11 +17,12 @@ from openlance.model.folder import load_lance
 from openlance.model.forms import CLIPS, IMAGES, INSIDE, Files
 from openlance.model.lance import Lance
 from openlance.model.offload import Plan, Work, free_memory, group, plans, settle, sizes
-from openlance.model.quant import bytes_per_number
+from openlance.model.quant import bytes_per_number, quantise
 from openlance.model.vae_lazy import LazyVAE
 from openlance.model.weights import TensorSource, open_tensors
 
 if TYPE_CHECKING:
+    from openlance.model.lora import Adapter
     from openlance.model.vit import ViT
 
 LARGE = 1e9  # numbers in a decoder from which on it runs in half precision: the release's own, and half the memory
@@ -39,8 +40,8 @@ class Parts:
     `say`, what becomes of it is told on the error stream.
 
     A request begins with `prepare`, which says what it will need and decides where everything goes; then `vit`, `vae`
-    and `lance` are there when they are asked for, and `done` tells that a guest has finished for now. `adapt` is called
-    with every decoder that is read, before it is used.
+    and `lance` are there when they are asked for, and `done` tells that a guest has finished for now. Every decoder
+    that is read gets the `adapters`, and is then stored in `few_bits` (a recipe of `model.quant`), before it is used.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Parts:
     ) -> None:
         self.files, self.device, self.dtype, self.memory, self.say = files, device, dtype, memory, say
         self.allow_pickle = allow_pickle
-        self.adapt: Callable[[Lance], Any] | None = None
+        self.adapters: list[Adapter] = []
+        self.few_bits: str | None = None
         self.plan = Plan()
         self.take_turns = False  # only what works is on the device, whatever would fit
         self._plans: dict[tuple, Plan] = {}
@@ -148,8 +150,10 @@ class Parts:
 
         tensors = self._open(lambda: self.files.decoder(clips))
         lance = load_lance(tensors, self.files.config, streams=streams, dtype=self.dtype, device=place)
-        if self.adapt is not None:
-            self.adapt(lance)
+        for adapter in self.adapters:
+            adapter.merge(lance)
+        if self.few_bits is not None:
+            quantise(lance, self.few_bits)
         return settle(lance, away, self.device)
 
     def vit(self, clips: bool = False) -> ViT:

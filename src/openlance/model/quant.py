@@ -69,7 +69,7 @@ def recipe(name: str) -> dict[str, Kind]:
 def to_levels(weight_OI: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     """(stored levels (O, I), or (O, I / 2) in pairs; scales (O, groups) in the dtype of the weight)."""
     grouped = weight_OI.detach().float().unflatten(1, (kind.groups(weight_OI.shape[1]), -1))
-    scale = (grouped.abs().amax(-1).clamp(min=1e-12) / kind.largest).to(weight_OI.dtype)
+    scale = (grouped.abs().amax(-1) / kind.largest).to(weight_OI.dtype).clamp(min=torch.finfo(weight_OI.dtype).tiny)
     levels = (grouped / scale.float()[:, :, None]).flatten(1)
     if kind.dtype.is_floating_point:
         return levels.clamp(-kind.largest, kind.largest).to(kind.dtype), scale
@@ -98,7 +98,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         levels, scale = from_levels(self.weight, x.dtype), self.scale.to(x.dtype)
-        if scale.shape[1] > 1:
+        if scale.shape[1] > 1 or x.dtype == torch.float16:  # which sums of unscaled levels overflow
             y = F.linear(x, (levels.unflatten(1, (scale.shape[1], -1)) * scale[:, :, None]).flatten(1))
         else:
             y = F.linear(x, levels) * scale[:, 0]
@@ -127,8 +127,16 @@ def _put(lance: Lance, name: str, module: nn.Module) -> None:
 
 
 def quantise(lance: Lance, name: str = "int8") -> int:
-    """Store the matrices of a decoder's experts by a recipe; returns the bytes that this saved."""
+    """Store the matrices of a decoder's experts by a recipe; returns the bytes that this saved. UserError if they are
+    stored by another one already."""
     kinds, saved = recipe(name), 0
+    for path, module in lance.named_modules():
+        match = MATRIX.fullmatch(path)
+        if match and isinstance(module, QuantLinear) and module.weight.dtype != kinds[match[1]].dtype:
+            raise UserError(
+                f"the model holds {path} in few bits already, which are final: to have {name}, load the folder that "
+                f"it came from"
+            )
     for path, stream, linear in _matrices(lance):
         made = QuantLinear(*to_levels(linear.weight, kinds[stream]), linear.bias)
         saved += _bytes(linear) - _bytes(made)
@@ -155,7 +163,10 @@ def kinds_of(source: TensorSource) -> dict[str, Kind]:
     for name in source.shapes:
         ours, leaf = _place(name)
         if leaf == "scale" and MATRIX.fullmatch(ours):
-            dtype = source.read(f"{name.removesuffix('scale')}weight").dtype
+            weight = f"{name.removesuffix('scale')}weight"
+            if weight not in source.shapes:
+                raise UserError(f"{source.origin} holds {name} without {weight}: it is damaged, convert it again")
+            dtype = source.read(weight).dtype
             if dtype not in KIND_OF:
                 raise UserError(f"{source.origin} holds scales of {dtype} weights: use files of `openlance convert`")
             found[ours] = KIND_OF[dtype]

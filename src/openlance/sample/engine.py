@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.model.crew import Crew
 from openlance.model.folder import known, read_json
 from openlance.model.forms import Files, find
 from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
-from openlance.model.offload import BRANCHES, Work, parse_memory
+from openlance.model.offload import Work, parse_memory
 from openlance.model.parts import Parts, usual_dtype
 from openlance.model.tiled import Tiling, decode_tiled, encode_tiled
 from openlance.model.vae_lazy import LazyVAE
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 # Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
 RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
+
+# Pixels of one frame of all results that the codec decodes together: many small pictures at once, large ones in turn.
+DECODED = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +70,16 @@ class Defaults:
         found = read_json(path)
         if "height" not in found:  # not ours: transformers writes a file of this name too
             return cls()
-        sampling = Sampling(**known(Sampling, found.get("sampling", {})))
-        prompts = tasks.SystemPrompts(**known(tasks.SystemPrompts, found.get("system_prompts", {})))
-        return cls(**{"buckets": {}} | known(cls, found) | {"sampling": sampling, "prompts": prompts})
+        try:
+            sampling = Sampling(**known(Sampling, found.get("sampling", {})))
+            prompts = tasks.SystemPrompts(**known(tasks.SystemPrompts, found.get("system_prompts", {})))
+            made = cls(**{"buckets": {}} | known(cls, found) | {"sampling": sampling, "prompts": prompts})
+            fits = min(made.height, made.width, made.num_frames, made.batch) > 0
+        except (TypeError, AttributeError):
+            fits = False
+        if not fits:
+            raise UserError(f"{path} holds values that cannot be: restore the file, or delete it")
+        return made
 
 
 class Engine:
@@ -89,7 +100,7 @@ class Engine:
         such as "12GB", which is kept by moving parts in and out; "auto" or None: what is free."""
         files = folder if isinstance(folder, Files) else find(folder)
         self.folder, self.config = files.root, files.config
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         self.dtype = dtype or usual_dtype(files)
         self.parts = Parts(
             files,
@@ -114,27 +125,19 @@ class Engine:
         return self.parts.lance(*streams, clips=self._clips)
 
     def quantise(self, kind: str = "int8") -> None:
-        """Hold the experts' weights in few bits from now on: int8, fp8 or int4 (see `model.quant`). Adapters come
-        before: they are merged. UserError for an unknown kind."""
-        from openlance.model.quant import quantise, recipe
+        """Hold the experts' weights in few bits from now on: int8, fp8 or int4 (see `model.quant`), adapters merged.
+        UserError for an unknown kind."""
+        from openlance.model.quant import recipe
 
         recipe(kind)
-
-        before = self.parts.adapt
-
-        def adapt(lance: Lance) -> None:
-            if before is not None:
-                before(lance)
-            quantise(lance, kind)
-
-        self.parts.adapt = adapt
+        self.parts.few_bits = kind
         self.parts.leave("lance")
 
     def enable_parallelism(self) -> None:
         """Draw together with the other processes of this torchrun, each of which has to make the same calls with the
         same seeds (see `model.crew`); without effect where there are none."""
-        self.crew = Crew.join()
-        if self.crew is not None and self.crew.device.type == "cuda":
+        self.crew = Crew.join(self.device)
+        if self.crew is not None and self.crew.device != self.device:
             self.device = self.crew.device
             self.parts.move(self.crew.device)
 
@@ -143,19 +146,12 @@ class Engine:
         add up. UserError if it is none; one that does not fit the decoder is noticed when that is first needed."""
         from openlance.model.lora import read_adapter
 
-        adapter, before = read_adapter(folder, weight), self.parts.adapt
-
-        def adapt(lance: Lance) -> None:
-            if before is not None:
-                before(lance)
-            adapter.merge(lance)
-
-        self.parts.adapt = adapt
+        self.parts.adapters.append(read_adapter(folder, weight))
         self.parts.leave("lance")
 
     def unload_lora_weights(self) -> None:
         """Go back to the checkpoint's own weights."""
-        self.parts.adapt = None
+        self.parts.adapters.clear()
         self.parts.leave("lance")
 
     def vit(self) -> ViT:
@@ -165,18 +161,19 @@ class Engine:
         """The codec; each half is read at its first use."""
         return self.parts.vae()
 
-    def _begin(self, requests: list[Segments], *streams: str) -> tuple[See, Encode]:
-        """Settle where everything goes for these requests, then read their media, before the decoder comes: the two
-        need not be in memory together."""
+    def _begin(self, requests: list[Segments], *streams: str, branches: int = 1) -> tuple[See, Encode]:
+        """Settle where everything goes for these requests, each in so many guidance branches, then read their media,
+        before the decoder comes: the two need not be in memory together."""
         media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
         made = [s for s in media if s.kind is Kind.LATENTS and s.role is Role.TARGET]
         sizes = [(s, s.size) for s in media if s.size is not None]
         self._clips = any(size[0] > 1 for _, size in sizes)
         cut = {Kind.LATENTS: self.codec.latent_grid, Kind.PATCHES: self.codec.patch_grid}
         cells = [(s.role, int(np.prod(cut[s.kind](size)))) for s, size in sizes]
-        noisy = BRANCHES * sum(n for role, n in cells if role is Role.TARGET)
-        context = BRANCHES * sum(n for role, n in cells if role is not Role.TARGET)  # words are few beside them
-        pixels = max((size[1] * size[2] for s, size in sizes if s.role is Role.TARGET), default=0)
+        noisy = branches * sum(n for role, n in cells if role is Role.TARGET)
+        context = branches * sum(n for role, n in cells if role is not Role.TARGET)  # words are few beside them
+        frames = [size[1] * size[2] for s, size in sizes if s.role is Role.TARGET]
+        pixels = max(*frames, min(sum(frames), DECODED), 0) if frames else 0
         work = Work(rows=max(noisy, context), context=context, pixels=pixels, moving=self._clips)
         kinds = {s.kind for s in media}
         guests = [name for kind, name in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds]
@@ -235,11 +232,14 @@ class Engine:
         """(T, Y, X, C) each -> clips."""
         from openlance.model.vae import channels_first, to_uint8
 
-        whole = [torch.stack(latents)] if len({z.shape for z in latents}) == 1 else [z[None] for z in latents]
+        stride = self.config.vae.stride
+        some = max(DECODED // (latents[0].shape[1] * latents[0].shape[2] * stride**2), 1) if latents else 1
+        alike = len({z.shape for z in latents}) == 1
+        runs = [torch.stack(latents[n : n + some]) for n in range(0, len(latents), some)] if alike else None
         clips = []
-        for z in whole:
+        for z in runs or [z[None] for z in latents]:
             z = channels_first(z).to(self.device, self.dtype)
-            vae, stride = self.vae(), self.config.vae.stride
+            vae = self.vae()
             steps = vae.decode_steps(z) if self.tiling is None else [decode_tiled(vae.decode, z, stride, self.tiling)]
             # Frames leave the device as bytes as soon as they are there: what a long clip takes does not grow with it.
             frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
@@ -258,7 +258,9 @@ class Engine:
         after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
     ) -> list[Tensor]:
         """The visual target of each request, as latents (T, Y, X, C); the callbacks are those of `denoise`."""
-        see, encode = self._begin(requests, "und", "gen")
+        if self.crew is not None:  # what nobody chose has to be the same everywhere
+            seeds = self.crew.agreed(seeds) if all(isinstance(s, int) for s in seeds) else seeds
+        see, encode = self._begin(requests, "und", "gen", branches=sampling.branches)
         return denoise(
             self.lance("und", "gen"), self.codec, requests, sampling,
             see=see, encode=encode, seeds=seeds, on_step=on_step, after_step=after_step, store=self.prefixes,
@@ -302,6 +304,17 @@ class Engine:
     ) -> list[str]:
         """The text target of each request."""
         return [self.tokenizer.text(ids).strip() for ids in self.fill_ids(requests, decoding, generator, on_token)]
+
+
+def device_of(name: torch.device | str | None) -> torch.device:
+    """A device by its name, by default a GPU where there is one. UserError if it does not exist here."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"the device {str(name)!r} cannot be used ({said}): use cpu, or leave it out") from None
+    return device
 
 
 def _ahead(read: See | Encode, segments: list[Segment]) -> See | Encode:

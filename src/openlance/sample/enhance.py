@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
+import re
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
@@ -32,7 +34,12 @@ class Enhancer:
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
-        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
+        try:
+            parts = urlsplit(self.url)
+            fits = parts.scheme in ("http", "https") and bool(parts.netloc) and not re.search(r"\s", self.url)
+        except ValueError:
+            fits = False
+        if not fits:
             raise UserError(f"{self.url!r} is no address of a server: give for example http://localhost:8000/v1")
 
     def rewrite(self, prompt: str, makes: str, picture: Path | None = None) -> str:
@@ -59,7 +66,7 @@ class Enhancer:
             with urlopen(Request(address, json.dumps(body).encode(), headers), timeout=self.timeout) as reply:
                 found = json.load(reply)
             return str(found["choices"][0]["message"]["content"])
-        except (URLError, TimeoutError, ConnectionError) as error:
+        except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
             raise UserError(f"{address} does not answer ({error}): check --enhance-url") from None
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(f"{address} answered in another form than OpenAI's chat ({error!r})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -50,14 +51,19 @@ class Sampling:
             )
         if self.renorm not in RENORMS:
             raise UserError(f"renorm {self.renorm!r} is unknown: use one of {', '.join(RENORMS)}")
-        if not (self.guidance_scale >= 0 and self.image_guidance_scale >= 0):
+        if not (0 <= self.guidance_scale < inf and 0 <= self.image_guidance_scale < inf):
             raise UserError(f"a guidance scale of {self.guidance_scale} makes no sense: use 1 (off) or more")
-        if self.shift <= 0:
+        if not 0 < self.shift < inf:
             raise UserError(f"a time shift of {self.shift} makes no sense: use a positive number such as 3.5")
         if self.solver not in SOLVERS:
             raise UserError(f"the solver {self.solver!r} is unknown: use one of {', '.join(SOLVERS)}")
         if not 0 <= self.step_cache < 1:
             raise UserError(f"a step cache of {self.step_cache} makes no sense: use 0 (off) or a share such as 0.05")
+
+    @property
+    def branches(self) -> int:
+        """How many forms of a request run side by side: as it is, without its words, without pictures as well."""
+        return 1 + (self.guidance_scale > 1) + (self.image_guidance_scale > 1)
 
     def acts_at(self, t: float) -> bool:
         return self.interval[0] < t <= self.interval[1]

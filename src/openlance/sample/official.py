@@ -68,9 +68,13 @@ def find_file(element: Any, root: Path) -> Path:
     count from the top of its repository. UserError if there is no such file."""
     if not isinstance(element, str) or not element:
         raise UserError(f"a picture or clip is given by its path, not by {element!r}")
-    path = Path(element).expanduser()
-    places = [path] if path.is_absolute() else [path, *(folder / path for folder in (root, *root.absolute().parents))]
-    found = next((place for place in places if place.is_file()), None)
+    try:
+        path = Path(element).expanduser()
+        above = (root, *root.absolute().parents)
+        places = [path] if path.is_absolute() else [path, *(folder / path for folder in above)]
+        found = next((place for place in places if place.is_file()), None)
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, or of nobody's home
+        raise UserError(f"{element[:60]!r} is no path: {error}") from None
     if found is None:
         raise UserError(f"there is no file {element}, neither here nor above {root}")
     return found

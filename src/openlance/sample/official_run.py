@@ -17,6 +17,7 @@ from typing import Any
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.media.write import write_media
+from openlance.model.folder import read_json
 from openlance.sample.engine import Engine
 from openlance.sample.official import Job, build, media_of
 from openlance.sample.text import Decoding
@@ -40,7 +41,7 @@ class Record:
         said = json.loads(json.dumps(settings))
         file = self.place / "settings.json"
         if file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
+            before = read_json(file)
             changed = [name for name in said if before.get(name) != said[name]]
             if changed:
                 raise UserError(
@@ -54,17 +55,19 @@ class Record:
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         for file in sorted(self.place.glob("*.jsonl")):
-            for text in file.read_text(encoding="utf-8").splitlines():
+            for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    yield json.loads(text)
-                except json.JSONDecodeError:
+                    line = json.loads(text)
+                except (ValueError, RecursionError):
                     continue  # the last line of a process that was stopped while it wrote
+                if isinstance(line, dict) and {"key", "digest", "prompt"} <= line.keys():
+                    yield line
 
     def has(self, entry: Entry) -> bool:
         line = self.done.get(entry.key)
         if line is None or line["digest"] != digest(entry):
             return False
-        return "answer" in line or (self.folder / line["file"]).is_file()
+        return "answer" in line or (self.folder / line.get("file", "/")).is_file()
 
     def add(self, entry: Entry, **what: str) -> None:
         line = {"key": entry.key, "digest": digest(entry), **what}

@@ -15,8 +15,9 @@ from openlance.config.model import ModelConfig
 from openlance.config.size import decoder_half, encoder_half, vit_size
 from openlance.errors import UserError
 from openlance.model.lengths import placeholder, ruler, text
-from openlance.model.offload import BRANCHES, Work, plans, sizes
 from openlance.model.offload import Plan as Placement
+from openlance.model.offload import Work, plans, sizes
+from openlance.sample.guidance import Sampling
 from openlance.sequence.pack import document
 from openlance.sequence.rows import PATCHES
 from openlance.sequence.segment import Kind, Role, Segments
@@ -89,7 +90,7 @@ def plan(c: ModelConfig, wanted: Wanted, memory: float | None = None) -> Samplin
         "codec decoder": decoder_half(c.vae).size * makes,
         "codec encoder": encoder_half(c.vae).size * bool(reads),
     }
-    branches, context = BRANCHES if makes else 1, total - noisy
+    branches, context = Sampling().branches if makes else 1, total - noisy
     work = Work(
         rows=branches * max(noisy, context), context=branches * context,
         pixels=wanted.height * wanted.width if makes else 0, moving=wanted.frames > 1,

@@ -95,7 +95,25 @@ def elements(data: Any) -> list[Element]:
     unknown = [kind for kind in kinds if kind not in ("text", *MEDIA)]
     if unknown:
         raise UserError(f"an element of kind {unknown[0]!r} is unknown: use text, image or video")
-    return [Element(kind, value, bool(t)) for kind, value, t in zip(kinds, values, targets, strict=True)]
+    found = [Element(kind, value, bool(t)) for kind, value, t in zip(kinds, values, targets, strict=True)]
+    for e in found:
+        _check(e)
+    return found
+
+
+def _check(e: Element) -> None:
+    """UserError unless a text is a string, or, as an answer, [system prompt, question, answer] too."""
+    if e.kind != "text" or isinstance(e.value, str):
+        return
+    if not (e.target and isinstance(e.value, list)):
+        raise UserError(f"a text is a string, not {_short(e.value)}: put it in quotes")
+    if len(e.value) < 3 or not all(isinstance(text, str) for text in e.value[:3]):
+        raise UserError(f"an answer is a string or [system prompt, question, answer], not {_short(e.value)}")
+
+
+def _short(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= 60 else f"{said[:57]}..."
 
 
 def form_of(task: str) -> Form:
@@ -121,6 +139,8 @@ def request(
     form, listed = form_of(task), elements(data)
     if form.makes == "text":
         return _answer(form, listed, views, caption, prompts)
+    if not form.shown and form.sized_by == "request" and not any(e.kind == "text" for e in listed):
+        raise UserError("the request has no text to draw from: add one to its elements")
     user, last = _user(form, listed, views)
     word = listed[-1].kind if form.names_last else form.makes
     prior = tasks.system(getattr(prompts, form.prior).format(m=word))

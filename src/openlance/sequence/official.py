@@ -21,6 +21,7 @@ from typing import Any
 from openlance.errors import UserError
 from openlance.sequence.interleave import elements
 
+LONGEST_NAME = 200  # bytes of an output's name without its ending; file systems take 255
 ENDINGS = (".mp4", ".jpg", ".png", ".jpeg", ".webp")
 NAMES = ("index", "id", "key")  # of an entry in a line of its own
 PROMPTS = ("prompt", "caption", "text")
@@ -59,6 +60,18 @@ def read_entries(path: str | Path) -> list[Entry]:
     return entries
 
 
+class Table(dict):
+    """A JSON object that remembers keys which stand in it again."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__()
+        self.repeated = list[str]()
+        for key, value in pairs:
+            if key in self:
+                self.repeated.append(key)
+            self.setdefault(key, value)
+
+
 @dataclass(frozen=True)
 class Broken:
     """Stands where an entry could not be read."""
@@ -69,14 +82,18 @@ class Broken:
 def _pairs(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     """(key, data) of every entry, whatever the form of the file."""
     try:
-        whole = json.loads(text)
+        whole = json.loads(text, object_pairs_hook=Table)
     except json.JSONDecodeError as error:
         yield from _lines(text, path, error)
         return
+    except (ValueError, RecursionError) as error:  # a number without end, or lists within lists
+        raise UserError(f"{path} is JSON that cannot be read ({error}): mend that place") from None
     if isinstance(whole, Mapping) and not _is_record(whole):
         for key, value in whole.items():
             # A value that is an object without the arrays is a record whose key stands outside.
             yield key, _data(value) if isinstance(value, Mapping) and _is_record(value) else value
+        for key in getattr(whole, "repeated", ()):
+            yield key, Broken("its key stands in the file already: give it another one")
         return
     for number, value in enumerate(whole if isinstance(whole, list) else [whole]):
         yield _record(value, number)
@@ -88,10 +105,10 @@ def _lines(text: str, path: Path, error: json.JSONDecodeError) -> Iterator[tuple
     for position, (number, line) in enumerate(lines):
         try:
             yield _record(json.loads(line), position)
-        except json.JSONDecodeError as wrong:
+        except (ValueError, RecursionError) as wrong:
             if position == 0:
                 raise UserError(f"{path} is not valid JSON ({error}): mend that place") from None
-            yield str(position), Broken(f"line {number} is not valid JSON ({wrong.msg})")
+            yield str(position), Broken(f"line {number} is not valid JSON ({wrong})")
 
 
 def _is_record(value: Mapping) -> bool:
@@ -117,7 +134,8 @@ def _data(record: Mapping) -> Any:
         return record
     if "prompt_en" in record:
         prompt = record["prompt_en"]
-        return prompt if isinstance(prompt, str) else "".join(prompt[0]) if prompt else Broken("its prompt_en is empty")
+        first = prompt[0] if isinstance(prompt, list) and prompt else prompt
+        return first if isinstance(first, str) and first else Broken("its prompt_en is no text")
     for kind in ("image", "video"):
         if f"{kind}_path" in record:
             said = [record.get("system_prompt", ""), record.get("user_prompt", ""), record.get("gt", "")]
@@ -138,6 +156,13 @@ def _entry(key: str, data: Any) -> Entry:
         return Entry(key, name, None, "its key cannot name a file: use letters and digits")
     if isinstance(data, Broken):
         return Entry(key, name, None, data.why)
+    try:
+        length = len(name.encode())
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Entry(ascii(key), ascii(name), None, "it holds half a character: write it anew as UTF-8")
+    if length > LONGEST_NAME:
+        return Entry(key, name, None, f"its key is too long to name a file: use at most {LONGEST_NAME} letters")
     arrays = ("interleave_array", "element_dtype_array", "istarget_in_interleave")
     flat = [a for a in arrays if isinstance(data, Mapping) and not isinstance(data.get(a, []), list)]
     if flat:
@@ -154,4 +179,4 @@ def output_name(key: str) -> str:
     """The stem of an entry's outputs: numbers with six digits, whatever ending the key has (released code)."""
     for ending in ENDINGS:
         key = key.replace(ending, "")
-    return f"{int(key):06d}" if key.isascii() and key.isdigit() else key
+    return f"{int(key):06d}" if key.isascii() and key.isdigit() and len(key) <= LONGEST_NAME else key

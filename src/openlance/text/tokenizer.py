@@ -41,12 +41,21 @@ class Tokenizer:
 
         folder = Path(folder)
         if (folder / "tokenizer.json").is_file():
-            return cls(Backend.from_file(str(folder / "tokenizer.json")))
+            try:
+                backend = Backend.from_file(str(folder / "tokenizer.json"))
+            except Exception as error:  # noqa: BLE001  the library raises nothing narrower
+                raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer ({error}): restore the file") from None
+            return cls(backend)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return cls(_slow_format(folder))
         raise UserError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
 
     def _encode(self, text: str) -> tuple[int, ...]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            said = f"the text {ascii(text[:40])} holds bytes that are no characters (place {error.start})"
+            raise UserError(f"{said}: write it as UTF-8") from None
         return tuple(self.backend.encode(text, add_special_tokens=False).ids)
 
     def ids(self, text: str) -> list[int]:

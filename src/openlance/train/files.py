@@ -99,7 +99,16 @@ class RunFolder:
 def starts_of(folder: Path) -> list[dict[str, Any]]:
     """What `record` wrote in a folder, oldest first; none if it is no run."""
     path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        fits = isinstance(found, list) and all({"stage", "options", "command"} <= start.keys() for start in found)
+    except (ValueError, AttributeError, RecursionError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path} is damaged: delete it to start again from the checkpoints beside it")
+    return found
 
 
 def versions() -> dict[str, str]:

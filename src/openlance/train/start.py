@@ -17,11 +17,13 @@ from torch import Tensor
 
 from openlance.config.model import ModelConfig
 from openlance.config.train import Stage
+from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.model.folder import known, load_lance, read_json, write_config
 from openlance.model.forms import find
 from openlance.model.grids import SequenceCodec
 from openlance.model.names import released_name
+from openlance.model.quant import kinds_of
 from openlance.model.vae_lazy import LazyVAE
 from openlance.model.vit import ViT
 from openlance.model.weights import open_tensors, write_tensors
@@ -58,6 +60,8 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
     files = find(folder)
     config, tokenizer = files.config, Tokenizer.from_folder(files.tokenizer)
     if init == "model":
+        if kinds_of(open_tensors(files.decoder(), allow_pickle=allow_pickle)):
+            raise UserError(f"{folder} holds weights in few bits, which cannot learn: give the folder they came from")
         lance = load_lance(files.decoder(), config, allow_pickle=allow_pickle)
         path, prefix = files.vit_of(allow_pickle=allow_pickle)
         vit = ViT.load(path, config.vit, prefix=prefix, allow_pickle=allow_pickle)
