@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,8 @@ Url = Annotated[str, typer.Option("--enhance-url", envvar="LANCE_REWRITE_BASE_UR
 Writer = Annotated[str, typer.Option("--enhance-model", envvar="LANCE_REWRITE_MODEL_NAME", help="Its model.")]
 Processes = Annotated[int, typer.Option("--processes", help="Share the entries among so many processes.")]
 
+WAIT = timedelta(days=30)  # for the slowest process, once the others are done
+MOST = 100_000  # steps, frames, pixels or tokens
 app = typer.Typer()
 
 
@@ -90,12 +93,14 @@ def run(
         return launch(processes, output)
 
     import openlance
+    from openlance.model.crew import join
     from openlance.sample.enhance import Enhancer
     from openlance.sample.official import Job, default_preset
 
     key = os.environ.get("LANCE_REWRITE_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
     enhancer = Enhancer(url=enhance_url, model=enhance_model, key=key) if enhance_prompt else None
-    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, **placement())
+    rank, world, device = join(timeout=WAIT)
+    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=device)
     d = pipe.defaults
     usual = (d.num_frames, d.height, d.width)
     sampling = pipe.sampling(
@@ -107,43 +112,32 @@ def run(
         preset=resolution or default_preset(d), sampling=sampling, seed=seed, max_new_tokens=max_new_tokens,
         root=file.parent, enhancer=enhancer,
     )  # fmt: skip
-    failures = share(pipe, entries, job, output, model)
+    failures = share(pipe, entries, job, output, model, rank, world)
     if failures is not None:
         report(failures, len(entries), output)
 
 
 def check(counts: dict[str, int | None], seed: int) -> None:
     for option, value in counts.items():
-        options.at_least(option, value, 1)
+        options.at_least(option, value, 1, MOST)
     options.at_least("--seed", seed, 0, options.LARGEST_SEED)
 
 
-def placement() -> dict[str, Any]:
-    """A GPU of its own for each process of a machine that has some."""
-    if "LOCAL_RANK" not in os.environ:
-        return {}
-    import torch
-
-    count = torch.cuda.device_count()
-    return {"device": f"cuda:{int(os.environ['LOCAL_RANK']) % count}"} if count else {}
-
-
-def share(pipe: Any, entries: list[Entry], job: Job, output: Path, model: str) -> list[tuple[str, str]] | None:
+def share(
+    pipe: Any, entries: list[Entry], job: Job, output: Path, model: str, rank: int, world: int
+) -> list[tuple[str, str]] | None:
     """Run this process's entries; on rank 0 write the tables and give (key, reason) of all that failed."""
     from tqdm import tqdm
 
     from openlance.sample.official_run import Record, run, settings_of
 
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        import torch.distributed as dist
-
-        dist.init_process_group("gloo")
     record = Record(output, settings_of(job, model), rank)
     mine = entries[rank::world]
     with tqdm(total=len(mine), unit="entry", delay=2.0, disable=None if rank == 0 else True) as bar:
         failed = [(f.key, f.why) for f in run(pipe, mine, job, record, bar.update)]
     if world > 1:
+        import torch.distributed as dist
+
         everywhere: list[Any] = [None] * world
         dist.all_gather_object(everywhere, failed)
         dist.destroy_process_group()

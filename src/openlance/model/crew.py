@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def join() -> tuple[int, int, torch.device]:
-    """Join the processes that torchrun started: (rank, how many, device of this one). Alone: (0, 1, the CPU)."""
+def join(timeout: timedelta | None = None) -> tuple[int, int, torch.device]:
+    """Join the processes that torchrun started: (rank, how many, device of this one). Alone: (0, 1, a GPU or the CPU).
+    timeout: how long they wait for each other; torch's own by default."""
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if size > 1 and absent:
@@ -39,7 +41,7 @@ def join() -> tuple[int, int, torch.device]:
     if gpu:
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
     return (dist.get_rank() if size > 1 else 0), size, device
 
 

@@ -27,6 +27,7 @@ from openlance.model.folder import read_json
 from openlance.model.lance import Lance
 from openlance.model.weights import read_tensors, write_tensors
 
+# The matrices of the experts: what adapters change and few bits hold.
 TARGETS = r"layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)"
 PREFIX = "base_model.model."  # of every name in a file of PEFT
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
