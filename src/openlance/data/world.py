@@ -89,7 +89,8 @@ S = TypeVar("S", bound=_Said)
 
 def placed(rng: np.random.Generator, spread: tuple[float, float], draw: Callable[..., S]) -> S:
     """Something to draw. If its words say where things stand, these stand anywhere; if not, no further from their
-    usual place than the spread: the less the words leave open, the sooner it is learned (measured, see docs/nano.md)."""
+    usual place than the spread: the less the words leave open, the sooner it is learned (docs/nano.md has
+    figures)."""
     anywhere = draw(placement=1.0)
     if any(isinstance(fact, Region) for fact in anywhere.facts):
         return anywhere

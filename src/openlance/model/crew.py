@@ -47,9 +47,9 @@ def join(timeout: timedelta | None = None) -> tuple[int, int, torch.device]:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows dealt to the processes of a group in runs of nearly one length."""
+    """Rows dealt to the processes of a group in runs of nearly one length; one process needs no group."""
 
-    group: dist.ProcessGroup
+    group: dist.ProcessGroup | None
     rank: int
     size: int
 
@@ -98,8 +98,10 @@ class Crew:
             return None
         from torch.distributed.device_mesh import init_device_mesh
 
-        branches = 2 - size % 2
-        mesh = init_device_mesh(device.type, (branches, size // branches), mesh_dim_names=("branch", "context"))
+        if size % 2:  # a mesh of one dimension needs no groups beside that of all
+            rows = init_device_mesh(device.type, (size,), mesh_dim_names=("context",))
+            return cls(Split(None, 0, 1), Split.along(rows), device, rank == 0)
+        mesh = init_device_mesh(device.type, (2, size // 2), mesh_dim_names=("branch", "context"))
         return cls(Split.along(mesh["branch"]), Split.along(mesh["context"]), device, rank == 0)
 
     def leave(self) -> None:
