@@ -9,6 +9,7 @@ released model: 1 KB for a row and layer in bfloat16); between branches only vel
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,7 +46,7 @@ def join(timeout: timedelta | None = None) -> tuple[int, int, torch.device]:
     return (dist.get_rank() if size > 1 else 0), size, device
 
 
-@dataclass(frozen=True)
+@dataclass
 class Split:
     """Rows dealt to the processes of a group in runs of nearly one length; one process needs no group."""
 
@@ -107,7 +108,10 @@ class Crew:
     def leave(self) -> None:
         """Part once all are done: a process that simply ends breaks the connections that others still read from."""
         dist.barrier()
+        self.branch.group = self.context.group = None  # else their threads outlive the interpreter, which aborts
+        gc.collect()
         dist.destroy_process_group()
+        gc.collect()
 
     def agreed(self, value: Any) -> Any:
         """The leading process's value of something small."""
