@@ -211,3 +211,11 @@ def test_states_are_the_same_with_and_without_gradients(tiny):
         assert len(list(wide.model.layers[0].pieces(torch.zeros(layout.und, 1)))) > 1
         without = wide.hidden(packed, noise)
     torch.testing.assert_close(wide.hidden(packed, noise), without, rtol=0, atol=2e-5)
+
+
+def test_targets_of_a_batch_need_no_gathering(tiny):
+    """Prompts of different length share a call, in the order of their rows."""
+    rows = tiny.pack([tiny.draw("a"), tiny.draw("a longer prompt"), tiny.draw("b")]).rows
+    query, past = (rows.at(which.nonzero()[:, 0]) for which in (rows.noisy, ~rows.noisy))
+    plan = plan_units(query, Rows.concat([past, query]))
+    assert len(plan.groups) == 1 and plan.groups[0].query_from == 0 and plan.order is None

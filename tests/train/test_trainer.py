@@ -1,6 +1,7 @@
 """Laws of a run and its loop, on tiny real modules: resume, stopping on what is not finite, freezing, validation."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from openlance.train.files import RunFolder, starts_of
 from openlance.train.loop import Work, replay, train
 from openlance.train.optim import Ema, orthogonalised
 from openlance.train.parallel import Team
+from openlance.train.precision import fast_bfloat16, lowered
 from openlance.train.trainer import Trainer, TrainingDiverged, freeze
 
 
@@ -202,3 +204,16 @@ def test_an_orthogonalised_matrix_keeps_its_singular_vectors_and_evens_their_val
     for shape in ((2, 24, 48), (2, 48, 24)):
         values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)).float())
         assert values.min() > 0.4 and values.max() < 1.4
+
+
+def test_a_stage_that_leaves_its_precision_open_takes_what_the_device_is_fast_at():
+    assert lowered("auto", "cuda") and lowered("bfloat16", "cpu") and not lowered("float32", "cuda")
+    a = torch.randn(512, 512)
+    low, whole = (min(seconds(lambda x=x: x @ x) for _ in range(5)) for x in (a.bfloat16(), a))
+    assert lowered("auto", "cpu") == fast_bfloat16("cpu") and (low < whole or not fast_bfloat16("cpu"))
+
+
+def seconds(work):
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

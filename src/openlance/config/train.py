@@ -27,7 +27,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 CHOICES = {
     "schedule": ("constant", "cosine"),
     "optimizer": ("adamw", "muon"),
-    "dtype": ("bfloat16", "float32"),
+    "dtype": ("bfloat16", "float32", "auto"),
 }
 NUMERALS = str.maketrans({"1": "i", "2": "ii", "3": "iii", "-": None, "_": None, " ": None})
 
@@ -82,7 +82,7 @@ class Stage:
     frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
     spread: tuple[float, float] = (1.0, 1.0)  # world only: see `Fit`; at the first and the last step
     checkpointing: bool = False  # layers are computed again in the backward pass instead of kept
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # auto: bfloat16 where the device is fast at it, else float32
     seed: int = 0
     paper_tokens: float = 0.0  # how many tokens the paper says the stage saw; 0 where it says nothing
 

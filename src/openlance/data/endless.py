@@ -22,12 +22,14 @@ BLOCKS, BLOCK = 1024, 64
 SIZES = {(64, 64): 0.72, (64, 96): 0.09, (96, 64): 0.09, (96, 96): 0.10}
 FRAMES = {5: 0.05, 9: 0.79, 13: 0.08, 17: 0.08}
 
+USUAL = WorldMixture().scenes
+
 Draw = Callable[[int, int, Fit], WorldBatch]
 NONE: dict[str, Any] = dict.fromkeys(("drawn", "asked", "edited", "subjects"), 0)
 NO_CLIPS: dict[str, Any] = dict.fromkeys(("drawn", "animated", "bridged", "edited", "subjects", "asked"), 0)
 
 
-def _pictures(**counts: int) -> Draw:
+def _pictures(**counts: Any) -> Draw:
     """One sample of what `counts` names. Conditions stay: a Stream drops them."""
 
     def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
@@ -53,6 +55,18 @@ def _clips(*kinds: str) -> Draw:
     return draw
 
 
+def weights(said: Any) -> tuple[tuple[str, float], ...]:
+    """Weights of categories of scenes from a mapping, checked; none for None."""
+    if said is None:
+        return ()
+    good = isinstance(said, dict) and all(
+        key in USUAL and isinstance(w, (int, float)) and 0 <= w < float("inf") for key, w in said.items()
+    )
+    if not good or not sum((USUAL | said).values()) > 0:
+        raise UserError(f"scenes is {said!r}: expected weights of 0 or more of {', '.join(USUAL)}, such as {{text: 8}}")
+    return tuple(sorted((key, float(w)) for key, w in said.items()))
+
+
 DRAWS: dict[str, Draw] = {
     "t2i": _pictures(drawn=1), "image_edit": _pictures(edited=1), "image_idip": _pictures(subjects=1),
     "x2t_image": _pictures(asked=1), "t2v": _clips("drawn"), "flf2v": _clips("bridged"),
@@ -64,16 +78,20 @@ DRAWS: dict[str, Draw] = {
 @dataclass(frozen=True)
 class WorldSource:
     """Samples of one task. A part is (seed, first index, last index + 1); the seed of an epoch comes from its reader
-    where that shuffles. count: end after so many."""
+    where that shuffles. count: end after so many. scenes: weights of what pictures from words show, the
+    usual ones where not named."""
 
     task: str
     count: int = BLOCKS * BLOCK
     seed: int = 0
+    scenes: tuple[tuple[str, float], ...] = ()
     light = False
 
     def __post_init__(self) -> None:
         if self.task not in DRAWS:
             raise UserError(f"the world knows no task {self.task!r}: use one of {', '.join(DRAWS)}")
+        if self.scenes and self.task != "t2i":
+            raise UserError(f"scenes are weighed for t2i alone: leave them out of the source of {self.task}")
 
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[tuple[int, int, int]]:
         seed = self.seed + epoch if rng is None else int(rng.integers(2**62))
@@ -85,7 +103,8 @@ class WorldSource:
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         seed, index = row.values
-        batch = DRAWS[self.task](seed, index, fit)
+        draw = _pictures(drawn=1, scenes=USUAL | dict(self.scenes)) if self.scenes else DRAWS[self.task]
+        batch = draw(seed, index, fit)
         seen = next((s.value for s in batch.samples[0] if s.kind is Kind.PATCHES), None)
         return Sample(batch.samples[0], row.place, batch.labels.get(id(seen)))
 

@@ -10,7 +10,7 @@ Axes: L rows, G units of a group, A heads, E head width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,30 +33,33 @@ FLEX_FROM = 4096
 
 @dataclass(frozen=True)
 class Group:
-    """Units padded to one size. query: (G, Q), key: (G, K) row numbers; mask: (G, 1, Q, K) or None when all is seen."""
+    """Units padded to one size. query: (G, Q), key: (G, K) row numbers; mask: (G, 1, Q, K) or None when all is seen.
+    query_from, key_from: the first row where the rows lie one after another, so that there is nothing to gather."""
 
     query: Tensor
     key: Tensor
     mask: Tensor | None
-    whole: bool = False  # one unit that takes all queries and keys in order: nothing to gather
+    query_from: int | None = None
+    key_from: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How queries find their keys. `order` brings the concatenated outputs of the groups back to row order.
+    """How queries find their keys. `order` brings the concatenated outputs of the groups back to row order; None where
+    they are in it.
 
     With `blocks` FlexAttention does it all and there are no groups."""
 
     groups: tuple[Group, ...]
-    order: Tensor
+    order: Tensor | None
     blocks: BlockMask | None = None
 
     def to(self, device: torch.device | str) -> Plan:
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device)
 
-        groups = tuple(Group(g.query.to(device), g.key.to(device), move(g.mask), g.whole) for g in self.groups)
-        return Plan(groups, self.order.to(device))
+        groups = (replace(g, query=g.query.to(device), key=g.key.to(device), mask=move(g.mask)) for g in self.groups)
+        return Plan(tuple(groups), move(self.order))
 
 
 def plan_attention(query: Rows, key: Rows, device: torch.device) -> Plan:
@@ -65,7 +68,7 @@ def plan_attention(query: Rows, key: Rows, device: torch.device) -> Plan:
     if flex_pays(len(query), len(key), device):
         from openlance.model.flex import block_mask
 
-        return Plan((), torch.empty(0, dtype=torch.long), block_mask(query.to(device), key.to(device)))
+        return Plan((), None, block_mask(query.to(device), key.to(device)))
     return plan_units(query, key).to(device)
 
 
@@ -78,19 +81,32 @@ def flex_pays(queries: int, keys: int, device: torch.device) -> bool:
 def plan_units(query: Rows, key: Rows) -> Plan:
     """The plan for SDPA."""
     units = sorted(_units(query, key), key=lambda unit: (len(unit[0]), len(unit[1])))
-    groups, flat = list[Group](), list[Tensor]()
-    for batch in _batches(units):
-        group, real = _pad(batch, query, key)
-        groups.append(group)
-        flat.append(torch.where(real, group.query, -1).flatten())
-    places = torch.cat(flat)
-    order = torch.empty(len(query), dtype=torch.long)
+    padded = [_pad(in_order, query, key) for in_order in _in_order(_batches(units))]
+    places = torch.cat([torch.where(real, group.query, -1).flatten() for group, real in padded])
     taken = places >= 0
+    order = torch.empty(len(query), dtype=torch.long)
     order[places[taken]] = taken.nonzero()[:, 0]
-    return Plan(tuple(groups), order)
+    straight = len(places) == len(order) and _first(order) == 0
+    return Plan(tuple(group for group, _ in padded), None if straight else order)
 
 
-def _units(query: Rows, key: Rows) -> list[tuple[Tensor, Tensor]]:
+def _in_order(batches: list[list[Unit]]) -> list[list[Unit]]:
+    """By their queries, within batches and among them: what lies together in the rows needs no gathering."""
+    sorted_batches = [sorted(batch, key=lambda unit: int(unit[0][0])) for batch in batches]
+    return sorted(sorted_batches, key=lambda batch: int(batch[0][0][0]))
+
+
+def _first(rows: Tensor) -> int | None:
+    """The first of row numbers that lie one after another, None if they do not."""
+    flat = rows.flatten()
+    first = int(flat[0])
+    return first if torch.equal(flat, torch.arange(first, first + len(flat))) else None
+
+
+Unit = tuple[Tensor, Tensor]  # row numbers of its queries and of its keys
+
+
+def _units(query: Rows, key: Rows) -> list[Unit]:
     """(queries, keys) per document for its clean rows and per noisy segment."""
     # One number per unit: the document for clean rows, the segment (shifted past all documents) for noisy ones.
     past = int(key.doc.max()) + 1
@@ -125,8 +141,8 @@ def _runs(values: Tensor) -> dict[int, Tensor]:
     return dict(zip(names.tolist(), order.split(counts.tolist()), strict=True))
 
 
-def _batches(units: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
-    batches, work, most = list[list[tuple[Tensor, Tensor]]](), 0, 0
+def _batches(units: list[Unit]) -> list[list[Unit]]:
+    batches, work, most = list[list[Unit]](), 0, 0
     for q, k in units:
         n = len(batches[-1]) + 1 if batches else 0
         widest = max(most, len(k))
@@ -141,18 +157,15 @@ def _batches(units: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tens
     return batches
 
 
-def _pad(batch: list[tuple[Tensor, Tensor]], query: Rows, key: Rows) -> tuple[Group, Tensor]:
+def _pad(batch: list[Unit], query: Rows, key: Rows) -> tuple[Group, Tensor]:
     """Pad a batch of units to one size; a padded query sees everything, so that its softmax stays finite."""
     pad = torch.nn.utils.rnn.pad_sequence
     q, k = (pad([unit[i] for unit in batch], batch_first=True, padding_value=-1) for i in (0, 1))
     real = q >= 0
     rows_q, rows_k = query.at(q.clamp(min=0)[:, :, None]), key.at(k.clamp(min=0)[:, None, :])
     mask = (visible(rows_q, rows_k) & (k >= 0)[:, None, :]) | ~real[:, :, None]
-    everything = torch.arange(len(key))
-    whole = len(batch) == 1 and len(query) == q.numel() and torch.equal(k[0], everything)
-    whole = whole and torch.equal(q[0], everything[: len(query)])
-    group = Group(q.clamp(min=0), k.clamp(min=0), None if bool(mask.all()) else mask[:, None], whole)
-    return group, real
+    seen = None if bool(mask.all()) else mask[:, None]
+    return Group(q.clamp(min=0), k.clamp(min=0), seen, _first(q), _first(k)), real
 
 
 def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:
@@ -163,15 +176,12 @@ def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:
         return attend_blocks(q_LAE, k_LAE, v_LAE, plan.blocks)
     outputs = []
     for group in plan.groups:
-        if group.whole:
-            q, k, v = q_LAE[None], k_LAE[None], v_LAE[None]
-        else:
-            q, k, v = _take(q_LAE, group.query), _take(k_LAE, group.key), _take(v_LAE, group.key)
+        q = _take(q_LAE, group.query, group.query_from)
+        k, v = (_take(x, group.key, group.key_from) for x in (k_LAE, v_LAE))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         outputs.append(_sdpa(q, k, v, group.mask).transpose(1, 2).flatten(0, 1))
-    if len(plan.groups) == 1 and plan.groups[0].whole:
-        return outputs[0]
-    return torch.cat(outputs).index_select(0, plan.order)
+    mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return mixed if plan.order is None else mixed.index_select(0, plan.order)
 
 
 def _sdpa(q_GAQE: Tensor, k_GAKE: Tensor, v_GAKE: Tensor, mask: Tensor | None) -> Tensor:
@@ -190,5 +200,7 @@ def _sdpa(q_GAQE: Tensor, k_GAKE: Tensor, v_GAKE: Tensor, mask: Tensor | None) -
         return (weights @ v_GAKE).view(g, a, q, e)
 
 
-def _take(x_LAE: Tensor, rows: Tensor) -> Tensor:
-    return x_LAE.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+def _take(x_LAE: Tensor, rows: Tensor, first: int | None) -> Tensor:
+    if first is None:
+        return x_LAE.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return x_LAE[first : first + rows.numel()].unflatten(0, rows.shape)

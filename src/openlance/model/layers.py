@@ -86,9 +86,10 @@ class Layer(nn.Module):
 
     def pieces(self, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Cut what is done row by row into pieces of rows, where that pays: on a CPU without gradients."""
-        rows, x = CACHED // self.mlp_width, columns[0]
-        if rows < PIECE or torch.is_grad_enabled() or x.device.type != "cpu":
-            rows = len(x)
+        x, cached, rows = columns[0], CACHED // self.mlp_width, max(len(columns[0]), 1)
+        if cached >= PIECE and not torch.is_grad_enabled() and x.device.type == "cpu":
+            count = math.ceil(rows / (cached * torch.get_num_threads()))  # a thread has a core and its cache
+            rows = math.ceil(rows / count)
         return zip(*(column.split(rows) for column in columns), strict=True)
 
     def forward(

@@ -22,6 +22,7 @@ from openlance.train.codec import CodecRecipe, CodecRun, Size, drive
 from openlance.train.codec_clips import ClipCodec, stacked
 from openlance.train.codec_frames import FrameCodec
 from openlance.train.codec_report import pictures, psnr, sheet
+from openlance.train.precision import fast_bfloat16
 from openlance.world.motion import render_clip, sample_clip
 
 MEASURED = 16  # clips
@@ -105,7 +106,7 @@ class ClipRun(CodecRun):
         r = self.recipe
         x = stacked(torch.from_numpy(clips(np.random.default_rng((0, 5)), MEASURED, r.size, r.frames)))
         self.average.stack.clips = MEASURED
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
             z = self.average.encode(x)[0].float()
             noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)) * self.std_C[None, :, None, None]
             plain, noisy = self.average.decode(z).float(), self.average.decode(z + 0.2 * noise).float()

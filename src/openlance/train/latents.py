@@ -11,6 +11,7 @@ from torch import Tensor
 from openlance.media.clip import Clip
 from openlance.model.vae import channels_last, to_signed
 from openlance.model.vae_lazy import LazyVAE
+from openlance.train.precision import lowered
 
 PIXELS = 1 << 22  # of all frames that go through the encoder together: bounds its memory
 
@@ -19,11 +20,11 @@ class Encoder:
     """Clips, or latents (T, Y, X, C) that were encoded before, to (N, C) each. Clips of one size share passes; one
     that several segments hold runs once; surplus frames beyond 1 + k * temporal stride are cut (released code).
 
-    low: bfloat16 inside, which is twice as fast on a CPU.
+    dtype: inside, as a stage names it.
     """
 
-    def __init__(self, vae: LazyVAE, low: bool = False) -> None:
-        self.vae, self.low = vae, low
+    def __init__(self, vae: LazyVAE, dtype: str = "float32") -> None:
+        self.vae, self.dtype = vae, dtype
 
     @torch.no_grad()
     def __call__(self, values: list[Any]) -> list[Tensor]:
@@ -42,8 +43,9 @@ class Encoder:
         stride = self.vae.config.temporal_stride
         frames = (clips[0].frames - 1) // stride * stride + 1
         pixels = torch.stack([to_signed(pixels_of(clip)[:frames]) for clip in clips])
-        with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.low):
-            mean, _ = self.vae.encode(pixels.to(self.vae.device))
+        device = self.vae.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=lowered(self.dtype, device)):
+            mean, _ = self.vae.encode(pixels.to(device))
         return channels_last(mean.float()).flatten(1, 3)
 
 

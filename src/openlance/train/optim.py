@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from openlance.train.precision import fast_bfloat16
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal (Jordan et al., "Muon", 2024: the quintic iteration and its coefficients are theirs).
 
     Its update has AdamW's typical size, 0.2 per entry (Liu et al., "Muon is scalable", 2025), so that one learning rate
-    serves both. Matrices of one shape are worked out together, in bfloat16; sharded ones are gathered for it.
+    serves both. Matrices of one shape are worked out together, in bfloat16 where that is fast; sharded ones are
+    gathered for it.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -60,7 +63,7 @@ def _part(whole: Tensor, like: Tensor) -> Tensor:
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     """(B, n, m) -> matrices with the same singular vectors and singular values near one."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if fast_bfloat16(matrices.device) else matrices.float()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -142,7 +142,7 @@ def memory(c: ModelConfig, stage: Stage, machine: Machine, checkpointing: bool) 
 
 def _memory(c: ModelConfig, stage: Stage, machine: Machine, load: Load, checkpointing: bool) -> dict[str, float]:
     learns = trainable(c, stage, machine.lora)
-    whole, group, low = learns["decoder"] + learns["vision tower"], machine.group, stage.dtype == "bfloat16"
+    whole, group, low = learns["decoder"] + learns["vision tower"], machine.group, stage.dtype != "float32"
     sharded, live = group > 1, learns["trained"] / group
     precision = "float32" if not low else "bfloat16" if sharded else "autocast"
     layer, outside = 2.0 * expert_size(c), learns["decoder"] - 2.0 * expert_size(c) * c.layers

@@ -80,7 +80,7 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
         codec=SequenceCodec(tokenizer, config),
         prompts=system_prompts(files.tokenizer),
         learner=learner,
-        encode=Encoder(vae, low=stage.dtype == "bfloat16"),
+        encode=Encoder(vae, stage.dtype),
     )
 
 

@@ -16,6 +16,7 @@ from openlance.train.batch import Batch
 from openlance.train.learner import Learner, fuse
 from openlance.train.optim import Ema, Optimizer
 from openlance.train.parallel import Team, full, recompute
+from openlance.train.precision import lowered
 
 LOSSES = ("text", "flow", "dense")
 
@@ -39,7 +40,7 @@ class Trainer:
 
     def __init__(self, stage: Stage, learner: Learner, team: Team | None = None, compiled: bool = False) -> None:
         self.stage, self.team, self.step = stage, team or Team(), 0
-        self.low = stage.dtype == "bfloat16"
+        self.low = lowered(stage.dtype, self.team.device)
         self.learner = learner.to(self.team.device).train()
         freeze(learner, stage)
         if compiled:
