@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from openlance.errors import UserError
+from openlance.model.precision import fast_bfloat16, lowered
 from openlance.sequence.segment import Kind
 from openlance.train.files import RunFolder, starts_of
 from openlance.train.loop import Work, replay, train
 from openlance.train.optim import Ema, orthogonalised
 from openlance.train.parallel import Team
-from openlance.train.precision import fast_bfloat16, lowered
 from openlance.train.trainer import Trainer, TrainingDiverged, freeze
 
 

@@ -17,6 +17,7 @@ from openlance.model.folder import load_lance
 from openlance.model.forms import CLIPS, IMAGES, INSIDE, Files
 from openlance.model.lance import Lance
 from openlance.model.offload import Plan, Work, free_memory, group, plans, settle, sizes
+from openlance.model.precision import HALVES, M, fast_bfloat16, widen
 from openlance.model.quant import bytes_per_number, quantise
 from openlance.model.vae_lazy import LazyVAE
 from openlance.model.weights import TensorSource, open_tensors
@@ -154,7 +155,11 @@ class Parts:
             adapter.merge(lance)
         if self.few_bits is not None:
             quantise(lance, self.few_bits)
-        return settle(lance, away, self.device)
+        return settle(self._widened(lance), away, self.device)
+
+    def _widened(self, part: M) -> M:
+        """Its products in float32 where the device is slow at those of its numbers."""
+        return part if self.dtype not in HALVES or fast_bfloat16(self.device) else widen(part)
 
     def vit(self, clips: bool = False) -> ViT:
         """The vision tower: the one inside the decoder's file if it has one, as released."""
@@ -166,7 +171,8 @@ class Parts:
 
         def read() -> ViT:
             tensors = self._open(lambda: self.files.decoder(clips) if prefix == INSIDE else self.files.vit)
-            return ViT.load(tensors, self.files.config.vit, prefix=prefix, dtype=self.dtype, device=self.device).eval()
+            vit = ViT.load(tensors, self.files.config.vit, prefix=prefix, dtype=self.dtype, device=self.device)
+            return self._widened(vit.eval())
 
         return self._guest("vit", path, read)
 
@@ -185,7 +191,9 @@ class Parts:
 
         def read() -> LazyVAE:
             tensors = self._open(lambda: self.files.vae)
-            return LazyVAE(tensors, self.files.config.vae, dtype=self.dtype, device=self.device)
+            # Convolutions of few numbers: a copy of the weights for each would cost more than it saves.
+            dtype = self.dtype if fast_bfloat16(self.device) else torch.float32
+            return LazyVAE(tensors, self.files.config.vae, dtype=dtype, device=self.device)
 
         return self._guest("vae", self.files.vae, read)
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
 from openlance.config.presets import nano_vae
+from openlance.model.precision import fast_bfloat16
 from openlance.train.codec_frames import FrameCodec
 from openlance.train.codec_report import latent_statistics, measure, pictures, replaced, to_tensor
-from openlance.train.precision import fast_bfloat16
 
 Size = tuple[int, int]
 

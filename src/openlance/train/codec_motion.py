@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openlance.model.precision import fast_bfloat16
 from openlance.model.vae import VAE, vae_config
 from openlance.train.codec import CodecRecipe, CodecRun, Size, drive
 from openlance.train.codec_clips import ClipCodec, stacked
 from openlance.train.codec_frames import FrameCodec
 from openlance.train.codec_report import pictures, psnr, sheet
-from openlance.train.precision import fast_bfloat16
 from openlance.world.motion import render_clip, sample_clip
 
 MEASURED = 16  # clips

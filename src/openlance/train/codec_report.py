@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openlance.model.precision import fast_bfloat16
 from openlance.train.codec_frames import FrameCodec
-from openlance.train.precision import fast_bfloat16
 from openlance.world.render import render
 from openlance.world.scene import sample_scene
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from openlance.media.clip import Clip
+from openlance.model.precision import lowered
 from openlance.model.vae import channels_last, to_signed
 from openlance.model.vae_lazy import LazyVAE
-from openlance.train.precision import lowered
 
 PIXELS = 1 << 22  # of all frames that go through the encoder together: bounds its memory
 

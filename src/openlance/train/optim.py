@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from openlance.train.precision import fast_bfloat16
+from openlance.model.precision import fast_bfloat16
 
 
 class Muon(torch.optim.Optimizer):

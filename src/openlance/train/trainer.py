@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from openlance.config.train import Stage
 from openlance.errors import UserError
+from openlance.model.precision import lowered
 from openlance.train.batch import Batch
 from openlance.train.learner import Learner, fuse
 from openlance.train.optim import Ema, Optimizer
 from openlance.train.parallel import Team, full, recompute
-from openlance.train.precision import lowered
 
 LOSSES = ("text", "flow", "dense")
 
