@@ -139,7 +139,8 @@ class Lance(nn.Module):
         for n, layer in enumerate(self.layers):
             past = cache.layers[n] if cache is not None and cache.layers else None
             x, own = layer(x, layout.rotary, layout.plan, past, layout.gather)
-            made.append(own)
+            if keep:  # those of a long clip would fill gigabytes
+                made.append(own)
         if keep:
             assert cache is not None
             cache.extend(layout.rows, made)

@@ -73,6 +73,9 @@ def swiglu(gate_LF: Tensor, up_LF: Tensor) -> Tensor:
 # Inner activations of so many numbers stay in the cache of a CPU core; more cost page faults on top (measured: eight
 # small pictures a fifth faster). Where the MLP is so wide that less than PIECE rows fit, long products are faster.
 CACHED, PIECE = 1 << 18, 128
+# More rows than this never run together without gradients: the MLP of a long clip would take more memory than the
+# weights, and products of so many rows are as fast as they get.
+MOST_ROWS = 1 << 14
 
 
 class Layer(nn.Module):
@@ -85,11 +88,13 @@ class Layer(nn.Module):
         self.mlp_width = c.mlp_width
 
     def pieces(self, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Cut what is done row by row into pieces of rows, where that pays: on a CPU without gradients."""
-        x, cached, rows = columns[0], CACHED // self.mlp_width, max(len(columns[0]), 1)
-        if cached >= PIECE and not torch.is_grad_enabled() and x.device.type == "cpu":
-            count = math.ceil(rows / (cached * torch.get_num_threads()))  # a thread has a core and its cache
-            rows = math.ceil(rows / count)
+        """Cut what is done row by row, without gradients, into equal pieces of rows: what fits the caches of the cores
+        of a CPU, and never more than MOST_ROWS."""
+        rows, most, cached = max(len(columns[0]), 1), MOST_ROWS, CACHED // self.mlp_width
+        if not torch.is_grad_enabled():
+            if cached >= PIECE and columns[0].device.type == "cpu":
+                most = cached * torch.get_num_threads()
+            rows = math.ceil(rows / math.ceil(rows / most))
         return zip(*(column.split(rows) for column in columns), strict=True)
 
     def forward(

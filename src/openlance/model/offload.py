@@ -24,6 +24,7 @@ from openlance.config.size import lance_parameters
 from openlance.errors import UserError
 from openlance.model.folder import is_generation
 from openlance.model.lance import Lance
+from openlance.model.layers import MOST_ROWS
 
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 EXPERT = re.compile(r"layers\.(\d+)\.(und|gen)\.")
@@ -122,7 +123,7 @@ class Work:
     def activations(self, c: ModelConfig) -> int:
         """Numbers at the fullest: the MLP of one layer with what stands beside it, or the codec at full resolution. An
         estimate, on the large side."""
-        layer = self.rows * (3 * c.mlp_width + 8 * c.width)
+        layer = min(self.rows, MOST_ROWS) * 3 * c.mlp_width + self.rows * 8 * c.width
         codec = CODEC[self.moving] * self.pixels * c.vae.dec_dim // c.vae.patch_size**2
         return max(layer, codec)
 
