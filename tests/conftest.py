@@ -1,6 +1,14 @@
 """A tiny model of the real classes, and tasks for it. Its weights are random, norms and biases included, so that the
-two streams differ in everything and a wrong path shows."""
+two streams differ in everything and a wrong path shows.
 
+The laws are stated on the CPU, also where there is a GPU, unless CUDA_VISIBLE_DEVICES says otherwise.
+"""
+
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+# ruff: noqa: E402  (torch reads the variable when it is imported)
 from dataclasses import dataclass, replace
 
 import numpy as np

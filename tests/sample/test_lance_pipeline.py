@@ -102,6 +102,19 @@ def test_offload_tiling_and_moving_leave_pictures_as_they_are(checkpoint):
     assert pipe.to(torch.bfloat16).dtype is torch.bfloat16 and pipe("a ring").images
 
 
+def test_what_was_kept_of_earlier_calls_does_not_move_along(checkpoint, picture):
+    """Keys, values and features belong to the place and the numbers that they were made with."""
+
+    def latents(pipe):
+        return pipe("a ring", image=picture, generator=seeded(), output_type="latent").images
+
+    pipe = LancePipeline.from_pretrained(checkpoint.folder, torch_dtype=torch.bfloat16)
+    pipe.engine.prefixes.limit = 4096
+    before, after = latents(pipe), latents(pipe.to(torch.float32))
+    fresh = latents(LancePipeline.from_pretrained(checkpoint.folder, torch_dtype=torch.float32))
+    assert torch.equal(after, fresh) and not torch.equal(after, before)
+
+
 class Kept:
     """A streamer of the usual form."""
 

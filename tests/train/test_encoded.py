@@ -35,3 +35,16 @@ def test_latents_and_features_ahead_of_time_give_the_same_losses(worker):
             found = learner(prepare(samples, 0))
             assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(wanted, found, strict=True))
             assert wanted[0][1] > 0 and found[0][2] > 0
+
+
+def test_latents_meet_their_noise_on_the_device_wherever_they_come_from(worker):
+    """Some straight from the codec, some from a file; the rows that say what is denoised stay on the CPU."""
+
+    def latents(values):
+        return [worker.encode([v])[0].to("meta" if n % 2 else "cpu") for n, v in enumerate(values)]
+
+    prepare = Preparer(stage=worker.STAGE, codec=worker.codec(), encode=latents, device=torch.device("meta"))
+    made = prepare([worker.sample(n, np.random.default_rng(n)) for n in range(4)], 0)
+    assert {x.device.type for x in (made.noise.x, made.noise.target, made.noise.times)} == {"meta"}
+    rows = made.packed.rows
+    assert rows.token.device.type == "cpu" and len(made.noise.times) == int(rows.is_latent.sum())

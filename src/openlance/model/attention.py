@@ -189,6 +189,11 @@ def _sdpa(q_GAQE: Tensor, k_GAKE: Tensor, v_GAKE: Tensor, mask: Tensor | None) -
     sum is written out: the queries of one key head are stacked, which needs no copy of the keys."""
     if not (torch.is_grad_enabled() and q_GAQE.requires_grad and q_GAQE.device.type == "cpu"):
         gqa = q_GAQE.shape[1] != k_GAKE.shape[1]
+        if gqa and q_GAQE.device.type == "cuda" and (mask is not None or q_GAQE.dtype == torch.float32):
+            # CUDA's flash kernel knows groups of heads but neither masks nor float32, its memory-efficient one the
+            # reverse; with both, torch would write out all scores.
+            times, gqa = q_GAQE.shape[1] // k_GAKE.shape[1], False
+            k_GAKE, v_GAKE = (x.repeat_interleave(times, dim=1) for x in (k_GAKE, v_GAKE))
         return F.scaled_dot_product_attention(q_GAQE, k_GAKE, v_GAKE, attn_mask=mask, enable_gqa=gqa)
     (g, a, q, e), heads = q_GAQE.shape, k_GAKE.shape[1]
     with torch.autocast("cpu", enabled=False):  # softmax of bfloat16 works in float32 inside; a copy gains nothing

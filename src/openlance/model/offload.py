@@ -175,7 +175,7 @@ class Visitors:
             self.fetch(n)
         if self.copier is None:
             return
-        torch.cuda.current_stream().wait_event(self.ready[n % SLOTS])
+        torch.cuda.current_stream(self.copier.device).wait_event(self.ready[n % SLOTS])
         after = (n + 1) % len(self.layers)
         if after % SLOTS != n % SLOTS and self.holds[after % SLOTS] != after:
             self.fetch(after)
@@ -187,7 +187,7 @@ class Visitors:
             for parameter, home in self.homes[n]:
                 parameter.data.copy_(home)
             return
-        self.copier.wait_stream(torch.cuda.current_stream())
+        self.copier.wait_stream(torch.cuda.current_stream(self.copier.device))
         with torch.cuda.stream(self.copier):
             for parameter, home in self.homes[n]:
                 parameter.data.copy_(home, non_blocking=True)

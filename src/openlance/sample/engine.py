@@ -140,6 +140,7 @@ class Engine:
         if self.crew is not None and self.crew.device != self.device:
             self.device = self.crew.device
             self.parts.move(self.crew.device)
+            self.prefixes.clear()
 
     def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
         """Add an adapter in PEFT's format to the decoder (see `model.lora`), at `weight` times its strength; several
@@ -213,7 +214,7 @@ class Engine:
         found = []
         for s in segments:
             if isinstance(s.value, Tensor):
-                found.append(s.value.flatten(0, 2))
+                found.append(s.value.flatten(0, 2).to(self.device))
             else:
                 pixels = to_signed(pixels_of(s.value)).to(self.device, self.dtype)
                 mean = self._mean(pixels)

@@ -116,6 +116,7 @@ class LancePipeline:
             else:
                 self.engine.device = torch.device(place)
         self.engine.parts.move(self.engine.device, self.engine.dtype)
+        self.engine.prefixes.clear()
         return self
 
     def enable_model_cpu_offload(self, memory: str | int | None = None) -> None:
@@ -246,7 +247,7 @@ class LancePipeline:
         answers = self.engine.fill_ids(requests, d, generator, on_token)
         if streamer is not None:
             streamer.end()
-        return torch.cat([input_ids, self.processor.padded(answers, left=False)], dim=1)
+        return torch.cat([input_ids, self.processor.padded(answers, left=False).to(input_ids)], dim=1)
 
 
 def _given(**media: Any) -> tuple[str, Any]:

@@ -105,7 +105,8 @@ def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None
         return logits.argmax(-1)
     p, ids = (logits / d.temperature).softmax(-1).sort(descending=True)
     p = torch.where(p.cumsum(-1) - p < d.top_p, p, 0.0)
-    drawn = torch.multinomial(p.cpu(), 1, generator=generator)  # on the CPU, so that a seed means the same everywhere
+    # On the CPU, so that a seed means the same everywhere; from a generator where that is.
+    drawn = torch.multinomial(p.to("cpu" if generator is None else generator.device), 1, generator=generator)
     return ids.gather(-1, drawn.to(ids.device))[:, 0]
 
 

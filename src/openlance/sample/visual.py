@@ -156,7 +156,8 @@ class Denoiser:
             latents = x_MC.new_zeros(len(target), x_MC.shape[1])
             latents[target] = x_MC
             latents[~target] = self.context[chosen.clean].to(latents)
-            times = torch.zeros(len(target)).masked_scatter(target, times_M)
+            times = times_M.new_zeros(len(target))
+            times[target] = times_M
             patches = self.features[chosen.patches] if len(chosen.patches) and self.features is not None else None
         model = compiled(self.model) if self.compile else self.model
         _, gen = model(chosen.layout, patches=patches, latents=latents, times=times, cache=self.cache)
@@ -176,12 +177,13 @@ class Chosen:
 
 
 def target_noise(visuals: list[Visual], channels: int, seed: int | torch.Generator) -> Tensor:
-    """(N, C) starting noise of one request's target, drawn on the CPU so that a seed means the same everywhere.
+    """(N, C) starting noise of one request's target, drawn on the CPU so that a seed means the same everywhere; from a
+    generator where that is.
 
     The released sampler draws for all latents of a request, conditions first, and so do we."""
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     counts = [v.rows[1] - v.rows[0] for v in visuals]
-    return torch.randn(sum(counts), channels, generator=generator)[sum(counts[:-1]) :]
+    return torch.randn(sum(counts), channels, generator=generator, device=generator.device)[sum(counts[:-1]) :]
 
 
 @torch.inference_mode()
@@ -215,13 +217,11 @@ def denoise(
         assert seeds is not None
         own = [[v for v in visuals if v.kind == LATENTS and _doc(branches.pack, v) == d] for d in range(len(requests))]
         noise = [target_noise(o, model.config.latent_channels, seed) for o, seed in zip(own, seeds, strict=True)]
-    x = torch.cat(noise).float()
-    moves = torch.cat([_moves(v) for v in targets])
+    x = torch.cat([part.to(model.device) for part in noise]).float()
+    moves = torch.cat([_moves(v) for v in targets]).to(model.device)
     for v, part, known in zip(targets, _split(x, targets), given, strict=False):
         if v.given:
             part[: v.given] = known
-    x = x.to(model.device)
-    moves = moves.to(model.device)
     denoiser = Denoiser(model, branches, features, context, s.cached, store=store, compile=s.compile, crew=crew)
     velocities = _branch_velocities(denoiser, s, targets)
     counted = torch.ones_like(moves) if s.cached and model.config.faithful.norm_includes_given else moves

@@ -110,6 +110,6 @@ class Preparer:
             return None
         generator = torch.Generator().manual_seed(self.stage.seed * 1_000_003 + number)
         times = draw_times(int(packed.rows.target.max()) + 1, self.stage.shift, generator)
-        clean = torch.cat(self.encode(values)).to(self.device)
+        clean = torch.cat([latents.to(self.device) for latents in self.encode(values)])
         drawn = torch.randn(clean.shape, generator=generator)
         return noised(packed, clean, times.to(self.device), drawn.to(self.device))

@@ -33,7 +33,7 @@ class Noised:
 def noised(pack: Pack, clean_NC: Tensor, times: Tensor, noise_NC: Tensor) -> Noised:
     """Put noise on the latent rows that are denoised. times: one per visual target of the pack."""
     rows = pack.rows.at(pack.rows.is_latent)
-    t = torch.where(rows.denoise, times[rows.target.clamp(min=0)] if len(times) else 0.0, 0.0)
+    t = torch.where(rows.denoise.to(times.device), times[rows.target.clamp(min=0)] if len(times) else 0.0, 0.0)
     return Noised(add_noise(clean_NC, noise_NC, t), velocity_target(clean_NC, noise_NC), t)
 
 
