@@ -59,7 +59,7 @@ def _blend(
     height, width = x.shape[-2] // into[0], x.shape[-1] // into[1]
     found, weights = None, None
     for rows, columns in tiling.tiles(height, width):
-        part = code(x[..., _scaled(rows, into[0]), _scaled(columns, into[1])])
+        part = code(x[..., _scaled(rows, into[0]), _scaled(columns, into[1])]).float()  # seams in bfloat16 would show
         if found is None or weights is None:
             found = part.new_zeros(*part.shape[:-2], height * out[0], width * out[1])
             weights = part.new_zeros(height * out[0], width * out[1])
