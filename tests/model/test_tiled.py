@@ -22,7 +22,7 @@ def enlarge(z):
 @pytest.mark.parametrize("size", [(5, 5), (8, 13), (16, 9)])
 def test_what_looks_no_further_than_a_cell_is_the_same_in_tiles(size):
     z = torch.randn(2, 3, *size)
-    tiled = decode_tiled(enlarge, z, 4, Tiling(tile=5, overlap=2))
+    (tiled,) = decode_tiled(lambda z: iter([enlarge(z)]), z, 4, Tiling(tile=5, overlap=2))
     torch.testing.assert_close(tiled, enlarge(z), rtol=0, atol=1e-6)
     back = encode_tiled(lambda x: F.avg_pool2d(x, 4), tiled, 4, Tiling(tile=5, overlap=2))
     torch.testing.assert_close(back, z, rtol=0, atol=1e-6)
@@ -31,7 +31,7 @@ def test_what_looks_no_further_than_a_cell_is_the_same_in_tiles(size):
 def test_no_tile_is_larger_than_asked():
     seen = []
     tiling = Tiling(tile=6, overlap=1)
-    decode_tiled(lambda z: seen.append(z.shape[-2:]) or enlarge(z), torch.randn(1, 3, 20, 11), 4, tiling)
+    list(decode_tiled(lambda z: seen.append(z.shape[-2:]) or iter([enlarge(z)]), torch.randn(1, 3, 20, 11), 4, tiling))
     assert len(seen) == 8 and set(seen) == {(6, 6)}
 
 
@@ -48,3 +48,16 @@ def test_piece_by_piece_equals_whole():
     pieces = list(vae.decode_steps(z))
     assert [p.shape[2] for p in pieces] == [1, 2, 2, 2]
     torch.testing.assert_close(torch.cat(pieces, dim=2), vae.decode(z), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_tiles_of_a_clip_go_on_together():
+    """Piece by piece is what each tile gives as a whole, and no piece is longer than the frames of one latent."""
+    torch.manual_seed(0)
+    vae, z = VAE(CONFIG, ("decoder",)).eval(), torch.randn(2, 4, 4, 5, 3)
+    tiling = Tiling(tile=3, overlap=1)
+    stride = CONFIG.stride
+    pieces = list(decode_tiled(vae.decode_steps, z, stride, tiling))
+    assert [p.shape[2] for p in pieces] == [1, 2, 2, 2]
+    (whole,) = decode_tiled(lambda part: iter([vae.decode(part)]), z, stride, tiling)
+    torch.testing.assert_close(torch.cat(pieces, dim=2), whole, rtol=0, atol=1e-6)

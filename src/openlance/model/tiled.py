@@ -8,8 +8,9 @@ Axes: Y X latent rows and columns, H W those of the pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -42,31 +43,40 @@ class Tiling:
                 yield slice(top, bottom), slice(left, right)
 
 
-def decode_tiled(decode: Callable[[Tensor], Tensor], z_YX: Tensor, stride: int, tiling: Tiling) -> Tensor:
-    """Pixels (..., H, W) of latents (..., Y, X) by a decoder whose cells are `stride` pixels wide."""
-    return _blend(decode, z_YX, tiling, (1, 1), (stride, stride))
+def decode_tiled(
+    steps: Callable[[Tensor], Iterator[Tensor]], z_YX: Tensor, stride: int, tiling: Tiling
+) -> Iterator[Tensor]:
+    """Pixels (..., H, W) of latents (..., Y, X), piece by piece as `steps` gives those of a tile; a cell is `stride`
+    pixels wide. All tiles go on together, so that memory does not grow with the frames."""
+    height, width = z_YX.shape[-2:]
+    running = [steps(z_YX[..., rows, columns]) for rows, columns in tiling.tiles(height, width)]
+    while (first := next(running[0], None)) is not None:
+        parts = chain([first], (next(tile) for tile in running[1:]))
+        yield _mixed(parts, tiling, height, width, stride)
 
 
 def encode_tiled(encode: Callable[[Tensor], Tensor], x_HW: Tensor, stride: int, tiling: Tiling) -> Tensor:
     """Latents (..., Y, X) of pixels (..., H, W)."""
-    return _blend(encode, x_HW, tiling, (stride, stride), (1, 1))
+    height, width = (side // stride for side in x_HW.shape[-2:])
+    parts = (
+        encode(x_HW[..., _scaled(rows, stride), _scaled(columns, stride)])
+        for rows, columns in tiling.tiles(height, width)
+    )
+    return _mixed(parts, tiling, height, width, 1)
 
 
-def _blend(
-    code: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, into: tuple[int, int], out: tuple[int, int]
-) -> Tensor:
-    """Run `code` on every tile and mix what they share. into, out: sides of a latent cell in what goes in and out."""
-    height, width = x.shape[-2] // into[0], x.shape[-1] // into[1]
+def _mixed(parts: Iterable[Tensor], tiling: Tiling, height: int, width: int, side: int) -> Tensor:
+    """Tiles joined, what they share faded from one into the other. height, width: in cells, which the parts hold `side`
+    wide."""
     found, weights = None, None
-    for rows, columns in tiling.tiles(height, width):
-        part = code(x[..., _scaled(rows, into[0]), _scaled(columns, into[1])]).float()  # seams in bfloat16 would show
-        if found is None or weights is None:
-            found = part.new_zeros(*part.shape[:-2], height * out[0], width * out[1])
-            weights = part.new_zeros(height * out[0], width * out[1])
-        fade = _ramp(rows, height, tiling.overlap, out[0])[:, None] * _ramp(columns, width, tiling.overlap, out[1])
-        place = _scaled(rows, out[0]), _scaled(columns, out[1])
-        found[..., place[0], place[1]] += part * fade.to(part)
-        weights[place] += fade.to(part)
+    for (rows, columns), part in zip(tiling.tiles(height, width), parts, strict=True):
+        if found is None or weights is None:  # float32, since seams in bfloat16 would show
+            found = part.new_zeros(*part.shape[:-2], height * side, width * side, dtype=torch.float32)
+            weights = found.new_zeros(height * side, width * side)
+        fade = _ramp(rows, height, tiling.overlap, side)[:, None] * _ramp(columns, width, tiling.overlap, side)
+        place = _scaled(rows, side), _scaled(columns, side)
+        found[..., place[0], place[1]] += part * fade.to(found)
+        weights[place] += fade.to(found)
     assert found is not None and weights is not None
     return found / weights
 

@@ -241,7 +241,9 @@ class Engine:
         for z in runs or [z[None] for z in latents]:
             z = channels_first(z).to(self.device, self.dtype)
             vae = self.vae()
-            steps = vae.decode_steps(z) if self.tiling is None else [decode_tiled(vae.decode, z, stride, self.tiling)]
+            steps = vae.decode_steps(z)
+            if self.tiling is not None:
+                steps = decode_tiled(vae.decode_steps, z, stride, self.tiling)
             # Frames leave the device as bytes as soon as they are there: what a long clip takes does not grow with it.
             frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
             clips += [Clip(pixels) for pixels in np.concatenate(frames, axis=1)]
