@@ -73,6 +73,8 @@ DRAWS: dict[str, Draw] = {
     "i2v": _clips("animated", "animated", "animated", "bridged"), "video_edit": _clips("edited"),
     "video_idip": _clips("subjects"), "x2t_video": _clips("asked"),
 }  # fmt: skip
+# Tasks whose scenes can be weighed.
+WEIGHED: dict[str, Callable[[dict[str, float]], Draw]] = {"t2i": lambda scenes: _pictures(drawn=1, scenes=scenes)}
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ class WorldSource:
     def __post_init__(self) -> None:
         if self.task not in DRAWS:
             raise UserError(f"the world knows no task {self.task!r}: use one of {', '.join(DRAWS)}")
-        if self.scenes and self.task != "t2i":
-            raise UserError(f"scenes are weighed for t2i alone: leave them out of the source of {self.task}")
+        if self.scenes and self.task not in WEIGHED:
+            raise UserError(
+                f"scenes are weighed for {', '.join(WEIGHED)} alone: leave them out of the source of {self.task}"
+            )
 
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[tuple[int, int, int]]:
         seed = self.seed + epoch if rng is None else int(rng.integers(2**62))
@@ -103,7 +107,7 @@ class WorldSource:
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         seed, index = row.values
-        draw = _pictures(drawn=1, scenes=USUAL | dict(self.scenes)) if self.scenes else DRAWS[self.task]
+        draw = WEIGHED[self.task](USUAL | dict(self.scenes)) if self.scenes else DRAWS[self.task]
         batch = draw(seed, index, fit)
         seen = next((s.value for s in batch.samples[0] if s.kind is Kind.PATCHES), None)
         return Sample(batch.samples[0], row.place, batch.labels.get(id(seen)))
