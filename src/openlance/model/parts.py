@@ -191,9 +191,7 @@ class Parts:
 
         def read() -> LazyVAE:
             tensors = self._open(lambda: self.files.vae)
-            # Convolutions of few numbers: a copy of the weights for each would cost more than it saves.
-            dtype = self.dtype if fast_bfloat16(self.device) else torch.float32
-            return LazyVAE(tensors, self.files.config.vae, dtype=dtype, device=self.device)
+            return LazyVAE(tensors, self.files.config.vae, dtype=self.dtype, device=self.device)
 
         return self._guest("vae", self.files.vae, read)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openlance.config.model import VAEConfig
 from openlance.model.frame_vae import FrameVAE
+from openlance.model.precision import M, fast_bfloat16
 from openlance.model.weights import TensorSource
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 class LazyVAE:
     """encode and decode of VAE over a weight file, or over its tensors. A file is opened at the first call, so errors
-    come then."""
+    come then.
+
+    dtype: of the weights. On a CPU that only emulates it they are rounded to it and then held in float32: convolutions
+    read few numbers many times, so that widening them at every use would cost more than the memory is worth.
+    """
 
     def __init__(
         self,
@@ -70,18 +75,21 @@ class LazyVAE:
     def _encoder(self) -> VAE:
         from openlance.model.vae import VAE
 
-        return VAE.load(self.weights, self.config, parts=("encoder",), **self._settings).eval()
+        return self._ready(VAE.load(self.weights, self.config, parts=("encoder",), **self._settings))
 
     @cached_property
     def _decoder(self) -> VAE:
         from openlance.model.vae import VAE
 
-        return VAE.load(self.weights, self.config, parts=("decoder",), **self._settings).eval()
+        return self._ready(VAE.load(self.weights, self.config, parts=("decoder",), **self._settings))
 
     @cached_property
     def _frame_encoder(self) -> FrameVAE:
-        return FrameVAE.load(self.weights, self.config, parts=("encoder",), **self._settings).eval()
+        return self._ready(FrameVAE.load(self.weights, self.config, parts=("encoder",), **self._settings))
 
     @cached_property
     def _frame_decoder(self) -> FrameVAE:
-        return FrameVAE.load(self.weights, self.config, parts=("decoder",), **self._settings).eval()
+        return self._ready(FrameVAE.load(self.weights, self.config, parts=("decoder",), **self._settings))
+
+    def _ready(self, half: M) -> M:
+        return (half if fast_bfloat16(self.device) else half.float()).eval()
