@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +46,14 @@ def timed(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
+
+
+def child(*line: Any) -> dict[str, float]:
+    """What a Python process of its own prints last, a line of JSON; its error ends this one too."""
+    done = subprocess.run([sys.executable, *map(str, line)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def spread(values: list[float]) -> dict[str, float]:

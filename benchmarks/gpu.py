@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, markdown, timed, verdict, write_results
+from common import RESULTS, child, markdown, timed, verdict, write_results
 from denoise import gemm_rate
 from forms import parameters
 
@@ -101,14 +99,6 @@ def computed(row: Row) -> dict[str, float]:
     return {"GB": chosen[1] / 1e9}
 
 
-def in_its_own_process(folder: str, row: Row) -> dict[str, float]:
-    line = [sys.executable, __file__, folder, "--row", json.dumps(asdict(row))]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", help="random weights of the published shapes")
@@ -122,10 +112,10 @@ def main() -> None:
     if device and not args.folder:
         parser.error("give the folder that `openlance init 3b --random -o lance-random` wrote")
     measures = bool(device) or args.any_device
-    found = {
-        row.name: (in_its_own_process(args.folder, row) if measures else computed(row)) | {"limit_GB": row.limit}
-        for row in (SMALL if args.any_device else ROWS)
-    }
+    found: dict[str, dict[str, float]] = {}
+    for row in SMALL if args.any_device else ROWS:
+        one = child(__file__, args.folder, "--row", json.dumps(asdict(row))) if measures else computed(row)
+        found[row.name] = one | {"limit_GB": row.limit}
     rows = [
         [
             name, "measured" if measures else "computed", f"{r['GB']:.2f}", verdict(r["GB"], r["limit_GB"] + 1e-9),

@@ -9,13 +9,10 @@ Without a folder a small one is made, to see that the script runs.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from common import markdown, random_checkpoint, verdict, write_results
+from common import child, markdown, random_checkpoint, verdict, write_results
 
 WORK = """
 import json, resource, sys, time
@@ -43,11 +40,7 @@ ROWS = (
 
 
 def measure(folder: Path, size: int, memory: str, works: list[str]) -> dict[str, float]:
-    line = [sys.executable, "-c", WORK, str(folder), str(size), memory, *works]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return child("-c", WORK, folder, size, memory, *works)
 
 
 def main() -> None:

@@ -16,15 +16,13 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, markdown, timed, verdict, write_results
+from common import RESULTS, child, markdown, timed, verdict, write_results
 from forms import CONFIG_300M, QUICK, Words, draw_request
 from torch import Tensor
 
@@ -136,11 +134,8 @@ def work(form: str, size: int, quick: bool, out: Path) -> None:
 
 
 def measure(form: str, size: int, quick: bool, out: Path) -> dict[str, float]:
-    line = [sys.executable, __file__, "--form", form, "--size", str(size), "--latents", str(out)]
-    done = subprocess.run([*line, *(["--quick"] if quick else [])], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    quickly = ["--quick"] if quick else []
+    return child(__file__, "--form", form, "--size", size, "--latents", out, *quickly)
 
 
 def main() -> None:
