@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from common import PROMPTS, RESULTS, checkpoint, markdown, spread, timed, verdict, write_results
 from denoise import gemm_rate
-from forms import parameters
+from forms import operations
 from torch import Tensor
 
 from openlance.sample.load import load
@@ -72,8 +72,8 @@ def products(pipe: Pipeline) -> float:
     attention among themselves, both branches, all steps. No batch can be faster in this precision."""
     c, s, size = pipe.config, pipe.defaults.sampling, (1, pipe.defaults.height, pipe.defaults.width)
     cells = math.prod(pipe.codec.latent_grid(size))
-    one = 2.0 * parameters(c) * cells + 4.0 * c.layers * c.heads * c.head_dim * cells**2
-    return 2 * len(PROMPTS) * s.num_inference_steps * one / gemm_rate(c, 2 * len(PROMPTS) * cells)
+    passes = 2 * len(PROMPTS) * s.num_inference_steps
+    return passes * operations(c, cells, cells**2) / gemm_rate(c, 2 * len(PROMPTS) * cells)
 
 
 def main() -> None:

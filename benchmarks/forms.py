@@ -134,6 +134,11 @@ def parameters(c: ModelConfig) -> int:
     return c.layers * (attention + 3 * c.width * c.mlp_width)
 
 
+def operations(c: ModelConfig, rows: float, pairs: float) -> float:
+    """Of one pass in the linear layers of `rows` rows of a stream and in the attention of `pairs` pairs of rows."""
+    return 2.0 * parameters(c) * rows + 4.0 * c.layers * c.heads * c.head_dim * pairs
+
+
 def dense_plan(layout: Layout) -> Plan:
     """All rows of a document against all, under its (L, L) mask."""
     found, flat = list[Group](), list[Tensor]()

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from common import RESULTS, child, markdown, timed, verdict, write_results
 from denoise import gemm_rate
-from forms import parameters
+from forms import operations
 
 from openlance.config.model import ModelConfig
+from openlance.flow import schedule
 from openlance.sample.plan import Wanted, plan
 
 SHARE, STEPS = 0.5, 30
@@ -79,11 +80,8 @@ def work(pipe: Any, row: Row) -> float:
     c, s = pipe.config, pipe.defaults.sampling
     tokens = plan(c, Wanted(task=row.task, height=row.height, width=row.width, frames=row.frames)).tokens
     noisy, keys = tokens["denoised"], tokens["denoised"] + tokens["context"]
-    one = 2.0 * parameters(c) * noisy + 4.0 * c.layers * c.heads * c.head_dim * noisy * keys
-    from openlance.flow import schedule
-
     guided = sum(s.acts_at(float(t)) for t in schedule(STEPS, s.shift)[:-1])
-    return one * (STEPS + guided)
+    return operations(c, noisy, noisy * keys) * (STEPS + guided)
 
 
 def rate(pipe: Any) -> float:

@@ -31,6 +31,11 @@ def lowered(dtype: str, device: torch.device | str) -> bool:
     return dtype == "bfloat16" or (dtype == "auto" and fast_bfloat16(device))
 
 
+def autocast(dtype: str, device: torch.device | str = "cpu") -> torch.autocast:
+    """The context in which a stage of this dtype computes on this device."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=lowered(dtype, device))
+
+
 class Widened(TorchFunctionMode):
     """Linear layers and convolutions of half precision multiply in float32 and round once, at their end."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -50,8 +49,7 @@ def decode_tiled(
     pixels wide. All tiles go on together, so that memory does not grow with the frames."""
     height, width = z_YX.shape[-2:]
     running = [steps(z_YX[..., rows, columns]) for rows, columns in tiling.tiles(height, width)]
-    while (first := next(running[0], None)) is not None:
-        parts = chain([first], (next(tile) for tile in running[1:]))
+    for parts in zip(*running, strict=True):
         yield _mixed(parts, tiling, height, width, stride)
 
 

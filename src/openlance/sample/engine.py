@@ -138,9 +138,13 @@ class Engine:
         same seeds (see `model.crew`); without effect where there are none."""
         self.crew = Crew.join(self.device)
         if self.crew is not None and self.crew.device != self.device:
-            self.device = self.crew.device
-            self.parts.move(self.crew.device)
-            self.prefixes.clear()
+            self.move(self.crew.device)
+
+    def move(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """From now on elsewhere or in another dtype; what was kept of earlier calls belongs to the old ones."""
+        self.device, self.dtype = device or self.device, dtype or self.dtype
+        self.parts.move(self.device, self.dtype)
+        self.prefixes.clear()
 
     def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
         """Add an adapter in PEFT's format to the decoder (see `model.lora`), at `weight` times its strength; several

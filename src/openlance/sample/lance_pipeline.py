@@ -112,11 +112,9 @@ class LancePipeline:
         """Another device or dtype, or both; parts that were read are read again there."""
         for place in where:
             if isinstance(place, torch.dtype):
-                self.engine.dtype = place
+                self.engine.move(dtype=place)
             else:
-                self.engine.device = torch.device(place)
-        self.engine.parts.move(self.engine.device, self.engine.dtype)
-        self.engine.prefixes.clear()
+                self.engine.move(torch.device(place))
         return self
 
     def enable_model_cpu_offload(self, memory: str | int | None = None) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
 from openlance.config.presets import nano_vae
-from openlance.model.precision import fast_bfloat16
+from openlance.model.precision import autocast
 from openlance.train.codec_frames import FrameCodec
 from openlance.train.codec_report import latent_statistics, measure, pictures, replaced, to_tensor
 
@@ -178,7 +178,7 @@ class CodecRun:
         x, usual = self.batch()
         torch.manual_seed(r.seed * 1_000_003 + self.step)
         forward = self.forward if usual else self.reconstruct  # rare sizes are not worth compiling
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
+        with autocast("auto"):
             y, mean, logvar = forward(self.codec, x, self.std_C, r.latent_noise, self.joint)
         loss = loss_of(x, y, mean, logvar, r)
         loss.backward()

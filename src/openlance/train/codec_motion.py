@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openlance.model.precision import fast_bfloat16
+from openlance.model.precision import autocast
 from openlance.model.vae import VAE, vae_config
 from openlance.train.codec import CodecRecipe, CodecRun, Size, drive
 from openlance.train.codec_clips import ClipCodec, stacked
@@ -106,7 +106,7 @@ class ClipRun(CodecRun):
         r = self.recipe
         x = stacked(torch.from_numpy(clips(np.random.default_rng((0, 5)), MEASURED, r.size, r.frames)))
         self.average.stack.clips = MEASURED
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
+        with torch.no_grad(), autocast("auto"):
             z = self.average.encode(x)[0].float()
             noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)) * self.std_C[None, :, None, None]
             plain, noisy = self.average.decode(z).float(), self.average.decode(z + 0.2 * noise).float()

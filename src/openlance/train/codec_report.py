@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openlance.model.precision import fast_bfloat16
+from openlance.model.precision import autocast
 from openlance.train.codec_frames import FrameCodec
 from openlance.world.render import render
 from openlance.world.scene import sample_scene
@@ -45,7 +45,7 @@ def latent_statistics(codec: FrameCodec, size: Size, seed: int, batches: int) ->
     total = square = torch.zeros(codec.config.z_dim, dtype=torch.float64)
     for i in range(batches):
         x = to_tensor(pictures(np.random.default_rng((seed, 3, i)), 64, size))
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
+        with autocast("auto"):
             z = codec.encode(x)[0].double()
         total, square = total + z.mean((0, 2, 3)) / batches, square + z.square().mean((0, 2, 3)) / batches
     return total.float(), (square - total**2).sqrt().float()
@@ -60,7 +60,7 @@ def measure(codec: FrameCodec, std_C: Tensor, sizes: tuple[Size, ...], folder: P
     levels: dict[str, float] = {}
     for size in sizes:
         x = to_tensor(pictures(np.random.default_rng((0, 2)), 64, size))
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
+        with autocast("auto"):
             z = codec.encode(x)[0].float()
             noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)) * std_C[None, :, None, None]
             plain, noisy = codec.decode(z).float(), codec.decode(z + 0.2 * noise).float()

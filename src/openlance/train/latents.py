@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openlance.media.clip import Clip
-from openlance.model.precision import lowered
+from openlance.model.precision import autocast
 from openlance.model.vae import channels_last, to_signed
 from openlance.model.vae_lazy import LazyVAE
 
@@ -44,7 +44,7 @@ class Encoder:
         frames = (clips[0].frames - 1) // stride * stride + 1
         pixels = torch.stack([to_signed(pixels_of(clip)[:frames]) for clip in clips])
         device = self.vae.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=lowered(self.dtype, device)):
+        with autocast(self.dtype, device):
             mean, _ = self.vae.encode(pixels.to(device))
         return channels_last(mean.float()).flatten(1, 3)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from openlance.config.train import Stage
 from openlance.errors import UserError
-from openlance.model.precision import lowered
+from openlance.model.precision import autocast, lowered
 from openlance.train.batch import Batch
 from openlance.train.learner import Learner, fuse
 from openlance.train.optim import Ema, Optimizer
@@ -40,14 +40,13 @@ class Trainer:
 
     def __init__(self, stage: Stage, learner: Learner, team: Team | None = None, compiled: bool = False) -> None:
         self.stage, self.team, self.step = stage, team or Team(), 0
-        self.low = lowered(stage.dtype, self.team.device)
         self.learner = learner.to(self.team.device).train()
         freeze(learner, stage)
         if compiled:
             fuse()
         if stage.checkpointing:
             recompute(learner.lance)
-        self.team.spread(learner, self.low)
+        self.team.spread(learner, lowered(stage.dtype, self.team.device))
         self.optimizer = Optimizer(
             learner.named_parameters(),
             betas=stage.betas,
@@ -107,7 +106,7 @@ class Trainer:
         return self._forward(batch)[1]
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.low):
+        with autocast(self.stage.dtype, self.team.device):
             return self.learner(batch)
 
     # What a checkpoint holds. Frozen weights are not in it: they come from the start point.
