@@ -48,9 +48,11 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def child(*line: Any) -> dict[str, float]:
+def child(*line: Any, **environment: str) -> dict[str, float]:
     """What a Python process of its own prints last, a line of JSON; its error ends this one too."""
-    done = subprocess.run([sys.executable, *map(str, line)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *map(str, line)], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

@@ -29,7 +29,8 @@ SHARE, STEPS = 0.5, 30
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A request, the budget it is made under in GB (0: whole), and what its peak may be."""
+    """A request, the budget it is made under in GB (0: whole), what its peak may be, and whether its steps are compiled
+    and recorded as CUDA graphs."""
 
     task: str
     width: int
@@ -37,11 +38,13 @@ class Row:
     frames: int = 1
     memory: int = 0
     limit: float
+    compile: bool = False
 
     @property
     def name(self) -> str:
         size = f"{self.width}x{self.height}" + (f"x{self.frames}" if self.frames > 1 else "")
-        return f"{self.task} {size}" + (f", --memory {self.memory}GB" if self.memory else "")
+        budget = f", --memory {self.memory}GB" if self.memory else ""
+        return f"{self.task} {size}{budget}{', compiled' if self.compile else ''}"
 
 
 ROWS = (
@@ -49,15 +52,17 @@ ROWS = (
     Row(task="t2i", width=768, height=768, memory=12, limit=9),
     Row(task="t2v", width=848, height=480, frames=121, memory=24, limit=24),
 )
+COMPILED = (Row(task="t2i", width=768, height=768, limit=15, compile=True),)
 SMALL = (Row(task="t2i", width=64, height=64, limit=1), Row(task="t2v", width=64, height=64, frames=9, limit=1))
 
 
 def measured(folder: str, row: Row) -> dict[str, float]:
-    """One request after one that warms up: seconds, peak GB on the device, share of its rate."""
+    """One request after one that warms up (and compiles): seconds, peak GB on the device, share of its rate."""
     import openlance
 
     pipe = openlance.load(folder, memory=f"{row.memory}GB" if row.memory else None)
     size: dict[str, Any] = {"height": row.height, "width": row.width, "num_inference_steps": STEPS, "seed": 0}
+    size |= {"compile": True} if row.compile else {}
 
     def make() -> None:
         if row.frames > 1:
@@ -111,7 +116,7 @@ def main() -> None:
         parser.error("give the folder that `openlance init 3b --random -o lance-random` wrote")
     measures = bool(device) or args.any_device
     found: dict[str, dict[str, float]] = {}
-    for row in SMALL if args.any_device else ROWS:
+    for row in SMALL if args.any_device else ROWS + COMPILED if measures else ROWS:
         one = child(__file__, args.folder, "--row", json.dumps(asdict(row))) if measures else computed(row)
         found[row.name] = one | {"limit_GB": row.limit}
     rows = [

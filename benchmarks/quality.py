@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "DPM++ 2M, 12 steps, step cache 0.1": {**DPM, "step_cache": 0.1},
     "DPM++ 2M, 10 steps": {**DPM, "num_inference_steps": 10},
     "DPM++ 2M, 8 steps": {**DPM, "num_inference_steps": 8},
+    "Euler, 30 steps, compiled": {"compile": True},
 }
 
 PAGE, MARKS = Path(__file__).parents[1] / "docs" / "speed.md", ("<!-- quality -->", "<!-- /quality -->")

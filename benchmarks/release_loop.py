@@ -7,7 +7,8 @@ The rebuilding does what the released sampler does, in its order: prefixes of bo
 at each step one branch after the other; both experts write into rows of zeros by index, keys and values are joined to
 the cache and repeated for every query head, rotary tables and times are worked out at every step. Same weights,
 threads, noise and guidance; the final latents are compared. Each row runs in a process of its own, in turns; settings
-with fewer passes are measured for what they lose by `quality.py`.
+with fewer passes are measured for what they lose by `quality.py`. Memory is the peak of the process, where the C
+library gives large blocks back at once: left alone it keeps more or less of them from run to run (up to 90 MB here).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from openlance.sample.visual import branch_out, denoise, target_noise
 from openlance.sequence.rows import Rows
 
 FASTER = 1.5
+# glibc: blocks from 4 MB are mapped one by one, and the heap is cut where it ends with 8 MB free.
+RETURNS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 22), "MALLOC_TRIM_THRESHOLD_": str(1 << 23)}
 RELEASE = "release's loop, Euler, 30 steps"
 OURS: dict[str, dict[str, Any]] = {
     "ours, Euler, 30 steps": {},
@@ -135,7 +138,7 @@ def work(form: str, size: int, quick: bool, out: Path) -> None:
 
 def measure(form: str, size: int, quick: bool, out: Path) -> dict[str, float]:
     quickly = ["--quick"] if quick else []
-    return child(__file__, "--form", form, "--size", size, "--latents", out, *quickly)
+    return child(__file__, "--form", form, "--size", size, "--latents", out, *quickly, **RETURNS)
 
 
 def main() -> None:

@@ -96,17 +96,15 @@ def draw(
     pipe.codec.latent_grid(size)
     requests = [tasks.text_to_visual(words, size, prompts=pipe.defaults.prompts) for words, _ in wanted]
     seeds: list[int | torch.Generator] = [c.seed + k for k in range(len(requests))]
-    latents, pixels, seconds = list[Tensor](), list[Tensor](), 0.0
+    latents, pixels, seconds, rows = list[Tensor](), list[Tensor](), 0.0, list[int]()
 
     def some(part: slice) -> tuple[Tensor, Tensor]:
-        made = pipe.fill_latents(requests[part], sampling, seeds[part])
+        made = pipe.fill_latents(requests[part], sampling, seeds[part], on_pass=rows.append)
         clips = pipe.decode_latents(made)
         return torch.stack(made).cpu(), torch.stack([torch.from_numpy(clip.pixels[0]) for clip in clips])
 
     some(slice(0, min(c.batch, len(requests))))  # loads, compiles and warms up; not timed
-    rows = list[int]()
-    head = pipe.lance("und", "gen").latent_out
-    hook = head.register_forward_hook(lambda _, args, out: rows.append(len(out)))
+    rows.clear()
     for at in range(0, len(requests), c.batch):
         began = time.perf_counter()
         z, p = some(slice(at, at + c.batch))
@@ -115,7 +113,6 @@ def draw(
         pixels.append(p)
         if on_batch is not None:
             on_batch(len(p))
-    hook.remove()
     shown, every = torch.cat(pixels), torch.cat(latents)
     passes = sum(rows) / every[..., 0].numel()
     right = np.array([is_right(p.numpy(), facts) for p, (_, facts) in zip(shown, wanted, strict=True)])

@@ -129,12 +129,18 @@ class Lance(nn.Module):
         times: Tensor | None = None,
         cache: Cache | None = None,
         keep: bool = False,
+        through: Callable[[Streams], Streams] | None = None,
     ) -> Streams:
         """Final hidden rows of both streams, in the layout's order: (und, D) and (N, D).
 
-        With `keep` the keys and values join the cache (prefill and decoding); without, it is only read.
+        With `keep` the keys and values join the cache (prefill and decoding); without, it is only read. through: a
+        `through` of this layout and cache that was made ready, in its place.
         """
         x = self.inputs(layout, patches, latents, times)
+        return self.through(x, layout, cache, keep) if through is None else through(x)
+
+    def through(self, x: Streams, layout: Layout, cache: Cache | None, keep: bool = False) -> Streams:
+        """... from embedded rows on: the layers and the last norms. The same kernels at every call with a layout."""
         made = []
         for n, layer in enumerate(self.layers):
             past = cache.layers[n] if cache is not None and cache.layers else None

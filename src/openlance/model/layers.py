@@ -58,9 +58,14 @@ class Expert(nn.Module):
         return q.to(v.dtype), k.to(v.dtype), v  # norms promote under autocast; attention wants one dtype
 
     def finish(self, x_LD: Tensor, mixed_LAE: Tensor) -> Tensor:
-        x_LD = x_LD + self.o(mixed_LAE.flatten(-2))
+        x_LD = add(x_LD, self.o(mixed_LAE.flatten(-2)))
         h = self.mlp_norm(x_LD)
-        return x_LD + self.down(swiglu(self.gate(h), self.up(h)))
+        return add(x_LD, self.down(swiglu(self.gate(h), self.up(h))))
+
+
+def add(x: Tensor, new: Tensor) -> Tensor:
+    """x + new, in the memory of what was just made where no gradient will ask for it."""
+    return x + new if torch.is_grad_enabled() or new.dtype != x.dtype else new.add_(x)
 
 
 def swiglu(gate_LF: Tensor, up_LF: Tensor) -> Tensor:

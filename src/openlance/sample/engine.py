@@ -263,6 +263,7 @@ class Engine:
         seeds: list[int | torch.Generator],
         on_step: Callable[[int, float, Tensor], None] | None = None,
         after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
+        on_pass: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
         """The visual target of each request, as latents (T, Y, X, C); the callbacks are those of `denoise`."""
         if self.crew is not None:  # what nobody chose has to be the same everywhere
@@ -270,8 +271,8 @@ class Engine:
         see, encode = self._begin(requests, "und", "gen", branches=sampling.branches)
         return denoise(
             self.lance("und", "gen"), self.codec, requests, sampling,
-            see=see, encode=encode, seeds=seeds, on_step=on_step, after_step=after_step, store=self.prefixes,
-            crew=self.crew,
+            see=see, encode=encode, seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,
+            store=self.prefixes, crew=self.crew,
         )  # fmt: skip
 
     def fill_visual(

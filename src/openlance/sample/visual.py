@@ -12,7 +12,8 @@ from openlance.errors import UserError
 from openlance.flow import schedule
 from openlance.model.crew import Crew
 from openlance.model.lance import Cache, Lance, Layout
-from openlance.sample.compiled import compiled
+from openlance.model.layers import Streams
+from openlance.sample.compiled import Pass, Recorded, can_record, compiled
 from openlance.sample.guidance import Sampling, guide, renormalise
 from openlance.sample.prefix import PrefixStore, prefill
 from openlance.sample.solvers import SOLVERS
@@ -95,6 +96,7 @@ class Denoiser:
     store: PrefixStore | None = None  # of prefixes that ran in earlier calls
     compile: bool = False
     crew: Crew | None = None  # processes that share the work
+    on_pass: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         if self.crew is not None and (self.compile or not self.cached):
@@ -117,8 +119,19 @@ class Denoiser:
             clean = mine[rows.is_latent & ~rows.noisy].nonzero()[:, 0]
             patches = mine[rows.is_patch].nonzero()[:, 0]
             layout = self.model.layout(own, self.cache, self.crew.context if self.crew else None)
-            self.layouts[documents] = Chosen(layout, own.noisy[own.is_latent], clean, patches)
+            self.layouts[documents] = Chosen(layout, self._through(layout), own.noisy[own.is_latent], clean, patches)
         return self.layouts[documents]
+
+    def _through(self, layout: Layout) -> Pass | None:
+        """What the steps run in the place of the model's layers as they are, if they are to be compiled."""
+        if not self.compile:
+            return None
+        twin, cache = compiled(self.model), self.cache
+
+        def through(x: Streams) -> Streams:
+            return twin.through(x, layout, cache)
+
+        return Recorded(through) if can_record(self.model, len(layout.rows)) else through
 
     def velocities(self, x_NC: Tensor, times_N: Tensor, branches: int) -> list[Tensor]:
         """x, times: target rows of all requests (given frames at time 0) -> one (N, C) per branch."""
@@ -159,18 +172,21 @@ class Denoiser:
             times = times_M.new_zeros(len(target))
             times[target] = times_M
             patches = self.features[chosen.patches] if len(chosen.patches) and self.features is not None else None
-        model = compiled(self.model) if self.compile else self.model
-        _, gen = model(chosen.layout, patches=patches, latents=latents, times=times, cache=self.cache)
+        if self.on_pass is not None:
+            self.on_pass(len(x_MC))
+        media = {"patches": patches, "latents": latents, "times": times}
+        _, gen = self.model(chosen.layout, **media, cache=self.cache, through=chosen.through)
         v = self.model.velocity(gen)
         return (v if self.cached else v[target]).float()
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows of some documents: their layout, which latent rows are targets, and which clean latents and ViT rows of
-    the whole pack are theirs."""
+    """The rows of some documents: their layout, its layers where they are compiled, which latent rows are targets, and
+    which clean latents and ViT rows of the whole pack are theirs."""
 
     layout: Layout
+    through: Pass | None
     target: Tensor
     clean: Tensor
     patches: Tensor
@@ -199,13 +215,15 @@ def denoise(
     noise: list[Tensor] | None = None,
     on_step: Callable[[int, float, Tensor], None] | None = None,
     after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
+    on_pass: Callable[[int], None] | None = None,
     store: PrefixStore | None = None,
     crew: Crew | None = None,
 ) -> list[Tensor]:
     """Latents (T, Y, X, C) for the last visual target of each request.
 
     seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
-    after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. crew: the
+    after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. on_pass(n)
+    is called with the target rows of each pass through the model, which has all guidance branches in it. crew: the
     processes that do this together.
     """
     requests = [_until_target(r) for r in requests]
@@ -222,7 +240,9 @@ def denoise(
     for v, part, known in zip(targets, _split(x, targets), given, strict=False):
         if v.given:
             part[: v.given] = known
-    denoiser = Denoiser(model, branches, features, context, s.cached, store=store, compile=s.compile, crew=crew)
+    denoiser = Denoiser(
+        model, branches, features, context, s.cached, store=store, compile=s.compile, crew=crew, on_pass=on_pass
+    )
     velocities = _branch_velocities(denoiser, s, targets)
     counted = torch.ones_like(moves) if s.cached and model.config.faithful.norm_includes_given else moves
     times, solver, guided_before = schedule(s.num_inference_steps, s.shift), SOLVERS[s.solver](), 0
