@@ -1,6 +1,7 @@
 """Videos: the frames that the release would pick, and files that play."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,42 @@ def test_a_video_stored_on_its_side_comes_out_upright(tmp_path):
         file.mux(stream.encode(av.VideoFrame.from_ndarray(still, format="rgb24")))
         file.mux(stream.encode(None))
     assert np.abs(read_video(tmp_path / "a.mp4").pixels[0].astype(int) - np.rot90(still)).mean() < 4
+
+
+def write_frames(path, frames, times, pixel_format="yuv420p"):
+    """A grey file whose frame k is shown at times[k] milliseconds."""
+    import av
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 16, 16, pixel_format
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if pixel_format == "yuv420p10le":  # what a phone calls HDR: BT.2020, PQ
+            for name, number in (("color_primaries", 9), ("color_trc", 16), ("colorspace", 9)):
+                setattr(stream.codec_context, name, number)
+        for grey, time in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), grey, np.uint8), format="rgb24")
+            frame = frame.reformat(format=pixel_format)
+            frame.pts, frame.time_base = int(time), Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("count", "gaps", "pixel_format", "seen"),
+    [
+        pytest.param(1, [33], "yuv420p", 1, id="one frame"),
+        pytest.param(20, [20, 120], "yuv420p", 17, id="variable rate"),
+        pytest.param(48, [33], "yuv420p10le", 17, id="ten bits"),
+        pytest.param(10_000, [33], "yuv420p", 69, id="10,000 frames"),
+    ],
+)
+def test_any_rate_depth_and_length_is_read(tmp_path, count, gaps, pixel_format, seen):
+    greys = np.linspace(20, 230, count).astype(int)
+    write_frames(tmp_path / "a.mp4", greys, np.cumsum(np.resize(gaps, count)) - gaps[0], pixel_format)
+    found = read_video(tmp_path / "a.mp4").pixels
+    assert found.shape == (seen, 16, 16, 3)
+    assert abs(found[0].mean() - greys[0]) < 6 and abs(found[-1].mean() - greys[-1]) < 6, "the first and the last"
 
 
 def test_damaged_files_and_pictures_without_a_track_are_refused(tmp_path):

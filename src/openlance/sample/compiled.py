@@ -1,8 +1,8 @@
 """The denoising step made ready once and run many times: compiled, and on CUDA recorded as one graph.
 
-torch.compile goes layer by layer, since all layers are one program with other weights. Shapes are static: one
-compilation for each number of rows and each number of guidance branches, seconds to a minute on a CPU. Prefixes and
-answers, whose lengths change all the time, run as ever.
+torch.compile gets what an expert does row by row, which is one program for all layers, sizes and prompts: the number
+of rows is symbolic, and attention, whose keys are as many as the prompt is long, stays torch's own kernel. So it takes
+seconds once. A graph has the shapes of one request. Prefixes and answers run as ever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TWINS: WeakKeyDictionary[Lance, Lance] = WeakKeyDictionary()
 
 
 def compiled(model: Lance, backend: str = "inductor") -> Lance:
-    """The same decoder with all weights shared and compiled layers; the given one stays as it is.
+    """The same decoder with all weights shared and compiled experts; the given one stays as it is.
 
     UserError where torch.compile would find no compiler for a CPU.
     """
@@ -35,7 +35,11 @@ def compiled(model: Lance, backend: str = "inductor") -> Lance:
         twin = _shallow(model)
         twin.layers = nn.ModuleList(_shallow(layer) for layer in model.layers)
         for layer in twin.layers:
-            layer.compile(backend=backend, dynamic=False)
+            for stream in twin.norm:
+                expert = _shallow(getattr(layer, stream))
+                for part in ("project", "finish"):
+                    setattr(expert, part, torch.compile(getattr(expert, part), backend=backend, dynamic=True))
+                setattr(layer, stream, expert)
         _TWINS[model] = twin
     return _TWINS[model]
 

@@ -29,7 +29,7 @@ class Sampling:
         cached: keep what the conditions contribute instead of running the whole sequence at every step.
         solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
         step_cache: a velocity that is expected to change by a smaller share than this is used again; 0 is off.
-        compile: run the layers through torch.compile; the first picture of each size then waits for it.
+        compile: run the experts through torch.compile, for which the first picture waits; CUDA graphs on a GPU.
     """
 
     num_inference_steps: int = 30
