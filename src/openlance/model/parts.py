@@ -91,7 +91,8 @@ class Parts:
         for name in guests:
             if not self._counts.get((name, clips)):
                 self._counts[name, clips] = self._numbers(name, clips)
-        counts = [self._counts[name, clips] for name in guests]
+        # A codec that is held in float32 counts as twice its numbers in half precision (`LazyVAE`).
+        counts = [self._counts[name, clips] * (1 + (name == "vae" and self._slow)) for name in guests]
         decoder = sizes(c, streams)
         for stream, size in self._few_bits(clips).items():
             decoder = decoder | {stream: int(decoder[stream] * size / itemsize)}
@@ -159,7 +160,12 @@ class Parts:
 
     def _widened(self, part: M) -> M:
         """Its products in float32 where the device is slow at those of its numbers."""
-        return part if self.dtype not in HALVES or fast_bfloat16(self.device) else widen(part)
+        return widen(part) if self._slow else part
+
+    @property
+    def _slow(self) -> bool:
+        """Whether weights have half precision on a device that is slow at it."""
+        return self.dtype in HALVES and not fast_bfloat16(self.device)
 
     def vit(self, clips: bool = False) -> ViT:
         """The vision tower: the one inside the decoder's file if it has one, as released."""
