@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Euler, 30 steps, step cache 0.05": {"step_cache": 0.05},
     "Euler, 30 steps, step cache 0.1": {"step_cache": 0.1},
     "DPM++ 2M, 12 steps, step cache 0.1": {**DPM, "step_cache": 0.1},
+    "DPM++ 2M, 10 steps, step cache 0.05": {**DPM, "num_inference_steps": 10, "step_cache": 0.05},
     "DPM++ 2M, 10 steps": {**DPM, "num_inference_steps": 10},
     "DPM++ 2M, 8 steps": {**DPM, "num_inference_steps": 8},
     "Euler, 30 steps, compiled": {"compile": True},
