@@ -83,6 +83,14 @@ def markdown(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
+def put(page: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- name --> and <!-- /name --> in a page."""
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(first)
+    after = rest.partition(last)[2]
+    page.write_text(f"{before}{first}\n{text}{last}{after}", encoding="utf-8")
+
+
 def verdict(value: float, limit: float, at_least: bool = False) -> str:
     good = value >= limit if at_least else value < limit
     return f"{'at least' if at_least else 'under'} {limit:g}: {'yes' if good else 'NO'}"

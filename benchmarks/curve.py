@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, markdown, write_results
+from common import RESULTS, markdown, put, write_results
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "nano.md", ROOT / "docs" / "images" / "nano-curve.svg"
-MARKS = "<!-- curve -->", "<!-- /curve -->"
 # What is drawn: a name, the placement, the task and the entry of its scores.
 LINES = {
     "pictures, loose": ("loose", "t2i", "mean"),
@@ -37,8 +37,10 @@ def git(*line: str) -> str:
     return subprocess.run(["git", "-C", str(ROOT), *line], capture_output=True, text=True, check=True).stdout
 
 
-def newest(names: list[str], ending: str) -> str | None:
-    return max((n for n in names if n.endswith(ending)), default=None)
+def newest(names: list[str], read: Callable[[str], str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The newest (scores, training) among some files, none if either is missing."""
+    pair = [max((n for n in names if n.endswith(end)), default="") for end in ("-nano.json", "-nano-training.json")]
+    return [(json.loads(read(pair[0])), json.loads(read(pair[1])))] if all(pair) else []
 
 
 def versions() -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -47,14 +49,8 @@ def versions() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     found = []
     for commit in git("log", "--reverse", "--format=%H", "--", f"{folder}/*-nano.json").split():
         names = git("ls-tree", "-r", "--name-only", commit, folder).split()
-        pair = [newest(names, ending) for ending in ("-nano.json", "-nano-training.json")]
-        if all(pair):
-            found.append([json.loads(git("show", f"{commit}:{name}")) for name in pair])
-    names = [str(path) for path in RESULTS.iterdir()]
-    pair = [newest(names, ending) for ending in ("-nano.json", "-nano-training.json")]
-    if all(pair):
-        found.append([json.loads(Path(str(name)).read_text()) for name in pair])
-    return [(scores, training) for scores, training in found]
+        found += newest(names, lambda name, commit=commit: git("show", f"{commit}:{name}"))
+    return found + newest([str(path) for path in RESULTS.iterdir()], lambda name: Path(name).read_text())
 
 
 def point(scores: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
@@ -121,8 +117,7 @@ def main() -> None:
     write_results("curve", {"points": points}, table, args.out)
     if args.docs:
         PICTURE.write_text(drawing(points), encoding="utf-8")
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-        PAGE.write_text(f"{before}{MARKS[0]}\n{table}{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
+        put(PAGE, "curve", table)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-MARKS = "<!-- scores -->", "<!-- /scores -->"
+from common import RESULTS, put
 
 
 def score(row: tuple, model: str, seed: int) -> dict:
@@ -104,10 +103,7 @@ def main() -> None:
     if options.card:
         import openlance
 
-        card = Path(openlance.__file__).parent / "assets" / "nano" / "README.md"
-        before, _, rest = card.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        card.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+        put(Path(openlance.__file__).parent / "assets" / "nano" / "README.md", "scores", text + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, markdown, write_results
+from common import RESULTS, markdown, put, write_results
 
 from openlance.eval.quality import Comparison, Drawn, draw, measure
 from openlance.model.quant import RECIPES
@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Euler, 30 steps, compiled": {"compile": True},
 }
 
-PAGE, MARKS = Path(__file__).parents[1] / "docs" / "speed.md", ("<!-- quality -->", "<!-- /quality -->")
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 STORED = "Euler, 30 steps, experts in {}"
 
 
@@ -93,10 +93,7 @@ def main() -> None:
     data = {"model": args.model, "size": args.size, "samples": args.samples, "rows": results}
     write_results("quality", data, head + markdown(columns, rows), args.out)
     if args.docs:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        page = f"{before}{MARKS[0]}\n{head}{markdown(columns, rows)}{MARKS[1]}{after}"
-        PAGE.write_text(page, encoding="utf-8")
+        put(PAGE, "quality", head + markdown(columns, rows))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from common import RESULTS, put
+
 COLUMNS = ("phase", "steps", "processes", "cpu_minutes", "text", "flow")
-MARKS = "<!-- compute -->", "<!-- /compute -->"
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -64,9 +64,7 @@ def main() -> None:
     if options.card:
         import openlance
 
-        card = Path(openlance.__file__).parent / "assets" / "nano" / "README.md"
-        before, _, rest = card.read_text().partition(MARKS[0])
-        card.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        put(Path(openlance.__file__).parent / "assets" / "nano" / "README.md", "compute", text + "\n")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,12 @@ class Expert(nn.Module):
         return add(x_LD, self.down(swiglu(self.gate(h), self.up(h))))
 
 
+def fuse(experts: type[Expert] | Expert, backend: str = "inductor") -> None:
+    """Compile what an expert does row by row, of one or of all, for any number of rows."""
+    for part in ("project", "finish"):
+        setattr(experts, part, torch.compile(getattr(experts, part), backend=backend, dynamic=True))
+
+
 def add(x: Tensor, new: Tensor) -> Tensor:
     """x + new, in the memory of what was just made where no gradient will ask for it."""
     return x + new if torch.is_grad_enabled() or new.dtype != x.dtype else new.add_(x)

@@ -19,7 +19,7 @@ from torch import nn
 
 from openlance.errors import UserError
 from openlance.model.lance import Lance
-from openlance.model.layers import MOST_ROWS, Streams
+from openlance.model.layers import MOST_ROWS, Streams, fuse
 
 _TWINS: WeakKeyDictionary[Lance, Lance] = WeakKeyDictionary()
 
@@ -37,8 +37,7 @@ def compiled(model: Lance, backend: str = "inductor") -> Lance:
         for layer in twin.layers:
             for stream in twin.norm:
                 expert = _shallow(getattr(layer, stream))
-                for part in ("project", "finish"):
-                    setattr(expert, part, torch.compile(getattr(expert, part), backend=backend, dynamic=True))
+                fuse(expert, backend)
                 setattr(layer, stream, expert)
         _TWINS[model] = twin
     return _TWINS[model]

@@ -96,8 +96,7 @@ def fresh(config: ModelConfig, vocabulary: int, seed: int, dense: bool = False) 
 
 def fuse() -> None:
     """Compile the element-wise parts of a layer: 1.7 times faster steps on a CPU. Needs a C++ compiler."""
-    from openlance.model.layers import Expert
+    from openlance.model import layers
 
-    if not hasattr(Expert.project, "_torchdynamo_orig_callable"):
-        Expert.project = torch.compile(Expert.project, dynamic=True)  # type: ignore[method-assign]
-        Expert.finish = torch.compile(Expert.finish, dynamic=True)  # type: ignore[method-assign]
+    if not hasattr(layers.Expert.project, "_torchdynamo_orig_callable"):
+        layers.fuse(layers.Expert)
