@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from openlance.config.train import Resolution
-from openlance.data.endless import USUAL
 from openlance.data.fit import Fit, Strides
 from openlance.data.open import open_source
 from openlance.data.source import BrokenRow, Reader
+from openlance.data.world import WorldMixture
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind, Role
 
@@ -226,12 +226,12 @@ def test_nothing_there_and_unknown_names_are_one_sentence(tmp_path):
         (tmp_path / "none", "t2i", "there is no data at"),
         (tmp_path, "t2i", "holds no captioned pictures"),
         ("world", "t2x", "task 't2x' is unknown"),
-        ({"path": "world", "kind": 1}, "t2i", "has the keys path, type, columns, scenes"),
+        ({"path": "world", "kind": 1}, "t2i", "has the keys path, type, columns, kinds"),
         ("{path: [", "t2i", "is not YAML"),
         ({"path": "world", "type": "video2video"}, "t2i", "use text2image_general"),
-        ({"path": "world", "scenes": {"words": 1}}, "t2i", "expected weights of 0 or more of single"),
-        ({"path": "world", "scenes": {"text": -1}}, "t2i", "expected weights of 0 or more"),
-        ({"path": "world", "scenes": {"text": 1}}, "t2v", "scenes are weighed for t2i alone"),
+        ({"path": "world", "kinds": {"words": 1}}, "t2i", "expected weights of 0 or more of single"),
+        ({"path": "world", "kinds": {"text": -1}}, "t2i", "expected weights of 0 or more"),
+        ({"path": "world", "kinds": {"text": 1}}, "t2v", "kinds are weighed for t2i and image_edit alone"),
     ]:
         with pytest.raises(UserError, match=said):
             open_source(spec, task)
@@ -245,8 +245,14 @@ def test_the_world_is_a_function_of_its_index(task):
     assert one[0].id != one[1].id and all(s.segments for s in one)
 
 
-def test_the_scenes_of_the_world_can_be_weighed():
-    source = open_source({"path": "world", "scenes": dict.fromkeys(USUAL, 0) | {"text": 1}}, "t2i")
+def drawn_prompts(task, kinds, usual):
+    source = open_source({"path": "world", "kinds": dict.fromkeys(usual, 0) | kinds}, task)
     drawn = [source.sample(row, FIT, RNG) for _, row in zip(range(8), Reader(source, seed=5))]
-    prompts = [s.value for sample in drawn for s in sample.segments if s.role is Role.PROMPT]
+    return [s.value for sample in drawn for s in sample.segments if s.role is Role.PROMPT]
+
+
+def test_pictures_and_edits_of_the_world_can_be_weighed():
+    prompts = drawn_prompts("t2i", {"text": 1}, WorldMixture().scenes)
     assert len(prompts) == 8 and all('"' in prompt for prompt in prompts), prompts
+    prompts = drawn_prompts("image_edit", {"background": 1}, WorldMixture().edits)
+    assert len(prompts) == 8 and all("background" in prompt for prompt in prompts), prompts

@@ -22,8 +22,6 @@ BLOCKS, BLOCK = 1024, 64
 SIZES = {(64, 64): 0.72, (64, 96): 0.09, (96, 64): 0.09, (96, 96): 0.10}
 FRAMES = {5: 0.05, 9: 0.79, 13: 0.08, 17: 0.08}
 
-USUAL = WorldMixture().scenes
-
 Draw = Callable[[int, int, Fit], WorldBatch]
 NONE: dict[str, Any] = dict.fromkeys(("drawn", "asked", "edited", "subjects"), 0)
 NO_CLIPS: dict[str, Any] = dict.fromkeys(("drawn", "animated", "bridged", "edited", "subjects", "asked"), 0)
@@ -55,47 +53,52 @@ def _clips(*kinds: str) -> Draw:
     return draw
 
 
-def weights(said: Any) -> tuple[tuple[str, float], ...]:
-    """Weights of categories of scenes from a mapping, checked; none for None."""
-    if said is None:
-        return ()
-    good = isinstance(said, dict) and all(
-        key in USUAL and isinstance(w, (int, float)) and 0 <= w < float("inf") for key, w in said.items()
-    )
-    if not good or not sum((USUAL | said).values()) > 0:
-        raise UserError(f"scenes is {said!r}: expected weights of 0 or more of {', '.join(USUAL)}, such as {{text: 8}}")
-    return tuple(sorted((key, float(w)) for key, w in said.items()))
-
-
 DRAWS: dict[str, Draw] = {
     "t2i": _pictures(drawn=1), "image_edit": _pictures(edited=1), "image_idip": _pictures(subjects=1),
     "x2t_image": _pictures(asked=1), "t2v": _clips("drawn"), "flf2v": _clips("bridged"),
     "i2v": _clips("animated", "animated", "animated", "bridged"), "video_edit": _clips("edited"),
     "video_idip": _clips("subjects"), "x2t_video": _clips("asked"),
 }  # fmt: skip
-# Tasks whose scenes can be weighed.
-WEIGHED: dict[str, Callable[[dict[str, float]], Draw]] = {"t2i": lambda scenes: _pictures(drawn=1, scenes=scenes)}
+# Tasks whose kinds can be weighed: what of a batch they are, and the weights of their kinds.
+WEIGHED = {"t2i": ("drawn", "scenes"), "image_edit": ("edited", "edits")}
+
+
+def _usual(task: str) -> dict[str, float]:
+    """Weights of the kinds of a task where nobody says otherwise."""
+    return dict(getattr(WorldMixture(), WEIGHED[task][1]))
+
+
+def kinds(task: str, said: Any) -> tuple[tuple[str, float], ...]:
+    """Weights of kinds of pictures or edits from a mapping, checked; none for None."""
+    if said is None:
+        return ()
+    if task not in WEIGHED:
+        raise UserError(f"kinds are weighed for {' and '.join(WEIGHED)} alone: leave them out of the source of {task}")
+    usual = _usual(task)
+    good = isinstance(said, dict) and all(
+        key in usual and isinstance(w, (int, float)) and 0 <= w < float("inf") for key, w in said.items()
+    )
+    if not good or not sum((usual | said).values()) > 0:
+        example = f"{{{next(iter(usual))}: 8}}"
+        raise UserError(f"kinds is {said!r}: expected weights of 0 or more of {', '.join(usual)}, such as {example}")
+    return tuple(sorted((key, float(w)) for key, w in said.items()))
 
 
 @dataclass(frozen=True)
 class WorldSource:
     """Samples of one task. A part is (seed, first index, last index + 1); the seed of an epoch comes from its reader
-    where that shuffles. count: end after so many. scenes: weights of what pictures from words show, the
-    usual ones where not named."""
+    where that shuffles. count: end after so many. kinds: weights of kinds of pictures from words or of edits, the
+    usual ones where not named; see `kinds`."""
 
     task: str
     count: int = BLOCKS * BLOCK
     seed: int = 0
-    scenes: tuple[tuple[str, float], ...] = ()
+    kinds: tuple[tuple[str, float], ...] = ()
     light = False
 
     def __post_init__(self) -> None:
         if self.task not in DRAWS:
             raise UserError(f"the world knows no task {self.task!r}: use one of {', '.join(DRAWS)}")
-        if self.scenes and self.task not in WEIGHED:
-            raise UserError(
-                f"scenes are weighed for {', '.join(WEIGHED)} alone: leave them out of the source of {self.task}"
-            )
 
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[tuple[int, int, int]]:
         seed = self.seed + epoch if rng is None else int(rng.integers(2**62))
@@ -107,10 +110,16 @@ class WorldSource:
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         seed, index = row.values
-        draw = WEIGHED[self.task](USUAL | dict(self.scenes)) if self.scenes else DRAWS[self.task]
-        batch = draw(seed, index, fit)
+        batch = self._draw(seed, index, fit)
         seen = next((s.value for s in batch.samples[0] if s.kind is Kind.PATCHES), None)
         return Sample(batch.samples[0], row.place, batch.labels.get(id(seen)))
+
+    @property
+    def _draw(self) -> Draw:
+        if not self.kinds:
+            return DRAWS[self.task]
+        count, field = WEIGHED[self.task]
+        return _pictures(**{count: 1, field: _usual(self.task) | dict(self.kinds)})
 
     def __str__(self) -> str:
         return f"world:{self.task}"

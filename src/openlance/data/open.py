@@ -5,7 +5,7 @@ open_source("shards/*.parquet", "image_edit")
 open_source({"path": "photos", "columns": {"caption": "title"}}, "t2i")
 open_source("hf:someone/pictures:train", "t2i")
 open_source("latents", "t2i")                         # what `openlance encode` wrote
-open_source({"path": "world", "scenes": {"text": 8}}, "t2i")
+open_source({"path": "world", "kinds": {"text": 8}}, "t2i")
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from openlance.data.columns import Layout
 from openlance.data.source import Source
 from openlance.errors import UserError
 
-KEYS = ("path", "type", "columns", "scenes")
+KEYS = ("path", "type", "columns", "kinds")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz")
 
 
 def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
     """The source that a spec names, for a task. Mapping: path, and optionally type (a dataset type) and columns (our
-    name: theirs), or for the world scenes (category: weight). UserError if there is nothing of the kind, or it holds
+    name: theirs), or for the world kinds (name: weight). UserError if there is nothing of the kind, or it holds
     something else than the task needs."""
     said: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else _mapping(str(spec))
     unknown = [key for key in said if key not in KEYS]
@@ -33,11 +33,11 @@ def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
         raise UserError(f"a source is a path or has the keys {', '.join(KEYS)}; {said} has {unknown or 'no path'}")
     layout = Layout.of(task, said.get("type"), said.get("columns"))
     if path == "world":
-        from openlance.data.endless import WorldSource, weights
+        from openlance.data.endless import WorldSource, kinds
 
-        return WorldSource(task, scenes=weights(said.get("scenes")))
-    if "scenes" in said:
-        raise UserError(f"only the world has `scenes`: leave them out of the source {path}")
+        return WorldSource(task, kinds=kinds(task, said.get("kinds")))
+    if "kinds" in said:
+        raise UserError(f"only the world has `kinds`: leave them out of the source {path}")
     if path.startswith("hf:"):
         from openlance.data.hub import HubSource
 
