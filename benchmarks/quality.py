@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "DPM++ 2M, 10 steps, step cache 0.05": {**DPM, "num_inference_steps": 10, "step_cache": 0.05},
     "DPM++ 2M, 10 steps": {**DPM, "num_inference_steps": 10},
     "DPM++ 2M, 8 steps": {**DPM, "num_inference_steps": 8},
+    "DPM++ 2M, 8 steps, step cache 0.05": {**DPM, "num_inference_steps": 8, "step_cache": 0.05},
     "Euler, 30 steps, compiled": {"compile": True},
 }
 
