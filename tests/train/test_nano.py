@@ -35,7 +35,7 @@ def test_training_leaves_a_folder_that_draws_and_answers_and_goes_on_where_it_wa
     assert picture.size == (64, 64)
     assert isinstance(pipe.ask(picture, "what color is the circle?", max_new_tokens=3), str)
     train_nano(tmp_path, stages=stages(2), codec_plan=SMALL, settings=settings)
-    logs = [tmp_path / f"{name}" / "log.jsonl" for name in ("1-pt", "2-sft-ii")]
+    logs = [tmp_path / f"{name}" / "log.jsonl" for name in ("1-pt", "2-sft-iii")]
     steps = [[json.loads(line)["step"] for line in log.read_text().splitlines()] for log in logs]
     assert steps == [[1], [1, 2]]
 
