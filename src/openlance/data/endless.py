@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,46 +59,46 @@ DRAWS: dict[str, Draw] = {
     "i2v": _clips("animated", "animated", "animated", "bridged"), "video_edit": _clips("edited"),
     "video_idip": _clips("subjects"), "x2t_video": _clips("asked"),
 }  # fmt: skip
-# Tasks whose kinds can be weighed: what of a batch they are, and the weights of their kinds.
-WEIGHED = {"t2i": ("drawn", "scenes"), "image_edit": ("edited", "edits")}
-
-
-def _usual(task: str) -> dict[str, float]:
-    """Weights of the kinds of a task where nobody says otherwise."""
-    return dict(getattr(WorldMixture(), WEIGHED[task][1]))
-
-
-def kinds(task: str, said: Any) -> tuple[tuple[str, float], ...]:
-    """Weights of kinds of pictures or edits from a mapping, checked; none for None."""
-    if said is None:
-        return ()
-    if task not in WEIGHED:
-        raise UserError(f"kinds are weighed for {' and '.join(WEIGHED)} alone: leave them out of the source of {task}")
-    usual = _usual(task)
-    good = isinstance(said, dict) and all(
-        key in usual and isinstance(w, (int, float)) and 0 <= w < float("inf") for key, w in said.items()
-    )
-    if not good or not sum((usual | said).values()) > 0:
-        example = f"{{{next(iter(usual))}: 8}}"
-        raise UserError(f"kinds is {said!r}: expected weights of 0 or more of {', '.join(usual)}, such as {example}")
-    return tuple(sorted((key, float(w)) for key, w in said.items()))
+# Kinds that can be weighed: their usual weights, and what draws with others.
+_USUAL = WorldMixture()
+WEIGHED: dict[str, tuple[dict[str, float], Callable[[dict[str, float]], Draw]]] = {
+    "t2i": (_USUAL.scenes, lambda kinds: _pictures(drawn=1, scenes=kinds)),
+    "image_edit": (_USUAL.edits, lambda kinds: _pictures(edited=1, edits=kinds)),
+}
 
 
 @dataclass(frozen=True)
 class WorldSource:
     """Samples of one task. A part is (seed, first index, last index + 1); the seed of an epoch comes from its reader
     where that shuffles. count: end after so many. kinds: weights of kinds of pictures from words or of edits, the
-    usual ones where not named; see `kinds`."""
+    usual ones where not named."""
 
     task: str
     count: int = BLOCKS * BLOCK
     seed: int = 0
-    kinds: tuple[tuple[str, float], ...] = ()
+    kinds: Mapping[str, float] | None = None
     light = False
 
     def __post_init__(self) -> None:
         if self.task not in DRAWS:
             raise UserError(f"the world knows no task {self.task!r}: use one of {', '.join(DRAWS)}")
+        if self.kinds is not None:
+            self._check_kinds(self.kinds)
+
+    def _check_kinds(self, said: Any) -> None:
+        if self.task not in WEIGHED:
+            raise UserError(
+                f"kinds are weighed for {' and '.join(WEIGHED)} alone: leave them out of the source of {self.task}"
+            )
+        usual, _ = WEIGHED[self.task]
+        good = isinstance(said, dict) and all(
+            key in usual and isinstance(w, (int, float)) and 0 <= w < float("inf") for key, w in said.items()
+        )
+        if not good or not sum((usual | said).values()) > 0:
+            raise UserError(
+                f"kinds is {said!r}: expected weights of 0 or more of {', '.join(usual)}, such as "
+                f"{{{next(iter(usual))}: 8}}"
+            )
 
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[tuple[int, int, int]]:
         seed = self.seed + epoch if rng is None else int(rng.integers(2**62))
@@ -118,8 +118,8 @@ class WorldSource:
     def _draw(self) -> Draw:
         if not self.kinds:
             return DRAWS[self.task]
-        count, field = WEIGHED[self.task]
-        return _pictures(**{count: 1, field: _usual(self.task) | dict(self.kinds)})
+        usual, draw = WEIGHED[self.task]
+        return draw(usual | dict(self.kinds))
 
     def __str__(self) -> str:
         return f"world:{self.task}"

@@ -33,9 +33,9 @@ def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
         raise UserError(f"a source is a path or has the keys {', '.join(KEYS)}; {said} has {unknown or 'no path'}")
     layout = Layout.of(task, said.get("type"), said.get("columns"))
     if path == "world":
-        from openlance.data.endless import WorldSource, kinds
+        from openlance.data.endless import WorldSource
 
-        return WorldSource(task, kinds=kinds(task, said.get("kinds")))
+        return WorldSource(task, kinds=said.get("kinds"))
     if "kinds" in said:
         raise UserError(f"only the world has `kinds`: leave them out of the source {path}")
     if path.startswith("hf:"):
