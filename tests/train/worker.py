@@ -137,3 +137,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    torch.distributed.destroy_process_group()  # a thread of gloo that outlives its group aborts the process
