@@ -16,6 +16,7 @@ from openlance.config.train import Stage
 from openlance.data.source import Sample
 from openlance.errors import UserError
 from openlance.media.clip import Clip
+from openlance.model.crew import leave
 from openlance.model.grids import SequenceCodec
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind
@@ -137,4 +138,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # a thread of gloo that outlives its group aborts the process
+    leave()

@@ -140,9 +140,11 @@ def share(
     if world > 1:
         import torch.distributed as dist
 
+        from openlance.model.crew import leave
+
         everywhere: list[Any] = [None] * world
         dist.all_gather_object(everywhere, failed)
-        dist.destroy_process_group()
+        leave()
         failed = [failure for some in everywhere for failure in some]
     if rank:
         return None

@@ -105,7 +105,7 @@ def stage(
         done = run_recipe(stages, start, show)
     else:
         done = run_stage(stages[0], start, show)
-    told(f'{done}\ntry: openlance generate t2i "a red circle" --model {done} -o out.png')
+    ended(f'{done}\ntry: openlance generate t2i "a red circle" --model {done} -o out.png')
 
 
 @app.command()
@@ -148,7 +148,7 @@ def lora(
     )  # fmt: skip
     plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
     done = run_stage(plan, start)
-    told(f'{done}\ntry: openlance generate t2i "a caption" --model {model} --lora {done} -o out.png')
+    ended(f'{done}\ntry: openlance generate t2i "a caption" --model {model} --lora {done} -o out.png')
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -225,8 +225,11 @@ def replayed(folder: Path, step: int) -> None:
     typer.echo(" ".join(f"{name} {value}" for name, value in found.items()))
 
 
-def told(text: str) -> None:
-    """Print from the first of all processes alone."""
+def ended(text: str) -> None:
+    """Part from the other processes; the first of all prints."""
+    from openlance.model.crew import leave
+
+    leave()
     if os.environ.get("RANK", "0") == "0":
         typer.echo(text)
 

@@ -46,6 +46,17 @@ def join(timeout: timedelta | None = None) -> tuple[int, int, torch.device]:
     return (dist.get_rank() if size > 1 else 0), size, device
 
 
+def leave() -> None:
+    """Part once all are done: a process that simply ends breaks the connections that others still read from, and a
+    thread of gloo that outlives the interpreter aborts it. Alone: nothing."""
+    if not dist.is_initialized():
+        return
+    dist.barrier()
+    gc.collect()
+    dist.destroy_process_group()
+    gc.collect()
+
+
 @dataclass
 class Split:
     """Rows dealt to the processes of a group in runs of nearly one length; one process needs no group."""
@@ -106,12 +117,9 @@ class Crew:
         return cls(Split.along(mesh["branch"]), Split.along(mesh["context"]), device, rank == 0)
 
     def leave(self) -> None:
-        """Part once all are done: a process that simply ends breaks the connections that others still read from."""
-        dist.barrier()
-        self.branch.group = self.context.group = None  # else their threads outlive the interpreter, which aborts
-        gc.collect()
-        dist.destroy_process_group()
-        gc.collect()
+        """Let go of the groups and part."""
+        self.branch.group = self.context.group = None
+        leave()
 
     def agreed(self, value: Any) -> Any:
         """The leading process's value of something small."""
