@@ -1,5 +1,6 @@
 """The pipeline: a batch equals its members, parts are read when needed, and every mistake is one sentence."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import MAX_PIXELS, write_image
+from openlance.sample.dialogue import Dialogue
 from openlance.sample.engine import Defaults
 from openlance.sample.inputs import as_clip
 from openlance.sequence.tasks import RELEASED
@@ -119,6 +121,29 @@ def test_a_caption_needs_no_question(pipe, checkpoint):
 def test_a_folder_without_preferences_gets_the_released_ones(tmp_path):
     found = Defaults.read(tmp_path / "generation_config.json")
     assert found == Defaults() and found.prompts == RELEASED and found.sampling.num_inference_steps == 30
+
+
+def test_what_a_request_holds_decides_how_it_is_drawn(checkpoint, tmp_path):
+    """Fields under `sampling_with` hold where a segment has that role, and what the caller says goes before them."""
+    other = checkpoint.copy(tmp_path / "other")
+    place, edit = other.folder / "generation_config.json", (picture(2), "make it blue")
+    said = json.loads(place.read_text()) | {"sampling_with": {"source": {"image_guidance_scale": 3.0}}}
+    place.write_text(json.dumps(said))
+    mine, usual = other.load(), checkpoint.load()
+    assert mine.sampling() == usual.sampling()
+
+    def drawn(pipe, **how):
+        return np.asarray(pipe.edit(*edit, seed=3, **how)[0])
+
+    assert (drawn(mine) == drawn(usual, image_guidance_scale=3.0)).all()
+    assert (drawn(mine, image_guidance_scale=1.0) == drawn(usual)).all()
+    assert (drawn(mine) != drawn(usual)).any()
+    talk = Dialogue(mine, seed=3)
+    talk.show(edit[0])
+    assert (talk.edit(edit[1]).picture.pixels[0] == drawn(mine)).all()
+    place.write_text(json.dumps(said | {"sampling_with": {"sauce": {}}}))
+    with pytest.raises(UserError, match="cannot be"):
+        other.load()
 
 
 # What is read.

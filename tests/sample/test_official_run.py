@@ -6,13 +6,12 @@ import pytest
 
 from openlance.errors import UserError
 from openlance.media import read_image
-from openlance.sample.guidance import Sampling
 from openlance.sample.official import Job
 from openlance.sample.official_run import Record, run, settings_of
 from openlance.sequence.official import Entry
 
 ENTRIES = [Entry(f"{n}.png", f"{n:06d}", text) for n, text in enumerate(["a ring", "a star", "a cross"])]
-JOB = Job(task="t2i", size=(1, 16, 16), sampling=Sampling(num_inference_steps=1))
+JOB = Job(task="t2i", size=(1, 16, 16), settings={"num_inference_steps": 1})
 
 
 def share(pipe, folder, world, entries=ENTRIES):

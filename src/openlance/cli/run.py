@@ -105,13 +105,14 @@ def run(
     pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=device)
     d = pipe.defaults
     usual = (d.num_frames, d.height, d.width)
-    sampling = pipe.sampling(
+    settings = options.given(
         num_inference_steps=num_inference_steps, shift=shift, guidance_scale=guidance_scale, solver=solver,
         step_cache=step_cache, compile=compile or None,
     )  # fmt: skip
+    pipe.sampling(**settings)  # says now what is wrong with them
     job = Job(
         task=task, size=tuple(said or default for said, default in zip(size, usual)),  # type: ignore[arg-type]
-        preset=resolution or default_preset(d), sampling=sampling, seed=seed, max_new_tokens=max_new_tokens,
+        preset=resolution or default_preset(d), settings=settings, seed=seed, max_new_tokens=max_new_tokens,
         root=file.parent, enhancer=enhancer,
     )  # fmt: skip
     failures = share(pipe, entries, job, output, model, rank, world)

@@ -71,7 +71,8 @@ class Dialogue:
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         self.history = pipe.defaults.history if history is None else history
         self.size = (1, height or pipe.defaults.height, width or pipe.defaults.width)
-        self.sampling = pipe.sampling(**settings)
+        self.settings = settings
+        pipe.sampling(**settings)  # says now what is wrong with them
         pipe.check_size(self.size)
 
     @property
@@ -137,8 +138,8 @@ class Dialogue:
         return tasks.dialogue(*past[len(past) - min(self.history, len(past)) :], turn)
 
     def _fill(self, said: str, turn: Segments) -> Turn:
-        seed = self.seed + self.drawn
-        clip = self.pipe.fill_visual([self._with_past(turn)], self.sampling, [seed])[0]
+        seed, sampling = self.seed + self.drawn, self.pipe.sampling([turn], **self.settings)
+        clip = self.pipe.fill_visual([self._with_past(turn)], sampling, [seed])[0]
         self.drawn += 1
         return self._keep(Turn(said=said, segments=_filled(turn, clip), picture=clip))
 

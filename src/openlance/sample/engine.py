@@ -5,11 +5,11 @@ What people call (`generate`, `edit`, `ask` ...) is one floor of this: `sample.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ DECODED = 1 << 18
 class Defaults:
     """What a checkpoint prefers when the caller says nothing; `generation_config.json` of its folder.
 
+    sampling: how it denoises; sampling_with: fields that differ where a request has a segment of a role.
     tasks: what it was trained for, names of `sequence.tasks.TASKS`. history: earlier turns that a dialogue shows it.
     buckets: see `Fit`. batch: pictures made together; of clips fewer, by their latent frames.
     """
@@ -57,6 +58,7 @@ class Defaults:
     width: int = 768
     num_frames: int = 49
     sampling: Sampling = field(default_factory=Sampling)
+    sampling_with: dict[Role, dict[str, Any]] = field(default_factory=dict)
     prompts: tasks.SystemPrompts = tasks.RELEASED
     tasks: tuple[str, ...] = tuple(tasks.TASKS)
     buckets: dict[str, str] = field(default_factory=RELEASED_BUCKETS.copy)
@@ -73,9 +75,16 @@ class Defaults:
         try:
             sampling = Sampling(**known(Sampling, found.get("sampling", {})))
             prompts = tasks.SystemPrompts(**known(tasks.SystemPrompts, found.get("system_prompts", {})))
-            made = cls(**{"buckets": {}} | known(cls, found) | {"sampling": sampling, "prompts": prompts})
+            changed = found.get("sampling_with", {})
+            differs = {Role[name.upper()]: known(Sampling, given) for name, given in changed.items()}
+            made = cls(
+                **{"buckets": {}} | known(cls, found)
+                | {"sampling": sampling, "sampling_with": differs, "prompts": prompts}
+            )  # fmt: skip
+            for given in differs.values():
+                replace(sampling, **given)
             fits = min(made.height, made.width, made.num_frames, made.batch) > 0
-        except (TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             fits = False
         if not fits:
             raise UserError(f"{path} holds values that cannot be: restore the file, or delete it")
@@ -190,6 +199,16 @@ class Engine:
         kept += [replace(s, value=s.given, given=None) for s in media if s.given is not None]
         recall = self.prefixes.remember
         return _ahead(recall(self.see, f"seen {self._clips}"), seen), _ahead(recall(self.encode, "kept"), kept)
+
+    def sampling(self, requests: Sequence[Segments] = (), **settings: Any) -> Sampling:
+        """How the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes nothing."""
+        unknown = sorted(settings.keys() - Sampling.__dataclass_fields__.keys())
+        if unknown:
+            raise UserError(f"there is no option {unknown[0]!r}: use one of {', '.join(vars(Sampling()))}")
+        fields, roles = dict[str, Any](), {s.role for r in requests for s in r}
+        for role, given in self.defaults.sampling_with.items():
+            fields |= given if role in roles else {}
+        return replace(self.defaults.sampling, **fields | {k: v for k, v in settings.items() if v is not None})
 
     # Media to model space.
 

@@ -173,7 +173,7 @@ class LancePipeline:
         requests = [r for r in requests for _ in range(num_images_per_prompt)]
         seeds = _seeds(generator, len(requests))
         sampling = self.engine.sampling(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **settings
+            requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **settings
         )
         after = None if callback_on_step_end is None else self._step_end(callback_on_step_end, requests)
         latents = self.engine.fill_latents(requests, sampling, seeds, after_step=after)

@@ -17,7 +17,6 @@ from openlance.media.buckets import VAE_STRIDE, VIT_STRIDE, resolution, to_bucke
 from openlance.media.clip import Clip
 from openlance.sample.engine import Defaults, Engine
 from openlance.sample.enhance import Enhancer
-from openlance.sample.guidance import Sampling
 from openlance.sample.inputs import as_clip, as_picture
 from openlance.sequence.interleave import Form, form_of, request
 from openlance.sequence.official import Entry
@@ -35,6 +34,7 @@ class Job:
         task: a key of `interleave.FORMS`; preset: of `media.buckets.RESOLUTIONS`, for what is read; None lets the
             model's own sizes decide.
         size: (frames, height, width) of what is made, where no input decides it.
+        settings: fields of `Sampling` that the checkpoint does not decide.
         seed: of the starting noise, the same for every entry (released code).
         root: the folder of the input file, where relative paths may begin.
     """
@@ -42,7 +42,7 @@ class Job:
     task: str
     size: tuple[int, int, int]
     preset: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+    settings: dict[str, Any] = field(default_factory=dict)
     seed: int = SEED
     max_new_tokens: int = ANSWER
     root: Path = Path()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _result(entry: Entry, line: dict[str, Any]) -> dict[str, Any]:
 def settings_of(job: Job, model: str) -> dict[str, Any]:
     return {
         "model": model, "task": job.task, "preset": job.preset, "size": job.size, "seed": job.seed,
-        "sampling": asdict(job.sampling), "max_new_tokens": job.max_new_tokens,
+        "sampling": job.settings, "max_new_tokens": job.max_new_tokens,
         "enhance": job.enhancer.model if job.enhancer else None,
     }  # fmt: skip
 
@@ -127,7 +127,8 @@ def run(
             for (entry, _, prompt), answer in zip(group, answers, strict=True):
                 record.add(entry, prompt=prompt, answer=answer)
         else:
-            clips = engine.fill_visual(requests, job.sampling, [job.seed] * len(group))
+            sampling = engine.sampling(requests, **job.settings)
+            clips = engine.fill_visual(requests, sampling, [job.seed] * len(group))
             for (entry, _, prompt), clip in zip(group, clips, strict=True):
                 file = entry.name + (".png" if clip.frames == 1 else ".mp4")
                 write_media(record.folder / file, clip)

@@ -10,7 +10,6 @@ pipe.ask("out.png", "how many squares are there?")
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,6 @@ from openlance.media.buckets import resize
 from openlance.media.clip import Clip
 from openlance.model.vae import latent_grid
 from openlance.sample.engine import Engine
-from openlance.sample.guidance import Sampling
 from openlance.sample.inputs import Medium, as_clip, as_picture, check_texts, grouped, is_many, paired
 from openlance.sample.text import Decoding, Shown
 from openlance.sequence import tasks
@@ -216,7 +214,7 @@ class Pipeline(Engine):
         **settings: Any,
     ) -> list[Clip]:
         """The visual target of each request, batch by batch."""
-        s = self.sampling(**settings)
+        s = self.sampling(requests, **settings)
         first = int(torch.randint(2**31, ()).item()) if seed is None else seed
         seeds: list[int | torch.Generator] = [generator or first + k for k in range(len(requests))]
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
@@ -227,13 +225,6 @@ class Pipeline(Engine):
                 count = len(some)
                 clips += self.fill_visual(some, s, seeds[at : at + per], lambda *_, n=count: bar.update(n))
         return clips
-
-    def sampling(self, **settings: Any) -> Sampling:
-        """The checkpoint's way to denoise with these fields of `Sampling` changed; None changes nothing."""
-        unknown = sorted(settings.keys() - Sampling.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"there is no option {unknown[0]!r}: use one of {', '.join(vars(Sampling()))}")
-        return replace(self.defaults.sampling, **{k: v for k, v in settings.items() if v is not None})
 
 
 def _listed(text: str | Sequence[str]) -> list[str]:
