@@ -41,7 +41,7 @@ def quality(
         options.check_writable(json_file.parent)
 
     import openlance
-    from openlance.eval.quality import REFERENCE, Comparison, compare, sampling_of
+    from openlance.eval.quality import REFERENCE, Comparison, compare
 
     pipe: Any = openlance.load(model)
     width, height = shape or (pipe.defaults.width, pipe.defaults.height)
@@ -49,7 +49,7 @@ def quality(
         setting=changed, reference={**REFERENCE, **exact}, samples=samples, seed=seed, height=height, width=width,
         batch=batch,
     )  # fmt: skip
-    sampling_of(pipe.defaults.sampling, {**comparison.reference, **changed})
+    pipe.sampling(**{**comparison.reference, **changed})  # says now what is wrong with them
     from tqdm import tqdm
 
     with tqdm(total=2 * samples, unit="picture", delay=2.0, leave=False) as bar:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from openlance.errors import UserError
 from openlance.sample.engine import Engine
-from openlance.sample.guidance import Sampling
 from openlance.sequence import tasks
 from openlance.world.facts import Fact
 from openlance.world.judge import is_right, nothing_else
@@ -91,7 +90,7 @@ def draw(
     pipe: Engine, c: Comparison, settings: Mapping[str, Any], on_batch: Callable[[int], None] | None = None
 ) -> Drawn:
     """All pictures of a setting; picture k has seed `seed` + k, whatever the setting."""
-    sampling, wanted = sampling_of(pipe.defaults.sampling, settings), prompts(c)
+    sampling, wanted = pipe.sampling(**settings), prompts(c)
     size = (1, c.height, c.width)
     pipe.codec.latent_grid(size)
     requests = [tasks.text_to_visual(words, size, prompts=pipe.defaults.prompts) for words, _ in wanted]
@@ -117,13 +116,6 @@ def draw(
     passes = sum(rows) / every[..., 0].numel()
     right = np.array([is_right(p.numpy(), facts) for p, (_, facts) in zip(shown, wanted, strict=True)])
     return Drawn(latents=every, pixels=shown, right=right, seconds=seconds, passes=passes)
-
-
-def sampling_of(base: Sampling, settings: Mapping[str, Any]) -> Sampling:
-    unknown = sorted(settings.keys() - Sampling.__dataclass_fields__.keys())
-    if unknown:
-        raise UserError(f"there is no setting {unknown[0]!r}: use one of {', '.join(vars(base))}")
-    return replace(base, **settings)
 
 
 def measure(c: Comparison, exact: Drawn, other: Drawn) -> dict[str, Any]:
