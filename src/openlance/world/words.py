@@ -21,10 +21,7 @@ from openlance.world.vocabulary import BACKGROUNDS, COLORS, DEFAULT_BACKGROUND, 
 NUMBERS = ("no", "one", "two", "three", "four")
 _SIZE_WORDS = {word: word for word in SIZES} | {"tiny": "small", "little": "small", "big": "large"}
 _SPELLINGS = {"gray": "grey", "center": "centre", "hollow": "outlined", "filled": "solid", "stripy": "striped"}
-_OPENINGS = ("a picture of", "a picture of", "an image of", "a photo of", "a drawing of", "a picture with",
-             "an image showing", "draw", "draw", "please draw me", "show me", "paint", "there is",
-             "there is")  # fmt: skip
-_JOINTS = (" next to ", " beside ", " with ", ", ")  # what stands for "and" between two of a picture now and then
+_OPENINGS = ("a picture of", "an image of", "a photo of", "a drawing of", "draw", "there is")
 RELATION_WORDS = {
     "left": ("left of", "to the left of", "on the left of"),
     "right": ("right of", "to the right of", "on the right of"),
@@ -136,11 +133,7 @@ def _say_items(scene: Scene, rng: np.random.Generator | None, colored: bool) -> 
         items.append(_say_text(scene.text.string, color, rng))
         facts.append(Lettering(scene.text.string, color))
     *most, last = items or ["nothing"]
-    joint = " and "
-    if rng is not None and len(most) > 1 and rng.random() < 0.3:
-        joint = ", and "
-    elif rng is not None and len(most) == 1 and not regions and rng.random() < 0.2:
-        joint = _choose(rng, _JOINTS)
+    joint = ", and " if rng is not None and len(most) > 1 and rng.random() < 0.3 else " and "
     return (", ".join(most) + joint if most else "") + last, facts
 
 
@@ -154,10 +147,7 @@ def _rank(thing: Thing) -> tuple[int, int, int, int]:
 
 def _say_text(string: str, color: str | None, rng: np.random.Generator | None) -> str:
     if color is None:
-        noun = "number" if string.isdigit() else "letter" if len(string) == 1 else "word"
-        openings = ("the text", "the text", "the text", f"the {noun}", f"the {noun}", "text that says",
-                    "text that reads", "a sign saying")  # fmt: skip
-        return _choose(rng, openings) + f' "{string}"'
+        return _choose(rng, ("the text", "the text", "the word", "text that says")) + f' "{string}"'
     form = _choose(rng, ('the text "{}" in {}', 'the text "{}" in {}', 'the word "{}" in {}', 'the {1} text "{0}"'))
     return form.format(string, color)
 
@@ -198,8 +188,8 @@ _REGION = re.compile(
     r" (?:at|in|on) the (?:(?P<corner>(?:top|upper|bottom|lower) (?:left|right))(?: corner)?|(?P<side>\w+))$"
 )
 _TEXT = re.compile(
-    rf'^(?:the |an? )?(?:({"|".join(COLORS)}) )?(?:text|word|letters?|number|sign)'
-    rf'(?: that (?:says|reads)| saying)? "(\w+)"(?: (?:written )?in ({"|".join(COLORS)}))?$', re.IGNORECASE
+    rf'^(?:the |an? )?(?:({"|".join(COLORS)}) )?(?:text|word|letters?)(?: that says| saying)? "(\w+)"'
+    rf'(?: (?:written )?in ({"|".join(COLORS)}))?$', re.IGNORECASE
 )  # fmt: skip
 _NUMBER_WORDS = {"a": 1, "an": 1, "one": 1, "the": 1, "1": 1, "two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4}
 _NOUNS = {shape: shape for shape in SHAPES} | {plural(shape): shape for shape in SHAPES}
@@ -236,7 +226,7 @@ def _parse_relation(sides: list[str]) -> list[Fact]:
 def _parse_items(text: str) -> list[Fact]:
     counts: list[Fact] = []
     others: list[Fact] = []
-    for item in re.split(r", and |, | and | next to | beside | with ", text):
+    for item in re.split(r", and |, | and ", text):
         found = _TEXT.match(item)
         if found:
             others.append(Lettering(found[2], found[1] or found[3]))
