@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from openlance.errors import UserError
 from openlance.media import Clip, frame_indices, read_video, write_video
+from openlance.media.read import read_media
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 
@@ -124,3 +126,26 @@ def test_odd_sides_and_other_suffixes_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"\.mp4"):
         write_video(tmp_path / "a.avi", ramp(1))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tiff", "webp", "png"])
+def test_an_animation_cut_anywhere_is_read_or_refused_in_a_sentence(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    first, *others = [Image.fromarray(np.full((8, 8, 3), 60 * i, np.uint8)) for i in range(4)]
+    first.save(path, save_all=True, append_images=others)
+    whole = path.read_bytes()
+    for length in range(1, len(whole), 3):
+        path.write_bytes(whole[:length])
+        try:
+            read_media(path)
+        except UserError as error:
+            assert str(path) in str(error)
+
+
+def test_a_photo_with_a_second_picture_inside_is_one_upright_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    first, second = (Image.fromarray(np.full((16, 24, 3), level, np.uint8)) for level in (60, 200))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second], exif=exif)
+    clip = read_media(tmp_path / "a.jpg")
+    assert (clip.frames, clip.height, clip.width) == (1, 24, 16)

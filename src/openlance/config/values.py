@@ -116,9 +116,10 @@ def override(value: T, settings: Iterable[str]) -> T:
         if not equals or not path.strip():
             raise ValueError(f"{setting!r} is not a setting: write field=value, such as {_first_field(value)}=..")
         try:
-            _put(data, path.strip().split("."), yaml.safe_load(text), path.strip())
-        except yaml.YAMLError as error:
+            new = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:  # "2024-13-45" is a date that is none
             raise ValueError(f"the value of {path} cannot be read: {text!r} is not YAML") from error
+        _put(data, path.strip().split("."), new, path.strip())
     return build(type(value), data)
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # A decoded picture of this size takes 192 MB; larger ones are nearly always a mistake or an attack.
 MAX_PIXELS = 64_000_000
+# Pillow's decoders report damage in all these ways, by format and place.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, RuntimeError, struct.error,
+          zlib.error)  # fmt: skip
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -70,18 +73,7 @@ def read_image(path: str | Path, data: bytes | None = None) -> Clip:
         ) from error
     except UserError:
         raise
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        TypeError,
-        RuntimeError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        # Pillow's decoders report damage in all these ways.
+    except BROKEN as error:
         raise UserError(f"{found} is damaged or truncated ({error}): get it again or convert it to PNG") from error
     return Clip(pixels[None])
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
-from openlance.media.image import MAX_PIXELS, read_image, require_file, to_rgb
+from openlance.media.image import BROKEN, MAX_PIXELS, read_image, require_file, to_rgb
 from openlance.media.video import VIDEO_SUFFIXES, frame_indices, read_video
+
+ANIMATED = ("GIF", "WEBP", "PNG")  # a second picture in a JPEG (MPO) or a page of a TIFF is no next moment
 
 
 def read_media(path: str | Path) -> Clip:
@@ -30,12 +32,13 @@ def _frames(path: Path) -> int | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # damage has a sentence of its own
-            return getattr(image, "n_frames", 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damage and size have sentences of their own
+            with Image.open(path) as image:
+                return getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
     except UnidentifiedImageError:
         return None
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError):
+    except (*BROKEN, Image.DecompressionBombError):
         return 1
 
 
@@ -64,6 +67,8 @@ def read_animation(path: str | Path) -> Clip:
                 image.seek(index)
                 image.load()  # a WebP tells the time of a frame only now
                 durations.append(image.info.get("duration", 0))
+            if not durations:
+                raise EOFError("no frame is whole")
             wanted = _shown(durations)
             frames = {}
             for index in sorted(set(wanted)):
@@ -73,7 +78,7 @@ def read_animation(path: str | Path) -> Clip:
             raise UserError(f"{found} has frames of several sizes: save one of them as a picture, or convert it to MP4")
     except UserError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, NotImplementedError, RuntimeError) as error:
+    except BROKEN as error:
         raise UserError(f"{found} is damaged or truncated ({error}): get it again or convert it to MP4") from error
     return Clip(np.stack([frames[i] for i in wanted]), MODEL_FPS)
 
