@@ -52,6 +52,8 @@ def read_video(path: str | Path, data: bytes | None = None) -> Clip:
     found = require_file(path) if data is None else Path(path)
     try:
         total, fps = _count_frames(found, data)
+        if not total:
+            raise UserError(f"{found} has no whole frame: get it again or give another video")
         wanted = frame_indices(total, fps)
         chosen = set(wanted)
         kept = {i: _upright(frame) for i, frame in enumerate(_decode(found, data)) if i in chosen}
