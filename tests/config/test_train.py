@@ -139,6 +139,7 @@ def test_overrides_reach_every_field():
         ("lr.x=1", "single value"),
         ("lr", "field=value"),
         ("lr=[", "not YAML"),
+        ("lr=2024-13-45", "not YAML"),
         ("schedule=cosin", "use 'cosine'"),
         ("mixture={}", "at least one is above 0"),
         ("mixture.t2v=-1", "mixture.t2v of the stage ct-i is -1"),

@@ -228,6 +228,7 @@ def test_nothing_there_and_unknown_names_are_one_sentence(tmp_path):
         ("world", "t2x", "task 't2x' is unknown"),
         ({"path": "world", "kind": 1}, "t2i", "has the keys path, type, columns, kinds"),
         ("{path: [", "t2i", "is not YAML"),
+        ("{path: 2024-13-45}", "t2i", "is not YAML"),
         ({"path": "world", "type": "video2video"}, "t2i", "use text2image_general"),
         ({"path": "world", "kinds": {"words": 1}}, "t2i", "expected weights of 0 or more of single"),
         ({"path": "world", "kinds": {"text": -1}}, "t2i", "expected weights of 0 or more"),

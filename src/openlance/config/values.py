@@ -105,19 +105,28 @@ def as_data(value: Any) -> Any:
     return [as_data(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
+def from_yaml(text: str) -> Any:
+    """The plain data of a text in YAML. ValueError where it is none, which PyYAML tells in several ways: "2024-13-45"
+    is a date without such a month, thousands of brackets are too deep."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
 def override(value: T, settings: Iterable[str]) -> T:
     """A copy of a dataclass with `a.b=c` applied in order: c is read as YAML, list entries go by number (`a.0=c`), and
     a dict takes new names. ValueError naming the setting if it does not fit."""
-    import yaml
-
     data = as_data(value)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path.strip():
             raise ValueError(f"{setting!r} is not a setting: write field=value, such as {_first_field(value)}=..")
         try:
-            new = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # "2024-13-45" is a date that is none
+            new = from_yaml(text)
+        except ValueError as error:
             raise ValueError(f"the value of {path} cannot be read: {text!r} is not YAML") from error
         _put(data, path.strip().split("."), new, path.strip())
     return build(type(value), data)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openlance.config.values import from_yaml
 from openlance.data.columns import Layout
 from openlance.data.source import Source
 from openlance.errors import UserError
@@ -48,13 +49,11 @@ def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
 
 def _mapping(spec: str) -> dict[str, Any]:
     """A path, or a mapping in YAML's notation, as the command line has it."""
-    import yaml
-
     if not spec.startswith("{"):
         return {"path": spec}
     try:
-        return dict(yaml.safe_load(spec))
-    except yaml.YAMLError as error:
+        return dict(from_yaml(spec))
+    except ValueError as error:
         raise UserError(
             f"the source {spec!r} is not YAML: write for example {{path: shards, type: image2image}}"
         ) from error

@@ -12,7 +12,7 @@ from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.image import BROKEN, MAX_PIXELS, read_image, require_file, to_rgb
 from openlance.media.video import VIDEO_SUFFIXES, frame_indices, read_video
 
-ANIMATED = ("GIF", "WEBP", "PNG")  # a second picture in a JPEG (MPO) or a page of a TIFF is no next moment
+ONE_PICTURE = ("MPO",)  # a JPEG of a phone: what follows the photo in it is a preview or a depth map, no next moment
 
 
 def read_media(path: str | Path) -> Clip:
@@ -35,7 +35,7 @@ def _frames(path: Path) -> int | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damage and size have sentences of their own
             with Image.open(path) as image:
-                return getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+                return 1 if image.format in ONE_PICTURE else getattr(image, "n_frames", 1)
     except UnidentifiedImageError:
         return None
     except (*BROKEN, Image.DecompressionBombError):
@@ -67,8 +67,6 @@ def read_animation(path: str | Path) -> Clip:
                 image.seek(index)
                 image.load()  # a WebP tells the time of a frame only now
                 durations.append(image.info.get("duration", 0))
-            if not durations:
-                raise EOFError("no frame is whole")
             wanted = _shown(durations)
             frames = {}
             for index in sorted(set(wanted)):

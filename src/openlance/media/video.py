@@ -52,8 +52,6 @@ def read_video(path: str | Path, data: bytes | None = None) -> Clip:
     found = require_file(path) if data is None else Path(path)
     try:
         total, fps = _count_frames(found, data)
-        if not total:
-            raise UserError(f"{found} has no whole frame: get it again or give another video")
         wanted = frame_indices(total, fps)
         chosen = set(wanted)
         kept = {i: _upright(frame) for i, frame in enumerate(_decode(found, data)) if i in chosen}
@@ -94,6 +92,8 @@ def _count_frames(path: Path, data: bytes | None) -> tuple[int, float | None]:
         declared = stream.frames if stream is not None else 0
         rate = stream.average_rate if stream is not None else None
     total = sum(1 for _ in _decode(path, data))
+    if not total:
+        raise UserError(f"{path} has no whole frame: get it again or give another video")
     if total < declared * 0.9:  # edit lists hide a few frames; a tenth missing means that the end of the file is
         raise UserError(f"{path} is truncated: only {total} of its {declared} frames can be read; get the file again")
     return total, float(rate) if rate else None
