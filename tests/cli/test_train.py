@@ -36,11 +36,14 @@ def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pict
     pipe.unload_lora_weights()
     again = np.asarray(pipe.generate("a red circle", seed=1, num_inference_steps=2)[0], int)
     assert np.array_equal(before, again)
-    assert main([*command, "--steps", "3", "--lr", "0.02"]) == 0
-    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3]
-    assert main(["train", "resume", str(out), "--only-step", "3"]) == 0
-    assert str(pictures / "0.png") in capsys.readouterr().out
+    assert main(["train", "resume", str(out), "--steps", "3"]) == 0
+    moved = out.rename(tmp_path / "moved")
+    assert main(["train", "resume", str(moved), "--steps", "4"]) == 0
+    steps = [json.loads(line)["step"] for line in (moved / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4] and not out.exists()
+    capsys.readouterr()
+    assert main(["train", "resume", str(moved), "--only-step", "4"]) == 0
+    assert str(pictures / "2.png") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

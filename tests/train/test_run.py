@@ -10,7 +10,7 @@ from PIL import Image
 from openlance.config.train import stage
 from openlance.errors import UserError
 from openlance.sample.load import folder_of
-from openlance.train.run import Settings, run_stage
+from openlance.train.run import Settings, check_data, run_recipe, run_stage
 
 SMALL = replace(
     stage("sft", "nano"), steps=4, schedule="constant", lr=1e-3, pack_tokens=(200, 500), max_sample_tokens=500, draws=2,
@@ -26,6 +26,10 @@ def test_a_stage_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(t
     shown = []
     whole = run_stage(SMALL, settings(tmp_path / "whole", validate_every=2, held_out_packs=1), shown.append)
     run_stage(replace(SMALL, steps=2), settings(tmp_path / "cut"))
+    with pytest.raises(UserError, match=r"in t2i, x2t_image, and the stage sft now mixes in t2i:"):
+        run_stage(replace(SMALL, mixture={"t2i": 1.0}), settings(tmp_path / "cut"))
+    with pytest.raises(UserError, match="trained other tensors .*weights/lance.head.weight.*begin a new run"):
+        run_stage(replace(SMALL, frozen=("vit", "vae", "lance.head")), settings(tmp_path / "cut"))
     cut = run_stage(SMALL, settings(tmp_path / "cut", workers=1))
     for name in ("model.safetensors", "vit.safetensors"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
@@ -33,7 +37,7 @@ def test_a_stage_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(t
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and shown == [whole]
     assert [row["step"] for row in rows if "validation_flow" in row] == [2, 4]
     starts = json.loads((tmp_path / "cut" / "run.json").read_text())
-    assert [start["stage"]["steps"] for start in starts] == [2, 4]
+    assert [starts[0]["stage"]["steps"], starts[-1]["stage"]["steps"]] == [2, 4]
 
 
 def test_data_that_nothing_mixes_in_and_tasks_without_data_are_named(tmp_path):
@@ -46,6 +50,13 @@ def test_data_that_nothing_mixes_in_and_tasks_without_data_are_named(tmp_path):
     (tmp_path / "pictures" / "a.txt").write_text("nothing at all")
     with pytest.raises(UserError, match="nothing is held out for t2i"):
         run_stage(SMALL, settings(tmp_path / "run", validate_every=1, data={"t2i": str(tmp_path / "pictures")}))
+
+
+def test_data_of_a_recipe_may_be_for_some_of_its_stages(tmp_path):
+    stages = (replace(SMALL, name="one", mixture={"t2i": 1}), replace(SMALL, name="two"))
+    check_data(stages, settings(tmp_path, data={"x2t_image": {"path": "world"}}, validate_every=1))
+    with pytest.raises(UserError, match="no stage mixes in t2v: add --set mixture.t2v=1"):
+        run_recipe(stages, settings(tmp_path / "no", data={"t2v": "world"}))
 
 
 def test_a_reporter_that_is_unknown_or_not_installed_is_named(tmp_path):

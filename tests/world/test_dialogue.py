@@ -7,7 +7,7 @@ import pytest
 
 from openlance.world.dialogue import EDITED, FORMS, Draw, relocated, sample_dialogue
 from openlance.world.edits import Edit, sample_edit
-from openlance.world.facts import holds
+from openlance.world.facts import Background, Count, holds
 from openlance.world.judge import analyse, seen_scene
 from openlance.world.judge_edits import judge_edit
 from openlance.world.questions import Question, score
@@ -49,6 +49,20 @@ def test_an_edit_of_another_picture_of_the_same_things_is_judged_by_what_is_seen
 def test_an_edit_of_a_picture_of_other_things_has_no_meaning():
     edit = sample_edit(np.random.default_rng(0), kind="recolour")
     assert relocated(edit, replace(edit.before, objects=())) is None
+
+
+def test_a_question_has_one_answer_in_every_picture_of_the_prompt():
+    """Fill, size and background are the model's where the prompt does not name them: none of them is asked for."""
+    rng, grounds = np.random.default_rng(2), []
+    for _ in range(80):
+        draw, question, _ = sample_dialogue(rng, form="draw_ask_edit")
+        words = set(question.question.rstrip("?").split())
+        if "background" in words:
+            grounds.append(draw)
+        named = [fact.thing for fact in draw.facts if isinstance(fact, Count)]
+        for look in words & {"small", "large", "striped", "outlined", "solid"}:
+            assert any(look in (thing.size, thing.fill) for thing in named), (draw.prompt, question)
+    assert grounds and all(any(isinstance(fact, Background) for fact in draw.facts) for draw in grounds)
 
 
 def test_another_form_is_refused():

@@ -23,7 +23,7 @@ def sampled(kind: str, n: int, seed: int = 0, **settings) -> list[Edit]:
 
 
 def reads(edit: Edit) -> bool:
-    return any(isinstance(fact, Lettering) for fact in edit.asked)
+    return any(isinstance(fact, Lettering) for fact in (*edit.asked, *edit.kept))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,6 +71,18 @@ def test_a_ground_that_turns_to_noise_is_not_kept():
         before, after = edit.pictures(64, 64)
         noise = rng.normal(0, 40, after.shape)
         assert not judge_edit(edit, before, np.clip(after + noise, 0, 255).astype(np.uint8)).kept
+
+
+@pytest.mark.parametrize("kind", ["background", "tone"])
+def test_letters_that_change_beside_what_was_asked_are_seen(kind):
+    pytest.importorskip("rapidocr")
+    texts = [edit for edit in sampled(kind, 40, seed=11) if edit.before.text is not None][:3]
+    for edit in texts:
+        before, _ = edit.pictures(96, 96)
+        string = "".join("X" if letter != "X" else "K" for letter in edit.after.text.string)
+        answer = render(replace(edit.after, text=replace(edit.after.text, string=string)), 96, 96)
+        assert not judge_edit(edit, before, answer).right, edit
+    assert texts
 
 
 def test_an_object_too_many_is_not_kept():

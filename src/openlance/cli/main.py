@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from openlance.cli import options
 from openlance.cli.errors import guarded, wants_debug
 
 # name: (module with a typer `app`, one line of help). The only place where a command is registered.
@@ -89,11 +90,13 @@ def openlance(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    said = tuple(sys.argv[1:] if argv is None else argv)
+    args = list(said)
     words = args[: args.index("--")] if "--" in args else args
     debug = wants_debug(words)
     args = [word for word in words if word != "--debug"] + args[len(words) :]  # may stand anywhere on the line
     command = typer.main.get_command(app)
+    options.COMMAND_LINE.set(said)
     return guarded(lambda: command.main(args or ["--help"], prog_name="openlance", standalone_mode=False), debug)
 
 

@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter
@@ -57,6 +58,9 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .pth weights too (tensors only); safetensors need no leave.")
 ]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
+
+# The words that are being run, without the name of the program: a command is run from Python and from others too.
+COMMAND_LINE: ContextVar[tuple[str, ...]] = ContextVar("COMMAND_LINE", default=())
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -167,7 +167,7 @@ def report(failures: list[tuple[str, str]], total: int, output: Path) -> None:
 def launch(processes: int, output: Path) -> None:
     """The same command once per process, under torchrun on this machine."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    line += ["-m", "openlance.cli.main", *sys.argv[1:]]
+    line += ["-m", "openlance.cli.main", *options.COMMAND_LINE.get()]
     done = subprocess.run(line, env={**os.environ, LAUNCHED: "1"}, check=False)
     if done.returncode:
         raise UserError(f"a process of {processes} stopped with code {done.returncode}: see its message above")

@@ -3,13 +3,12 @@
 openlance train recipe/nano -o runs/nano                                  # nano from nothing, stage after stage
 openlance train nano/sft --data t2i=pictures -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
 openlance train lora --model nano --data pictures -o runs/mine            # captioned pictures -> an adapter
-torchrun --nproc-per-node 8 -m openlance.cli.main train 3b/sft --model DIR --data t2i=DIR -o runs/sft --shard 8
+torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --data t2i=DIR -o runs/sft --shard 8
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,7 +95,7 @@ def stage(
         data=pairs("--data", data), held_out=pairs("--held-out", held_out), workers=workers, max_broken=max_broken,
         save_every=save_every, keep=keep, validate_every=validate_every, show_every=show_every, shard=shard,
         compiled=compiled, report_to=tuple(report_to or ()), minutes=minutes, allow_pickle=allow_pickle,
-        command=tuple(sys.argv[1:]),
+        command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     show = sheet(output / "samples.png", SHEET) if stages[0].scale == "nano" else None
     if from_nothing:
@@ -144,7 +143,7 @@ def lora(
 
     start = Settings(
         out=output, model=start_folder(model, "nano"), data={"t2i": str(data)}, save_every=save_every, keep=1,
-        lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=tuple(sys.argv[1:]),
+        lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
     done = run_stage(plan, start)
@@ -163,10 +162,17 @@ def resume(
     from openlance.cli.main import main
     from openlance.train.files import starts_of
 
-    starts = starts_of(folder)
-    if only_step is not None or not starts:
-        return replayed(folder, only_step or 0)
-    raise typer.Exit(main([*starts[-1]["command"], *ctx.args]))
+    if only_step is not None:
+        return replayed(folder, only_step)
+    begun = [start for place in (folder, *sorted(folder.glob("*-*"))) for start in starts_of(place)]
+    if not begun:
+        raise UserError(f"{folder} is no run: give a folder that `openlance train` wrote, with a run.json")
+    command = begun[-1]["command"]
+    if not command:
+        raise UserError(f"{folder} was started from Python, so it has no command: call the function again")
+    of_recipe = starts_of(folder) and begun[-1]["options"].get("of_recipe")
+    place = folder.resolve().parent if of_recipe else folder  # which may have been moved since
+    raise typer.Exit(main([*command, *ctx.args, "-o", str(place)]))
 
 
 def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Stage, ...]:

@@ -264,6 +264,11 @@ class Stream:
                 f"this position is that of rank {state['rank']} of {state['world']}, not of rank {r.rank} of "
                 f"{r.world}: resume with {state['world']} processes"
             )
+        if state["places"].keys() != self.readers.keys():
+            raise UserError(
+                f"this position is in {', '.join(state['places'])}, and the stage {self.stage.name} now mixes in "
+                f"{', '.join(self.readers)}: go on with the same tasks, or begin a new run from an export with --model"
+            )
         while len(self.pool):
             self.pool.take()
         self._flying, self._buffer, self._owed = [], [], state["decoded"]

@@ -2,7 +2,8 @@
 (video_edit), and questions about true clips (video_vqa).
 
 Rows besides the categories: "object", all things look as said and nothing else is there; "motion", they move as said;
-"first_frame", the clip begins with the picture that was given; "asked" and "kept" as for pictures.
+"first_frame", the clip begins with the picture that was given; "asked" and "kept" as for pictures. A clip from a first
+picture is right where it begins with it and moves as said; "object" is a row beside that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from openlance.eval.suite import HELDOUT, Outcome, Suite, chunks, generator, sam
 from openlance.media.clip import Clip
 from openlance.world.clip_edits import CLIP_EDITS, ClipEdit, judge_clip_edit, sample_clip_edit
 from openlance.world.clip_questions import CLIP_QUESTIONS, ClipQuestion, sample_clip_question, score_clip
-from openlance.world.clips import ClipFact, caption_clip
+from openlance.world.clips import ClipFact, caption_clip, clip_facts
 from openlance.world.judge_clips import verdict
 from openlance.world.judge_edits import psnr
 from openlance.world.motion import STILL, ClipScene, render_clip, sample_clip
@@ -72,9 +73,12 @@ def filmings(category: str, bench: Bench, suite: int = _T2V) -> Iterator[Filming
         )  # fmt: skip
         if all(m.kind == STILL for m in clip.motions):  # a picture would do
             continue
-        # Of a given first picture, half of the prompts speak as of something known.
-        prompt, facts = caption_clip(clip, rng, "the" if suite == _I2V and rng.random() < 0.5 else None)
-        yield Filming(prompt=prompt, facts=facts, clip=clip)
+        if suite == _I2V:  # half of the prompts speak as of something known, and the picture shows all there is
+            prompt, _ = caption_clip(clip, rng, "the" if rng.random() < 0.5 else None)
+            yield Filming(prompt=prompt, facts=clip_facts(clip), clip=clip)
+        else:
+            prompt, facts = caption_clip(clip, rng)
+            yield Filming(prompt=prompt, facts=facts, clip=clip)
         done += 1
 
 
@@ -120,10 +124,10 @@ def _animate(model: ClipModel, category: str, bench: Bench) -> Iterator[Outcome]
         clips = model.animate(first, prompts, num_frames=bench.frames, seed=seed, **dict(bench.settings))
         for request, given, clip in zip(chunk, first, clips, strict=True):
             begins = psnr(clip.pixels[0], given.pixels[0]) >= FIRST_FRAME_PSNR
-            moves = verdict(clip.pixels, request.facts).motion
+            found = verdict(clip.pixels, request.facts)
             yield Outcome(
-                right=begins and moves, said={"prompt": request.prompt}, image=strip(clip.pixels),
-                parts={"first_frame": begins, "motion": moves},
+                right=begins and found.motion, said={"prompt": request.prompt}, image=strip(clip.pixels),
+                parts={"first_frame": begins, "motion": found.motion, "object": found.objects},
             )  # fmt: skip
 
 

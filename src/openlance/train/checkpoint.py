@@ -126,8 +126,17 @@ class Checkpoints:
             )
         alone = {"no_dist": True} if self.team.size == 1 else {"process_group": self._group}
         try:
-            _Strict(io.BytesIO((folder / ".metadata").read_bytes())).load()
+            saved = _Strict(io.BytesIO((folder / ".metadata").read_bytes())).load().state_dict_metadata
+            differ = sorted(saved.keys() ^ tensors.keys(), key=lambda name: not name.startswith("weights/"))
+            if differ:
+                raise UserError(
+                    f"{folder} does not fit this run: it trained other tensors ({len(differ)}: "
+                    f"{', '.join(differ[:5])}); go on with `frozen` and `ema` as in run.json, or begin a new run "
+                    f"from an export of it with --model"
+                )
             dcp.load(tensors, checkpoint_id=folder, **alone)
+        except UserError:
+            raise
         except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError, EOFError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{folder} does not fit this run or is damaged ({reason}): delete it") from error

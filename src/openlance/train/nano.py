@@ -24,7 +24,7 @@ from openlance.text.tokenizer import Tokenizer, train_tokenizer
 from openlance.train.codec import CodecRecipe, train_codec
 from openlance.train.parallel import Team
 from openlance.train.report import write_curves
-from openlance.train.run import Settings, run_recipe
+from openlance.train.run import Settings, check_data, run_recipe
 
 # What the shipped checkpoint says of itself (sizes, sampler, tasks), see `sample.engine.Defaults`.
 SHIPPED = Path(__file__).parents[1] / "assets" / "nano" / "generation_config.json"
@@ -70,6 +70,7 @@ def train_nano(
     """
     stages, team = stages or recipe("nano"), Team.join()
     settings = settings or Settings(out=out, model=out, save_every=100, show_every=100, compiled=True)
+    check_data(stages, settings)
     plan = codec_plan or CodecRecipe(compile=settings.compiled, seed=stages[0].seed)
     folder = foundation(out, plan, team)
 

@@ -17,6 +17,7 @@ import torch
 
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
+from openlance.data.endless import WorldSource
 from openlance.data.open import open_source
 from openlance.data.stream import Reading, Stream
 from openlance.errors import UserError
@@ -38,8 +39,8 @@ class Settings:
     """Everything about a run that is not the stage.
 
     model: folder to start from; init: what of it, see `open_base`. data, held_out: sources by task; held_out_packs: how
-    many packs validate. Lengths in steps, 0 is never. shard: processes that share one copy of the weights. command:
-    the words that started it, for `train resume`.
+    many packs validate. Lengths in steps, 0 is never. shard: processes that share one copy of the weights. of_recipe:
+    `out` is one of the folders of a recipe. command: the words that started it, for `train resume`.
     """
 
     out: Path
@@ -60,6 +61,7 @@ class Settings:
     minutes: float = float("inf")
     lora: Lora | None = None
     allow_pickle: bool = False
+    of_recipe: bool = False
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -80,6 +82,7 @@ class Settings:
 def run_stage(stage: Stage, settings: Settings, show: Show | None = None) -> Path:
     """Train one stage to its end, or as far as the time allows, and return the folder of the result: `out/model`, or
     `out` itself for an adapter. The same call goes on where a stopped run was."""
+    check_data((stage,), settings)
     team = joined((stage,), settings)
     base = prepared_base(stage, settings)
     with ExitStack() as stack:
@@ -96,13 +99,14 @@ def run_stage(stage: Stage, settings: Settings, show: Show | None = None) -> Pat
 def run_recipe(stages: tuple[Stage, ...], settings: Settings, show: Show | None = None) -> Path:
     """Stages in order, in `out/1-NAME`, `out/2-NAME` ...; each takes over weights, averages and moments of the one
     before. Returns the folder of the last result."""
+    check_data(stages, settings)
     team = joined(stages, settings)
     if team.sharded and len({s.frozen for s in stages}) > 1:
         raise UserError("these stages freeze different parts, which sharded weights cannot change: run them one by one")
     base, before, began = prepared_base(stages[0], settings), None, time.monotonic()
     for number, stage in enumerate(stages, start=1):
         left = settings.minutes - (time.monotonic() - began) / 60
-        own = replace(settings, out=settings.out / f"{number}-{stage.name}", minutes=left)
+        own = replace(settings, out=settings.out / f"{number}-{stage.name}", minutes=left, of_recipe=True)
         with ExitStack() as stack:
             base.learner.requires_grad_(True)
             run, work = prepare(stage, own, base, team, stack, show)
@@ -165,6 +169,21 @@ def prepare(
     return run, work
 
 
+def check_data(stages: tuple[Stage, ...], settings: Settings) -> None:
+    """UserError for data of a task that no stage mixes in or that cannot be opened, and for a task without any."""
+    mixed = {task for stage in stages for task, weight in stage.mixture.items() if weight}
+    for given in (settings.data, settings.held_out):
+        for task, spec in given.items():
+            if task not in mixed:
+                which = f"the stage {stages[0].name} does not mix" if len(stages) == 1 else "no stage mixes"
+                raise UserError(f"{which} in {task}: add --set mixture.{task}=1")
+            open_source(spec, task)
+    for stage in stages:
+        if settings.validate_every:
+            held_out_specs(stage, settings)
+        specs(stage, settings.data)
+
+
 def specs(stage: Stage, data: Data) -> dict[str, Any]:
     """The source of every task in the mixture; at nano's scale the world has what nobody names."""
     wanted = [task for task, weight in stage.mixture.items() if weight]
@@ -174,22 +193,24 @@ def specs(stage: Stage, data: Data) -> dict[str, Any]:
             f"the stage {stage.name} mixes in {', '.join(missing)} without data: add --data {missing[0]}=PATH "
             f"for each, or say what to mix with --set 'mixture={{t2i: 1}}'"
         )
-    unused = [task for task in data if task not in wanted]
-    if unused:
-        raise UserError(f"the stage {stage.name} does not mix in {unused[0]}: add --set mixture.{unused[0]}=1")
     return {task: data.get(task, "world") for task in wanted}
 
 
-def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> list[list]:
-    """Packs that are never trained on: from sources of their own, or of another seed where the world is the source.
-    UserError for a task that has neither."""
-    chosen = specs(stage, settings.data) | dict(settings.held_out)
+def held_out_specs(stage: Stage, settings: Settings) -> dict[str, Any]:
+    """The sources that validate: those held out, or the world where it trains, which has more. UserError for a task
+    that has neither."""
+    chosen = {task: settings.held_out.get(task, spec) for task, spec in specs(stage, settings.data).items()}
     for task, spec in chosen.items():
-        if task not in settings.held_out and spec != "world":
+        if task not in settings.held_out and not isinstance(open_source(spec, task), WorldSource):
             raise UserError(
                 f"nothing is held out for {task}: add --held-out {task}=PATH, or leave --validate-every out"
             )
-    sources = {task: open_source(spec, task) for task, spec in chosen.items()}
+    return chosen
+
+
+def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> list[list]:
+    """Packs that are never trained on: from sources of their own, or of another seed where the world is the source."""
+    sources = {task: open_source(spec, task) for task, spec in held_out_specs(stage, settings).items()}
     other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
     with Stream(sources, other, base.codec, prompts=base.prompts, reading=replace(reading, workers=0)) as stream:
         return [next(stream) for _ in range(settings.held_out_packs)]

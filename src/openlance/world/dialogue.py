@@ -4,7 +4,8 @@
     draw, edit, question = dialogue      # Draw, Edit, Question
 
 Where a drawn picture puts things is up to the model, so an edit of it is judged against what is seen there:
-`relocated(edit, seen)`. For that reason the edits here do not name places, and the questions not either.
+`relocated(edit, seen)`. For that reason the edits here do not name places, and the questions not either; nor do these
+ask for anything else that the prompt leaves to the model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from openlance.world.facts import Background, Fact, Within
 from openlance.world.judge import nothing_else
 from openlance.world.questions import Question, ask, askable
 from openlance.world.scene import Object, Scene, pick, sample_scene
-from openlance.world.words import caption
+from openlance.world.vocabulary import BACKGROUNDS, FILLS, SIZES
+from openlance.world.words import caption, said
 
 EDITED = ("recolour", "refill", "reshape", "remove", "replace", "background")
 ASKED = ("count", "color", "shape", "existence")
@@ -53,27 +55,55 @@ def sample_dialogue(
         scene = sample_scene(rng, placement=placement, category=pick(rng, _DRAWN), aspect=width / height)
         prompt, facts = caption(scene, rng)
         turns: list[Turn] = [Draw(prompt=prompt, facts=nothing_else(facts), scene=scene)]
+        told = {fact for fact in facts if isinstance(fact, Background)}
         for draw in _NEXT[form]:
-            turn = draw(scene, rng, height, width)
+            turn = draw(scene, rng, height, width, Background(scene.background) in told)
             if turn is None:
                 break
             turns.append(turn)
-            scene = turn.after if isinstance(turn, Edit) else scene
+            if isinstance(turn, Edit):
+                scene, told = turn.after, told | {fact for fact in turn.asked if isinstance(fact, Background)}
         else:
             return tuple(turns)
     raise AssertionError(f"no dialogue {form} found in {_ATTEMPTS} attempts")
 
 
-def _edit(scene: Scene, rng: np.random.Generator, height: int, width: int) -> Edit | None:
+def _edit(scene: Scene, rng: np.random.Generator, height: int, width: int, ground: bool) -> Edit | None:
     return next((edit for _ in range(12) if (edit := edit_scene(scene, rng, pick(rng, EDITED))) is not None), None)
 
 
-def _question(scene: Scene, rng: np.random.Generator, height: int, width: int) -> Question | None:
+def _question(scene: Scene, rng: np.random.Generator, height: int, width: int, ground: bool) -> Question | None:
+    """A question with the same answer in every picture of what was told; ground: whether the background was."""
     kinds = [kind for kind in askable(scene) if kind in ASKED]
-    return ask(scene, rng, pick(rng, kinds), height=height, width=width) if kinds else None
+    for _ in range(12 if kinds else 0):
+        kind, seed = pick(rng, kinds), int(rng.integers(2**32))
+        pictures = (scene, *_others(scene, ground))
+        if not all(kind in askable(picture) for picture in pictures):
+            continue
+        asked = [ask(picture, np.random.default_rng(seed), kind, height=height, width=width) for picture in pictures]
+        if len({(question.question, question.answer) for question in asked}) == 1:
+            return asked[0]
+    return None
 
 
-_NEXT: dict[str, tuple[Callable[[Scene, np.random.Generator, int, int], Turn | None], ...]] = {
+def _others(scene: Scene, ground: bool) -> list[Scene]:
+    """The scene with other looks where its captions leave them open: a fill or size that goes without saying, and the
+    background where it was not told."""
+    other = next(name for name in BACKGROUNDS if name != scene.background)
+    return [
+        replace(scene, background=color, objects=tuple(_open(o, fill, size) for o in scene.objects))
+        for color in ((scene.background,) if ground else (scene.background, other))
+        for fill in FILLS
+        for size in SIZES
+    ]
+
+
+def _open(o: Object, fill: str, size: str) -> Object:
+    told = said(o)
+    return replace(o, fill=told.fill or fill, size=told.size or size)
+
+
+_NEXT: dict[str, tuple[Callable[[Scene, np.random.Generator, int, int, bool], Turn | None], ...]] = {
     "draw_edit_ask": (_edit, _question), "draw_ask_edit": (_question, _edit), "draw_edit_edit": (_edit, _edit),
 }  # fmt: skip
 FORMS = tuple(_NEXT)

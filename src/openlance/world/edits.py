@@ -15,7 +15,7 @@ import numpy as np
 from openlance.world.edit_kinds import CHANGES
 from openlance.world.edit_places import Rng, at
 from openlance.world.edit_words import dress
-from openlance.world.facts import Background, Fact, holds
+from openlance.world.facts import Background, Fact, Lettering, holds
 from openlance.world.render import render
 from openlance.world.scene import Scene, is_heldout, is_valid, pick, sample_scene
 
@@ -61,10 +61,13 @@ def edit_scene(scene: Scene, rng: Rng, kind: str, *, heldout: bool = False) -> E
         return None
     stay = [at(o) for i, o in enumerate(scene.objects) if i not in change.touched]
     ground = [Background(scene.background)] if change.after.background == scene.background else []
+    text = change.after.text
+    read = text is not None and not any(isinstance(fact, Lettering) for fact in change.asked)
+    letters = [Lettering(text.string, text.color)] if text is not None and read else []
     said = f"please {change.said}" if rng.random() < 0.08 else change.said
     return Edit(
         kind=kind, before=scene, after=change.after, instruction=dress(said, rng),
-        asked=tuple(change.asked), kept=(*stay, *change.stay, *ground),
+        asked=tuple(change.asked), kept=(*stay, *change.stay, *ground, *letters),
     )  # fmt: skip
 
 
