@@ -8,6 +8,7 @@ from openlance.config.train import (
     CHOICES,
     Resolution,
     Stage,
+    changed,
     differences,
     dump,
     override,
@@ -109,12 +110,24 @@ def test_freezing_by_the_beginning_of_a_name_or_by_pattern():
 def test_a_file_begins_with_a_preset_and_changes_it(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("base: 3b/sft\nname: mine\nlr: 3e-5\nsteps: 2e3\nfrozen: vit\nmixture: {image_edit: 1}\n")
-    wanted = {"name", "lr", "steps", "frozen", *(f"mixture.{task}" for task in stage("sft").mixture)}
+    wanted = {"name", "lr", "steps", "paper_tokens", "frozen", *(f"mixture.{task}" for task in stage("sft").mixture)}
     assert set(differences(stage("sft"), read_stage(path))) == wanted
     assert (read_stage(path).lr, read_stage(path).steps) == (3e-5, 2000)
     path.write_text("stages:\n  - {base: nano/pt, steps: 5}\n  - {base: pt, name: more}\n")
     assert [(s.name, s.steps) for s in read_recipe(path)] == [("pt", 5), ("more", 5)]
     assert read_stage(path, "more").steps == 5
+
+
+def test_fields_beside_the_stages_of_a_file_are_of_all_and_other_steps_are_not_the_papers(tmp_path):
+    path = tmp_path / "mine.yaml"
+    entries = ("{base: 3b/pt, lr: 2e-5}", "{base: pt, name: more, steps: 9}", "base: 3b/sft")
+    path.write_text("seed: 7\nlr: 3e-5\nstages:\n" + "".join(f"- {entry}\n" for entry in entries))
+    one, two, three = read_recipe(path)
+    assert [s.seed for s in (one, two, three)] == [7] * 3 and [s.lr for s in (one, two, three)] == [2e-5, 2e-5, 3e-5]
+    assert one.paper_tokens == stage("pt").paper_tokens
+    assert changed(stage("pt"), ["steps=9"]).paper_tokens == 0 and changed(stage("pt"), ["lr=1"]).paper_tokens > 0
+    path.write_text("{base: 3b/pt, steps: 9}")
+    assert read_stage(path).paper_tokens == 0
 
 
 def test_overrides_reach_every_field():

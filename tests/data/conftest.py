@@ -29,6 +29,9 @@ class Greys:
     def rows(self, part) -> Iterator[Row]:
         return (Row(f"greys, row {n}", n) for n in range(part, min(part + self.block, self.count)))
 
+    def stamp(self, part):
+        return f"{part} of {self.count}"
+
     def sample(self, row, fit, rng):
         if row.values in self.bad:
             raise BrokenRow(row.place, "it is broken")

@@ -46,7 +46,13 @@ class Means:
         def encoded(s):
             return s if s.kind is Kind.TEXT else Segment(s.kind, s.role, latents(s.value), s.size)
 
-        return lambda sample: Sample([encoded(s) for s in sample.segments], sample.id, sample.labels)
+        class Encoder:
+            codec = (0.5, 0.25)
+
+            def __call__(self, sample):
+                return Sample([encoded(s) for s in sample.segments], sample.id, sample.labels)
+
+        return Encoder()
 
 
 @pytest.fixture
@@ -122,6 +128,41 @@ def test_a_folder_holds_one_thing_only(job):
         finish(replace(job, about={"task": "t2v"}))
     with pytest.raises(UserError, match="holds samples of t2i, not of t2v"):
         open_source(job.out, "t2v")
+
+
+def test_data_that_grew_or_shrank_is_encoded_as_it_is_now(job, tmp_path):
+    finish(job)
+    for count in (26, 9):
+        now = replace(job, source=replace(job.source, count=count))
+        finish(now)
+        finish(replace(now, out=tmp_path / f"anew-{count}"))
+        assert shards(job.out) == shards(tmp_path / f"anew-{count}")
+
+
+def test_a_folder_that_grew_is_encoded_as_it_is_now(picture, tmp_path):
+    def put(name):
+        (tmp_path / "in" / f"{name}.png").write_bytes(picture(ord(name), 16, 16))
+        (tmp_path / "in" / f"{name}.txt").write_text(f"a circle {name}")
+
+    (tmp_path / "in").mkdir()
+    put("b")
+    how = {"fit": Fit(), "make": Means(), "out": tmp_path / "out", "about": {"task": "t2i"}}
+    assert finish(Job(source=open_source(tmp_path / "in", "t2i"), **how))["made"] == 1
+    put("a")
+    assert finish(Job(source=open_source(tmp_path / "in", "t2i"), **how))["rows"] == 2
+    source = open_source(tmp_path / "out", "t2i")
+    assert [row.values[3]["id"][-5:] for part in source.parts(0, None) for row in source.rows(part)] == [
+        "a.png",
+        "b.png",
+    ]
+
+
+def test_latents_of_another_codec_are_not_trained_on(job):
+    finish(job)
+    opened(job.out).check_codec([0.51, 0.24])
+    for codec in ([0.9, 0.25], [0.5, 0.25, 0.1]):
+        with pytest.raises(UserError, match="latents of another codec"):
+            opened(job.out).check_codec(codec)
 
 
 def test_too_many_broken_rows_stop_with_the_last_place(job):

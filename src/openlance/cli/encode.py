@@ -28,9 +28,10 @@ class MakeEncoder:
 
     def __call__(self) -> Any:
         import openlance
+        from openlance.data.encoded import PROBE, probed
         from openlance.data.source import Sample
         from openlance.media.clip import Clip
-        from openlance.sequence.segment import Kind, Segment
+        from openlance.sequence.segment import Kind, Role, Segment
 
         pipe = openlance.load(self.model, device=self.device, allow_pickle=self.allow_pickle)
 
@@ -47,7 +48,13 @@ class MakeEncoder:
             given = None if s.given is None else latents(s, s.given)
             return Segment(s.kind, s.role, latents(s, s.value), s.size, given)
 
-        return lambda sample: Sample([encoded(s) for s in sample.segments], sample.id, sample.labels)
+        class Encoder:
+            codec = probed(latents(Segment(Kind.LATENTS, Role.TARGET, PROBE), PROBE))
+
+            def __call__(self, sample: Sample) -> Sample:
+                return Sample([encoded(s) for s in sample.segments], sample.id, sample.labels)
+
+        return Encoder()
 
 
 @app.command()
@@ -71,7 +78,7 @@ def encode(
     max_broken: Annotated[float, typer.Option(min=0, help="Share of rows below 1, or number.")] = 0.001,
     allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Turn media into latents and features ahead of time. Shards that are there already are kept."""
+    """Turn media into latents and features ahead of time. Shards are kept whose part of the source is as it was."""
     from openlance.data.encoding import Job
 
     spec = {"path": source} | options.given(type=type, columns=_mapping(columns) or None)
@@ -80,7 +87,7 @@ def encode(
         raise UserError(f"-o {output} is a file: name a folder, for example -o latents")
     job = Job(
         source=found, fit=fit, make=MakeEncoder(model, vit, device, allow_pickle), out=output, rows=shard_rows,
-        about={"task": task, "source": source, "model": model, "vit": vit, "seed": seed, "stage": stage},
+        about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec,
         max_broken=max_broken,
     )  # fmt: skip
     run(job, workers, ray, device)
@@ -110,15 +117,14 @@ def _fit(model: str, stage: str | None) -> Any:
 
     from openlance.config import train
     from openlance.data.fit import Fit, Strides
-    from openlance.model.folder import read_config
     from openlance.sample.engine import Defaults
-    from openlance.sample.load import folder_of
+    from openlance.sample.load import files_of
 
-    folder = folder_of(model)
-    strides = Strides.of(read_config(folder))
+    files = files_of(model)
+    strides = Strides.of(files.config)
     scale, _, name = (stage or ("3b/sft" if strides.vae == Strides().vae else "nano/sft")).rpartition("/")
     chosen = train.stage(name, scale or "3b")
-    prompts = Defaults.read(folder / "generation_config.json").prompts
+    prompts = Defaults.read(files.tokenizer / "generation_config.json").prompts
     return replace(Fit.at(chosen, chosen.steps - 1, strides, prompts), drop_text=0.0, drop_all=0.0)
 
 

@@ -119,9 +119,9 @@ def numbers_of(model: str) -> tuple[ModelConfig, str]:
         return shipped[model](), model
     if not Path(model).is_dir():
         raise UserError(f"there is no model {model!r}: use {', '.join(shipped)} or a folder with weights")
-    from openlance.model.folder import read_config
+    from openlance.model.forms import find
 
-    config = read_config(model)
+    config = find(model).config
     return config, "nano" if is_small(config) and "nano" in presets() else RELEASED
 
 
@@ -133,14 +133,14 @@ def is_small(config: ModelConfig) -> bool:
 
 def pick(name: str | None, scale: str, file: Path | None, settings: list[str]) -> Stage:
     """A stage of a preset or of a file, changed by the settings. `nano/sft` names its scale itself."""
-    from openlance.config.train import override, read_stage
+    from openlance.config.train import changed, read_stage
     from openlance.config.train import stage as preset
 
     if file is not None and (name is None or "/" not in name):
-        return override(read_stage(file, name), settings)
+        return changed(read_stage(file, name), settings)
     assert name is not None
     given, _, short = name.rpartition("/")
-    return override(preset(short, given or scale), settings)
+    return changed(preset(short, given or scale), settings)
 
 
 def listing(scale: str, as_json: bool) -> None:

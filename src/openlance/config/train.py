@@ -11,8 +11,8 @@ A recipe is a file with `stages`, run in order. ValueError with one sentence for
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 from openlance.config.values import as_data, build, differences, override, unknown
 
 __all__ = [
-    "Resolution", "Stage", "differences", "dump", "override", "presets", "read_recipe", "read_stage", "recipe", "stage",
+    "Resolution", "Stage", "changed", "differences", "dump", "override", "presets", "read_recipe", "read_stage",
+    "recipe", "stage",
 ]  # fmt: skip
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -180,9 +181,21 @@ def chosen(stages: tuple[Stage, ...], name: str) -> Stage:
     raise ValueError(unknown("stage", name, [s.name for s in stages], name.lower()))
 
 
+def changed(start: Stage, settings: Iterable[str]) -> Stage:
+    """A preset with `field=value` settings (see `override`). With other steps or packs it is no longer the paper's, so
+    what that says of its tokens is dropped."""
+    return _own(start, override(start, settings))
+
+
+def _own(start: Stage, now: Stage) -> Stage:
+    same = all(getattr(now, name) == getattr(start, name) for name in ("steps", "pack_tokens", "accumulate"))
+    return now if same or now.paper_tokens != start.paper_tokens else replace(now, paper_tokens=0.0)
+
+
 def read_recipe(path: Path) -> tuple[Stage, ...]:
     """The stages of a file: all under `stages`, or the file is one stage. Each may begin with `base`, a preset
-    ("3b/sft") or the name of a stage above it, whose fields it then changes; a mixture is replaced as a whole."""
+    ("3b/sft") or the name of a stage above it, whose fields it then changes; a mixture is replaced as a whole. Fields
+    beside `stages` are of every stage that does not set them."""
     data = _load(path)
     entries = data.get("stages", [data])
     common = {key: value for key, value in data.items() if key != "stages"} if "stages" in data else {}
@@ -192,12 +205,13 @@ def read_recipe(path: Path) -> tuple[Stage, ...]:
     for number, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
             raise ValueError(f"stage {number} of {path} is {entry!r}: expected fields and values, such as name: pt")
-        made.append(_resolved({**common, **entry} if "base" not in entry else dict(entry), tuple(made), path))
+        inherits = made and "base" in entry and "/" not in str(entry["base"])  # from one that has them already
+        made.append(_resolved(dict(entry) if inherits else {**common, **entry}, tuple(made), path))
     return tuple(made)
 
 
 def _resolved(entry: dict[str, Any], above: tuple[Stage, ...], path: Path) -> Stage:
-    base = entry.pop("base", None)
+    base, start = entry.pop("base", None), None
     if base is not None:
         scale, slash, name = str(base).rpartition("/")
         start = stage(name, scale) if slash else chosen(above, name) if above else stage(name)
@@ -208,7 +222,8 @@ def _resolved(entry: dict[str, Any], above: tuple[Stage, ...], path: Path) -> St
     if missing:
         raise ValueError(f"a stage of {path} lacks {', '.join(missing)}: add them, or begin with `base: 3b/sft`")
     try:
-        return build(Stage, entry)
+        found = build(Stage, entry)
+        return found if start is None or start in above else _own(start, found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 MARK = ".encoded.safetensors"
 FORMAT = "openlance encoded 1"
+# A picture whose latents tell one codec from another, in whatever file and precision either is kept.
+PROBE = Clip(np.arange(64 * 64 * 3, dtype=np.uint32).reshape(1, 64, 64, 3).astype(np.uint8))
+ALIKE = 0.1  # by how much means of normalised latents may differ between precisions
 
 
 def write_shard(path: Path, samples: Sequence[Sample], about: dict[str, Any]) -> None:
@@ -93,6 +96,11 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
     return file, json.loads(metadata[FORMAT])
 
 
+def probed(latents: Any) -> list[float]:
+    """The means of the channels of PROBE's latents (..., C), as a shard notes them."""
+    return [round(float(mean), 3) for mean in latents.reshape(-1, latents.shape[-1]).float().mean(0)]
+
+
 def read_about(path: Path) -> dict[str, Any]:
     return _opened(path)[1]["about"]
 
@@ -110,6 +118,15 @@ class EncodedSource:
         if held != self.task:
             raise UserError(f"{self.files[0]} holds samples of {held}, not of {self.task}: encode those as well")
 
+    def check_codec(self, found: Sequence[float]) -> None:
+        """UserError if the latents are of another codec than the one that makes `found` of PROBE."""
+        held = read_about(self.files[0])["codec"]
+        if len(held) != len(found) or max(abs(a - b) for a, b in zip(held, found, strict=True)) > ALIKE:
+            raise UserError(
+                f"{self.files[0].parent} holds latents of another codec than the model's: encode the data again with "
+                f"--model and the folder that is trained"
+            )
+
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[Path]:
         return shuffled(self.files, rng)
 
@@ -118,6 +135,9 @@ class EncodedSource:
         names = set(file.keys())
         for n, described in enumerate(said["samples"]):
             yield Row(f"{part}, row {n}", (file, names, n, described))
+
+    def stamp(self, part: Path) -> str:
+        return f"{part} {part.stat().st_size}"
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         file, names, n, described = row.values

@@ -1,18 +1,20 @@
 """Encoding ahead of time: the parts of a source become shards, on processes of this machine or on a Ray cluster.
 
 What a shard holds depends on the source alone, not on how many work on it or where. A shard appears whole or not at
-all, and one that is there already is not made again: so the same command resumes a stopped run.
+all, and one that is there already is not made again, unless its part of the source has changed: so the same command
+resumes a stopped run, and brings a folder up to date after the data grew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +26,14 @@ from openlance.errors import UserError
 from openlance.media.files import atomic_path
 
 SETTINGS = "encode.json"
-Encode = Callable[[Sample], Sample]  # clips to latents and features
+
+
+class Encode(Protocol):
+    """Turns clips into latents and features. codec: what its codec makes of `encoded.PROBE`."""
+
+    codec: list[float]
+
+    def __call__(self, sample: Sample, /) -> Sample: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +57,8 @@ def settle(job: Job) -> None:
     path, about = job.out / SETTINGS, job.about | {"rows": job.rows}
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
-        other = [f"{k} {held.get(k)!r} and not {v!r}" for k, v in about.items() if held.get(k) != v]
+        names = [name for name in held | about if held.get(name) != about.get(name)]
+        other = [f"{name} {held.get(name)!r} and not {about.get(name)!r}" for name in names]
         if other:
             raise UserError(f"{job.out} holds shards of {', '.join(other)}: give another folder with -o")
     else:
@@ -68,19 +78,21 @@ class PartEncoder:
         """Make the shards of a part that are not there yet; plain data about all of them: rows, made, broken."""
         job, at = self.job, 0
         done: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
-        while (path := self._path(number, at)).is_file():
-            about = read_about(path)
+        if self._parts is None:
+            self._parts = list(job.source.parts(0, None))
+        part = self._parts[number]
+        stamp = hashlib.sha256(job.source.stamp(part).encode()).hexdigest()[:16]
+        while (path := self._path(number, at)).is_file() and (about := read_about(path)).get("part") == stamp:
             _add(done, about)
             if about["last"]:
                 return done
             at += 1
-        if self._parts is None:
-            self._parts = list(job.source.parts(0, None))
-        rows = islice(job.source.rows(self._parts[number]), at * job.rows, None)
+        forget(job.out, number, at)
+        rows = islice(job.source.rows(part), at * job.rows, None)
         held = list(islice(rows, job.rows))
         while held:
             following = list(islice(rows, job.rows))
-            _add(done, self._shard(self._path(number, at), held, last=not following))
+            _add(done, self._shard(self._path(number, at), held, {"part": stamp, "last": not following}))
             done["made"] += 1
             at, held = at + 1, following
         return done
@@ -88,7 +100,7 @@ class PartEncoder:
     def _path(self, number: int, at: int) -> Path:
         return self.job.out / f"{number:05d}-{at:03d}{MARK}"
 
-    def _shard(self, path: Path, rows: list[Row], last: bool) -> dict[str, Any]:
+    def _shard(self, path: Path, rows: list[Row], more: dict[str, Any]) -> dict[str, Any]:
         if self._encode is None:
             self._encode = self.job.make()
         samples, broken = [], []
@@ -99,9 +111,16 @@ class PartEncoder:
                 broken.append([error.place, error.reason])
             else:
                 samples.append(self._encode(sample))
-        about = self.job.about | {"rows": len(rows), "broken": broken, "last": last}
+        about = self.job.about | more | {"rows": len(rows), "broken": broken, "codec": self._encode.codec}
         write_shard(path, samples, about)
         return about
+
+
+def forget(folder: Path, number: int, at: int = 0) -> None:
+    """Remove the shards of a part, from one of them on: they hold what the source no longer does."""
+    for path in folder.glob(f"{number:05d}-*{MARK}"):
+        if int(path.name[6:].partition(".")[0]) >= at:
+            path.unlink()
 
 
 def _add(done: dict[str, Any], about: dict[str, Any]) -> None:
@@ -117,6 +136,9 @@ def encode(job: Job, workers: int = 0, ray: str | None = None, gpus: float = 0) 
     """
     settle(job)
     count = len(job.source.parts(0, None))
+    for number in {int(path.name[:5]) for path in job.out.glob(f"*{MARK}")}:
+        if number >= count:
+            forget(job.out, number)
     results = spread(PartEncoder(job), range(count), workers)
     if ray is not None:
         results = _on_ray(job, count, max(workers, 1), ray, gpus)

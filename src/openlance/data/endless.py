@@ -108,6 +108,9 @@ class WorldSource:
         seed, first, end = part
         return (Row(f"{self}, seed {seed}, row {i}", (seed, i)) for i in range(first, end))
 
+    def stamp(self, part: tuple[int, int, int]) -> str:
+        return f"{part} {self.kinds}"
+
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         seed, index = row.values
         batch = self._draw(seed, index, fit)

@@ -56,6 +56,13 @@ class FolderSource:
     def rows(self, part: list[int]) -> Iterator[Row]:
         return (self.found[number] for number in part)
 
+    def stamp(self, part: list[int]) -> str:
+        return "\n".join(f"{row.place} {row.values} {self._sizes(row)}" for row in self.rows(part))
+
+    def _sizes(self, row: Row) -> list[int]:
+        media = [self.folder / v for k, v in row.values.items() if k.endswith("_bytes") and isinstance(v, str)]
+        return [path.stat().st_size for path in media if path.is_file()]
+
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         return self.layout.sample(row, self.folder, fit, aliases=True)
 
@@ -65,7 +72,7 @@ class FolderSource:
 
 def _from_metadata(table: Path) -> Iterator[Row]:
     try:
-        lines = table.read_text(encoding="utf-8").splitlines()
+        lines = table.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{table} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     for number, line in enumerate(lines):

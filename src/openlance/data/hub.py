@@ -58,6 +58,9 @@ class HubSource:
         for number, values in enumerate(shard):
             yield Row(f"{self}, shard {part}, row {number}", values)
 
+    def stamp(self, part: int) -> str:
+        return f"{part} of {self.data.num_shards}"
+
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         return self.layout.sample(row, Path("."), fit, aliases=True)
 

@@ -55,6 +55,9 @@ class ParquetSource:
                     yield Row(f"{file}, row {number}", values)
                     number += 1
 
+    def stamp(self, part: tuple[Path, int, int]) -> str:
+        return f"{part[1:]} {part[0]} {part[0].stat().st_size}"
+
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         folder = Path(row.place.rpartition(", row ")[0]).parent
         return self.layout.sample(row, folder, fit)

@@ -72,6 +72,10 @@ class Source(Protocol):
         """The rows of a part, always in the same order. UserError if the part has vanished or is damaged."""
         ...
 
+    def stamp(self, part: Any) -> str:
+        """A text that changes when the rows of a part do, as far as names and sizes tell; the part is not read."""
+        ...
+
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         """Decode: a pure function of its arguments. BrokenRow if the row is of no use."""
         ...

@@ -48,6 +48,9 @@ class TarSource:
         if values:
             yield Row(f"{part}, row {number} ({held})", values)
 
+    def stamp(self, part: Path) -> str:
+        return f"{part} {part.stat().st_size}"
+
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         try:
             values = {k: v for field, data in row.values.items() for k, v in _column(field, data)}

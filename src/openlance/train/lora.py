@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from openlance.config.train import Resolution, Stage
-from openlance.model.folder import read_config, read_json
+from openlance.model.folder import read_json
+from openlance.model.forms import find
 
 
 def lora_stage(model: Path, *, steps: int, lr: float, seed: int = 0) -> Stage:
     """Adapters want a higher rate than whole matrices, and few samples per update; several noise levels of a picture
     share its context, since pictures are few. Sizes and shift are those that the model draws with."""
-    path = model / "generation_config.json"
+    files = find(model)
+    path = files.tokenizer / "generation_config.json"
     said = read_json(path) if path.is_file() else {}
     side = round((said.get("height", 768) * said.get("width", 768)) ** 0.5)
-    tokens = (side // read_config(model).vae.stride) ** 2
+    tokens = (side // files.config.vae.stride) ** 2
     draws = 4
     longest = draws * 2 * tokens + 400
     return Stage(

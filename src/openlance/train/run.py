@@ -17,6 +17,7 @@ import torch
 
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
+from openlance.data.encoded import PROBE, EncodedSource, probed
 from openlance.data.endless import WorldSource
 from openlance.data.open import open_source
 from openlance.data.stream import Reading, Stream
@@ -25,6 +26,7 @@ from openlance.model.lora import Lora, inject, write_adapter
 from openlance.train.batch import Preparer
 from openlance.train.checkpoint import disk
 from openlance.train.files import RunFolder, check_reporters, starts_of
+from openlance.train.latents import Encoder
 from openlance.train.loop import Work, replay, train
 from openlance.train.parallel import Team
 from openlance.train.start import Base, averaged, export, open_base
@@ -145,6 +147,7 @@ def prepare(
     """A trainer at its first step and what it works with; streams close with the stack."""
     base.encode.vae = base.encode.vae.to(team.device)
     sources = {task: open_source(spec, task) for task, spec in specs(stage, settings.data).items()}
+    check_latents(sources, base)
     reading = Reading(rank=team.rank, world=team.size, workers=settings.workers, max_broken=settings.max_broken)
     stream = stack.enter_context(Stream(sources, stage, base.codec, prompts=base.prompts, reading=reading))
     folder = RunFolder(settings.out, team, settings.keep, settings.report_to)
@@ -182,6 +185,16 @@ def check_data(stages: tuple[Stage, ...], settings: Settings) -> None:
         if settings.validate_every:
             held_out_specs(stage, settings)
         specs(stage, settings.data)
+
+
+def check_latents(sources: Mapping[str, Any], base: Base) -> None:
+    """UserError for latents that were encoded ahead with another codec than the model's."""
+    encoded = [source for source in sources.values() if isinstance(source, EncodedSource)]
+    if encoded:
+        own = Encoder(base.encode.vae.to(base.encode.vae.device))  # goes again: training may need no codec
+        found = probed(own([PROBE])[0])
+        for source in encoded:
+            source.check_codec(found)
 
 
 def specs(stage: Stage, data: Data) -> dict[str, Any]:
