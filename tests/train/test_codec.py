@@ -61,6 +61,14 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     assert not list((tmp_path / "parts").glob("*.new")) + list((tmp_path / "parts").glob("*.old"))
 
 
+def test_a_run_out_of_time_or_killed_between_two_renames_goes_on(tmp_path):
+    assert train_codec(RECIPE, tmp_path, minutes=1e-9) == tmp_path / "checkpoint"
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    assert train_codec(RECIPE, tmp_path) == tmp_path / "final"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 5]
+
+
 def test_the_encoder_that_is_handed_out_is_the_final_one(tmp_path):
     final = train_codec(RECIPE, tmp_path)
     configs = [vae_config(json.loads((f / "vae_config.json").read_text())) for f in (tmp_path / "encoder", final)]

@@ -11,9 +11,10 @@ from openlance.errors import UserError
 from openlance.model.precision import fast_bfloat16, lowered
 from openlance.sequence.segment import Kind
 from openlance.train.files import RunFolder, starts_of
-from openlance.train.loop import Work, replay, train
+from openlance.train.loop import Work, rewind, train
 from openlance.train.optim import Ema, orthogonalised
 from openlance.train.parallel import Team
+from openlance.train.run import take_over
 from openlance.train.trainer import Trainer, TrainingDiverged, freeze
 
 
@@ -94,13 +95,24 @@ def test_what_is_not_finite_stops_the_run_names_its_sample_and_can_be_replayed(w
     before = worker.weights(run)
     assert all(bool(p.isfinite().all()) for p in before.values())
     again, same = work(stage)
-    outcome, packs = replay(again, replace(same, prepare=replace(same.prepare, encode=Spoiling(worker, 0))), step)
+    packs = rewind(again, replace(same, prepare=replace(same.prepare, encode=Spoiling(worker, 0))), step)
+    outcome = again.update(packs)
     assert again.step == step and not outcome.finite
     assert set(outcome.broken) < set(packs[0].ids) or len(packs[0].ids) == 1
     assert all(name in said for name in outcome.broken)
     fine, _ = work(stage)
-    outcome, _ = replay(fine, same, step)
-    assert outcome.finite
+    assert fine.update(rewind(fine, same, step)).finite
+
+
+def test_what_the_next_stage_leaves_alone_stays_as_its_average(worker, work):
+    first, job = work(replace(worker.STAGE, steps=4, ema=0.9))
+    train(first, job)
+    name = next(n for n in first.ema.values if ".gen." in n)
+    average = first.ema.values[name].clone()
+    assert not torch.equal(average, dict(first.learner.named_parameters())[name])
+    frozen = replace(worker.STAGE, ema=0.9, frozen=("lance.layers.*.gen",))
+    take_over(Trainer(frozen, first.learner, Team()), first)
+    assert torch.equal(average, dict(first.learner.named_parameters())[name])
 
 
 def test_the_generation_expert_rests_while_only_questions_are_trained(worker):

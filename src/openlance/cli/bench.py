@@ -6,7 +6,6 @@ The same from Python: `openlance.eval.world.run(openlance.load("nano"), Bench(sa
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,11 +65,9 @@ def world(
     options.check_guidance(guidance_scale)
     if placement not in PLACEMENTS:
         raise UserError(f"--placement {placement!r} is unknown: use one of {', '.join(PLACEMENTS)}")
-    for file in (json_file, images and images / "x"):
-        if file is not None:
-            options.check_writable(file.parent)
-    if json_file is not None and json_file.is_dir():
-        raise UserError(f"--json {json_file} is a folder: give a file, for example {json_file / 'scores.json'}")
+    options.check_json(json_file)
+    if images is not None:
+        options.check_writable(images)
 
     from openlance.eval.world import SUITES, Bench, named_tasks, prepare, run
 
@@ -121,11 +118,11 @@ def save_image(scored: Scored, folder: Path) -> None:
 
 
 def write_json(results: Results, path: Path) -> None:
-    """Write the scores, all or nothing: a file beside it is renamed once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Write the scores, all or nothing."""
+    from openlance.media.files import atomic_path
+
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def show(results: Results, title: str) -> None:

@@ -37,8 +37,7 @@ def quality(
     for option, value, least in (("--samples", samples, 1), ("--seed", seed, 0), ("--batch", batch, 1)):
         options.at_least(option, value, least)
     shape = options.parse_size(size) if size is not None else None
-    if json_file is not None:
-        options.check_writable(json_file.parent)
+    options.check_json(json_file)
 
     import openlance
     from openlance.eval.quality import REFERENCE, Comparison, compare

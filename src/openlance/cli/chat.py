@@ -78,6 +78,8 @@ def lines() -> Iterator[str]:
             line = input("> ") if terminal else sys.stdin.readline()
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise UserError(f"a line is not UTF-8 text ({error.reason}): send what is typed as UTF-8") from error
         if (not line and not terminal) or line.strip() in ("/quit", "/exit"):
             return
         if line.strip():

@@ -153,9 +153,9 @@ def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
         (placeholder(n, *fitting_size(h, w, config.vit.stride, numbers.size)), placeholder(n, h, w))
         for n, h, w in shapes
     ]
-    height, width = shapes[0][1:] if ends.keeps_size else given.size or numbers.size
+    height, width = shapes[-1][1:] if ends.keeps_size else given.size or numbers.size  # of several sources the last
     if ends.keeps_size and ends.reads == "video":
-        frames = shapes[0][0]
+        frames = shapes[-1][0]
     size = (frames if ends.makes == "video" else 1, height, width)
     if ends.makes != "text":
         latent_grid(config.vae, size)

@@ -232,6 +232,15 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write into {folder}: permission denied; choose another place with -o")
 
 
+def check_json(file: Path | None) -> None:
+    """UserError unless a file of results can be written there, if one is wanted."""
+    if file is None:
+        return
+    check_writable(file.parent)
+    if file.is_dir():
+        raise UserError(f"--json {file} is a folder: give a file, for example {file / 'results.json'}")
+
+
 def given(**options: Any) -> dict[str, Any]:
     """The options that the user gave; a model fills in the others itself."""
     return {name: value for name, value in options.items() if value is not None}

@@ -104,7 +104,10 @@ def stage(
         done = run_recipe(stages, start, show)
     else:
         done = run_stage(stages[0], start, show)
-    ended(f'{done}\ntry: openlance generate t2i "a red circle" --model {done} -o out.png')
+    then = "the same command goes on"  # with the codec
+    if (done / "model.safetensors").is_file():
+        then = f'try: openlance generate t2i "a red circle" --model {done} -o out.png'
+    ended(f"{done}\n{then}")
 
 
 @app.command()

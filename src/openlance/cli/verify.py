@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openlance.cli import options
-from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.eval.verify.checks import Row
@@ -44,10 +43,7 @@ def verify(
     The exit code is 0 if all pass and 1 if one does not. Entries of the files that nothing is compared with are listed
     below the table; they count neither way.
     """
-    if json_file is not None:
-        options.check_writable(json_file.parent)
-        if json_file.is_dir():
-            raise UserError(f"--json {json_file} is a folder: give a file, for example {json_file / 'report.json'}")
+    options.check_json(json_file)
 
     from openlance.eval.verify.run import verify as run
 

@@ -78,14 +78,14 @@ class Layout:
         if task not in TYPE_OF:
             raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TYPE_OF)}")
         chosen = type or TYPE_OF[task]
-        if chosen not in TYPES:
+        if not isinstance(chosen, str) or chosen not in TYPES:
             raise UserError(f"the dataset type {chosen!r} is unknown: use one of {', '.join(TYPES)}")
         if TYPES[chosen].makes != ENDS[task].makes:
             raise UserError(
                 f"the dataset type {chosen} holds {TYPES[chosen].makes}s to make but the task {task} makes "
                 f"{ENDS[task].makes}: use {TYPE_OF[task]}"
             )
-        if not isinstance(names or {}, Mapping):
+        if not isinstance(names or {}, Mapping) or not all(isinstance(v, str) for v in (names or {}).values()):
             raise UserError(f"columns is {names!r}: write our names and yours, for example {{caption: title}}")
         return cls(task=task, type=chosen, names=tuple((names or {}).items()))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from openlance.errors import UserError
 from openlance.sample.solvers import SOLVERS
 
 RENORMS = ("global", "channel", "none")
+KINDS: dict[type, Any] = {bool: bool, int: Integral, float: Real, str: str, tuple: (tuple, list)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,13 @@ class Sampling:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            usual, value = type(one.default), getattr(self, one.name)
+            fits = isinstance(value, KINDS[usual]) and isinstance(value, bool) == (usual is bool)
+            if usual is tuple and fits:
+                fits = len(value) == 2 and all(isinstance(v, Real) for v in value)
+            if not fits:
+                raise UserError(f"{one.name} is {value!r}: expected something like {one.default!r}")
         if self.num_inference_steps < 1:
             raise UserError(
                 f"{self.num_inference_steps} steps cannot draw anything: use --num-inference-steps 1 or more"

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from openlance.config.model import VAEConfig
 from openlance.config.presets import nano_vae
 from openlance.model.precision import autocast
+from openlance.train.checkpoint import disk
 from openlance.train.codec_frames import FrameCodec
-from openlance.train.codec_report import latent_statistics, measure, pictures, replaced, to_tensor
+from openlance.train.codec_report import latent_statistics, measure, pictures, put_back, replaced, to_tensor
 
 Size = tuple[int, int]
 
@@ -251,28 +252,36 @@ class CodecRun:
             log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
 
 
-def train_codec(recipe: CodecRecipe, out_dir: Path, *, steps: int | None = None, resume: bool = True) -> Path:
-    """Train up to `steps` (default: all of the recipe's), going on from `out_dir/checkpoint` if there is one.
+def train_codec(
+    recipe: CodecRecipe, out_dir: Path, *, steps: int | None = None, resume: bool = True, minutes: float = float("inf")
+) -> Path:
+    """Train up to `steps` (default: all of the recipe's) or for so many minutes, going on from `out_dir/checkpoint` if
+    there is one.
 
-    Returns the folder of the result, `out_dir/final`, or of the checkpoint when `steps` ends the run earlier.
-    FloatingPointError when training diverges.
+    Returns the folder of the result, `out_dir/final`, or of the checkpoint when steps or minutes end the run earlier.
+    FloatingPointError when training diverges, UserError when the disk is full.
     """
-    return drive(CodecRun(recipe, out_dir), steps, resume)
+    with disk(out_dir):
+        return drive(CodecRun(recipe, out_dir), steps, resume, minutes)
 
 
-def drive(run: CodecRun, steps: int | None = None, resume: bool = True) -> Path:
+def drive(run: CodecRun, steps: int | None = None, resume: bool = True, minutes: float = float("inf")) -> Path:
     """Train a run as `train_codec` does."""
     from tqdm import tqdm
 
     recipe, folder = run.recipe, run.folder
     folder.mkdir(parents=True, exist_ok=True)
+    put_back(folder / "checkpoint")
     if resume and (folder / "checkpoint").exists():
         run.load()
     last, losses, start = min(steps or recipe.steps, recipe.steps), list[float](), time.monotonic()
     for _ in tqdm(range(run.step, last), desc="codec", mininterval=5):
         losses.append(run.train_step())
-        if run.step % recipe.save_every == 0 or run.step == last:
+        over = time.monotonic() - start > 60 * minutes
+        if run.step % recipe.save_every == 0 or run.step == last or over:
             run.save()
             run.report(losses, time.monotonic() - start)
             losses.clear()
+        if over:
+            break
     return run.export("final") if run.step == recipe.steps else folder / "checkpoint"

@@ -77,10 +77,18 @@ def sheet(*versions_BCHW: Tensor, columns: int = 16, bands: int = 3) -> np.ndarr
     return ((torch.cat(rows, 1).clamp(-1, 1) + 1) * 127.5 + 0.5).byte().permute(1, 2, 0).numpy()
 
 
+def put_back(folder: Path) -> None:
+    """The folder as it was before a replacement that was cut between its two steps."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+
+
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """An empty folder to write into, which takes the place of `folder` once all is written."""
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    put_back(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     yield fresh

@@ -96,16 +96,15 @@ def stop(run: Trainer, work: Work, place: dict, outcome: Outcome) -> None:
     )
 
 
-def replay(run: Trainer, work: Work, step: int) -> tuple[Outcome, list[Batch]]:
-    """Do one step again and write nothing: from the last checkpoint at or before it; if that is earlier, the data are
-    those of the step but the weights those of the checkpoint. UserError if there is no such checkpoint."""
+def rewind(run: Trainer, work: Work, step: int) -> list[Batch]:
+    """Go back to a step and return its packs, ready for `run.update`: from the last checkpoint at or before it; if that
+    is earlier, the data are those of the step but the weights those of the checkpoint. UserError if there is none."""
     if not work.folder.resume(run, work.batches, at_most=step) and step:
         raise UserError(f"{work.folder.path} has no checkpoint of step {step} or before: choose a later --only-step")
     for _ in range((step - run.step) * run.stage.accumulate):
         next(work.batches)
     run.step = step
-    packs = [work.prepare(next(work.batches), number) for number in run.numbers()]
-    return run.update(packs), packs
+    return [work.prepare(next(work.batches), number) for number in run.numbers()]
 
 
 def progress(run: Trainer):

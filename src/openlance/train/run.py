@@ -27,7 +27,7 @@ from openlance.train.batch import Preparer
 from openlance.train.checkpoint import disk
 from openlance.train.files import RunFolder, check_reporters, starts_of
 from openlance.train.latents import Encoder
-from openlance.train.loop import Work, replay, train
+from openlance.train.loop import Work, rewind, train
 from openlance.train.parallel import Team
 from openlance.train.start import Base, averaged, export, open_base
 from openlance.train.trainer import Trainer
@@ -84,7 +84,7 @@ class Settings:
 def run_stage(stage: Stage, settings: Settings, show: Show | None = None) -> Path:
     """Train one stage to its end, or as far as the time allows, and return the folder of the result: `out/model`, or
     `out` itself for an adapter. The same call goes on where a stopped run was."""
-    check_data((stage,), settings)
+    check_plan((stage,), settings)
     team = joined((stage,), settings)
     base = prepared_base(stage, settings)
     with ExitStack() as stack:
@@ -101,10 +101,8 @@ def run_stage(stage: Stage, settings: Settings, show: Show | None = None) -> Pat
 def run_recipe(stages: tuple[Stage, ...], settings: Settings, show: Show | None = None) -> Path:
     """Stages in order, in `out/1-NAME`, `out/2-NAME` ...; each takes over weights, averages and moments of the one
     before. Returns the folder of the last result."""
-    check_data(stages, settings)
+    check_plan(stages, settings)
     team = joined(stages, settings)
-    if team.sharded and len({s.frozen for s in stages}) > 1:
-        raise UserError("these stages freeze different parts, which sharded weights cannot change: run them one by one")
     base, before, began = prepared_base(stages[0], settings), None, time.monotonic()
     for number, stage in enumerate(stages, start=1):
         left = settings.minutes - (time.monotonic() - began) / 60
@@ -172,8 +170,11 @@ def prepare(
     return run, work
 
 
-def check_data(stages: tuple[Stage, ...], settings: Settings) -> None:
-    """UserError for data of a task that no stage mixes in or that cannot be opened, and for a task without any."""
+def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
+    """What can be said before hours of work. UserError for data of a task that no stage mixes in or that cannot be
+    opened, for a task without any, and for stages that cannot follow each other."""
+    if settings.shard > 1 and len({stage.frozen for stage in stages}) > 1:
+        raise UserError("these stages freeze different parts, which sharded weights cannot change: run them one by one")
     mixed = {task for stage in stages for task, weight in stage.mixture.items() if weight}
     for given in (settings.data, settings.held_out):
         for task, spec in given.items():
@@ -231,8 +232,11 @@ def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> 
 
 @torch.no_grad()
 def take_over(run: Trainer, before: Trainer) -> None:
-    """Averages and moments of the stage before; the weights are in the learner that both share."""
-    old = before.tensors()
+    """Averages and moments of the stage before; the weights are in the learner that both share. What the stage leaves
+    alone stays as its average, since that is what will be used."""
+    live, old = dict(run.learner.named_parameters()), before.tensors()
+    for name in before.ema.values.keys() - run.ema.values.keys():
+        live[name].copy_(before.ema.values[name])
     for name, tensor in run.tensors().items():
         if name in old and old[name] is not tensor:
             tensor.copy_(old[name])
@@ -263,7 +267,8 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
     base = prepared_base(stage, settings)
     with ExitStack() as stack:
         run, work = prepare(stage, settings, base, team, stack, None)
-        outcome, packs = replay(run, work, step)
-        sums = [run.documents(batch).tolist() for batch in packs]
+        packs = rewind(run, work, step)
+        sums = [run.documents(batch).tolist() for batch in packs]  # of the weights that the step begins with
+        outcome = run.update(packs)
     samples = {i: value for batch, values in zip(packs, sums) for i, value in zip(batch.ids, values)}
     return {"step": step, "finite": outcome.finite, **outcome.values, "samples": samples}
