@@ -34,6 +34,7 @@ def test_a_kill_during_a_write_leaves_the_last_whole_checkpoint(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "checkpoints").glob(".step-*"))
     kept = Checkpoints(tmp_path, Team())
+    kept.sweep()
     assert kept.steps() == [1] and not list((tmp_path / "checkpoints").glob(".step-*"))
     into = {"a": torch.zeros(4)}
     assert kept.load(1, into)["data"] == {"taken": 1}

@@ -4,10 +4,12 @@ call goes on where the first one was."""
 import json
 from dataclasses import replace
 
+import pytest
+
 from openlance.config.train import recipe
 from openlance.train.codec import CodecRecipe
 from openlance.train.nano import train_nano, world_tokenizer
-from openlance.train.run import Settings
+from openlance.train.run import Settings, replay_step
 
 SMALL = CodecRecipe(joint_steps=2, decoder_steps=1, batch=2, other_sizes=((64, 64),), save_every=2)
 
@@ -38,6 +40,9 @@ def test_training_leaves_a_folder_that_draws_and_answers_and_goes_on_where_it_wa
     logs = [tmp_path / f"{name}" / "log.jsonl" for name in ("1-pt", "2-sft-iii")]
     steps = [[json.loads(line)["step"] for line in log.read_text().splitlines()] for log in logs]
     assert steps == [[1], [1, 2]]
+    logged = json.loads(logs[1].read_text().splitlines()[1])
+    again = replay_step(tmp_path / "2-sft-iii", 1)  # what this stage freezes comes from the stage before
+    assert again["flow"] == pytest.approx(logged["flow"], rel=1e-4) and again["samples"]
 
 
 def test_the_shipped_recipe_widens_placement_first_and_ends_slowly():

@@ -56,10 +56,12 @@ class Checkpoints:
         self._writing: tuple[int, Future] | None = None
         # Its own group: a checkpoint in the background must not mix its messages with those of the training.
         self._group = dist.new_group(backend="gloo") if team.size > 1 else None
-        if team.leads and self.folder.is_dir():
+
+    def sweep(self) -> None:
+        """Remove what a kill left half-written. Only for who trains: another process may be writing."""
+        if self.team.leads:
             for left in self.folder.glob(".step-*"):
                 shutil.rmtree(left)
-        team.wait()
 
     def steps(self) -> list[int]:
         """Steps of whole checkpoints, oldest first."""

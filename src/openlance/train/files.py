@@ -53,6 +53,7 @@ class RunFolder:
 
     def record(self, stage: Stage, options: Mapping[str, Any], command: Sequence[str]) -> None:
         """Note what the run is started with."""
+        self.checkpoints.sweep()
         if not self.team.leads:
             return
         settings = {"stage": as_data(stage), "options": dict(options)}

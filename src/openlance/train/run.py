@@ -261,14 +261,32 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
     starts = starts_of(folder)
     if not starts:
         raise UserError(f"{folder} is no run: give a folder that `openlance train` wrote, with a run.json")
-    stage = build(Stage, starts[-1]["stage"])
-    settings = replace(Settings.of_record(starts[-1]["options"]), out=folder, report_to=())
-    team = joined((stage,), settings)
-    base = prepared_base(stage, settings)
+    settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0)
+    places = earlier(folder) if settings.of_recipe else [folder]
+    stages = [build(Stage, starts_of(place)[-1]["stage"]) for place in places]
+    team = joined((stages[-1],), replace(settings, out=folder))
+    base, before = prepared_base(stages[0], settings), None
     with ExitStack() as stack:
-        run, work = prepare(stage, settings, base, team, stack, None)
+        for place, stage in zip(places, stages, strict=True):
+            if before is not None:
+                base.learner.requires_grad_(True)
+            run, work = prepare(stage, replace(settings, out=place), base, team, stack, None)
+            if before is not None:
+                take_over(run, before)
+            if place != folder and not work.folder.resume(run, work.batches):
+                raise UserError(
+                    f"{place} has no checkpoint, and {folder} went on from it: the step cannot be done again"
+                )
+            before = run
         packs = rewind(run, work, step)
         sums = [run.documents(batch).tolist() for batch in packs]  # of the weights that the step begins with
         outcome = run.update(packs)
     samples = {i: value for batch, values in zip(packs, sums) for i, value in zip(batch.ids, values)}
     return {"step": step, "finite": outcome.finite, **outcome.values, "samples": samples}
+
+
+def earlier(folder: Path) -> list[Path]:
+    """The folders of a recipe's stages up to this one, in order."""
+    last, _, _ = folder.resolve().name.partition("-")
+    numbered = {int(p.name.partition("-")[0]): p for p in folder.resolve().parent.glob("[0-9]*-*") if starts_of(p)}
+    return [numbered[number] for number in sorted(numbered) if number < int(last)] + [folder]
