@@ -142,6 +142,7 @@ def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
 
 def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
     """The request, its media as placeholders of the right sizes."""
+    from openlance.model.lengths import placeholder
     from openlance.model.vae import latent_grid
     from openlance.sample.inputs import fitting_size
     from openlance.sequence.tasks import ENDS, request
@@ -183,15 +184,6 @@ def open_clip(path: Path, reads: str) -> Clip:
 
     video = path.suffix.lower() in VIDEO_SUFFIXES and reads == "video"
     return read_video(path) if video else read_image(path)
-
-
-def placeholder(frames: int, height: int, width: int) -> Clip:
-    """A clip of a size that takes no memory."""
-    import numpy as np
-
-    from openlance.media import Clip
-
-    return Clip(np.broadcast_to(np.uint8(0), (frames, height, width, 3)))
 
 
 def show(found: Explanation, title: str) -> None:

@@ -74,9 +74,10 @@ class Stage:
     max_sample_tokens: int  # longer samples are left out, and counted
     accumulate: int = 1  # packs of one rank per update
     resolutions: tuple[Resolution, ...] = field(default_factory=lambda: (Resolution(),))
-    sides: tuple[int, int] = (480, 848)  # shortest and longest side of what is generated, pixels
-    understood_sides: tuple[int, int] = (462, 826)  # the same for what is only looked at
-    fps: float = 12.0
+    # Paper: shortest and longest side of what is generated, and of what is only looked at, in pixels. They tell; what
+    # is read is cut by `resolutions`.
+    sides: tuple[int, int] = (480, 848)
+    understood_sides: tuple[int, int] = (462, 826)
     max_frames: int = 69  # 6 seconds at 12 fps, cut to 1 + 4k (released code)
     drop_text: float = 0.0  # share of samples that lose their prompt alone
     drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
@@ -99,7 +100,6 @@ class Stage:
             "max_sample_tokens",
             "accumulate",
             "shift",
-            "fps",
             "max_frames",
         ):
             self._check(name, getattr(self, name) > 0, "more than 0")

@@ -1,5 +1,5 @@
-"""Datasets of the Hugging Face `datasets` package, streamed: `hf:NAME`, `hf:NAME/CONFIG:SPLIT` or a folder that
-`datasets.load_dataset` understands."""
+"""Datasets of the Hugging Face `datasets` package, streamed: `hf:NAME` or `hf:NAME:SPLIT`, where NAME is on the hub or
+a folder that `datasets.load_dataset` understands."""
 
 from __future__ import annotations
 

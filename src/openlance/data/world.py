@@ -65,7 +65,8 @@ class WorldBatch:
     labels: dict[int, np.ndarray]  # dense labels of a picture, by the id of its clip
 
 
-def _pick(rng: np.random.Generator, weights: dict):
+def weighed(rng: np.random.Generator, weights: dict):
+    """One of the keys, as often as its weight says."""
     names, w = list(weights), np.array(list(weights.values()), float)
     return names[int(rng.choice(len(names), p=w / w.sum()))]
 
@@ -117,13 +118,13 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
     rng = np.random.default_rng((seed, step))
     samples, labels = list[Segments](), dict[int, np.ndarray]()
     for _ in range(mixture.drawn):
-        size, category = _pick(rng, mixture.sizes), _pick(rng, mixture.scenes)
+        size, category = weighed(rng, mixture.sizes), weighed(rng, mixture.scenes)
         scene, text, _ = placed(rng, mixture.spread, partial(_captioned, rng, category, size[1] / size[0]))
         sample = tasks.text_to_visual(text, (1, *size), picture(scene, size), tasks.NO_PRIOR)
         samples.append(drop(sample, {Role.PROMPT}) if rng.random() < mixture.prompt_dropout else sample)
     for _ in range(mixture.asked):
-        size = _pick(rng, mixture.sizes)
-        category = _pick(rng, mixture.asked_scenes)
+        size = weighed(rng, mixture.sizes)
+        category = weighed(rng, mixture.asked_scenes)
         scene = sample_scene(rng, placement=float(rng.random()), category=category, aspect=size[1] / size[0])
         clip = picture(scene, size)
         labels[id(clip)] = dense_labels(scene, *size)
@@ -140,8 +141,8 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
 
 def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np.ndarray]) -> Iterator[Segments]:
     for _ in range(mixture.edited):
-        size = _pick(rng, mixture.sizes)
-        kind, placement = _pick(rng, mixture.edits), float(rng.random())
+        size = weighed(rng, mixture.sizes)
+        kind, placement = weighed(rng, mixture.edits), float(rng.random())
         edit = sample_edit(rng, kind=kind, placement=placement, aspect=size[1] / size[0])
         before, after = (Clip(pixels[None]) for pixels in edit.pictures(*size))
         labels[id(before)] = dense_labels(edit.before, *size)
@@ -150,8 +151,8 @@ def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, n
 
 def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np.ndarray]) -> Iterator[Segments]:
     for _ in range(mixture.subjects):
-        size = _pick(rng, mixture.sizes)
-        ask = partial(sample_subject, rng, n=_pick(rng, mixture.given), aspect=size[1] / size[0])
+        size = weighed(rng, mixture.sizes)
+        ask = partial(sample_subject, rng, n=weighed(rng, mixture.given), aspect=size[1] / size[0])
         subject = placed(rng, mixture.spread, ask)
         views = []
         for scene in subject.references:

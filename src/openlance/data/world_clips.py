@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from openlance.data.world import WorldBatch
+from openlance.data.world import WorldBatch, weighed
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Role, Segments, drop
@@ -70,15 +70,10 @@ class _Draw:
         return Clip(render(scene, *self.size[1:])[None])
 
 
-def _pick(rng: np.random.Generator, weights: dict):
-    names, w = list(weights), np.array(list(weights.values()), float)
-    return names[int(rng.choice(len(names), p=w / w.sum()))]
-
-
 def _asked(d: _Draw) -> Segments:
     frames, height, width = d.size
     q = sample_clip_question(
-        d.rng, category=_pick(d.rng, d.mixture.questions), placement=float(d.rng.random()), aspect=width / height,
+        d.rng, category=weighed(d.rng, d.mixture.questions), placement=float(d.rng.random()), aspect=width / height,
         frames=frames,
     )  # fmt: skip
     clip = d.clip(q.clip)
@@ -111,7 +106,7 @@ def _bridged(d: _Draw) -> Segments:
 
 
 def _edited(d: _Draw) -> Segments:
-    edit = sample_clip_edit(d.rng, kind=_pick(d.rng, d.mixture.edits), **d.settings())
+    edit = sample_clip_edit(d.rng, kind=weighed(d.rng, d.mixture.edits), **d.settings())
     before, after = (Clip(pixels) for pixels in edit.clips(*d.size[1:]))
     d.labels[id(before)] = clip_labels(edit.before, *d.size[1:])
     return _dropped(tasks.edit(edit.instruction, [(before, before)], d.size, after, prompts=tasks.NO_PRIOR), d)
@@ -148,7 +143,7 @@ def clip_batch(mixture: ClipMixture, seed: int, step: int) -> WorldBatch:
     samples, labels = list[Segments](), dict[int, np.ndarray]()
     for name, make in _MAKERS.items():
         for _ in range(getattr(mixture, name)):
-            draw = _Draw(rng, mixture, (_pick(rng, mixture.frames), *_pick(rng, mixture.sizes)), labels)
+            draw = _Draw(rng, mixture, (weighed(rng, mixture.frames), *weighed(rng, mixture.sizes)), labels)
             samples.append(make(draw))
     return WorldBatch(samples, labels)
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openlance.errors import UserError
+from openlance.eval.suite import Z95
 from openlance.sample.engine import Engine
 from openlance.sequence import tasks
 from openlance.world.facts import Fact
@@ -31,7 +32,6 @@ from openlance.world.vocabulary import CATEGORIES
 from openlance.world.words import caption
 
 REFERENCE = {"solver": "euler", "num_inference_steps": 30, "step_cache": 0.0}  # the released sampler's steps
-Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)

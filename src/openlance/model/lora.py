@@ -1,7 +1,7 @@
 """Low-rank adapters of the decoder, in PEFT's file layout: `adapter_config.json` and `adapter_model.safetensors`.
 
     inject(lance, Lora(rank=16))                 # training: every chosen linear layer gets A and B, the rest is frozen
-    write_adapter(folder, lance, Lora(rank=16))
+    write_adapter(folder, tensors, Lora(rank=16), base)
     read_adapter(folder).merge(lance)            # generation: W + scale * B A, at no cost in speed
 
 PEFT reads these folders too: `PeftModel.from_pretrained(lance, folder)`; and `merge` reads what PEFT writes.

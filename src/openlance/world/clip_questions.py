@@ -28,7 +28,7 @@ from openlance.world.motion import (
     sample_clip,
 )
 from openlance.world.questions import normalise
-from openlance.world.scene import Object
+from openlance.world.scene import Object, pick
 from openlance.world.words import noun_phrase, parse, plural
 
 CLIP_QUESTIONS = ("caption", "direction", "order", "count", "growth")
@@ -56,10 +56,6 @@ _AT = {"start": ("at the start", "at the beginning", "in the first frame"),
        "end": ("at the end", "in the last frame", "at last")}  # fmt: skip
 # Shares of the clip at which things begin or appear, far enough apart for five frames.
 _EARLY, _LATE = (0.05, 0.25), (0.5, 0.62)
-
-
-def _choose(rng: np.random.Generator, options):
-    return options[int(rng.integers(len(options)))]
 
 
 def ask_clip(clip: ClipScene, rng: np.random.Generator, category: str) -> ClipQuestion:
@@ -91,9 +87,9 @@ def sample_clip_question(
     frames: int = 9,
 ) -> ClipQuestion:
     """Draw a question and a clip for it (its `.clip`); keywords as in `sample_clip`."""
-    category = category or _choose(rng, CLIP_QUESTIONS)
+    category = category or pick(rng, CLIP_QUESTIONS)
     while True:
-        about = _choose(rng, _ABOUT[category]) if category in _ABOUT else None
+        about = pick(rng, _ABOUT[category]) if category in _ABOUT else None
         clip = sample_clip(rng, placement=placement, category=about, heldout=heldout, aspect=aspect, frames=frames)
         if rng.random() < _WITH_EVENTS.get(category, 0.0):
             clip = with_events(clip, rng) or clip
@@ -154,7 +150,7 @@ def _short(o: Object, clip: ClipScene, rng: np.random.Generator) -> str:
 def _ask_caption(clip: ClipScene, rng: np.random.Generator) -> _Said:
     if any(m.begins or m.appears for m in clip.motions):
         return None
-    return _choose(rng, _CAPTION), describe_clip(clip)
+    return pick(rng, _CAPTION), describe_clip(clip)
 
 
 def _ask_direction(clip: ClipScene, rng: np.random.Generator) -> _Said:
@@ -164,13 +160,13 @@ def _ask_direction(clip: ClipScene, rng: np.random.Generator) -> _Said:
         return None
     u = rng.random()
     if u < 0.25:
-        o, m = _choose(rng, known)
-        return _choose(rng, _WHAT_DOES).format(_short(o, clip, rng)), f"it {motion_words(m.kind, SINGULAR)}"
-    o, m = _choose(rng, going)
+        o, m = pick(rng, known)
+        return pick(rng, _WHAT_DOES).format(_short(o, clip, rng)), f"it {motion_words(m.kind, SINGULAR)}"
+    o, m = pick(rng, going)
     if u < 0.4:
         asked = m.kind if rng.random() < 0.5 else REVERSED[m.kind]
         return f"does {_short(o, clip, rng)} move {asked}?", "yes" if asked == m.kind else "no"
-    return _choose(rng, _WHICH_WAY).format(_short(o, clip, rng)), m.kind
+    return pick(rng, _WHICH_WAY).format(_short(o, clip, rng)), m.kind
 
 
 def _ask_order(clip: ClipScene, rng: np.random.Generator) -> _Said:
@@ -179,34 +175,34 @@ def _ask_order(clip: ClipScene, rng: np.random.Generator) -> _Said:
     if len(timed) != 2:
         return None
     (_, first), (_, last) = sorted(timed, key=lambda pair: pair[0])
-    does = "appear" if appear else _choose(rng, ("move", "start to move"))
+    does = "appear" if appear else pick(rng, ("move", "start to move"))
     thirds = does.replace("appear", "appears").replace("move", "moves") if " " not in does else "starts to move"
-    a, b = (_the(o) for o in (_choose(rng, ((first, last), (last, first)))))
+    a, b = (_the(o) for o in (pick(rng, ((first, last), (last, first)))))
     if rng.random() < 0.2:
         return f"does {a} {does} before {b}?", "yes" if a == _the(first) else "no"
-    when, right = _choose(rng, (("first", first), ("first", first), ("last", last)))
-    question = _choose(rng, ("which {} {}, {} or {}?", "what {} {}: {} or {}?", "which object {} {}?"))
+    when, right = pick(rng, (("first", first), ("first", first), ("last", last)))
+    question = pick(rng, ("which {} {}, {} or {}?", "what {} {}: {} or {}?", "which object {} {}?"))
     return question.format(thirds, when, a, b), _the(right)
 
 
 def _ask_count(clip: ClipScene, rng: np.random.Generator) -> _Said:
     appear = any(m.appears for m in clip.motions)
     if appear:
-        when = _choose(rng, tuple(_AT))
+        when = pick(rng, tuple(_AT))
         shown = clip.at(0 if when == "start" else clip.frames - 1)
-        return f"how many objects are there {_choose(rng, _AT[when])}?", str(len(shown.objects))
+        return f"how many objects are there {pick(rng, _AT[when])}?", str(len(shown.objects))
     pairs = list(zip(clip.scene.objects, clip.motions, strict=True))
     kinds = [m.kind for _, m in pairs]
-    absent = _choose(rng, [kind for kind in MOTIONS if kind not in kinds])
+    absent = pick(rng, [kind for kind in MOTIONS if kind not in kinds])
     asked = {motion_words(kind, PLURAL): kinds.count(kind) for kind in {*kinds, absent}}
     if not set(kinds) & set(RESIZING):  # whether growing is moving, nobody can say
         asked["move"] = sum(kind in DIRECTIONS for kind in kinds)
-        shape = _choose(rng, clip.scene.objects).shape
+        shape = pick(rng, clip.scene.objects).shape
         n = sum(o.shape == shape and m.kind in DIRECTIONS for o, m in pairs)
         if rng.random() < 0.3:
-            return _choose(rng, _COUNT).format(plural(shape), "move"), str(n)
-    predicate = _choose(rng, sorted(asked))
-    return _choose(rng, _COUNT).format(_choose(rng, ("objects", "shapes")), predicate), str(asked[predicate])
+            return pick(rng, _COUNT).format(plural(shape), "move"), str(n)
+    predicate = pick(rng, sorted(asked))
+    return pick(rng, _COUNT).format(pick(rng, ("objects", "shapes")), predicate), str(asked[predicate])
 
 
 def _ask_growth(clip: ClipScene, rng: np.random.Generator) -> _Said:
@@ -214,7 +210,7 @@ def _ask_growth(clip: ClipScene, rng: np.random.Generator) -> _Said:
     sizing = [(o, m) for o, m in known if m.kind in RESIZING]
     if not sizing:
         return None
-    o, m = _choose(rng, sizing)
+    o, m = pick(rng, sizing)
     others = [other for other, _ in known if other is not o]
     only = [motion.kind for motion in clip.motions].count(m.kind) == 1
     u = rng.random()
@@ -226,7 +222,7 @@ def _ask_growth(clip: ClipScene, rng: np.random.Generator) -> _Said:
     verb = motion_words(m.kind, SINGULAR, rng)
     if u < 0.6:
         return f"which object {verb}?", _the(o)
-    a, b = _choose(rng, ((o, others[0]), (others[0], o)))
+    a, b = pick(rng, ((o, others[0]), (others[0], o)))
     return f"which one {verb}, {_the(a)} or {_the(b)}?", _the(o)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from openlance.world.facts import Background, Count, Fact, Thing, holds
 from openlance.world.motion import MOTIONS, STILL, ClipScene
+from openlance.world.scene import pick
 from openlance.world.vocabulary import COLORS, DEFAULT_BACKGROUND, FILLS, SHAPES
 from openlance.world.words import noun_phrase, parse, said
 
@@ -56,13 +57,9 @@ PARTICIPLE, SINGULAR, PLURAL = range(3)
 def motion_words(motion: str, form: int, rng: np.random.Generator | None = None) -> str:
     """ "moving to the left", "moves left", "move left"; without a generator always the first wording."""
     wordings = _WORDINGS[motion]
-    wording = wordings[0] if rng is None or rng.random() < 0.55 else _choose(rng, wordings)
+    wording = wordings[0] if rng is None or rng.random() < 0.55 else pick(rng, wordings)
     verb, _, rest = wording.partition(" ")
     return f"{_VERBS[verb][form]} {rest}".strip()
-
-
-def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]
 
 
 def groups_of(clip: ClipScene) -> Counter[Group]:
@@ -119,7 +116,7 @@ def caption_clip(
         background = Background(clip.scene.background)
         text += _on(clip.scene.background)
     if not sentence and rng.random() < 0.25:
-        text = f"{_choose(rng, _OPENINGS)} {text}"
+        text = f"{pick(rng, _OPENINGS)} {text}"
     return _dress(text, rng), _facts(groups, background)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from openlance.world.facts import Thing
 from openlance.world.render import pixel_box
-from openlance.world.scene import Object, Scene, relation_between, sample_scene
+from openlance.world.scene import Object, Scene, pick, relation_between, sample_scene
 from openlance.world.vocabulary import COLORS, FILLS, HELDOUT_PAIRS, OPPOSITE, SHAPES
 from openlance.world.words import NUMBERS, describe, noun_phrase, plural, said, tells_scene
 
@@ -48,10 +48,6 @@ _GROUNDING = ("detect {}", "locate {}", "find {}", "give the bounding box of {}"
 _OCR = ("what does the text say?", "read the text", "what is written in the picture?", "what text is in the image?",
         "which word is shown?")  # fmt: skip
 _BESIDE = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
-
-
-def _choose(rng: np.random.Generator, options):
-    return options[int(rng.integers(len(options)))]
 
 
 def ask(scene: Scene, rng: np.random.Generator, category: str, *, height: int = 64, width: int = 64) -> Question:
@@ -98,14 +94,14 @@ def sample_question(
 ) -> Question:
     """Draw a question, and a scene for it (its `.scene`); a held out scene has no text, so no "ocr" question."""
     if category is None:
-        category = _choose(rng, QUESTIONS[:-1] if heldout else QUESTIONS)
+        category = pick(rng, QUESTIONS[:-1] if heldout else QUESTIONS)
     if category not in QUESTIONS or (heldout and category == "ocr"):
         raise ValueError(f"no {'held out ' if heldout else ''}question of category {category!r}: use one of "
                          f"{', '.join(QUESTIONS[:-1] if heldout else QUESTIONS)}")  # fmt: skip
     about = [name for name in _ABOUT[category] if not (heldout and name == "text")]
     while True:
         scene = sample_scene(
-            rng, placement=placement, category=_choose(rng, about), heldout=heldout, aspect=width / height
+            rng, placement=placement, category=pick(rng, about), heldout=heldout, aspect=width / height
         )
         if category in askable(scene):
             return ask(scene, rng, category, height=height, width=width)
@@ -126,72 +122,72 @@ def _the(thing: Thing, rng: np.random.Generator) -> str:
 
 
 def _ask_caption(scene: Scene, rng: np.random.Generator) -> _Said:
-    return _choose(rng, _CAPTION), describe(scene)
+    return pick(rng, _CAPTION), describe(scene)
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> _Said:
     if not scene.objects:
         return None
-    o = _choose(rng, scene.objects)
+    o = pick(rng, scene.objects)
     absent = [shape for shape in SHAPES if all(shape != other.shape for other in scene.objects)]
     u = rng.random()
     if u < 0.15:
-        name, n = _choose(rng, ("objects", "shapes")), len(scene.objects)
+        name, n = pick(rng, ("objects", "shapes")), len(scene.objects)
     elif u < 0.25 and absent:
-        name, n = plural(_choose(rng, absent)), 0
+        name, n = plural(pick(rng, absent)), 0
     else:
         thing = Thing(shape=o.shape, color=o.color if rng.random() < 0.4 else None)
         name = noun_phrase(thing, n=2, article="", rng=rng)
         n = sum(thing.means(other) for other in scene.objects)
-    return _choose(rng, _COUNT).format(name), str(n)
+    return pick(rng, _COUNT).format(name), str(n)
 
 
 def _ask_color(scene: Scene, rng: np.random.Generator) -> _Said:
     if rng.random() < 0.2:
-        return _choose(rng, _COLOR).format("the background"), scene.background
+        return pick(rng, _COLOR).format("the background"), scene.background
     if scene.text is not None:
-        return _choose(rng, _COLOR).format("the text"), scene.text.color
+        return pick(rng, _COLOR).format("the text"), scene.text.color
     names = [(o, thing) for o, thing in clear_names(scene) if thing.color is None]
     for o in scene.objects:  # equal things share one colour: "what color are the stars?"
         alike = [other for other in scene.objects if other.shape == o.shape]
         if len(alike) > 1 and len({other.color for other in alike}) == 1:
-            return _choose(rng, _COLOR[:2]).format("").replace("is ?", f"are the {plural(o.shape)}?"), o.color
+            return pick(rng, _COLOR[:2]).format("").replace("is ?", f"are the {plural(o.shape)}?"), o.color
     if not names:
-        return _choose(rng, _COLOR).format("the background"), scene.background
-    o, thing = _choose(rng, names)
-    return _choose(rng, _COLOR).format(_the(thing, rng)), o.color
+        return pick(rng, _COLOR).format("the background"), scene.background
+    o, thing = pick(rng, names)
+    return pick(rng, _COLOR).format(_the(thing, rng)), o.color
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator) -> _Said:
     if not scene.objects:
         return None
     if len(scene.objects) == 1 and rng.random() < 0.3:
-        return _choose(rng, _SHAPE).format("the object"), scene.objects[0].shape
+        return pick(rng, _SHAPE).format("the object"), scene.objects[0].shape
     names = [(o, Thing(color=o.color)) for o in scene.objects]
     names += [(o, Thing(color=o.color, fill=o.fill)) for o in scene.objects if o.fill != "solid"]
     clear = [(o, thing) for o, thing in names if sum(thing.means(other) for other in scene.objects) == 1]
     if not clear:
         return None
-    o, thing = _choose(rng, clear)
+    o, thing = pick(rng, clear)
     words = f"the {thing.fill} {thing.color}" if thing.fill else f"the {thing.color}"
-    return _choose(rng, _SHAPE).format(f"{words} {_choose(rng, ('object', 'shape', 'thing'))}"), o.shape
+    return pick(rng, _SHAPE).format(f"{words} {pick(rng, ('object', 'shape', 'thing'))}"), o.shape
 
 
 def _ask_existence(scene: Scene, rng: np.random.Generator) -> _Said:
     if not scene.objects:
         return None
-    o = _choose(rng, scene.objects)
+    o = pick(rng, scene.objects)
     if rng.random() < 0.5:
-        thing = _choose(rng, (Thing(shape=o.shape), Thing(shape=o.shape, color=o.color), said(o)))
-        return _choose(rng, _EXISTENCE).format(noun_phrase(thing, rng=rng)), "yes"
+        thing = pick(rng, (Thing(shape=o.shape), Thing(shape=o.shape, color=o.color), said(o)))
+        return pick(rng, _EXISTENCE).format(noun_phrase(thing, rng=rng)), "yes"
     # Never named as absent: a held out pair. Else a model learns that it does not exist.
     shapes = [Thing(shape=shape) for shape in SHAPES]
     pairs = [Thing(shape=s, color=c) for s in SHAPES for c in COLORS if (c, s) not in HELDOUT_PAIRS]
     near = [thing for thing in pairs if thing.shape == o.shape or thing.color == o.color]
     filled = [Thing(o.shape, o.color, fill) for fill in FILLS if fill != "solid"]
     sized = [Thing(o.shape, o.color, size=size) for size in ("small", "large")]
-    options = [t for t in _choose(rng, (shapes, pairs, near, near, filled + sized)) if not _shown(scene, t)]
-    return _choose(rng, _EXISTENCE).format(noun_phrase(_choose(rng, options), rng=rng)), "no"
+    options = [t for t in pick(rng, (shapes, pairs, near, near, filled + sized)) if not _shown(scene, t)]
+    return pick(rng, _EXISTENCE).format(noun_phrase(pick(rng, options), rng=rng)), "no"
 
 
 def _shown(scene: Scene, thing: Thing) -> bool:
@@ -206,25 +202,25 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> _Said:
     ]  # fmt: skip
     if not clear:
         return None
-    a, relation, b = _choose(rng, clear)
+    a, relation, b = pick(rng, clear)
     if rng.random() < 0.2:
         asked = relation if rng.random() < 0.5 else OPPOSITE[relation]
         return f"is {_the(a, rng)} {_BESIDE[asked]} {_the(b, rng)}?", "yes" if asked == relation else "no"
-    return _choose(rng, _RELATION).format(a=_the(a, rng), b=_the(b, rng)), relation
+    return pick(rng, _RELATION).format(a=_the(a, rng), b=_the(b, rng)), relation
 
 
 def _ask_grounding(scene: Scene, rng: np.random.Generator, height: int, width: int) -> _Said:
     names = clear_names(scene)
     if not names:
         return None
-    o, thing = _choose(rng, names)
+    o, thing = pick(rng, names)
     label = noun_phrase(thing, article="")
     box = list(pixel_box(o, height, width))
-    return _choose(rng, _GROUNDING).format(f"the {label}"), json.dumps([{"bbox_2d": box, "label": label}])
+    return pick(rng, _GROUNDING).format(f"the {label}"), json.dumps([{"bbox_2d": box, "label": label}])
 
 
 def _ask_ocr(scene: Scene, rng: np.random.Generator) -> _Said:
-    return None if scene.text is None else (_choose(rng, _OCR), scene.text.string)
+    return None if scene.text is None else (pick(rng, _OCR), scene.text.string)
 
 
 _ASKERS: dict[str, Callable[[Scene, np.random.Generator], _Said]] = {
