@@ -64,10 +64,13 @@ def test_every_task_fits_a_hundred_columns(said, task):
         assert lines[0].startswith(task)
 
 
-@pytest.mark.parametrize("task", ["t2v", "image_idip", "x2t_video"])
-def test_the_released_model_is_explained_without_its_files(said, task):
+@pytest.mark.parametrize(
+    "task, sizes", [("t2v", "768x768"), ("image_idip", "672x672|768x768"), ("x2t_video", "588x588")]
+)
+def test_the_released_model_is_explained_without_its_files_and_at_its_buckets(said, task, sizes):
     lines = said(task, model="3b")
-    assert max(map(len, lines)) <= WIDTH and re.search("768x768|756x756", "\n".join(lines))
+    found = set(re.findall(r"frames? of (\d+x\d+)", "\n".join(lines)))
+    assert max(map(len, lines)) <= WIDTH and found == set(sizes.split("|"))
 
 
 def test_the_tables_of_tasks_agree():

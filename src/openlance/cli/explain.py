@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from openlance.config.model import ModelConfig
     from openlance.media import Clip
+    from openlance.sample.inputs import Fit
     from openlance.sequence.explain import Explanation
     from openlance.sequence.segment import Segments
     from openlance.sequence.tasks import SystemPrompts
@@ -43,7 +44,7 @@ class Numbers:
     config: ModelConfig
     tokenizer: Tokenizer
     prompts: SystemPrompts
-    size: tuple[int, int]  # height, width
+    fit: Fit
 
 
 @app.command()
@@ -127,56 +128,53 @@ def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     """Configuration and tokenizer of a name or folder; no tensor is read."""
     from openlance.config.model import ModelConfig
     from openlance.sample.engine import Defaults
+    from openlance.sample.inputs import Fit
     from openlance.sample.load import files_of
     from openlance.text.tokenizer import Tokenizer
 
     files = files_of("nano" if model == RELEASED else model)
     defaults = Defaults() if model == RELEASED else Defaults.read(files.tokenizer / "generation_config.json")
+    config = ModelConfig() if model == RELEASED else files.config
     return Numbers(
-        config=ModelConfig() if model == RELEASED else files.config,
+        config=config,
         tokenizer=Tokenizer.from_folder(tokenizer or files.tokenizer),
         prompts=defaults.prompts,
-        size=(defaults.height, defaults.width),
+        fit=Fit(config=config, usual=(defaults.height, defaults.width), buckets=defaults.buckets),
     )
 
 
 def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
     """The request, its media as placeholders of the right sizes."""
-    from openlance.model.lengths import placeholder
     from openlance.model.vae import latent_grid
-    from openlance.sample.inputs import fitting_size
     from openlance.sequence.tasks import ENDS, request
 
-    ends, config = ENDS[task], numbers.config
+    ends, usual = ENDS[task], numbers.fit.usual
     frames = given.frames or FRAMES
-    shapes = media_shapes(given, ends.reads, frames, numbers)
-    media = [
-        (placeholder(n, *fitting_size(h, w, config.vit.stride, numbers.size)), placeholder(n, h, w))
-        for n, h, w in shapes
-    ]
-    height, width = shapes[-1][1:] if ends.keeps_size else given.size or numbers.size  # of several sources the last
-    if ends.keeps_size and ends.reads == "video":
-        frames = shapes[-1][0]
+    media = views(given, ends.reads, ends.makes, frames, numbers.fit)
+    height, width = given.size or usual
+    if ends.keeps_size:  # that of the last source
+        kept = media[-1][1]
+        height, width, frames = kept.height, kept.width, kept.frames if ends.reads == "video" else frames
     size = (frames if ends.makes == "video" else 1, height, width)
     if ends.makes != "text":
-        latent_grid(config.vae, size)
+        latent_grid(numbers.config.vae, size)
     prompt = given.texts[0] if given.texts else EXAMPLES.get(ends.makes, EXAMPLES["image"])
     return request(task, prompt, media, size, given.answer, numbers.prompts)
 
 
-def media_shapes(given: Inputs, reads: str, frames: int, numbers: Numbers) -> list[tuple[int, int, int]]:
-    """(frames, height, width) of each medium for the VAE: at --size, or of files at the nearest size that fits."""
+def views(given: Inputs, reads: str, makes: str, frames: int, fit: Fit) -> list[tuple[Clip, Clip]]:
+    """Every medium as the ViT and as the VAE see it: files and placeholders as the model cuts them, or at --size."""
+    from openlance.model.lengths import placeholder
     from openlance.sample.inputs import fitting_size
 
     if not reads:
         return []
-    if not given.files:
-        return [(frames if reads == "video" else 1, *(given.size or numbers.size))] * given.media
-    stride, shapes = numbers.config.vae.stride, []
-    for clip in (open_clip(path, reads) for path in given.files):
-        size = given.size or fitting_size(clip.height, clip.width, stride, numbers.size)
-        shapes.append((clip.frames, *size))
-    return shapes
+    clips = [open_clip(path, reads) for path in given.files]
+    counts = [clip.frames for clip in clips] or [frames if reads == "video" else 1] * given.media
+    if given.size is None:
+        return [fit.views(clip, makes) for clip in clips or [placeholder(n, *fit.usual) for n in counts]]
+    seen = fitting_size(*given.size, fit.config.vit.stride, fit.usual)
+    return [(placeholder(n, *seen), placeholder(n, *given.size)) for n in counts]
 
 
 def open_clip(path: Path, reads: str) -> Clip:
