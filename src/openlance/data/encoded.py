@@ -120,7 +120,7 @@ class EncodedSource:
 
     def check_codec(self, found: Sequence[float]) -> None:
         """UserError if the latents are of another codec than the one that makes `found` of PROBE."""
-        held = read_about(self.files[0])["codec"]
+        held = read_about(self.files[0]).get("codec", ())
         if len(held) != len(found) or max(abs(a - b) for a, b in zip(held, found, strict=True)) > ALIKE:
             raise UserError(
                 f"{self.files[0].parent} holds latents of another codec than the model's: encode the data again with "

@@ -23,6 +23,7 @@ from openlance.data.open import open_source
 from openlance.data.stream import Reading, Stream
 from openlance.errors import UserError
 from openlance.model.lora import Lora, inject, write_adapter
+from openlance.sequence.tasks import ENDS
 from openlance.train.batch import Preparer
 from openlance.train.checkpoint import disk
 from openlance.train.files import RunFolder, check_reporters, starts_of
@@ -191,7 +192,7 @@ def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
 def check_latents(sources: Mapping[str, Any], base: Base) -> None:
     """UserError for latents that were encoded ahead with another codec than the model's."""
     encoded = [source for source in sources.values() if isinstance(source, EncodedSource)]
-    if encoded:
+    if encoded := [source for source in encoded if ENDS[source.task].makes != "text"]:
         own = Encoder(base.encode.vae.to(base.encode.vae.device))  # goes again: training may need no codec
         found = probed(own([PROBE])[0])
         for source in encoded:
