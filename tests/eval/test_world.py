@@ -101,7 +101,7 @@ def test_a_mistake_in_the_settings_is_one_sentence():
 
 def test_scores_are_written_whole_and_pictures_kept_with_their_verdict(tmp_path):
     results = {"t2i": summary({"single": [True, False], "heldout": [False]})}
-    command.write_json(results, tmp_path / "new" / "scores.json")
+    command.options.write_json(results, tmp_path / "new" / "scores.json")
     assert json.loads((tmp_path / "new" / "scores.json").read_text()) == results
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["scores.json"]
     scored = Scored(task="t2i", category="two", index=7, right=False, said={"prompt": "a ring"},

@@ -10,7 +10,8 @@ from PIL import Image
 from openlance.config.train import stage
 from openlance.errors import UserError
 from openlance.sample.load import folder_of
-from openlance.train.run import Settings, check_plan, run_recipe, run_stage
+from openlance.train.files import stage_folders
+from openlance.train.run import Settings, check_plan, earlier, run_recipe, run_stage
 
 SMALL = replace(
     stage("sft", "nano"), steps=4, schedule="constant", lr=1e-3, pack_tokens=(200, 500), max_sample_tokens=500, draws=2,
@@ -65,3 +66,13 @@ def test_a_reporter_that_is_unknown_or_not_installed_is_named(tmp_path):
     if find_spec("wandb") is None:
         with pytest.raises(UserError, match="wandb is not installed: pip install wandb"):
             settings(tmp_path, report_to=("wandb",))
+
+
+def test_the_stages_before_one_are_found_beside_it_in_order(tmp_path):
+    for name in ("10-c", "2-b", "1-a", "notes-x", "alone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text('[{"stage": {}, "options": {}, "command": []}]')
+    assert [p.name for p in stage_folders(tmp_path)] == ["1-a", "2-b", "10-c"]
+    assert [p.name for p in earlier(tmp_path / "10-c")] == ["1-a", "2-b", "10-c"]
+    with pytest.raises(UserError, match="alone is a stage of a recipe"):
+        earlier(tmp_path / "alone")

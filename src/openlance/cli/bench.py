@@ -84,7 +84,7 @@ def world(
     total = samples * sum(len(SUITES[task].categories) for task in wanted.tasks)
     results = with_progress(lambda on_scored: run(pipe, wanted, on_scored), total, images)
     if json_file is not None:
-        write_json(results, json_file)
+        options.write_json(results, json_file)
     show(results, f"{model}, {placement} placement, {size}, {samples} per category, seed {seed}")
 
 
@@ -115,14 +115,6 @@ def save_image(scored: Scored, folder: Path) -> None:
     scored.image.save(folder / name)
     with open(folder / "requests.jsonl", "a", encoding="utf-8") as lines:
         lines.write(json.dumps({"file": name, "right": scored.right, **scored.said}) + "\n")
-
-
-def write_json(results: Results, path: Path) -> None:
-    """Write the scores, all or nothing."""
-    from openlance.media.files import atomic_path
-
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def show(results: Results, title: str) -> None:

@@ -54,10 +54,7 @@ def quality(
     with tqdm(total=2 * samples, unit="picture", delay=2.0, leave=False) as bar:
         found = compare(pipe, comparison, bar.update)
     if json_file is not None:
-        from openlance.media.files import atomic_path
-
-        with atomic_path(json_file) as path:
-            path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        options.write_json(found, json_file)
     show(found, f"{model}, {width}x{height}, {samples} pictures, seed {seed}")
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from openlance.config.model import ModelConfig
     from openlance.media import Clip
     from openlance.sample.inputs import Fit
     from openlance.sequence.explain import Explanation
@@ -41,10 +40,9 @@ app = typer.Typer()
 class Numbers:
     """All that is needed of a model here: its numbers, its tokenizer and its habits."""
 
-    config: ModelConfig
+    fit: Fit  # with the configuration
     tokenizer: Tokenizer
     prompts: SystemPrompts
-    fit: Fit
 
 
 @app.command()
@@ -76,9 +74,9 @@ def explain(
     from openlance.sequence.explain import explain as read
 
     numbers = numbers_of(model, tokenizer)
-    codec = SequenceCodec(numbers.tokenizer, numbers.config)
+    codec = SequenceCodec(numbers.tokenizer, numbers.fit.config)
     segments = compose(task, Inputs(texts, files, wanted, frames, media, answer), numbers)
-    position = replace(numbers.config.position, shift=not no_mape)
+    position = replace(numbers.fit.config.position, shift=not no_mape)
 
     def decode(ids: list[int]) -> str:
         return numbers.tokenizer.backend.decode(ids, skip_special_tokens=False)
@@ -136,10 +134,9 @@ def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     defaults = Defaults() if model == RELEASED else Defaults.read(files.tokenizer / "generation_config.json")
     config = ModelConfig() if model == RELEASED else files.config
     return Numbers(
-        config=config,
+        fit=Fit(config=config, usual=(defaults.height, defaults.width), buckets=defaults.buckets),
         tokenizer=Tokenizer.from_folder(tokenizer or files.tokenizer),
         prompts=defaults.prompts,
-        fit=Fit(config=config, usual=(defaults.height, defaults.width), buckets=defaults.buckets),
     )
 
 
@@ -157,7 +154,7 @@ def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
         height, width, frames = kept.height, kept.width, kept.frames if ends.reads == "video" else frames
     size = (frames if ends.makes == "video" else 1, height, width)
     if ends.makes != "text":
-        latent_grid(numbers.config.vae, size)
+        latent_grid(numbers.fit.config.vae, size)
     prompt = given.texts[0] if given.texts else EXAMPLES.get(ends.makes, EXAMPLES["image"])
     return request(task, prompt, media, size, given.answer, numbers.prompts)
 

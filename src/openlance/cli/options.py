@@ -6,6 +6,7 @@ Everything here is checked before a model is loaded, and nothing here imports to
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable
@@ -239,6 +240,14 @@ def check_json(file: Path | None) -> None:
     check_writable(file.parent)
     if file.is_dir():
         raise UserError(f"--json {file} is a folder: give a file, for example {file / 'results.json'}")
+
+
+def write_json(content: Any, file: Path) -> None:
+    """Write results, all or nothing."""
+    from openlance.media.files import atomic_path
+
+    with atomic_path(file) as path:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def given(**options: Any) -> dict[str, Any]:

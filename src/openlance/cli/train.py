@@ -163,11 +163,11 @@ def resume(
 ) -> None:
     """Run the command of a run folder again, which goes on where it was; further options are added to it."""
     from openlance.cli.main import main
-    from openlance.train.files import starts_of
+    from openlance.train.files import stage_folders, starts_of
 
     if only_step is not None:
         return replayed(folder, only_step)
-    begun = [start for place in (folder, *sorted(folder.glob("*-*"))) for start in starts_of(place)]
+    begun = [start for place in (folder, *stage_folders(folder)) for start in starts_of(place)]
     if not begun:
         raise UserError(f"{folder} is no run: give a folder that `openlance train` wrote, with a run.json")
     command = begun[-1]["command"]

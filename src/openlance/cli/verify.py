@@ -5,7 +5,6 @@ The same from Python: `openlance.eval.verify.run.verify(Path("tests/golden")).fa
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,7 +113,7 @@ def numbers(row: Row) -> tuple[str, str]:
 def write_json(report: Report, path: Path) -> None:
     """Every comparison and what was not covered; the file appears whole or not at all. An error that is no finite
     number is null."""
-    from openlance.media.files import atomic_path
+    from openlance.model.folder import write_json as write
 
     rows = [
         {
@@ -129,5 +128,4 @@ def write_json(report: Report, path: Path) -> None:
         for row in report.rows
     ]
     content = {"passed": not report.failed, "failed": len(report.failed), "rows": rows, "uncovered": report.uncovered}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(path, content)

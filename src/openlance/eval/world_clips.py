@@ -73,12 +73,9 @@ def filmings(category: str, bench: Bench, suite: int = _T2V) -> Iterator[Filming
         )  # fmt: skip
         if all(m.kind == STILL for m in clip.motions):  # a picture would do
             continue
-        if suite == _I2V:  # half of the prompts speak as of something known, and the picture shows all there is
-            prompt, _ = caption_clip(clip, rng, "the" if rng.random() < 0.5 else None)
-            yield Filming(prompt=prompt, facts=clip_facts(clip), clip=clip)
-        else:
-            prompt, facts = caption_clip(clip, rng)
-            yield Filming(prompt=prompt, facts=facts, clip=clip)
+        # Of a given first picture, half of the prompts speak as of something known, and it shows all there is.
+        prompt, facts = caption_clip(clip, rng, "the" if suite == _I2V and rng.random() < 0.5 else None)
+        yield Filming(prompt=prompt, facts=clip_facts(clip) if suite == _I2V else facts, clip=clip)
         done += 1
 
 

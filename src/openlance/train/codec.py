@@ -261,8 +261,7 @@ def train_codec(
     Returns the folder of the result, `out_dir/final`, or of the checkpoint when steps or minutes end the run earlier.
     FloatingPointError when training diverges, UserError when the disk is full.
     """
-    with disk(out_dir):
-        return drive(CodecRun(recipe, out_dir), steps, resume, minutes)
+    return drive(CodecRun(recipe, out_dir), steps, resume, minutes)
 
 
 def drive(run: CodecRun, steps: int | None = None, resume: bool = True, minutes: float = float("inf")) -> Path:
@@ -270,18 +269,19 @@ def drive(run: CodecRun, steps: int | None = None, resume: bool = True, minutes:
     from tqdm import tqdm
 
     recipe, folder = run.recipe, run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    put_back(folder / "checkpoint")
-    if resume and (folder / "checkpoint").exists():
-        run.load()
-    last, losses, start = min(steps or recipe.steps, recipe.steps), list[float](), time.monotonic()
-    for _ in tqdm(range(run.step, last), desc="codec", mininterval=5):
-        losses.append(run.train_step())
-        over = time.monotonic() - start > 60 * minutes
-        if run.step % recipe.save_every == 0 or run.step == last or over:
-            run.save()
-            run.report(losses, time.monotonic() - start)
-            losses.clear()
-        if over:
-            break
-    return run.export("final") if run.step == recipe.steps else folder / "checkpoint"
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        put_back(folder / "checkpoint")
+        if resume and (folder / "checkpoint").exists():
+            run.load()
+        last, losses, start = min(steps or recipe.steps, recipe.steps), list[float](), time.monotonic()
+        for _ in tqdm(range(run.step, last), desc="codec", mininterval=5):
+            losses.append(run.train_step())
+            over = time.monotonic() - start > 60 * minutes
+            if run.step % recipe.save_every == 0 or run.step == last or over:
+                run.save()
+                run.report(losses, time.monotonic() - start)
+                losses.clear()
+            if over:
+                break
+        return run.export("final") if run.step == recipe.steps else folder / "checkpoint"

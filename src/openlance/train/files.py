@@ -112,6 +112,12 @@ def starts_of(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def stage_folders(folder: Path) -> list[Path]:
+    """Folders of the stages of a recipe, NUMBER-NAME, that have begun, in order."""
+    found = {int(p.name.partition("-")[0]): p for p in folder.glob("*-*") if p.name.partition("-")[0].isdecimal()}
+    return [found[number] for number in sorted(found) if starts_of(found[number])]
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:

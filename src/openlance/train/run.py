@@ -20,13 +20,14 @@ from openlance.config.values import as_data, build
 from openlance.data.encoded import PROBE, EncodedSource, probed
 from openlance.data.endless import WorldSource
 from openlance.data.open import open_source
+from openlance.data.source import Source
 from openlance.data.stream import Reading, Stream
 from openlance.errors import UserError
 from openlance.model.lora import Lora, inject, write_adapter
 from openlance.sequence.tasks import ENDS
 from openlance.train.batch import Preparer
 from openlance.train.checkpoint import disk
-from openlance.train.files import RunFolder, check_reporters, starts_of
+from openlance.train.files import RunFolder, check_reporters, stage_folders, starts_of
 from openlance.train.latents import Encoder
 from openlance.train.loop import Work, rewind, train
 from openlance.train.parallel import Team
@@ -185,14 +186,14 @@ def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
             open_source(spec, task)
     for stage in stages:
         if settings.validate_every:
-            held_out_specs(stage, settings)
+            held_out_sources(stage, settings)
         specs(stage, settings.data)
 
 
 def check_latents(sources: Mapping[str, Any], base: Base) -> None:
     """UserError for latents that were encoded ahead with another codec than the model's."""
-    encoded = [source for source in sources.values() if isinstance(source, EncodedSource)]
-    if encoded := [source for source in encoded if ENDS[source.task].makes != "text"]:
+    encoded = [s for s in sources.values() if isinstance(s, EncodedSource) and ENDS[s.task].makes != "text"]
+    if encoded:
         own = Encoder(base.encode.vae.to(base.encode.vae.device))  # goes again: training may need no codec
         found = probed(own([PROBE])[0])
         for source in encoded:
@@ -211,21 +212,22 @@ def specs(stage: Stage, data: Data) -> dict[str, Any]:
     return {task: data.get(task, "world") for task in wanted}
 
 
-def held_out_specs(stage: Stage, settings: Settings) -> dict[str, Any]:
+def held_out_sources(stage: Stage, settings: Settings) -> dict[str, Source]:
     """The sources that validate: those held out, or the world where it trains, which has more. UserError for a task
     that has neither."""
     chosen = {task: settings.held_out.get(task, spec) for task, spec in specs(stage, settings.data).items()}
-    for task, spec in chosen.items():
-        if task not in settings.held_out and not isinstance(open_source(spec, task), WorldSource):
+    sources = {task: open_source(spec, task) for task, spec in chosen.items()}
+    for task, source in sources.items():
+        if task not in settings.held_out and not isinstance(source, WorldSource):
             raise UserError(
                 f"nothing is held out for {task}: add --held-out {task}=PATH, or leave --validate-every out"
             )
-    return chosen
+    return sources
 
 
 def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> list[list]:
     """Packs that are never trained on: from sources of their own, or of another seed where the world is the source."""
-    sources = {task: open_source(spec, task) for task, spec in held_out_specs(stage, settings).items()}
+    sources = held_out_sources(stage, settings)
     other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
     with Stream(sources, other, base.codec, prompts=base.prompts, reading=replace(reading, workers=0)) as stream:
         return [next(stream) for _ in range(settings.held_out_packs)]
@@ -287,7 +289,8 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
 
 
 def earlier(folder: Path) -> list[Path]:
-    """The folders of a recipe's stages up to this one, in order."""
-    last, _, _ = folder.resolve().name.partition("-")
-    numbered = {int(p.name.partition("-")[0]): p for p in folder.resolve().parent.glob("[0-9]*-*") if starts_of(p)}
-    return [numbered[number] for number in sorted(numbered) if number < int(last)] + [folder]
+    """The folders of a recipe's stages up to this one, in order. UserError if it is not beside them."""
+    places, own = stage_folders(folder.resolve().parent), folder.resolve()
+    if own not in places:
+        raise UserError(f"{folder} is a stage of a recipe: leave it, and its name, among the folders of the others")
+    return [*places[: places.index(own)], folder]

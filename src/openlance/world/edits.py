@@ -61,9 +61,8 @@ def edit_scene(scene: Scene, rng: Rng, kind: str, *, heldout: bool = False) -> E
         return None
     stay = [at(o) for i, o in enumerate(scene.objects) if i not in change.touched]
     ground = [Background(scene.background)] if change.after.background == scene.background else []
-    text = change.after.text
-    read = text is not None and not any(isinstance(fact, Lettering) for fact in change.asked)
-    letters = [Lettering(text.string, text.color)] if text is not None and read else []
+    text, read = change.after.text, any(isinstance(fact, Lettering) for fact in change.asked)
+    letters = [] if text is None or read else [Lettering(text.string, text.color)]
     said = f"please {change.said}" if rng.random() < 0.08 else change.said
     return Edit(
         kind=kind, before=scene, after=change.after, instruction=dress(said, rng),
