@@ -13,8 +13,10 @@ from openlance.data.fit import Fit, Strides
 from openlance.data.open import open_source
 from openlance.data.source import BrokenRow, Reader
 from openlance.data.world import WorldMixture
+from openlance.data.world_clips import ClipMixture
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind, Role
+from openlance.world.vocabulary import SHAPES
 
 FIT = Fit(resolution=Resolution(image=(32, 32), video=(32, 32)), strides=Strides(vae=8, vit=16, frames=4), max_frames=9)
 RNG = np.random.default_rng(0)
@@ -232,7 +234,8 @@ def test_nothing_there_and_unknown_names_are_one_sentence(tmp_path):
         ({"path": "world", "type": "video2video"}, "t2i", "use text2image_general"),
         ({"path": "world", "kinds": {"words": 1}}, "t2i", "expected weights of 0 or more of single"),
         ({"path": "world", "kinds": {"text": -1}}, "t2i", "expected weights of 0 or more"),
-        ({"path": "world", "kinds": {"text": 1}}, "t2v", "kinds are weighed for t2i and image_edit alone"),
+        ({"path": "world", "kinds": {"text": 1}}, "t2v", "expected weights of 0 or more of color"),
+        ({"path": "world", "kinds": {"text": 1}}, "image_idip", "kinds are weighed for t2i, image_edit, t2v, i2v"),
     ]:
         with pytest.raises(UserError, match=said):
             open_source(spec, task)
@@ -256,4 +259,15 @@ def test_pictures_and_edits_of_the_world_can_be_weighed():
     prompts = drawn_prompts("t2i", {"text": 1}, WorldMixture().scenes)
     assert len(prompts) == 8 and all('"' in prompt for prompt in prompts), prompts
     prompts = drawn_prompts("image_edit", {"background": 1}, WorldMixture().edits)
+    assert len(prompts) == 8 and all("background" in prompt for prompt in prompts), prompts
+
+
+def test_clips_and_edits_of_clips_can_be_weighed():
+    """A clip with one thing names one shape, one with two names two."""
+    for task in ("t2v", "i2v"):
+        for kind, things in (("color", 1), ("attribute", 2)):
+            prompts = drawn_prompts(task, {kind: 1}, ClipMixture().scenes)
+            named = [len(re.findall("|".join(SHAPES), prompt)) for prompt in prompts]
+            assert named == [things] * 8, (task, kind, prompts)
+    prompts = drawn_prompts("video_edit", {"background": 1}, ClipMixture().edits)
     assert len(prompts) == 8 and all("background" in prompt for prompt in prompts), prompts

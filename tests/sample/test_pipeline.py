@@ -9,8 +9,7 @@ from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import write_image
 from openlance.media.video import write_video
-from openlance.sample.engine import RELEASED_BUCKETS
-from openlance.sample.inputs import Fit, as_clip, grouped, paired
+from openlance.sample.inputs import RELEASED_BUCKETS, Fit, as_clip, grouped, paired
 from openlance.sequence.segment import Kind, Role
 from openlance.sequence.tasks import TASKS
 
@@ -116,6 +115,11 @@ def test_a_released_checkpoint_gets_the_buckets_of_the_release(pipe):
     shapes = {makes: [v.pixels.shape[1:3] for v in fit.views(clip, makes)] for makes in RELEASED_BUCKETS}
     assert shapes["image"] == [(504, 896), (576, 1024)]
     assert shapes["video"] == shapes["text"] == [(448, 812), (480, 848)]
+    for sides in ((90, 160), (400, 100), (33, 34)):  # what `plan` reckons with is what comes
+        for one in (fit, replace(fit, buckets={}, usual=(64, 64))):
+            for makes in RELEASED_BUCKETS:
+                clip = as_clip(picture(0, *sides))
+                assert one.seen_size(*sides, makes) == one.seen(clip, makes).pixels.shape[1:3]
 
 
 def test_a_clip_may_come_in_any_form_and_several_media_in_one_question(pipe, tmp_path):

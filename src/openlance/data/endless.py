@@ -41,37 +41,41 @@ def _pictures(**counts: Any) -> Draw:
     return draw
 
 
-def _clips(*kinds: str) -> Draw:
-    """One sample of a kind; of several in turn."""
+def _clips(*makers: str, **weights: dict[str, float]) -> Draw:
+    """One sample of a maker of `ClipMixture`; of several in turn. weights: its scenes or edits."""
 
     def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
         frames = {n: w for n, w in FRAMES.items() if n <= fit.max_frames} or {5: 1.0}
-        counts = NO_CLIPS | {kinds[index % len(kinds)]: 1}
-        mixture = ClipMixture(**counts, prompt_dropout=0.0, dropout=0.0, spread=(0.0, fit.spread), frames=frames)
+        settings = NO_CLIPS | {makers[index % len(makers)]: 1} | weights
+        mixture = ClipMixture(**settings, prompt_dropout=0.0, dropout=0.0, spread=(0.0, fit.spread), frames=frames)
         return clip_batch(mixture, seed, index)
 
     return draw
 
 
+_ANIMATED = ("animated", "animated", "animated", "bridged")
 DRAWS: dict[str, Draw] = {
     "t2i": _pictures(drawn=1), "image_edit": _pictures(edited=1), "image_idip": _pictures(subjects=1),
     "x2t_image": _pictures(asked=1), "t2v": _clips("drawn"), "flf2v": _clips("bridged"),
-    "i2v": _clips("animated", "animated", "animated", "bridged"), "video_edit": _clips("edited"),
+    "i2v": _clips(*_ANIMATED), "video_edit": _clips("edited"),
     "video_idip": _clips("subjects"), "x2t_video": _clips("asked"),
 }  # fmt: skip
 # Kinds that can be weighed: their usual weights, and what draws with others.
-_USUAL = WorldMixture()
+_USUAL, _MOVING = WorldMixture(), ClipMixture()
 WEIGHED: dict[str, tuple[dict[str, float], Callable[[dict[str, float]], Draw]]] = {
     "t2i": (_USUAL.scenes, lambda kinds: _pictures(drawn=1, scenes=kinds)),
     "image_edit": (_USUAL.edits, lambda kinds: _pictures(edited=1, edits=kinds)),
+    "t2v": (_MOVING.scenes, lambda kinds: _clips("drawn", scenes=kinds)),
+    "i2v": (_MOVING.scenes, lambda kinds: _clips(*_ANIMATED, scenes=kinds)),
+    "video_edit": (_MOVING.edits, lambda kinds: _clips("edited", edits=kinds)),
 }
 
 
 @dataclass(frozen=True)
 class WorldSource:
     """Samples of one task. A part is (seed, first index, last index + 1); the seed of an epoch comes from its reader
-    where that shuffles. count: end after so many. kinds: weights of kinds of pictures from words or of edits, the
-    usual ones where not named."""
+    where that shuffles. count: end after so many. kinds: weights of kinds of scenes or of edits (`WEIGHED`), the usual
+    ones where not named."""
 
     task: str
     count: int = BLOCKS * BLOCK
@@ -88,7 +92,7 @@ class WorldSource:
     def _check_kinds(self, said: Any) -> None:
         if self.task not in WEIGHED:
             raise UserError(
-                f"kinds are weighed for {' and '.join(WEIGHED)} alone: leave them out of the source of {self.task}"
+                f"kinds are weighed for {', '.join(WEIGHED)} alone: leave them out of the source of {self.task}"
             )
         usual, _ = WEIGHED[self.task]
         good = isinstance(said, dict) and all(

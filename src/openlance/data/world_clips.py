@@ -17,7 +17,7 @@ from openlance.world.clip_questions import CLIP_QUESTIONS, sample_clip_question
 from openlance.world.clip_subjects import sample_clip_subject
 from openlance.world.clips import caption_clip
 from openlance.world.labels import dense_labels
-from openlance.world.motion import ClipScene, render_clip, sample_clip
+from openlance.world.motion import MOVING, ClipScene, render_clip, sample_clip
 from openlance.world.render import render
 from openlance.world.scene import Scene
 
@@ -43,6 +43,7 @@ class ClipMixture:
     spread: tuple[float, float] = (0.0, 1.0)
     frames: dict[int, float] = field(default_factory=lambda: {9: 1.0})
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
+    scenes: dict[str, float] = field(default_factory=MOVING.copy)  # of clips from words and from pictures
     edits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLIP_EDITS, 1.0) | {"motion": 2.0})
     questions: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(CLIP_QUESTIONS, 1.0) | {"direction": 3.0, "caption": 3.0}
@@ -63,6 +64,9 @@ class _Draw:
         frames, height, width = self.size
         return {"placement": float(self.rng.uniform(*spread)), "aspect": width / height, "frames": frames}
 
+    def moving(self, spread: tuple[float, float] = (0.0, 1.0)) -> ClipScene:
+        return sample_clip(self.rng, category=weighed(self.rng, self.mixture.scenes), **self.settings(spread))
+
     def clip(self, scene: ClipScene) -> Clip:
         return Clip(render_clip(scene, *self.size[1:]))
 
@@ -82,7 +86,7 @@ def _asked(d: _Draw) -> Segments:
 
 
 def _drawn(d: _Draw) -> Segments:
-    clip = sample_clip(d.rng, **d.settings(d.mixture.spread))
+    clip = d.moving(d.mixture.spread)
     text = caption_clip(clip, d.rng)[0]
     return _dropped(tasks.text_to_visual(text, d.size, d.clip(clip), tasks.NO_PRIOR), d)
 
@@ -93,13 +97,13 @@ def _known(clip: ClipScene, rng: np.random.Generator) -> str:
 
 
 def _animated(d: _Draw) -> Segments:
-    clip = sample_clip(d.rng, **d.settings())
+    clip = d.moving()
     text, frames = _known(clip, d.rng), d.clip(clip)
     return _dropped(tasks.image_to_video(text, Clip(frames.pixels[:1]), d.size, frames, tasks.NO_PRIOR), d)
 
 
 def _bridged(d: _Draw) -> Segments:
-    clip = sample_clip(d.rng, **d.settings())
+    clip = d.moving()
     text, frames = _known(clip, d.rng), d.clip(clip)
     first, last = Clip(frames.pixels[:1]), Clip(frames.pixels[-1:])
     return _dropped(tasks.first_and_last(text, first, last, d.size, frames, tasks.NO_PRIOR), d)

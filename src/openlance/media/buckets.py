@@ -136,6 +136,12 @@ def to_bucket(
     return np.ascontiguousarray(centre_crop_to_multiple(resize(window, bucket.height, bucket.width), multiple))
 
 
+def bucket_size(height: int, width: int, base: int, multiple: int) -> tuple[int, int]:
+    """(height, width) of what `to_bucket` makes of frames of a size."""
+    bucket = choose_bucket(height, width, base)
+    return bucket.height // multiple * multiple, bucket.width // multiple * multiple
+
+
 def nearest_good_size(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The next smaller and the next larger (height, width) with sides that are positive multiples of stride."""
 

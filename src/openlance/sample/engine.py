@@ -27,7 +27,7 @@ from openlance.model.parts import Parts, usual_dtype
 from openlance.model.tiled import Tiling, decode_tiled, encode_tiled
 from openlance.model.vae_lazy import LazyVAE
 from openlance.sample.guidance import Sampling
-from openlance.sample.inputs import Fit
+from openlance.sample.inputs import RELEASED_BUCKETS, Fit
 from openlance.sample.prefix import PrefixStore
 from openlance.sample.text import Decoding, decode
 from openlance.sample.visual import Encode, See, denoise
@@ -37,9 +37,6 @@ from openlance.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
-
-# Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
-RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
 
 # Pixels of one frame of all results that the codec decodes together: many small pictures at once, large ones in turn.
 DECODED = 1 << 18
@@ -287,7 +284,7 @@ class Engine:
         """The visual target of each request, as latents (T, Y, X, C); the callbacks are those of `denoise`."""
         if self.crew is not None:  # what nobody chose has to be the same everywhere
             seeds = self.crew.agreed(seeds) if all(isinstance(s, int) for s in seeds) else seeds
-        see, encode = self._begin(requests, "und", "gen", branches=sampling.branches)
+        see, encode = self._begin(requests, "und", "gen", branches=sampling.branches * sampling.best_of)
         return denoise(
             self.lance("und", "gen"), self.codec, requests, sampling,
             see=see, encode=encode, seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,

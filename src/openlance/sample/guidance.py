@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from math import inf
-from numbers import Integral, Real
-from typing import Any
+from dataclasses import dataclass
+from typing import get_type_hints
 
 import torch
 from torch import Tensor
 
+from openlance.config.values import convert
 from openlance.errors import UserError
 from openlance.sample.solvers import SOLVERS
 
 RENORMS = ("global", "channel", "none")
-KINDS: dict[type, Any] = {bool: bool, int: Integral, float: Real, str: str, tuple: (tuple, list)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +30,7 @@ class Sampling:
         cached: keep what the conditions contribute instead of running the whole sequence at every step.
         solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
         step_cache: a velocity that is expected to change by a smaller share than this is used again; 0 is off.
+        best_of: draw so many results for each one wanted and keep the one that its words explain best (`best_of.py`).
         compile: run the experts through torch.compile, for which the first picture waits; CUDA graphs on a GPU.
     """
 
@@ -45,25 +44,26 @@ class Sampling:
     cached: bool = True
     solver: str = "euler"
     step_cache: float = 0.0
+    best_of: int = 1
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            usual, value = type(one.default), getattr(self, one.name)
-            fits = isinstance(value, KINDS[usual]) and isinstance(value, bool) == (usual is bool)
-            if usual is tuple and fits:
-                fits = len(value) == 2 and all(isinstance(v, Real) for v in value)
-            if not fits:
-                raise UserError(f"{one.name} is {value!r}: expected something like {one.default!r}")
+        for name, kind in get_type_hints(Sampling).items():
+            try:
+                object.__setattr__(self, name, convert(kind, getattr(self, name), name))
+            except ValueError as error:
+                raise UserError(str(error)) from None
         if self.num_inference_steps < 1:
             raise UserError(
                 f"{self.num_inference_steps} steps cannot draw anything: use --num-inference-steps 1 or more"
             )
         if self.renorm not in RENORMS:
             raise UserError(f"renorm {self.renorm!r} is unknown: use one of {', '.join(RENORMS)}")
-        if not (0 <= self.guidance_scale < inf and 0 <= self.image_guidance_scale < inf):
-            raise UserError(f"a guidance scale of {self.guidance_scale} makes no sense: use 1 (off) or more")
-        if not 0 < self.shift < inf:
+        if min(self.guidance_scale, self.image_guidance_scale) < 0:
+            raise UserError("a guidance scale below 0 makes no sense: use 1 (off) or more")
+        if self.best_of < 1:
+            raise UserError(f"the best of {self.best_of} results cannot be kept: use 1 or more")
+        if self.shift <= 0:
             raise UserError(f"a time shift of {self.shift} makes no sense: use a positive number such as 3.5")
         if self.solver not in SOLVERS:
             raise UserError(f"the solver {self.solver!r} is unknown: use one of {', '.join(SOLVERS)}")
@@ -73,10 +73,16 @@ class Sampling:
     @property
     def branches(self) -> int:
         """How many forms of a request run side by side: as it is, without its words, without pictures as well."""
-        return 1 + (self.guidance_scale > 1) + (self.image_guidance_scale > 1)
+        return 1 + self.without_words + (self.image_guidance_scale > 1)
+
+    @property
+    def without_words(self) -> bool:
+        """Whether the form without words is needed: for guidance, or to choose between results."""
+        return self.guidance_scale > 1 or self.best_of > 1
 
     def acts_at(self, t: float) -> bool:
-        return self.interval[0] < t <= self.interval[1]
+        """Whether there is guidance at a time."""
+        return max(self.guidance_scale, self.image_guidance_scale) > 1 and self.interval[0] < t <= self.interval[1]
 
 
 def guide(text: Tensor, no_text: Tensor | None, nothing: Tensor | None, s: Sampling) -> Tensor:

@@ -11,12 +11,14 @@ import numpy as np
 
 from openlance.config.model import ModelConfig
 from openlance.errors import UserError
-from openlance.media.buckets import resize, resolution, to_bucket
+from openlance.media.buckets import bucket_size, resize, resolution, to_bucket
 from openlance.media.clip import Clip
 
 # A path, a Pillow image, uint8 (H, W, 3), a Clip; where a video makes sense also its path or uint8 (T, H, W, 3).
 Medium: TypeAlias = Any
 
+# Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
+RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
 LARGER = 4  # how many times the model's usual area an input may have before it is scaled down
 
 
@@ -102,6 +104,12 @@ class Fit:
     def seen(self, clip: Clip, makes: str) -> Clip:
         """As the ViT sees it."""
         return self._fitted(clip, makes, 1, self.config.vit.stride)
+
+    def seen_size(self, height: int, width: int, makes: str) -> tuple[int, int]:
+        """(height, width) of what `seen` makes of a clip of a size."""
+        if makes in self.buckets:
+            return bucket_size(height, width, resolution(self.buckets[makes])[1], self.config.vit.stride)
+        return fitting_size(height, width, self.config.vit.stride, self.usual)
 
     def kept(self, clip: Clip, makes: str) -> Clip:
         """As the VAE keeps it, without frames beyond 1 + k times the temporal stride."""

@@ -18,6 +18,7 @@ from openlance.model.lengths import placeholder, ruler, text
 from openlance.model.offload import Plan as Placement
 from openlance.model.offload import Work, plans, sizes
 from openlance.sample.guidance import Sampling
+from openlance.sample.inputs import RELEASED_BUCKETS, Fit
 from openlance.sequence.pack import document
 from openlance.sequence.rows import PATCHES
 from openlance.sequence.segment import Kind, Role, Segments
@@ -27,7 +28,6 @@ ITEM = 2  # bytes of a number in bfloat16
 USUAL = (768, 768)  # released defaults: height, width; frames of a clip
 FRAMES = 49
 PROMPT = 120  # tokens
-SEEN = 616  # longest side at which clips and pictures are looked at (released code: video_480p)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,21 +140,26 @@ def _complete(c: ModelConfig, wanted: Wanted) -> Wanted:
     moving = "video" in (ENDS[wanted.task].reads, ENDS[wanted.task].makes)
     if wanted.frames > 1 and not moving:
         raise UserError(f"the task {wanted.task} is about single pictures: leave --frames {wanted.frames} out")
-    usual = USUAL if c.vae.stride >= 16 else (64, 64)
+    usual = usual_size(c)
     found = Wanted(
         task=wanted.task, height=wanted.height or usual[0], width=wanted.width or usual[1],
-        frames=(wanted.frames or (FRAMES if c.vae.stride >= 16 else 9)) if moving else 1,
+        frames=(wanted.frames or (FRAMES if usual == USUAL else 9)) if moving else 1,
     )  # fmt: skip
     latent_grid(c.vae, (found.frames, found.height, found.width))
     return found
 
 
+def usual_size(c: ModelConfig) -> tuple[int, int]:
+    """(height, width) where none is given: the release's, or nano's for codecs of its stride."""
+    return USUAL if c.vae.stride >= 16 else (64, 64)
+
+
 def _request(c: ModelConfig, wanted: Wanted) -> Segments:
-    """The request with media that have only a size; what is looked at is no larger than the release's preset."""
-    ends, stride = ENDS[wanted.task], c.vit.stride
+    """The request with media that have only a size; what is looked at has that of the checkpoint's presets."""
+    ends, usual = ENDS[wanted.task], usual_size(c)
     read = wanted.frames if ends.reads == "video" else 1
-    scale = min(1.0, SEEN / max(wanted.height, wanted.width))
-    seen = (max(int(side * scale) // stride, 1) * stride for side in (wanted.height, wanted.width))
+    fit = Fit(config=c, usual=usual, buckets=RELEASED_BUCKETS if usual == USUAL else {})
+    seen = fit.seen_size(wanted.height, wanted.width, ends.makes)
     media = [(placeholder(read, *seen), placeholder(read, wanted.height, wanted.width))] if ends.reads else []
     size = (wanted.frames if ends.makes == "video" else 1, wanted.height, wanted.width)
     return request(wanted.task, text(PROMPT), media, size)

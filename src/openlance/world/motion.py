@@ -27,7 +27,7 @@ REVERSED = {
 FRAMES = (5, 9, 13, 17)  # 1 + 4 k, as the temporal stride of the codec wants
 WAY = (0.22, 0.40)  # how far a moving object goes, in shorter sides
 GROWTH = (1.5, 1.9)  # the larger radius of a growing or shrinking object over the smaller one
-_CATEGORIES = {"color": 0.42, "attribute": 0.33, "two": 0.1, "mixed": 0.15}  # of the scenes that move
+MOVING = {"color": 0.42, "attribute": 0.33, "two": 0.1, "mixed": 0.15}  # of the scenes that move
 _MOST_OBJECTS = 3  # four have no room to move
 _ATTEMPTS = 4000
 
@@ -115,7 +115,7 @@ def sample_clip(
     heldout: False never shows a held out combination, True always a held out pair of colour and shape.
     """
     check_frames(frames)
-    names, weights = list(_CATEGORIES), list(_CATEGORIES.values())
+    names, weights = list(MOVING), list(MOVING.values())
     for _ in range(_ATTEMPTS):
         kind = category or names[int(rng.choice(len(names), p=weights))]
         if heldout:
