@@ -30,7 +30,6 @@ def draw(pipe: Pipeline) -> dict[str, torch.Tensor]:
         "usual": Sampling(num_inference_steps=3),
         "three branches": Sampling(num_inference_steps=2, image_guidance_scale=2.0),
         "no guidance": Sampling(num_inference_steps=2, guidance_scale=1.0),
-        "best of three": Sampling(num_inference_steps=2, best_of=3),
         "step cache": Sampling(num_inference_steps=4, step_cache=0.2, solver="dpm++"),
     }
     return {

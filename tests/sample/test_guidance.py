@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from openlance.errors import UserError
 from openlance.sample.guidance import Sampling, guide, renormalise
 from openlance.sample.visual import Denoiser, branch_out, denoise
 
@@ -117,3 +119,12 @@ def test_bad_settings_are_refused():
     for settings in [{"num_inference_steps": 0}, {"renorm": "half"}, {"guidance_scale": -1}, {"shift": 0}]:
         with pytest.raises(ValueError, match="use "):
             Sampling(**settings)
+    for settings in [{"num_inference_steps": "many"}, {"interval": [0.4]}, {"cached": 3}, {"shift": float("nan")}]:
+        with pytest.raises(UserError, match=f"{next(iter(settings))}.* (is|has) .*expected"):
+            Sampling(**settings)
+
+
+def test_settings_come_from_files_and_arrays_too():
+    assert Sampling(interval=[0.2, 1], num_inference_steps=np.int64(4)) == Sampling(
+        interval=(0.2, 1.0), num_inference_steps=4
+    )

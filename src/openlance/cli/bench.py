@@ -46,7 +46,6 @@ def world(
     batch: Annotated[int, typer.Option("--batch", help="Requests answered together.")] = 32,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
-    best_of: options.BestOf = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores there.")] = None,
     images: Annotated[Path | None, typer.Option("--images", help="Folder for every picture, with its verdict.")] = None,
 ) -> None:
@@ -64,7 +63,6 @@ def world(
     options.at_least("--seed", seed, 0, options.LARGEST_SEED)
     options.at_least("--num-inference-steps", num_inference_steps, 1)
     options.check_guidance(guidance_scale)
-    options.at_least("--best-of", best_of, 1, options.MOST_TRIES)
     if placement not in PLACEMENTS:
         raise UserError(f"--placement {placement!r} is unknown: use one of {', '.join(PLACEMENTS)}")
     options.check_json(json_file)
@@ -73,9 +71,7 @@ def world(
 
     from openlance.eval.world import SUITES, Bench, named_tasks, prepare, run
 
-    given = options.given(
-        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, best_of=best_of
-    )  # fmt: skip
+    given = options.given(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     wanted = Bench(
         tasks=named_tasks(tasks), samples=samples, seed=seed,
         placement=placement, height=height, width=width, frames=num_frames, batch=batch, settings=tuple(given.items()),

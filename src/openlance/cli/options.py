@@ -29,7 +29,6 @@ LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
 LONGEST = 10_000  # frames; the released model makes 121
 MOST_STEPS = 10_000  # of denoising; the release takes 30
 STRONGEST = 1000.0  # guidance
-MOST_TRIES = 64  # of which the best is kept
 LARGEST_SEED = 2**63 - 1  # what torch's generators accept
 
 Model = Annotated[str, typer.Option("--model", help="nano, a checkpoint folder, or owner/name on the hub.")]
@@ -47,7 +46,6 @@ Frames = Annotated[
 Solver = Annotated[
     str | None, typer.Option("--solver", help="euler, dpm++ or unipc.  \\[default: the model's]", show_default=False)
 ]
-BestOf = Annotated[int | None, typer.Option("--best-of", help="Draw so many, keep the best.  \\[default: the model's]")]
 OutputByKind = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="File; a folder with --prompts-file.  \\[default: out.png or out.mp4]"),
@@ -131,18 +129,15 @@ class Denoising:
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
     solver: Solver = None
-    best_of: BestOf = None
 
     def settings(self) -> dict[str, Any]:
         """What the user said, as keywords of the pipeline's methods; UserError for a number out of range."""
         at_least("--seed", self.seed, 0, LARGEST_SEED)
         at_least("--num-inference-steps", self.num_inference_steps, 1, MOST_STEPS)
         check_guidance(self.guidance_scale)
-        at_least("--best-of", self.best_of, 1, MOST_TRIES)
         return given(
-            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver,
-            best_of=self.best_of,
-        )  # fmt: skip
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,6 @@ def run(
     seed: Seed = 42,
     solver: Solver = None,
     step_cache: Cache = None,
-    best_of: options.BestOf = None,
     compile: Compiled = False,
     max_new_tokens: options.NewTokens = 256,
     enhance_prompt: Enhance = False,
@@ -83,7 +82,6 @@ def run(
     check({"--num-frames": num_frames, "--height": height, "--width": width, "--processes": processes,
            "--num-inference-steps": num_inference_steps, "--max-new-tokens": max_new_tokens}, seed)  # fmt: skip
     options.check_guidance(guidance_scale)
-    options.at_least("--best-of", best_of, 1, options.MOST_TRIES)
     options.check_writable(output)
     from openlance.media import buckets
     from openlance.sequence.interleave import form_of
@@ -109,7 +107,7 @@ def run(
     usual = (d.num_frames, d.height, d.width)
     settings = options.given(
         num_inference_steps=num_inference_steps, shift=shift, guidance_scale=guidance_scale, solver=solver,
-        step_cache=step_cache, best_of=best_of, compile=compile or None,
+        step_cache=step_cache, compile=compile or None,
     )  # fmt: skip
     pipe.sampling(**settings)  # says now what is wrong with them
     job = Job(

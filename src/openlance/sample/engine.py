@@ -284,7 +284,7 @@ class Engine:
         """The visual target of each request, as latents (T, Y, X, C); the callbacks are those of `denoise`."""
         if self.crew is not None:  # what nobody chose has to be the same everywhere
             seeds = self.crew.agreed(seeds) if all(isinstance(s, int) for s in seeds) else seeds
-        see, encode = self._begin(requests, "und", "gen", branches=sampling.branches * sampling.best_of)
+        see, encode = self._begin(requests, "und", "gen", branches=sampling.branches)
         return denoise(
             self.lance("und", "gen"), self.codec, requests, sampling,
             see=see, encode=encode, seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,

@@ -30,7 +30,6 @@ class Sampling:
         cached: keep what the conditions contribute instead of running the whole sequence at every step.
         solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
         step_cache: a velocity that is expected to change by a smaller share than this is used again; 0 is off.
-        best_of: draw so many results for each one wanted and keep the one that its words explain best (`best_of.py`).
         compile: run the experts through torch.compile, for which the first picture waits; CUDA graphs on a GPU.
     """
 
@@ -44,7 +43,6 @@ class Sampling:
     cached: bool = True
     solver: str = "euler"
     step_cache: float = 0.0
-    best_of: int = 1
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -61,8 +59,6 @@ class Sampling:
             raise UserError(f"renorm {self.renorm!r} is unknown: use one of {', '.join(RENORMS)}")
         if min(self.guidance_scale, self.image_guidance_scale) < 0:
             raise UserError("a guidance scale below 0 makes no sense: use 1 (off) or more")
-        if self.best_of < 1:
-            raise UserError(f"the best of {self.best_of} results cannot be kept: use 1 or more")
         if self.shift <= 0:
             raise UserError(f"a time shift of {self.shift} makes no sense: use a positive number such as 3.5")
         if self.solver not in SOLVERS:
@@ -73,16 +69,10 @@ class Sampling:
     @property
     def branches(self) -> int:
         """How many forms of a request run side by side: as it is, without its words, without pictures as well."""
-        return 1 + self.without_words + (self.image_guidance_scale > 1)
-
-    @property
-    def without_words(self) -> bool:
-        """Whether the form without words is needed: for guidance, or to choose between results."""
-        return self.guidance_scale > 1 or self.best_of > 1
+        return 1 + (self.guidance_scale > 1) + (self.image_guidance_scale > 1)
 
     def acts_at(self, t: float) -> bool:
-        """Whether there is guidance at a time."""
-        return max(self.guidance_scale, self.image_guidance_scale) > 1 and self.interval[0] < t <= self.interval[1]
+        return self.interval[0] < t <= self.interval[1]
 
 
 def guide(text: Tensor, no_text: Tensor | None, nothing: Tensor | None, s: Sampling) -> Tensor:

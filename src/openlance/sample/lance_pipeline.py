@@ -204,7 +204,7 @@ class LancePipeline:
         grid = self.engine.codec.latent_grid(sizes.pop())  # type: ignore[arg-type]
 
         def after_step(step: int, t: float, x: Tensor) -> Tensor | None:
-            latents = channels_first(x.reshape(-1, *grid, x.shape[-1]))
+            latents = channels_first(x.reshape(len(requests), *grid, -1))
             changed = (callback(self, step, t, {"latents": latents}) or {}).get("latents")
             return None if changed is None else channels_last(changed).reshape(x.shape)
 

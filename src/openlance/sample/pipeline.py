@@ -218,7 +218,7 @@ class Pipeline(Engine):
         first = int(torch.randint(2**31, ()).item()) if seed is None else seed
         seeds: list[int | torch.Generator] = [generator or first + k for k in range(len(requests))]
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
-        per, clips = max(self.defaults.batch // (longest * s.best_of), 1), list[Clip]()
+        per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
         with _bar(progress, len(requests) * s.num_inference_steps) as bar:
             for at in range(0, len(requests), per):
                 some = requests[at : at + per]

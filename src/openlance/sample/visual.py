@@ -13,7 +13,6 @@ from openlance.flow import schedule
 from openlance.model.crew import Crew
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
-from openlance.sample.best_of import choose, seeds_of
 from openlance.sample.compiled import Pass, Recorded, can_record, compiled
 from openlance.sample.guidance import Sampling, guide, renormalise
 from openlance.sample.prefix import PrefixStore, prefill
@@ -51,7 +50,7 @@ class Branches:
 
 def branch_out(model: Lance, codec: Codec, requests: list[Segments], s: Sampling) -> Branches:
     """Guidance is dropping segments and packing again; a released checkpoint keeps one habit of its cache."""
-    has_text = s.without_words
+    has_text = s.guidance_scale > 1
     seen = any(x.role in VISUAL for r in requests for x in r)
     has_none = seen and s.image_guidance_scale > 1
     documents = list(requests)
@@ -222,14 +221,12 @@ def denoise(
 ) -> list[Tensor]:
     """Latents (T, Y, X, C) for the last visual target of each request.
 
-    seeds: one per request, or `noise`: (N, C) per request, or with `best_of` per result to choose from. on_step(i, t,
-    x) is called with the states of all of these before each step, after_step(i, t, x) with those after it at its time;
-    what that returns, if anything, takes their place. on_pass(n) is called with the target rows of each pass through
-    the model, which has all guidance branches in it. crew: the processes that do this together.
+    seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
+    after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. on_pass(n)
+    is called with the target rows of each pass through the model, which has all guidance branches in it. crew: the
+    processes that do this together.
     """
-    requests = [r for one in requests for r in [_until_target(one)] * s.best_of]
-    if seeds is not None:
-        seeds = [own for seed in seeds for own in seeds_of(seed, s.best_of)]
+    requests = [_until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s)
     visuals = branches.pack.visuals
     features, context, given = _conditions(visuals, see, encode)
@@ -266,10 +263,7 @@ def denoise(
         x = torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x)
         changed = after_step(i, float(t_next), x) if after_step is not None else None
         x = x if changed is None else changed.to(x)
-    parts, kept = _split(x, targets), range(len(targets))
-    if s.best_of > 1:
-        kept = choose(denoiser.velocities, parts, _split(moves, targets), s.best_of)
-    return [parts[k].reshape(*targets[k].grid, -1) for k in kept]
+    return [part.reshape(*v.grid, -1) for part, v in zip(_split(x, targets), targets, strict=True)]
 
 
 def _branch_velocities(
