@@ -57,8 +57,8 @@ class Sampling:
             )
         if self.renorm not in RENORMS:
             raise UserError(f"renorm {self.renorm!r} is unknown: use one of {', '.join(RENORMS)}")
-        if min(self.guidance_scale, self.image_guidance_scale) < 0:
-            raise UserError("a guidance scale below 0 makes no sense: use 1 (off) or more")
+        if (scale := min(self.guidance_scale, self.image_guidance_scale)) < 0:
+            raise UserError(f"a guidance scale of {scale} makes no sense: use 1 (off) or more")
         if self.shift <= 0:
             raise UserError(f"a time shift of {self.shift} makes no sense: use a positive number such as 3.5")
         if self.solver not in SOLVERS:

@@ -155,7 +155,7 @@ def usual_size(c: ModelConfig) -> tuple[int, int]:
 
 
 def _request(c: ModelConfig, wanted: Wanted) -> Segments:
-    """The request with media that have only a size; what is looked at has that of the checkpoint's presets."""
+    """The request with media that have only a size; what is looked at has the one that presets make of it."""
     ends, usual = ENDS[wanted.task], usual_size(c)
     read = wanted.frames if ends.reads == "video" else 1
     fit = Fit(config=c, usual=usual, buckets=RELEASED_BUCKETS if usual == USUAL else {})
