@@ -2,7 +2,7 @@
 
     python benchmarks/batch.py                   # nano; random weights of its form where nano is not there
 
-Both guidance branches of all prompts run together. Times are wall times of whole calls in turns, text to pixels; the
+The guidance branches of all prompts run together. Times are wall times of whole calls in turns, text to pixels; the
 pictures of the batch and of eight single calls with the same seeds are compared before they are rounded to bytes.
 """
 
@@ -20,6 +20,7 @@ from denoise import gemm_rate
 from forms import operations
 from torch import Tensor
 
+from openlance.flow import schedule
 from openlance.sample.load import load
 from openlance.sample.pipeline import Pipeline
 from openlance.sample.visual import denoise
@@ -69,11 +70,12 @@ def measure(pipe: Pipeline, repeat: int) -> dict[str, list[float]]:
 
 def products(pipe: Pipeline) -> float:
     """Seconds that the products of the eight targets alone take at the machine's own rate: linear layers and
-    attention among themselves, both branches, all steps. No batch can be faster in this precision."""
+    attention among themselves, in the branches that each step runs. No batch can be faster in this precision."""
     c, s, size = pipe.config, pipe.defaults.sampling, (1, pipe.defaults.height, pipe.defaults.width)
     cells = math.prod(pipe.codec.latent_grid(size))
-    passes = 2 * len(PROMPTS) * s.num_inference_steps
-    return passes * operations(c, cells, cells**2) / gemm_rate(c, 2 * len(PROMPTS) * cells)
+    times = schedule(s.num_inference_steps, s.shift)[:-1].tolist()
+    passes = len(PROMPTS) * sum(s.branches if s.acts_at(t) else 1 for t in times)
+    return passes * operations(c, cells, cells**2) / gemm_rate(c, s.branches * len(PROMPTS) * cells)
 
 
 def main() -> None:

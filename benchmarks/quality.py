@@ -21,6 +21,7 @@ from openlance.sample.load import load
 DPM = {"solver": "dpm++", "num_inference_steps": 12}
 SETTINGS: dict[str, dict[str, Any]] = {
     "Euler, 10 steps": {"num_inference_steps": 10},
+    "Euler, 30 steps, guidance above t = 0.5": {"interval": (0.5, 1.0)},
     "DPM++ 2M, 12 steps": DPM,
     "UniPC, 12 steps": {"solver": "unipc", "num_inference_steps": 12},
     "Euler, 30 steps, step cache 0.05": {"step_cache": 0.05},
@@ -28,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "DPM++ 2M, 12 steps, step cache 0.1": {**DPM, "step_cache": 0.1},
     "DPM++ 2M, 10 steps, step cache 0.05": {**DPM, "num_inference_steps": 10, "step_cache": 0.05},
     "DPM++ 2M, 10 steps": {**DPM, "num_inference_steps": 10},
+    "DPM++ 2M, 10 steps, guidance above t = 0.5": {**DPM, "num_inference_steps": 10, "interval": (0.5, 1.0)},
     "DPM++ 2M, 8 steps": {**DPM, "num_inference_steps": 8},
     "DPM++ 2M, 8 steps, step cache 0.05": {**DPM, "num_inference_steps": 8, "step_cache": 0.05},
     "Euler, 30 steps, compiled": {"compile": True},

@@ -20,7 +20,10 @@ def quality(
         list[str], typer.Option("--setting", help="NAME=VALUE, a field of Sampling; may be repeated.")
     ] = [],  # noqa: B006 - typer wants a list
     reference: Annotated[
-        list[str], typer.Option("--reference", help="NAME=VALUE of the exact side.  \\[default: Euler, 30 steps]")
+        list[str],
+        typer.Option(
+            "--reference", help="NAME=VALUE of the exact side.  \\[default: Euler, 30 steps, guidance at each of them]"
+        ),
     ] = [],  # noqa: B006
     samples: Annotated[int, typer.Option("--samples", help="Pictures on each side.")] = 64,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same prompts and noise.")] = 0,

@@ -31,7 +31,8 @@ from openlance.world.scene import sample_scene
 from openlance.world.vocabulary import CATEGORIES
 from openlance.world.words import caption
 
-REFERENCE = {"solver": "euler", "num_inference_steps": 30, "step_cache": 0.0}  # the released sampler's steps
+# Nothing is left out: the released sampler's steps, and guidance at each of them.
+REFERENCE = {"solver": "euler", "num_inference_steps": 30, "step_cache": 0.0, "interval": (0.0, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
