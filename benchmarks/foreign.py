@@ -1,10 +1,11 @@
-"""Prompts that people wrote, not the world, and a judge that shares no code with the world's.
+"""Prompts that were written by hand, not by the world, and a judge that shares no code with the world's.
 
     python benchmarks/foreign.py --seeds 2
 
 The judge finds shapes with OpenCV: what stands out from the border's colour, its outline, convex hull and holes, the
-nearest of eight colours. How often it is right on true pictures of the world is measured beside it. A picture is right
-if it has the named things, as many as said, nothing else, in the relation and on the background that were asked.
+nearest of the world's colours. How often it is right on true pictures, others than it was made with, is measured beside
+it. A picture is right if it has the named things, as many as said, nothing else, in the relation and on the background
+that were asked.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ COLORS = {
 }  # fmt: skip
 SCALE = 8  # pictures are enlarged before outlines are taken
 LIMIT = 0.80
+TRUE_SEED = 2026  # of the true pictures; the rules for stars and crosses were found on those of seeds 0 and 1
 
 # Prompt; what must be seen, in words; relation of the first named thing to the second; background.
 PROMPTS: list[tuple[str, str, str, str]] = [
@@ -154,7 +156,7 @@ def is_right(pixels: np.ndarray, wanted: str, relation: str, background: str) ->
 
 def on_true_pictures(count: int, side: int) -> list[bool]:
     """Whether the judge sees exactly what is there, on scenes of plain things."""
-    rng, found = np.random.default_rng(0), []
+    rng, found = np.random.default_rng(TRUE_SEED), []
     while len(found) < count:
         scene = sample_scene(rng, placement="free", category=("color", "two", "count")[len(found) % 3])
         if scene.text is None and all(o.fill == "solid" for o in scene.objects):
@@ -191,7 +193,7 @@ def main() -> None:
              "all": "all prompts", "judge": "the judge itself, on true pictures"}  # fmt: skip
     rows = [
         [names[k], f"{v['mean']:.2f} ({v['ci95'][0]:.2f} to {v['ci95'][1]:.2f})", str(v["n"]),
-         "at least 0.80: " + ("yes" if v["mean"] >= LIMIT else "NO") if k == "all" else ""]
+         f"at least {LIMIT:.2f}: {'yes' if v['mean'] >= LIMIT else 'NO'}" if k == "all" else ""]
         for k, v in scores.items()
     ]  # fmt: skip
     head = f"{len(PROMPTS)} prompts, {args.seeds} seeds from {args.first_seed}, {args.model}.\n\n"
