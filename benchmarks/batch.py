@@ -21,7 +21,7 @@ from forms import operations
 from torch import Tensor
 
 from openlance.flow import schedule
-from openlance.sample.load import load
+from openlance.sample.pipeline import load
 from openlance.sample.pipeline import Pipeline
 from openlance.sample.visual import denoise
 from openlance.sequence import tasks
@@ -32,7 +32,7 @@ LIMIT, EQUAL = 4.0, 1e-4
 @torch.inference_mode()
 def pictures(pipe: Pipeline, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
     """Latents (B, T, Y, X, C) and pixels (B, 3, H, W) in [-1, 1] of some prompts in one batch."""
-    from openlance.model.vae import channels_first
+    from openlance.model.vae_lazy import channels_first
 
     size = (1, pipe.defaults.height, pipe.defaults.width)
     requests = [tasks.text_to_visual(prompt, size, prompts=pipe.defaults.prompts) for prompt in prompts]

@@ -34,7 +34,7 @@ from forms import (
 from openlance.config.model import ModelConfig
 from openlance.model.attention import attend
 from openlance.model.lance import Lance
-from openlance.sample.guidance import Sampling
+from openlance.config.sampling import Sampling
 from openlance.sequence import tasks
 
 SPEEDUP, SHARE = 2.2, 0.6  # what image editing must reach
@@ -149,7 +149,7 @@ def compare_bf16(name: str, model: Lance, codec: Any, request: list, repeat: int
 
 
 def nano_case(model: str, scratch: Path, repeat: int) -> dict:
-    from openlance.sample.load import load
+    from openlance.sample.pipeline import load
 
     folder, what = checkpoint(model, scratch)
     pipe = load(folder)

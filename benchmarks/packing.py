@@ -27,7 +27,7 @@ from openlance.data.source import Sample
 from openlance.data.stream import Reading, Stream
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
-from openlance.sample.load import folder_of
+from openlance.model.hub import folder_of
 from openlance.sequence.rows import NO_LABEL, Rows, visible
 from openlance.sequence.rows import TEXT as TEXT_KIND
 from openlance.train.batch import Batch, Preparer

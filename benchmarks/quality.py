@@ -16,7 +16,7 @@ from common import RESULTS, markdown, put, write_results
 
 from openlance.eval.quality import Comparison, Drawn, draw, measure
 from openlance.model.quant import RECIPES
-from openlance.sample.load import load
+from openlance.sample.pipeline import load
 
 DPM = {"solver": "dpm++", "num_inference_steps": 12}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import openlance
 from openlance.media import write_image
-from openlance.sample.text import Decoding
+from openlance.config.sampling import Decoding
 from openlance.sequence.explain import explain
 from openlance.sequence.segment import Segments
 from openlance.sequence.tasks import look, make, reply, say

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
+from openlance.config.prompts import PromptStyle
 from openlance.media.clip import Clip
-from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
 from openlance.sequence import tasks
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.sequence.segment import Segment, Segments
-from openlance.text.tokenizer import Tokenizer, train_tokenizer
+from openlance.sequence.segment import Kind, Segments
+from openlance.text.tokenizer import SequenceCodec, Tokenizer, train_tokenizer
 from openlance.train.objective import Losses, Noised, noised, objective
 
 SENTENCES = [
@@ -60,7 +60,7 @@ class Tiny:
 
     model: Lance
     codec: SequenceCodec
-    prompts = tasks.SystemPrompts(image="Draw.", video="Animate.", edit="Edit.", subject="Place.", question="Look.")
+    style = PromptStyle(image="Draw.", video="Animate.", edit="Edit.", subject="Place.", question="Look.")
     size = (1, 16, 16)  # 4 x 4 latents, 2 x 2 ViT cells
     channels = CHANNELS
 
@@ -83,27 +83,28 @@ class Tiny:
         return Clip(np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8))
 
     def draw(self, prompt: str = "a red circle", seed: int | None = 3) -> Segments:
-        return tasks.text_to_visual(prompt, self.size, self._target(seed), self.prompts)
+        return self.put("t2i", prompt, [], self.size, self._target(seed))
 
     def animate(self, prompt: str = "the star moves", seed: int | None = 5) -> Segments:
         target = None if seed is None else self.clip(seed, 5)
-        return tasks.image_to_video(prompt, self.clip(4), (5, 16, 16), target, self.prompts)
+        return self.put("i2v", prompt, [self.clip(4)], (5, 16, 16), target)
 
     def bridge(self, prompt: str = "the star moves", seed: int | None = 5) -> Segments:
         target = None if seed is None else self.clip(seed, 5)
-        return tasks.first_and_last(prompt, self.clip(4), self.clip(10), (5, 16, 16), target, self.prompts)
+        return self.put("flf2v", prompt, [self.clip(4), self.clip(10)], (5, 16, 16), target)
 
     def edit(self, prompt: str = "make it blue", seed: int | None = 6) -> Segments:
-        source = self.clip(1)
-        return tasks.edit(prompt, [(source, source)], self.size, self._target(seed), prompts=self.prompts)
+        return self.put("image_edit", prompt, [self.clip(1)], self.size, self._target(seed))
 
     def place(self, prompt: str = "the ring on white", seed: int | None = 7) -> Segments:
-        subject, other = self.clip(2), self.clip(9, height=8)
-        media, target = [(subject, subject), (other, other)], self._target(seed)
-        return tasks.subject_driven(prompt, media, self.size, target, prompts=self.prompts)
+        return self.put("image_idip", prompt, [self.clip(2), self.clip(9, height=8)], self.size, self._target(seed))
 
     def answer(self, question: str = "how many squares?", text: str | None = "three of them.") -> Segments:
-        return tasks.understand([self.clip(8)], question, text, self.prompts)
+        return self.put("x2t_image", question, [self.clip(8)], (1, 1, 1), text)
+
+    def put(self, task: str, prompt: str, clips: list[Clip], size: tuple[int, int, int], fill) -> Segments:
+        """A request or sample whose media have their sizes already."""
+        return tasks.request(task, prompt, [tasks.Views(c, c) for c in clips], size, fill, self.style)
 
     def samples(self) -> list[Segments]:
         """One filled sample of every family of tasks."""
@@ -115,24 +116,32 @@ class Tiny:
     def pack(self, samples: list[Segments], draws: int = 1) -> Pack:
         return pack(samples, self.codec, self.model.config.position, draws)
 
-    def see(self, segments: list[Segment]) -> list[Tensor]:
-        """(n, D) per segment: the pixels of each ViT cell, mixed by a fixed matrix."""
+    def see(self, clip: Clip) -> Tensor:
+        """(T, Y, X, D): the pixels of each ViT cell, mixed by a fixed matrix."""
         stride, width = self.model.config.vit.stride, self.model.config.width
         mix = torch.randn(stride * stride * 3, width, generator=torch.Generator().manual_seed(1)) * 0.1
-        return [_cells(s.value, self.codec.patch_grid(s.size), stride) @ mix for s in segments]
+        return _cells(clip, self.codec.patch_grid(clip.pixels.shape[:3]), stride) @ mix
 
-    def encode(self, segments: list[Segment]) -> list[Tensor]:
-        """(N, C) per segment, likewise."""
+    def keep(self, clip: Clip) -> Tensor:
+        """(T, Y, X, C), likewise."""
         stride = self.model.config.vae.stride
         mix = torch.randn(stride * stride * 3, CHANNELS, generator=torch.Generator().manual_seed(2)) * 0.3
-        sizes = [s.value.pixels.shape[:3] for s in segments]
-        return [_cells(s.value, self.codec.latent_grid(n), stride) @ mix for s, n in zip(segments, sizes)]
+        return _cells(clip, self.codec.latent_grid(clip.pixels.shape[:3]), stride) @ mix
+
+    def encoded(self, segments: Segments) -> Segments:
+        """The same in model space, targets included."""
+
+        def made(kind: Kind, value):
+            return (self.see if kind is Kind.PATCHES else self.keep)(value) if isinstance(value, Clip) else value
+
+        return [replace(s, value=made(s.kind, s.value), given=made(s.kind, s.given)) for s in segments]
 
     def media(self, packed: Pack) -> tuple[Tensor | None, Tensor | None]:
         """Features of all patches and clean latents of all latents of a pack, targets included, in row order."""
-        seen = [v.segment for v in packed.visuals if v.kind == PATCHES]
-        kept = [v.segment for v in packed.visuals if v.kind == LATENTS]
-        return torch.cat(self.see(seen)) if seen else None, torch.cat(self.encode(kept)) if kept else None
+        found = [self.encoded([v.segment])[0].value.flatten(0, 2) for v in packed.visuals]
+        seen = [x for v, x in zip(packed.visuals, found) if v.kind == PATCHES]
+        kept = [x for v, x in zip(packed.visuals, found) if v.kind == LATENTS]
+        return torch.cat(seen) if seen else None, torch.cat(kept) if kept else None
 
     def noised(self, packed: Pack, seed: int = 0) -> Noised | None:
         """Noise and a time per target, drawn in the order of the rows."""
@@ -156,11 +165,11 @@ class Tiny:
 
 
 def _cells(medium: Clip, grid: tuple[int, int, int], stride: int) -> Tensor:
-    """The pixels of each cell in the first frame that it stands for, as (cells, values) in [-1, 1]."""
+    """The pixels of each cell in the first frame that it stands for, as (T, Y, X, values) in [-1, 1]."""
     t, y, x = grid
     frames = torch.from_numpy(medium.pixels[:: max(medium.frames // t, 1)][:t]).float() / 127.5 - 1
     cut = frames.reshape(t, y, stride, x, stride, 3).permute(0, 1, 3, 2, 4, 5)
-    return cut.reshape(t * y * x, -1)
+    return cut.reshape(t, y, x, -1)
 
 
 @pytest.fixture(scope="session")

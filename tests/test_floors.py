@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "openlance"
 FLOORS = [
-    {"config", "errors"},
+    {"errors"},
+    {"config"},
     {"sequence", "text", "media", "flow", "world"},
     {"model", "data"},
     {"sample", "train"},

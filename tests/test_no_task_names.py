@@ -8,23 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from openlance.sequence.tasks import TASKS
+
 PACKAGE = Path(__file__).parents[1] / "src" / "openlance"
 TEMPLATES = PACKAGE / "sequence" / "tasks.py"
 ALIASES = {"t2t", "vqa", "idip", "subject", "i2t", "v2t", "x2t"}
 AFFIX = {"startswith", "endswith", "removeprefix", "removesuffix", "__contains__", "__eq__", "fullmatch", "find"}
-
-
-def task_names() -> set[str]:
-    """Keys of the table of tasks and the names of the templates in it, read from the source itself."""
-    table = next(
-        node.value
-        for node in ast.parse(TEMPLATES.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TASKS"
-    )
-    return {key.value for key in table.keys} | {ast.unparse(value) for value in table.values} | ALIASES
-
-
-NAMES = task_names()
+NAMES = set(TASKS) | {spec.template.__name__ for spec in TASKS.values()} | ALIASES
 
 
 def strings(node: ast.AST) -> set[str]:
@@ -51,6 +41,30 @@ def names_in_tests(source: str) -> list[str]:
     return found
 
 
+def tables_of_tasks(source: str) -> list[str]:
+    """`line: keys` of every table keyed by two or more names of tasks. Weights of a mixture are no table of tasks."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        keys: list[ast.AST | None] = []
+        if isinstance(node, ast.Dict):
+            numbers = all(isinstance(v, ast.Constant) and isinstance(v.value, (int, float)) for v in node.values)
+            keys = [] if numbers else list(node.keys)
+        elif isinstance(node, ast.Call):  # dict(t2i=...), dict.fromkeys(("t2i", "t2v")), dict([("t2i", ..)])
+            name = ast.unparse(node.func)
+            if name == "dict":
+                keys = [ast.Constant(k.arg) for k in node.keywords]
+            if (
+                name in ("dict", "dict.fromkeys", "zip")
+                and node.args
+                and isinstance(node.args[0], (ast.Tuple, ast.List))
+            ):
+                keys += [e.elts[0] if isinstance(e, ast.Tuple) and e.elts else e for e in node.args[0].elts]
+        named = {k.value for k in keys if isinstance(k, ast.Constant) and k.value in TASKS}
+        if len(named) > 1:
+            found.append(f"{node.lineno}: {', '.join(sorted(named))}")
+    return found
+
+
 FILES = [p.relative_to(PACKAGE).as_posix() for p in sorted(PACKAGE.rglob("*.py")) if p != TEMPLATES]
 
 
@@ -59,7 +73,30 @@ def test_no_task_is_tested_outside_the_templates(path):
     assert names_in_tests((PACKAGE / path).read_text(encoding="utf-8")) == []
 
 
-def test_the_names_are_read_from_the_templates():
+@pytest.mark.parametrize("path", FILES)
+def test_there_is_one_table_of_tasks(path):
+    assert tables_of_tasks((PACKAGE / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "T = {'t2i': draw, 'i2v': move}",
+        "T = dict(t2i=draw, t2v=film)",
+        "T = dict.fromkeys(('t2i', 't2v'), 'x')",
+        "T = dict([('image_edit', a), ('video_edit', b)])",
+        "T = dict(zip(['t2i', 't2v'], made))",
+    ],
+)
+def test_a_second_table_is_found(source):
+    assert tables_of_tasks(source)
+
+
+def test_weights_and_single_names_are_no_table():
+    assert not tables_of_tasks("mixture = {'t2i': 30, 't2v': 8.0}\nx = {'t2i': draw, 'other': y}\nTASKS['t2i']")
+
+
+def test_the_names_are_read_from_the_table():
     assert {"t2i", "t2v", "i2v", "image_edit", "x2t_image", "x2t_video", "text_to_visual"} <= NAMES
 
 

@@ -20,7 +20,7 @@ __all__ = ["Kind", "LancePipeline", "Pipeline", "Role", "Segment", "load"]
 def load(model: str = "nano", **options: Any) -> "Pipeline":
     """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/checkpoints.md`), or a repository
     of the hub; options as for `Pipeline`, and `base`, a folder that has what `model` lacks."""
-    from openlance.sample.load import load as load_model
+    from openlance.sample.pipeline import load as load_model
 
     return load_model(model, **options)
 

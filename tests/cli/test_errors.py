@@ -66,7 +66,7 @@ BAD = [
     ["generate", "t2i", "a", "--num-inference-steps", "-3"],
     ["generate", "t2i", "a", "--num-inference-steps", "many"],
     ["generate", "t2i", "a", "--num-images", "0"],
-    ["generate", "t2i", "a", "--seed", "-1"],
+    ["generate", "t2i", "a", "--seed", "-2"],
     ["generate", "t2i", "a", "--seed", str(2**64)],
     ["generate", "t2i", "a", "--guidance-scale", "nan"],
     ["generate", "t2i", "a", "--guidance-scale", "-2"],

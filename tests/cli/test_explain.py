@@ -41,9 +41,9 @@ def said(folder, capsys):
 
 
 def request(task: str, count: int = 1, fill=None) -> list:
-    reads, makes = tasks.ENDS[task].reads, tasks.ENDS[task].makes
+    reads, makes = tasks.TASKS[task].reads, tasks.TASKS[task].makes
     clip = placeholder(5 if reads == "video" else 1, 16, 16)
-    media = [(clip, clip)] * count if reads else []
+    media = [tasks.Views(clip, clip)] * count if reads else []
     return tasks.request(task, "a red circle", media, (5 if makes == "video" else 1, 16, 16), fill)
 
 
@@ -73,14 +73,14 @@ def test_the_released_model_is_explained_without_its_files_and_at_its_buckets(sa
     assert max(map(len, lines)) <= WIDTH and found == set(sizes.split("|"))
 
 
-def test_the_tables_of_tasks_agree():
-    assert tasks.ENDS.keys() == tasks.TASKS.keys() and set(tasks.TASKS.values()) == tasks.CALLS.keys()
-    for task, ends in tasks.ENDS.items():
+def test_the_table_of_tasks_says_what_the_templates_do():
+    for task, spec in tasks.TASKS.items():
         made = request(task)
-        assert made[-1].is_hole and (made[-1].kind is TEXT) == (ends.makes == "text")
-        assert any(s.kind is PATCHES or s.given is not None for s in made) == bool(ends.reads)
+        assert made[-1].is_hole and (made[-1].kind is TEXT) == (spec.makes == "text")
+        assert any(s.kind is PATCHES or s.given is not None for s in made) == bool(spec.reads)
+        assert tasks.the_task(spec.template, spec.kind) is spec
     with pytest.raises(UserError, match="leave them out"):
-        tasks.request("t2i", "a ring", [(None, None)], (1, 16, 16))
+        tasks.request("t2i", "a ring", [tasks.Views(None, None)], (1, 16, 16))
     with pytest.raises(UserError, match="at least one image"):
         tasks.request("i2v", "a ring", [], (5, 16, 16))
 
@@ -136,7 +136,7 @@ def test_the_shift_is_shown_and_can_be_left_out(tiny):
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_the_picture_is_the_mask(tiny, task):
     """Between two splits the mask is one value, and so is the picture; inside, it is a triangle or a square."""
-    found = read(tiny, request(task, count=2 if tasks.ENDS[task].reads == "image" and task != "i2v" else 1))
+    found = read(tiny, request(task, count=2 if tasks.TASKS[task].reads == "image" and task != "i2v" else 1))
     mask, picture = dense_mask(found.rows).numpy(), mask_picture(found)
     widths = [len(block) for block in picture]
     edges = np.cumsum([0, *widths])

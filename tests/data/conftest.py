@@ -11,7 +11,7 @@ from PIL import Image
 from openlance.config.train import Resolution, Stage
 from openlance.data.source import BrokenRow, Row, Sample, shuffled
 from openlance.media.clip import Clip
-from openlance.sequence.tasks import text_to_visual
+from openlance.sequence.tasks import request
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Greys:
     def sample(self, row, fit, rng):
         if row.values in self.bad:
             raise BrokenRow(row.place, "it is broken")
-        side = 16 if fit.resolution.image[0] == 16 else 32
+        side = 16 if fit.front.transform.bases.get("image", (0,))[0] == 16 else 32
         clip = Clip(np.full((1, side, side, 3), row.values % 256, np.uint8))
         words = " ".join(["circle"] * (1 + row.values % 11))
-        return Sample(text_to_visual(words, (1, side, side), clip, fit.prompts), row.place)
+        return Sample(request("t2i", words, [], (1, side, side), clip, fit.front.style), row.place)
 
 
 @pytest.fixture

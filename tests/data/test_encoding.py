@@ -196,7 +196,11 @@ def test_a_damaged_or_vanished_shard_is_one_sentence(job):
 
 
 def test_a_stream_reads_shards_as_it_reads_their_source(job, stage, tiny):
-    job = replace(job, source=replace(job.source, bad=frozenset()), fit=replace(Fit(), prompts=tiny.prompts))
+    job = replace(
+        job,
+        source=replace(job.source, bad=frozenset()),
+        fit=replace(Fit(), front=replace(Fit().front, style=tiny.style)),
+    )
     finish(job)
     changes = {"mixture": {"t2i": 1.0}, "max_sample_tokens": 420}
     for samples in islice(Stream({"t2i": open_source(job.out, "t2i")}, stage(**changes), tiny.codec), 4):

@@ -8,17 +8,20 @@ import tarfile
 import numpy as np
 import pytest
 
-from openlance.config.train import Resolution
-from openlance.data.fit import Fit, Strides
+from openlance.config.presets import nano
+from openlance.data.fit import Fit
+from openlance.data.front import Front
 from openlance.data.open import open_source
 from openlance.data.source import BrokenRow, Reader
 from openlance.data.world import WorldMixture
 from openlance.data.world_clips import ClipMixture
 from openlance.errors import UserError
+from openlance.media.transform import MediaTransform
 from openlance.sequence.segment import Kind, Role
 from openlance.world.vocabulary import SHAPES
 
-FIT = Fit(resolution=Resolution(image=(32, 32), video=(32, 32)), strides=Strides(vae=8, vit=16, frames=4), max_frames=9)
+BASES = dict.fromkeys(("image", "video", "text"), (32, 32))
+FIT = Fit(front=Front(transform=MediaTransform.of(nano(), bases=BASES, max_frames=9)))
 RNG = np.random.default_rng(0)
 
 
@@ -235,7 +238,7 @@ def test_nothing_there_and_unknown_names_are_one_sentence(tmp_path):
         ({"path": "world", "kinds": {"words": 1}}, "t2i", "expected weights of 0 or more of single"),
         ({"path": "world", "kinds": {"text": -1}}, "t2i", "expected weights of 0 or more"),
         ({"path": "world", "kinds": {"text": 1}}, "t2v", "expected weights of 0 or more of color"),
-        ({"path": "world", "kinds": {"text": 1}}, "image_idip", "kinds are weighed for t2i, image_edit, t2v, i2v"),
+        ({"path": "world", "kinds": {"text": 1}}, "image_idip", "kinds are weighed for t2i, t2v, i2v, image_edit"),
     ]:
         with pytest.raises(UserError, match=said):
             open_source(spec, task)

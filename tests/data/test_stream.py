@@ -21,7 +21,7 @@ def open_stream(tiny, greys, stage):
     def make(bad=(), count=200, changes=None, **reading):
         source = greys(count, bad=frozenset(bad))
         sources = {"t2i": source, "image_edit": greys(50)}
-        stream = Stream(sources, stage(**changes or {}), tiny.codec, prompts=tiny.prompts, reading=Reading(**reading))
+        stream = Stream(sources, stage(**changes or {}), tiny.codec, style=tiny.style, reading=Reading(**reading))
         opened.append(stream)
         return stream
 

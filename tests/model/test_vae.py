@@ -10,18 +10,8 @@ from openlance.config.model import VAEConfig
 from openlance.errors import UserError
 from openlance.model.frame_vae import FrameVAE
 from openlance.model.names_vae import released_names
-from openlance.model.vae import (
-    VAE,
-    channels_first,
-    channels_last,
-    latent_grid,
-    pixel_size,
-    sample,
-    to_signed,
-    to_uint8,
-    vae_config,
-)
-from openlance.model.vae_lazy import LazyVAE
+from openlance.model.vae import VAE, sample
+from openlance.model.vae_lazy import LazyVAE, channels_first, channels_last, to_signed, to_uint8
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
@@ -56,7 +46,7 @@ def tiny_file(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def released() -> VAE:
-    config = vae_config(json.loads((GOLDEN / "weights" / "vae_config.json").read_text()))
+    config = VAEConfig.of(json.loads((GOLDEN / "weights" / "vae_config.json").read_text()))
     return VAE.load(GOLDEN / "weights" / "vae.safetensors", config)
 
 
@@ -108,11 +98,11 @@ def test_weights_are_saved_under_the_names_and_with_the_values_they_came_with(re
 def test_the_past_never_depends_on_the_future(tiny):
     clip = torch.rand(3, 9, 16, 24) * 2 - 1
     mean, _ = tiny.encode(clip)
-    assert mean.shape == (6, *latent_grid(TINY, (9, 16, 24))) == (6, 3, 2, 3)
+    assert mean.shape == (6, *TINY.latent_grid((9, 16, 24))) == (6, 3, 2, 3)
     torch.testing.assert_close(tiny.encode(clip[:, :5])[0], mean[:, :2], rtol=0, atol=1e-5)
     torch.testing.assert_close(tiny.encode(clip[:, :1])[0], mean[:, :1], rtol=0, atol=1e-5)
     pixels = tiny.decode(mean)
-    assert pixels.shape == (3, *pixel_size(TINY, (3, 2, 3))) == clip.shape
+    assert pixels.shape == (3, *TINY.pixel_size((3, 2, 3))) == clip.shape
     torch.testing.assert_close(tiny.decode(mean[:, :1]), pixels[:, :1], rtol=0, atol=1e-5)
 
 
@@ -229,7 +219,7 @@ def test_pixels_survive_the_trip_to_signed_and_back():
 def test_clips_that_do_not_fit_name_the_nearest_sizes(tiny):
     for frames, hint in ((2, "1 or 5"), (8, "5 or 9"), (0, "use 1 frames")):
         with pytest.raises(UserError, match=hint):
-            latent_grid(TINY, (frames, 16, 16))
+            TINY.check((frames, 16, 16))
     with pytest.raises(UserError, match="16x16 or 16x24"):
         tiny.encode(torch.zeros(3, 1, 20, 16))
 

@@ -8,7 +8,7 @@ import torch
 
 from openlance.config.model import ViTConfig
 from openlance.errors import UserError
-from openlance.model.vit import ViT, cell_grid, normalise, patch_grid, to_patches, vit_config
+from openlance.model.vit import ViT, normalise, to_patches
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
@@ -34,7 +34,7 @@ def tiny() -> ViT:
 def released() -> tuple[ViT, dict]:
     from safetensors.torch import load_file
 
-    config = vit_config(json.loads((GOLDEN / "weights" / "vit_config.json").read_text()))
+    config = ViTConfig.of(json.loads((GOLDEN / "weights" / "vit_config.json").read_text()))
     return ViT.load(GOLDEN / "weights" / "vit.safetensors", config), load_file(GOLDEN / "modules.safetensors")
 
 
@@ -92,7 +92,7 @@ def test_clips_together_equal_clips_alone(tiny):
     with torch.no_grad():
         together, alone = tiny(clips), torch.cat([tiny([clip]) for clip in clips])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-    cells = [cell_grid(TINY, tuple(clip.shape[1:])) for clip in clips]
+    cells = [TINY.cell_grid(tuple(clip.shape[1:])) for clip in clips]
     assert together.shape == (sum(t * y * x for t, y, x in cells), TINY.out_hidden_size)
 
 
@@ -114,8 +114,8 @@ def test_both_return_types_of_transformers_are_understood(tiny, monkeypatch):
 
 
 def test_sizes_that_cannot_be_cut_name_the_nearest_ones():
-    assert patch_grid(TINY, (5, 32, 48)) == (3, 4, 6)
+    assert TINY.patch_grid((5, 32, 48)) == (3, 4, 6)
     with pytest.raises(UserError, match="48x32 or 48x48"):
-        patch_grid(TINY, (1, 40, 48))
+        TINY.patch_grid((1, 40, 48))
     with pytest.raises(ValueError, match="at least one"):
         ViT.forward(torch.nn.Module(), [])

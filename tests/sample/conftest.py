@@ -61,7 +61,7 @@ def checkpoint(tiny, tmp_path_factory) -> Checkpoint:
     write_tensors(folder / "vit.safetensors", vit.tower.state_dict())
     vae.save(folder / "vae.safetensors")
     tiny.codec.tokenizer.backend.save(str(folder / "tokenizer.json"))
-    prompts = asdict(replace(tiny.prompts, captions=("Describe.",)))
+    prompts = asdict(replace(tiny.style, captions=("Describe.",)))
     sampling = {"num_inference_steps": 2}
     defaults = {"height": 16, "width": 16, "num_frames": 5, "sampling": sampling, "system_prompts": prompts}
     (folder / "generation_config.json").write_text(json.dumps(defaults))

@@ -14,17 +14,17 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
 
 def draw(pipe: Pipeline) -> dict[str, torch.Tensor]:
     """Latents of every kind of request: branches of one size and of several, with and without guidance."""
-    from openlance.sample.guidance import Sampling
+    from openlance.config.sampling import Sampling
     from openlance.sequence import tasks
 
-    source = Clip(PICTURE)
+    source, small = Clip(PICTURE), Clip(PICTURE[:, :32])
     size = (5, 32, 64)
     requests = {
-        "picture": [tasks.text_to_visual("a red circle", (1, 64, 64))],
-        "two sizes": [tasks.text_to_visual("a", (1, 32, 32)), tasks.text_to_visual("a dog", (1, 64, 32))],
-        "clip": [tasks.text_to_visual("a red circle moves", size)],
-        "animated": [tasks.image_to_video("it moves", Clip(PICTURE[:, :32]), size)],
-        "edited": [tasks.edit("make it blue", [(source, source)], (1, 64, 64))],
+        "picture": [tasks.text_to_visual("a red circle", [], (1, 64, 64))],
+        "two sizes": [tasks.text_to_visual("a", [], (1, 32, 32)), tasks.text_to_visual("a dog", [], (1, 64, 32))],
+        "clip": [tasks.text_to_visual("a red circle moves", [], size)],
+        "animated": [tasks.image_to_video("it moves", [tasks.Views(small, small)], size)],
+        "edited": [tasks.edit("make it blue", [tasks.Views(source, source)], (1, 64, 64))],
     }
     settings = {
         "usual": Sampling(num_inference_steps=3),

@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from openlance.config.sampling import Sampling
 from openlance.errors import UserError
 from openlance.sample import compiled as module
 from openlance.sample import visual
-from openlance.sample.guidance import Sampling
 from openlance.sample.visual import denoise
 
 ASK = {"aten::_local_scalar_dense", "aten::nonzero", "aten::unique_dim", "aten::_unique2", "aten::equal"}
@@ -47,8 +47,7 @@ class Tape(TorchDispatchMode):
 
 def draw(tiny, compile, num_inference_steps=2, **changes):
     sampling = Sampling(num_inference_steps=num_inference_steps, guidance_scale=3.0, compile=compile, **changes)
-    requests = [tiny.edit(seed=None)]
-    return denoise(tiny.model, tiny.codec, requests, sampling, see=tiny.see, encode=tiny.encode, seeds=[3])[0]
+    return denoise(tiny.model, tiny.codec, [tiny.encoded(tiny.edit(seed=None))], sampling, seeds=[3])[0]
 
 
 def test_compiled_equals_plain(tiny):

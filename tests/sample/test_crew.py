@@ -56,10 +56,10 @@ def test_every_row_is_dealt_once(rows):
 
 
 def test_what_several_processes_cannot_do_is_refused(checkpoint):
-    from openlance.sample.guidance import Sampling
+    from openlance.config.sampling import Sampling
     from openlance.sequence import tasks
 
     pipe = checkpoint.load()
     pipe.crew = object()
     with pytest.raises(UserError, match="several processes"):
-        pipe.fill_latents([tasks.text_to_visual("a", (1, 64, 64))], Sampling(cached=False), [torch.Generator()])
+        pipe.fill_latents([tasks.text_to_visual("a", [], (1, 64, 64))], Sampling(cached=False), [torch.Generator()])

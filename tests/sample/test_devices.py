@@ -15,10 +15,9 @@ import pytest
 import torch
 from torch.utils import backend_registration
 
+from openlance.config.sampling import Decoding, Sampling
 from openlance.media import Clip
-from openlance.sample.guidance import Sampling
 from openlance.sample.pipeline import Pipeline
-from openlance.sample.text import Decoding
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segment
 
@@ -55,23 +54,25 @@ def drawn(folder: Path, device: str) -> dict[str, torch.Tensor]:
     """Latents of every kind of request under guidance, frames of one, and answers."""
     pipe = Pipeline(folder, device=device)
     source = Clip(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8))
+    views = tasks.Views(source, source)
     ready = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))  # latents, always of the CPU
     size, usual = (1, 16, 16), Sampling(num_inference_steps=2, guidance_scale=3.0)
-    picture = tasks.text_to_visual("a red circle", size)
-    edit = tasks.edit("make it blue", [(source, source)], size)
+    picture = tasks.text_to_visual("a red circle", [], size)
+    edit = tasks.edit("make it blue", [views], size)
     requests = {
         "picture": (picture, usual),
         "picture, uncached": (picture, replace(usual, cached=False)),
         "edit": (edit, replace(usual, image_guidance_scale=2.0)),
         "edit, uncached": (edit, replace(usual, cached=False)),
         "edit of latents": ([Segment(Kind.LATENTS, Role.SOURCE, ready, size), *picture], usual),
-        "clip": (tasks.image_to_video("it moves", source, (5, 16, 16)), usual),
+        "clip": (tasks.image_to_video("it moves", [views], (5, 16, 16)), usual),
     }
     found = {name: pipe.fill_latents([r], sampling, [7])[0] for name, (r, sampling) in requests.items()}
     found["frames"] = torch.from_numpy(pipe.decode_latents([found["clip"]])[0].pixels)
     for name, temperature in (("likeliest answer", 0.0), ("drawn answer", 1.0)):
         words, generator = Decoding(max_new_tokens=4, temperature=temperature), torch.Generator().manual_seed(3)
-        found[name] = torch.tensor(pipe.fill_ids([tasks.understand([source], "how many?")], words, generator)[0])
+        asked = tasks.understand("how many?", [views], (1, 1, 1))
+        found[name] = torch.tensor(pipe.fill_ids([asked], words, generator)[0])
     return found
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from openlance.config.prompts import RELEASED_RUN
+from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import MAX_PIXELS, write_image
 from openlance.sample.dialogue import Dialogue
-from openlance.sample.engine import Defaults
 from openlance.sample.inputs import as_clip
-from openlance.sequence.tasks import RELEASED
 
 SRC = Path(__file__).parents[2] / "src"
 PROMPTS = ["a red circle", "a blue square left of a star", "three rings"]
@@ -107,7 +107,7 @@ def test_a_picture_may_come_in_any_form(pipe, tmp_path):
 
 def test_a_picture_of_any_size_is_read(pipe):
     for height, width in ((7, 100), (33, 15), (600, 400)):
-        clip = pipe.fit.seen(as_clip(picture(0, height, width)), "text")
+        clip = pipe.front.transform.views(as_clip(picture(0, height, width)), "text").seen
         stride = pipe.config.vit.stride
         assert clip.height % stride == clip.width % stride == 0
         assert clip.height * clip.width <= 4.5 * 16 * 16  # four times the usual area, and rounding
@@ -119,8 +119,8 @@ def test_a_caption_needs_no_question(pipe, checkpoint):
 
 
 def test_a_folder_without_preferences_gets_the_released_ones(tmp_path):
-    found = Defaults.read(tmp_path / "generation_config.json")
-    assert found == Defaults() and found.prompts == RELEASED and found.sampling.num_inference_steps == 30
+    found = GenerationConfig.read(tmp_path)
+    assert found == GenerationConfig() and found.style == RELEASED_RUN and found.sampling.num_inference_steps == 30
 
 
 def test_what_a_request_holds_decides_how_it_is_drawn(checkpoint, tmp_path):
@@ -142,7 +142,7 @@ def test_what_a_request_holds_decides_how_it_is_drawn(checkpoint, tmp_path):
     talk.show(edit[0])
     assert (talk.edit(edit[1]).picture.pixels[0] == drawn(mine)).all()
     place.write_text(json.dumps(said | {"sampling_with": {"sauce": {}}}))
-    with pytest.raises(UserError, match="cannot be"):
+    with pytest.raises(UserError, match="the role 'sauce'"):
         other.load()
 
 
@@ -197,13 +197,13 @@ def test_parts_are_read_once(spoiled):
 
 @pytest.mark.parametrize("options, said", [
     ({"height": 18}, "multiple of 4 .*16x16 or (20x16|16x20)"),
-    ({"width": 0}, "multiple of 4"),
-    ({"height": -16}, "multiple of 4"),
+    ({"width": 0}, "width must be at least 1, got 0"),
+    ({"height": -16}, "height must be at least 1, got -16"),
     ({"num_inference_steps": 0}, "0 steps"),
     ({"num_inference_steps": -3}, "-3 steps"),
     ({"guidance_scale": -1.0}, "guidance"),
     ({"guidance_scale": float("nan")}, "guidance"),
-    ({"num_images": 0}, "0 images"),
+    ({"num_images": 0}, "num_images must be at least 1, got 0"),
     ({"renorm": "loud"}, "'loud'"),
     ({"colour": "red"}, "'colour'"),
 ])  # fmt: skip

@@ -17,7 +17,7 @@ from openlance.model.forms import CLIPS, IMAGES, TOWER, find
 from openlance.model.hub import check_hashes
 from openlance.model.inspection import inspect, needs
 from openlance.model.weights import read_tensors, write_tensors
-from openlance.sample.load import load
+from openlance.sample.pipeline import load
 
 PICTURE = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from openlance.config.sampling import Sampling
 from openlance.errors import UserError
-from openlance.sample.guidance import Sampling, guide, renormalise
+from openlance.sample.guidance import guide, renormalise
 from openlance.sample.visual import Denoiser, branch_out, denoise
 
 FEW = Sampling(num_inference_steps=4, guidance_scale=1.0)
@@ -15,7 +16,7 @@ FEW = Sampling(num_inference_steps=4, guidance_scale=1.0)
 
 def run(tiny, requests, sampling):
     seeds = list(range(len(requests)))
-    return denoise(tiny.model, tiny.codec, requests, sampling, see=tiny.see, encode=tiny.encode, seeds=seeds)
+    return denoise(tiny.model, tiny.codec, [tiny.encoded(r) for r in requests], sampling, seeds=seeds)
 
 
 def some(*seeds: int) -> list[torch.Tensor]:

@@ -155,8 +155,8 @@ def test_a_batch_of_questions(lance, tiny, picture):
     ({"prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators for 2"),
     ({"prompt": "a", "colour": "red"}, "'colour'"),
     ({"prompt": "a", "height": 17}, "multiple of"),
-    ({"prompt": "a", "width": -16}, "1 or more"),
-    ({"prompt": "a", "num_images_per_prompt": 0}, "1 or more"),
+    ({"prompt": "a", "width": -16}, "width must be at least 1"),
+    ({"prompt": "a", "num_images_per_prompt": 0}, "per_prompt must be at least 1"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(lance, given, said):
     with pytest.raises(UserError, match=said) as error:

@@ -4,7 +4,7 @@ import pytest
 
 import openlance
 from openlance.errors import UserError
-from openlance.sample.load import SHIPPED, folder_of
+from openlance.model.hub import SHIPPED, folder_of
 
 
 def test_a_folder_is_loaded_from_its_path(checkpoint):

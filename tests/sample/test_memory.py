@@ -8,7 +8,7 @@ from openlance.errors import UserError
 from openlance.model.forms import find
 from openlance.model.offload import PLANS, SLOTS, group, parse_memory, plans, sizes
 from openlance.sample import engine
-from openlance.sample.load import load
+from openlance.sample.pipeline import load
 from openlance.sequence import tasks
 
 SOURCE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -116,7 +116,7 @@ def test_codec_memory_grows_with_a_batch_until_it_decodes_in_turns(checkpoint, m
     in_turns = pipe.decode_latents(latents)
     for a, b in zip(whole, in_turns, strict=True):
         np.testing.assert_allclose(a.pixels.astype(int), b.pixels.astype(int), atol=1)
-    request = tasks.text_to_visual("a dog", size)
+    request = tasks.text_to_visual("a dog", [], size)
     for count in (1, 2, 5):
-        pipe._begin([request] * count, "und", "gen")
+        pipe._settle([request] * count, "und", "gen")
     assert seen == [one, 2 * one, 2 * one]

@@ -2,17 +2,18 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from openlance.config.prompts import NO_PRIOR
 from openlance.errors import UserError
 from openlance.media import write_image
 from openlance.sample.enhance import Enhancer
 from openlance.sample.official import Job, build, find_file
 from openlance.sequence.official import Entry
 from openlance.sequence.segment import Kind, Role
-from openlance.sequence.tasks import NO_PRIOR
 
 
 def entry(data):
@@ -38,7 +39,7 @@ def test_a_known_answer_is_a_hole_to_fill(pipe, picture):
 
 def test_a_model_without_priors_gets_none_and_is_asked_in_words(checkpoint, picture):
     pipe = checkpoint.load()
-    object.__setattr__(pipe.defaults, "prompts", NO_PRIOR)
+    pipe.defaults = replace(pipe.defaults, style=NO_PRIOR)
     data = arrays([str(picture), "a ring"], ["image", "text"], [0, 1])
     segments, _ = build(pipe, entry(data), Job(task="x2t_image", size=(1, 16, 16)))
     assert not any(s.role is Role.SYSTEM for s in segments)

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from openlance.config.sampling import RELEASED_BUCKETS
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import write_image
+from openlance.media.transform import MediaTransform
 from openlance.media.video import write_video
-from openlance.sample.inputs import RELEASED_BUCKETS, Fit, as_clip, grouped, paired
+from openlance.sample.inputs import as_clip, grouped, paired
 from openlance.sequence.segment import Kind, Role
 from openlance.sequence.tasks import TASKS
 
@@ -111,15 +113,16 @@ def test_a_released_checkpoint_gets_the_buckets_of_the_release(pipe):
         pipe.config, vit=replace(pipe.config.vit, patch_size=14), vae=replace(pipe.config.vae, dim_mult=(1, 1, 1, 1))
     )
     assert (config.vit.stride, config.vae.stride) == (28, 16)
-    fit, clip = Fit(config=config, usual=(768, 768), buckets=RELEASED_BUCKETS), as_clip(picture(0, 90, 160))
-    shapes = {makes: [v.pixels.shape[1:3] for v in fit.views(clip, makes)] for makes in RELEASED_BUCKETS}
+    fit, clip = MediaTransform.of(config, buckets=RELEASED_BUCKETS), as_clip(picture(0, 90, 160))
+    views = {makes: fit.views(clip, makes) for makes in RELEASED_BUCKETS}
+    shapes = {makes: [v.pixels.shape[1:3] for v in (view.seen, view.kept)] for makes, view in views.items()}
     assert shapes["image"] == [(504, 896), (576, 1024)]
     assert shapes["video"] == shapes["text"] == [(448, 812), (480, 848)]
     for sides in ((90, 160), (400, 100), (33, 34)):  # what `plan` reckons with is what comes
-        for one in (fit, replace(fit, buckets={}, usual=(64, 64))):
+        for one in (fit, replace(fit, bases={}, usual=(64, 64))):
             for makes in RELEASED_BUCKETS:
                 clip = as_clip(picture(0, *sides))
-                assert one.seen_size(*sides, makes) == one.seen(clip, makes).pixels.shape[1:3]
+                assert one.seen_size(*sides, makes) == one.views(clip, makes).seen.pixels.shape[1:3]
 
 
 def test_a_clip_may_come_in_any_form_and_several_media_in_one_question(pipe, tmp_path):
@@ -146,7 +149,7 @@ def test_one_goes_with_many_and_numbers_must_agree():
 
 @pytest.mark.parametrize("call, said", [
     (lambda p: p.generate_video(A, num_frames=4), "4 frames .*3 or 5"),
-    (lambda p: p.generate_video(A, num_frames=0), "0 frames"),
+    (lambda p: p.generate_video(A, num_frames=0), "num_frames must be at least 1"),
     (lambda p: p.generate_video(" "), "prompt is empty"),
     (lambda p: p.animate(picture(0), A, num_frames=1), "1 frames are the given picture"),
     (lambda p: p.animate(picture(0), ""), "prompt is empty"),

@@ -5,24 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openlance.sample.guidance import Sampling
+from openlance.config.sampling import Decoding, Sampling
 from openlance.sample.prefix import PrefixStore, names_of
-from openlance.sample.text import Decoding, decode
+from openlance.sample.text import decode
 from openlance.sample.visual import denoise
 from openlance.sequence import tasks
-from openlance.sequence.segment import Role
 
 FEW = Sampling(num_inference_steps=2, guidance_scale=3.0)
 
 
 def draw(tiny, requests, seeds, store=None, sampling=FEW):
-    more = {"see": tiny.see, "encode": tiny.encode, "seeds": seeds, "store": store}
-    return denoise(tiny.model, tiny.codec, requests, sampling, **more)
+    encoded = [tiny.encoded(r) for r in requests]
+    return denoise(tiny.model, tiny.codec, encoded, sampling, seeds=seeds, store=store)
 
 
 def answer(tiny, requests, store=None):
-    more = {"see": tiny.see, "encode": tiny.encode, "vocabulary": tiny.vocabulary, "store": store}
-    return decode(tiny.model, tiny.codec, requests, Decoding(max_new_tokens=5), **more)
+    encoded, d = [tiny.encoded(r) for r in requests], Decoding(max_new_tokens=5)
+    return decode(tiny.model, tiny.codec, encoded, d, vocabulary=tiny.vocabulary, store=store)
 
 
 def prefix_rows(tiny, run):
@@ -85,7 +84,7 @@ def test_another_picture_or_other_weights_share_nothing_wrong(tiny):
     store, request = PrefixStore(limit=4096), tiny.edit(seed=None)
     draw(tiny, [request], [5], store)
     other = tiny.clip(77)
-    changed = tasks.edit("make it blue", [(other, other)], tiny.size, prompts=tiny.prompts)
+    changed = tiny.put("image_edit", "make it blue", [other], tiny.size, None)
     torch.testing.assert_close(draw(tiny, [changed], [5], store)[0], draw(tiny, [changed], [5])[0], rtol=0, atol=1e-5)
     copy = tiny.build(seed=3)
     plain = draw(copy, [request], [5])[0]
@@ -102,17 +101,9 @@ def test_a_store_keeps_to_its_limit(tiny):
     assert sum(len(p.names) for p in store.prefixes) <= 60 and store.prefixes
 
 
-def test_a_medium_is_read_once(tiny):
-    store, calls = PrefixStore(limit=10), []
-    see = store.remember(lambda segments: calls.append(len(segments)) or tiny.see(segments), "seen")
-    segments = [s for s in tiny.place(seed=None) if s.role is Role.REFERENCE and s.kind.name == "PATCHES"]
-    first, again = see(segments), see(segments)
-    assert calls == [2] and all(torch.equal(a, b) for a, b in zip(first, again))
-
-
 def test_names_tell_media_apart(tiny):
     def names(clip):
-        packed = tiny.pack([tasks.understand([clip], "what?", prompts=tiny.prompts)])
+        packed = tiny.pack([tiny.put("x2t_image", "what?", [clip], (1, 1, 1), None)])
         features = tiny.media(packed)[0]
         return names_of(packed, torch.arange(len(packed.rows)), features, torch.zeros(0, 1))
 

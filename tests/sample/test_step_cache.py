@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from openlance.sample.guidance import Sampling
+from openlance.config.sampling import Sampling
 from openlance.sample.step_cache import StepCache
 from openlance.sample.visual import denoise
 
@@ -13,7 +13,7 @@ MANY = Sampling(num_inference_steps=12, guidance_scale=3.0, solver="dpm++")
 
 def run(tiny, requests, sampling, seeds=None):
     seeds = seeds or list(range(7, 7 + len(requests)))
-    return denoise(tiny.model, tiny.codec, requests, sampling, see=tiny.see, encode=tiny.encode, seeds=seeds)
+    return denoise(tiny.model, tiny.codec, [tiny.encoded(r) for r in requests], sampling, seeds=seeds)
 
 
 def passes(tiny, requests, sampling):
@@ -68,7 +68,7 @@ def test_each_document_decides_by_its_own_velocity():
 
 def test_given_frames_come_out_as_they_went_in(tiny):
     request = tiny.animate(seed=None)
-    first = tiny.encode([replace(request[-1], value=request[-1].given, given=None)])[0]
+    first = tiny.keep(request[-1].given).flatten(0, 2)
     for solver in ("dpm++", "unipc"):
         made = run(tiny, [request], replace(MANY, solver=solver, step_cache=0.1, num_inference_steps=5))[0]
         assert torch.equal(made.reshape(-1, 4)[: len(first)], first)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from openlance.config.model import Faithful
-from openlance.sample.text import Decoding, choose, decode
+from openlance.config.sampling import Decoding
+from openlance.sample.text import choose, decode
 from openlance.sequence import tasks
 from openlance.sequence.pack import pack
 
@@ -14,8 +15,8 @@ SHORT = Decoding(max_new_tokens=8)
 
 
 def run(tiny, requests, d=SHORT, **more):
-    options = {"vocabulary": tiny.vocabulary, "see": tiny.see, "encode": tiny.encode} | more
-    return decode(tiny.model, tiny.codec, requests, d, **options)
+    encoded = [tiny.encoded(r) for r in requests]
+    return decode(tiny.model, tiny.codec, encoded, d, **{"vocabulary": tiny.vocabulary} | more)
 
 
 def question(tiny, text="how many squares?"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openlance.config.model import EXACT, Faithful
-from openlance.sample.guidance import Sampling
+from openlance.config.sampling import Sampling
 from openlance.sample.visual import Denoiser, branch_out, denoise
 from openlance.sequence import tasks
 from openlance.sequence.segment import Role
@@ -17,7 +17,8 @@ FEW = Sampling(num_inference_steps=4, guidance_scale=3.0)
 
 def run(tiny, requests, sampling=FEW, seeds=None, **more):
     seeds = seeds or list(range(7, 7 + len(requests)))
-    return denoise(tiny.model, tiny.codec, requests, sampling, see=tiny.see, encode=tiny.encode, seeds=seeds, **more)
+    encoded = [tiny.encoded(r) for r in requests]
+    return denoise(tiny.model, tiny.codec, encoded, sampling, seeds=seeds, **more)
 
 
 def close(a, b, atol=1e-5):
@@ -91,7 +92,7 @@ def test_the_same_seed_gives_the_same_latents_and_another_does_not(tiny):
 
 def test_given_frames_come_out_as_they_went_in(tiny):
     request = tiny.animate(seed=None)
-    first = tiny.encode([tasks.keep(request[-1].given)])[0]
+    first = tiny.keep(request[-1].given).flatten(0, 2)
     for cached in (True, False):
         made = run(tiny, [request], replace(FEW, cached=cached))[0]
         assert made.shape == (3, 4, 4, 4)
@@ -111,7 +112,7 @@ def test_every_condition_counts(tiny):
 
 def test_a_size_of_its_own_per_request(tiny):
     sizes = [(1, 16, 16), (1, 8, 32), (5, 16, 8)]
-    requests = [tasks.text_to_visual("a star", size, prompts=tiny.prompts) for size in sizes]
+    requests = [tasks.text_to_visual("a star", [], size) for size in sizes]
     made = run(tiny, requests)
     assert [tuple(m.shape) for m in made] == [(1, 4, 4, 4), (1, 2, 8, 4), (3, 4, 2, 4)]
     close(made, [run(tiny, [r], seeds=[7 + n])[0] for n, r in enumerate(requests)])
@@ -120,18 +121,6 @@ def test_a_size_of_its_own_per_request(tiny):
 def test_what_stands_after_the_target_does_not_matter(tiny):
     request = tiny.draw(seed=None)
     close(run(tiny, [request]), run(tiny, [[*request, tasks.say("and then?"), tasks.reply()]]), atol=0)
-
-
-def test_a_condition_is_encoded_once_for_all_branches(tiny):
-    seen = []
-
-    def encode(segments):
-        seen.extend(segments)
-        return tiny.encode(segments)
-
-    sampling = replace(FEW, image_guidance_scale=2.0)
-    denoise(tiny.model, tiny.codec, [tiny.edit(seed=None)], sampling, see=tiny.see, encode=encode, seeds=[0])
-    assert len(seen) == 1
 
 
 def test_steps_are_shown_as_they_come(tiny):
@@ -160,7 +149,8 @@ def test_a_request_without_a_picture_to_make_is_refused(tiny):
 
 def test_a_task_of_ones_own_trains_and_samples(tiny):
     """Draw what lies between two pictures, and say so first: a template and nothing else."""
-    from openlance.sample.text import Decoding, decode
+    from openlance.config.sampling import Decoding
+    from openlance.sample.text import decode
     from openlance.train.objective import Weights
 
     def between(first, last, words=None, clip=None):
@@ -182,9 +172,9 @@ def test_a_task_of_ones_own_trains_and_samples(tiny):
     after = mine.losses(packed, noise)
     assert after.text < before.text and after.flow < before.flow
 
-    options = {"see": mine.see, "encode": mine.encode}
     words = Decoding(max_new_tokens=3)
-    ids, _ = decode(mine.model, mine.codec, [between(first, last)], words, vocabulary=mine.vocabulary, **options)
+    asked = mine.encoded(between(first, last))
+    ids, _ = decode(mine.model, mine.codec, [asked], words, vocabulary=mine.vocabulary)
     said = mine.codec.tokenizer.text(ids[0])
     request = [s.as_context() if s.value == said else s for s in between(first, last, said)]
     ways = [run(mine, [request], replace(FEW, cached=cached)) for cached in (True, False)]

@@ -82,7 +82,7 @@ def test_turns_alternate_and_history_is_an_answer(tiny):
 
 
 def test_without_a_prior_there_is_no_system_turn(tiny):
-    request = tasks.text_to_visual("a red circle", tiny.size, prompts=tasks.NO_PRIOR)
+    request = tasks.request("t2i", "a red circle", [], tiny.size, style=tasks.NO_PRIOR)
     assert not any(s.role is Role.SYSTEM for s in request)
     assert ids(tiny, request)[1:3] == rendered(tiny, "user\n")[:2]
 

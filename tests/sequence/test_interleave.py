@@ -5,9 +5,10 @@ import pytest
 
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.sequence.interleave import FORMS, caption_text, request, training_answer, training_sample
+from openlance.sequence import tasks
+from openlance.sequence.interleave import request, triple
 from openlance.sequence.segment import Kind, Role, drop
-from openlance.sequence.tasks import RELEASED, keep, look, make
+from openlance.sequence.tasks import EXACT, RELEASED_RUN, RELEASED_TRAINING, TASKS, Views
 
 
 def clip(frames=1, height=32, width=48):
@@ -15,9 +16,9 @@ def clip(frames=1, height=32, width=48):
 
 
 MEDIA = {
-    "a": (clip(2, 28, 28), clip()),
-    "b": (clip(2, 28, 56), clip(1, 64, 32)),
-    "v": (clip(6, 28, 28), clip(5, 32, 32)),
+    "a": Views(clip(2, 28, 28), clip()),
+    "b": Views(clip(2, 28, 56), clip(1, 64, 32)),
+    "v": Views(clip(6, 28, 28), clip(5, 32, 32)),
 }
 KINDS = {"a": "image", "b": "image", "v": "video"}
 
@@ -58,7 +59,7 @@ def test_only_the_text_listed_last_is_dropped_by_guidance():
 
 @pytest.mark.parametrize("listed, word", [(("hat", "a"), "image"), (("a", "hat"), "text"), (("hat", "v"), "video")])
 def test_an_edit_names_the_kind_that_is_listed_last(listed, word):
-    assert ask("image_edit", *listed)[0].value == RELEASED.edit.format(m=word)
+    assert ask("image_edit", *listed)[0].value == RELEASED_RUN.edit.format(m=word)
 
 
 def test_a_source_shows_itself_to_both_eyes_and_a_question_to_one():
@@ -77,7 +78,7 @@ def test_the_target_is_as_large_as_the_release_makes_it():
 
 
 def test_an_answer_alone_gets_a_caption_prompt_of_the_first_listed_kind():
-    for number, text in enumerate(RELEASED.captions):
+    for number, text in enumerate(RELEASED_RUN.captions):
         segments = ask("x2t_video", "v", answer="A cat.", caption=number)
         assert segments[0].value == text.format(m="video") and order(segments) == ["v0"]
 
@@ -98,24 +99,34 @@ def test_a_request_that_cannot_be_met_is_one_sentence():
         assert "\n" not in str(error.value)
 
 
-def test_training_rotates_the_kinds_of_blocks_and_keeps_the_order_of_media():
-    target, seen, kept = make((1, 32, 48), object()), look(MEDIA["a"][0]), keep(MEDIA["a"][1])
-    text = caption_text("  hat ")
-    assert order(training_sample([text, seen, kept], target, "edit")) == ["a0", "a1", "hat"]
-    assert order(training_sample([seen, kept, text], target, "edit")) == ["a0", "hat", "a1"]
-    assert order(training_sample([seen, kept], target, "idip")) == ["a0", "a1"]
-
-
 def test_training_pictures_get_the_clip_prompt_with_their_own_kind():
-    for frames, word in ((1, "image"), (5, "video")):
-        sample = training_sample([caption_text("hat")], make((frames, 32, 48), object()), "t2v")
-        assert sample[0].value == RELEASED.video.format(m=word)
+    for task, frames, word in (("t2i", 1, "image"), ("t2v", 5, "video")):
+        sample = tasks.request(task, "  hat ", [], (frames, 32, 48), object(), RELEASED_TRAINING)
+        assert sample[0].value == RELEASED_RUN.video.format(m=word) and sample[1].value == "hat"
+
+
+@pytest.mark.parametrize("style", [EXACT, RELEASED_RUN, RELEASED_TRAINING])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_listed_request_is_the_plain_one(task, style):
+    """Media, then the prompt: what the release's files say and what a call says are worded alike."""
+    spec, size = TASKS[task], (9, 32, 32)
+    name = "v" if spec.reads == "video" else "a"
+    if spec.makes == "text":
+        listed = request(task, data(name, answer=["Look.", "what?", "hat"]), lambda n, kind: MEDIA[n], style=style)
+        plain = tasks.request(spec, "what?", [MEDIA[name]], (1, 1, 1), "hat", style, said="Look.")
+    else:
+        listed = request(task, data(*[name] * bool(spec.reads), "hat"), lambda n, _: MEDIA[n], size=size, style=style)
+        plain = tasks.request(spec, "hat", [MEDIA[name]] * bool(spec.reads), listed[-1].size, None, style)
+    assert [(s.kind, s.role, s.value, s.size, s.given) for s in listed] == [
+        (s.kind, s.role, s.value, s.size, s.given) for s in plain
+    ]
 
 
 def test_an_empty_question_is_no_text_at_all():
-    sample = training_answer([look(MEDIA["a"][0])], ["Describe.", "", "A cat."], "image")
+    said, question, text = triple(["Describe.", "", "A cat."], RELEASED_TRAINING, "image")
+    sample = tasks.request("x2t_image", question, [MEDIA["a"]], (1, 1, 1), text, RELEASED_TRAINING, said=said)
     assert order(sample) == ["a0"] and sample[0].value == "Describe." and sample[-1].value == "A cat."
 
 
-def test_every_form_names_a_system_prompt():
-    assert all(hasattr(RELEASED, form.prior) for form in FORMS.values())
+def test_every_task_names_a_system_prompt():
+    assert all(hasattr(RELEASED_RUN, spec.prompt) for spec in TASKS.values())

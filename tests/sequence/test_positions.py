@@ -87,7 +87,7 @@ def test_a_target_of_another_size_keeps_its_own_place(tiny):
 def test_later_frames_are_seconds_apart_in_position(tiny, frames):
     from openlance.sequence import tasks
 
-    rows = tiny.pack([tasks.text_to_visual("x", (frames, 16, 16), prompts=tiny.prompts)]).rows
+    rows = tiny.pack([tasks.text_to_visual("x", [], (frames, 16, 16))]).rows
     t = rows.position[rows.is_latent, 0].reshape(-1, 16)
     assert (t == t[:, :1]).all() and (t[:, 0].diff() == 2).all()
 
@@ -95,10 +95,8 @@ def test_later_frames_are_seconds_apart_in_position(tiny, frames):
 @pytest.mark.parametrize("draws", [1, 3])
 def test_a_last_picture_stands_on_the_last_frame_of_its_target(tiny, draws):
     """In both tables of positions, however often the target is drawn; it moves nothing else."""
-    from openlance.sequence import tasks
-
     size, end = (9, 16, 16), tiny.clip(10)
-    request = tasks.first_and_last("x", tiny.clip(4), end, size, prompts=tiny.prompts)
+    request = tiny.put("flf2v", "x", [tiny.clip(4), end], size, None)
     rows = pack([request], tiny.codec, tiny.codec.config.position, draws).rows
     last, target = (rows.at((rows.is_latent & (rows.code == code)).nonzero()[:, 0]) for code in (LAST, TARGET))
     assert len(last) == 16 and len(target) == draws * 5 * 16
@@ -111,7 +109,5 @@ def test_a_last_picture_stands_on_the_last_frame_of_its_target(tiny, draws):
 
 
 def test_a_last_picture_of_another_size_is_refused(tiny):
-    from openlance.sequence import tasks
-
     with pytest.raises(ValueError, match="does not fit"):
-        tiny.pack([tasks.first_and_last("x", tiny.clip(4), tiny.clip(10, height=8), (5, 16, 16))])
+        tiny.pack([tiny.put("flf2v", "x", [tiny.clip(4), tiny.clip(10, height=8)], (5, 16, 16), None)])

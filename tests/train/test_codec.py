@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openlance.config.model import VAEConfig
-from openlance.model.vae import VAE, vae_config
+from openlance.model.vae import VAE
 from openlance.train.codec import CodecRecipe, CodecRun, KernelOptimizer, edges, train_codec
 from openlance.train.codec_frames import FrameCodec
 from openlance.train.codec_report import pictures, psnr, to_tensor
@@ -71,7 +71,7 @@ def test_a_run_out_of_time_or_killed_between_two_renames_goes_on(tmp_path):
 
 def test_the_encoder_that_is_handed_out_is_the_final_one(tmp_path):
     final = train_codec(RECIPE, tmp_path)
-    configs = [vae_config(json.loads((f / "vae_config.json").read_text())) for f in (tmp_path / "encoder", final)]
+    configs = [VAEConfig.of(json.loads((f / "vae_config.json").read_text())) for f in (tmp_path / "encoder", final)]
     assert configs[0] == configs[1] and min(configs[0].std) > 0
     early, late = (VAE.load(f / "vae.safetensors", configs[0]) for f in (tmp_path / "encoder", final))
     x = torch.rand(3, 1, 16, 16)

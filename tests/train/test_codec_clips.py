@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openlance.config.model import VAEConfig
-from openlance.model.vae import VAE, vae_config
+from openlance.model.vae import VAE
 from openlance.train.codec_clips import ClipCodec
 from openlance.train.codec_motion import ClipRecipe, train_clip_codec
 
@@ -77,7 +77,7 @@ def trained(start, tmp_path_factory):
 
 
 def read(folder):
-    return VAE.load(folder / "vae.safetensors", vae_config(json.loads((folder / "vae_config.json").read_text())))
+    return VAE.load(folder / "vae.safetensors", VAEConfig.of(json.loads((folder / "vae_config.json").read_text())))
 
 
 def test_pictures_and_first_frames_keep_their_latents_and_later_ones_change(start, trained):

@@ -11,6 +11,7 @@ from openlance.eval.verify import training
 from openlance.eval.verify.checks import LOSS, Checks
 from openlance.eval.verify.files import open_folder
 from openlance.eval.verify.parts import Parts
+from openlance.model.media_encoder import MediaEncoder
 from openlance.train.batch import Preparer
 from openlance.train.learner import Learner
 from openlance.train.parallel import Team
@@ -52,12 +53,8 @@ def stage(weights):
 def batch(checks, parts, run):
     """The recorded pack as the trainer makes it, with the recorded noise in place of its own."""
     golden = training._batch(checks, parts)
-    prepare = Preparer(stage=run.stage, codec=parts.codec, encode=latents, device=run.team.device)
+    prepare = Preparer(stage=run.stage, codec=parts.codec, encode=MediaEncoder(None, None), device=run.team.device)
     made = prepare([Sample(segments, str(n)) for n, segments in enumerate(golden.samples)], 0)
     assert made.packed.rows.token.tolist() == golden.packed.rows.token.tolist()
     counts = prepare._counts(golden.packed, {})
     return replace(made, packed=golden.packed, noise=training._noise(golden), counts=counts)
-
-
-def latents(values):
-    return [value.flatten(0, 2) for value in values]

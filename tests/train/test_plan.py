@@ -13,7 +13,7 @@ from openlance.config.train import override, recipe, stage
 from openlance.model.lance import Lance
 from openlance.model.lengths import placeholder, ruler
 from openlance.sequence.pack import document, pack
-from openlance.sequence.tasks import NO_PRIOR, edit, text_to_visual, understand
+from openlance.sequence.tasks import Views, edit, text_to_visual, understand
 from openlance.train.load import Load, load_of, packed, typical
 from openlance.train.measured import PeakMemory
 from openlance.train.memory import activations
@@ -33,10 +33,10 @@ def machine(text: str, **options) -> Machine:
 def samples() -> list:
     picture, clip = placeholder(1, 64, 64), placeholder(9, 64, 64)
     return [
-        text_to_visual("a red circle left of a blue square", (1, 64, 64), picture, NO_PRIOR),
-        edit("make it blue", [(picture, picture)], (1, 64, 64), picture, prompts=NO_PRIOR),
-        text_to_visual("a ring moves to the left", (9, 64, 64), clip, NO_PRIOR),
-        understand([picture], "what is this?", "a red circle", NO_PRIOR),
+        text_to_visual("a red circle left of a blue square", [], (1, 64, 64), picture),
+        edit("make it blue", [Views(picture, picture)], (1, 64, 64), picture),
+        text_to_visual("a ring moves to the left", [], (9, 64, 64), clip),
+        understand("what is this?", [Views(picture, picture)], (1, 1, 1), "a red circle"),
     ]
 
 

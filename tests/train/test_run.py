@@ -9,7 +9,7 @@ from PIL import Image
 
 from openlance.config.train import stage
 from openlance.errors import UserError
-from openlance.sample.load import folder_of
+from openlance.model.hub import folder_of
 from openlance.train.files import stage_folders
 from openlance.train.run import Settings, check_plan, earlier, run_recipe, run_stage
 

@@ -16,8 +16,8 @@ def test_an_exported_model_is_the_averaged_one_under_released_names(worker, tmp_
     _, run = worker.trained(Team(), worker.STAGE, 2)
     base = Base(
         beside=(tmp_path / "none", tmp_path / "base" / "tokenizer.json"), config=worker.CONFIG,
-        codec=worker.codec(), prompts=worker.PROMPTS,
-        learner=run.learner, encode=worker.encode,
+        codec=worker.codec(), style=worker.STYLE,
+        learner=run.learner, vae=worker.MeanColor(),
     )  # fmt: skip
     (tmp_path / "base").mkdir()
     base.codec.tokenizer.backend.save(str(tmp_path / "base" / "tokenizer.json"))

@@ -77,10 +77,11 @@ class Spoiling:
     def __init__(self, worker, pack):
         self.worker, self.pack, self.calls = worker, pack, 0
 
-    def __call__(self, values):
+    def __call__(self, samples, targets):
         self.calls += 1
-        found = self.worker.encode(values)
-        return [v * float("nan") for v in found[:1]] + found[1:] if self.calls > self.pack else found
+        [found] = self.worker.encoder()(samples, targets=targets)
+        spoilt = found[0].filled(found[0].value * float("nan"))
+        return [[spoilt, *found[1:]] if self.calls > self.pack else found]
 
 
 def test_what_is_not_finite_stops_the_run_names_its_sample_and_can_be_replayed(worker, work):

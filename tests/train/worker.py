@@ -12,15 +12,16 @@ import numpy as np
 import torch
 
 from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
+from openlance.config.prompts import PromptStyle
 from openlance.config.train import Stage
 from openlance.data.source import Sample
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.model.crew import leave
-from openlance.model.grids import SequenceCodec
+from openlance.model.media_encoder import MediaEncoder
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind
-from openlance.text.tokenizer import Tokenizer, train_tokenizer
+from openlance.text.tokenizer import SequenceCodec, Tokenizer, train_tokenizer
 from openlance.train.batch import Preparer
 from openlance.train.learner import Learner, fresh
 from openlance.train.parallel import Team, full
@@ -39,17 +40,24 @@ STAGE = Stage(
     name="tiny", steps=20, lr=3e-3, warmup=3, eps=1e-8, ema=0.9, text_weight=0.5, dense_weight=0.3, draws=2, shift=2.0,
     mixture={"t2i": 1}, pack_tokens=(1, 10_000), max_sample_tokens=10_000, dtype="float32", seed=3,
 )  # fmt: skip
-PROMPTS = tasks.SystemPrompts(image="Draw.", video="Animate.", edit="Edit.", subject="Place.", question="Look.")
+STYLE = PromptStyle(image="Draw.", video="Animate.", edit="Edit.", subject="Place.", question="Look.")
 
 
 def codec() -> SequenceCodec:
     return SequenceCodec(Tokenizer(train_tokenizer(list(TEXTS) * 4, CONFIG.vocab_size)), CONFIG)
 
 
-def encode(values: list) -> list[torch.Tensor]:
-    """A codec of three channels: the mean colour of each cell of 4 pixels, in the first of every two frames."""
-    cut = [torch.from_numpy(v.pixels[::2]).float().unflatten(2, (-1, 4)).unflatten(1, (-1, 4)) for v in values]
-    return [(c.mean((2, 4)) / 127.5 - 1).flatten(0, 2) for c in cut]
+class MeanColor:
+    """A codec of three channels: the mean color of each cell of 4 pixels, in the first of every two frames."""
+
+    config, device, dtype = CONFIG.vae, torch.device("cpu"), torch.float32
+
+    def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return pixels[..., ::2, :, :].unflatten(-1, (-1, 4)).unflatten(-3, (-1, 4)).mean((-1, -3)), None
+
+
+def encoder(vit=None) -> MediaEncoder:
+    return MediaEncoder(lambda _: vit, MeanColor)
 
 
 def clip(rng: np.random.Generator, frames: int = 1) -> Clip:
@@ -60,10 +68,10 @@ def sample(number: int, rng: np.random.Generator) -> Sample:
     """One of every family in turn; questions carry labels."""
     one, other, text = clip(rng), clip(rng), str(rng.choice(TEXTS[:2]))
     made = (
-        tasks.text_to_visual(text, (1, 16, 16), one, PROMPTS),
-        tasks.understand([one], text, str(rng.choice(TEXTS)), PROMPTS),
-        tasks.edit(text, [(one, one)], (1, 16, 16), other, prompts=PROMPTS),
-        tasks.image_to_video(text, one, (3, 16, 16), clip(rng, 3), PROMPTS),
+        tasks.request("t2i", text, [], (1, 16, 16), one, STYLE),
+        tasks.request("x2t_image", text, [tasks.Views(one, one)], (1, 1, 1), str(rng.choice(TEXTS)), STYLE),
+        tasks.request("image_edit", text, [tasks.Views(one, one)], (1, 16, 16), other, STYLE),
+        tasks.request("i2v", text, [tasks.Views(one, one)], (3, 16, 16), clip(rng, 3), STYLE),
     )[number % 4]
     seen = made[-1].kind is Kind.TEXT
     labels = np.stack([rng.integers(0, n, (4, 4)) for n in CHANNELS]) if seen else None
@@ -94,7 +102,7 @@ def learner(seed: int = 0) -> Learner:
 
 
 def preparer(stage: Stage, team: Team) -> Preparer:
-    return Preparer(stage=stage, codec=codec(), encode=encode, device=team.device, complete=team.sharded)
+    return Preparer(stage=stage, codec=codec(), encode=encoder(), device=team.device, complete=team.sharded)
 
 
 def trained(team: Team, stage: Stage, steps: int, model: Learner | None = None) -> tuple[list[dict], Trainer]:

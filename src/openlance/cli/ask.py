@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openlance.cli import options
 
-NAMES = {"image": "x2t_image", "video": "x2t_video"}  # by what is asked about
+if TYPE_CHECKING:
+    from openlance.sample.text import Answer
 
 app = typer.Typer()
 
@@ -32,10 +33,19 @@ def ask(
     options.at_least("--max-new-tokens", max_new_tokens, 1)
     clips = [options.read_medium(path) for path in media]
     pipe = checkpoint.load()
-    checkpoint.warn(pipe, NAMES["image" if all(clip.frames == 1 for clip in clips) else "video"])
+    from openlance.sample.pipeline import question_about
+
+    checkpoint.warn(pipe, question_about(clips).name)
     live = sys.stdout.isatty()
     answer = pipe.ask(clips, question, max_new_tokens=max_new_tokens, stream=show if live else None)
     typer.echo("" if live else answer)
+    say_if_cut(answer, max_new_tokens)
+
+
+def say_if_cut(answer: Answer, most: int) -> None:
+    """One line on stderr for an answer that ended at its limit."""
+    if answer.finish_reason == "length":
+        typer.echo(f"note: the answer was cut at {most} tokens: raise --max-new-tokens for the rest", err=True)
 
 
 def show(piece: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from openlance.cli import options
-from openlance.cli.ask import NAMES
+from openlance.cli.ask import say_if_cut
 
 app = typer.Typer()
 
@@ -28,5 +28,9 @@ def caption(
     options.at_least("--max-new-tokens", max_new_tokens, 1)
     clip = options.read_medium(medium)
     pipe = checkpoint.load()
-    checkpoint.warn(pipe, NAMES["image" if clip.frames == 1 else "video"])
-    typer.echo(pipe.caption(clip, max_new_tokens=max_new_tokens))
+    from openlance.sample.pipeline import question_about
+
+    checkpoint.warn(pipe, question_about([clip]).name)
+    answer = pipe.caption(clip, max_new_tokens=max_new_tokens)
+    typer.echo(answer)
+    say_if_cut(answer, max_new_tokens)

@@ -31,8 +31,6 @@ Words that begin with "draw" or "a picture of" draw anew, a question asks, all e
 /edit TEXT   change the picture              /undo        take the last turn back
 /ask TEXT    ask about the picture           /new         begin anew
 /image FILE  bring a picture or video        /help  /quit"""
-# What a turn is called in `generation_config.json`, by what is on the table.
-EDITS = {"image": "image_edit", "video": "video_edit"}
 
 app = typer.Typer()
 
@@ -139,9 +137,10 @@ class Session:
 
     def warn(self, turn: Turn, before: Clip | None) -> None:
         from openlance.sequence.segment import Role
+        from openlance.sequence.tasks import edit, kind_of, the_task
 
         if before is not None and any(s.role is Role.SOURCE for s in turn.segments):
-            task = EDITS["image" if before.frames == 1 else "video"]
+            task = the_task(edit, kind_of(before.frames)).name
             if task not in self.warned:
                 self.checkpoint.warn(self.talk.pipe, task)
             self.warned.add(task)

@@ -44,9 +44,9 @@ def convert(
     import torch
 
     from openlance.model.convert import gather, write
-    from openlance.sample.load import files_of
+    from openlance.model.hub import find_model
 
-    files = files_of(source, base=base)
+    files = find_model(source, base=base)
     number = getattr(torch, wanted) if wanted else None
     checkpoint = gather(files, number, quantise=quantise, allow_pickle=allow_pickle)
     write(output, checkpoint, to, shards=shards)

@@ -53,14 +53,6 @@ code { font: .85em ui-monospace, SFMono-Regular, Menlo, monospace; font-weight: 
 """
 
 
-# A heading for what a task makes; what has none stands under its own name.
-HEADS = {
-    "t2v": "a clip from words", "i2v": "a picture set in motion", "flf2v": "a clip between two frames",
-    "image_edit": "a picture changed", "video_edit": "a clip changed", "image_idip": "a thing in a new scene",
-    "video_idip": "a thing in a clip", "x2t_video": "a question about a clip",
-}  # fmt: skip
-
-
 def render_page(cards: list[Card], title: str, notes: list[str], shown: Sequence[Shown] = ()) -> str:
     """The whole page as HTML. Everything a model said or a user typed is escaped."""
     body = "\n".join([*(render_card(card) for card in cards), *(render_shown(one) for one in shown)])
@@ -109,13 +101,15 @@ def render_card(card: Card) -> str:
 
 def render_shown(shown: Shown) -> str:
     """A clip, an edit or a scene beside what it was made from, or what was said about it."""
+    from openlance.sequence.tasks import TASKS
+
     mark = {True: ' <span class="good">✓</span>', False: ' <span class="bad">✗</span>', None: ""}[shown.holds]
     said = isinstance(shown.result, str)
     media = shown.given + ([] if isinstance(shown.result, str) else [shown.result])
     last = media[-1]
     pictures = "<b>→</b>".join(f'<img src="{clip_uri(clip)}" alt="{html.escape(shown.show.text)}">' for clip in media)
     length = f", {last.frames} frames" if last.frames > 1 else ""
-    facts = f"{HEADS.get(shown.show.task, shown.show.task)}, {last.width}×{last.height}{length}, {shown.seconds:.2f} s"
+    facts = f"{TASKS[shown.show.task].title}, {last.width}×{last.height}{length}, {shown.seconds:.2f} s"
     answer = f"<dl><div><dd>{html.escape(shown.result)}{mark}</dd></div></dl>" if isinstance(shown.result, str) else ""
     return f"""<article>
 <figure><div class="pair">{pictures}</div></figure>

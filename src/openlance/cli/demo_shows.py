@@ -114,7 +114,7 @@ def perform(pipe: Any, table: dict[str, Clip], seed: int) -> list[Shown]:
     from tqdm import tqdm
 
     found, table = list[Shown](), dict(table)
-    known = [show for show in SHOWS if show.task in pipe.defaults.tasks]
+    known = [show for show in SHOWS if pipe.defaults.knows(show.task)]
     for show in tqdm(known, unit="task", delay=2.0, disable=None, leave=False):
         if show.uses and show.uses not in table:
             continue

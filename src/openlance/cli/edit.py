@@ -15,8 +15,6 @@ from openlance.cli.drawing import CLIPS, PICTURES, Job, choose_paths, choose_pro
 
 app = typer.Typer()
 
-NAMES = {"image": ("image_edit", PICTURES), "video": ("video_edit", CLIPS)}  # by what the source is
-
 
 @app.command()
 @options.grouped
@@ -36,11 +34,15 @@ def edit(
     options.check_guidance(image_guidance_scale, "--image-guidance-scale")
     prompts = choose_prompts(instruction, prompts_file, f"edit {source} 'make the circle blue'")
     medium = options.read_medium(source)
-    task, suffixes = NAMES["image" if medium.frames == 1 else "video"]
+    from openlance.sequence.tasks import edit as template
+    from openlance.sequence.tasks import kind_of, the_task
+
+    spec = the_task(template, kind_of(medium.frames))
+    suffixes = PICTURES if spec.makes == "image" else CLIPS
     many = prompts_file is not None
     place = output or Path("edited" if many else f"out{suffixes[0]}")
     job = Job(
-        task=task,
+        task=spec.name,
         call=lambda pipe: pipe.edit,
         inputs=[[medium] * len(prompts), prompts],
         paths=choose_paths(place, len(prompts), folder=many, suffixes=suffixes),

@@ -27,32 +27,32 @@ class MakeEncoder:
     allow_pickle: bool
 
     def __call__(self) -> Any:
+        from dataclasses import replace
+
+        import torch
+
         import openlance
         from openlance.data.encoded import PROBE, probed
         from openlance.data.source import Sample
-        from openlance.media.clip import Clip
-        from openlance.sequence.segment import Kind, Role, Segment
+        from openlance.model.media_encoder import latents
+        from openlance.sequence.segment import Kind, Segment
 
         pipe = openlance.load(self.model, device=self.device, allow_pickle=self.allow_pickle)
 
-        def latents(segment: Segment, clip: Clip) -> Any:
-            grid = pipe.codec.latent_grid(clip.pixels.shape[:3])
-            return pipe.encode([segment.filled(clip)])[0].reshape(*grid, -1).cpu()
+        def on_cpu(s: Segment) -> Segment:
+            value, given = (v.cpu() if isinstance(v, torch.Tensor) else v for v in (s.value, s.given))
+            return replace(s, value=value, given=given)
 
-        def encoded(s: Segment) -> Segment:
-            if s.kind is Kind.TEXT or (s.kind is Kind.PATCHES and not self.vit):
-                return s
-            if s.kind is Kind.PATCHES:
-                grid = pipe.codec.patch_grid(s.value.pixels.shape[:3])
-                return s.filled(pipe.see([s])[0].reshape(*grid, -1).cpu())
-            given = None if s.given is None else latents(s, s.given)
-            return Segment(s.kind, s.role, latents(s, s.value), s.size, given)
+        vit = self.vit
 
         class Encoder:
-            codec = probed(latents(Segment(Kind.LATENTS, Role.TARGET, PROBE), PROBE))
+            codec = probed(latents(pipe.vae(), [PROBE])[0])
 
             def __call__(self, sample: Sample) -> Sample:
-                return Sample([encoded(s) for s in sample.segments], sample.id, sample.labels)
+                wanted = [s for s in sample.segments if vit or s.kind is not Kind.PATCHES]
+                encoded = iter(pipe.media([wanted], targets=True)[0])
+                kept = [next(encoded) if vit or s.kind is not Kind.PATCHES else s for s in sample.segments]
+                return Sample([on_cpu(s) for s in kept], sample.id, sample.labels)
 
         return Encoder()
 
@@ -116,16 +116,17 @@ def _fit(model: str, stage: str | None) -> Any:
     from dataclasses import replace
 
     from openlance.config import train
-    from openlance.data.fit import Fit, Strides
-    from openlance.sample.engine import Defaults
-    from openlance.sample.load import files_of
+    from openlance.config.model import VAEConfig
+    from openlance.config.sampling import GenerationConfig
+    from openlance.data.fit import Fit
+    from openlance.model.hub import find_model
 
-    files = files_of(model)
-    strides = Strides.of(files.config)
-    scale, _, name = (stage or ("3b/sft" if strides.vae == Strides().vae else "nano/sft")).rpartition("/")
+    files = find_model(model)
+    usual = "3b/sft" if files.config.vae.stride == VAEConfig().stride else "nano/sft"
+    scale, _, name = (stage or usual).rpartition("/")
     chosen = train.stage(name, scale or "3b")
-    prompts = Defaults.read(files.tokenizer / "generation_config.json").prompts
-    return replace(Fit.at(chosen, chosen.steps - 1, strides, prompts), drop_text=0.0, drop_all=0.0)
+    style = GenerationConfig.read(files.tokenizer).style
+    return replace(Fit.at(chosen, chosen.steps - 1, files.config, style), drop_text=0.0, drop_all=0.0)
 
 
 def run(job: Any, workers: int, ray: str | None, device: str) -> None:

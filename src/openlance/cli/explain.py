@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from openlance.config.model import ModelConfig
+    from openlance.data.front import Front
     from openlance.media import Clip
-    from openlance.sample.inputs import Fit
     from openlance.sequence.explain import Explanation
     from openlance.sequence.segment import Segments
-    from openlance.sequence.tasks import SystemPrompts
     from openlance.text.tokenizer import Tokenizer
 
 WIDTH = 100  # columns of the output where they are not a terminal's
@@ -40,9 +40,9 @@ app = typer.Typer()
 class Numbers:
     """All that is needed of a model here: its numbers, its tokenizer and its habits."""
 
-    fit: Fit  # with the configuration
+    config: ModelConfig
+    front: Front
     tokenizer: Tokenizer
-    prompts: SystemPrompts
 
 
 @app.command()
@@ -70,13 +70,13 @@ def explain(
     texts, files = sort_inputs(inputs or [])
     check_task(task, files, answer)
 
-    from openlance.model.grids import SequenceCodec
     from openlance.sequence.explain import explain as read
+    from openlance.text.tokenizer import SequenceCodec
 
     numbers = numbers_of(model, tokenizer)
-    codec = SequenceCodec(numbers.tokenizer, numbers.fit.config)
+    codec = SequenceCodec(numbers.tokenizer, numbers.config)
     segments = compose(task, Inputs(texts, files, wanted, frames, media, answer), numbers)
-    position = replace(numbers.fit.config.position, shift=not no_mape)
+    position = replace(numbers.config.position, shift=not no_mape)
 
     def decode(ids: list[int]) -> str:
         return numbers.tokenizer.backend.decode(ids, skip_special_tokens=False)
@@ -112,73 +112,59 @@ def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def check_task(task: str, files: list[Path], answer: str | None) -> None:
-    from openlance.sequence.tasks import ENDS
+    from openlance.sequence.tasks import spec_of
 
-    if task not in ENDS:
-        raise UserError(f"the task {task!r} is unknown: use one of {', '.join(ENDS)}")
-    if files and not ENDS[task].reads:
+    spec = spec_of(task)
+    if files and not spec.reads:
         raise UserError(f"the task {task} reads no pictures: leave {files[0]} out")
-    if answer is not None and ENDS[task].makes != "text":
+    if answer is not None and spec.makes != "text":
         raise UserError(f"the task {task} is not answered in words: leave --answer out")
 
 
 def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     """Configuration and tokenizer of a name or folder; no tensor is read."""
     from openlance.config.model import ModelConfig
-    from openlance.sample.engine import Defaults
-    from openlance.sample.inputs import Fit
-    from openlance.sample.load import files_of
+    from openlance.config.sampling import GenerationConfig
+    from openlance.data.front import Front
+    from openlance.media.transform import MediaTransform
+    from openlance.model.hub import find_model
     from openlance.text.tokenizer import Tokenizer
 
-    files = files_of("nano" if model == RELEASED else model)
-    defaults = Defaults() if model == RELEASED else Defaults.read(files.tokenizer / "generation_config.json")
+    files = find_model("nano" if model == RELEASED else model)
+    d = GenerationConfig() if model == RELEASED else GenerationConfig.read(files.tokenizer)
     config = ModelConfig() if model == RELEASED else files.config
+    transform = MediaTransform.of(config, usual=(d.height, d.width), buckets=d.buckets)
     return Numbers(
-        fit=Fit(config=config, usual=(defaults.height, defaults.width), buckets=defaults.buckets),
+        config=config,
+        front=Front(transform=transform, style=d.style, num_frames=FRAMES),
         tokenizer=Tokenizer.from_folder(tokenizer or files.tokenizer),
-        prompts=defaults.prompts,
     )
 
 
 def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
-    """The request, its media as placeholders of the right sizes."""
-    from openlance.model.vae import latent_grid
-    from openlance.sequence.tasks import ENDS, request
+    """The request, its media as placeholders of the right sizes; with an answer the sample."""
+    from openlance.sequence.tasks import spec_of
 
-    ends, usual = ENDS[task], numbers.fit.usual
-    frames = given.frames or FRAMES
-    media = views(given, ends.reads, ends.makes, frames, numbers.fit)
-    height, width = given.size or usual
-    if ends.keeps_size:  # that of the last source
-        kept = media[-1][1]
-        height, width, frames = kept.height, kept.width, kept.frames if ends.reads == "video" else frames
-    size = (frames if ends.makes == "video" else 1, height, width)
-    if ends.makes != "text":
-        latent_grid(numbers.fit.config.vae, size)
-    prompt = given.texts[0] if given.texts else EXAMPLES.get(ends.makes, EXAMPLES["image"])
-    return request(task, prompt, media, size, given.answer, numbers.prompts)
+    spec, front = spec_of(task), numbers.front
+    media = media_of(given, spec.reads, front)
+    asked = (given.frames, *(given.size or (None, None)))
+    prompt = given.texts[0] if given.texts else EXAMPLES.get(spec.makes, EXAMPLES["image"])
+    if given.answer is not None:
+        return front.sample(spec, prompt, media, given.answer)
+    return front.request(spec, prompt, media, asked=asked)
 
 
-def views(given: Inputs, reads: str, makes: str, frames: int, fit: Fit) -> list[tuple[Clip, Clip]]:
-    """Every medium as the ViT and as the VAE see it: files and placeholders as the model cuts them, or at --size."""
+def media_of(given: Inputs, reads: str, front: Front) -> list[Clip]:
+    """The files, or as many placeholders."""
+    from openlance.media.inputs import as_clip, as_picture
     from openlance.model.lengths import placeholder
-    from openlance.sample.inputs import fitting_size
 
     if not reads:
         return []
-    clips = [open_clip(path, reads) for path in given.files]
-    counts = [clip.frames for clip in clips] or [frames if reads == "video" else 1] * given.media
-    if given.size is None:
-        return [fit.views(clip, makes) for clip in clips or [placeholder(n, *fit.usual) for n in counts]]
-    seen = fitting_size(*given.size, fit.config.vit.stride, fit.usual)
-    return [(placeholder(n, *seen), placeholder(n, *given.size)) for n in counts]
-
-
-def open_clip(path: Path, reads: str) -> Clip:
-    from openlance.media import VIDEO_SUFFIXES, read_image, read_video
-
-    video = path.suffix.lower() in VIDEO_SUFFIXES and reads == "video"
-    return read_video(path) if video else read_image(path)
+    if given.files:
+        return [as_clip(path) if reads == "video" else as_picture(path) for path in given.files]
+    frames = (given.frames or FRAMES) if reads == "video" else 1
+    return [placeholder(frames, *(given.size or front.transform.usual)) for _ in range(given.media)]
 
 
 def show(found: Explanation, title: str) -> None:

@@ -49,7 +49,7 @@ def init(
     from openlance.config.model import ModelConfig
     from openlance.config.presets import nano
     from openlance.model.convert import random_checkpoint, write
-    from openlance.sample.load import folder_of
+    from openlance.model.hub import folder_of
 
     config = ModelConfig() if preset == "3b" else nano()
     checkpoint = random_checkpoint(

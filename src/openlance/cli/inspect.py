@@ -26,8 +26,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a path holds. The exit code is 0 for a complete checkpoint or a good file and 1 for anything less."""
+    from openlance.model.hub import SHIPPED, folder_of
     from openlance.model.inspection import inspect as look
-    from openlance.sample.load import SHIPPED, folder_of
 
     report = look(folder_of(path) if path in SHIPPED else Path(path), allow_pickle=allow_pickle, values=values)
     if as_json:

@@ -29,7 +29,7 @@ LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
 LONGEST = 10_000  # frames; the released model makes 121
 MOST_STEPS = 10_000  # of denoising; the release takes 30
 STRONGEST = 1000.0  # guidance
-LARGEST_SEED = 2**63 - 1  # what torch's generators accept
+LARGEST_SEED = 2**64 - 1  # what torch's generators accept
 
 Model = Annotated[str, typer.Option("--model", help="nano, a checkpoint folder, or owner/name on the hub.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same picture; random if left out.")]
@@ -103,7 +103,7 @@ class Checkpoint:
 
     def warn(self, pipe: Pipeline, task: str) -> None:
         """Say in one line on stderr that the model was not trained for what it was asked to do."""
-        if task not in pipe.defaults.tasks:
+        if not pipe.defaults.knows(task):
             known = ", ".join(pipe.defaults.tasks)
             typer.echo(f"warning: {self.model} was not trained for {task}, only for {known}: expect little", err=True)
 
@@ -132,7 +132,7 @@ class Denoising:
 
     def settings(self) -> dict[str, Any]:
         """What the user said, as keywords of the pipeline's methods; UserError for a number out of range."""
-        at_least("--seed", self.seed, 0, LARGEST_SEED)
+        at_least("--seed", self.seed, -1, LARGEST_SEED)
         at_least("--num-inference-steps", self.num_inference_steps, 1, MOST_STEPS)
         check_guidance(self.guidance_scale)
         return given(

@@ -84,10 +84,10 @@ def run(
     options.check_guidance(guidance_scale)
     options.check_writable(output)
     from openlance.media import buckets
-    from openlance.sequence.interleave import form_of
     from openlance.sequence.official import read_entries
+    from openlance.sequence.tasks import spec_of
 
-    form_of(task)
+    spec_of(task)
     if resolution is not None:
         buckets.resolution(resolution)
     entries = read_entries(file)
@@ -123,7 +123,7 @@ def run(
 def check(counts: dict[str, int | None], seed: int) -> None:
     for option, value in counts.items():
         options.at_least(option, value, 1, MOST)
-    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
+    options.at_least("--seed", seed, -1, options.LARGEST_SEED)
 
 
 def share(

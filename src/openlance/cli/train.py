@@ -214,7 +214,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
 
 
 def start_folder(model: str | None, scale: str) -> Path:
-    from openlance.sample.load import folder_of
+    from openlance.model.hub import folder_of
 
     if model is None and scale != "nano":
         raise UserError(

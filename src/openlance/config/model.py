@@ -1,8 +1,40 @@
-"""Numbers of a model. Presets live beside the classes; a checkpoint folder carries its own."""
+"""Numbers of a model, and the grids of tokens that follow from them. Presets live beside the classes; a checkpoint
+folder carries its own.
+
+Sizes are (frames, height, width) in pixels; grids are (frames, rows, columns) of tokens.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from openlance.errors import UserError
+
+Grid = tuple[int, int, int]
+
+
+def nearest_good_size(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The next smaller and the next larger (height, width) with sides that are positive multiples of stride."""
+
+    def below(side: int) -> int:
+        return max(side // stride * stride, stride)
+
+    def above(side: int) -> int:
+        return max(-(-side // stride) * stride, stride)
+
+    return (below(height), below(width)), (above(height), above(width))
+
+
+def check_size(height: int, width: int, stride: int) -> None:
+    """UserError, naming the nearest good sizes as WIDTHxHEIGHT, unless both sides are positive multiples of stride."""
+    if height > 0 and width > 0 and height % stride == 0 and width % stride == 0:
+        return
+    small, large = nearest_good_size(height, width, stride)
+    sizes = " or ".join(f"{w}x{h}" for h, w in dict.fromkeys((small, large)))
+    raise UserError(f"a size of {width}x{height} is not a multiple of {stride} on both sides: use --size {sizes}")
+
 
 # Wan2.2 channel statistics (released code).
 WAN22_MEAN = (
@@ -56,6 +88,29 @@ class ViTConfig:
         """Pixels per token side after the merge."""
         return self.patch_size * self.spatial_merge_size
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ViTConfig:
+        """The configuration in a vit_config.json as released; what it says beyond our fields is left aside."""
+        said = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        if "fullatt_block_indexes" in said:
+            said["fullatt_block_indexes"] = tuple(said["fullatt_block_indexes"])
+        return cls(**said)
+
+    def patch_grid(self, size: Grid) -> Grid:
+        """Patches, before merging, of a clip of a size.
+
+        Raises:
+            UserError: If a side is not a multiple of the stride; it names the nearest good sizes.
+        """
+        frames, height, width = size
+        check_size(height, width, self.stride)
+        return -(-frames // self.temporal_patch_size), height // self.patch_size, width // self.patch_size
+
+    def cell_grid(self, size: Grid) -> Grid:
+        """Merged cells, one token each, of a clip of a size; errors as `patch_grid`."""
+        t, h, w = self.patch_grid(size)
+        return t, h // self.spatial_merge_size, w // self.spatial_merge_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
@@ -83,6 +138,40 @@ class VAEConfig:
     @property
     def temporal_stride(self) -> int:
         return 2 ** sum(self.temporal_downsample)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> VAEConfig:
+        """The configuration in a vae_config.json as released: the constructor arguments of its VAE class."""
+        said = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        said |= {name: tuple(said[name]) for name in ("dim_mult", "mean", "std") if name in said}
+        return cls(**said | {"temporal_downsample": tuple(values["temperal_downsample"])})
+
+    def whole_frames(self, frames: int) -> int:
+        """The longest 1 + k * temporal stride within a number of frames: the first frame stands alone."""
+        return (frames - 1) // self.temporal_stride * self.temporal_stride + 1
+
+    def latent_grid(self, size: Grid) -> Grid:
+        """Latents of a clip of a size; frames beyond `whole_frames` have none (released code).
+
+        Raises:
+            UserError: If a side is not a multiple of the stride; it names the nearest good sizes.
+        """
+        frames, height, width = size
+        check_size(height, width, self.stride)
+        return (frames - 1) // self.temporal_stride + 1, height // self.stride, width // self.stride
+
+    def check(self, size: Grid) -> None:
+        """UserError, naming the nearest good numbers, unless a clip of exactly this size can be made."""
+        frames, step = size[0], self.temporal_stride
+        self.latent_grid(size)
+        if frames < 1 or frames != self.whole_frames(frames):
+            low = max(self.whole_frames(frames), 1)
+            good = f"{low} or {low + step}" if frames > 1 else "1"
+            raise UserError(f"a clip of {frames} frames does not fit the temporal stride {step}: use {good} frames")
+
+    def pixel_size(self, grid: Grid) -> Grid:
+        """The size of what latents of a grid decode to; the inverse of `latent_grid`."""
+        return (grid[0] - 1) * self.temporal_stride + 1, grid[1] * self.stride, grid[2] * self.stride
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,39 @@ Every error is a ValueError of one sentence: which field, what was expected, wha
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from openlance.errors import UserError
 
 T = TypeVar("T")
 
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint folder; UserError if it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} lacks {path.name}: pass a complete checkpoint folder")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore the file") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(found).__name__}: restore the file")
+    return found
+
+
+def known(kind: type[T], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are fields of a configuration, lists as tuples."""
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openlance.data.fit import Fit, medium
 from openlance.data.source import BrokenRow, Row, Sample
 from openlance.errors import UserError
-from openlance.media.clip import Clip
-from openlance.sequence.tasks import ENDS, SystemPrompts, request
+from openlance.sequence.segment import Segments
+from openlance.sequence.tasks import spec_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,6 @@ TYPES = {
     ),
     "image2video": Columns(makes="video", inputs=("input_image_bytes",), output="output_video_bytes"),
 }  # fmt: skip
-TYPE_OF = {
-    "t2i": "text2image_general", "t2v": "text2video_general", "i2v": "text2video_general", "image_edit": "image2image",
-    "video_edit": "video2video", "image_idip": "image2image", "video_idip": "image2video", "x2t_image": "x2t_general",
-    "x2t_video": "x2t_general", "flf2v": "text2video_general",
-}  # fmt: skip
 # What folders, WebDataset shards and Hugging Face datasets call these columns.
 ALIASES = {
     "text": "caption", "prompt": "caption", "instruction": "caption", "image": "image_bytes", "video": "video_bytes",
@@ -75,15 +70,14 @@ class Layout:
     @classmethod
     def of(cls, task: str, type: str | None = None, names: Mapping[str, str] | None = None) -> Layout:
         """Of a task; UserError if the task or the type is unknown, or the two do not go together."""
-        if task not in TYPE_OF:
-            raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TYPE_OF)}")
-        chosen = type or TYPE_OF[task]
+        spec = spec_of(task)
+        chosen = type or spec.columns
         if not isinstance(chosen, str) or chosen not in TYPES:
             raise UserError(f"the dataset type {chosen!r} is unknown: use one of {', '.join(TYPES)}")
-        if TYPES[chosen].makes != ENDS[task].makes:
+        if TYPES[chosen].makes != spec.makes:
             raise UserError(
                 f"the dataset type {chosen} holds {TYPES[chosen].makes}s to make but the task {task} makes "
-                f"{ENDS[task].makes}: use {TYPE_OF[task]}"
+                f"{spec.makes}: use {spec.columns}"
             )
         if not isinstance(names or {}, Mapping) or not all(isinstance(v, str) for v in (names or {}).values()):
             raise UserError(f"columns is {names!r}: write our names and yours, for example {{caption: title}}")
@@ -128,9 +122,9 @@ class Layout:
         except UserError as error:
             raise BrokenRow(row.place, error) from error
 
-    def _segments(self, values: Mapping[str, Any], folder: Path, fit: Fit):
-        c, ends = self.columns, ENDS[self.task]
-        prompt = _text(values, c.text, may_be_empty=ends.makes == "text")
+    def _segments(self, values: Mapping[str, Any], folder: Path, fit: Fit) -> Segments:
+        c, spec = self.columns, spec_of(self.task)
+        prompt = _text(values, c.text, may_be_empty=spec.makes == "text")
         inputs = [
             medium(one, name, folder, _kind(name))
             for name in c.inputs
@@ -139,27 +133,12 @@ class Layout:
         ]
         if c.any_input and not inputs:
             raise UserError(f"{' and '.join(c.inputs)} are both empty: one of them must hold a picture or clip")
-        if ends.makes == "text":
-            answer = _text(values, c.output)
-            media = [fit.views(clip) for clip in inputs]
-            return request(self.task, prompt, media, (1, 1, 1), answer, _prior(values.get(c.system), fit.prompts))
-        made = medium(values[c.output], c.output, folder, ends.makes)
-        media, target = _paired(inputs, made, fit, ends.keeps_size, bool(ends.reads))
-        return request(self.task, prompt, media, target.pixels.shape[:3], target, fit.prompts)
-
-
-def _paired(inputs: list[Clip], made: Clip, fit: Fit, keeps_size: bool, reads: bool):
-    """Views of what is read, and the target in a size that goes with them."""
-    if keeps_size and inputs:
-        frames = min([clip.frames for clip in inputs if clip.frames > 1] + [made.frames])
-        media = [fit.views(clip.with_pixels(clip.pixels[:frames])) for clip in inputs]
-        return media, fit.like(made.with_pixels(made.pixels[:frames]), media[0][1])
-    _, target = fit.views(made)
-    if inputs or not reads:
-        return [fit.views(clip) for clip in inputs], target
-    # A table of clips read as image to video: its first frame, and the last where the template asks for it.
-    ends = [target.with_pixels(target.pixels[at][None]) for at in (0, -1)]
-    return [(end, end) for end in ends], target
+        if spec.makes == "text":
+            said = values.get(c.system)
+            said = said if isinstance(said, str) and said.strip() else None
+            return fit.front.sample(spec, prompt, inputs, _text(values, c.output), said=said)
+        made = medium(values[c.output], c.output, folder, spec.makes)
+        return fit.front.sample(spec, prompt, inputs, made)
 
 
 def _text(values: Mapping[str, Any], name: str, may_be_empty: bool = False) -> str:
@@ -179,11 +158,3 @@ def _several(value: Any) -> list[Any]:
 
 def _kind(column: str) -> str:
     return "video" if "video" in column else "image"
-
-
-def _prior(system: Any, prompts: SystemPrompts) -> SystemPrompts:
-    """The row's own system prompt, for a model that has one."""
-    if not isinstance(system, str) or not system.strip() or not prompts.question:
-        return prompts
-    plain = system.replace("{", "{{").replace("}", "}}")
-    return replace(prompts, question=plain, captions=(plain,))

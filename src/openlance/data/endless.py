@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,18 @@ from openlance.data.world import WorldBatch, WorldMixture, world_batch
 from openlance.data.world_clips import ClipMixture, clip_batch
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind
+from openlance.sequence.tasks import (
+    TASKS,
+    Template,
+    edit,
+    first_and_last,
+    image_to_video,
+    prior,
+    spec_of,
+    subject_driven,
+    text_to_visual,
+    understand,
+)
 
 # An epoch is so many blocks of so many indices; only how parts are dealt to ranks and workers depends on it.
 BLOCKS, BLOCK = 1024, 64
@@ -33,9 +46,7 @@ def _pictures(**counts: Any) -> Draw:
     def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
         low, high = fit.sides
         sizes = {size: w for size, w in SIZES.items() if low <= min(size) and max(size) <= high} or {(64, 64): 1.0}
-        mixture = WorldMixture(
-            **NONE | counts, questions=1, prompt_dropout=0.0, blind_dropout=0.0, spread=(0.0, fit.spread), sizes=sizes
-        )
+        mixture = WorldMixture(**NONE | counts, questions=1, spread=(0.0, fit.spread), sizes=sizes)
         return world_batch(mixture, seed, index)
 
     return draw
@@ -47,35 +58,61 @@ def _clips(*makers: str, **weights: dict[str, float]) -> Draw:
     def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
         frames = {n: w for n, w in FRAMES.items() if n <= fit.max_frames} or {5: 1.0}
         settings = NO_CLIPS | {makers[index % len(makers)]: 1} | weights
-        mixture = ClipMixture(**settings, prompt_dropout=0.0, dropout=0.0, spread=(0.0, fit.spread), frames=frames)
+        mixture = ClipMixture(**settings, spread=(0.0, fit.spread), frames=frames)
         return clip_batch(mixture, seed, index)
 
     return draw
 
 
-_ANIMATED = ("animated", "animated", "animated", "bridged")
-DRAWS: dict[str, Draw] = {
-    "t2i": _pictures(drawn=1), "image_edit": _pictures(edited=1), "image_idip": _pictures(subjects=1),
-    "x2t_image": _pictures(asked=1), "t2v": _clips("drawn"), "flf2v": _clips("bridged"),
-    "i2v": _clips(*_ANIMATED), "video_edit": _clips("edited"),
-    "video_idip": _clips("subjects"), "x2t_video": _clips("asked"),
-}  # fmt: skip
-# Kinds that can be weighed: their usual weights, and what draws with others.
 _USUAL, _MOVING = WorldMixture(), ClipMixture()
-WEIGHED: dict[str, tuple[dict[str, float], Callable[[dict[str, float]], Draw]]] = {
-    "t2i": (_USUAL.scenes, lambda kinds: _pictures(drawn=1, scenes=kinds)),
-    "image_edit": (_USUAL.edits, lambda kinds: _pictures(edited=1, edits=kinds)),
-    "t2v": (_MOVING.scenes, lambda kinds: _clips("drawn", scenes=kinds)),
-    "i2v": (_MOVING.scenes, lambda kinds: _clips(*_ANIMATED, scenes=kinds)),
-    "video_edit": (_MOVING.edits, lambda kinds: _clips("edited", edits=kinds)),
-}
+_ANIMATED = ("animated", "animated", "animated", "bridged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """Draws samples of a template that make a kind, or read it where they make a text. kinds: of scenes or edits that
+    can be weighed, with their usual weights; none where they cannot."""
+
+    template: Template
+    kind: str
+    draw: Callable[..., Draw]
+    kinds: tuple[str, Mapping[str, float]] | None = None
+
+    def drawing(self, said: Mapping[str, float] | None) -> Draw:
+        if not said or self.kinds is None:
+            return self.draw()
+        name, usual = self.kinds
+        return self.draw(**{name: dict(usual) | dict(said)})
+
+
+_MAKERS = (
+    Maker(template=text_to_visual, kind="image", draw=partial(_pictures, drawn=1), kinds=("scenes", _USUAL.scenes)),
+    Maker(template=edit, kind="image", draw=partial(_pictures, edited=1), kinds=("edits", _USUAL.edits)),
+    Maker(template=subject_driven, kind="image", draw=partial(_pictures, subjects=1)),
+    Maker(template=understand, kind="image", draw=partial(_pictures, asked=1)),
+    Maker(template=text_to_visual, kind="video", draw=partial(_clips, "drawn"), kinds=("scenes", _MOVING.scenes)),
+    Maker(template=image_to_video, kind="video", draw=partial(_clips, *_ANIMATED), kinds=("scenes", _MOVING.scenes)),
+    Maker(template=first_and_last, kind="video", draw=partial(_clips, "bridged")),
+    Maker(template=edit, kind="video", draw=partial(_clips, "edited"), kinds=("edits", _MOVING.edits)),
+    Maker(template=subject_driven, kind="video", draw=partial(_clips, "subjects")),
+    Maker(template=understand, kind="video", draw=partial(_clips, "asked")),
+)
+
+
+def maker_of(task: str) -> Maker:
+    """What draws samples of a task; UserError for one that the world does not know."""
+    spec = spec_of(task)
+    found = next((m for m in _MAKERS if m.template is spec.template and m.kind == spec.kind), None)
+    if found is None:
+        raise UserError(f"the world has no samples of the task {task}: give a source of your own")
+    return found
 
 
 @dataclass(frozen=True)
 class WorldSource:
     """Samples of one task. A part is (seed, first index, last index + 1); the seed of an epoch comes from its reader
-    where that shuffles. count: end after so many. kinds: weights of kinds of scenes or of edits (`WEIGHED`), the usual
-    ones where not named."""
+    where that shuffles. count: end after so many. kinds: weights of kinds of scenes or of edits, the usual ones where
+    not named."""
 
     task: str
     count: int = BLOCKS * BLOCK
@@ -84,21 +121,21 @@ class WorldSource:
     light = False
 
     def __post_init__(self) -> None:
-        if self.task not in DRAWS:
-            raise UserError(f"the world knows no task {self.task!r}: use one of {', '.join(DRAWS)}")
+        maker = maker_of(self.task)
         if self.kinds is not None:
-            self._check_kinds(self.kinds)
+            self._check_kinds(maker, self.kinds)
 
-    def _check_kinds(self, said: Any) -> None:
-        if self.task not in WEIGHED:
+    def _check_kinds(self, maker: Maker, said: Any) -> None:
+        if maker.kinds is None:
+            weighed = [spec.name for spec in TASKS.values() if maker_of(spec.name).kinds is not None]
             raise UserError(
-                f"kinds are weighed for {', '.join(WEIGHED)} alone: leave them out of the source of {self.task}"
+                f"kinds are weighed for {', '.join(weighed)} alone: leave them out of the source of {self.task}"
             )
-        usual, _ = WEIGHED[self.task]
+        usual = maker.kinds[1]
         good = isinstance(said, dict) and all(
             key in usual and isinstance(w, (int, float)) and 0 <= w < float("inf") for key, w in said.items()
         )
-        if not good or not sum((usual | said).values()) > 0:
+        if not good or not sum((dict(usual) | said).values()) > 0:
             raise UserError(
                 f"kinds is {said!r}: expected weights of 0 or more of {', '.join(usual)}, such as "
                 f"{{{next(iter(usual))}: 8}}"
@@ -117,16 +154,11 @@ class WorldSource:
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         seed, index = row.values
-        batch = self._draw(seed, index, fit)
-        seen = next((s.value for s in batch.samples[0] if s.kind is Kind.PATCHES), None)
-        return Sample(batch.samples[0], row.place, batch.labels.get(id(seen)))
-
-    @property
-    def _draw(self) -> Draw:
-        if not self.kinds:
-            return DRAWS[self.task]
-        usual, draw = WEIGHED[self.task]
-        return draw(usual | dict(self.kinds))
+        batch = maker_of(self.task).drawing(self.kinds)(seed, index, fit)
+        segments = batch.samples[0]
+        seen = next((s.value for s in segments if s.kind is Kind.PATCHES), None)
+        labels = batch.labels.get(seen.key) if seen is not None else None
+        return Sample([*prior(spec_of(self.task), fit.front.style), *segments], row.place, labels)
 
     def __str__(self) -> str:
         return f"world:{self.task}"

@@ -22,15 +22,16 @@ from typing import Any
 
 import numpy as np
 
+from openlance.config.model import ModelConfig
+from openlance.config.prompts import EXACT, PromptStyle
 from openlance.config.train import Stage
-from openlance.data.fit import Fit, Strides
+from openlance.data.fit import Fit
 from openlance.data.mixture import Mixture, Tally
 from openlance.data.packing import length_of, next_pack
 from openlance.data.pool import Pool
 from openlance.data.source import BrokenRow, Reader, Row, Sample, Source
 from openlance.errors import UserError
-from openlance.sequence.chat import Codec
-from openlance.sequence.tasks import RELEASED, SystemPrompts
+from openlance.text.tokenizer import SequenceCodec
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +70,12 @@ class Decoder:
 
     sources: Mapping[str, Source]
     stage: Stage
-    strides: Strides
-    prompts: SystemPrompts
+    config: ModelConfig
+    style: PromptStyle
     seed: tuple[int, int]
 
     def __call__(self, ticket: Ticket) -> Sample | BrokenRow:
-        fit = Fit.at(self.stage, ticket.step, self.strides, self.prompts)
+        fit = Fit.at(self.stage, ticket.step, self.config, self.style)
         rng = np.random.default_rng((*self.seed, ticket.number))
         try:
             sample = self.sources[ticket.task].sample(ticket.row, fit, rng)
@@ -96,7 +97,7 @@ class Waiting:
 
 
 class Stream:
-    """Iterates over packs. codec: of the model, with its configuration; prompts: the system prompts it is trained with.
+    """Iterates over packs. codec: of the model, with its configuration; style: how its samples are worded.
 
     Condition dropout, the resolution curriculum and the spread of the world are applied here, since lengths depend on
     them. UserError when a file cannot be read, or when there are more broken rows than `reading` allows.
@@ -106,10 +107,9 @@ class Stream:
         self,
         sources: Mapping[str, Source],
         stage: Stage,
-        codec: Codec,
+        codec: SequenceCodec,
         *,
-        prompts: SystemPrompts = RELEASED,
-        strides: Strides | None = None,
+        style: PromptStyle = EXACT,
         reading: Reading | None = None,
     ) -> None:
         self.stage, self.codec, self.reading = stage, codec, reading or Reading()
@@ -124,8 +124,7 @@ class Stream:
             )
             for number, task in enumerate(sorted(self.mixture.shares))
         }
-        strides = strides or Strides.of(codec.config)  # type: ignore[attr-defined]
-        self.pool = Pool(Decoder(dict(sources), stage, strides, prompts, (seed, r.rank)), r.workers)
+        self.pool = Pool(Decoder(dict(sources), stage, codec.config, style, (seed, r.rank)), r.workers)
         self._flying: list[Waiting] = []  # with the workers, in order
         self._buffer: list[Waiting] = []  # decoded, in order
         self._owed = 0  # rows of a loaded position that were decoded already when it was saved

@@ -1,5 +1,5 @@
 """Batches of the procedural world: lists of segments, drawn anew from (seed, step), so that a resumed run sees exactly
-what an uninterrupted one would."""
+what an uninterrupted one would. They have no task priors, and conditions are dropped by whoever reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Role, Segments, drop
+from openlance.sequence.segment import Segments
+from openlance.sequence.tasks import Views
 from openlance.world.edits import KINDS, sample_edit
 from openlance.world.facts import Fact, Region
 from openlance.world.labels import dense_labels
@@ -21,6 +22,8 @@ from openlance.world.render import render
 from openlance.world.scene import Scene, sample_scene
 from openlance.world.subjects import sample_subject
 from openlance.world.words import caption
+
+NO_SIZE = (1, 1, 1)  # of an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,6 @@ class WorldMixture:
     )
     edited: int = 0  # pairs of a picture and its edit
     subjects: int = 0  # pictures of given objects
-    prompt_dropout: float = 0.1
-    blind_dropout: float = 0.05  # edits and subjects that see no condition at all
     spread: tuple[float, float] = (0.0, 1.0)  # placement, canonical (0) to free (1), of what the words leave open
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
     scenes: dict[str, float] = field(
@@ -62,7 +63,7 @@ class WorldMixture:
 @dataclass(frozen=True)
 class WorldBatch:
     samples: list[Segments]
-    labels: dict[int, np.ndarray]  # dense labels of a picture, by the id of its clip
+    labels: dict[bytes, np.ndarray]  # dense labels of a picture, by the key of its clip
 
 
 def weighed(rng: np.random.Generator, weights: dict):
@@ -116,40 +117,37 @@ def picture(scene: Scene, size: tuple[int, int]) -> Clip:
 def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
     """The batch of one step: a pure function of its arguments."""
     rng = np.random.default_rng((seed, step))
-    samples, labels = list[Segments](), dict[int, np.ndarray]()
+    samples, labels = list[Segments](), dict[bytes, np.ndarray]()
     for _ in range(mixture.drawn):
         size, category = weighed(rng, mixture.sizes), weighed(rng, mixture.scenes)
         scene, text, _ = placed(rng, mixture.spread, partial(_captioned, rng, category, size[1] / size[0]))
-        sample = tasks.text_to_visual(text, (1, *size), picture(scene, size), tasks.NO_PRIOR)
-        samples.append(drop(sample, {Role.PROMPT}) if rng.random() < mixture.prompt_dropout else sample)
+        samples.append(tasks.text_to_visual(text, [], (1, *size), picture(scene, size)))
     for _ in range(mixture.asked):
         size = weighed(rng, mixture.sizes)
         category = weighed(rng, mixture.asked_scenes)
         scene = sample_scene(rng, placement=float(rng.random()), category=category, aspect=size[1] / size[0])
         clip = picture(scene, size)
-        labels[id(clip)] = dense_labels(scene, *size)
+        labels[clip.key] = dense_labels(scene, *size)
         open_to = askable(scene)
         for kind in _several(rng, open_to, mixture):
             q = ask(scene, rng, kind, height=size[0], width=size[1])
-            samples.append(tasks.understand([clip], q.question, q.answer, tasks.NO_PRIOR))
-    for sample in _edited(mixture, rng, labels):
-        samples.append(_blinded(sample, mixture, rng))
-    for sample in _given(mixture, rng, labels):
-        samples.append(_blinded(sample, mixture, rng))
+            samples.append(tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer))
+    samples += _edited(mixture, rng, labels)
+    samples += _given(mixture, rng, labels)
     return WorldBatch(samples, labels)
 
 
-def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np.ndarray]) -> Iterator[Segments]:
+def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, np.ndarray]) -> Iterator[Segments]:
     for _ in range(mixture.edited):
         size = weighed(rng, mixture.sizes)
         kind, placement = weighed(rng, mixture.edits), float(rng.random())
         edit = sample_edit(rng, kind=kind, placement=placement, aspect=size[1] / size[0])
         before, after = (Clip(pixels[None]) for pixels in edit.pictures(*size))
-        labels[id(before)] = dense_labels(edit.before, *size)
-        yield tasks.edit(edit.instruction, [(before, before)], (1, *size), after, prompts=tasks.NO_PRIOR)
+        labels[before.key] = dense_labels(edit.before, *size)
+        yield tasks.edit(edit.instruction, [Views(before, before)], (1, *size), after)
 
 
-def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np.ndarray]) -> Iterator[Segments]:
+def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, np.ndarray]) -> Iterator[Segments]:
     for _ in range(mixture.subjects):
         size = weighed(rng, mixture.sizes)
         ask = partial(sample_subject, rng, n=weighed(rng, mixture.given), aspect=size[1] / size[0])
@@ -157,14 +155,7 @@ def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[int, np
         views = []
         for scene in subject.references:
             clip = picture(scene, size)
-            labels[id(clip)] = dense_labels(scene, *size)
-            views.append((clip, clip))
+            labels[clip.key] = dense_labels(scene, *size)
+            views.append(Views(clip, clip))
         target = picture(subject.scene, size)
-        yield tasks.subject_driven(subject.prompt, views, (1, *size), target, prompts=tasks.NO_PRIOR)
-
-
-def _blinded(sample: Segments, mixture: WorldMixture, rng: np.random.Generator) -> Segments:
-    """Condition dropout: without the prompt, or without prompt and pictures, which guidance needs as well."""
-    u = rng.random() - mixture.blind_dropout
-    roles = {Role.PROMPT} if u < mixture.prompt_dropout else set()
-    return drop(sample, roles if u >= 0 else {Role.PROMPT, Role.SOURCE, Role.REFERENCE})
+        yield tasks.subject_driven(subject.prompt, views, (1, *size), target)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from openlance.data.world import WorldBatch, weighed
+from openlance.data.world import NO_SIZE, WorldBatch, weighed
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Role, Segments, drop
+from openlance.sequence.segment import Segments
+from openlance.sequence.tasks import Views
 from openlance.world.clip_edits import CLIP_EDITS, sample_clip_edit
 from openlance.world.clip_questions import CLIP_QUESTIONS, sample_clip_question
 from openlance.world.clip_subjects import sample_clip_subject
@@ -28,8 +29,7 @@ VIT_FRAMES = 2  # frames that one token of the vision tower sees (released code)
 class ClipMixture:
     """What a batch holds. Counts are samples; weights need not add up to one.
 
-    prompt_dropout: share of the samples to draw whose words are dropped; dropout: share of those whose words and
-    pictures to go by are dropped too. spread: placement, from canonical (0) to free (1), of what the words leave open.
+    spread: placement, from canonical (0) to free (1), of what the words leave open.
     """
 
     drawn: int = 8  # clips from words
@@ -38,8 +38,6 @@ class ClipMixture:
     edited: int = 4  # ... from another clip and an instruction
     subjects: int = 2  # ... from pictures of what is in it
     asked: int = 8  # questions about clips
-    prompt_dropout: float = 0.1
-    dropout: float = 0.05
     spread: tuple[float, float] = (0.0, 1.0)
     frames: dict[int, float] = field(default_factory=lambda: {9: 1.0})
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
@@ -53,12 +51,12 @@ class ClipMixture:
 @dataclass(frozen=True)
 class _Draw:
     """Where one sample takes its numbers from, its (frames, height, width), and dense labels of what the vision tower
-    sees of it, by the id of its clip."""
+    sees of it, by the key of its clip."""
 
     rng: np.random.Generator
     mixture: ClipMixture
     size: tuple[int, int, int]
-    labels: dict[int, np.ndarray]
+    labels: dict[bytes, np.ndarray]
 
     def settings(self, spread: tuple[float, float] = (0.0, 1.0)) -> dict:
         frames, height, width = self.size
@@ -81,14 +79,14 @@ def _asked(d: _Draw) -> Segments:
         frames=frames,
     )  # fmt: skip
     clip = d.clip(q.clip)
-    d.labels[id(clip)] = clip_labels(q.clip, height, width)
-    return tasks.understand([clip], q.question, q.answer, tasks.NO_PRIOR)
+    d.labels[clip.key] = clip_labels(q.clip, height, width)
+    return tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer)
 
 
 def _drawn(d: _Draw) -> Segments:
     clip = d.moving(d.mixture.spread)
     text = caption_clip(clip, d.rng)[0]
-    return _dropped(tasks.text_to_visual(text, d.size, d.clip(clip), tasks.NO_PRIOR), d)
+    return tasks.text_to_visual(text, [], d.size, d.clip(clip))
 
 
 def _known(clip: ClipScene, rng: np.random.Generator) -> str:
@@ -99,52 +97,44 @@ def _known(clip: ClipScene, rng: np.random.Generator) -> str:
 def _animated(d: _Draw) -> Segments:
     clip = d.moving()
     text, frames = _known(clip, d.rng), d.clip(clip)
-    return _dropped(tasks.image_to_video(text, Clip(frames.pixels[:1]), d.size, frames, tasks.NO_PRIOR), d)
+    first = Clip(frames.pixels[:1])
+    return tasks.image_to_video(text, [Views(first, first)], d.size, frames)
 
 
 def _bridged(d: _Draw) -> Segments:
     clip = d.moving()
     text, frames = _known(clip, d.rng), d.clip(clip)
-    first, last = Clip(frames.pixels[:1]), Clip(frames.pixels[-1:])
-    return _dropped(tasks.first_and_last(text, first, last, d.size, frames, tasks.NO_PRIOR), d)
+    ends = Clip(frames.pixels[:1]), Clip(frames.pixels[-1:])
+    return tasks.first_and_last(text, [Views(end, end) for end in ends], d.size, frames)
 
 
 def _edited(d: _Draw) -> Segments:
     edit = sample_clip_edit(d.rng, kind=weighed(d.rng, d.mixture.edits), **d.settings())
     before, after = (Clip(pixels) for pixels in edit.clips(*d.size[1:]))
-    d.labels[id(before)] = clip_labels(edit.before, *d.size[1:])
-    return _dropped(tasks.edit(edit.instruction, [(before, before)], d.size, after, prompts=tasks.NO_PRIOR), d)
+    d.labels[before.key] = clip_labels(edit.before, *d.size[1:])
+    return tasks.edit(edit.instruction, [Views(before, before)], d.size, after)
 
 
 def _subjects(d: _Draw) -> Segments:
     subject = sample_clip_subject(d.rng, n=1 + int(d.rng.random() < 0.4), **d.settings(d.mixture.spread))
     given = [d.picture(scene) for scene in subject.references]
-    views = [(picture, picture) for picture in given]
+    views = [Views(picture, picture) for picture in given]
     labelled = (dense_labels(scene, *d.size[1:]) for scene in subject.references)
-    d.labels.update(zip(map(id, given), labelled, strict=True))
+    d.labels.update(zip((picture.key for picture in given), labelled, strict=True))
     clip = d.clip(subject.clip)
-    return _dropped(tasks.subject_driven(subject.prompt, views, d.size, clip, prompts=tasks.NO_PRIOR), d)
+    return tasks.subject_driven(subject.prompt, views, d.size, clip)
 
 
 _MAKERS: dict[str, Callable[[_Draw], Segments]] = {
     "drawn": _drawn, "animated": _animated, "bridged": _bridged, "edited": _edited, "subjects": _subjects,
     "asked": _asked,
 }  # fmt: skip
-_CONDITIONS = {Role.PROMPT, Role.SOURCE, Role.REFERENCE, Role.LAST}
-
-
-def _dropped(sample: Segments, d: _Draw) -> Segments:
-    """Condition dropout: what guidance leaves out at sampling must have been left out in training."""
-    u = d.rng.random()
-    if u < d.mixture.dropout:
-        return drop(sample, _CONDITIONS)
-    return drop(sample, {Role.PROMPT}) if u < d.mixture.dropout + d.mixture.prompt_dropout else sample
 
 
 def clip_batch(mixture: ClipMixture, seed: int, step: int) -> WorldBatch:
     """The batch of one step: a pure function of its arguments."""
     rng = np.random.default_rng((seed, step, 1))  # apart from the pictures of the same seed and step
-    samples, labels = list[Segments](), dict[int, np.ndarray]()
+    samples, labels = list[Segments](), dict[bytes, np.ndarray]()
     for name, make in _MAKERS.items():
         for _ in range(getattr(mixture, name)):
             draw = _Draw(rng, mixture, (weighed(rng, mixture.frames), *weighed(rng, mixture.sizes)), labels)

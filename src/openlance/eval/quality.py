@@ -92,9 +92,8 @@ def draw(
 ) -> Drawn:
     """All pictures of a setting; picture k has seed `seed` + k, whatever the setting."""
     sampling, wanted = pipe.sampling(**settings), prompts(c)
-    size = (1, c.height, c.width)
-    pipe.codec.latent_grid(size)
-    requests = [tasks.text_to_visual(words, size, prompts=pipe.defaults.prompts) for words, _ in wanted]
+    task = tasks.the_task(tasks.text_to_visual, "image")
+    requests = [pipe.front.request(task, words, asked=(1, c.height, c.width)) for words, _ in wanted]
     seeds: list[int | torch.Generator] = [c.seed + k for k in range(len(requests))]
     latents, pixels, seconds, rows = list[Tensor](), list[Tensor](), 0.0, list[int]()
 

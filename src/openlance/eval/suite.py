@@ -54,8 +54,9 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """One task of the benchmark: its categories, outcomes per category, and what must be loaded to mark them."""
+    """One part of the benchmark: its name, categories, outcomes per category, and what must be loaded to mark them."""
 
+    name: str
     categories: tuple[str, ...]
     outcomes: Callable[[Any, str, Bench], Iterator[Outcome]]
     prepare: Callable[[], object] = lambda: None

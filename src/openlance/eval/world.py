@@ -28,17 +28,11 @@ __all__ = [
     "drawings", "named_tasks", "prepare", "row", "run", "summary", "wilson",
 ]  # fmt: skip
 
-SUITES: dict[str, Suite] = {
-    "t2i": world_images.T2I,
-    "t2v": world_clips.T2V,
-    "i2v": world_clips.I2V,
-    "image_edit": world_edits.IMAGE_EDIT,
-    "video_edit": world_clips.VIDEO_EDIT,
-    "subject": world_edits.SUBJECT,
-    "vqa": world_images.VQA,
-    "video_vqa": world_clips.VIDEO_VQA,
-    "multi_turn": world_dialogue.MULTI_TURN,
-}
+_SUITES = (
+    world_images.T2I, world_clips.T2V, world_clips.I2V, world_edits.IMAGE_EDIT, world_clips.VIDEO_EDIT,
+    world_edits.SUBJECT, world_images.VQA, world_clips.VIDEO_VQA, world_dialogue.MULTI_TURN,
+)  # fmt: skip
+SUITES: dict[str, Suite] = {suite.name: suite for suite in _SUITES}
 BENCH_CATEGORIES = {name: suite.categories for name, suite in SUITES.items()}
 ALL = "all"
 

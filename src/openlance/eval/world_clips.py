@@ -156,7 +156,7 @@ def strip(*clips: np.ndarray) -> Image.Image:
     return Image.fromarray(np.concatenate([np.concatenate(list(pixels), 1) for pixels in clips], 0))
 
 
-T2V = Suite(categories=_DRAWN, outcomes=_film)
-I2V = Suite(categories=_ANIMATED, outcomes=_animate)
-VIDEO_EDIT = Suite(categories=CLIP_EDITS, outcomes=_edit)
-VIDEO_VQA = Suite(categories=_ASKED, outcomes=_ask)
+T2V = Suite(name="t2v", categories=_DRAWN, outcomes=_film)
+I2V = Suite(name="i2v", categories=_ANIMATED, outcomes=_animate)
+VIDEO_EDIT = Suite(name="video_edit", categories=CLIP_EDITS, outcomes=_edit)
+VIDEO_VQA = Suite(name="video_vqa", categories=_ASKED, outcomes=_ask)

@@ -97,4 +97,4 @@ def _ask(model: Model, talks: Sequence[_Talk], n: int, bench: Bench, how: dict[s
 
 
 _TURNS = {Draw: _draw, Edit: _edit, Question: _ask}
-MULTI_TURN = Suite(categories=FORMS, outcomes=_talk)
+MULTI_TURN = Suite(name="multi_turn", categories=FORMS, outcomes=_talk)

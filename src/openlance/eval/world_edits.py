@@ -87,5 +87,5 @@ def beside(*pictures: np.ndarray | Image.Image) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(p)[..., :3] for p in pictures], 1))
 
 
-IMAGE_EDIT = Suite(categories=_EDITED, outcomes=_edit, prepare=reader)
-SUBJECT = Suite(categories=_GIVEN, outcomes=_draw_given)
+IMAGE_EDIT = Suite(name="image_edit", categories=_EDITED, outcomes=_edit, prepare=reader)
+SUBJECT = Suite(name="subject", categories=_GIVEN, outcomes=_draw_given)

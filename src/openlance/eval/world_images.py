@@ -91,5 +91,5 @@ def _ask(model: Model, category: str, bench: Bench) -> Iterator[Outcome]:
             yield Outcome(right=score(q, answer), said=said, image=image)
 
 
-T2I = Suite(categories=_DRAWN, outcomes=_draw, prepare=reader)
-VQA = Suite(categories=_ASKED, outcomes=_ask)
+T2I = Suite(name="t2i", categories=_DRAWN, outcomes=_draw, prepare=reader)
+VQA = Suite(name="vqa", categories=_ASKED, outcomes=_ask)

@@ -1,11 +1,10 @@
 """Pixels in, pixels out: reading, writing, choosing frames, and sizes that fit the model."""
 
+from openlance.config.model import check_size, nearest_good_size
 from openlance.media.buckets import (
     RESOLUTIONS,
     VAE_STRIDE,
     VIT_STRIDE,
-    check_size,
-    nearest_good_size,
     resolution,
     to_bucket,
 )

@@ -136,28 +136,9 @@ def to_bucket(
     return np.ascontiguousarray(centre_crop_to_multiple(resize(window, bucket.height, bucket.width), multiple))
 
 
-def bucket_size(height: int, width: int, base: int, multiple: int) -> tuple[int, int]:
+def bucket_size(
+    height: int, width: int, base: int, multiple: int, *, bucket_stride: int = BUCKET_STRIDE
+) -> tuple[int, int]:
     """(height, width) of what `to_bucket` makes of frames of a size."""
-    bucket = choose_bucket(height, width, base)
+    bucket = choose_bucket(height, width, base, bucket_stride)
     return bucket.height // multiple * multiple, bucket.width // multiple * multiple
-
-
-def nearest_good_size(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The next smaller and the next larger (height, width) with sides that are positive multiples of stride."""
-
-    def below(side: int) -> int:
-        return max(side // stride * stride, stride)
-
-    def above(side: int) -> int:
-        return max(-(-side // stride) * stride, stride)
-
-    return (below(height), below(width)), (above(height), above(width))
-
-
-def check_size(height: int, width: int, stride: int) -> None:
-    """UserError, naming the nearest good sizes as WIDTHxHEIGHT, unless both sides are positive multiples of stride."""
-    if height > 0 and width > 0 and height % stride == 0 and width % stride == 0:
-        return
-    small, large = nearest_good_size(height, width, stride)
-    sizes = " or ".join(f"{w}x{h}" for h, w in dict.fromkeys((small, large)))
-    raise UserError(f"a size of {width}x{height} is not a multiple of {stride} on both sides: use --size {sizes}")

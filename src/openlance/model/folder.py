@@ -11,39 +11,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from openlance.config.model import Faithful, ModelConfig, PositionConfig, VAEConfig
+from openlance.config.model import Faithful, ModelConfig, PositionConfig, VAEConfig, ViTConfig
+from openlance.config.values import known, read_json
 from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.names import COMPUTED, our_name
-from openlance.model.vae import vae_config
-from openlance.model.vit import vit_config
 from openlance.model.weights import Placing, TensorSource, load_into, open_tensors, unfilled
-
-T = TypeVar("T")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path.parent} lacks {path.name}: pass a complete checkpoint folder")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore the file") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(found).__name__}: restore the file")
-    return found
-
-
-def known(kind: type[T], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are fields of a configuration, lists as tuples."""
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -61,7 +40,7 @@ def model_config(folder: Path, llm: dict, lance: dict, vit: dict, vae: dict) -> 
 
 
 def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
-    codec = vae_config(vae) if vae else VAEConfig()
+    codec = VAEConfig.of(vae) if vae else VAEConfig()
     heads = llm["num_attention_heads"]
     position = PositionConfig(
         tokens_per_second=vit.get("tokens_per_second", 2),
@@ -83,7 +62,7 @@ def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
         latent_channels=codec.z_dim,
         time_features=lance.get("time_features", 256),
         position=position,
-        vit=vit_config(vit),
+        vit=ViTConfig.of(vit),
         vae=codec,
         faithful=Faithful(**known(Faithful, lance.get("faithful", {}))),
     )

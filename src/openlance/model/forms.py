@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openlance.config.model import ModelConfig
+from openlance.config.values import read_json
 from openlance.errors import UserError
-from openlance.model.folder import model_config, read_config, read_json
+from openlance.model.folder import model_config, read_config
 from openlance.model.names_vae import config_of_diffusers
 from openlance.model.shards import first, first_file, listed_files, weight_map, weights_in
 from openlance.model.weights import open_tensors

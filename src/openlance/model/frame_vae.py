@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openlance.config.model import VAEConfig
-from openlance.media.buckets import check_size
+from openlance.config.model import VAEConfig, check_size
 from openlance.model.names_vae import released_names
 from openlance.model.wan_frames import Frames
 from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled

@@ -1,4 +1,5 @@
-"""The hub: what of a repository is on this machine, fetching the rest, and whether files are what the hub has.
+"""From a name to files: a shipped model, a folder, or a repository of the hub; what of it is on this machine,
+fetching the rest, and whether files are what the hub has.
 
 Everything goes through huggingface_hub: its cache, its tokens (HF_TOKEN), its offline switch (HF_HUB_OFFLINE=1), and
 its way to go on where a download stopped.
@@ -12,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 from openlance.errors import UserError
@@ -23,6 +25,30 @@ RELEASED = "bytedance-research/Lance"
 SMALL = ("*.json", "*.txt", "*.jinja")  # configurations, tokenizers and indices of shards
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+SHIPPED = ("nano",)
+
+
+def folder_of(model: str | Path) -> Path:
+    """The folder of a shipped model or of a path; UserError if there is none."""
+    if model in SHIPPED:
+        return Path(str(files("openlance"))) / "assets" / str(model)
+    path = Path(model)
+    if not path.is_dir():
+        shipped = ", ".join(SHIPPED)
+        raise UserError(
+            f"no model {str(model)!r}: it is neither shipped ({shipped}) nor a folder nor owner/name on the hub; try "
+            f"--model nano"
+        )
+    return path
+
+
+def find_model(model: str | Path, *, base: str | Path | None = None) -> Files:
+    """Where the parts of a model are; of a repository of the hub the small files are fetched, weights when needed."""
+    if isinstance(model, str) and not Path(model).exists() and is_repository(model):
+        return find_repository(model)
+    return find(folder_of(model), base=base)
 
 
 def is_repository(name: str) -> bool:

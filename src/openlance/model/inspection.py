@@ -154,9 +154,9 @@ def _part(name: str, weights: Path, source: TensorSource, fault: str) -> Part:
 
 def needs(task: str) -> set[str]:
     """The parts without which a task cannot run, read from its template."""
-    read, made = tasks.ENDS[task].reads, tasks.ENDS[task].makes
+    read, made = tasks.TASKS[task].reads, tasks.TASKS[task].makes
     clip = Clip(np.zeros((5 if read == "video" else 1, 8, 8, 3), np.uint8))
-    media = [(clip, clip)] if read else []
+    media = [tasks.Views(clip, clip)] if read else []
     segments = tasks.request(task, "x", media, (5 if made == "video" else 1, 8, 8))
     kinds = {s.kind for s in segments}
     return {"decoder"} | {part for kind, part in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds}

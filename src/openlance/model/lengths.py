@@ -6,7 +6,7 @@ import numpy as np
 
 from openlance.config.model import ModelConfig
 from openlance.media.clip import Clip
-from openlance.model.grids import SequenceCodec
+from openlance.text.tokenizer import SequenceCodec
 
 CHARACTERS = 4  # per token of English text
 

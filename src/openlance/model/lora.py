@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
-from openlance.model.folder import read_json
 from openlance.model.lance import Lance
 from openlance.model.weights import read_tensors, write_tensors
 

@@ -5,6 +5,7 @@ precision and multiply in float32."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -31,9 +32,9 @@ def lowered(dtype: str, device: torch.device | str) -> bool:
     return dtype == "bfloat16" or (dtype == "auto" and fast_bfloat16(device))
 
 
-def autocast(dtype: str, device: torch.device | str = "cpu") -> torch.autocast:
+def autocast(dtype: str, device: torch.device | str = "cpu") -> AbstractContextManager:
     """The context in which a stage of this dtype computes on this device."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=lowered(dtype, device))
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if lowered(dtype, device) else nullcontext()
 
 
 class Widened(TorchFunctionMode):

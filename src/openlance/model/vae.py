@@ -6,73 +6,18 @@ The first frame is coded alone, then groups of `temporal_stride` frames, each se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
-from openlance.errors import UserError
-from openlance.media.buckets import check_size
 from openlance.model.names_vae import released_names
 from openlance.model.wan import build_wan
 from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled, write_tensors
 
 PARTS = ("encoder", "decoder")
-
-Grid = tuple[int, int, int]
-
-
-def vae_config(values: Mapping[str, Any]) -> VAEConfig:
-    """The configuration in a vae_config.json as released: the constructor arguments of its VAE class."""
-    known = {f.name: values[f.name] for f in fields(VAEConfig) if f.name in values}
-    known |= {name: tuple(known[name]) for name in ("dim_mult", "mean", "std") if name in known}
-    return VAEConfig(**known | {"temporal_downsample": tuple(values["temperal_downsample"])})
-
-
-def latent_grid(config: VAEConfig, size: Grid) -> Grid:
-    """(T, Y, X) of the latents of a clip of size (frames, height, width) in pixels.
-
-    UserError naming the nearest good numbers if a side is not a multiple of the stride or the frames are not
-    1 + k * the temporal stride (the first frame stands alone).
-    """
-    frames, height, width = size
-    check_size(height, width, config.stride)
-    ts = config.temporal_stride
-    if frames < 1 or (frames - 1) % ts:
-        low = max((frames - 1) // ts * ts + 1, 1)
-        good = f"{low} or {low + ts}" if frames > 1 else "1"
-        raise UserError(f"a clip of {frames} frames does not fit the temporal stride {ts}: use {good} frames")
-    return (frames - 1) // ts + 1, height // config.stride, width // config.stride
-
-
-def pixel_size(config: VAEConfig, grid: Grid) -> Grid:
-    """(frames, height, width) in pixels of what latents of a grid (T, Y, X) decode to; the inverse of latent_grid."""
-    return (grid[0] - 1) * config.temporal_stride + 1, grid[1] * config.stride, grid[2] * config.stride
-
-
-def to_signed(pixels_FHW3: Tensor) -> Tensor:
-    """uint8 (F, H, W, 3) -> float32 (3, F, H, W) in [-1, 1]."""
-    return (pixels_FHW3.permute(3, 0, 1, 2).float() / 255.0 - 0.5) / 0.5
-
-
-def to_uint8(pixels_3FHW: Tensor) -> Tensor:
-    """(3, F, H, W) in [-1, 1] -> uint8 (F, H, W, 3), rounded as the release writes its files."""
-    scaled = (pixels_3FHW.float().clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0
-    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0)
-
-
-def channels_last(z_CTYX: Tensor) -> Tensor:
-    """(..., C, T, Y, X) -> (..., T, Y, X, C), the layout in which the model reads latents."""
-    return z_CTYX.movedim(-4, -1)
-
-
-def channels_first(z_TYXC: Tensor) -> Tensor:
-    """(..., T, Y, X, C) -> (..., C, T, Y, X), the layout of the codec."""
-    return z_TYXC.movedim(-1, -4)
 
 
 def sample(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
@@ -106,7 +51,7 @@ class VAE(nn.Module):
         """
         self._require("encoder")
         frames, height, width = pixels_CFHW.shape[-3:]
-        latent_grid(self.config, (frames, height, width))
+        self.config.check((frames, height, width))
         moments = self._batched(self.wan.encode_moments, pixels_CFHW)
         mean, logvar = moments.chunk(2, dim=-4)
         # Multiplied by the inverse, as released: in bfloat16 that is not the same as dividing.

@@ -1,4 +1,5 @@
-"""The parts of the VAE that a run needs, each loaded when it is first needed.
+"""The parts of the VAE that a run needs, each loaded when it is first needed; and how pixels and latents lie on both
+sides of it (axes as in `model.vae`).
 
 Text-to-image reads the 2-D decoder alone, an edit of a picture both 2-D halves, image-to-video those of clips, a
 question nothing at all.
@@ -23,9 +24,33 @@ if TYPE_CHECKING:
     from openlance.model.vae import VAE
 
 
+def to_signed(pixels_FHW3: Tensor) -> Tensor:
+    """uint8 (F, H, W, 3) -> float32 (3, F, H, W) in [-1, 1]."""
+    return (pixels_FHW3.permute(3, 0, 1, 2).float() / 255.0 - 0.5) / 0.5
+
+
+def to_uint8(pixels_3FHW: Tensor) -> Tensor:
+    """(3, F, H, W) in [-1, 1] -> uint8 (F, H, W, 3), rounded as the release writes its files."""
+    scaled = (pixels_3FHW.float().clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0
+    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0)
+
+
+def channels_last(z_CTYX: Tensor) -> Tensor:
+    """(..., C, T, Y, X) -> (..., T, Y, X, C), the layout in which the model reads latents."""
+    return z_CTYX.movedim(-4, -1)
+
+
+def channels_first(z_TYXC: Tensor) -> Tensor:
+    """(..., T, Y, X, C) -> (..., C, T, Y, X), the layout of the codec."""
+    return z_TYXC.movedim(-1, -4)
+
+
 class LazyVAE:
     """encode and decode of VAE over a weight file, or over its tensors. A file is opened at the first call, so errors
     come then.
+
+    Pictures and clips have each a form of their own, so that what a picture becomes never depends on what was asked
+    before.
 
     dtype: of the weights. On a CPU that only emulates it they are rounded to it and then held in float32: convolutions
     read few numbers many times, so that widening them at every use would cost more than the memory is worth.
@@ -47,6 +72,11 @@ class LazyVAE:
     def device(self) -> torch.device:
         return torch.device(self._settings["device"])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are rounded to."""
+        return self._settings["dtype"]
+
     def to(self, device: torch.device | str) -> LazyVAE:
         """The same codec on a device."""
         return LazyVAE(self.weights, self.config, **self._settings | {"device": device})
@@ -54,14 +84,12 @@ class LazyVAE:
     @torch.no_grad()
     def encode(self, pixels_CFHW: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (3, F, H, W) in [-1, 1] or a batch -> normalised mean and log-variance, each (C, T, Y, X)."""
-        picture = pixels_CFHW.shape[-3] == 1 and "_encoder" not in vars(self)  # the whole encoder does pictures too
-        return (self._frame_encoder if picture else self._encoder).encode(pixels_CFHW)
+        return (self._frame_encoder if pixels_CFHW.shape[-3] == 1 else self._encoder).encode(pixels_CFHW)
 
     @torch.no_grad()
     def decode(self, z_CTYX: Tensor) -> Tensor:
         """Normalised latents (C, T, Y, X) or a batch -> pixels (3, F, H, W) in [-1, 1] or a batch."""
-        picture = z_CTYX.shape[-3] == 1 and "_decoder" not in vars(self)  # the whole decoder does pictures too
-        return (self._frame_decoder if picture else self._decoder).decode(z_CTYX)
+        return (self._frame_decoder if z_CTYX.shape[-3] == 1 else self._decoder).decode(z_CTYX)
 
     @torch.no_grad()
     def decode_steps(self, z_CTYX: Tensor) -> Iterator[Tensor]:

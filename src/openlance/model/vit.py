@@ -5,11 +5,10 @@ Axes: T frames, H W pixels, N patches, P values of a patch, M merged cells, D ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from openlance.config.model import ViTConfig
-from openlance.media.buckets import check_size
 from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled
 
 # The statistics of CLIP's training pictures, which Qwen2.5-VL takes over (released code).
@@ -26,30 +24,6 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 Grid = tuple[int, int, int]
-
-
-def vit_config(values: Mapping[str, Any]) -> ViTConfig:
-    """The configuration in a vit_config.json as released; what it says beyond our fields is left aside."""
-    known = {f.name: values[f.name] for f in fields(ViTConfig) if f.name in values}
-    if "fullatt_block_indexes" in known:
-        known["fullatt_block_indexes"] = tuple(known["fullatt_block_indexes"])
-    return ViTConfig(**known)
-
-
-def patch_grid(config: ViTConfig, size: Grid) -> Grid:
-    """(t, h, w) in patches, before merging, of a clip of size (frames, height, width) in pixels.
-
-    UserError naming the nearest good sizes if a side is not a multiple of the stride.
-    """
-    frames, height, width = size
-    check_size(height, width, config.stride)
-    return -(-frames // config.temporal_patch_size), height // config.patch_size, width // config.patch_size
-
-
-def cell_grid(config: ViTConfig, size: Grid) -> Grid:
-    """(t, y, x) of the merged cells, one token each, of a clip of a size; arguments and errors as patch_grid."""
-    t, h, w = patch_grid(config, size)
-    return t, h // config.spatial_merge_size, w // config.spatial_merge_size
 
 
 def normalise(pixels_THW3: Tensor) -> Tensor:
@@ -68,7 +42,7 @@ def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
     """
     p, tp, m = config.patch_size, config.temporal_patch_size, config.spatial_merge_size
     channels, frames, height, width = clip_3THW.shape
-    t, h, w = patch_grid(config, (frames, height, width))
+    t, h, w = config.patch_grid((frames, height, width))
     if frames != t * tp:
         clip_3THW = torch.cat([clip_3THW, clip_3THW[:, -1:].expand(-1, t * tp - frames, -1, -1)], dim=1)
     cut = clip_3THW.reshape(channels, t, tp, h // m, m, p, w // m, m, p)

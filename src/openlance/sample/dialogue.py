@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from openlance.config.sampling import Decoding
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.sample.inputs import Medium, as_clip, check_texts
-from openlance.sample.pipeline import Pipeline
-from openlance.sample.text import Decoding, Shown
+from openlance.sample.inputs import Medium, as_clip, check_texts, random_seed, seed_of
+from openlance.sample.pipeline import Pipeline, question_about
+from openlance.sample.text import Shown
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
 
@@ -68,12 +67,12 @@ class Dialogue:
         **settings: Any,
     ) -> None:
         self.pipe, self.turns, self.drawn = pipe, list[Turn](), 0
-        self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        self.seed = random_seed() if seed is None else seed_of(seed)
         self.history = pipe.defaults.history if history is None else history
         self.size = (1, height or pipe.defaults.height, width or pipe.defaults.width)
         self.settings = settings
         pipe.sampling(**settings)  # says now what is wrong with them
-        pipe.check_size(self.size)
+        pipe.config.vae.check(self.size)
 
     @property
     def picture(self) -> Clip | None:
@@ -93,22 +92,21 @@ class Dialogue:
     def draw(self, prompt: str) -> Turn:
         """A new picture."""
         check_texts([prompt], "prompt", "a red circle")
-        return self._fill(prompt, tasks.text_to_visual(prompt.strip(), self.size, prompts=self.pipe.defaults.prompts))
+        task = tasks.the_task(tasks.text_to_visual, "image")
+        return self._fill(prompt, self.pipe.front.request(task, prompt.strip(), asked=self.size))
 
     def edit(self, instruction: str) -> Turn:
         """The picture or clip on the table, changed."""
         clip = self._table()
         check_texts([instruction], "instruction", "make the circle blue")
-        views = self.pipe.fit.views(clip, tasks.kind_of(clip.frames))
-        size, p = views[1].pixels.shape[:3], self.pipe.defaults.prompts
-        return self._fill(instruction, tasks.edit(instruction.strip(), [views], size, prompts=p))
+        task = tasks.the_task(tasks.edit, tasks.kind_of(clip.frames))
+        return self._fill(instruction, self.pipe.front.request(task, instruction.strip(), [clip]))
 
     def ask(self, question: str, stream: Callable[[str], None] | None = None) -> Turn:
         """An answer about the picture or clip on the table; stream(piece) gets it as it comes."""
         clip = self._table()
         check_texts([question], "question", "what color is the circle?")
-        seen = self.pipe.fit.seen(clip, "text")
-        turn = tasks.understand([seen], question.strip(), prompts=self.pipe.defaults.prompts)
+        turn = self.pipe.front.request(question_about([clip]), question.strip(), [clip])
         shown = Shown(self.pipe.tokenizer, stream or (lambda _: None))
         answer = self.pipe.fill_text([self._with_past(turn)], Decoding(), None, shown.add)[0]
         shown.up_to(answer)

@@ -1,52 +1,38 @@
-"""What people hand in, as the model wants it: any picture or video as a clip, and a clip at sizes that fit."""
+"""What people hand in: how media and words pair up, and what a seed, a size or a count may be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
+import torch
 
-from openlance.config.model import ModelConfig
+from openlance.config.values import convert
 from openlance.errors import UserError
-from openlance.media.buckets import bucket_size, resize, resolution, to_bucket
 from openlance.media.clip import Clip
+from openlance.media.inputs import as_clip, as_picture
 
-# A path, a Pillow image, uint8 (H, W, 3), a Clip; where a video makes sense also its path or uint8 (T, H, W, 3).
+__all__ = [
+    "Medium", "as_clip", "as_picture", "check_texts", "grouped", "is_many", "listed", "paired", "random_seed",
+    "seed_of", "starts", "videos_of", "whole",
+]  # fmt: skip
+
+# Whatever `media.as_clip` reads: a path, bytes, a Pillow image, an array, a tensor, a Clip, a list of frames.
 Medium: TypeAlias = Any
 
-# Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
-RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
-LARGER = 4  # how many times the model's usual area an input may have before it is scaled down
-
-
-def as_clip(medium: Medium) -> Clip:
-    """A picture as a clip of one frame, or a video as the frames that the model sees; files are told by content."""
-    if isinstance(medium, Clip):
-        return medium
-    if isinstance(medium, (str, Path)):
-        from openlance.media.read import read_media
-
-        return read_media(medium)
-    pixels = np.asarray(medium.convert("RGB") if hasattr(medium, "convert") else medium)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        raise UserError(
-            f"a picture is uint8 (H, W, 3) and a video uint8 (T, H, W, 3), not {pixels.dtype} {pixels.shape}: "
-            f"convert it first"
-        )
-    return Clip(pixels if pixels.ndim == 4 else pixels[None])
-
-
-def as_picture(medium: Medium) -> Clip:
-    """The same, one frame of it: the first of a video."""
-    clip = as_clip(medium)
-    return clip if clip.frames == 1 else clip.with_pixels(clip.pixels[:1])
+LARGEST_SEED = 2**64 - 1  # what torch's generators accept
 
 
 def is_many(value: Any) -> bool:
     return isinstance(value, (list, tuple))
+
+
+def videos_of(medium: Any) -> list[Clip]:
+    """One clip, or several: a list of pictures is the frames of one."""
+    if not is_many(medium):
+        return [as_clip(medium)]
+    clips = [as_clip(m) for m in medium]
+    return [as_clip(medium)] if all(clip.frames == 1 for clip in clips) else clips
 
 
 def paired(media: Medium | Sequence[Medium], texts: str | Sequence[str]) -> list[tuple[Medium, str]]:
@@ -75,55 +61,67 @@ def _equally_many(media: list, texts: list) -> tuple[list, list]:
 
 
 def check_texts(texts: Sequence[str], name: str, example: str) -> None:
+    """UserError unless these are texts, at least one of them, and none is blank."""
+    if not texts:
+        raise UserError(f"there is no {name}: give at least one, for example {example!r}")
     for text in texts:
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
+            raise UserError(f"the {name} is {text!r}: expected a text, for example {example!r}")
+        if not text.strip():
             raise UserError(f"the {name} is empty: write one, for example {example!r}")
 
 
-def fitting_size(height: int, width: int, stride: int, usual: tuple[int, int]) -> tuple[int, int]:
-    """The nearest (height, width) that a model of a stride can cut, of at most `LARGER` times the usual area."""
-    scale = min(1.0, (LARGER * usual[0] * usual[1] / (height * width)) ** 0.5)
-    return max(round(height * scale / stride), 1) * stride, max(round(width * scale / stride), 1) * stride
+def listed(texts: Any, name: str, example: str) -> list[str]:
+    """A text or several as a list, checked as `check_texts` does."""
+    found = list(texts) if is_many(texts) else [texts]
+    check_texts(found, name, example)
+    return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """Resizes inputs to what ViT and VAE can cut.
+def whole(name: str, value: Any, least: int = 1) -> int | None:
+    """A whole number of any type that means one; None stays. UserError for anything else, or less than `least`."""
+    if value is None:
+        return None
+    try:
+        number = convert(int, value, name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if number < least:
+        raise UserError(f"{name} must be at least {least}, got {number}")
+    return number
 
-    Args:
-        usual: (height, width) of what the model makes, in pixels.
-        buckets: the release's resolution preset by what is made of the input ("image", "video", "text"): crop and
-            resize into the preset's bucket, as released checkpoints were trained. Without one an input keeps its size,
-            but for rounding to the stride and for what is larger than four times the usual area.
+
+def seed_of(value: Any) -> int:
+    """A seed in any form that has one meaning: an integer of any type, or its digits; -1 draws one.
+
+    Raises:
+        UserError: For anything else, or a number outside of -1 to 2**64 - 1.
     """
+    expected = "expected a whole number from -1 (random) to 2**64 - 1"
+    try:
+        seed = int(value) if isinstance(value, str) else value.__index__()
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"seed is {value!r}: {expected}") from None
+    if isinstance(value, bool) or not -1 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed is {value!r}: {expected}")
+    return random_seed() if seed == -1 else seed
 
-    config: ModelConfig
-    usual: tuple[int, int]
-    buckets: Mapping[str, str]
 
-    def seen(self, clip: Clip, makes: str) -> Clip:
-        """As the ViT sees it."""
-        return self._fitted(clip, makes, 1, self.config.vit.stride)
+def random_seed() -> int:
+    return int(torch.randint(2**31, ()).item())
 
-    def seen_size(self, height: int, width: int, makes: str) -> tuple[int, int]:
-        """(height, width) of what `seen` makes of a clip of a size."""
-        if makes in self.buckets:
-            return bucket_size(height, width, resolution(self.buckets[makes])[1], self.config.vit.stride)
-        return fitting_size(height, width, self.config.vit.stride, self.usual)
 
-    def kept(self, clip: Clip, makes: str) -> Clip:
-        """As the VAE keeps it, without frames beyond 1 + k times the temporal stride."""
-        whole = clip.pixels[
-            : (clip.frames - 1) // self.config.vae.temporal_stride * self.config.vae.temporal_stride + 1
-        ]
-        return self._fitted(clip.with_pixels(whole), makes, 0, self.config.vae.stride)
-
-    def views(self, clip: Clip, makes: str) -> tuple[Clip, Clip]:
-        """As the ViT and as the VAE see it: the same frames."""
-        kept = self.kept(clip, makes)
-        return self.seen(clip.with_pixels(clip.pixels[: kept.frames]), makes), kept
-
-    def _fitted(self, clip: Clip, makes: str, branch: int, stride: int) -> Clip:
-        if makes in self.buckets:
-            return clip.with_pixels(to_bucket(clip.pixels, resolution(self.buckets[makes])[branch], stride))
-        return clip.with_pixels(resize(clip.pixels, *fitting_size(clip.height, clip.width, stride, self.usual)))
+def starts(seed: Any, generator: Any, count: int) -> list[int | torch.Generator]:
+    """Where the noise of each of so many results comes from: seed, seed + 1 ..., one generator for all in turn, or one
+    generator each. UserError for anything else."""
+    if generator is None:
+        first = random_seed() if seed is None else seed_of(seed)
+        return [(first + k) % (LARGEST_SEED + 1) for k in range(count)]
+    found = list(generator) if is_many(generator) else [generator] * count
+    if seed is not None:
+        raise UserError("there are a seed and a generator: give only one of them")
+    if not all(isinstance(g, torch.Generator) for g in found):
+        raise UserError(f"generator is {generator!r}: expected a torch.Generator, or a list with one for each result")
+    if len(found) != count:
+        raise UserError(f"there are {len(found)} generators for {count} results: give one, or one each")
+    return found

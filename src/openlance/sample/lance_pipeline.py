@@ -20,25 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openlance.config.sampling import Decoding
 from openlance.errors import UserError
-from openlance.media.buckets import resize
 from openlance.media.clip import Clip
 from openlance.model.offload import parse_memory
 from openlance.model.tiled import Tiling
-from openlance.model.vae import channels_first, channels_last, latent_grid
-from openlance.sample.inputs import Medium, as_clip, as_picture, check_texts, is_many
-from openlance.sample.load import load
-from openlance.sample.pipeline import Pipeline
+from openlance.model.vae_lazy import channels_first, channels_last
+from openlance.sample.inputs import Medium, as_picture, is_many, listed, starts, videos_of, whole
+from openlance.sample.pipeline import Pipeline, load
 from openlance.sample.processor import Processor
-from openlance.sample.text import Decoding
+from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
-from openlance.sequence.tasks import ENDS, kind_of, request
 
-# (what is read, what is made) -> the task; see `LancePipeline.__call__`.
-TASKS = {
-    ("", "image"): "t2i", ("", "video"): "t2v", ("image", "image"): "image_edit", ("image", "video"): "i2v",
-    ("video", "video"): "video_edit", ("subject", "image"): "image_idip", ("subject", "video"): "video_idip",
-}  # fmt: skip
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -114,7 +107,7 @@ class LancePipeline:
             if isinstance(place, torch.dtype):
                 self.engine.move(dtype=place)
             else:
-                self.engine.move(torch.device(place))
+                self.engine.move(place)
         return self
 
     def enable_model_cpu_offload(self, memory: str | int | None = None) -> None:
@@ -139,6 +132,7 @@ class LancePipeline:
         image: Medium | Sequence[Medium] | None = None,
         video: Medium | Sequence[Medium] | None = None,
         subject: Medium | Sequence[Medium] | None = None,
+        last_image: Medium | Sequence[Medium] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -151,50 +145,33 @@ class LancePipeline:
         **settings: Any,
     ) -> LanceOutput:
         """Draw, animate or change. What is given decides: nothing but words, an `image` to edit (or to begin a clip of
-        `num_frames` with), a `video` to edit, or a `subject` to place in a new scene; with `num_frames` above 1 a clip.
+        `num_frames` with, and with a `last_image` to end it on), a `video` to edit (also as a list of its frames), or a
+        `subject` to place in a new scene; with `num_frames` above 1 a clip.
 
         Lists pair up with a list of prompts. callback_on_step_end(pipe, step, t, {"latents": (B, C, T, Y, X)}) may give
         other latents back. settings: further fields of `Sampling`. UserError on bad input.
         """
         if output_type not in OUTPUTS:
             raise UserError(f"output_type {output_type!r} is unknown: use one of {', '.join(OUTPUTS)}")
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        check_texts(texts, "prompt", "a red circle")
-        reads, media = _given(image=image, video=video, subject=subject)
-        makes = "video" if (num_frames or 1) > 1 or reads == "video" else "image"
-        paired = reads and is_many(media) and is_many(prompt)
-        media = list(media) if paired else [media] * len(texts)
-        if len(media) != len(texts):
-            raise UserError(f"{len(media)} inputs and {len(texts)} prompts do not pair up: give as many of each")
-        size = (num_frames, height, width)
-        if any(n is not None and n < 1 for n in (*size, num_images_per_prompt)):
-            raise UserError(f"sizes of {size} and {num_images_per_prompt} pictures make nothing: use 1 or more")
-        requests = [self._request(TASKS[reads, makes], t, m, size) for t, m in zip(texts, media, strict=True)]
-        requests = [r for r in requests for _ in range(num_images_per_prompt)]
-        seeds = _seeds(generator, len(requests))
+        texts = listed(prompt, "prompt", "a red circle")
+        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        count = whole("num_images_per_prompt", num_images_per_prompt) or 1
+        kind = tasks.kind_of(asked[0] or 1)
+        given = Given(image=image, video=video, subject=subject, last_image=last_image, several=is_many(prompt))
+        spec = given.task(kind)
+        requests = [
+            self.engine.front.request(spec, text, media, asked=asked)
+            for text, media in zip(texts, given.media(len(texts)), strict=True)
+        ]
+        requests = [r for r in requests for _ in range(count)]
         sampling = self.engine.sampling(
             requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **settings
         )
         after = None if callback_on_step_end is None else self._step_end(callback_on_step_end, requests)
-        latents = self.engine.fill_latents(requests, sampling, seeds, after_step=after)
-        return self._output(latents, makes, output_type)
-
-    def _request(self, task: str, text: str, medium: Any, asked: tuple[int | None, ...]) -> Segments:
-        """One request; sizes that the caller left out are those of the input, or the model's own. An input whose size
-        the result has is resized first where another is asked for."""
-        engine, ends, d = self.engine, ENDS[task], self.engine.defaults
-        clips = [as_picture(m) if ends.reads == "image" else as_clip(m) for m in _listed(medium)]
-        if ends.keeps_size:
-            clips = [c.with_pixels(resize(c.pixels, asked[1] or c.height, asked[2] or c.width)) for c in clips]
-        views = [engine.fit.views(clip, ends.makes) for clip in clips]
-        usual = (d.num_frames if ends.makes == "video" else 1, d.height, d.width)
-        if ends.keeps_size:
-            kept = views[-1][1]
-            asked = (kept.frames if kept.frames > 1 else asked[0], kept.height, kept.width)
-        frames, height, width = (usual[n] if said is None else said for n, said in enumerate(asked))
-        size = (frames, height, width)
-        latent_grid(engine.config.vae, size)
-        return request(task, text, views, size, None, engine.defaults.prompts)
+        with self.engine.turn:
+            seeds = starts(None, generator, len(requests))
+            latents = self.engine.fill_latents(requests, sampling, seeds, after_step=after)
+            return self._output(latents, spec.makes, output_type)
 
     def _step_end(self, callback: StepEnd, requests: list[Segments]) -> Callable[[int, float, Tensor], Tensor | None]:
         """diffusers' callback as the sampler's: packed rows to latents of equal size, and back."""
@@ -248,39 +225,63 @@ class LancePipeline:
         return torch.cat([input_ids, self.processor.padded(answers, left=False).to(input_ids)], dim=1)
 
 
-def _given(**media: Any) -> tuple[str, Any]:
-    """The one input that is given, by name; UserError if there are two."""
-    given = [(name, value) for name, value in media.items() if value is not None]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(name for name, _ in given)} are given: give one of them, as a list if several")
-    return given[0] if given else ("", ())
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The media of a call. several: there is a list of prompts, so that lists of media pair up with it."""
+
+    image: Any
+    video: Any
+    subject: Any
+    last_image: Any
+    several: bool
+
+    def task(self, makes: str) -> tasks.TaskSpec:
+        """The task that reads what is given and makes a kind; UserError if two inputs exclude each other."""
+        there = [name for name in ("image", "video", "subject") if getattr(self, name) is not None]
+        if len(there) > 1:
+            raise UserError(f"{' and '.join(there)} are given: give one of them, as a list if several")
+        if self.last_image is not None and (there != ["image"] or makes == "image"):
+            raise UserError("last_image ends a clip that an image begins: give image and num_frames with it")
+        if not there:
+            return tasks.the_task(tasks.text_to_visual, makes)
+        if self.subject is not None:
+            return tasks.the_task(tasks.subject_driven, makes)
+        if self.video is not None:
+            return tasks.the_task(tasks.edit, "video")
+        if makes == "image":
+            return tasks.the_task(tasks.edit, "image")
+        return tasks.the_task(tasks.image_to_video if self.last_image is None else tasks.first_and_last, makes)
+
+    def media(self, count: int) -> list[list[Clip]]:
+        """What each of so many prompts reads."""
+        found: list[list[Clip]] = [[] for _ in range(count)]
+        for name, read in (("image", _pictures_of), ("subject", _pictures_of), ("last_image", _pictures_of),
+                           ("video", videos_of)):  # fmt: skip
+            value = getattr(self, name)
+            if value is None:
+                continue
+            each = list(value) if self.several and is_many(value) else [value] * count
+            if len(each) != count:
+                raise UserError(f"{len(each)} inputs and {count} prompts do not pair up: give as many of each")
+            for clips, medium in zip(found, each, strict=True):
+                clips += read(medium)
+        return found
 
 
-def _listed(medium: Any) -> list[Any]:
-    return list(medium) if is_many(medium) else [medium]
-
-
-def _seeds(generator: Any, count: int) -> list[int | torch.Generator]:
-    """One generator per result, one for all in turn, or random seeds."""
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != count:
-            raise UserError(f"{len(generator)} generators for {count} results: give one, or one each")
-        return list(generator)
-    if generator is not None:
-        return [generator] * count
-    return torch.randint(2**31, (count,)).tolist()
+def _pictures_of(medium: Any) -> list[Clip]:
+    return [as_picture(m) for m in (medium if is_many(medium) else [medium])]
 
 
 def _pictures(clips: list[Clip], makes: str) -> list[Any]:
     from PIL import Image
 
     frames = [[Image.fromarray(frame) for frame in clip.pixels] for clip in clips]
-    return frames if makes == kind_of(2) else [pictures[0] for pictures in frames]
+    return frames if makes == tasks.kind_of(2) else [pictures[0] for pictures in frames]
 
 
 def _array(clips: list[Clip], makes: str) -> np.ndarray:
     found = np.stack([clip.pixels for clip in clips]).astype(np.float32) / 255
-    return found if makes == kind_of(2) else found[:, 0]
+    return found if makes == tasks.kind_of(2) else found[:, 0]
 
 
 def _tensor(clips: list[Clip], makes: str) -> Tensor:

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
-from openlance.media.buckets import VAE_STRIDE, VIT_STRIDE, resolution, to_bucket
-from openlance.media.clip import Clip
-from openlance.sample.engine import Defaults, Engine
+from openlance.media.buckets import BUCKET_STRIDE, resolution
+from openlance.media.inputs import as_clip, as_picture
+from openlance.media.transform import MediaTransform
+from openlance.sample.engine import Engine
 from openlance.sample.enhance import Enhancer
-from openlance.sample.inputs import as_clip, as_picture
-from openlance.sequence.interleave import Form, form_of, request
+from openlance.sequence.interleave import request
 from openlance.sequence.official import Entry
 from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.tasks import TaskSpec, spec_of
 
 SEED, PRESET = 42, "video_480p"  # released script
 ANSWER = 256  # tokens (released code)
@@ -31,8 +33,8 @@ class Job:
     """How all entries of a run are made.
 
     Args:
-        task: a key of `interleave.FORMS`; preset: of `media.buckets.RESOLUTIONS`, for what is read; None lets the
-            model's own sizes decide.
+        task: a key of `tasks.TASKS`; preset: of `media.buckets.RESOLUTIONS`, for what is read; None lets the model's
+            own sizes decide.
         size: (frames, height, width) of what is made, where no input decides it.
         settings: fields of `Sampling` that the checkpoint does not decide.
         seed: of the starting noise, the same for every entry (released code).
@@ -49,16 +51,16 @@ class Job:
     enhancer: Enhancer | None = None
 
     def __post_init__(self) -> None:
-        form_of(self.task)
+        spec_of(self.task)
         if self.preset is not None:
             resolution(self.preset)
 
     @property
-    def form(self) -> Form:
-        return form_of(self.task)
+    def spec(self) -> TaskSpec:
+        return spec_of(self.task)
 
 
-def default_preset(d: Defaults) -> str | None:
+def default_preset(d: GenerationConfig) -> str | None:
     """The release's preset for checkpoints of its kind; a model that was trained without buckets has none."""
     return PRESET if d.buckets else None
 
@@ -84,19 +86,16 @@ def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
     """The request of an entry, and its prompt as it was used; UserError if a file is missing or a size cannot be."""
     if entry.error:
         raise UserError(entry.error)
-    data = enhanced(entry.data, job)
-    captions = engine.defaults.prompts.captions
+    data, style = enhanced(entry.data, job), engine.defaults.style
     # The release draws one of its caption prompts; here the entry decides, so that a second run draws the same.
-    caption = random.Random(f"{job.seed}/{entry.key}").randrange(len(captions))
-    found = request(
-        job.task, data, _views(engine, job), size=job.size, caption=caption, prompts=engine.defaults.prompts
-    )
+    caption = random.Random(f"{job.seed}/{entry.key}").randrange(len(style.captions))
+    found = request(job.task, data, _views(engine, job), size=job.size, caption=caption, style=style)
     for segment in found:
         if segment.kind is Kind.LATENTS and segment.size is not None:
             frames = engine.codec.latent_grid(segment.size)[0]
             if segment.given is not None and frames == 1:
                 raise UserError(f"{segment.size[0]} frames are the given picture alone: use --num-frames 5 or more")
-    return _for_model([_hole(s) for s in found], engine.defaults), prompt_of(data)
+    return [_hole(s) for s in found], prompt_of(data)
 
 
 def _hole(segment: Segment) -> Segment:
@@ -104,45 +103,29 @@ def _hole(segment: Segment) -> Segment:
     return replace(segment, value=None) if segment.role is Role.TARGET else segment
 
 
-def _for_model(segments: Segments, d: Defaults) -> Segments:
-    """A model trained without task priors gets none, and is asked in words where it has no caption prompt."""
-    if d.prompts.question:
-        return segments
-    kept = [s for s in segments if s.role is not Role.SYSTEM]
-    if kept[-1].kind is Kind.TEXT and not any(s.role is Role.PROMPT for s in kept):
-        kept.insert(-1, Segment(Kind.TEXT, Role.PROMPT, "describe the picture"))
-    return kept
+def _views(engine: Engine, job: Job) -> Callable[[Any, str], Any]:
+    """Reads a medium and cuts it, each view only if the task has a use for it."""
+    transform = engine.front.transform
+    if job.preset is not None:
+        transform = replace(transform, bases={job.spec.makes: _bases(engine.defaults, transform, job.preset)})
 
-
-def _views(engine: Engine, job: Job) -> Callable[[Any, str], tuple[Clip | None, Clip | None]]:
-    """Reads a medium and fits it for the ViT and the VAE, each only if the task has a use for it."""
-    form, fit = job.form, engine.fit
-    seen_at_all = Kind.PATCHES in form.shown
-    kept_at_all = Kind.LATENTS in form.shown or form.sized_by == "first frame"
-
-    def views(element: Any, kind: str) -> tuple[Clip | None, Clip | None]:
+    def views(element: Any, kind: str) -> Any:
         path = find_file(element, job.root)
-        clip = as_picture(path) if kind == "image" else as_clip(path)
-        if job.preset is None:
-            both = fit.views(clip, form.makes) if kept_at_all else (fit.seen(clip, form.makes), None)
-        elif (fit.config.vae.stride, fit.config.vit.stride) == (VAE_STRIDE, VIT_STRIDE):
-            exact = replace(fit, buckets={form.makes: job.preset})
-            both = exact.views(clip, form.makes) if kept_at_all else (exact.seen(clip, form.makes), None)
-        else:
-            both = _scaled(engine, clip, job.preset)
-        return both[0] if seen_at_all else None, both[1] if kept_at_all else None
+        return transform.views(as_picture(path) if kind == "image" else as_clip(path), job.spec.makes)
 
     return views
 
 
-def _scaled(engine: Engine, clip: Clip, preset: str) -> tuple[Clip, Clip]:
-    """A preset for a smaller model: its buckets shrunk as the model's usual picture is against the release's."""
-    d, released, fit = engine.defaults, Defaults(), replace(engine.fit, buckets={})
+def _bases(d: GenerationConfig, transform: MediaTransform, preset: str) -> tuple[int, int]:
+    """The base sizes of a preset; for a model of smaller strides shrunk as its usual picture is against the
+    release's."""
+    vae, vit = resolution(preset)
+    if transform.vae.stride >= BUCKET_STRIDE:
+        return vae, vit
+    released = GenerationConfig()
     scale = ((d.height * d.width) / (released.height * released.width)) ** 0.5
-    stride = fit.config.vae.stride
-    base = max(round(resolution(preset)[0] * scale), 2 * stride)
-    kept = fit.kept(clip.with_pixels(to_bucket(clip.pixels, base, stride, bucket_stride=stride)), "image")
-    return fit.seen(kept, "image"), kept
+    strides = transform.vae.stride, transform.vit_stride
+    return max(round(vae * scale), 2 * strides[0]), max(round(vit * scale), 2 * strides[1])
 
 
 def prompt_of(data: Any) -> str:
@@ -156,15 +139,15 @@ def prompt_of(data: Any) -> str:
 
 def enhanced(data: Any, job: Job) -> Any:
     """The entry with its prompt rewritten, where that is wanted and the model is not shown what it should change."""
-    if job.enhancer is None or job.form.shown:
+    if job.enhancer is None or job.spec.prompt not in ("image", "video"):
         return data
     if isinstance(data, str):
-        return job.enhancer.rewrite(data, job.form.makes)
+        return job.enhancer.rewrite(data, job.spec.makes)
     values, kinds = list(data["interleave_array"]), data["element_dtype_array"]
     first = next((find_file(v, job.root) for v, kind in zip(values, kinds, strict=True) if kind == "image"), None)
     at = kinds.index("text") if "text" in kinds else None
     if at is not None:
-        values[at] = job.enhancer.rewrite(values[at], job.form.makes, first)
+        values[at] = job.enhancer.rewrite(values[at], job.spec.makes, first)
     return {**data, "interleave_array": values}
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openlance.config.sampling import Decoding
+from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.media.write import write_media
-from openlance.model.folder import read_json
 from openlance.sample.engine import Engine
 from openlance.sample.official import Job, build, media_of
-from openlance.sample.text import Decoding
 from openlance.sequence.official import Entry
 from openlance.sequence.segment import Segments
 
@@ -122,7 +122,7 @@ def run(
     on_done(len(entries) - len(waiting))
     for group in _groups(engine, waiting, job, failures):
         requests = [request for _, request, _ in group]
-        if job.form.makes == "text":
+        if job.spec.makes == "text":
             answers = engine.fill_text(requests, Decoding(max_new_tokens=job.max_new_tokens))
             for (entry, _, prompt), answer in zip(group, answers, strict=True):
                 record.add(entry, prompt=prompt, answer=answer)

@@ -10,17 +10,28 @@ pipe.ask("out.png", "how many squares are there?")
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from openlance.config.sampling import Decoding
 from openlance.errors import UserError
-from openlance.media.buckets import resize
 from openlance.media.clip import Clip
-from openlance.model.vae import latent_grid
 from openlance.sample.engine import Engine
-from openlance.sample.inputs import Medium, as_clip, as_picture, check_texts, grouped, is_many, paired
-from openlance.sample.text import Decoding, Shown
+from openlance.sample.inputs import (
+    Medium,
+    as_clip,
+    as_picture,
+    grouped,
+    is_many,
+    listed,
+    paired,
+    seed_of,
+    starts,
+    whole,
+)
+from openlance.sample.text import Answer, Shown
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
 
@@ -28,13 +39,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+def load(model: str | Path = "nano", *, base: str | Path | None = None, **options: Any) -> Pipeline:
+    """See `openlance.load`. base: a folder with what `model` lacks, such as the VAE of a trainer's output."""
+    from openlance.model.hub import find_model
+
+    return Pipeline(find_model(model, base=base), **options)
+
+
 class Pipeline(Engine):
     """A checkpoint folder with everything that it can do.
 
     A list gives a list: result k of a list has the seed `seed + k` and equals that of the same call for item k alone
-    with that seed. All methods that draw take `**how`: `seed` (random if left out), `generator` (one for all),
-    `progress` (a bar), and the fields of `Sampling`, such as `num_inference_steps` and `guidance_scale`; None means
-    the checkpoint's own. Bad input is a UserError of one sentence.
+    with that seed. All methods that draw take `**how`: `seed` (random if left out, or -1), `generator` (one for all, or
+    one each), `progress` (a bar), and the fields of `Sampling`, such as `num_inference_steps` and `guidance_scale`;
+    None means the checkpoint's own. Bad input is a UserError of one sentence.
     """
 
     def generate(
@@ -50,10 +68,12 @@ class Pipeline(Engine):
 
         height, width: pixels, multiples of the codec's stride. how: see `Pipeline`.
         """
-        if num_images < 1:
-            raise UserError(f"{num_images} images are none: use --num-images 1 or more")
-        wanted = [text for text in _listed(prompt) for _ in range(num_images)]
-        return [_picture(clip) for clip in self._from_text(wanted, self._size(1, height, width), how)]
+        count = whole("num_images", num_images) or 1
+        wanted = [text for text in listed(prompt, "prompt", "a red circle") for _ in range(count)]
+        asked = None, whole("height", height), whole("width", width)
+        task = tasks.the_task(tasks.text_to_visual, "image")
+        requests = [self.front.request(task, text, asked=asked) for text in wanted]
+        return [_picture(clip) for clip in self._draw(requests, **how)]
 
     def generate_video(
         self,
@@ -65,7 +85,11 @@ class Pipeline(Engine):
         **how: Any,
     ) -> list[Clip]:
         """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Pipeline`."""
-        return self._from_text(_listed(prompt), self._size(num_frames, height, width), how)
+        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        template = tasks.text_to_visual
+        task = tasks.the_task(template, "image" if asked[0] == 1 else "video")
+        texts = listed(prompt, "prompt", "a red circle moves left")
+        return self._draw([self.front.request(task, text, asked=asked) for text in texts], **how)
 
     def animate(
         self,
@@ -83,21 +107,14 @@ class Pipeline(Engine):
         height, width: resize the pictures first. how: see `Pipeline`.
         """
         pairs = paired(image, prompt)
-        check_texts([text for _, text in pairs], "prompt", "the circle moves left")
-        ends = [end for end, _ in paired(last, [text for _, text in pairs])]
-        p, requests = self.defaults.prompts, list[Segments]()
+        texts = listed([text for _, text in pairs], "prompt", "the circle moves left")
+        ends = [end for end, _ in paired(last, texts)]
+        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        requests = list[Segments]()
         for (medium, text), ending in zip(pairs, ends, strict=True):
-            first = self.fit.kept(as_picture(medium), "video")
-            size = self._size(num_frames, height or first.height, width or first.width)
-            if size[0] <= self.config.vae.temporal_stride:
-                least = self.config.vae.temporal_stride + 1
-                raise UserError(f"{size[0]} frames are the given picture alone: use --num-frames {least} or more")
-            first = _resized(first, size)
-            if ending is None:
-                requests.append(tasks.image_to_video(text, first, size, prompts=p))
-            else:
-                end = _resized(self.fit.kept(as_picture(ending), "video"), size)
-                requests.append(tasks.first_and_last(text, first, end, size, prompts=p))
+            given = [as_picture(medium), *([] if ending is None else [as_picture(ending)])]
+            template = tasks.image_to_video if ending is None else tasks.first_and_last
+            requests.append(self.front.request(tasks.the_task(template, "video"), text, given, asked=asked))
         return self._draw(requests, **how)
 
     def edit(
@@ -109,15 +126,13 @@ class Pipeline(Engine):
         the last gives the size. how: see `Pipeline`.
         """
         pairs = paired(source, instruction)
-        check_texts([text for _, text in pairs], "instruction", "make the circle blue")
-        requests, rates = list[Segments](), list[float]()
+        listed([text for _, text in pairs], "instruction", "make the circle blue")
+        requests = list[Segments]()
         for media, text in pairs:
             clips = [as_clip(m) for m in (media if is_many(media) else [media])]
-            views = [self.fit.views(clip, tasks.kind_of(clips[-1].frames)) for clip in clips]
-            size = views[-1][1].pixels.shape[:3]
-            requests.append(tasks.edit(text, views, size, prompts=self.defaults.prompts))
-            rates.append(clips[-1].fps)
-        made = [Clip(clip.pixels, fps) for clip, fps in zip(self._draw(requests, **how), rates, strict=True)]
+            task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
+            requests.append(self.front.request(task, text, clips))
+        made = self._draw(requests, **how)
         return [clip if clip.frames > 1 else _picture(clip) for clip in made]  # type: ignore[return-value]
 
     def subject(
@@ -134,14 +149,12 @@ class Pipeline(Engine):
 
         images: the subjects of one prompt, or a list with those of each prompt. how: see `Pipeline`.
         """
-        size = self._size(num_frames, height, width)
-        makes, p, requests = tasks.kind_of(size[0]), self.defaults.prompts, list[Segments]()
-        for clips, text in grouped(images, prompt):
-            check_texts([text], "prompt", "the circle on a white background")
-            views = [self.fit.views(as_picture(clip), makes) for clip in clips]
-            requests.append(tasks.subject_driven(text, views, size, prompts=p))
-        made = self._draw(requests, **how)
-        return made if num_frames > 1 else [_picture(clip) for clip in made]
+        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        task = tasks.the_task(tasks.subject_driven, tasks.kind_of(asked[0] or 1))
+        listed(prompt, "prompt", "the circle on a white background")
+        groups = grouped(images, prompt)
+        made = self._draw([self.front.request(task, text, clips, asked=asked) for clips, text in groups], **how)
+        return made if task.makes != "image" else [_picture(clip) for clip in made]
 
     def ask(
         self,
@@ -154,8 +167,15 @@ class Pipeline(Engine):
     ) -> Any:
         """The answer to a question about pictures or clips; lists of equal length give a list of answers in one batch.
 
-        media: what one question is about (several as a list), or a list with that of each question. decoding: fields
-        of `Decoding`: max_new_tokens, temperature, top_p. stream(piece) gets the text as it comes (one question only).
+        Args:
+            media: What one question is about (several as a list), or a list with that of each question.
+            question: What to ask; an empty text asks for a description.
+            stream: Called with each piece of the text as it comes (one question only).
+            seed: Of answers that are drawn, with a temperature above 0.
+            **decoding: Fields of `Decoding`: max_new_tokens, temperature, top_p.
+
+        Returns:
+            A text, or a list of them, whose `finish_reason` is "stop", or "length" where it was cut at max_new_tokens.
         """
         several = is_many(question)
         unknown = sorted(decoding.keys() - Decoding.__dataclass_fields__.keys())
@@ -164,11 +184,14 @@ class Pipeline(Engine):
         d = Decoding(**{"max_new_tokens": 96} | decoding)
         if stream is not None and several:
             raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
-        groups = [([self.fit.seen(clip, "text") for clip in clips], text) for clips, text in grouped(media, question)]
-        requests = [tasks.understand(clips, text.strip(), prompts=self.defaults.prompts) for clips, text in groups]
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        wrong = [text for text in (question if several else [question]) if not isinstance(text, str)]
+        if wrong or (several and not question):
+            raise UserError(f"the question is {wrong[0] if wrong else question!r}: expected a text, or several")
+        groups = grouped(media, question)
+        requests = [self.front.request(question_about(clips), text.strip(), clips) for clips, text in groups]
+        generator = None if seed is None else torch.Generator().manual_seed(seed_of(seed))
         shown = Shown(self.tokenizer, stream) if stream is not None else None
-        answers: list[str] = []
+        answers = list[Answer]()
         longest = max((sum(1 + clip.frames // 2 for clip in clips) for clips, _ in groups), default=1)
         per = max(4 * self.defaults.batch // longest, 1)
         for at in range(0, len(requests), per):
@@ -179,44 +202,19 @@ class Pipeline(Engine):
 
     def caption(self, media: Medium | Sequence[Medium], **options: Any) -> Any:
         """A description of a picture or clip, or a list of them; options as for `ask`."""
-        question = "" if self.defaults.prompts.captions[0] else "describe the picture"
-        return self.ask(media, [question] * len(media) if is_many(media) else question, **options)
-
-    # Between a request and its pixels.
-
-    def _size(self, frames: int | None, height: int | None, width: int | None) -> tasks.Size:
-        """What the caller left out is the checkpoint's; UserError unless the codec can make it."""
-        d = self.defaults
-        size = (
-            d.num_frames if frames is None else frames,
-            d.height if height is None else height,
-            d.width if width is None else width,
-        )
-        self.check_size(size)
-        return size
-
-    def check_size(self, size: tasks.Size) -> None:
-        """UserError unless the codec can make (frames, height, width)."""
-        latent_grid(self.config.vae, size)
-
-    def _from_text(self, prompts: list[str], size: tasks.Size, how: dict[str, Any]) -> list[Clip]:
-        check_texts(prompts, "prompt", "a red circle")
-        requests = [tasks.text_to_visual(text, size, prompts=self.defaults.prompts) for text in prompts]
-        return self._draw(requests, **how)
+        return self.ask(media, [""] * len(media) if is_many(media) else "", **options)
 
     def _draw(
         self,
         requests: list[Segments],
         *,
         seed: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress: bool = False,
         **settings: Any,
     ) -> list[Clip]:
         """The visual target of each request, batch by batch."""
-        s = self.sampling(requests, **settings)
-        first = int(torch.randint(2**31, ()).item()) if seed is None else seed
-        seeds: list[int | torch.Generator] = [generator or first + k for k in range(len(requests))]
+        s, seeds = self.sampling(requests, **settings), starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
         with _bar(progress, len(requests) * s.num_inference_steps) as bar:
@@ -227,12 +225,9 @@ class Pipeline(Engine):
         return clips
 
 
-def _listed(text: str | Sequence[str]) -> list[str]:
-    return [text] if isinstance(text, str) else list(text)
-
-
-def _resized(clip: Clip, size: tasks.Size) -> Clip:
-    return clip.with_pixels(resize(clip.pixels, *size[1:]))
+def question_about(clips: Sequence[Clip]) -> tasks.TaskSpec:
+    """The task of a question, by whether one of its media moves."""
+    return tasks.the_task(tasks.understand, tasks.kind_of(max(clip.frames for clip in clips)))
 
 
 def _picture(clip: Clip) -> Image:

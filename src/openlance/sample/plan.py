@@ -12,17 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from openlance.config.model import ModelConfig
+from openlance.config.sampling import RELEASED_BUCKETS, Sampling
 from openlance.config.size import decoder_half, encoder_half, vit_size
 from openlance.errors import UserError
+from openlance.media.transform import MediaTransform
 from openlance.model.lengths import placeholder, ruler, text
 from openlance.model.offload import Plan as Placement
 from openlance.model.offload import Work, plans, sizes
-from openlance.sample.guidance import Sampling
-from openlance.sample.inputs import RELEASED_BUCKETS, Fit
 from openlance.sequence.pack import document
 from openlance.sequence.rows import PATCHES
 from openlance.sequence.segment import Kind, Role, Segments
-from openlance.sequence.tasks import ENDS, request
+from openlance.sequence.tasks import Views, request, spec_of
 
 ITEM = 2  # bytes of a number in bfloat16
 USUAL = (768, 768)  # released defaults: height, width; frames of a clip
@@ -133,11 +133,8 @@ def _words(option: Placement) -> str:
 
 def _complete(c: ModelConfig, wanted: Wanted) -> Wanted:
     """Usual numbers where none were given. UserError for an unknown task or sizes that do not fit the strides."""
-    from openlance.model.vae import latent_grid
-
-    if wanted.task not in ENDS:
-        raise UserError(f"the task {wanted.task!r} is unknown: use one of {', '.join(ENDS)}")
-    moving = "video" in (ENDS[wanted.task].reads, ENDS[wanted.task].makes)
+    spec = spec_of(wanted.task)
+    moving = "video" in (spec.reads, spec.makes)
     if wanted.frames > 1 and not moving:
         raise UserError(f"the task {wanted.task} is about single pictures: leave --frames {wanted.frames} out")
     usual = usual_size(c)
@@ -145,7 +142,7 @@ def _complete(c: ModelConfig, wanted: Wanted) -> Wanted:
         task=wanted.task, height=wanted.height or usual[0], width=wanted.width or usual[1],
         frames=(wanted.frames or (FRAMES if usual == USUAL else 9)) if moving else 1,
     )  # fmt: skip
-    latent_grid(c.vae, (found.frames, found.height, found.width))
+    c.vae.check((found.frames, found.height, found.width))
     return found
 
 
@@ -156,10 +153,10 @@ def usual_size(c: ModelConfig) -> tuple[int, int]:
 
 def _request(c: ModelConfig, wanted: Wanted) -> Segments:
     """The request with media that have only a size; what is looked at has the one that presets make of it."""
-    ends, usual = ENDS[wanted.task], usual_size(c)
-    read = wanted.frames if ends.reads == "video" else 1
-    fit = Fit(config=c, usual=usual, buckets=RELEASED_BUCKETS if usual == USUAL else {})
-    seen = fit.seen_size(wanted.height, wanted.width, ends.makes)
-    media = [(placeholder(read, *seen), placeholder(read, wanted.height, wanted.width))] if ends.reads else []
-    size = (wanted.frames if ends.makes == "video" else 1, wanted.height, wanted.width)
-    return request(wanted.task, text(PROMPT), media, size)
+    spec, usual = spec_of(wanted.task), usual_size(c)
+    read = wanted.frames if spec.reads == "video" else 1
+    transform = MediaTransform.of(c, usual=usual, buckets=RELEASED_BUCKETS if usual == USUAL else {})
+    seen = transform.seen_size(wanted.height, wanted.width, spec.makes)
+    media = [Views(placeholder(read, *seen), placeholder(read, wanted.height, wanted.width))] if spec.reads else []
+    size = (wanted.frames if spec.makes == "video" else 1, wanted.height, wanted.width)
+    return request(spec, text(PROMPT), media, size)

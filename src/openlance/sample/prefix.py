@@ -8,7 +8,6 @@ the branches without a prompt of a batch, and the turns of a dialogue find what 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,9 +18,6 @@ from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
 from openlance.sequence.pack import Pack
 from openlance.sequence.rows import LATENTS, PATCHES, Rows
-from openlance.sequence.segment import Segment
-
-Read = Callable[[list[Segment]], list[Tensor]]
 
 
 @dataclass
@@ -34,21 +30,19 @@ class Prefix:
 
 @dataclass
 class PrefixStore:
-    """Prefixes of earlier calls and what ViT and VAE made of their media, the newest last.
+    """Prefixes of earlier calls, the newest last.
 
-    limit: rows kept of the first; 0 keeps nothing. They belong to a decoder as it was when they ran: other weights,
+    limit: rows that are kept; 0 keeps nothing. They belong to a decoder as it was when they ran: other weights,
     also changed ones, empty the store.
     """
 
     limit: int = 0
     prefixes: list[Prefix] = field(default_factory=list)
-    media: dict[tuple[str, bytes], Tensor] = field(default_factory=dict)
     weights: tuple = ()
     reused: int = 0  # rows that did not have to run
 
     def clear(self) -> None:
         self.prefixes.clear()
-        self.media.clear()
 
     def belongs_to(self, model: Lance) -> None:
         parameters = list(model.parameters())
@@ -75,28 +69,10 @@ class PrefixStore:
         while self.prefixes and sum(len(p.names) for p in self.prefixes) > max(self.limit, whole):
             self.prefixes.pop(0)
 
-    def remember(self, read: Read, name: str, most: int = 64) -> Read:
-        """`see` or `encode` that reads a medium once, also in later calls."""
-        if not self.limit:
-            return read
 
-        def recall(segments: list[Segment]) -> list[Tensor]:
-            keys = [(name, fingerprint(s.value)) for s in segments]
-            new = {key: s for key, s in zip(keys, segments, strict=True) if key not in self.media}
-            self.media.update(zip(new, read(list(new.values())) if new else [], strict=True))
-            found = [self.media[key] for key in keys]
-            for key in list(self.media)[: max(len(self.media) - most, 0)]:
-                del self.media[key]
-            return found
-
-        return recall
-
-
-def fingerprint(value: object) -> bytes:
-    """Of a clip or of a tensor: its numbers and its shape."""
-    if isinstance(value, Tensor):
-        value = value.detach().float().cpu().numpy()
-    numbers = np.ascontiguousarray(getattr(value, "pixels", value))
+def fingerprint(value: Tensor) -> bytes:
+    """Of a tensor: its numbers and its shape."""
+    numbers = np.ascontiguousarray(value.detach().float().cpu().numpy())
     return hashlib.blake2b(numbers.tobytes() + str(numbers.shape).encode(), digest_size=16).digest()
 
 

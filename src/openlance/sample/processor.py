@@ -10,10 +10,10 @@ from torch import Tensor
 
 from openlance.errors import UserError
 from openlance.sample.engine import Engine
-from openlance.sample.inputs import Medium, as_clip, as_picture, is_many
+from openlance.sample.inputs import Medium, as_picture, is_many, videos_of
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Segments
-from openlance.sequence.tasks import understand
+from openlance.sequence.tasks import kind_of, the_task, understand
 
 PADDING = "<|endoftext|>"  # the release's
 
@@ -41,11 +41,14 @@ class Processor:
         groups = list(media) if several else [media]
         if len(groups) != len(texts):
             raise UserError(f"{len(groups)} inputs and {len(texts)} questions do not pair up: give as many of each")
-        read = as_picture if images is not None else as_clip
         requests = []
         for group, question in zip(groups, texts, strict=True):
-            clips = [self.engine.fit.seen(read(m), "text") for m in (group if is_many(group) else [group])]
-            requests.append(understand(clips, str(question).strip(), prompts=self.engine.defaults.prompts))
+            if images is not None:
+                clips = [as_picture(m) for m in (group if is_many(group) else [group])]
+            else:
+                clips = videos_of(group)
+            task = the_task(understand, kind_of(max(clip.frames for clip in clips)))
+            requests.append(self.engine.front.request(task, str(question).strip(), clips))
         return {"requests": requests, "input_ids": self.ids(requests)}
 
     def ids(self, requests: list[Segments]) -> Tensor:

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from openlance.errors import UserError
+from openlance.config.sampling import Decoding
 from openlance.model.lance import Lance
 from openlance.sample.prefix import PrefixStore, prefill
-from openlance.sample.visual import Encode, See
+from openlance.sample.visual import conditions
 from openlance.sequence.chat import Codec
 from openlance.sequence.pack import pack
-from openlance.sequence.rows import LATENTS, NO_LABEL, PATCHES, TEXT, Rows
+from openlance.sequence.rows import NO_LABEL, TEXT, Rows
 from openlance.sequence.segment import Kind, Segments
 from openlance.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """temperature 0 is greedy (released default); top_p keeps the likeliest tokens of that much probability."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(
-                f"{self.max_new_tokens} new tokens leave no room for an answer: use --max-new-tokens 1 or more"
-            )
 
 
 @torch.inference_mode()
@@ -43,13 +28,12 @@ def decode(
     d: Decoding,
     *,
     vocabulary: int,
-    see: See,
-    encode: Encode,
     generator: torch.Generator | None = None,
     on_token: Callable[[int, int], None] | None = None,
     store: PrefixStore | None = None,
 ) -> tuple[list[list[int]], Tensor]:
-    """Token ids per request, without the closing <|im_end|>, and the logits of the first step (B, V).
+    """Token ids per request, whose media are tensors, without the closing <|im_end|>, and the logits of the first step
+    (B, V).
 
     on_token(request, id) is called as tokens come. store: see `prefix`. Raises ValueError for a request without a text
     hole.
@@ -58,11 +42,9 @@ def decode(
         raise ValueError("a request has no text to fill: end it with tasks.reply()")
     shift = model.config.position.shift and not model.config.faithful.decode_without_shift
     packed = pack(requests, codec, replace(model.config.position, shift=shift))
-    patches = [v.segment for v in packed.visuals if v.kind == PATCHES]
-    clean = [v.segment for v in packed.visuals if v.kind == LATENTS]
-    media = torch.cat(see(patches)) if patches else None, torch.cat(encode(clean)) if clean else torch.zeros(0, 1)
+    features, context, _ = conditions(packed, model.device)
     rows = packed.rows
-    start = prefill(model, packed, torch.arange(len(rows)), media, store, ends=True)
+    start = prefill(model, packed, torch.arange(len(rows)), (features, context), store, ends=True)
     assert start.layout is not None and start.hidden is not None
     cache, ran = start.cache, start.ran[start.layout.order[: start.layout.und]]
     ends = torch.tensor(packed.lengths).cumsum(0) - 1
@@ -71,7 +53,7 @@ def decode(
     last, active = rows.at(ends), torch.arange(len(requests))
     first = logits = model.logits(hidden)[:, :vocabulary].float()
     out: list[list[int]] = [[] for _ in requests]
-    for _ in range(d.max_new_tokens):
+    for left in reversed(range(d.max_new_tokens)):
         chosen = choose(logits, d, generator).cpu()
         going = chosen != codec.im_end
         active, chosen, last = active[going], chosen[going], last.at(going.nonzero()[:, 0])
@@ -79,7 +61,7 @@ def decode(
             out[request].append(token)
             if on_token is not None:
                 on_token(request, token)
-        if not len(active):
+        if not len(active) or not left:
             break
         last = _next(last, chosen)
         und, _ = model(model.layout(last, cache), cache=cache, keep=True)
@@ -108,6 +90,20 @@ def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None
     # On the CPU, so that a seed means the same everywhere; from a generator where that is.
     drawn = torch.multinomial(p.to("cpu" if generator is None else generator.device), 1, generator=generator)
     return ids.gather(-1, drawn.to(ids.device))[:, 0]
+
+
+class Answer(str):
+    """A text that was written. finish_reason: "stop" where the model ended it, "length" where it was cut."""
+
+    finish_reason: str
+
+    def __new__(cls, text: str, finish_reason: str = "stop") -> Answer:
+        made = super().__new__(cls, text)
+        made.finish_reason = finish_reason
+        return made
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.finish_reason)
 
 
 class Shown:

@@ -1,4 +1,5 @@
-"""Denoising: fill the visual target of each request, all requests and all guidance branches in one batch."""
+"""Denoising: fill the visual target of each request, all requests and all guidance branches in one batch. Media are in
+model space before it begins (`model.media_encoder`)."""
 
 from __future__ import annotations
 
@@ -8,27 +9,21 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from openlance.config.sampling import Sampling
 from openlance.errors import UserError
-from openlance.flow import schedule
+from openlance.flow import SOLVERS, schedule
 from openlance.model.crew import Crew
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
 from openlance.sample.compiled import Pass, Recorded, can_record, compiled
-from openlance.sample.guidance import Sampling, guide, renormalise
+from openlance.sample.guidance import guide, renormalise
 from openlance.sample.prefix import PrefixStore, prefill
-from openlance.sample.solvers import SOLVERS
 from openlance.sample.step_cache import StepCache
 from openlance.sequence.chat import Codec
 from openlance.sequence.pack import Pack, Visual, pack
 from openlance.sequence.positions import PROMPT
 from openlance.sequence.rows import LATENTS, PATCHES, Rows
-from openlance.sequence.segment import Kind, Role, Segment, Segments, drop
-
-VISUAL = (Role.SOURCE, Role.REFERENCE, Role.LAST)
-
-# Media to model space, given by whoever holds the ViT and the VAE: (n, D) features and (N, C) latents of a segment.
-See = Callable[[list[Segment]], list[Tensor]]
-Encode = Callable[[list[Segment]], list[Tensor]]
+from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
 
 
 @dataclass
@@ -51,13 +46,13 @@ class Branches:
 def branch_out(model: Lance, codec: Codec, requests: list[Segments], s: Sampling) -> Branches:
     """Guidance is dropping segments and packing again; a released checkpoint keeps one habit of its cache."""
     has_text = s.guidance_scale > 1
-    seen = any(x.role in VISUAL for r in requests for x in r)
+    seen = any(x.role in CONDITIONS - WORDS for r in requests for x in r)
     has_none = seen and s.image_guidance_scale > 1
     documents = list(requests)
     if has_text:
-        documents += [drop(r, {Role.PROMPT}) for r in requests]
+        documents += [drop(r, WORDS) for r in requests]
     if has_none:
-        documents += [drop(r, {Role.PROMPT, *VISUAL}) for r in requests]
+        documents += [drop(r, CONDITIONS) for r in requests]
     packed = pack(documents, codec, model.config.position)
     if has_text and s.cached and model.config.faithful.uncond_keeps_positions:
         packed = replace(packed, rows=_keep_positions(packed.rows, len(requests)))
@@ -209,9 +204,7 @@ def denoise(
     requests: list[Segments],
     s: Sampling,
     *,
-    see: See,
-    encode: Encode,
-    seeds: list[int | torch.Generator] | None = None,
+    seeds: Sequence[int | torch.Generator] | None = None,
     noise: list[Tensor] | None = None,
     on_step: Callable[[int, float, Tensor], None] | None = None,
     after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
@@ -219,7 +212,7 @@ def denoise(
     store: PrefixStore | None = None,
     crew: Crew | None = None,
 ) -> list[Tensor]:
-    """Latents (T, Y, X, C) for the last visual target of each request.
+    """Latents (T, Y, X, C) for the last visual target of each request, whose media are tensors.
 
     seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
     after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. on_pass(n)
@@ -229,7 +222,7 @@ def denoise(
     requests = [_until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s)
     visuals = branches.pack.visuals
-    features, context, given = _conditions(visuals, see, encode)
+    features, context, given = conditions(branches.pack, model.device)
     targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
     if noise is None:
         assert seeds is not None
@@ -295,28 +288,19 @@ def _until_target(request: Segments) -> Segments:
     raise ValueError("the request has no visual target: end it with tasks.make(size)")
 
 
-def _conditions(visuals: list[Visual], see: See, encode: Encode) -> tuple[Tensor | None, Tensor, list[Tensor]]:
-    """Features of the ViT blocks, latents of the clean blocks, and the given frames of targets, in row order."""
-    patches = [v.segment for v in visuals if v.kind == PATCHES]
-    clean = [v.segment for v in visuals if v.kind == LATENTS and v.segment.role is not Role.TARGET]
-    targets = [v.segment for v in visuals if v.segment.role is Role.TARGET]
-    features = torch.cat(_read_once(see, patches)) if patches else None
-    context = torch.cat(_read_once(encode, clean)) if clean else torch.zeros(0, 1)
-    known = iter(
-        _read_once(lambda some: encode([_first_frames(s) for s in some]), [s for s in targets if s.given is not None])
-    )
-    return features, context, [next(known) if s.given is not None else torch.zeros(0) for s in targets]
+def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """What the rows of a pack begin with: (n, D) features of the ViT blocks, (N, C) latents of the clean blocks, and
+    the given frames (m, C) of each target, in row order; on a device, wherever their makers left them."""
 
+    def flat(value: Tensor) -> Tensor:
+        return value.flatten(0, 2).to(device or value.device)
 
-def _read_once(read: See | Encode, segments: list[Segment]) -> list[Tensor]:
-    """A segment stands in several branches, but its medium is read once."""
-    distinct = {id(s): s for s in segments}
-    found = dict(zip(distinct, read(list(distinct.values())), strict=True)) if distinct else {}
-    return [found[id(s)] for s in segments]
-
-
-def _first_frames(target: Segment) -> Segment:
-    return replace(target, value=target.given, given=None)
+    targets = [v for v in packed.visuals if v.segment.role is Role.TARGET]
+    clean = [v for v in packed.visuals if v.kind == LATENTS and v.segment.role is not Role.TARGET]
+    patches = [flat(v.segment.value) for v in packed.visuals if v.kind == PATCHES]
+    kept = [flat(v.segment.value) for v in clean]
+    given = [torch.zeros(0) if v.segment.given is None else flat(v.segment.given) for v in targets]
+    return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1), given
 
 
 def _doc(packed: Pack, v: Visual) -> int:

@@ -10,6 +10,10 @@ from typing import Any
 Kind = Enum("Kind", "TEXT PATCHES LATENTS")  # what the tokens are
 Role = Enum("Role", "SYSTEM PROMPT REFERENCE SOURCE LAST HISTORY TARGET")  # why they are in the sequence
 
+# What guidance and condition dropout take away: the prompt alone, or everything that the target is to go by (paper).
+WORDS = frozenset({Role.PROMPT})
+CONDITIONS = frozenset(Role) - {Role.SYSTEM, Role.TARGET}
+
 Segments = list["Segment"]
 
 

@@ -1,54 +1,40 @@
-"""Every task of Lance as a template of segments: the only file that knows what the tasks are.
+"""Every task of Lance as a template of segments, and the one table of tasks: what else a task is stands in its row.
 
-System prompts are the released ones (released code and paper, appendix); a model that was trained with others brings
-its own table (`SystemPrompts`), so a template never tests which model it is for.
+A template gets the prompt, the media of the user turn and the target; how all of that is worded is a `PromptStyle`, a
+value that a checkpoint brings along, so a template never asks which model it is for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
+from openlance.config.prompts import EXACT, NO_PRIOR, RELEASED_RUN, RELEASED_TRAINING, USUALLY_LAST, PromptStyle
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind, Role, Segment, Segments
+
+__all__ = [
+    "EXACT", "NO_PRIOR", "RELEASED_RUN", "RELEASED_TRAINING", "TASKS", "PromptStyle", "TaskSpec", "Views", "dialogue",
+    "edit", "first_and_last", "image_to_video", "kind_of", "keep", "look", "make", "prior", "reply", "request", "say",
+    "spec_of", "subject_driven", "system", "text_to_visual", "the_task", "understand",
+]  # fmt: skip
 
 Size = tuple[int, int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SystemPrompts:
-    """The task prior in front of a request. `{m}` becomes "image" or "video"; an empty text leaves the turn empty."""
+class Views(NamedTuple):
+    """A picture or clip as the ViT sees it and as the VAE keeps it. Templates ask for what they need by name, so what
+    makes a view only when it is asked for will do as well (`media.transform`)."""
 
-    image: str = (
-        "Describe the {m} by detailing the color, quantity, text, shape, size, texture, spatial relationships of the"
-        " objects and background:"
-    )
-    video: str = (
-        "Describe the {m} by detailing the color, quantity, visible text, shape, size, texture, spatial relationships"
-        " and motion/camera movements of the objects and background:"
-    )
-    edit: str = (
-        "Describe the key features of the input {m} (color, shape, size, texture, objects, background), then explain"
-        " how the user’s text instruction should alter or modify the {m}. Generate a new {m} that meets the user’s"
-        " requirements while maintaining consistency with the original input where appropriate."
-    )
-    subject: str = (
-        "Describe the key features of the input image (color, shape, size, texture, objects, background, style), then"
-        " incorporate the user’s text description to generate a new {m} that satisfies the user’s requirements while"
-        " preserving the essential identity and object or style information from the reference input."
-    )
-    question: str = "View the {m} attentively and provide a suitable answer to the posed question."
-    captions: tuple[str, ...] = (
-        "Generate a detailed and accurate description of the {m}, including all the key moments and visual details.",
-        "Write an in-depth depiction of the {m}, covering all its aspects.",
-        "Write an exhaustive depiction of the given {m}, capturing its essence and key moments.",
-        "Describe the key features of the input {m}, including color, shape, size, texture, objects, background.",
-    )
+    seen: Any
+    kept: Any
 
 
-RELEASED = SystemPrompts()
-# For a model trained without task priors: the system turn is left out and the segments alone say what to do.
-NO_PRIOR = SystemPrompts(image="", video="", edit="", subject="", question="", captions=("",))
+# What stands in a user turn: a medium in its two views, or a segment as it is (a text that is only read).
+Part: TypeAlias = Any
+Media: TypeAlias = Sequence[Part]
+Template: TypeAlias = Callable[[str, Media, Size, Any], Segments]
 
 
 def system(text: str) -> Segments:
@@ -82,70 +68,195 @@ def kind_of(frames: int) -> str:
     return "image" if frames == 1 else "video"
 
 
-def text_to_visual(prompt: str, size: Size, clip: Any = None, prompts: SystemPrompts = RELEASED) -> Segments:
+def _user(prompt: str, media: Media, *shown: Callable[[Any], Segment]) -> Segments:
+    """The user turn: each medium by the blocks that show it, segments as they are, then the prompt, if there is one."""
+    blocks = [[part] if isinstance(part, Segment) else [show(part) for show in shown] for part in media]
+    return [segment for block in blocks for segment in block] + ([say(prompt)] if prompt else [])
+
+
+def _first(media: Media, at: int = 0) -> Any:
+    """The VAE's view of one of the media."""
+    return [part for part in media if not isinstance(part, Segment)][at].kept
+
+
+def text_to_visual(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
     """Text to image (one frame) and text to video."""
-    text = prompts.image if size[0] == 1 else prompts.video
-    return [*system(text.format(m=kind_of(size[0]))), say(prompt), make(size, clip)]
+    return [*_user(prompt, media), make(size, fill)]
 
 
-def image_to_video(
-    prompt: str, first: Any, size: Size, clip: Any = None, prompts: SystemPrompts = RELEASED
-) -> Segments:
-    return [*system(prompts.video.format(m="video")), say(prompt), make(size, clip, given=first)]
+def image_to_video(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
+    """A clip that begins with a picture, which fills its first frame."""
+    return [*_user(prompt, media), make(size, fill, given=_first(media))]
 
 
-def first_and_last(
-    prompt: str, first: Any, last: Any, size: Size, clip: Any = None, prompts: SystemPrompts = RELEASED
-) -> Segments:
+def first_and_last(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
     """A clip between two pictures. The last one cannot be a given frame of the target: the codec is causal, so latents
     of a clip's last four frames say more than one picture does. It is kept beside the target instead, coded alone as in
     training, at the position of the target's last frame. (The release names such a task and does not contain it.)"""
-    ending = keep(last, Role.LAST)
-    return [*system(prompts.video.format(m="video")), ending, say(prompt), make(size, clip, given=first)]
+    ending = keep(_first(media, -1), Role.LAST)
+    return [ending, *_user(prompt, media), make(size, fill, given=_first(media))]
 
 
-def understand(
-    media: list[Any], question: str, answer: str | None = None, prompts: SystemPrompts = RELEASED
-) -> Segments:
-    """Questions about images and clips; an empty question is a caption."""
-    frames = max((clip.pixels.shape[0] for clip in media), default=1)
-    prior = system((prompts.question if question else prompts.captions[0]).format(m=kind_of(frames)))
-    return [*prior, *(look(clip) for clip in media), *([say(question)] if question else []), reply(answer)]
+def understand(prompt: str, media: Media, size: Size, fill: str | None = None) -> Segments:
+    """Questions about images and clips; an empty question is a description."""
+    return [*_user(prompt, media, lambda view: look(view.seen)), reply(fill)]
 
 
-def _views(media: list[tuple[Any, Any]], role: Role) -> Segments:
-    return [segment for seen, kept in media for segment in (look(seen, role), keep(kept, role))]
+def _both(role: Role) -> tuple[Callable[[Any], Segment], Callable[[Any], Segment]]:
+    return lambda view: look(view.seen, role), lambda view: keep(view.kept, role)
 
 
-def edit(
-    prompt: str,
-    sources: list[tuple[Any, Any]],
-    size: Size,
-    clip: Any = None,
-    *,
-    medium: str | None = None,
-    prompts: SystemPrompts = RELEASED,
-) -> Segments:
-    """Edit pictures or clips. Each source is (as the ViT sees it, as the VAE sees it).
+def edit(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
+    """Pictures or clips changed as told: each source as the ViT sees it, then as the VAE keeps it."""
+    return [*_user(prompt, media, *_both(Role.SOURCE)), make(size, fill)]
 
-    `medium` is the word in the system prompt; the release takes the kind of the last listed input, even "text".
+
+def subject_driven(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
+    """The given subjects in a new scene."""
+    return [*_user(prompt, media, *_both(Role.REFERENCE)), make(size, fill)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """All that the project knows of a task.
+
+    Args:
+        name: Of the command line, of recipes, and of checkpoints that say what they were trained for.
+        title: What it does, for people.
+        template: Its segments.
+        reads: "image" or "video", what it is given beside words; empty for words alone.
+        makes: "image", "video" or "text".
+        keeps_size: A visual target has the height and width of its input, and its frames if that is a video.
+        columns: Dataset type of its training tables (`data.columns`).
+        prompt: Text of a `PromptStyle` that stands in front.
     """
-    prior = system(prompts.edit.format(m=medium or kind_of(size[0])))
-    return [*prior, *_views(sources, Role.SOURCE), say(prompt), make(size, clip)]
+
+    name: str
+    title: str
+    template: Template
+    reads: str = ""
+    makes: str
+    keeps_size: bool = False
+    columns: str
+    prompt: str
+
+    @property
+    def kind(self) -> str:
+        """ "image" or "video": what it makes, or reads where it makes a text."""
+        return self.reads if self.makes == "text" else self.makes
+
+    @property
+    def sized_by_source(self) -> bool:
+        """Whether frames, height and width of the target are those of its input."""
+        return self.keeps_size and self.reads == self.makes
 
 
-def subject_driven(
+_SPECS = (
+    TaskSpec(
+        name="t2i", title="draw a picture from words", template=text_to_visual, makes="image",
+        columns="text2image_general", prompt="image",
+    ),
+    TaskSpec(
+        name="t2v", title="make a clip from words", template=text_to_visual, makes="video",
+        columns="text2video_general", prompt="video",
+    ),
+    TaskSpec(
+        name="i2v", title="make a clip that begins with a picture", template=image_to_video, reads="image",
+        makes="video", keeps_size=True, columns="text2video_general", prompt="video",
+    ),
+    TaskSpec(
+        name="flf2v", title="make a clip between two pictures", template=first_and_last, reads="image",
+        makes="video", keeps_size=True, columns="text2video_general", prompt="video",
+    ),
+    TaskSpec(
+        name="image_edit", title="change a picture as told", template=edit, reads="image", makes="image",
+        keeps_size=True, columns="image2image", prompt="edit",
+    ),
+    TaskSpec(
+        name="video_edit", title="change a clip as told", template=edit, reads="video", makes="video",
+        keeps_size=True, columns="video2video", prompt="edit",
+    ),
+    TaskSpec(
+        name="image_idip", title="draw given subjects in a new scene", template=subject_driven, reads="image",
+        makes="image", columns="image2image", prompt="subject",
+    ),
+    TaskSpec(
+        name="video_idip", title="make a clip of given subjects", template=subject_driven, reads="image",
+        makes="video", columns="image2video", prompt="subject",
+    ),
+    TaskSpec(
+        name="x2t_image", title="answer questions about pictures, or describe them", template=understand,
+        reads="image", makes="text", columns="x2t_general", prompt="question",
+    ),
+    TaskSpec(
+        name="x2t_video", title="answer questions about clips, or describe them", template=understand,
+        reads="video", makes="text", columns="x2t_general", prompt="question",
+    ),
+)  # fmt: skip
+TASKS = {spec.name: spec for spec in _SPECS}
+
+
+def spec_of(task: str) -> TaskSpec:
+    """The row of a task; UserError if there is none."""
+    if task not in TASKS:
+        raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TASKS)}")
+    return TASKS[task]
+
+
+def the_task(template: Template, kind: str) -> TaskSpec:
+    """The task of a template that makes a kind, or that reads it where it makes a text."""
+    return next(spec for spec in _SPECS if spec.template is template and spec.kind == kind)
+
+
+def prior(spec: TaskSpec, style: PromptStyle, *, last: str = USUALLY_LAST, caption: int | None = None) -> Segments:
+    """The system turn of a task. last: see `PromptStyle.prior`; caption: which of the descriptions is asked for."""
+    if caption is None:
+        return system(style.prior(spec.prompt, spec.kind, last))
+    return system(style.captions[caption % len(style.captions)].format(m=spec.kind))
+
+
+# What a model that has no prompts for descriptions is asked instead.
+DESCRIBE = "describe the picture"
+
+
+def request(
+    task: str | TaskSpec,
     prompt: str,
-    subjects: list[tuple[Any, Any]],
+    media: Media,
     size: Size,
-    clip: Any = None,
+    fill: Any = None,
+    style: PromptStyle = EXACT,
     *,
-    medium: str | None = None,
-    prompts: SystemPrompts = RELEASED,
+    said: str | None = None,
+    caption: int = 0,
 ) -> Segments:
-    """Draw the given subjects in a new scene; arguments as in `edit`."""
-    prior = system(prompts.subject.format(m=medium or kind_of(size[0])))
-    return [*prior, *_views(subjects, Role.REFERENCE), say(prompt), make(size, clip)]
+    """Put a request or a training sample together; the two differ in `fill` alone.
+
+    Args:
+        task: A task or its name.
+        prompt: What to do; empty for a description.
+        media: `Views` in the order of the user turn.
+        size: Frames, height and width in pixels of a visual target.
+        fill: What fills the target: a clip, latents or a text; None leaves a hole.
+        style: How it is worded.
+        said: A system prompt of its own, for a model that has one.
+        caption: Which prompt asks for a description.
+
+    Raises:
+        UserError: For an unknown task, or media that do not fit it.
+    """
+    spec = spec_of(task) if isinstance(task, str) else task
+    if bool(media) != bool(spec.reads):
+        wanted = f"give it at least one {spec.reads}" if spec.reads else "leave them out"
+        raise UserError(f"the task {spec.name} got {len(media)} pictures or clips to read: {wanted}")
+    prompt = prompt.strip() if style.strips else prompt
+    describes = spec.makes == "text" and not prompt
+    front = prior(spec, style, caption=caption if describes else None)
+    if said is not None and getattr(style, spec.prompt):
+        front = [Segment(Kind.TEXT, Role.SYSTEM, said)]
+    if describes and not front:
+        prompt = DESCRIBE
+    return [*front, *spec.template(prompt, media, size, fill)]
 
 
 def dialogue(*turns: Segments) -> Segments:
@@ -155,70 +266,3 @@ def dialogue(*turns: Segments) -> Segments:
     past = [s.as_context() for turn in earlier for s in turn if s.role is not Role.SYSTEM]
     priors = [s for s in last if s.role is Role.SYSTEM]
     return [*priors, *past, *(s for s in last if s.role is not Role.SYSTEM)]
-
-
-TASKS = {
-    "t2i": text_to_visual,
-    "t2v": text_to_visual,
-    "i2v": image_to_video,
-    "flf2v": first_and_last,
-    "image_edit": edit,
-    "video_edit": edit,
-    "image_idip": subject_driven,
-    "video_idip": subject_driven,
-    "x2t_image": understand,
-    "x2t_video": understand,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ends:
-    """What goes into a task and what comes out: "image", "video" or "text"; an empty `reads` means the prompt alone.
-    With `keeps_size` a visual target has the height and width of its input, and its frames if that is a video."""
-
-    reads: str = ""
-    makes: str
-    keeps_size: bool = False
-
-
-ENDS = {
-    "t2i": Ends(makes="image"),
-    "t2v": Ends(makes="video"),
-    "i2v": Ends(reads="image", makes="video", keeps_size=True),
-    "flf2v": Ends(reads="image", makes="video", keeps_size=True),
-    "image_edit": Ends(reads="image", makes="image", keeps_size=True),
-    "video_edit": Ends(reads="video", makes="video", keeps_size=True),
-    "image_idip": Ends(reads="image", makes="image"),
-    "video_idip": Ends(reads="image", makes="video"),
-    "x2t_image": Ends(reads="image", makes="text"),
-    "x2t_video": Ends(reads="video", makes="text"),
-}
-
-# Every template behind one signature: prompt, media (each as the ViT and as the VAE sees it), size of a visual target,
-# what fills the target (None leaves a hole), system prompts.
-CALLS = {
-    text_to_visual: lambda text, media, size, fill, p: text_to_visual(text, size, fill, p),
-    image_to_video: lambda text, media, size, fill, p: image_to_video(text, media[0][1], size, fill, p),
-    first_and_last: lambda text, media, size, fill, p: first_and_last(text, media[0][1], media[-1][1], size, fill, p),
-    understand: lambda text, media, size, fill, p: understand([seen for seen, _ in media], text, fill, p),
-    edit: lambda text, media, size, fill, p: edit(text, media, size, fill, prompts=p),
-    subject_driven: lambda text, media, size, fill, p: subject_driven(text, media, size, fill, prompts=p),
-}
-
-
-def request(
-    task: str,
-    prompt: str,
-    media: list[tuple[Any, Any]],
-    size: Size,
-    fill: Any = None,
-    prompts: SystemPrompts = RELEASED,
-) -> Segments:
-    """A task by its name, as segments; arguments as in `CALLS`. UserError if the media do not fit the task."""
-    if task not in TASKS:
-        raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TASKS)}")
-    reads = ENDS[task].reads
-    if bool(media) != bool(reads):
-        wanted = f"give it at least one {reads}" if reads else "leave them out"
-        raise UserError(f"the task {task} got {len(media)} pictures or clips to read: {wanted}")
-    return CALLS[TASKS[task]](prompt, media, size, fill, prompts)

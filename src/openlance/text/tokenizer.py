@@ -1,12 +1,15 @@
-"""The tokenizer: a Qwen2-style byte-level BPE, read from a folder; special tokens are found by name."""
+"""The tokenizer: a Qwen2-style byte-level BPE, read from a folder; special tokens are found by name. And what the
+sequence asks for: its ids with the grids of a configuration."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openlance.config.model import Grid, ModelConfig
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,6 +96,34 @@ class Tokenizer:
     def visual_pad(self) -> int:
         """Images and videos alike use the video pad (released code)."""
         return self.special("<|video_pad|>")
+
+
+@dataclass(frozen=True)
+class SequenceCodec:
+    """Implements `openlance.sequence.chat.Codec` for a tokenizer and a configuration."""
+
+    tokenizer: Tokenizer
+    config: ModelConfig
+    im_start: int = 0
+    im_end: int = 0
+    vision_start: int = 0
+    vision_end: int = 0
+    visual_pad: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("im_start", "im_end", "vision_start", "vision_end", "visual_pad"):
+            object.__setattr__(self, name, getattr(self.tokenizer, name))
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.ids(text)
+
+    def patch_grid(self, size: Grid) -> Grid:
+        """Merged ViT cells (t, y, x) of (frames, height, width) pixels."""
+        return self.config.vit.cell_grid(size)
+
+    def latent_grid(self, size: Grid) -> Grid:
+        """Latent cells (t, y, x); surplus frames beyond 4k + 1 have none (released code)."""
+        return self.config.vae.latent_grid(size)
 
 
 def _empty(vocab: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None) -> Backend:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
@@ -15,13 +14,13 @@ from openlance.config.train import Stage
 from openlance.data.source import Sample
 from openlance.flow import draw_times
 from openlance.media.clip import Clip
-from openlance.model.grids import SequenceCodec
+from openlance.model.media_encoder import MediaEncoder
+from openlance.model.precision import autocast
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.rows import LATENTS, PATCHES
 from openlance.sequence.segment import Kind, Role, Segment
+from openlance.text.tokenizer import SequenceCodec
 from openlance.train.objective import Noised, noised
-
-Encode = Callable[[list[Any]], list[Tensor]]  # clips or latents -> (N, C) clean latents of each
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Batch:
     """One pack with what fills it.
 
     clips: what the vision tower looks at, each once, or its features (T, Y, X, D) where these were encoded before;
-    cells: how many tokens each gives; shown: the clip of every PATCHES block, in order. labels: of some of the clips,
+    shown: the clip of every PATCHES block, in order. labels: of some of the clips,
     by their number. counts: label tokens, denoised latents and labelled points, (3,) float64: what the three losses are
     means over.
     """
@@ -38,7 +37,6 @@ class Batch:
     ids: list[str]
     noise: Noised | None
     clips: list[Any]
-    cells: list[int]
     shown: list[int]
     labels: dict[int, np.ndarray]
     counts: Tensor
@@ -55,25 +53,32 @@ class Preparer:
 
     stage: Stage
     codec: SequenceCodec
-    encode: Encode
+    encode: MediaEncoder
     device: torch.device
     complete: bool = False
 
-    def __call__(self, samples: list[Sample], number: int) -> Batch:
+    def __call__(self, samples: list[Sample], number_of_pack: int) -> Batch:
         packed = self._pack(samples)
         looks = [v for v in packed.visuals if v.kind == PATCHES]
-        clips = {id(v.segment.value): v.segment.value for v in looks}
-        cells = {id(v.segment.value): v.rows[1] - v.rows[0] for v in looks}
-        order = {key: n for n, key in enumerate(clips)}
-        labels = self._labels(samples, order)
+        clips, shown, known = list[Any](), list[int](), dict[bytes, int]()
+        for v in looks:
+            value = v.segment.value
+            number = known.setdefault(value.key, len(clips)) if isinstance(value, Clip) else len(clips)
+            clips += [value] * (number == len(clips))
+            shown.append(number)
+        docs = [int(packed.rows.doc[v.rows[0]]) for v in looks]
+        labels = {
+            shown[docs.index(doc)]: sample.labels
+            for doc, sample in enumerate(samples)
+            if sample.labels is not None and doc in docs
+        }
         return Batch(
             packed=packed,
             ids=[s.id for s in samples],
-            noise=self._noise(packed, number),
-            clips=list(clips.values()),
-            cells=list(cells.values()),
-            shown=[order[id(v.segment.value)] for v in looks],
-            labels=labels,
+            noise=self._noise(packed, number_of_pack),
+            clips=clips,
+            shown=shown,
+            labels=dict(sorted(labels.items())),
             counts=self._counts(packed, labels),
         )
 
@@ -90,14 +95,6 @@ class Preparer:
         blank = Clip(np.zeros((1, side, side, 3), np.uint8))
         return [Segment(kind, Role.REFERENCE, blank) for kind in kinds]
 
-    def _labels(self, samples: list[Sample], order: dict[int, int]) -> dict[int, np.ndarray]:
-        found = {}
-        for sample in samples:
-            seen = next((s.value for s in sample.segments if s.kind is Kind.PATCHES), None)
-            if sample.labels is not None and seen is not None:
-                found[order[id(seen)]] = sample.labels
-        return dict(sorted(found.items()))
-
     def _counts(self, packed: Pack, labels: dict[int, np.ndarray]) -> Tensor:
         rows = packed.rows
         text = (rows.label >= 0) & (rows.label < len(self.codec.tokenizer))
@@ -105,11 +102,13 @@ class Preparer:
         return torch.tensor([int(text.sum()), int(rows.denoise.sum()), points], dtype=torch.float64)
 
     def _noise(self, packed: Pack, number: int) -> Noised | None:
-        values = [v.segment.value for v in packed.visuals if v.kind == LATENTS]
-        if not values:
+        kept = [v.segment for v in packed.visuals if v.kind == LATENTS]
+        if not kept:
             return None
         generator = torch.Generator().manual_seed(self.stage.seed * 1_000_003 + number)
         times = draw_times(int(packed.rows.target.max()) + 1, self.stage.shift, generator)
-        clean = torch.cat([latents.to(self.device) for latents in self.encode(values)])
+        with autocast(self.stage.dtype, self.device):
+            [encoded] = self.encode([kept], targets=True)
+        clean = torch.cat([s.value.float().flatten(0, 2).to(self.device) for s in encoded])
         drawn = torch.randn(clean.shape, generator=generator)
         return noised(packed, clean, times.to(self.device), drawn.to(self.device))

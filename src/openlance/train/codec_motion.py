@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openlance.config.model import VAEConfig
 from openlance.model.precision import autocast
-from openlance.model.vae import VAE, vae_config
+from openlance.model.vae import VAE
 from openlance.train.codec import CodecRecipe, CodecRun, Size, drive
 from openlance.train.codec_clips import ClipCodec, stacked
 from openlance.train.codec_frames import FrameCodec
@@ -73,7 +74,7 @@ class ClipRun(CodecRun):
     reconstruct = staticmethod(reconstruct_clips)
 
     def __init__(self, recipe: ClipRecipe, folder: Path, start: Path) -> None:
-        config = vae_config(json.loads((start / "vae_config.json").read_text()))
+        config = VAEConfig.of(json.loads((start / "vae_config.json").read_text()))
         vae = VAE.load(start / "vae.safetensors", config)
         self.recipe, self.folder, self.step = recipe, folder, 0
         self.codec, self.average = ClipCodec(vae), ClipCodec(vae)

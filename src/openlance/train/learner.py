@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from openlance.config.model import ModelConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance
-from openlance.model.vit import ViT, normalise
+from openlance.model.media_encoder import features
+from openlance.model.vit import ViT
 from openlance.train.batch import Batch
 from openlance.train.dense import DenseHead
-from openlance.train.latents import pixels_of
 from openlance.train.objective import Losses, objective
 
 
@@ -42,16 +42,15 @@ class Learner(nn.Module):
 
     def _see(self, batch: Batch) -> list[Tensor]:
         """Tokens of everything that is looked at; features of `openlance encode` are taken as they are."""
-        clips = {n: normalise(pixels_of(clip)) for n, clip in enumerate(batch.clips) if not isinstance(clip, Tensor)}
+        clips = {n: clip for n, clip in enumerate(batch.clips) if not isinstance(clip, Tensor)}
         if len(clips) < len(batch.clips) and any(p.requires_grad for p in self.vit.parameters()):
             raise UserError(
                 "some data hold features of the vision tower, which is trained here: freeze it with --set "
                 "'frozen=[vit]', or encode the data with --no-vit"
             )
-        made = self.vit(list(clips.values())).split([batch.cells[n] for n in clips]) if clips else ()
-        by_clip = dict(zip(clips, made, strict=True))
+        made = dict(zip(clips, features(self.vit, list(clips.values())), strict=True)) if clips else {}
         device = self.lance.device
-        return [by_clip[n] if n in by_clip else clip.flatten(0, 2).to(device) for n, clip in enumerate(batch.clips)]
+        return [made.get(n, clip).flatten(0, 2).to(device) for n, clip in enumerate(batch.clips)]
 
     def _dense(self, cells: list[Tensor], labels: dict[int, np.ndarray], like: Tensor) -> Tensor:
         if self.dense is None:

@@ -22,7 +22,7 @@ from openlance.model.lengths import placeholder, ruler, text
 from openlance.sequence.pack import Visual, document
 from openlance.sequence.rows import LATENTS, PATCHES
 from openlance.sequence.segment import Segments
-from openlance.sequence.tasks import ENDS, NO_PRIOR, RELEASED, request
+from openlance.sequence.tasks import EXACT, NO_PRIOR, Views, request, spec_of
 
 TEXT = {"nano": 12}  # tokens of a prompt or an answer, by scale; elsewhere DETAILED, a paragraph as captioners write it
 DETAILED = 120
@@ -77,7 +77,8 @@ def load_of(columns: Mapping[str, np.ndarray], visuals: list[Visual], config: Mo
             clean_before += int(n)
     squares.append(float(clean_before) ** 2)
     keys, largest = keys + clean_before, max(squares)
-    encoded, encoder = {id(v.segment.value): v.grid for v in visuals if v.kind == LATENTS}, encoder_half(config.vae)
+    encoder = encoder_half(config.vae)
+    encoded = {v.segment: v.grid for v in visuals if v.kind == LATENTS}
     return Load(
         und=float((kind != LATENTS).sum()), gen=float((kind == LATENTS).sum()), labels=float(columns["learn"].sum()),
         patches=float((kind == PATCHES).sum()), pairs=pairs, queries=float(len(kind)), keys=keys,
@@ -111,8 +112,8 @@ class _Kind:
 
 @lru_cache(maxsize=512)
 def _typical(kind: _Kind, most_frames: int, most_tokens: int, config: ModelConfig) -> Typical:
-    stride, ends = config.vae.temporal_stride, ENDS[kind.task]
-    wanted = (most_frames - 1) // stride * stride + 1 if "video" in (ends.reads, ends.makes) else 1
+    stride, ends = config.vae.temporal_stride, spec_of(kind.task)
+    wanted = config.vae.whole_frames(most_frames) if "video" in (ends.reads, ends.makes) else 1
     for frames in range(wanted, 0, -stride):
         load = _load(kind, frames, config)
         if load.rows <= most_tokens:
@@ -126,15 +127,15 @@ def _typical(kind: _Kind, most_frames: int, most_tokens: int, config: ModelConfi
 @lru_cache(maxsize=512)
 def _load(kind: _Kind, frames: int, config: ModelConfig) -> Load:
     """The load of one filled sample with media that have only a size."""
-    ends, shown = ENDS[kind.task], TEXT.get(kind.scale, DETAILED)
-    bases = kind.at.video if "video" in (ends.reads, ends.makes) else kind.at.image
+    ends, shown = spec_of(kind.task), TEXT.get(kind.scale, DETAILED)
+    bases = kind.at.image if ends.makes == "image" else kind.at.video
     (vae_h, vae_w), (vit_h, vit_w) = _square(bases[0], config.vae.stride), _square(bases[1], config.vit.stride)
     read = frames if ends.reads == "video" else 1
-    media = [(placeholder(read, vit_h, vit_w), placeholder(read, vae_h, vae_w))] if ends.reads else []
+    media = [Views(placeholder(read, vit_h, vit_w), placeholder(read, vae_h, vae_w))] if ends.reads else []
     size = (frames if ends.makes == "video" else 1, vae_h, vae_w)
     fill = text(shown) if ends.makes == "text" else placeholder(*size)
-    prompts = NO_PRIOR if kind.scale == "nano" else RELEASED
-    return measured(request(kind.task, text(shown), media, size, fill, prompts), config, kind.draws)
+    style = NO_PRIOR if kind.scale == "nano" else EXACT
+    return measured(request(ends, text(shown), media, size, fill, style), config, kind.draws)
 
 
 def _square(base: int, stride: int) -> tuple[int, int]:

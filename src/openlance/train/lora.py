@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Resolution, Stage
-from openlance.model.folder import read_json
 from openlance.model.forms import find
+
+TRAINED = 4.0  # the released training shift, for a checkpoint that says nothing of its own
 
 
 def lora_stage(model: Path, *, steps: int, lr: float, seed: int = 0) -> Stage:
     """Adapters want a higher rate than whole matrices, and few samples per update; several noise levels of a picture
     share its context, since pictures are few. Sizes and shift are those that the model draws with."""
     files = find(model)
-    path = files.tokenizer / "generation_config.json"
-    said = read_json(path) if path.is_file() else {}
-    side = round((said.get("height", 768) * said.get("width", 768)) ** 0.5)
+    usual = GenerationConfig.read(files.tokenizer)
+    side = round((usual.height * usual.width) ** 0.5)
     tokens = (side // files.config.vae.stride) ** 2
     draws = 4
     longest = draws * 2 * tokens + 400
@@ -30,7 +31,7 @@ def lora_stage(model: Path, *, steps: int, lr: float, seed: int = 0) -> Stage:
         eps=1e-8,
         ema=0.0,
         draws=draws,
-        shift=said.get("sampling", {}).get("shift", 4.0),
+        shift=TRAINED if usual == GenerationConfig() else usual.sampling.shift,
         text_weight=0.0,
         mixture={"t2i": 1.0},
         drop_text=0.1,

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from openlance.config.model import VAEConfig
 from openlance.config.presets import NANO_VOCABULARY, nano
 from openlance.config.train import Stage, recipe
 from openlance.data.world import WorldMixture, world_batch
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.model.folder import write_config
-from openlance.model.vae import vae_config
 from openlance.text.tokenizer import Tokenizer, train_tokenizer
 from openlance.train.codec import CodecRecipe, train_codec
 from openlance.train.parallel import Team
@@ -56,7 +56,7 @@ def foundation(out: Path, codec_plan: CodecRecipe, team: Team, minutes: float = 
     if not codec.is_dir():
         return None
     if team.leads:
-        write_config(folder, nano(vae_config(json.loads((codec / "vae_config.json").read_text()))))
+        write_config(folder, nano(VAEConfig.of(json.loads((codec / "vae_config.json").read_text()))))
         for source in (codec / "vae.safetensors", SHIPPED):
             with atomic_path(folder / source.name) as path:
                 shutil.copyfile(source, path)

@@ -24,11 +24,11 @@ from openlance.data.source import Source
 from openlance.data.stream import Reading, Stream
 from openlance.errors import UserError
 from openlance.model.lora import Lora, inject, write_adapter
-from openlance.sequence.tasks import ENDS
+from openlance.model.media_encoder import MediaEncoder, latents
+from openlance.sequence.tasks import spec_of
 from openlance.train.batch import Preparer
 from openlance.train.checkpoint import disk
 from openlance.train.files import RunFolder, check_reporters, stage_folders, starts_of
-from openlance.train.latents import Encoder
 from openlance.train.loop import Work, rewind, train
 from openlance.train.parallel import Team
 from openlance.train.start import Base, averaged, export, open_base
@@ -145,11 +145,11 @@ def prepare(
     stage: Stage, settings: Settings, base: Base, team: Team, stack: ExitStack, show: Show | None
 ) -> tuple[Trainer, Work]:
     """A trainer at its first step and what it works with; streams close with the stack."""
-    base.encode.vae = base.encode.vae.to(team.device)
+    vae = base.vae.to(team.device)
     sources = {task: open_source(spec, task) for task, spec in specs(stage, settings.data).items()}
     check_latents(sources, base)
     reading = Reading(rank=team.rank, world=team.size, workers=settings.workers, max_broken=settings.max_broken)
-    stream = stack.enter_context(Stream(sources, stage, base.codec, prompts=base.prompts, reading=reading))
+    stream = stack.enter_context(Stream(sources, stage, base.codec, style=base.style, reading=reading))
     folder = RunFolder(settings.out, team, settings.keep, settings.report_to)
     run = Trainer(stage, base.learner, team, settings.compiled)
 
@@ -161,7 +161,13 @@ def prepare(
     work = Work(
         folder=folder,
         batches=stream,
-        prepare=Preparer(stage=stage, codec=base.codec, encode=base.encode, device=team.device, complete=team.sharded),
+        prepare=Preparer(
+            stage=stage,
+            codec=base.codec,
+            encode=MediaEncoder(lambda _: base.learner.vit, lambda: vae),
+            device=team.device,
+            complete=team.sharded,
+        ),
         save_every=settings.save_every,
         validate_every=settings.validate_every,
         held_out=held_out(stage, settings, base, reading) if settings.validate_every else (),
@@ -192,10 +198,10 @@ def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
 
 def check_latents(sources: Mapping[str, Any], base: Base) -> None:
     """UserError for latents that were encoded ahead with another codec than the model's."""
-    encoded = [s for s in sources.values() if isinstance(s, EncodedSource) and ENDS[s.task].makes != "text"]
+    encoded = [s for s in sources.values() if isinstance(s, EncodedSource) and spec_of(s.task).makes != "text"]
     if encoded:
-        own = Encoder(base.encode.vae.to(base.encode.vae.device))  # goes again: training may need no codec
-        found = probed(own([PROBE])[0])
+        own = base.vae.to(base.vae.device)  # goes again: training may need no VAE
+        found = probed(latents(own, [PROBE])[0])
         for source in encoded:
             source.check_codec(found)
 
@@ -229,7 +235,7 @@ def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> 
     """Packs that are never trained on: from sources of their own, or of another seed where the world is the source."""
     sources = held_out_sources(stage, settings)
     other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
-    with Stream(sources, other, base.codec, prompts=base.prompts, reading=replace(reading, workers=0)) as stream:
+    with Stream(sources, other, base.codec, style=base.style, reading=replace(reading, workers=0)) as stream:
         return [next(stream) for _ in range(settings.held_out_packs)]
 
 

@@ -16,20 +16,19 @@ import torch
 from torch import Tensor
 
 from openlance.config.model import ModelConfig
+from openlance.config.prompts import PromptStyle
+from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
-from openlance.model.folder import known, load_lance, read_json, write_config
+from openlance.model.folder import load_lance, write_config
 from openlance.model.forms import find
-from openlance.model.grids import SequenceCodec
 from openlance.model.names import released_name
 from openlance.model.quant import kinds_of
 from openlance.model.vae_lazy import LazyVAE
 from openlance.model.vit import ViT
 from openlance.model.weights import open_tensors, write_tensors
-from openlance.sequence.tasks import RELEASED, SystemPrompts
-from openlance.text.tokenizer import Tokenizer
-from openlance.train.latents import Encoder
+from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.train.learner import Learner, fresh
 from openlance.train.parallel import full
 from openlance.train.trainer import Trainer
@@ -42,14 +41,14 @@ BESIDE = (
 @dataclass(frozen=True, kw_only=True)
 class Base:
     """A model in training. beside: files that training leaves alone (codec, tokenizer, sampling defaults) and that the
-    result takes over where they exist. prompts: the system prompts that the model is used with."""
+    result takes over where they exist. style: how its requests are worded, and so its samples."""
 
     beside: tuple[Path, ...]
     config: ModelConfig
     codec: SequenceCodec
-    prompts: SystemPrompts
+    style: PromptStyle
     learner: Learner
-    encode: Encoder
+    vae: LazyVAE
 
 
 def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: bool = False) -> Base:
@@ -78,16 +77,10 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
         beside=(files.vae, *(files.tokenizer / name for name in BESIDE)),
         config=config,
         codec=SequenceCodec(tokenizer, config),
-        prompts=system_prompts(files.tokenizer),
+        style=GenerationConfig.read(files.tokenizer).style,
         learner=learner,
-        encode=Encoder(vae, stage.dtype),
+        vae=vae,
     )
-
-
-def system_prompts(folder: Path) -> SystemPrompts:
-    path = folder / "generation_config.json"
-    said = read_json(path).get("system_prompts", {}) if path.is_file() else {}
-    return SystemPrompts(**known(SystemPrompts, said)) if said else RELEASED
 
 
 def averaged(run: Trainer) -> dict[str, Tensor]:

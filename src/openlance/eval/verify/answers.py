@@ -7,9 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from openlance.config.sampling import Decoding
 from openlance.eval.verify.case import Case
 from openlance.eval.verify.checks import DEEP
-from openlance.sample.text import Decoding, decode
+from openlance.sample.text import decode
+from openlance.sample.visual import conditions
 from openlance.sequence.rows import Rows
 
 
@@ -44,7 +46,7 @@ def _cached_answer(case: Case, steps: int) -> tuple[list[int], Tensor]:
     parts = case.parts
     tokens, logits = decode(
         parts.runner, parts.codec, [case.asked] * parts.copies, Decoding(max_new_tokens=steps),
-        vocabulary=len(parts.tokenizer), see=case.media.see, encode=case.media.encode, store=parts.store,
+        vocabulary=len(parts.tokenizer), store=parts.store,
     )  # fmt: skip
     return tokens[0], logits[0]
 
@@ -53,7 +55,7 @@ def _cached_answer(case: Case, steps: int) -> tuple[list[int], Tensor]:
 def _plain_answer(case: Case, steps: int) -> tuple[list[int], Tensor]:
     """The whole sequence again for every token: the plain form that decoding against a cache must equal."""
     parts, model = case.parts, case.parts.lance
-    rows, patches = parts.pack([case.asked], shift=False).rows, case.media.patches(case.packed)
+    rows, patches = parts.pack([case.asked], shift=False).rows, conditions(case.packed)[0]
     tokens, first = list[int](), None
     for _ in range(steps):
         layout_ = model.layout(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from openlance.eval.verify.checks import Checks
-from openlance.eval.verify.parts import Media, Parts
+from openlance.eval.verify.parts import Parts
 from openlance.sequence.pack import Pack
 from openlance.sequence.rows import Rows
 from openlance.sequence.segment import Kind, Role, Segments
@@ -13,12 +13,11 @@ from openlance.sequence.segment import Kind, Role, Segments
 
 @dataclass
 class Case:
-    """One request, packed, and what stands for its media."""
+    """One request in model space, packed."""
 
     checks: Checks
     parts: Parts
     segments: Segments
-    media: Media
     packed: Pack
 
     @property

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from openlance.config.values import read_json
 from openlance.errors import UserError
-from openlance.model.folder import read_json
 from openlance.model.weights import TensorSource, open_tensors
 
 # Tensors may be stored as X.safetensors.xz, which is how a compact copy stays small.

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from openlance.config.sampling import Sampling
 from openlance.eval.verify import layout
 from openlance.eval.verify.case import Case
 from openlance.eval.verify.checks import DEEP, EXACT, LATENT, UNIT
 from openlance.flow import schedule
-from openlance.sample.guidance import Sampling
-from openlance.sample.visual import Denoiser, branch_out, denoise
+from openlance.sample.visual import Denoiser, branch_out, conditions, denoise
 from openlance.sequence.rows import LATENTS
 
 PATHS = {"kv": True, "nocache": False}
@@ -83,7 +83,7 @@ def _start(case: Case) -> Tensor:
         lance = case.parts.lance
         with torch.no_grad():
             streams = lance.inputs(
-                lance.layout(rows), case.media.patches(case.packed), x, torch.where(latent.denoise, 1.0, 0.0)
+                lance.layout(rows), conditions(case.packed)[0], x, torch.where(latent.denoise, 1.0, 0.0)
             )
         checks.near("gen.vae_embed_step0", streams[1], DEEP)
     return noise[latent.noisy]
@@ -96,9 +96,9 @@ def _clean(case: Case) -> Iterator[tuple[int, Tensor]]:
         if v.kind != LATENTS:
             continue
         if not case.rows.noisy[v.rows[0]]:
-            yield before, case.media.encode([v.segment])[0]
+            yield before, v.segment.value.flatten(0, 2)
         elif v.given:
-            yield before, case.media.encode([replace(v.segment, value=v.segment.given)])[0][: v.given]
+            yield before, v.segment.given.flatten(0, 2)[: v.given]
         before += v.rows[1] - v.rows[0]
 
 
@@ -108,7 +108,7 @@ def _run(case: Case, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]
     parts, rows = case.parts, len(noise)
     final = denoise(
         parts.runner, parts.codec, [case.segments] * parts.copies, replace(sampling, compile="compile" in parts.ways),
-        see=case.media.see, encode=case.media.encode, noise=[noise.clone()] * parts.copies, store=parts.store,
+        noise=[noise.clone()] * parts.copies, store=parts.store,
         on_step=lambda i, t, x: states.append(x[:rows].clone()),
     )  # fmt: skip
     return final[0], torch.stack(states)
@@ -130,7 +130,7 @@ def _velocities(case: Case, sampling: Sampling, x: Tensor) -> list[Tensor]:
     model = case.parts.lance
     branches = branch_out(model, case.parts.codec, [case.segments], replace(sampling, guidance_scale=4.0))
     packed = branches.pack
-    denoiser = Denoiser(model, branches, case.media.patches(packed), case.media.clean(packed), sampling.cached)
+    denoiser = Denoiser(model, branches, *conditions(packed)[:2], sampling.cached)
     moves = case.rows.denoise[case.rows.is_latent & case.rows.noisy]
     velocities = denoiser.velocities(x, torch.where(moves, 1.0, 0.0), 2)
     return velocities if sampling.cached else [v[moves] for v in velocities]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,17 +13,17 @@ from torch import Tensor
 from openlance.config.model import Faithful
 from openlance.media.clip import Clip
 from openlance.model.folder import load_lance, read_config
-from openlance.model.grids import SequenceCodec
 from openlance.model.lance import Lance
+from openlance.model.media_encoder import features, pixels_of
 from openlance.model.offload import settle
 from openlance.model.tiled import Tiling, encode_tiled
-from openlance.model.vae import VAE, channels_last, to_signed
-from openlance.model.vit import ViT, normalise
+from openlance.model.vae import VAE
+from openlance.model.vae_lazy import channels_last, to_signed
+from openlance.model.vit import ViT
 from openlance.sample.prefix import PrefixStore
 from openlance.sequence.pack import Pack, pack
-from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.sequence.segment import Segment, Segments
-from openlance.text.tokenizer import Tokenizer
+from openlance.sequence.segment import Segments
+from openlance.text.tokenizer import SequenceCodec, Tokenizer
 
 CPU = torch.device("cpu")
 # What may be on while the numbers stay the same: ways to spend less time or memory.
@@ -68,48 +68,18 @@ class Parts:
         return pack(samples, self.codec, replace(self.config.position, shift=shift))
 
     @torch.no_grad()
-    def features(self, clips: Iterable[Clip]) -> list[Tensor]:
-        """(n, D) of each clip, from one pass of the ViT."""
-        clips = list(clips)
-        cells = self.vit([normalise(torch.from_numpy(clip.pixels)) for clip in clips])
-        grids = [self.codec.patch_grid(clip.pixels.shape[:3]) for clip in clips]
-        return list(cells.split([t * y * x for t, y, x in grids]))
+    def features(self, clips: list[Clip]) -> list[Tensor]:
+        """(T, Y, X, D) of each clip, from one pass of the ViT."""
+        return features(self.vit, clips)
 
     @torch.no_grad()
     def moments(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Normalised mean and log-variance (T, Y, X, C); frames beyond 1 + 4k are cut as the release cuts them."""
-        frames = (clip.frames - 1) // self.config.vae.temporal_stride * self.config.vae.temporal_stride + 1
-        pixels = to_signed(torch.from_numpy(clip.pixels[:frames]))
+        frames = self.config.vae.whole_frames(clip.frames)
+        pixels = to_signed(pixels_of(clip)[:frames])
         if "tiling" in self.ways:
             moments = encode_tiled(lambda x: torch.cat(self.vae.encode(x)), pixels, self.config.vae.stride, Tiling())
             mean, logvar = moments.chunk(2)
         else:
             mean, logvar = self.vae.encode(pixels)
         return channels_last(mean), channels_last(logvar)
-
-
-@dataclass
-class Media:
-    """What stands for each clip in the sequence: ViT features (n, D) and clean latents (T, Y, X, C)."""
-
-    seen: dict[int, Tensor] = field(default_factory=dict)
-    kept: dict[int, Tensor] = field(default_factory=dict)
-
-    def see(self, segments: list[Segment]) -> list[Tensor]:
-        return [self.seen[id(s.value)] for s in segments]
-
-    def encode(self, segments: list[Segment]) -> list[Tensor]:
-        return [
-            s.value.flatten(0, 2) if isinstance(s.value, Tensor) else self.kept[id(s.value)].flatten(0, 2)
-            for s in segments
-        ]
-
-    def patches(self, packed: Pack) -> Tensor | None:
-        """ViT features of all rows of a pack."""
-        segments = [v.segment for v in packed.visuals if v.kind == PATCHES]
-        return torch.cat(self.see(segments)) if segments else None
-
-    def clean(self, packed: Pack) -> Tensor:
-        """(n, C) latents of the visual conditions of a pack, in row order."""
-        segments = [v.segment for v in packed.visuals if v.kind == LATENTS and not packed.rows.noisy[v.rows[0]]]
-        return torch.cat(self.encode(segments)) if segments else torch.zeros(0, 1)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openlance.eval.verify.checks import CODEC, DEEP, EXACT, Checks
-from openlance.eval.verify.parts import Media, Parts
+from openlance.eval.verify.parts import Parts
 from openlance.media.buckets import (
     BUCKET_STRIDE,
     RESOLUTIONS,
@@ -29,6 +31,8 @@ from openlance.media.buckets import (
 from openlance.media.clip import Clip
 from openlance.media.video import frame_indices
 from openlance.model.vae import sample
+from openlance.sequence.segment import Kind, Segments
+from openlance.sequence.tasks import Views
 
 # Base sizes of the small examples, where a case names no other (golden format).
 SMALL_VAE, SMALL_VIT = 96, 112
@@ -130,23 +134,40 @@ def _different_buckets(preset: str, table: Mapping) -> float:
     return float(different)
 
 
-def check_codecs(checks: Checks, parts: Parts, clips: Mapping[int, tuple[Clip | None, Clip | None]]) -> Media:
-    """ViT features and VAE latents of a case's clips, by medium; the returned media hold the golden ones where given,
-    so that the language model is tested alone."""
-    media, file = Media(), checks.file
-    views = {i: seen for i, (seen, _) in clips.items() if seen is not None}
-    if views:
+def check_encoders(checks: Checks, parts: Parts, segments: Segments, clips: Mapping[int, Views]) -> Segments:
+    """Compare what ViT and VAE make of a case's clips.
+
+    Args:
+        checks: Of the case.
+        parts: The model.
+        segments: The request, its media as clips.
+        clips: What was shown of each medium, in the order of the request.
+
+    Returns:
+        The request in model space, with the golden features and latents where the file has them, so that the language
+        model is tested alone.
+    """
+    file, found = checks.file, dict[bytes, Tensor]()
+    seen = {view.seen.key: view.seen for view in clips.values() if view.seen is not None}
+    if seen:
         with checks.part("vit.embed"):
-            ours = parts.features(views.values())
-            checks.near("vit.embed", torch.cat(ours), DEEP)
+            ours = parts.features(list(seen.values()))
+            checks.near("vit.embed", torch.cat([x.flatten(0, 2) for x in ours]), DEEP)
             given = file.get("vit.embed")
-            rows = given.split([len(x) for x in ours]) if given is not None else ours
-            media.seen = {id(clip): x for clip, x in zip(views.values(), rows, strict=True)}
-    for k, (i, (_, kept)) in enumerate(clips.items()):
-        if kept is not None:
+            if given is not None:
+                flat = given.split([x.shape[:3].numel() for x in ours])
+                ours = [rows.reshape(x.shape) for rows, x in zip(flat, ours, strict=True)]
+            found |= zip(seen, ours, strict=True)
+    kept = dict[bytes, Tensor]()
+    for k, (i, view) in enumerate(clips.items()):
+        if view.kept is not None:
             with checks.part(f"cond.latent{k}"):
-                media.kept[id(kept)] = _latents(checks, parts, kept, k, medium=i)
-    return media
+                kept[view.kept.key] = _latents(checks, parts, view.kept, k, medium=i)
+
+    def made(kind: Kind, value: Any) -> Any:
+        return (found if kind is Kind.PATCHES else kept)[value.key] if isinstance(value, Clip) else value
+
+    return [replace(s, value=made(s.kind, s.value), given=made(s.kind, s.given)) for s in segments]
 
 
 def _latents(checks: Checks, parts: Parts, clip: Clip, number: int, medium: int) -> Tensor:

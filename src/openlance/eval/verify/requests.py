@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from openlance.config.sampling import Sampling
 from openlance.eval.verify import layout
 from openlance.eval.verify.answers import check_decoding
 from openlance.eval.verify.case import Case
@@ -11,13 +12,12 @@ from openlance.eval.verify.checks import EXACT, Checks
 from openlance.eval.verify.files import GoldenFile
 from openlance.eval.verify.generation import check_generation
 from openlance.eval.verify.parts import Parts
-from openlance.eval.verify.preprocessing import check_codecs, check_media
+from openlance.eval.verify.preprocessing import check_encoders, check_media
 from openlance.media.clip import Clip
-from openlance.sample.guidance import Sampling
 from openlance.sample.visual import branch_out
-from openlance.sequence.interleave import form_of, request
+from openlance.sequence.interleave import request
 from openlance.sequence.segment import Kind, Role, Segments, drop
-from openlance.sequence.tasks import RELEASED
+from openlance.sequence.tasks import RELEASED_RUN, Views, spec_of
 
 BLOCK = 128  # the release pads its full-forward sequences to a multiple of this
 
@@ -26,14 +26,14 @@ def check_request(checks: Checks, parts: Parts) -> None:
     """All comparisons of one `case_*` file."""
     with checks.part("media"):
         check_media(checks)
-    clips: dict[int, tuple[Clip | None, Clip | None]] = {}
+    clips: dict[int, Views] = {}
     segments: Segments = []
     with checks.part("segments"):
         segments = _segments(checks, parts, clips)
     if not segments:
         return
-    media = check_codecs(checks, parts, clips)
-    case = Case(checks, parts, segments, media, parts.pack([segments]))
+    segments = check_encoders(checks, parts, segments, clips)
+    case = Case(checks, parts, segments, parts.pack([segments]))
     for what, check in (("layout", check_layout), ("unconditional layout", check_unconditional)):
         with checks.part(what):
             check(case)
@@ -46,21 +46,21 @@ def check_request(checks: Checks, parts: Parts) -> None:
 # From the JSON to segments.
 
 
-def _segments(checks: Checks, parts: Parts, clips: dict[int, tuple[Clip | None, Clip | None]]) -> Segments:
+def _segments(checks: Checks, parts: Parts, clips: dict[int, Views]) -> Segments:
     """Built by the rules of `sequence.interleave`; the rendered text only decides what the release draws at random."""
     file = checks.file
     size = _size(file)
 
-    def views(element: object, kind: str) -> tuple[Clip | None, Clip | None]:
+    def views(element: object, kind: str) -> Views:
         number = int(re.findall(r"\d+", str(element))[0])
         if number not in clips:
             found = [file.get(f"in.media{number}.{branch}_u8") for branch in ("vit", "vae")]
             seen, kept = (None if pixels is None else Clip(pixels.numpy()) for pixels in found)
-            clips[number] = seen, kept
+            clips[number] = Views(seen, kept)
         return clips[number]
 
     wanted, task = file.fact("rendered_text"), file.fact("task")
-    for caption in range(len(RELEASED.captions)):
+    for caption in range(len(RELEASED_RUN.captions)):
         segments = request(task, file.fact("input"), views, size=size, caption=caption)
         text = layout.rendered(parts.pack([segments]).rows.token.tolist(), parts.tokenizer)
         if wanted is None or layout.same_text(text, wanted):
@@ -94,7 +94,7 @@ def check_layout(case: Case) -> None:
     target = [v for v in case.packed.visuals if rows.noisy[v.rows[0]]]
     checks.fact("sample_type", ["gen" if target else "und"])
     if target:
-        checks.fact("target_modality", form_of(checks.file.fact("task")).makes)
+        checks.fact("target_modality", spec_of(checks.file.fact("task")).makes)
         start, end = target[-1].rows[0] - 1, target[-1].rows[1] + 1
         checks.fact("target_split_start", start)
         checks.fact("target_split_len", end - start)

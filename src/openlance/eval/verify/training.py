@@ -14,17 +14,35 @@ from torch import Tensor
 from openlance.eval.verify import layout
 from openlance.eval.verify.checks import DEEP, EXACT, GRADIENT, LOSS, UNIT, Checks
 from openlance.eval.verify.files import GoldenFile
-from openlance.eval.verify.parts import Media, Parts
+from openlance.eval.verify.parts import Parts
 from openlance.flow import shift_times
 from openlance.media.clip import Clip
 from openlance.model.names import our_name, released_name
-from openlance.sequence.interleave import RELATIONS, caption_text, training_answer, training_sample
+from openlance.sample.visual import conditions
+from openlance.sequence.interleave import NO_SIZE, triple
 from openlance.sequence.pack import Pack
 from openlance.sequence.rows import LATENTS
 from openlance.sequence.segment import Kind, Role, Segment, Segments
-from openlance.sequence.tasks import RELEASED, make
+from openlance.sequence.tasks import (
+    RELEASED_TRAINING,
+    Template,
+    edit,
+    kind_of,
+    make,
+    prior,
+    request,
+    subject_driven,
+    text_to_visual,
+    the_task,
+    understand,
+)
 from openlance.train.objective import Losses, Noised, Weights, noised, objective
 
+# How a training row relates conditions and target (released code, "sample_task"): the template and the role.
+RELATIONS: dict[str, tuple[Template, Role]] = {
+    "t2v": (text_to_visual, Role.REFERENCE), "idip": (subject_driven, Role.REFERENCE), "edit": (edit, Role.SOURCE),
+}  # fmt: skip
+VERBATIM = replace(RELEASED_TRAINING, strips=False)  # questions of a row are taken as they are
 TRIPLE = ("caption_i", "caption_q", "caption_a")
 
 
@@ -35,7 +53,6 @@ class Batch:
     checks: Checks
     parts: Parts
     samples: list[Segments]
-    media: Media
     packed: Pack
 
 
@@ -55,7 +72,7 @@ def check_training(checks: Checks, parts: Parts) -> None:
 
 
 def _batch(checks: Checks, parts: Parts) -> Batch:
-    file, media, samples, held = checks.file, Media(), list[Segments](), dict[int, list[int]]()
+    file, samples, held = checks.file, list[Segments](), list[list[int]]()
     latents = iter([file.take(n) for n in sorted(file.names(), key=_number) if re.fullmatch(r"in\.latent\d+", n)])
     for number, described in enumerate(file.fact("samples")):
         chosen = _sample(file, parts, described, number, latents, held)
@@ -64,11 +81,10 @@ def _batch(checks: Checks, parts: Parts) -> Batch:
         if "rendered_text" in described:
             wrong = not layout.same_text(text, described["rendered_text"])
             checks.add(f"sample {number}: rendered_text", float(wrong), EXACT)
-    clips = {id(s.value): s.value for sample in samples for s in sample if s.kind is Kind.PATCHES}
-    if clips:
-        media.seen = dict(zip(clips, parts.features(clips.values()), strict=True))
-    packed = _hold(parts.pack(samples), held)
-    return Batch(checks, parts, samples, media, packed)
+    clips = [s.value for sample in samples for s in sample if s.kind is Kind.PATCHES]
+    seen = iter(parts.features(clips) if clips else [])
+    samples = [[s.filled(next(seen)) if s.kind is Kind.PATCHES else s for s in sample] for sample in samples]
+    return Batch(checks, parts, samples, _hold(parts.pack(samples), held))
 
 
 def _number(name: str) -> int:
@@ -76,12 +92,12 @@ def _number(name: str) -> int:
 
 
 def _sample(
-    file: GoldenFile, parts: Parts, described: dict, number: int, latents: Iterator[Tensor], held: dict[int, list[int]]
+    file: GoldenFile, parts: Parts, described: dict, number: int, latents: Iterator[Tensor], held: list[list[int]]
 ) -> Segments:
     """One row. The order of its texts among its media and a caption prompt drawn at random are not in the JSON; of the
     layouts that the release can make of the row, the one that reads like the rendered text is taken."""
     relation = described.get("sample_task", "t2v")
-    role = RELATIONS[relation][1] if relation in RELATIONS else Role.REFERENCE
+    role = RELATIONS.get(relation, (understand, Role.REFERENCE))[1]
     blocks, target, text_only = list[Segment](), None, True
     for k, step in enumerate(described["plan"]):
         kind = step["type"].removesuffix("_video")
@@ -93,7 +109,8 @@ def _sample(
         elif not step.get("loss"):
             blocks.append(Segment(Kind.LATENTS, role, next(latents), pixels.pixels.shape[:3]))
         else:
-            target = _target(pixels, next(latents), step.get("frame_condition_idx") or [], held)
+            target, known = _target(pixels, next(latents), step.get("frame_condition_idx") or [])
+            held.append(known)
             text_only = False
     row = described.get("row_text", {})
     candidates = list(_answers(row, blocks) if text_only else _drawings(row, blocks, target, relation))
@@ -105,14 +122,13 @@ def _sample(
     return candidates[0]
 
 
-def _target(pixels: Clip, latent: Tensor, conditions: list[int], held: dict[int, list[int]]) -> Segment:
-    """The filled target. Known frames: leading ones are given to the segment, others are noted in `held`; the release
-    skips the last of two latent frames, so that not all are known."""
+def _target(pixels: Clip, latent: Tensor, conditions: list[int]) -> tuple[Segment, list[int]]:
+    """The filled target and the known frames beyond the leading ones, which are given to the segment; the release skips
+    the last of two latent frames, so that not all are known."""
     frames = latent.shape[0]
     known = sorted({i if i >= 0 else frames - 1 for i in conditions if not (i == -1 and frames == 2)})
     leading = next((n for n in range(len(known) + 1) if n == len(known) or known[n] != n), 0)
-    held[id(latent)] = known[leading:]
-    return make(pixels.pixels.shape[:3], latent, latent[:leading] if leading else None)
+    return make(pixels.pixels.shape[:3], latent, latent[:leading] if leading else None), known[leading:]
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
@@ -121,34 +137,41 @@ def _texts(row: dict[str, Any]) -> list[str]:
 
 
 def _drawings(row: dict, blocks: Segments, target: Segment | None, relation: str) -> Iterator[Segments]:
-    """A visual target after every order of captions and media; captions first is what the released readers list."""
-    assert target is not None
-    texts = _texts(row)
+    """A visual target after every order of captions and media; media first is what the released readers end up with."""
+    assert target is not None and target.size is not None
+    texts, spec = _texts(row), the_task(RELATIONS[relation][0], kind_of(target.size[0]))
+    front = prior(spec, RELEASED_TRAINING)
     for order in permutations(range(len(texts))):
-        words = [caption_text(texts[i], prompt=n == len(texts) - 1) for n, i in enumerate(order)]
-        for at in range(len(blocks) + 1):
-            yield training_sample([*words[:1], *blocks[:at], *words[1:], *blocks[at:]], target, relation)
-            yield training_sample([*blocks[:at], *words, *blocks[at:]], target, relation)
+        words = [_caption(texts[i], prompt=n == len(texts) - 1) for n, i in enumerate(order)]
+        for at in reversed(range(len(blocks) + 1)):
+            yield [*front, *blocks[:at], *words, *blocks[at:], target]
+            yield [*front, *words[:1], *blocks[:at], *words[1:], *blocks[at:], target]
+
+
+def _caption(text: str, prompt: bool = True) -> Segment:
+    return Segment(Kind.TEXT, Role.PROMPT if prompt else Role.REFERENCE, text.strip())
 
 
 def _answers(row: dict, blocks: Segments) -> Iterator[Segments]:
     """An answer after captions and media in any order; without a question one of the caption prompts was drawn."""
     texts = _texts(row)
-    triple = all(key in row for key in TRIPLE)
-    answer: Any = [row[key] for key in TRIPLE] if triple else texts.pop()
-    prompts = [("image", 0)] if triple else product(("image", "video"), range(len(RELEASED.captions)))
-    for word, caption in prompts:
+    whole = all(key in row for key in TRIPLE)
+    answer: Any = [row[key] for key in TRIPLE] if whole else texts.pop()
+    drawn = [("image", 0)] if whole else product(("image", "video"), range(len(RELEASED_TRAINING.captions)))
+    for kind, caption in drawn:
+        said, question, text = triple(answer, RELEASED_TRAINING, kind, caption)
         for at in range(len(blocks) + 1):
-            words = [caption_text(text) for text in texts]
-            yield training_answer([*blocks[:at], *words, *blocks[at:]], answer, word, caption=caption)
+            user = [*blocks[:at], *map(_caption, texts), *blocks[at:]]
+            yield request(the_task(understand, kind), question, user, NO_SIZE, text, VERBATIM, said=said)
 
 
-def _hold(packed: Pack, held: dict[int, list[int]]) -> Pack:
-    """The pack with the rows of known frames left out of the flow."""
+def _hold(packed: Pack, held: list[list[int]]) -> Pack:
+    """The pack with the rows of known frames left out of the flow. held: of each visual target, in order."""
     denoise = packed.rows.denoise.clone()
-    for v in packed.visuals:
+    targets = [v for v in packed.visuals if v.segment.role is Role.TARGET]
+    for v, frames in zip(targets, held, strict=True):
         cells = v.grid[1] * v.grid[2]
-        for frame in held.get(id(v.segment.value), ()):
+        for frame in frames:
             denoise[v.rows[0] + frame * cells : v.rows[0] + (frame + 1) * cells] = False
     return replace(packed, rows=replace(packed.rows, denoise=denoise))
 
@@ -188,7 +211,7 @@ def check_layout(batch: Batch) -> None:
 def check_step(batch: Batch) -> None:
     """Forward, losses and gradients of one step."""
     checks, file, lance = batch.checks, batch.checks.file, batch.parts.lance
-    laid, patches = lance.layout(batch.packed.rows), batch.media.patches(batch.packed)
+    laid, patches = lance.layout(batch.packed.rows), conditions(batch.packed)[0]
     noise = _noise(batch)
     x, times = (noise.x, noise.times) if noise is not None else (None, None)
     if "out.input_sequence" in file or "out.last_hidden_state" in file:

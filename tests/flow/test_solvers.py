@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from openlance.flow import euler, schedule
+from openlance.flow import DPM, SOLVERS, UniPC, euler, schedule
 from openlance.flow.multistep import corrector_weights
-from openlance.sample.solvers import DPM, SOLVERS, UniPC
 
 MEAN, SPREAD = 0.7, 0.8
 
