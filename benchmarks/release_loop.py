@@ -29,7 +29,8 @@ from torch import Tensor
 
 from openlance.flow import schedule
 from openlance.model.lance import Lance
-from openlance.model.layers import Expert, latent_table, rotary_table, rotate
+from openlance.model.layers import Expert, latent_table
+from openlance.model.rotary import rotary_table, rotate
 from openlance.sample.guidance import Sampling
 from openlance.sample.visual import branch_out, denoise, target_noise
 from openlance.sequence.rows import Rows

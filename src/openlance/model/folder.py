@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from openlance.config.model import Faithful, ModelConfig, PositionConfig, VAEConfig
+from openlance.config.model import EXACT, Faithful, ModelConfig, PositionConfig, VAEConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.names import COMPUTED, our_name
@@ -85,8 +85,18 @@ def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
         position=position,
         vit=vit_config(vit),
         vae=codec,
-        faithful=Faithful(**known(Faithful, lance.get("faithful", {}))),
+        faithful=_habits(lance.get("faithful", {})),
     )
+
+
+def _habits(said: Mapping[str, Any]) -> Faithful:
+    """The habits that a folder names; what it leaves out is as released. A table from before the frequencies were a
+    habit that turns all others off is of an exact model, which goes on as it was trained."""
+    habits = Faithful(**known(Faithful, said))
+    older = {f.name for f in fields(Faithful)} - {"rounded_frequencies"}
+    if "rounded_frequencies" not in said and not any(said.get(name, True) for name in older):
+        return EXACT
+    return habits
 
 
 def config_files(c: ModelConfig) -> dict[str, dict[str, Any]]:
