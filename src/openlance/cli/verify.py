@@ -31,6 +31,10 @@ def verify(
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer.  \\[default: tokenizer/, likewise]")
     ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help="Folder of the cases whose inputs bfloat16 vectors have.  \\[default: ../cases]"),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every comparison there.")] = None,
     ways: Annotated[
         str, typer.Option("--with", help="What to turn on: compile, offload, tiling, prefix, batch, with commas.")
@@ -47,7 +51,8 @@ def verify(
     from openlance.eval.verify.run import verify as run
 
     with progress() as (on_file, on_row):
-        report = run(folder, weights, tokenizer, on_file, on_row, [w.strip() for w in ways.split(",") if w.strip()])
+        chosen = [w.strip() for w in ways.split(",") if w.strip()]
+        report = run(folder, weights, tokenizer, on_file, on_row, chosen, inputs)
     if json_file is not None:
         write_json(report, json_file)
     show(report, only_failed)

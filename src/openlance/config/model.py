@@ -87,8 +87,8 @@ class VAEConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Faithful:
-    """Four habits of the release (`docs/compatibility.md`): three of its sampler, which its training does not share, and
-    one of its rotary tables, which its training has too.
+    """Four habits of the release (`docs/compatibility.md`): three of its sampler, which its training does not share,
+    and one of its rotary tables, which its training has too.
 
     Released checkpoints get them by default: their published results were made with them. Off is the exact form.
     """

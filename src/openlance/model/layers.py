@@ -120,11 +120,10 @@ class Layer(nn.Module):
                 continue
             # In float32 no row is special, and a compiled expert stays one program.
             half, first = h.dtype in HALVES or torch.is_autocast_enabled(h.device.type), 0
-            for piece in self.pieces(h, cos, sin):
-                count = len(piece[0])
-                some = wide.within(first, count) if isinstance(wide, Wide) else wide
-                parts.append(expert.project(*piece, half and some))
-                first += count
+            for rows, c, s in self.pieces(h, cos, sin):
+                some = wide.within(first, len(rows)) if isinstance(wide, Wide) else wide
+                parts.append(expert.project(rows, c, s, half and some))
+                first += len(rows)
         q, k, v = (join(part) for part in zip(*parts, strict=True))
         return q, k, v
 

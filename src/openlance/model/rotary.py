@@ -125,7 +125,7 @@ def turned(
     if wide is True:
         return _in_float32(norm, x_LAE, cos_LE, sin_LE)
     y_LAE = rotate(norm(x_LAE), cos_LE, sin_LE)
-    some = _in_float32(norm, x_LAE[wide], cos_LE[wide], sin_LE[wide])
+    some = _in_float32(norm, *(x.index_select(0, wide) for x in (x_LAE, cos_LE, sin_LE)))
     return y_LAE.index_copy(0, wide, some.to(y_LAE.dtype))
 
 

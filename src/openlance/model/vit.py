@@ -199,5 +199,5 @@ def _tower(config: ViTConfig, rounded: bool = False) -> nn.Module:
     tower = Qwen2_5_VisionTransformerPretrainedModel(settings)
     tower.patch_embed.proj.__class__ = _PatchProjection  # the same parameters, another forward
     if rounded:
-        tower.rotary_pos_emb = RoundedRotation(tower.rotary_pos_emb.inv_freq)
+        tower.add_module("rotary_pos_emb", RoundedRotation(tower.rotary_pos_emb.inv_freq))
     return tower
