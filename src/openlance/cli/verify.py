@@ -24,7 +24,7 @@ app = typer.Typer()
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Golden vectors: a root with cases/, or a flat folder of files.")],
+    folder: Annotated[Path, typer.Argument(help="Golden vectors: a root with cases/ and bf16/, or a flat folder.")],
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Folder of the model.  \\[default: weights/ in or beside DIR]")
     ] = None,
