@@ -21,8 +21,7 @@ from forms import operations
 from torch import Tensor
 
 from openlance.flow import schedule
-from openlance.sample.pipeline import load
-from openlance.sample.pipeline import Pipeline
+from openlance.sample.pipeline import Pipeline, load
 from openlance.sample.visual import denoise
 from openlance.sequence import tasks
 

@@ -32,9 +32,9 @@ from forms import (
 )
 
 from openlance.config.model import ModelConfig
+from openlance.config.sampling import Sampling
 from openlance.model.attention import attend
 from openlance.model.lance import Lance
-from openlance.config.sampling import Sampling
 from openlance.sequence import tasks
 
 SPEEDUP, SHARE = 2.2, 0.6  # what image editing must reach

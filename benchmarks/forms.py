@@ -16,11 +16,11 @@ from common import timed
 from torch import Tensor
 
 from openlance.config.model import EXACT, ModelConfig
+from openlance.config.sampling import Sampling
 from openlance.flow import euler
 from openlance.media.clip import Clip
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
-from openlance.config.sampling import Sampling
 from openlance.sample.guidance import guide, renormalise
 from openlance.sample.visual import Denoiser, branch_out
 from openlance.sequence import tasks

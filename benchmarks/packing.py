@@ -26,8 +26,8 @@ from openlance.data.open import open_source
 from openlance.data.source import Sample
 from openlance.data.stream import Reading, Stream
 from openlance.model.attention import Group, Plan
-from openlance.model.lance import Lance, Layout
 from openlance.model.hub import folder_of
+from openlance.model.lance import Lance, Layout
 from openlance.sequence.rows import NO_LABEL, Rows, visible
 from openlance.sequence.rows import TEXT as TEXT_KIND
 from openlance.train.batch import Batch, Preparer

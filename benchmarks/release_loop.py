@@ -27,10 +27,11 @@ from common import RESULTS, child, markdown, timed, verdict, write_results
 from forms import CONFIG_300M, QUICK, Words, draw_request
 from torch import Tensor
 
+from openlance.config.sampling import Sampling
 from openlance.flow import schedule
 from openlance.model.lance import Lance
-from openlance.model.layers import Expert, latent_table, rotary_table, rotate
-from openlance.config.sampling import Sampling
+from openlance.model.layers import Expert, latent_table
+from openlance.model.rotary import rotary_table, rotate
 from openlance.sample.visual import branch_out, denoise, target_noise
 from openlance.sequence.rows import Rows
 

@@ -5,7 +5,8 @@
 Two things make it small. Tensors that repeat what others prove are left out (`LEFT_OUT`). Numbers are rounded: weights
 to the significant bits in `WEIGHT_BITS`, results to `RESULT_BITS` or to steps of 2**-17, whatever is finer; inputs and
 everything whose tolerance is 1e-5 stay as they are. That costs at most half a tolerance, and it lets xz take two thirds
-of each number where it took nine tenths. Ids, positions, masks and pixels are exact.
+of each number where it took nine tenths. Ids, positions, masks and pixels are exact. Of the vectors in bfloat16 there
+are two cases (`HALVES`), and of their rows every `STEP`th.
 """
 
 import json
@@ -36,6 +37,16 @@ LEFT_OUT = {
     "train_mixed_pub": r"out\.input_sequence|grad\.language_model\.model\.layers\.1\.self_attn\.v_proj_moe_gen\.weight",
     "train_und_only_pub": r"out\.(input_sequence|last_hidden_state)",
 }
+HALVES = {
+    "case_image_edit_pub": r"gen\.noise|layer0\.q|unrounded\.(?!layer0\.k).*|float32\.prefix.*|vae\.decoded_u8",
+    "case_x2t_image_pub": r"layer0\.q|unrounded\.(?!layer0\.k|und).*|float32\.prefix.*|.*prefix\.hidden_layer0",
+}
+STEP = 8
+# Which list of row numbers a tensor goes by.
+ROWS = {
+    "rows.joined": re.compile(r"(.*\.)?(rope\.(cos|sin)|layer0\.[qk])"),
+    "rows.prefix": re.compile(r"(.*\.)?prefix\..*"),
+}
 # Aligned 4-byte numbers: the compressor is told so.
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2, "pb": 2}]
 
@@ -50,6 +61,12 @@ def rounded(x: torch.Tensor, bits: int, step: int | None = None) -> torch.Tensor
     return torch.where(torch.isfinite(x), (x.double() / unit).round() * unit, x.double()).to(x.dtype)
 
 
+def thinned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every STEPth row of what goes by a list of rows, and of that list."""
+    by_rows = {n for n in tensors if n in ROWS or any(pattern.fullmatch(n) for pattern in ROWS.values())}
+    return {n: t[::STEP].contiguous() if n in by_rows else t for n, t in tensors.items()}
+
+
 def packed(tensors: dict[str, torch.Tensor]) -> bytes:
     plain, best = save(tensors), []
     for settings in ({"filters": FILTERS}, {"preset": 9 | lzma.PRESET_EXTREME}):
@@ -59,12 +76,13 @@ def packed(tensors: dict[str, torch.Tensor]) -> bytes:
 
 def compact_json(source: Path, target: Path, kept: dict[str, torch.Tensor]) -> None:
     facts = json.loads(source.read_text(encoding="utf-8"))
-    facts["tensors"] = {name: entry for name, entry in facts["tensors"].items() if name in kept}
+    facts["tensors"] = {n: e | {"shape": list(kept[n].shape)} for n, e in facts["tensors"].items() if n in kept}
+    facts.pop("distances_rel_l2", None)
     target.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(source: Path, target: Path) -> None:
-    for folder in ("weights", "tokenizer", "cases"):
+    for folder in ("weights", "tokenizer", "cases", "bf16"):
         (target / folder).mkdir(parents=True, exist_ok=True)
     for path in [*(source / "tokenizer").iterdir(), *(source / "weights").glob("*.json")]:
         (target / path.relative_to(source)).write_bytes(path.read_bytes())
@@ -78,6 +96,12 @@ def main(source: Path, target: Path) -> None:
         numbers = {n: t if AS_IS.match(n) else rounded(t, RESULT_BITS, RESULT_STEP) for n, t in kept.items()}
         (place / f"{path.stem}.safetensors.xz").write_bytes(packed(numbers))
         compact_json(path.with_suffix(".json"), place / f"{path.stem}.json", kept)
+    for stem, out in HALVES.items():
+        tensors = load_file(source / "bf16" / f"{stem}.safetensors")
+        kept = thinned({n: t for n, t in tensors.items() if not re.fullmatch(out, n)})
+        numbers = {n: rounded(t, RESULT_BITS, RESULT_STEP) if t.dtype == torch.float32 else t for n, t in kept.items()}
+        (target / "bf16" / f"{stem}.safetensors.xz").write_bytes(packed(numbers))
+        compact_json(source / "bf16" / f"{stem}.json", target / "bf16" / f"{stem}.json", kept)
     total = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     print(f"{target}: {total / 1e6:.2f} MB")
 

@@ -10,7 +10,7 @@ from openlance.config.model import VAEConfig
 from openlance.errors import UserError
 from openlance.model.frame_vae import FrameVAE
 from openlance.model.names_vae import released_names
-from openlance.model.vae import VAE, sample
+from openlance.model.vae import VAE, denormalised, sample
 from openlance.model.vae_lazy import LazyVAE, channels_first, channels_last, to_signed, to_uint8
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -214,6 +214,16 @@ def test_pixels_survive_the_trip_to_signed_and_back():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3)
     assert torch.equal(to_uint8(to_signed(pixels)), pixels)
     assert to_uint8(torch.tensor([-2.0, 2.0, 0.0]).view(3, 1, 1, 1)).flatten().tolist() == [0, 255, 128]
+
+
+def test_latents_get_their_deviation_back_as_released_in_half_precision_and_as_ever_in_float32():
+    mean, std = (torch.linspace(low, high, 48).view(-1, 1, 1, 1) for low, high in ((-0.3, 0.5), (0.35, 1.7)))
+    z = torch.randn(48, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(denormalised(z, mean, std), z * std + mean)
+    z, mean, std = (x.bfloat16() for x in (z, mean, std))
+    scale = [mean, 1.0 / std]  # as the release keeps them (vae2_2.py)
+    assert torch.equal(denormalised(z, mean, std), z / scale[1] + scale[0])
+    assert not torch.equal(denormalised(z, mean, std), z * std + mean)
 
 
 def test_clips_that_do_not_fit_name_the_nearest_sizes(tiny):

@@ -9,6 +9,7 @@ import torch
 from openlance.config.model import ViTConfig
 from openlance.errors import UserError
 from openlance.model.vit import ViT, normalise, to_patches
+from openlance.model.weights import TensorSource
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
@@ -102,6 +103,44 @@ def test_every_weight_learns_and_bfloat16_runs(tiny):
     tiny.zero_grad()
     half = ViT(TINY).to(torch.bfloat16)
     assert half([torch.randn(3, 1, 32, 32)]).dtype == torch.bfloat16
+
+
+def released_rotation(grids, config, dtype):
+    """cos and sin per patch as the release's tower makes them after `.to(dtype)` (rot_pos_emb and forward)."""
+    head, m = config.hidden_size // config.num_heads, config.spatial_merge_size
+    inverse = (1.0 / (10000.0 ** (torch.arange(0, head // 2, 2).float() / (head // 2)))).to(dtype)
+    found = []
+    for t, h, w in grids:
+        rows, columns = torch.arange(h)[:, None].expand(-1, w), torch.arange(w)[None].expand(h, -1)
+        cut = [p.reshape(h // m, m, w // m, m).permute(0, 2, 1, 3).flatten() for p in (rows, columns)]
+        table = torch.outer(torch.arange(max(h, w), dtype=dtype), inverse)
+        found.append(table[torch.stack(cut, dim=-1).repeat(t, 1)].flatten(1))
+    angle = torch.cat(found)
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_rotation_is_the_released_one_in_every_dtype_of_the_weights(tiny, weights, rounded):
+    vit = ViT.load(TensorSource.of(tiny.tower.state_dict()), TINY, dtype=weights, rounded_frequencies=rounded)
+    seen, clips = [], [torch.randn(3, 4, 160, 48), torch.randn(3, 1, 32, 320)]
+    vit.tower.rotary_pos_emb.register_forward_hook(lambda _module, _args, out: seen.extend(out))
+    with torch.no_grad():
+        vit(clips)
+    grids = [TINY.patch_grid(tuple(clip.shape[1:])) for clip in clips]
+    wanted = released_rotation(grids, TINY, torch.bfloat16 if rounded else torch.float32)
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(seen, wanted, strict=True))
+
+
+def test_the_habit_changes_what_the_tower_sees_and_its_weights_stay_the_same(tiny):
+    exact, rounded = (
+        ViT.load(TensorSource.of(tiny.tower.state_dict()), TINY, rounded_frequencies=r) for r in (False, True)
+    )
+    clip = [torch.randn(3, 1, 160, 160)]
+    with torch.no_grad():
+        assert torch.equal(tiny(clip), exact(clip)) and not torch.equal(exact(clip), rounded(clip))
+    assert exact.state_dict().keys() == rounded.state_dict().keys() == tiny.state_dict().keys()
 
 
 def test_both_return_types_of_transformers_are_understood(tiny, monkeypatch):

@@ -21,7 +21,14 @@ def download(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A folder.  \\[default: the hub's cache]", show_default=False)
     ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="A branch, tag or commit.")] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision",
+            help="A branch, tag or commit.  \\[default: of the released model a fixed commit, else main]",
+            show_default=False,
+        ),
+    ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Names to fetch, for example 'Lance_3B/*,Qwen*,Wan*'.")
     ] = None,

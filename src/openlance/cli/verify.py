@@ -24,12 +24,16 @@ app = typer.Typer()
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Golden vectors: a root with cases/, or a flat folder of files.")],
+    folder: Annotated[Path, typer.Argument(help="Golden vectors: a root with cases/ and bf16/, or a flat folder.")],
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Folder of the model.  \\[default: weights/ in or beside DIR]")
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer.  \\[default: tokenizer/, likewise]")
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help="Folder of the cases whose inputs bfloat16 vectors have.  \\[default: ../cases]"),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every comparison there.")] = None,
     ways: Annotated[
@@ -47,7 +51,8 @@ def verify(
     from openlance.eval.verify.run import verify as run
 
     with progress() as (on_file, on_row):
-        report = run(folder, weights, tokenizer, on_file, on_row, [w.strip() for w in ways.split(",") if w.strip()])
+        chosen = [w.strip() for w in ways.split(",") if w.strip()]
+        report = run(folder, weights, tokenizer, on_file, on_row, chosen, inputs)
     if json_file is not None:
         write_json(report, json_file)
     show(report, only_failed)

@@ -176,7 +176,8 @@ class VAEConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Faithful:
-    """Three habits of the released sampler that its training does not share (`docs/compatibility.md`).
+    """Four habits of the release (`docs/compatibility.md`): three of its sampler, which its training does not share,
+    and one of its rotary tables, which its training has too.
 
     Released checkpoints get them by default: their published results were made with them. Off is the exact form.
     """
@@ -184,9 +185,12 @@ class Faithful:
     uncond_keeps_positions: bool = True  # the cached unconditional prefix keeps the conditional positions
     norm_includes_given: bool = True  # guidance norms include the known first frame of image-to-video
     decode_without_shift: bool = True  # answers are decoded without the modality shift
+    rounded_frequencies: bool = True  # rotary frequencies are bfloat16 numbers; in the ViT angle, cosine and sine too
 
 
-EXACT = Faithful(uncond_keeps_positions=False, norm_includes_given=False, decode_without_shift=False)
+EXACT = Faithful(
+    uncond_keeps_positions=False, norm_includes_given=False, decode_without_shift=False, rounded_frequencies=False
+)
 
 
 @dataclass(frozen=True, kw_only=True)

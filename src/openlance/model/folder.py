@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from openlance.config.model import Faithful, ModelConfig, PositionConfig, VAEConfig, ViTConfig
+from openlance.config.model import EXACT, Faithful, ModelConfig, PositionConfig, VAEConfig, ViTConfig
 from openlance.config.values import known, read_json
 from openlance.errors import UserError
 from openlance.model.lance import Lance
@@ -64,8 +64,18 @@ def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
         position=position,
         vit=ViTConfig.of(vit),
         vae=codec,
-        faithful=Faithful(**known(Faithful, lance.get("faithful", {}))),
+        faithful=_habits(lance.get("faithful", {})),
     )
+
+
+def _habits(said: Mapping[str, Any]) -> Faithful:
+    """The habits that a folder names; what it leaves out is as released. A table from before the frequencies were a
+    habit that turns all others off is of an exact model, which goes on as it was trained."""
+    habits = Faithful(**known(Faithful, said))
+    older = {f.name for f in fields(Faithful)} - {"rounded_frequencies"}
+    if "rounded_frequencies" not in said and not any(said.get(name, True) for name in older):
+        return EXACT
+    return habits
 
 
 def config_files(c: ModelConfig) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openlance.config.model import VAEConfig, check_size
 from openlance.model.names_vae import released_names
+from openlance.model.vae import denormalised
 from openlance.model.wan_frames import Frames
 from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled
 
@@ -40,7 +41,7 @@ class FrameVAE(Frames):
 
     def decode(self, z_C1YX: Tensor, *, clamp: bool = True) -> Tensor:
         """Normalised latents (C, 1, Y, X) or a batch of them -> pixels (3, 1, H, W) in [-1, 1], or a batch."""
-        z_BCYX = _flat(z_C1YX).to(self.std_C11.dtype) * self.std_C11 + self.mean_C11
+        z_BCYX = denormalised(_flat(z_C1YX).to(self.std_C11.dtype), self.mean_C11, self.std_C11)
         pixels = self.pixels(z_BCYX.contiguous(memory_format=torch.channels_last))
         return _framed(pixels.clamp(-1.0, 1.0) if clamp else pixels, z_C1YX.shape[:-4])
 

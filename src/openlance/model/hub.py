@@ -22,6 +22,8 @@ from openlance.model.forms import CODEC, Files, find
 from openlance.model.shards import listed_files
 
 RELEASED = "bytedance-research/Lance"
+# Commits that are fetched unless another revision is asked for, so that a later upload changes nothing unnoticed.
+PINNED = {RELEASED: "7395315758865e6f56ab87ad06a88c7ac172f056"}
 SMALL = ("*.json", "*.txt", "*.jinja")  # configurations, tokenizers and indices of shards
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -59,7 +61,8 @@ def is_repository(name: str) -> bool:
 def find_repository(repo: str) -> Files:
     """The checkpoint of a repository with its small files on this machine; weights are fetched when they are needed.
 
-    What the cache has is used as it is; `openlance download` brings it up to date.
+    What the cache has is used as it is; `openlance download` brings it up to date. Of a repository that is pinned it is
+    the pinned commit, whatever else was fetched.
     """
     folder = _cached(repo)
     if folder is None or not any(folder.rglob("llm_config.json")) and not (folder / "model_index.json").is_file():
@@ -80,8 +83,10 @@ def _cached(repo: str) -> Path | None:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    found = folder / "snapshots" / main.read_text(encoding="utf-8").strip() if main.is_file() else None
+    commit, main = PINNED.get(repo), folder / "refs" / "main"
+    if commit is None and main.is_file():
+        commit = main.read_text(encoding="utf-8").strip()
+    found = folder / "snapshots" / commit if commit else None
     return found if found is not None and found.is_dir() else None
 
 
@@ -89,11 +94,13 @@ def fetch(
     repo: str, patterns: Sequence[str] | None = None, *, folder: Path | None = None, revision: str | None = None
 ) -> Path:
     """Files of a repository whose names match, in the cache or in a folder; what is there already is kept, and what
-    was cut off goes on. UserError if the hub cannot be reached or has no such thing."""
+    was cut off goes on. revision: left out, the commit in `PINNED` or else the newest. UserError if the hub cannot be
+    reached or has no such thing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
     again = f"openlance download {repo}" + (f" -o {folder}" if folder is not None else "")
+    revision = revision or PINNED.get(repo)
     try:
         allowed = None if patterns is None else list(patterns)
         return Path(snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=allowed))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from openlance.config.model import ModelConfig
 from openlance.model.attention import Plan, plan_attention
 from openlance.model.crew import Split
-from openlance.model.layers import Layer, RMSNorm, Rotary, Streams, TimeEmbedder, latent_table, rotary_table
+from openlance.model.layers import Layer, RMSNorm, Rotary, Streams, TimeEmbedder, latent_table
+from openlance.model.rotary import marker_rows, rotary_table
 from openlance.sequence.rows import Rows
 
 
@@ -78,6 +79,7 @@ class Lance(nn.Module):
         rows, und = rows.at(order), len(rows) - int(is_gen.sum())
         keys = rows if cache is None or cache.rows is None else Rows.concat([cache.rows, rows])
         latents = len(rows) - und
+        wide = marker_rows(rows, und, self.device)  # before rows are dealt out: a process may have few latents
         if split is not None:
             own = torch.cat([torch.arange(und), torch.arange(und, len(rows))[split.own(latents)]])
             rows, order = rows.at(own), order[own]
@@ -97,7 +99,7 @@ class Lance(nn.Module):
             order=order,
             und=und,
             plan=plan_attention(rows, keys, self.device),
-            rotary=((cos[:und], sin[:und]), (cos[und:], sin[und:])),
+            rotary=((cos[:und], sin[:und], wide), (cos[und:], sin[und:], True)),
             table=table(rows.cell[und:]),
             patches=patches.to(self.device),
             patch_table=table(rows.cell[patches]) * strength if strength else None,

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from openlance.config.model import ModelConfig
 from openlance.model.attention import Plan, attend
+from openlance.model.precision import HALVES
+from openlance.model.rotary import Wide, turned
 
 
 class RMSNorm(nn.Module):
@@ -50,11 +52,13 @@ class Expert(nn.Module):
         self.down = nn.Linear(c.mlp_width, c.width, bias=False)
         self.head_dim = c.head_dim
 
-    def project(self, x_LD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, as (L, A, E)."""
+    def project(
+        self, x_LD: Tensor, cos_LE: Tensor, sin_LE: Tensor, wide: Tensor | bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, as (L, A, E). wide: which rows are rotated in float32, see `turned`."""
         h = self.attention_norm(x_LD)
         q, k, v = (layer(h).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
-        q, k = rotate(self.q_norm(q), cos_LE, sin_LE), rotate(self.k_norm(k), cos_LE, sin_LE)
+        q, k = turned(self.q_norm, q, cos_LE, sin_LE, wide), turned(self.k_norm, k, cos_LE, sin_LE, wide)
         return q.to(v.dtype), k.to(v.dtype), v  # norms promote under autocast; attention wants one dtype
 
     def finish(self, x_LD: Tensor, mixed_LAE: Tensor) -> Tensor:
@@ -108,54 +112,47 @@ class Layer(nn.Module):
             rows = math.ceil(rows / math.ceil(rows / most))
         return zip(*(column.split(rows) for column in columns), strict=True)
 
+    def project(self, x: Streams, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values of all rows, as (L, A, E)."""
+        parts = []
+        for expert, h, (cos, sin, wide) in zip((self.und, self.gen), x, rotary, strict=True):
+            if expert is None or not len(h):
+                continue
+            # In float32 no row is special, and a compiled expert stays one program.
+            half, first = h.dtype in HALVES or torch.is_autocast_enabled(h.device.type), 0
+            for rows, c, s in self.pieces(h, cos, sin):
+                some = wide.within(first, len(rows)) if isinstance(wide, Wide) else wide
+                parts.append(expert.project(rows, c, s, half and some))
+                first += len(rows)
+        q, k, v = (join(part) for part in zip(*parts, strict=True))
+        return q, k, v
+
     def forward(
         self, x: Streams, rotary: Rotary, plan: Plan, past: tuple[Tensor, Tensor] | None,
         gather: Callable[[Tensor], Tensor] | None = None,
     ) -> Layered:  # fmt: skip
         """One layer over both streams; `past` are cached keys and values that come before this pass's own. gather:
         brings in the keys and values of rows that other processes run."""
-        experts = (self.und, self.gen)
-        work = [(e, h, table) for e, h, table in zip(experts, x, rotary, strict=True) if e and len(h)]
-        parts = [e.project(*piece) for e, h, table in work for piece in self.pieces(h, *table)]
-        q, k, v = (join(part) for part in zip(*parts, strict=True))
+        q, k, v = self.project(x, rotary)
         if gather is not None:
             k, v = gather(torch.cat([k, v], dim=-1)).chunk(2, dim=-1)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k]), torch.cat([past[1], v]))
         mixed = attend(q, keys, values, plan).split([len(h) for h in x])
         und, gen = (
             join([e.finish(*piece) for piece in self.pieces(h, m)]) if e and len(h) else h
-            for e, h, m in zip(experts, x, mixed, strict=True)
+            for e, h, m in zip((self.und, self.gen), x, mixed, strict=True)
         )
         return (und, gen), (k, v)
 
 
 Streams = tuple[Tensor, Tensor]  # hidden rows of the understanding and the generation stream
-Rotary = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # (cos, sin) per stream
+Turn = tuple[Tensor, Tensor, Wide | bool]  # cos, sin, and which rows need more than half precision
+Rotary = tuple[Turn, Turn]  # per stream
 Layered = tuple[Streams, tuple[Tensor, Tensor]]
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def rotary_table(position_L3: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (L, E), of multimodal RoPE: frequency bands take their position from rows t, h, w in turn
-    by `rope_sections` (Qwen2.5-VL)."""
-    half = c.head_dim // 2
-    # In this order of operations: at positions beyond 1000 another rounding of the frequencies shows (3e-5).
-    inverse = 1.0 / c.rope_theta ** (torch.arange(half, dtype=torch.float32, device=position_L3.device) / half)
-    sections = torch.tensor(c.rope_sections, device=position_L3.device)
-    axis = torch.repeat_interleave(torch.arange(3, device=position_L3.device), sections, output_size=half)
-    angle = position_L3.float()[:, axis] * inverse
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    half = x_LAE.shape[-1] // 2
-    cos, sin = (table[:, None, :half].to(x_LAE.dtype) for table in (cos_LE, sin_LE))  # both halves turn alike
-    a, b = x_LAE.chunk(2, dim=-1)
-    return torch.cat([(a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)], dim=-1)
 
 
 class TimeEmbedder(nn.Module):

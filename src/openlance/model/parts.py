@@ -177,7 +177,11 @@ class Parts:
 
         def read() -> ViT:
             tensors = self._open(lambda: self.files.decoder(clips) if prefix == INSIDE else self.files.vit)
-            vit = ViT.load(tensors, self.files.config.vit, prefix=prefix, dtype=self.dtype, device=self.device)
+            config = self.files.config
+            vit = ViT.load(
+                tensors, config.vit, prefix=prefix, dtype=self.dtype, device=self.device,
+                rounded_frequencies=config.faithful.rounded_frequencies,
+            )  # fmt: skip
             return self._widened(vit.eval())
 
         return self._guest("vit", path, read)

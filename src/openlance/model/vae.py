@@ -14,10 +14,25 @@ from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
 from openlance.model.names_vae import released_names
+from openlance.model.precision import HALVES
 from openlance.model.wan import build_wan
 from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled, write_tensors
 
 PARTS = ("encoder", "decoder")
+
+
+def denormalised(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Give normalised latents their channels' mean and deviation back.
+
+    Args:
+        z: Latents; mean and std have shapes that fit theirs.
+        mean: Per channel.
+        std: Per channel.
+
+    Returns:
+        z * std + mean; in half precision divided by the rounded inverse, as released (wan/modules/vae2_2.py, decode).
+    """
+    return (z / (1.0 / std) if std.dtype in HALVES else z * std) + mean
 
 
 def sample(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
@@ -60,13 +75,13 @@ class VAE(nn.Module):
     def decode(self, z_CTYX: Tensor, *, clamp: bool = True) -> Tensor:
         """Normalised latents (C, T, Y, X) or a batch -> pixels (3, F, H, W); training wants them before the clamp."""
         self._require("decoder")
-        pixels = self._batched(self.wan.decode_latents, z_CTYX * self.std_C111 + self.mean_C111)
+        pixels = self._batched(self.wan.decode_latents, denormalised(z_CTYX, self.mean_C111, self.std_C111))
         return pixels.clamp(-1.0, 1.0) if clamp else pixels
 
     def decode_steps(self, z_CTYX: Tensor) -> Iterator[Tensor]:
         """The frames of `decode` one latent at a time: (3, f, H, W) or batched, in memory of a few frames."""
         self._require("decoder")
-        z = (z_CTYX * self.std_C111 + self.mean_C111).to(next(self.wan.parameters()).dtype)
+        z = denormalised(z_CTYX, self.mean_C111, self.std_C111).to(next(self.wan.parameters()).dtype)
         for pixels in self.wan.decode_steps(z if z.dim() == 5 else z[None]):
             yield (pixels if z.dim() == 5 else pixels[0]).clamp(-1.0, 1.0)
 

@@ -50,12 +50,23 @@ def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
 
 
 class ViT(nn.Module):
-    """transformers' tower under our interface; parameter names below `tower` are the released ones."""
+    """transformers' tower under our interface; parameter names below `tower` are the released ones.
 
-    def __init__(self, config: ViTConfig) -> None:
+    Attributes:
+        config: Numbers of the tower.
+        tower: The module of transformers.
+    """
+
+    def __init__(self, config: ViTConfig, *, rounded_frequencies: bool = False) -> None:
+        """Build a tower with initial weights.
+
+        Args:
+            config: Numbers of the tower.
+            rounded_frequencies: The habit of that name (`Faithful`), which belongs to the model that the tower is of.
+        """
         super().__init__()
         self.config = config
-        self.tower = _tower(config)
+        self.tower = _tower(config, rounded_frequencies)
 
     def forward(self, clips_3THW: Sequence[Tensor]) -> Tensor:
         """Normalised clips -> cells_MD, clip after clip, each in order of time, row and column."""
@@ -81,15 +92,17 @@ class ViT(nn.Module):
         device: torch.device | str = "cpu",
         allow_pickle: bool = False,
         prefix: str = "",
+        rounded_frequencies: bool = False,
     ) -> ViT:
         """Build and fill a tower from released names, strictly; UserError if the file does not fit. With a prefix only
-        the names that have it count: a decoder's file may carry the tower as `vit_model.*`."""
+        the names that have it count: a decoder's file may carry the tower as `vit_model.*`. rounded_frequencies: see
+        `__init__`."""
         with unfilled():
-            vit = cls(config)
+            vit = cls(config, rounded_frequencies=rounded_frequencies)
         source = open_tensors(path, allow_pickle=allow_pickle)
         load_into(vit.tower, source.only(lambda name: name.startswith(prefix)), lambda name: name[len(prefix) :],
                   dtype=dtype, device=device)  # fmt: skip
-        _fill_tables(vit.tower, config, device)
+        _fill_tables(vit.tower, config, rounded_frequencies, device)
         return vit
 
 
@@ -100,17 +113,46 @@ class _PatchProjection(nn.Conv3d):
         return F.linear(x.flatten(1), self.weight.flatten(1))
 
 
-def _fill_tables(tower: nn.Module, config: ViTConfig, device: torch.device | str) -> None:
+class RoundedRotation(nn.Module):
+    """The rotation of the release's tower, whose every number is of bfloat16.
+
+    There `.to(bfloat16)` rounds the frequencies, and with them positions, their product, its cosine and its sine become
+    bfloat16 (vit/qwen2_5_vl_vit.py, Qwen2_5_VisionRotaryEmbedding and the tower's forward); the rotation itself runs in
+    float32. So it is here, whatever the weights are in. Axes: N patches, F frequencies of an axis, E half a head.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, inverse_F: Tensor) -> None:
+        """Take over the frequencies of a tower, which are rounded here."""
+        super().__init__()
+        self.register_buffer("inv_freq", inverse_F.bfloat16(), persistent=False)
+
+    def angles(self, position_N2: Tensor) -> Tensor:
+        """Give (N, E) angles in bfloat16, those of the rows before those of the columns.
+
+        Args:
+            position_N2: Row and column of each patch.
+        """
+        return (position_N2.bfloat16()[..., None] * self.inv_freq.bfloat16()).flatten(-2)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Give cosine and sine of both halves of a head, as transformers' rotation does."""
+        angle = self.angles(position_ids)
+        return torch.cat([angle.cos()] * 2, dim=-1), torch.cat([angle.sin()] * 2, dim=-1)
+
+
+def _fill_tables(tower: nn.Module, config: ViTConfig, rounded: bool, device: torch.device | str) -> None:
     """Give a planned tower its rotary frequencies, which are in no file. They depend on the width of a head alone, so
     a tower without layers has the same; they stay in float32, whatever the weights are in."""
     head = config.hidden_size // config.num_heads
     small = replace(config, depth=0, hidden_size=head, num_heads=1, intermediate_size=8, out_hidden_size=8)
-    for name, table in _tower(small).named_buffers():
+    for name, table in _tower(small, rounded).named_buffers():
         owner, _, leaf = name.rpartition(".")
         setattr(tower.get_submodule(owner), leaf, table.to(device))
 
 
-def _tower(config: ViTConfig) -> nn.Module:
+def _tower(config: ViTConfig, rounded: bool = False) -> nn.Module:
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
@@ -130,4 +172,6 @@ def _tower(config: ViTConfig) -> nn.Module:
     )
     tower = Qwen2_5_VisionTransformerPretrainedModel(settings)
     tower.patch_embed.proj.__class__ = _PatchProjection  # the same parameters, another forward
+    if rounded:
+        tower.add_module("rotary_pos_emb", RoundedRotation(tower.rotary_pos_emb.inv_freq))
     return tower

@@ -88,7 +88,8 @@ def fresh(config: ModelConfig, vocabulary: int, seed: int, dense: bool = False) 
     """A learner with initial weights, a function of the seed."""
     torch.manual_seed(seed)
     head = DenseHead(config.width, config.vit.stride) if dense else None
-    learner = Learner(Lance(config), ViT(config.vit), vocabulary, head)
+    vit = ViT(config.vit, rounded_frequencies=config.faithful.rounded_frequencies)
+    learner = Learner(Lance(config), vit, vocabulary, head)
     initialise(learner, seed)
     return learner
 

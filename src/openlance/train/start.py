@@ -63,7 +63,8 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
             raise UserError(f"{folder} holds weights in few bits, which cannot learn: give the folder they came from")
         lance = load_lance(files.decoder(), config, allow_pickle=allow_pickle)
         path, prefix = files.vit_of(allow_pickle=allow_pickle)
-        vit = ViT.load(path, config.vit, prefix=prefix, allow_pickle=allow_pickle)
+        rounded = config.faithful.rounded_frequencies
+        vit = ViT.load(path, config.vit, prefix=prefix, allow_pickle=allow_pickle, rounded_frequencies=rounded)
         learner = Learner(lance, vit, len(tokenizer))  # a trained tower needs no auxiliary loss, whose head is not kept
     else:
         learner = fresh(config, len(tokenizer), stage.seed, dense=stage.dense_weight > 0)

@@ -3,5 +3,6 @@
     openlance verify tests/golden
 
 `files` reads a folder in the golden format, `checks` compares and collects, the other modules each know one kind of
-file: `requests` (one generation or one answer), `training` (a packed batch with gradients), `modules`, `preprocessing`.
+file: `requests` (one generation or one answer), `halves` (the same in bfloat16), `training` (a packed batch with
+gradients), `modules`, `preprocessing`.
 """

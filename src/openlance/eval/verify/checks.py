@@ -22,9 +22,11 @@ FAULTS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AssertionEr
 
 # Facts that describe a run rather than state a result.
 DESCRIPTION = {
-    "about", "case", "cases", "dataset_args", "extra", "frame_sampler", "gen", "input", "kv_vs_nocache", "loss_weights",
-    "max_num_tokens", "name", "proof_uncond", "samples", "seed", "task", "tensors", "timestep_shift",
-    "und_kv_min_top2_gap", "und_nocache_min_top2_gap", "vae_layout", "variants", "visual_gen",
+    "about", "case", "cases", "dataset_args", "distances_rel_l2", "dtype", "dtypes", "extra", "frame_sampler", "gen",
+    "input", "inputs_from", "kv_vs_nocache", "loss_weights", "max_num_tokens", "name", "proof_uncond", "samples",
+    "seed", "task", "tensors", "timestep_shift", "und_kv_min_top2_gap", "und_kv_top2_gaps",
+    "und_nocache_min_top2_gap", "unrounded_und_kv_min_top2_gap", "unrounded_und_kv_top2_gaps", "vae_layout",
+    "variants", "visual_gen",
 }  # fmt: skip
 
 

@@ -33,36 +33,42 @@ WAYS = ("compile", "offload", "tiling", "prefix", "batch")
 class Parts:
     """Tokenizer, decoder, ViT and VAE of a folder of released names, each read when it is first needed.
 
-    ways: of `WAYS`, what is on while pictures are made and questions answered.
+    ways: of `WAYS`, what is on while pictures are made and questions answered. dtype: of the weights. rounded: whether
+    rotary frequencies are, as a cast to bfloat16 leaves them; those of the float32 vectors were not.
     """
 
-    def __init__(self, weights: Path, tokenizer: Path, ways: Collection[str] = ()) -> None:
-        self.folder, self.ways = weights, ways
+    def __init__(
+        self, weights: Path, tokenizer: Path, ways: Collection[str] = (), *, dtype: torch.dtype = torch.float32,
+        rounded: bool = False,
+    ) -> None:  # fmt: skip
+        self.folder, self.ways, self.dtype, self.rounded = weights, ways, dtype, rounded
         self.store = PrefixStore(limit=1 << 16) if "prefix" in ways else None
         self.copies = 2 if "batch" in ways else 1  # of each request, in one batch
         # The vectors come from the released sampler, whatever habits the folder may ask for.
-        self.config = replace(read_config(weights), faithful=Faithful())
+        self.config = replace(read_config(weights), faithful=Faithful(rounded_frequencies=rounded))
         self.tokenizer = Tokenizer.from_folder(tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
 
     @cached_property
     def lance(self) -> Lance:
-        return load_lance(self.folder / "model.safetensors", self.config)
+        return load_lance(self.folder / "model.safetensors", self.config, dtype=self.dtype)
 
     @cached_property
     def runner(self) -> Lance:
         """The decoder that makes pictures and answers; with "offload" its weights visit layer by layer."""
         if "offload" not in self.ways:
             return self.lance
-        return settle(load_lance(self.folder / "model.safetensors", self.config), ("und", "gen", "ends"), CPU)
+        lance = load_lance(self.folder / "model.safetensors", self.config, dtype=self.dtype)
+        return settle(lance, ("und", "gen", "ends"), CPU)
 
     @cached_property
     def vit(self) -> ViT:
-        return ViT.load(self.folder / "vit.safetensors", self.config.vit).eval()
+        path, config = self.folder / "vit.safetensors", self.config.vit
+        return ViT.load(path, config, dtype=self.dtype, rounded_frequencies=self.rounded).eval()
 
     @cached_property
     def vae(self) -> VAE:
-        return VAE.load(self.folder / "vae.safetensors", self.config.vae).eval()
+        return VAE.load(self.folder / "vae.safetensors", self.config.vae, dtype=self.dtype).eval()
 
     def pack(self, samples: list[Segments], shift: bool = True) -> Pack:
         return pack(samples, self.codec, replace(self.config.position, shift=shift))

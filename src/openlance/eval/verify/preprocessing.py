@@ -164,8 +164,14 @@ def check_encoders(checks: Checks, parts: Parts, segments: Segments, clips: Mapp
             with checks.part(f"cond.latent{k}"):
                 kept[view.kept.key] = _latents(checks, parts, view.kept, k, medium=i)
 
+    return in_model_space(segments, found, kept)
+
+
+def in_model_space(segments: Segments, cells: Mapping[bytes, Tensor], latents: Mapping[bytes, Tensor]) -> Segments:
+    """Segments whose clips are replaced by given features (T, Y, X, D) and latents (T, Y, X, C), by the clips' keys."""
+
     def made(kind: Kind, value: Any) -> Any:
-        return (found if kind is Kind.PATCHES else kept)[value.key] if isinstance(value, Clip) else value
+        return (cells if kind is Kind.PATCHES else latents)[value.key] if isinstance(value, Clip) else value
 
     return [replace(s, value=made(s.kind, s.value), given=made(s.kind, s.given)) for s in segments]
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from openlance.errors import UserError
 from openlance.eval.verify.checks import Checks, Row
-from openlance.eval.verify.files import GoldenFile, open_folder
+from openlance.eval.verify.files import GoldenFile, GoldenSet, open_folder
+from openlance.eval.verify.halves import check_halves
 from openlance.eval.verify.modules import check_modules
-from openlance.eval.verify.parts import WAYS, Parts
+from openlance.eval.verify.parts import WAYS
 from openlance.eval.verify.preprocessing import check_file
 from openlance.eval.verify.requests import check_request
+from openlance.eval.verify.runs import PLAIN, Family
 from openlance.eval.verify.training import check_training
 
 
@@ -35,8 +37,10 @@ def verify(
     on_file: Callable[[str, int], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
     ways: Collection[str] = (),
+    inputs: Path | None = None,
 ) -> Report:
-    """Compare our code with a folder of golden vectors; ways: of `WAYS`, what is on that must change no number.
+    """Compare our code with a folder of golden vectors; ways: of `WAYS`, what is on that must change no number; inputs:
+    folder of the float32 cases that vectors in bfloat16 take their inputs from (left out: cases/ in or beside theirs).
 
     on_file(name, files in all) is called before each file, on_row after each comparison. UserError if the folder holds
     no vectors or its weights or tokenizer cannot be used; a comparison that breaks down is a row that fails.
@@ -44,14 +48,14 @@ def verify(
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         raise UserError(f"verify knows no {unknown[0]!r}: use some of {', '.join(WAYS)}")
-    with open_folder(folder, weights, tokenizer) as golden:
-        parts = Parts(golden.weights, golden.tokenizer, ways)
+    with open_folder(folder, weights, tokenizer, inputs) as golden:
+        family = Family(golden.weights, golden.tokenizer, ways)
         rows, uncovered = list[Row](), dict[str, list[str]]()
         for file in golden.files:
             if on_file is not None:
                 on_file(file.name, len(golden.files))
             checks = Checks(file, on_row)
-            _check(file, checks, parts)
+            _check(file, checks, family, golden)
             checks.close()
             rows += checks.rows
             if checks.uncovered():
@@ -59,8 +63,11 @@ def verify(
     return Report(rows, uncovered)
 
 
-def _check(file: GoldenFile, checks: Checks, parts: Parts) -> None:
-    if "input" in file.facts:
+def _check(file: GoldenFile, checks: Checks, family: Family, golden: GoldenSet) -> None:
+    parts = family.of(PLAIN)
+    if file.half:
+        check_halves(checks, golden.inputs_of(file), family)
+    elif "input" in file.facts:
         check_request(checks, parts)
     elif "samples" in file.facts:
         check_training(checks, parts)
