@@ -102,12 +102,12 @@ def random_checkpoint(folder: Path) -> Path:
 
     from openlance.config.model import ModelConfig
     from openlance.config.presets import nano
-    from openlance.model.folder import write_config
+    from openlance.model.formats import write_config
     from openlance.model.lance import Lance
     from openlance.model.names import released_name
     from openlance.model.vae import VAE
     from openlance.model.vit import ViT
-    from openlance.model.weights import write_tensors
+    from openlance.model.writer import write_tensors
     from openlance.text.tokenizer import train_tokenizer
 
     torch.manual_seed(0)

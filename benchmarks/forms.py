@@ -21,8 +21,7 @@ from openlance.flow import euler
 from openlance.media.clip import Clip
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
-from openlance.sample.guidance import guide, renormalise
-from openlance.sample.visual import Denoiser, branch_out
+from openlance.sample.visual import Denoiser, branch_out, guide, renormalise
 from openlance.sequence import tasks
 from openlance.sequence.rows import LATENTS, PATCHES, visible
 from openlance.sequence.segment import Segments

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
-from openlance.config.prompts import PromptStyle
+from openlance.config.sampling import PromptStyle
 from openlance.media.clip import Clip
 from openlance.model.lance import Lance
 from openlance.sequence import tasks

@@ -9,7 +9,7 @@ from openlance.cli.explain import WIDTH
 from openlance.cli.main import main
 from openlance.errors import UserError
 from openlance.media import write_image
-from openlance.model.folder import write_config
+from openlance.model.formats import write_config
 from openlance.model.lengths import placeholder
 from openlance.sequence import tasks
 from openlance.sequence.explain import explain, mask_picture

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from openlance.config.hardware import DEVICES, parse_devices
-from openlance.config.model import ModelConfig
+from openlance.config.model import ModelConfig, lance_parameters
 from openlance.config.presets import nano
-from openlance.config.size import decoder_half, encoder_half, lance_parameters, vit_size
+from openlance.config.size import decoder_half, encoder_half, vit_size
 from openlance.model.lance import Lance
 from openlance.model.vit import ViT
 from openlance.model.wan import build_wan

@@ -14,7 +14,7 @@ from openlance.cli.main import main
 from openlance.eval.verify.checks import Checks, Row
 from openlance.eval.verify.files import GoldenFile
 from openlance.eval.verify.run import verify
-from openlance.model.weights import TensorSource
+from openlance.model.tensors import TensorSource
 from openlance.sequence.tasks import TASKS
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from openlance.errors import UserError
-from openlance.model.mapped import DTYPES, Mapped
-from openlance.model.streams import Stream, stream_of, write_file, write_shards
-from openlance.model.weights import PIECE, load_into, open_tensors, read_tensors, unfilled, write_tensors
+from openlance.model.tensors import DTYPES, PIECE, Mapped, load_into, open_tensors, read_tensors, unfilled
+from openlance.model.writer import Stream, stream_of, write_file, write_shards, write_tensors
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -7,10 +7,8 @@ import torch
 
 from openlance.config.model import EXACT, Faithful, ModelConfig
 from openlance.model import layers
-from openlance.model.layers import Expert, fuse
-from openlance.model.rotary import Wide, marker_rows, rotary_table, rotate
-from openlance.sample.guidance import Sampling
-from openlance.sample.visual import Denoiser, branch_out
+from openlance.model.layers import Expert, Wide, fuse, marker_rows, rotary_table, rotate
+from openlance.sample.visual import Denoiser, Sampling, branch_out
 from openlance.sequence.rows import LATENTS, TEXT
 from openlance.train.objective import objective
 

@@ -8,9 +8,9 @@ import torch
 
 from openlance.config.model import VAEConfig
 from openlance.errors import UserError
-from openlance.model.frame_vae import FrameVAE
-from openlance.model.names_vae import released_names
-from openlance.model.vae import VAE, denormalised, sample
+from openlance.model.frame_vae import FrameVAE, denormalised
+from openlance.model.names import released_names
+from openlance.model.vae import VAE, sample
 from openlance.model.vae_lazy import LazyVAE, channels_first, channels_last, to_signed, to_uint8
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -235,7 +235,7 @@ def test_clips_that_do_not_fit_name_the_nearest_sizes(tiny):
 
 
 def test_a_file_that_does_not_fit_is_refused(tiny, tmp_path):
-    from openlance.model.weights import write_tensors
+    from openlance.model.writer import write_tensors
 
     state = tiny.released_state()
     write_tensors(tmp_path / "less.safetensors", {n: t for n, t in state.items() if n != "conv1.bias"})

@@ -8,8 +8,8 @@ import torch
 
 from openlance.config.model import ViTConfig
 from openlance.errors import UserError
+from openlance.model.tensors import TensorSource
 from openlance.model.vit import ViT, normalise, to_patches
-from openlance.model.weights import TensorSource
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from openlance.errors import UserError
-from openlance.model.weights import TensorSource, load_into, open_tensors, read_tensors, write_tensors
+from openlance.model.tensors import TensorSource, load_into, open_tensors, read_tensors
+from openlance.model.writer import write_tensors
 
 
 def layers() -> nn.Module:

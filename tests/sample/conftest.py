@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from openlance.config.model import ModelConfig
-from openlance.model.folder import write_config
+from openlance.model.formats import write_config
 from openlance.model.names import released_name
+from openlance.model.tensors import read_tensors
 from openlance.model.vae import VAE
 from openlance.model.vit import ViT
-from openlance.model.weights import read_tensors, write_tensors
+from openlance.model.writer import write_tensors
 from openlance.sample.pipeline import Pipeline
 
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openlance.config.prompts import RELEASED_RUN
-from openlance.config.sampling import GenerationConfig
+from openlance.config.sampling import RELEASED_RUN, GenerationConfig
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import MAX_PIXELS, write_image
@@ -310,7 +309,7 @@ def test_a_pickle_is_refused_even_under_another_name(spoiled, file):
 
 
 def test_the_released_codec_is_read_if_pickles_are_allowed(spoiled, pipe):
-    from openlance.model.weights import read_tensors
+    from openlance.model.tensors import read_tensors
 
     weights = spoiled.folder / "vae.safetensors"
     torch.save(read_tensors(weights), spoiled.folder / "Wan2.2_VAE.pth")

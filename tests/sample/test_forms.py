@@ -13,10 +13,11 @@ import torch
 import openlance
 from openlance.errors import UserError
 from openlance.model.convert import FORMS, gather, random_checkpoint, write
-from openlance.model.forms import CLIPS, IMAGES, TOWER, find
+from openlance.model.formats import CLIPS, IMAGES, TOWER, find
 from openlance.model.hub import check_hashes
 from openlance.model.inspection import inspect, needs
-from openlance.model.weights import read_tensors, write_tensors
+from openlance.model.tensors import read_tensors
+from openlance.model.writer import write_tensors
 from openlance.sample.pipeline import load
 
 PICTURE = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)

@@ -8,8 +8,7 @@ import torch
 
 from openlance.config.sampling import Sampling
 from openlance.errors import UserError
-from openlance.sample.guidance import guide, renormalise
-from openlance.sample.visual import Denoiser, branch_out, denoise
+from openlance.sample.visual import Denoiser, branch_out, denoise, guide, renormalise
 
 FEW = Sampling(num_inference_steps=4, guidance_scale=1.0)
 

@@ -12,9 +12,8 @@ from openlance.config.model import EXACT, Faithful
 from openlance.config.presets import nano
 from openlance.config.train import Stage
 from openlance.model.convert import FORMS, gather, write
-from openlance.model.folder import read_config
-from openlance.model.forms import find
-from openlance.model.rotary import frequencies
+from openlance.model.formats import find, read_config
+from openlance.model.layers import frequencies
 from openlance.train.start import open_base
 
 NANO = Path(openlance.__file__).parent / "assets" / "nano"

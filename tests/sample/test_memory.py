@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from openlance.errors import UserError
-from openlance.model.forms import find
+from openlance.model.formats import find
 from openlance.model.offload import PLANS, SLOTS, group, parse_memory, plans, sizes
 from openlance.sample import engine
 from openlance.sample.pipeline import load

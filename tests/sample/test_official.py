@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from openlance.config.prompts import NO_PRIOR
+from openlance.config.sampling import NO_PRIOR
 from openlance.errors import UserError
 from openlance.media import write_image
 from openlance.sample.enhance import Enhancer

@@ -9,8 +9,7 @@ from torch import nn
 from openlance.config.train import stage
 from openlance.errors import UserError
 from openlance.model.convert import gather, write
-from openlance.model.folder import load_lance
-from openlance.model.forms import find
+from openlance.model.formats import find, load_lance
 from openlance.model.inspection import inspect
 from openlance.model.quant import KINDS, RECIPES, QuantLinear, from_levels, quantise, to_levels
 from openlance.sample.pipeline import Pipeline

@@ -5,7 +5,7 @@ import torch
 
 from openlance.sequence import tasks
 from openlance.sequence.chat import spans
-from openlance.sequence.positions import SOURCE, TARGET
+from openlance.sequence.rows import SOURCE, TARGET
 from openlance.sequence.segment import Role
 
 

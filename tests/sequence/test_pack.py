@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from openlance.sequence import tasks
-from openlance.sequence.positions import SOURCE, TARGET
-from openlance.sequence.rows import NO_LABEL, Rows
+from openlance.sequence.rows import NO_LABEL, SOURCE, TARGET, Rows
 from openlance.sequence.segment import Kind, Role, Segment, drop
 
 COUNTED = {"doc", "segment", "target"}  # columns that number things through the whole pack

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openlance.errors import UserError
-from openlance.model.folder import load_lance
+from openlance.model.formats import load_lance
 from openlance.train.parallel import Team
 from openlance.train.qwen import fill_from_qwen
 from openlance.train.start import Base, export

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
-from openlance.config.prompts import PromptStyle
+from openlance.config.sampling import PromptStyle
 from openlance.config.train import Stage
 from openlance.data.source import Sample
 from openlance.errors import UserError

@@ -119,14 +119,14 @@ def numbers_of(model: str) -> tuple[ModelConfig, str]:
         return shipped[model](), model
     if not Path(model).is_dir():
         raise UserError(f"there is no model {model!r}: use {', '.join(shipped)} or a folder with weights")
-    from openlance.model.forms import find
+    from openlance.model.formats import find
 
     config = find(model).config
     return config, "nano" if is_small(config) and "nano" in presets() else RELEASED
 
 
 def is_small(config: ModelConfig) -> bool:
-    from openlance.config.size import lance_parameters
+    from openlance.config.model import lance_parameters
 
     return sum(n for _, n in lance_parameters(config)) < SMALL
 

@@ -118,7 +118,7 @@ def numbers(row: Row) -> tuple[str, str]:
 def write_json(report: Report, path: Path) -> None:
     """Every comparison and what was not covered; the file appears whole or not at all. An error that is no finite
     number is null."""
-    from openlance.model.folder import write_json as write
+    from openlance.model.formats import write_json as write
 
     rows = [
         {

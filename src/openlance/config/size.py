@@ -5,42 +5,9 @@ Nothing is built; tests hold these counts equal to the modules and to the publis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from openlance.config.model import ModelConfig, VAEConfig, ViTConfig
-
-
-def lance_parameters(c: ModelConfig) -> Iterator[tuple[str, int]]:
-    """(name, numbers) of every tensor of the decoder, under the names of `model.lance.Lance`."""
-    yield "embed.weight", c.vocab_size * c.width
-    for layer in range(c.layers):
-        for stream in ("und", "gen"):
-            yield from ((f"layers.{layer}.{stream}.{name}", n) for name, n in expert_parameters(c))
-    for stream in ("und", "gen"):
-        yield f"norm.{stream}.weight", c.width
-    yield "head.weight", c.vocab_size * c.width
-    yield from _linear("time.up", c.time_features, c.width)
-    yield from _linear("time.out", c.width, c.width)
-    yield from _linear("latent_in", c.latent_channels, c.width)
-    yield from _linear("latent_out", c.width, c.latent_channels)
-
-
-def expert_parameters(c: ModelConfig) -> Iterator[tuple[str, int]]:
-    """One stream's tensors of one layer."""
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    yield "attention_norm.weight", c.width
-    for name, size in (("q", q), ("k", kv), ("v", kv)):
-        yield from _linear(name, c.width, size)
-    yield from (("q_norm.weight", c.head_dim), ("k_norm.weight", c.head_dim))
-    yield "o.weight", q * c.width
-    yield "mlp_norm.weight", c.width
-    yield from ((f"{name}.weight", c.width * c.mlp_width) for name in ("gate", "up", "down"))
-
-
-def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, int]]:
-    yield f"{name}.weight", inputs * outputs
-    yield f"{name}.bias", outputs
+from openlance.config.model import ModelConfig, VAEConfig, ViTConfig, expert_parameters
 
 
 def expert_size(c: ModelConfig) -> int:

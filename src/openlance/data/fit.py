@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from openlance.config.model import ModelConfig
-from openlance.config.prompts import EXACT, PromptStyle
+from openlance.config.sampling import EXACT, PromptStyle
 from openlance.config.train import Stage
 from openlance.data.front import Front
 from openlance.errors import UserError

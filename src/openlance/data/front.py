@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openlance.config.prompts import EXACT, PromptStyle
+from openlance.config.sampling import EXACT, PromptStyle
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.transform import ClipViews, MediaTransform

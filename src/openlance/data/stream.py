@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from openlance.config.model import ModelConfig
-from openlance.config.prompts import EXACT, PromptStyle
+from openlance.config.sampling import EXACT, PromptStyle
 from openlance.config.train import Stage
 from openlance.data.fit import Fit
 from openlance.data.mixture import Mixture, Tally

@@ -19,13 +19,21 @@ from torch import Tensor
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
 from openlance.model.expected import PARTS, expected
-from openlance.model.folder import config_files, write_config, write_json
-from openlance.model.forms import CODEC, IMAGES, INSIDE, PUBLISHED, TOWER, Files
-from openlance.model.names import COMPUTED
-from openlance.model.names_vae import config_for_diffusers, released_names
+from openlance.model.formats import (
+    CODEC,
+    IMAGES,
+    INSIDE,
+    PUBLISHED,
+    TOWER,
+    Files,
+    config_files,
+    write_config,
+    write_json,
+)
+from openlance.model.names import COMPUTED, config_for_diffusers, released_names
 from openlance.model.quant import in_few_bits, kinds_of
-from openlance.model.streams import Stream, progress, stream_of, write_shards
-from openlance.model.weights import TensorSource, compare, open_tensors
+from openlance.model.tensors import TensorSource, compare, open_tensors
+from openlance.model.writer import Stream, progress, stream_of, write_shards
 from openlance.text.tokenizer import Tokenizer
 
 FORMS = ("openlance", "released", "diffusers")

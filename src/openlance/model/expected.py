@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from openlance.config.model import ModelConfig
 from openlance.model.lance import Lance
 from openlance.model.names import released_name
-from openlance.model.weights import unfilled
+from openlance.model.tensors import unfilled
 
 Shapes = dict[str, tuple[int, ...]]
 PARTS = ("decoder", "vit", "vae")
@@ -34,7 +34,7 @@ def _vit(config: ModelConfig) -> Shapes:
 
 
 def _vae(config: ModelConfig) -> Shapes:
-    from openlance.model.names_vae import released_names
+    from openlance.model.names import released_names
     from openlance.model.wan import build_wan
 
     names = released_names(config.vae)

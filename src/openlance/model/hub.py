@@ -18,8 +18,8 @@ from pathlib import Path
 
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
-from openlance.model.forms import CODEC, Files, find
-from openlance.model.shards import listed_files
+from openlance.model.formats import CODEC, Files, find
+from openlance.model.tensors import listed_files
 
 RELEASED = "bytedance-research/Lance"
 # Commits that are fetched unless another revision is asked for, so that a later upload changes nothing unnoticed.

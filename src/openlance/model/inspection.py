@@ -13,14 +13,20 @@ import numpy as np
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.model.expected import expected
-from openlance.model.forms import INSIDE, Files, find
+from openlance.model.formats import INSIDE, Files, find
 from openlance.model.hub import check_hashes
-from openlance.model.mapped import NAMES
-from openlance.model.names import COMPUTED
-from openlance.model.names_vae import released_names
+from openlance.model.names import COMPUTED, released_names
 from openlance.model.quant import stored_shapes
-from openlance.model.shards import PICKLE_SUFFIXES, first, listed_files
-from openlance.model.weights import TensorSource, check_finite, compare, open_tensors
+from openlance.model.tensors import (
+    NAMES,
+    PICKLE_SUFFIXES,
+    TensorSource,
+    check_finite,
+    compare,
+    first,
+    listed_files,
+    open_tensors,
+)
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind
 

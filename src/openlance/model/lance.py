@@ -15,8 +15,16 @@ from torch import Tensor, nn
 from openlance.config.model import ModelConfig
 from openlance.model.attention import Plan, plan_attention
 from openlance.model.crew import Split
-from openlance.model.layers import Layer, RMSNorm, Rotary, Streams, TimeEmbedder, latent_table
-from openlance.model.rotary import marker_rows, rotary_table
+from openlance.model.layers import (
+    Layer,
+    RMSNorm,
+    Rotary,
+    Streams,
+    TimeEmbedder,
+    latent_table,
+    marker_rows,
+    rotary_table,
+)
 from openlance.sequence.rows import Rows
 
 

@@ -25,7 +25,8 @@ from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.model.lance import Lance
-from openlance.model.weights import read_tensors, write_tensors
+from openlance.model.tensors import read_tensors
+from openlance.model.writer import write_tensors
 
 # The matrices of the experts: what adapters change and few bits hold.
 TARGETS = r"layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)"

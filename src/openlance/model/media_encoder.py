@@ -21,7 +21,7 @@ from torch import Tensor
 from openlance.media.clip import Clip
 from openlance.model.tiled import Tiling, encode_tiled
 from openlance.model.vae_lazy import LazyVAE, channels_last, to_signed
-from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.segment import Kind, Role, Segment, Segments, about_clips
 
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
@@ -131,11 +131,6 @@ class MediaEncoder:
             while len(self.memory) > self.remembers:
                 self.memory.popitem(last=False)
         return found
-
-
-def about_clips(samples: Iterable[Segments]) -> bool:
-    """Whether anything in these lists moves."""
-    return any(s.size is not None and s.size[0] > 1 for segments in samples for s in segments)
 
 
 def _key(kind: Kind, clip: Clip, moving: bool) -> Key:

@@ -1,8 +1,14 @@
-"""Our parameter names <-> the released ones, one rule per part, checked to be a bijection over a whole checkpoint."""
+"""Released tensor names and ours, both ways: of the decoder and of the VAE, and the names of diffusers' VAE."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from openlance.config.model import VAEConfig
 
 FIXED = {
     "embed": "language_model.model.embed_tokens",
@@ -59,3 +65,94 @@ def our_name(released: str) -> str | None:
         return None
     stream, part = _PARTS[match[2]]
     return f"layers.{match[1]}.{stream}.{part}.{leaf}"
+
+
+# Released module -> ours, for the modules outside of the two halves, with the half that needs them.
+_JOINTS = {"conv1": ("quant_conv", "encoder"), "conv2": ("post_quant_conv", "decoder")}
+_RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+
+
+@dataclass(frozen=True)
+class ReleasedNames:
+    """Both ways between the tensor names of `Wan2.2_VAE.pth` and those of diffusers' modules."""
+
+    ours: dict[str, str]  # released module path -> our module path
+    part: dict[str, str]  # released module path -> "encoder" or "decoder"
+
+    def to_ours(self, name: str, parts: Iterable[str] = ("encoder", "decoder")) -> str | None:
+        """Our name of a released tensor, or of one that diffusers wrote; None if it belongs to a half that is not
+        wanted.
+
+        A name that neither has comes back marked, so that strict loading reports it as unexpected.
+        """
+        module, _, leaf = name.rpartition(".")
+        module = self._theirs.get(module, module)
+        if module not in self.ours:
+            return f"unknown:{name}"
+        return f"{self.ours[module]}.{leaf}" if self.part[module] in parts else None
+
+    def to_released(self, name: str) -> str:
+        """The released name of one of our tensors; KeyError if it has none."""
+        module, _, leaf = name.rpartition(".")
+        return f"{self._theirs[module]}.{leaf}"
+
+    @cached_property
+    def _theirs(self) -> dict[str, str]:
+        return {ours: released for released, ours in self.ours.items()}
+
+
+def released_names(config: VAEConfig) -> ReleasedNames:
+    """The table of module names for a codec of these numbers."""
+    levels, blocks = len(config.dim_mult), config.num_res_blocks
+    ours = {released: mine for released, (mine, _) in _JOINTS.items()}
+    part = {released: half for released, (_, half) in _JOINTS.items()}
+    for half, theirs, mine, sampler, count in (
+        ("encoder", "downsamples", "down_blocks", "downsampler", blocks),
+        ("decoder", "upsamples", "up_blocks", "upsampler", blocks + 1),
+    ):
+        table = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
+        for released, block in (("middle.0", "mid_block.resnets.0"), ("middle.2", "mid_block.resnets.1")):
+            table |= {f"{released}.{a}": f"{block}.{b}" for a, b in _RESIDUAL.items()}
+        for leaf in ("norm", "to_qkv", "proj"):
+            table[f"middle.1.{leaf}"] = f"mid_block.attentions.0.{leaf}"
+        for i in range(levels):
+            for j in range(count):
+                table |= {f"{theirs}.{i}.{theirs}.{j}.{a}": f"{mine}.{i}.resnets.{j}.{b}" for a, b in _RESIDUAL.items()}
+            for leaf in ("resample.1", "time_conv"):
+                table[f"{theirs}.{i}.{theirs}.{count}.{leaf}"] = f"{mine}.{i}.{sampler}.{leaf}"
+        ours |= {f"{half}.{a}": f"{half}.{b}" for a, b in table.items()}
+        part |= {f"{half}.{a}": half for a in table}
+    return ReleasedNames(ours, part)
+
+
+# Ours -> diffusers', for the numbers of AutoencoderKLWan that differ between models.
+_SETTINGS = {
+    "z_dim": "z_dim", "dim": "base_dim", "dec_dim": "decoder_base_dim", "dim_mult": "dim_mult",
+    "num_res_blocks": "num_res_blocks", "temperal_downsample": "temperal_downsample", "patch_size": "patch_size",
+    "mean": "latents_mean", "std": "latents_std",
+}  # fmt: skip
+
+
+def config_of_diffusers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a released vae_config.json says, from the config.json of diffusers' AutoencoderKLWan."""
+    return {mine: values[theirs] for mine, theirs in _SETTINGS.items() if theirs in values}
+
+
+def config_for_diffusers(config: VAEConfig) -> dict[str, Any]:
+    """The arguments of diffusers' AutoencoderKLWan for a codec of these numbers."""
+    values = {"temperal_downsample": config.temporal_downsample, **vars(config)}
+    channels = 3 * config.patch_size**2
+    return {theirs: _plain(values[mine]) for mine, theirs in _SETTINGS.items()} | {
+        "is_residual": True, "in_channels": channels, "out_channels": channels,
+        "scale_factor_temporal": config.temporal_stride, "scale_factor_spatial": config.stride,
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

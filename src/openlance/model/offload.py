@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openlance.config.model import ModelConfig
-from openlance.config.size import lance_parameters
+from openlance.config.model import ModelConfig, lance_parameters
 from openlance.errors import UserError
-from openlance.model.folder import is_generation
+from openlance.model.formats import is_generation
 from openlance.model.lance import Lance
 from openlance.model.layers import MOST_ROWS
 

@@ -13,14 +13,13 @@ import torch
 
 from openlance.errors import UserError
 from openlance.model import hub
-from openlance.model.folder import load_lance
-from openlance.model.forms import CLIPS, IMAGES, INSIDE, Files
+from openlance.model.formats import CLIPS, IMAGES, INSIDE, Files, load_lance
 from openlance.model.lance import Lance
 from openlance.model.offload import Plan, Work, free_memory, group, plans, settle, sizes
 from openlance.model.precision import HALVES, M, fast_bfloat16, widen
 from openlance.model.quant import bytes_per_number, quantise
+from openlance.model.tensors import TensorSource, open_tensors
 from openlance.model.vae_lazy import LazyVAE
-from openlance.model.weights import TensorSource, open_tensors
 
 if TYPE_CHECKING:
     from openlance.model.lora import Adapter
@@ -118,7 +117,8 @@ class Parts:
         path = self.files.decoder(clips)
         if self.files.missing(path) or (path.suffix == ".pth" and not self.allow_pickle):
             return {}
-        return bytes_per_number(open_tensors(path, allow_pickle=self.allow_pickle))
+        tensors = open_tensors(path, allow_pickle=self.allow_pickle)
+        return bytes_per_number(tensors) if tensors.has_scales else {}
 
     def _numbers(self, name: str, clips: bool) -> int:
         """Numbers in a guest, 0 if its file is not there (yet) or may not be read."""

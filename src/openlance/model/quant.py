@@ -23,8 +23,8 @@ from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.lora import TARGETS
 from openlance.model.names import our_name
-from openlance.model.streams import Stream
-from openlance.model.weights import TensorSource
+from openlance.model.tensors import TensorSource
+from openlance.model.writer import Stream
 
 MATRIX = re.compile(TARGETS)
 GROUP = 64  # numbers of a row that share a scale in four bits; a row that is no multiple is one group

@@ -13,26 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
-from openlance.model.names_vae import released_names
-from openlance.model.precision import HALVES
+from openlance.model.frame_vae import denormalised
+from openlance.model.names import released_names
+from openlance.model.tensors import TensorSource, load_into, open_tensors, unfilled
 from openlance.model.wan import build_wan
-from openlance.model.weights import TensorSource, load_into, open_tensors, unfilled, write_tensors
+from openlance.model.writer import write_tensors
 
 PARTS = ("encoder", "decoder")
-
-
-def denormalised(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Give normalised latents their channels' mean and deviation back.
-
-    Args:
-        z: Latents; mean and std have shapes that fit theirs.
-        mean: Per channel.
-        std: Per channel.
-
-    Returns:
-        z * std + mean; in half precision divided by the rounded inverse, as released (wan/modules/vae2_2.py, decode).
-    """
-    return (z / (1.0 / std) if std.dtype in HALVES else z * std) + mean
 
 
 def sample(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:

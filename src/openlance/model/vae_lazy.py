@@ -17,8 +17,8 @@ from torch import Tensor
 
 from openlance.config.model import VAEConfig
 from openlance.model.frame_vae import FrameVAE
-from openlance.model.precision import M, fast_bfloat16
-from openlance.model.weights import TensorSource
+from openlance.model.precision import HALVES, M, fast_bfloat16
+from openlance.model.tensors import TensorSource
 
 if TYPE_CHECKING:
     from openlance.model.vae import VAE
@@ -120,4 +120,5 @@ class LazyVAE:
         return self._ready(FrameVAE.load(self.weights, self.config, parts=("decoder",), **self._settings))
 
     def _ready(self, half: M) -> M:
-        return (half if fast_bfloat16(self.device) else half.float()).eval()
+        wide = self.dtype in HALVES and not fast_bfloat16(self.device)
+        return (half.float() if wide else half).eval()

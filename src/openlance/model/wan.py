@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openlance.config.model import VAEConfig
-from openlance.model.names_vae import config_for_diffusers
+from openlance.model.names import config_for_diffusers
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

@@ -21,9 +21,9 @@ from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.transform import MediaTransform
 from openlance.model.crew import Crew
-from openlance.model.forms import Files, find
+from openlance.model.formats import Files, find
 from openlance.model.lance import Lance
-from openlance.model.media_encoder import REMEMBERED, MediaEncoder, about_clips
+from openlance.model.media_encoder import REMEMBERED, MediaEncoder
 from openlance.model.offload import Work, parse_memory
 from openlance.model.parts import Parts, usual_dtype
 from openlance.model.tiled import Tiling, decode_tiled
@@ -32,7 +32,7 @@ from openlance.sample.inputs import seed_of
 from openlance.sample.prefix import PrefixStore
 from openlance.sample.text import Answer, decode
 from openlance.sample.visual import denoise
-from openlance.sequence.segment import Kind, Role, Segments
+from openlance.sequence.segment import Kind, Role, Segments, about_clips
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 
 if TYPE_CHECKING:
@@ -166,6 +166,9 @@ class Engine:
 
     def encode(self, requests: Sequence[Segments]) -> list[Segments]:
         """The same requests with their media in model space (see `model.media_encoder`)."""
+        media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
+        if all(s.value is None and s.given is None for s in media):
+            return list(requests)  # drawn from words alone
         with self.turn:
             self.media.remembers = REMEMBERED if self.prefixes.limit else 0
             encoded = self.media(requests)

@@ -1,5 +1,6 @@
 """Denoising: fill the visual target of each request, all requests and all guidance branches in one batch. Media are in
-model space before it begins (`model.media_encoder`)."""
+model space before it begins (`model.media_encoder`).
+"""
 
 from __future__ import annotations
 
@@ -16,13 +17,11 @@ from openlance.model.crew import Crew
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
 from openlance.sample.compiled import Pass, Recorded, can_record, compiled
-from openlance.sample.guidance import guide, renormalise
 from openlance.sample.prefix import PrefixStore, prefill
 from openlance.sample.step_cache import StepCache
 from openlance.sequence.chat import Codec
 from openlance.sequence.pack import Pack, Visual, pack
-from openlance.sequence.positions import PROMPT
-from openlance.sequence.rows import LATENTS, PATCHES, Rows
+from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, Rows
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
 
 
@@ -313,3 +312,27 @@ def _moves(v: Visual) -> Tensor:
 
 def _split(x: Tensor, targets: list[Visual]) -> list[Tensor]:
     return list(x.split([v.rows[1] - v.rows[0] for v in targets]))
+
+
+def guide(text: Tensor, no_text: Tensor | None, nothing: Tensor | None, s: Sampling) -> Tensor:
+    """v = v_u + g_i (v_i - v_u) + g_t (v - v_i), where v_i dropped the prompt and v_u the visual conditions too.
+
+    All (N, C). Without `nothing` this is the released rule v_i + g_t (v - v_i)."""
+    guided = text
+    if no_text is not None:
+        guided = no_text + s.guidance_scale * (text - no_text)
+    if nothing is not None:
+        below = no_text if no_text is not None else text
+        guided = guided + (s.image_guidance_scale - 1) * (below - nothing)
+    return guided
+
+
+def renormalise(guided: Tensor, conditional: Tensor, counted: Tensor, s: Sampling) -> Tensor:
+    """Shrink a guided velocity (N, C) to the conditional norm; `counted` rows enter the global norm (released code)."""
+    if s.renorm == "none":
+        return guided
+    if s.renorm == "channel":
+        have, want = guided.norm(dim=-1, keepdim=True), conditional.norm(dim=-1, keepdim=True)
+    else:
+        have, want = guided[counted].norm(), conditional[counted].norm()
+    return guided * torch.clamp(want / (have + 1e-8), min=s.renorm_min, max=1.0)

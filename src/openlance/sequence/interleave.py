@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openlance.config.prompts import RELEASED_RUN, PromptStyle
+from openlance.config.sampling import RELEASED_RUN, PromptStyle
 from openlance.errors import UserError
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segment, Segments

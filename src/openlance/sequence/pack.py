@@ -9,20 +9,33 @@ import numpy as np
 import torch
 
 from openlance.config.model import PositionConfig
-from openlance.sequence import positions
 from openlance.sequence.chat import Codec, Span, spans
-from openlance.sequence.rows import NO_LABEL, TEXT, Rows
+from openlance.sequence.rows import (
+    LAST,
+    NO_LABEL,
+    PATCH,
+    PROMPT,
+    REFERENCE,
+    SOURCE,
+    TARGET,
+    TEXT,
+    Rows,
+    block_advance,
+    grid_positions,
+    latent_cells,
+    modality_shift,
+)
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 
 CODES = {
-    (Kind.PATCHES, Role.REFERENCE): positions.PATCH,
-    (Kind.PATCHES, Role.SOURCE): positions.PATCH,
-    (Kind.PATCHES, Role.HISTORY): positions.PATCH,
-    (Kind.LATENTS, Role.SOURCE): positions.SOURCE,
-    (Kind.LATENTS, Role.REFERENCE): positions.REFERENCE,
-    (Kind.LATENTS, Role.HISTORY): positions.REFERENCE,
-    (Kind.LATENTS, Role.LAST): positions.LAST,
-    (Kind.LATENTS, Role.TARGET): positions.TARGET,
+    (Kind.PATCHES, Role.REFERENCE): PATCH,
+    (Kind.PATCHES, Role.SOURCE): PATCH,
+    (Kind.PATCHES, Role.HISTORY): PATCH,
+    (Kind.LATENTS, Role.SOURCE): SOURCE,
+    (Kind.LATENTS, Role.REFERENCE): REFERENCE,
+    (Kind.LATENTS, Role.HISTORY): REFERENCE,
+    (Kind.LATENTS, Role.LAST): LAST,
+    (Kind.LATENTS, Role.TARGET): TARGET,
 }
 
 
@@ -55,7 +68,7 @@ class Pack:
 def _code(span: Span, draws: bool) -> int:
     """Text is template text but for the prompt of a picture or clip, which is what guidance drops."""
     if span.owner is None or span.owner.kind is Kind.TEXT:
-        return positions.PROMPT if draws and span.owner is not None and span.owner.role is Role.PROMPT else -1
+        return PROMPT if draws and span.owner is not None and span.owner.role is Role.PROMPT else -1
     return CODES[span.owner.kind, span.owner.role]
 
 
@@ -70,9 +83,9 @@ def _text(span: Span, code: int, segment: int, counter: int) -> dict[str, Any]:
 def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: int) -> dict[str, Any]:
     """A visual block with its two markers; the markers are text rows of the same segment."""
     assert span.owner is not None and span.grid is not None
-    is_target, has_cells = code == positions.TARGET, span.owner.kind is Kind.LATENTS or config.patch_table > 0
-    after = counter + 1 + positions.block_advance(span.grid, config.tokens_per_second)
-    inner = counter + 1 + positions.grid_positions(span.grid, config.tokens_per_second)
+    is_target, has_cells = code == TARGET, span.owner.kind is Kind.LATENTS or config.patch_table > 0
+    after = counter + 1 + block_advance(span.grid, config.tokens_per_second)
+    inner = counter + 1 + grid_positions(span.grid, config.tokens_per_second)
     n = len(span.ids)
 
     def between(marker: int, value: Any) -> np.ndarray:
@@ -83,7 +96,7 @@ def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: 
     return {
         "full": 1, "noisy": is_target, "code": code, "token": span.ids, "learn": 0,
         "kind": between(TEXT, span.owner.kind.value),
-        "cell": between(-1, positions.latent_cells(span.grid, config) if has_cells else -1),
+        "cell": between(-1, latent_cells(span.grid, config) if has_cells else -1),
         "denoise": between(0, (np.arange(n - 2) >= given) & is_target),
         "position": np.concatenate([[[counter] * 3], inner, [[after] * 3]]),
     }  # fmt: skip
@@ -104,18 +117,18 @@ def document(segments: Segments, codec: Codec, config: PositionConfig, draws: in
         elif span.grid is not None and span.owner is not None:
             given = _given(span.owner, span.grid, codec)
             block = _visual(span, code, counter, config, given)
-            if code == positions.LAST:
+            if code == LAST:
                 block["cell"][1:-1] += _last_frame(span.grid, segments, codec) * config.max_latent_side**2
-            for _ in range(draws if code == positions.TARGET else 1):
+            for _ in range(draws if code == TARGET else 1):
                 segment += 1
-                parts.append(block | {"segment": segment, "target": targets if code == positions.TARGET else -1})
+                parts.append(block | {"segment": segment, "target": targets if code == TARGET else -1})
                 visuals.append(Visual(span.owner, span.grid, (length + 1, length + n - 1), given))
-                targets += code == positions.TARGET
+                targets += code == TARGET
                 length += n
             counter, last = int(block["position"][-1, 0]) + 1, None
     columns = {name: np.concatenate([_column(part, name) for part in parts]) for name in parts[0]}
     if config.shift:
-        columns["position"] = positions.modality_shift(columns["position"], columns["code"], config, draws)
+        columns["position"] = modality_shift(columns["position"], columns["code"], config, draws)
     return columns, visuals
 
 

@@ -63,3 +63,8 @@ def drop(segments: Segments, roles: Iterable[Role]) -> Segments:
     """Condition dropout (training) and guidance (sampling) are this, then pack again. Targets always stay."""
     roles = set(roles)
     return [s for s in segments if s.role not in roles or s.role is Role.TARGET]
+
+
+def about_clips(samples: Iterable[Segments]) -> bool:
+    """Whether anything in these lists moves."""
+    return any(s.size is not None and s.size[0] > 1 for segments in samples for s in segments)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from openlance.config.prompts import EXACT, NO_PRIOR, RELEASED_RUN, RELEASED_TRAINING, USUALLY_LAST, PromptStyle
+from openlance.config.sampling import EXACT, NO_PRIOR, RELEASED_RUN, RELEASED_TRAINING, USUALLY_LAST, PromptStyle
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 

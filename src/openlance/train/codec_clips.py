@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openlance.model.frame_vae import DownLevel, Level
 from openlance.model.vae import VAE
-from openlance.model.wan_frames import DownLevel, Level
 from openlance.train.codec_frames import FrameCodec
 
 PAST = 2  # earlier frames that a causal kernel sees

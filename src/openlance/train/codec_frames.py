@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from openlance.config.model import VAEConfig
+from openlance.model.frame_vae import Frames
 from openlance.model.vae import VAE
-from openlance.model.wan_frames import Frames
 
 
 class FrameCodec(Frames):

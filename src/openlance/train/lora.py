@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Resolution, Stage
-from openlance.model.forms import find
+from openlance.model.formats import find
 
 TRAINED = 4.0  # the released training shift, for a checkpoint that says nothing of its own
 

@@ -21,7 +21,7 @@ from openlance.config.train import Stage, recipe
 from openlance.data.world import WorldMixture, world_batch
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
-from openlance.model.folder import write_config
+from openlance.model.formats import write_config
 from openlance.text.tokenizer import Tokenizer, train_tokenizer
 from openlance.train.codec import CodecRecipe, train_codec
 from openlance.train.parallel import Team

@@ -12,16 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from openlance.config.hardware import PER_NODE, Device
-from openlance.config.model import ModelConfig
-from openlance.config.size import (
-    encoder_half,
-    expert_size,
-    lance_parameters,
-    linear_sizes,
-    vit_block_size,
-    vit_merger_size,
-    vit_size,
-)
+from openlance.config.model import ModelConfig, lance_parameters
+from openlance.config.size import encoder_half, expert_size, linear_sizes, vit_block_size, vit_merger_size, vit_size
 from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
 from openlance.train.load import Load, packed, typical

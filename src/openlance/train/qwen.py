@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openlance.errors import UserError
 from openlance.model.names import our_name
-from openlance.model.weights import TensorSource, load_into, open_tensors
+from openlance.model.tensors import TensorSource, load_into, open_tensors
 from openlance.train.learner import Learner
 
 VISION = ("model.visual.", "visual.")  # in memory of transformers 5, in the published files

@@ -16,18 +16,17 @@ import torch
 from torch import Tensor
 
 from openlance.config.model import ModelConfig
-from openlance.config.prompts import PromptStyle
-from openlance.config.sampling import GenerationConfig
+from openlance.config.sampling import GenerationConfig, PromptStyle
 from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
-from openlance.model.folder import load_lance, write_config
-from openlance.model.forms import find
+from openlance.model.formats import find, load_lance, write_config
 from openlance.model.names import released_name
 from openlance.model.quant import kinds_of
+from openlance.model.tensors import open_tensors
 from openlance.model.vae_lazy import LazyVAE
 from openlance.model.vit import ViT
-from openlance.model.weights import open_tensors, write_tensors
+from openlance.model.writer import write_tensors
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.train.learner import Learner, fresh
 from openlance.train.parallel import full

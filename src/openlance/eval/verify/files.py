@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openlance.config.values import read_json
 from openlance.errors import UserError
-from openlance.model.weights import TensorSource, open_tensors
+from openlance.model.tensors import TensorSource, open_tensors
 
 # Tensors may be stored as X.safetensors.xz, which is how a compact copy stays small.
 COMPRESSED = ".safetensors.xz"

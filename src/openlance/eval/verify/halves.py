@@ -18,10 +18,10 @@ from openlance.eval.verify.files import GoldenFile
 from openlance.eval.verify.generation import _run, _sampling, _velocities
 from openlance.eval.verify.runs import PLAIN, RELEASED, ROUNDED, UNROUNDED, Family, Form, Halves, open_halves
 from openlance.eval.verify.traces import embedded
-from openlance.model.rotary import frequencies
+from openlance.model.layers import frequencies
 from openlance.model.vae_lazy import channels_first, to_uint8
 from openlance.model.vit import RoundedRotation
-from openlance.sequence.positions import REFERENCE, SOURCE
+from openlance.sequence.rows import REFERENCE, SOURCE
 
 # Largest difference of a table of cosines, in bfloat16; of everything in float32.
 TABLE, FLOAT = 4e-3, DEEP

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from openlance.eval.verify.checks import CODEC, DEEP, UNIT, Checks
 from openlance.eval.verify.parts import Parts
-from openlance.model.layers import latent_table
-from openlance.model.rotary import rotary_table, rotate
+from openlance.model.layers import latent_table, rotary_table, rotate
 from openlance.model.vae import sample
 from openlance.model.vae_lazy import channels_last
 from openlance.model.vit import to_patches

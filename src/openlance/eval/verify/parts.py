@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openlance.config.model import Faithful
 from openlance.media.clip import Clip
-from openlance.model.folder import load_lance, read_config
+from openlance.model.formats import load_lance, read_config
 from openlance.model.lance import Lance
 from openlance.model.media_encoder import features, pixels_of
 from openlance.model.offload import settle

@@ -1,4 +1,5 @@
-"""Weight files, read strictly: every tensor has exactly one place, every place is filled, every number is finite.
+"""Weight files, read strictly: every tensor has exactly one place, every place is filled, every number is finite. One
+model is a single file, or the shards that an index lists; files are mapped, so that what is not used is not read.
 
 Axes are those of the files. A pickle can run code when it is opened, so it is refused unless asked for, and then only
 tensors are taken from it (torch.load(weights_only=True)).
@@ -6,21 +7,154 @@ tensors are taken from it (torch.load(weights_only=True)).
 
 from __future__ import annotations
 
+import json
+import mmap
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from openlance.errors import UserError
-from openlance.media.files import atomic_path
-from openlance.model.mapped import Mapped
-from openlance.model.shards import PICKLE_SUFFIXES, files_of, first
+
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+# In the order in which the released code looks for them in a checkpoint folder.
+FOLDER_NAMES = ("model.safetensors", "ema.safetensors")
+# Names that the weights of a part have in its folder, by what wrote them.
+STEMS = ("model", "diffusion_pytorch_model", "ema")
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file itself, the shards of an index, or what makes up the one model of a folder. UserError if there is none."""
+    if path.is_file():
+        return [path] if path.suffix != ".json" else shards_of(path)
+    if not path.is_dir():
+        raise UserError(f"there are no weights at {path}: give a .safetensors file or a folder that holds one")
+    for name in FOLDER_NAMES:
+        if (path / name).is_file():
+            return [path / name]
+    indices, singles = sorted(path.glob("*.safetensors.index.json")), sorted(path.glob("*.safetensors"))
+    if len(indices) == 1:
+        return shards_of(indices[0])
+    if len(indices) > 1 or len(singles) > 1:
+        raise UserError(f"{path} holds several models ({first([f.name for f in indices or singles])}): name one file")
+    if singles:
+        return singles
+    pickles = [f.name for f in sorted(path.iterdir()) if f.suffix in PICKLE_SUFFIXES]
+    hint = f"; {pickles[0]} is a pickle, name it and pass --allow-pickle if you trust it" if pickles else ""
+    raise UserError(f"{path} holds no .safetensors file: give a folder that does{hint}")
+
+
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index names, all of them plain names beside it."""
+    names = sorted(set(weight_map(index).values()))
+    if any(Path(n).name != n for n in names):
+        raise UserError(f"{index} names shards outside of its folder: get the file again")
+    missing = [n for n in names if not (index.parent / n).is_file()]
+    if missing or not names:
+        raise UserError(f"{index} names shards that are not there ({first(missing) or 'none at all'}): get them first")
+    return [index.parent / n for n in names]
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> shard of an index; UserError if it is none."""
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in table.values()):
+            raise TypeError("a shard has no name")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is not an index of weight shards ({error!r}): get the file again") from error
+    return table
+
+
+def listed_files(weights: Path) -> list[Path]:
+    """A file itself, or an index and its shards, whether they are there or not."""
+    if weights.suffix != ".json" or not weights.is_file():
+        return [weights]
+    return [weights, *(weights.parent / name for name in sorted(set(weight_map(weights).values())))]
+
+
+def weights_in(folder: Path, stems: tuple[str, ...] = STEMS) -> Path:
+    """The file of the weights in the folder of a part, or the index of its shards; the usual name if there is none."""
+    return first_file(folder, *(f"{stem}.safetensors{end}" for stem in stems for end in ("", ".index.json")))
+
+
+def first_file(folder: Path, *names: str) -> Path:
+    """The first of these files that is there, or else the first."""
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
+def first(names: Iterable[str], count: int = 5) -> str:
+    listed = list(names)
+    rest = f" and {len(listed) - count} more" if len(listed) > count else ""
+    return ", ".join(listed[:count]) + rest
+
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """`dtype`, `shape` and `data_offsets` (in the file) by tensor; UserError if the file is cut short or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):  # checks the header against itself and against the length of the file
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}): get the file again") from error
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise UserError(f"{path} holds {name} as {entry['dtype']}, which is not read here: convert it to BF16")
+        entry["data_offsets"] = [8 + length + at for at in entry["data_offsets"]]
+    return header
+
+
+class Mapped:
+    """The tensors of one file as writable private views: a change stays in this process, the file is never written."""
+
+    def __init__(self, path: Path) -> None:
+        self.header = read_header(path)
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._base = torch.frombuffer(self._map, dtype=torch.uint8).data_ptr()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(entry["shape"]) for name, entry in self.header.items()}
+
+    def read(self, name: str) -> Tensor:
+        entry = self.header[name]
+        begin, end = entry["data_offsets"]
+        dtype = DTYPES[entry["dtype"]]
+        if begin == end:
+            return torch.empty(entry["shape"], dtype=dtype)
+        count = (end - begin) // dtype.itemsize
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=begin).reshape(entry["shape"])
+
+    def release(self, view: Tensor) -> None:
+        """Let the pages of an unchanged view (or of a contiguous piece of one) leave memory; touching it reads them
+        again. A changed view would lose its changes."""
+        page = mmap.PAGESIZE
+        begin = view.data_ptr() - self._base
+        first, last = -(-begin // page) * page, (begin + view.nbytes) // page * page
+        if first < last and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 # Numbers that are checked, converted and let go of at a time: little beside any model, much beside a system call.
 PIECE = 1 << 22
@@ -63,6 +197,11 @@ class TensorSource:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Stream (name, tensor), one tensor in memory at a time."""
         return ((name, self.read(name)) for name in self.shapes)
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether there may be matrices in few bits (`model.quant`): their scales stand beside them."""
+        return any(name.endswith(".scale") for name in self.shapes)
 
     def only(self, keep: Callable[[str], bool]) -> TensorSource:
         """The tensors whose names pass; the others are never read."""
@@ -107,15 +246,6 @@ def read_tensors(
     for name, tensor in found.items():
         check_finite(name, tensor, source.origin)
     return found
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file; it appears whole or not at all."""
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        ready = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(ready, temporary, dict(metadata or {}))
 
 
 def load_into(

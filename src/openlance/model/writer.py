@@ -14,8 +14,7 @@ from torch import Tensor
 
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
-from openlance.model.mapped import NAMES
-from openlance.model.weights import PIECE, TensorSource, check_finite
+from openlance.model.tensors import NAMES, PIECE, TensorSource, check_finite
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,15 @@ def write_shards(
     with atomic_path(index) as temporary:
         temporary.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": table}, indent=1) + "\n")
     return [*(folder / name for name in names), index]
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write one safetensors file; it appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        ready = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        save_file(ready, temporary, dict(metadata or {}))
 
 
 @contextmanager
