@@ -26,7 +26,7 @@ from openlance.sequence.segment import Kind, Role, Segment, Segments, about_clip
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
 
-PIXELS = 1 << 22  # of all frames that go through the VAE's encoder together: bounds its memory
+TOGETHER = 1 << 22  # pixels of all frames that go through the VAE's encoder together in training: bounds its memory
 REMEMBERED = 64  # media
 Key = tuple[Kind, bytes, bool]  # what is made, of what, by which tower
 
@@ -45,15 +45,25 @@ def features(vit: ViT, clips: Sequence[Clip]) -> list[Tensor]:
     return [part.reshape(*grid, -1) for part, grid in zip(cells, grids, strict=True)]
 
 
-def latents(vae: LazyVAE, clips: Sequence[Clip], tiling: Tiling | None = None) -> list[Tensor]:
-    """How clips look: (T, Y, X, C) clean latents of each in float32, the encoder's mean. Frames beyond 1 + k * the
-    temporal stride have none (released code); clips of one size share passes."""
+def latents(vae: LazyVAE, clips: Sequence[Clip], tiling: Tiling | None = None, together: int = 0) -> list[Tensor]:
+    """Encode how clips look.
+
+    Args:
+        vae: The VAE.
+        clips: Frames beyond 1 + k * the temporal stride have no latents (released code).
+        tiling: See `model.tiled`.
+        together: Pixels of clips of one size that may share a pass. With 0 each has its own, and its latents are the
+            same to the last bit whatever it is encoded beside.
+
+    Returns:
+        (T, Y, X, C) clean latents of each in float32, the encoder's mean.
+    """
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for n, clip in enumerate(clips):
         by_shape.setdefault(clip.pixels.shape, []).append(n)
     found: dict[int, Tensor] = {}
     for shape, numbers in by_shape.items():
-        most = max(1, PIXELS // int(np.prod(shape[:3])))
+        most = max(1, together // int(np.prod(shape[:3])))
         for at in range(0, len(numbers), most):
             some = numbers[at : at + most]
             found |= zip(some, _means(vae, [clips[n] for n in some], tiling), strict=True)
@@ -80,12 +90,14 @@ class MediaEncoder:
         vae: Gives the VAE, likewise when it is needed.
         tiling: Of the VAE; None encodes whole pictures.
         remembers: How many media of earlier calls are kept.
+        together: See `latents`.
     """
 
     vit: Callable[[bool], ViT]
     vae: Callable[[], LazyVAE]
     tiling: Tiling | None = None
     remembers: int = 0
+    together: int = 0
     memory: OrderedDict[Key, Tensor] = field(default_factory=OrderedDict)
 
     @torch.no_grad()
@@ -123,7 +135,7 @@ class MediaEncoder:
             found |= zip(new[Kind.PATCHES], features(self.vit(moving), clips), strict=True)
         if new[Kind.LATENTS]:
             clips = list(new[Kind.LATENTS].values())
-            found |= zip(new[Kind.LATENTS], latents(self.vae(), clips, self.tiling), strict=True)
+            found |= zip(new[Kind.LATENTS], latents(self.vae(), clips, self.tiling, self.together), strict=True)
         if self.remembers:
             for key in wanted:
                 self.memory[key] = found[key]

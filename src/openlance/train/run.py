@@ -24,7 +24,7 @@ from openlance.data.source import Source
 from openlance.data.stream import Reading, Stream
 from openlance.errors import UserError
 from openlance.model.lora import Lora, inject, write_adapter
-from openlance.model.media_encoder import MediaEncoder, latents
+from openlance.model.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
 from openlance.train.batch import Preparer
 from openlance.train.checkpoint import disk
@@ -164,7 +164,7 @@ def prepare(
         prepare=Preparer(
             stage=stage,
             codec=base.codec,
-            encode=MediaEncoder(lambda _: base.learner.vit, lambda: vae),
+            encode=MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER),
             device=team.device,
             complete=team.sharded,
         ),
