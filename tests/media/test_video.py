@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from openlance.errors import UserError
-from openlance.media import Clip, frame_indices, read_video, write_video
+from openlance.media import Clip, frame_indices, hdr, read_video, write_video
 from openlance.media.read import read_media
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -92,13 +92,20 @@ def write_frames(path, frames, times, pixel_format="yuv420p"):
         file.mux(stream.encode(None))
 
 
+def shown_grey(grey, pixel_format):
+    """What a player shows of a level: of PQ the light it stands for, 203 nits of which are white."""
+    if pixel_format != "yuv420p10le":
+        return grey
+    return hdr.srgb_curve(np.minimum(hdr.pq_nits(np.array(grey / 255)) / 203, 1)) * 255
+
+
 @pytest.mark.parametrize(
     ("count", "gaps", "pixel_format", "seen"),
     [
         pytest.param(1, [33], "yuv420p", 1, id="one frame"),
         pytest.param(20, [20, 120], "yuv420p", 17, id="variable rate"),
         pytest.param(48, [33], "yuv420p10le", 17, id="ten bits"),
-        pytest.param(10_000, [33], "yuv420p", 69, id="10,000 frames"),
+        pytest.param(3000, [33], "yuv420p", 69, id="3000 frames"),
     ],
 )
 def test_any_rate_depth_and_length_is_read(tmp_path, count, gaps, pixel_format, seen):
@@ -106,7 +113,8 @@ def test_any_rate_depth_and_length_is_read(tmp_path, count, gaps, pixel_format, 
     write_frames(tmp_path / "a.mp4", greys, np.cumsum(np.resize(gaps, count)) - gaps[0], pixel_format)
     found = read_video(tmp_path / "a.mp4").pixels
     assert found.shape == (seen, 16, 16, 3)
-    assert abs(found[0].mean() - greys[0]) < 6 and abs(found[-1].mean() - greys[-1]) < 6, "the first and the last"
+    first, last = (float(shown_grey(grey, pixel_format)) for grey in greys[[0, -1]])
+    assert abs(found[0].mean() - first) < 6 and abs(found[-1].mean() - last) < 6, "the first and the last"
 
 
 def test_damaged_files_and_pictures_without_a_track_are_refused(tmp_path):

@@ -17,7 +17,8 @@ import torch
 
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.sample.inputs import Medium, as_clip, check_texts
+from openlance.media.inputs import Medium, as_clip
+from openlance.sample.inputs import check_texts
 from openlance.sample.pipeline import Pipeline
 from openlance.sample.text import Decoding, Shown
 from openlance.sequence import tasks

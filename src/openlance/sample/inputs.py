@@ -1,48 +1,20 @@
-"""What people hand in, as the model wants it: any picture or video as a clip, and a clip at sizes that fit."""
+"""What people hand in, as the model wants it: media paired with texts, and clips at sizes that fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from openlance.config.model import ModelConfig
 from openlance.errors import UserError
 from openlance.media.buckets import bucket_size, resize, resolution, to_bucket
 from openlance.media.clip import Clip
-
-# A path, a Pillow image, uint8 (H, W, 3), a Clip; where a video makes sense also its path or uint8 (T, H, W, 3).
-Medium: TypeAlias = Any
+from openlance.media.inputs import Medium, as_clip
 
 # Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
 RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
 LARGER = 4  # how many times the model's usual area an input may have before it is scaled down
-
-
-def as_clip(medium: Medium) -> Clip:
-    """A picture as a clip of one frame, or a video as the frames that the model sees; files are told by content."""
-    if isinstance(medium, Clip):
-        return medium
-    if isinstance(medium, (str, Path)):
-        from openlance.media.read import read_media
-
-        return read_media(medium)
-    pixels = np.asarray(medium.convert("RGB") if hasattr(medium, "convert") else medium)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        raise UserError(
-            f"a picture is uint8 (H, W, 3) and a video uint8 (T, H, W, 3), not {pixels.dtype} {pixels.shape}: "
-            f"convert it first"
-        )
-    return Clip(pixels if pixels.ndim == 4 else pixels[None])
-
-
-def as_picture(medium: Medium) -> Clip:
-    """The same, one frame of it: the first of a video."""
-    clip = as_clip(medium)
-    return clip if clip.frames == 1 else clip.with_pixels(clip.pixels[:1])
 
 
 def is_many(value: Any) -> bool:

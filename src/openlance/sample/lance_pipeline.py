@@ -23,10 +23,11 @@ from torch import Tensor
 from openlance.errors import UserError
 from openlance.media.buckets import resize
 from openlance.media.clip import Clip
+from openlance.media.inputs import Medium, as_clip, as_picture
 from openlance.model.offload import parse_memory
 from openlance.model.tiled import Tiling
 from openlance.model.vae import channels_first, channels_last, latent_grid
-from openlance.sample.inputs import Medium, as_clip, as_picture, check_texts, is_many
+from openlance.sample.inputs import check_texts, is_many
 from openlance.sample.load import load
 from openlance.sample.pipeline import Pipeline
 from openlance.sample.processor import Processor

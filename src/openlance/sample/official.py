@@ -15,9 +15,9 @@ from typing import Any
 from openlance.errors import UserError
 from openlance.media.buckets import VAE_STRIDE, VIT_STRIDE, resolution, to_bucket
 from openlance.media.clip import Clip
+from openlance.media.inputs import as_clip, as_picture
 from openlance.sample.engine import Defaults, Engine
 from openlance.sample.enhance import Enhancer
-from openlance.sample.inputs import as_clip, as_picture
 from openlance.sequence.interleave import Form, form_of, request
 from openlance.sequence.official import Entry
 from openlance.sequence.segment import Kind, Role, Segment, Segments

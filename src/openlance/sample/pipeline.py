@@ -17,9 +17,10 @@ import torch
 from openlance.errors import UserError
 from openlance.media.buckets import resize
 from openlance.media.clip import Clip
+from openlance.media.inputs import Medium, as_clip, as_picture
 from openlance.model.vae import latent_grid
 from openlance.sample.engine import Engine
-from openlance.sample.inputs import Medium, as_clip, as_picture, check_texts, grouped, is_many, paired
+from openlance.sample.inputs import check_texts, grouped, is_many, paired
 from openlance.sample.text import Decoding, Shown
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments

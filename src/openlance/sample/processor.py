@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from openlance.errors import UserError
+from openlance.media.inputs import Medium, as_clip, as_picture
 from openlance.sample.engine import Engine
-from openlance.sample.inputs import Medium, as_clip, as_picture, is_many
+from openlance.sample.inputs import is_many
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Segments
 from openlance.sequence.tasks import understand
