@@ -1,6 +1,9 @@
 """Videos: the frames that the release would pick, and files that play."""
 
 import json
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -157,3 +160,19 @@ def test_a_photo_with_a_second_picture_inside_is_one_upright_picture(tmp_path):
     first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second], exif=exif)
     clip = read_media(tmp_path / "a.jpg")
     assert (clip.frames, clip.height, clip.width) == (1, 24, 16)
+
+
+def test_a_process_forked_after_reading_ends(tmp_path):
+    """What reading leaves behind must not make a child wait for threads that it does not have."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    write_video(tmp_path / "a.mp4", Clip(ramp(5, 256, 256).pixels))
+    code = (
+        "import gc, os, sys; from openlance.media import read_media; gc.disable(); read_media(sys.argv[1]);"
+        "child = os.fork(); gc.collect(); os._exit(0) if not child else os.waitpid(child, 0); print('ended')"
+    )
+    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.mp4")], capture_output=True, text=True, env=ours, timeout=20
+    )
+    assert done.stdout.strip() == "ended", done.stderr

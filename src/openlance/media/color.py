@@ -23,17 +23,18 @@ HD_WIDTH, HD_HEIGHT = 1280, 576
 MOST_OBLONG = 8.0
 
 
-def shown(frame: Any, track: Any) -> np.ndarray:
+def shown(frame: Any, track: Any, matrix: tuple[int, int, int, int]) -> np.ndarray:
     """Turn a frame of PyAV into what a player shows of it.
 
     Args:
         frame: a decoded frame in any pixel format.
         track: its track, which knows the shape of a pixel.
+        matrix: the `display_matrix` of the video.
 
     Returns:
         uint8 (H, W, 3), contiguous.
     """
-    return np.ascontiguousarray(turned(_square(_to_rgb(frame, track), frame, track), display_matrix(frame)))
+    return np.ascontiguousarray(turned(_square(_to_rgb(frame, track), track), matrix))
 
 
 def _to_rgb(frame: Any, track: Any) -> np.ndarray:
@@ -45,15 +46,23 @@ def _to_rgb(frame: Any, track: Any) -> np.ndarray:
         pixels = to_srgb(_deep_rgb(frame, matrix), transfer, primaries)
         if not any(names):
             return pixels
-        alpha = frame.reformat(format="rgba").to_ndarray()[..., 3:]
+        alpha = _converted(frame, "rgba")[..., 3:]
         return on_white(np.concatenate([pixels, alpha], -1))
     if frame.format.name.startswith("gray") and _limited_gray(frame, track):
         return _gray(frame)
     source = {} if frame.format.is_rgb else {"src_colorspace": matrix}
     unused = track.codec_context.name == "rawvideo" and track.container.format.name == "avi"
     if (any(names) and not unused) or frame.format.has_palette:
-        return on_white(frame.reformat(format="rgba", **source).to_ndarray())
-    return frame.reformat(format="rgb24", **source).to_ndarray()
+        return on_white(_converted(frame, "rgba", **source))
+    return _converted(frame, "rgb24", **source)
+
+
+def _converted(frame: Any, form: str, **how: Any) -> np.ndarray:
+    """Pixels in another format of FFmpeg. One thread: a process that is forked later must not wait for others of it."""
+    try:
+        return frame.reformat(format=form, threads=1, **how).to_ndarray()
+    except TypeError:  # a PyAV that has no threads there
+        return frame.reformat(format=form, **how).to_ndarray()
 
 
 def _described(frame: Any, track: Any, name: str) -> int:
@@ -83,8 +92,8 @@ def _matrix(frame: Any, transfer: int) -> int:
 def _deep_rgb(frame: Any, matrix: int) -> np.ndarray:
     """Nonlinear RGB of a frame of any depth, uint16 (H, W, 3), its nominal range as 0..65535."""
     if frame.format.is_rgb:
-        return frame.reformat(format="rgb48le").to_ndarray()
-    planes = frame.reformat(format="yuv444p16le").to_ndarray().astype(np.float32)  # (H, W, 3)
+        return _converted(frame, "rgb48le")
+    planes = _converted(frame, "yuv444p16le").astype(np.float32)  # (H, W, 3)
     if int(frame.color_range) == FULL:
         luma, chroma = planes[..., 0] / (LEVELS - 1), (planes[..., 1:] - 32768) / (LEVELS - 1)
     else:  # 16..235 and 16..240 of 8 bits (ITU-R BT.2100-2, table 9)
@@ -104,12 +113,12 @@ def _limited_gray(frame: Any, track: Any) -> bool:
 
 
 def _gray(frame: Any) -> np.ndarray:
-    values = frame.reformat(format="gray16le").to_ndarray().astype(np.float32)
+    values = _converted(frame, "gray16le").astype(np.float32)
     levels = ((values / 257 - 16) * (255 / 219)).round().clip(0, 255).astype(np.uint8)
     return np.repeat(levels[..., None], 3, -1)
 
 
-def _square(pixels: np.ndarray, frame: Any, track: Any) -> np.ndarray:
+def _square(pixels: np.ndarray, track: Any) -> np.ndarray:
     """Frames of oblong pixels (DVDs, old cameras) with their width scaled so that pixels are square."""
     ratio = float(track.sample_aspect_ratio or 1)
     height, width = pixels.shape[:2]
@@ -120,7 +129,10 @@ def _square(pixels: np.ndarray, frame: Any, track: Any) -> np.ndarray:
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of how a frame is turned: x' = a x + c y, y' = b x + d y, y downwards (ISO/IEC 14496-12, 6.2.2)."""
+    """(a, b, c, d) of how a frame is turned: x' = a x + c y, y' = b x + d y, y downwards (ISO/IEC 14496-12, 6.2.2).
+
+    Ask one frame of a video: PyAV's side data and their frame hold each other until the garbage is collected.
+    """
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return 1, 0, 0, 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
-from openlance.media.color import shown
+from openlance.media.color import display_matrix, shown
 from openlance.media.container import UNTIMED, WHOLE, Damage, Timeline, decoded, opened, survey
 from openlance.media.files import atomic_path
 from openlance.media.notices import notice
@@ -59,11 +59,13 @@ def _pick(source: Source, line: Timeline) -> tuple[dict[int, np.ndarray], list[M
     kept: dict[int, np.ndarray] = {}
     times: list[Moment] = []
     damage = Damage()
+    matrix = None
     with opened(source) as (container, track):
         for index, frame in enumerate(decoded(container, track, damage, source.name)):
             times.append((frame.pts, getattr(frame, "duration", 0) or 0))
             if index in chosen:
-                kept[index] = shown(frame, track)
+                matrix = matrix or display_matrix(frame)
+                kept[index] = shown(frame, track, matrix)
     return kept, times, damage
 
 
