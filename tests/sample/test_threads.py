@@ -93,7 +93,7 @@ def test_two_checkpoints_are_never_mixed_up(checkpoint, tmp_path):
 
 
 def test_a_call_that_waits_inside_another_gets_its_own_checkpoint(checkpoint, tmp_path, monkeypatch):
-    """A clip is asked for while a picture is being encoded; the picture still comes from the checkpoint for pictures."""
+    """A clip is asked for while a picture is encoded; the picture still comes from the checkpoint for pictures."""
     tree = two_checkpoints(checkpoint.folder, tmp_path / "tree")
     side = 16
     wanted = plain(openlance.load(tree).edit(picture(1, side), "make it blue", seed=3))

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
 from openlance.config.values import convert
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.media.inputs import as_clip, as_picture
+from openlance.media.inputs import Medium, as_clip, as_picture
 
 __all__ = [
     "Medium", "as_clip", "as_picture", "check_texts", "grouped", "is_many", "listed", "paired", "random_seed",
     "seed_of", "starts", "videos_of", "whole",
 ]  # fmt: skip
-
-# Whatever `media.as_clip` reads: a path, bytes, a Pillow image, an array, a tensor, a Clip, a list of frames.
-Medium: TypeAlias = Any
 
 LARGEST_SEED = 2**64 - 1  # what torch's generators accept
 
