@@ -63,16 +63,17 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def write_results(name: str, data: dict[str, Any], table: str, out: Path = RESULTS) -> Path:
-    """Write <date>-<name>.json and .md; the table says on what machine it was made."""
+def write_results(name: str, data: dict[str, Any], table: str, out: Path = RESULTS, part: str = "") -> Path:
+    """Write <date>-<name>.json and .md, or <date>-<name>-<part>; the table says on what machine it was made."""
     today = datetime.date.today().isoformat()
     data = {"date": today, "machine": machine(), **data}
     out.mkdir(parents=True, exist_ok=True)
     m = data["machine"]
+    named = f"{today}-{name}-{part}" if part else f"{today}-{name}"
     head = f"# {name}, {today}\n\n{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, "
     head += f"load {m['load']} at the end. Made by `benchmarks/{name}.py`.\n\n"
-    (out / f"{today}-{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    path = out / f"{today}-{name}.md"
+    (out / f"{named}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    path = out / f"{named}.md"
     path.write_text(head + table + "\n", encoding="utf-8")
     print(head + table)
     return path

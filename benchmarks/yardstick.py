@@ -3,9 +3,11 @@
     python benchmarks/yardstick.py hashes -o before.json              # every result of the world benchmark, as a hash
     python benchmarks/yardstick.py compare before.json after.json     # which of them differ
     python benchmarks/yardstick.py files                              # files and functions that a request passes
+    python benchmarks/yardstick.py history v1 v2 HEAD                 # both, commit by commit
     python benchmarks/yardstick.py timer --before ../other --pairs 20 # CPU seconds, the two checkouts taking turns
 
-Each checkout runs in processes of its own with its `src` first on the path. `timer` writes a dated result.
+Each checkout runs in processes of its own with its `src` first on the path. `timer` and `history` write a dated result.
+Where results of two commits differ, `history` makes those of the task again, with no other task before them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -245,10 +248,55 @@ def compare(before: Path, after: Path) -> int:
     return int(any(by_task.values()))
 
 
+def _hashes(checkout: Path, tasks: str, said: argparse.Namespace) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "hashes.json"
+        words = ["hashes", "-o", str(path), "--tasks", tasks, "--samples", str(said.samples), "--seed", str(said.seed)]
+        line, environment = _line(checkout, *words)
+        subprocess.run(line, env=environment, check=True)
+        return json.loads(path.read_text(encoding="utf-8"))["results"]
+
+
+def _files(checkout: Path) -> dict[str, list[int]]:
+    line, environment = _line(checkout, "files")
+    said = subprocess.run(line, env=environment, check=True, stdout=-1, text=True).stdout.splitlines()
+    counts = (re.fullmatch(r"(.+): (\d+) files, (\d+) functions", row) for row in said)
+    return {found[1]: [int(found[2]), int(found[3])] for found in counts if found}
+
+
+def history(commits: list[str], said: argparse.Namespace) -> None:
+    """Hashes and files touched of some commits of this repository, each against the one before it."""
+    git, rows, data = ["git", "-C", str(HERE)], list[list[Any]](), list[dict[str, Any]]()
+    last: tuple[Path, dict[str, str]] | None = None
+    with tempfile.TemporaryDirectory() as scratch:
+        for commit in commits:
+            described = subprocess.run([*git, "log", "-1", "--format=%h %s", commit], check=True, stdout=-1, text=True)
+            name, _, title = described.stdout.strip().partition(" ")
+            folder = Path(scratch) / name
+            subprocess.run([*git, "worktree", "add", "--detach", str(folder), name], check=True, stdout=-3, stderr=-3)
+            found, files = _hashes(folder, said.tasks, said), _files(folder)
+            differ = sorted(key for key in found if last is not None and last[1].get(key) != found[key])
+            tasks = sorted({key.partition("/")[0] for key in differ})
+            alone = list[str]()
+            if last is not None and tasks:
+                old, new = (_hashes(where, ",".join(tasks), said) for where in (last[0], folder))
+                alone = sorted(key for key in new if old.get(key) != new[key])
+            data.append({"commit": name, "title": title, "differ": differ, "alone": alone, "files": files})
+            counts = [f"{a} / {b}" for a, b in files.values()]
+            rows.append([name, title, len(found), len(differ), len(alone), *counts])
+            print(rows[-1], flush=True)
+            last = folder, found
+        for folder in Path(scratch).iterdir():
+            subprocess.run([*git, "worktree", "remove", "--force", str(folder)], check=True)
+    head = ["commit", "", "results", "differ from the commit above", "of these tasks alone"]
+    head += [f"{name}: files / functions" for name in files]
+    write_results("yardstick", {"commits": data}, markdown(head, rows), part="history")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("hashes", "compare", "files", "timer", "serve"))
-    parser.add_argument("paths", nargs="*", type=Path, help="of compare")
+    parser.add_argument("what", choices=("hashes", "compare", "files", "timer", "history", "serve"))
+    parser.add_argument("paths", nargs="*", help="files of compare, commits of history")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--tasks", default="all")
     parser.add_argument("--samples", type=int, default=10)
@@ -260,7 +308,9 @@ def main() -> None:
     if said.what == "serve":
         serve()
     elif said.what == "compare":
-        sys.exit(compare(*said.paths))
+        sys.exit(compare(*map(Path, said.paths)))
+    elif said.what == "history":
+        history(said.paths, said)
     elif said.what == "timer":
         timer(said.before, max(said.pairs, 10), tuple(said.work.split(";")))
     elif said.what == "files":
