@@ -121,6 +121,16 @@ def test_a_request_leaves_no_trace(checkpoint, tmp_path):
     assert [plain(call(pipe, 1, 16)) for call in reversed(CALLS)] == first[::-1]
 
 
+def test_in_one_list_what_moves_and_what_does_not_have_their_own_checkpoints(checkpoint, tmp_path):
+    pipe = openlance.load(two_checkpoints(checkpoint.folder, tmp_path / "tree"))
+    media, said = [picture(1, 16), film(2, 16), picture(3, 16)], "make it blue"
+    alone = [plain(pipe.edit(medium, said, seed=5 + n)) for n, medium in enumerate(media)]
+    assert [plain([made]) for made in pipe.edit(media, [said] * 3, seed=5)] == alone
+    question = {"question": "what is it?", "max_new_tokens": 6}
+    told = [pipe.ask(medium, **question) for medium in media]
+    assert pipe.ask([[medium] for medium in media], **question | {"question": ["what is it?"] * 3}) == told
+
+
 @nightly
 def test_two_hundred_calls_of_nano(tmp_path):
     check(lambda **how: openlance.load("nano", **how), 200, 2)

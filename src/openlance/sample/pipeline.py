@@ -9,13 +9,14 @@ pipe.ask("out.png", "how many squares are there?")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from openlance.config.sampling import Decoding
+from openlance.config.sampling import Decoding, Sampling
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.sample.engine import Engine
@@ -33,7 +34,7 @@ from openlance.sample.inputs import (
 )
 from openlance.sample.text import Answer, Shown
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import Segments, about_clips
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -194,8 +195,8 @@ class Pipeline(Engine):
         answers = list[Answer]()
         longest = max((sum(1 + clip.frames // 2 for clip in clips) for clips, _ in groups), default=1)
         per = max(4 * self.defaults.batch // longest, 1)
-        for at in range(0, len(requests), per):
-            answers += self.fill_text(requests[at : at + per], d, generator, shown.add if shown is not None else None)
+        for some, _ in _batches(requests, per):
+            answers += self.fill_text(some, d, generator, shown.add if shown is not None else None)
         if shown is not None:
             shown.up_to(answers[0])
         return answers if several else answers[0]
@@ -214,15 +215,26 @@ class Pipeline(Engine):
         **settings: Any,
     ) -> list[Clip]:
         """The visual target of each request, batch by batch."""
-        s, seeds = self.sampling(requests, **settings), starts(seed, generator, len(requests))
+        how = [self.sampling([request], **settings) for request in requests]
+        seeds = starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        with _bar(progress, len(requests) * s.num_inference_steps) as bar:
-            for at in range(0, len(requests), per):
-                some = requests[at : at + per]
-                count = len(some)
-                clips += self.fill_visual(some, s, seeds[at : at + per], lambda *_, n=count: bar.update(n))
+        with _bar(progress, sum(s.num_inference_steps for s in how)) as bar:
+            for some, s in _batches(requests, per, how):
+                at, count = len(clips), len(some)
+                clips += self.fill_visual(some, s, seeds[at : at + count], lambda *_, n=count: bar.update(n))
         return clips
+
+
+def _batches(
+    requests: list[Segments], per: int, how: Sequence[Sampling | None] = ()
+) -> Iterator[tuple[list[Segments], Any]]:
+    """At most so many at a time, in order, with how they denoise. What differs in that stays apart, and what moves from
+    what does not: a release has weights for each."""
+    both = zip_longest(requests, how)
+    for (_, s), alike in groupby(both, lambda one: (about_clips([one[0]]), one[1])):
+        while some := list(islice(alike, per)):
+            yield [request for request, _ in some], s
 
 
 def question_about(clips: Sequence[Clip]) -> tasks.TaskSpec:
