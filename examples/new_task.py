@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import openlance
-from openlance.media import write_image
 from openlance.config.sampling import Decoding
+from openlance.media import write_image
 from openlance.sequence.explain import explain
 from openlance.sequence.segment import Segments
 from openlance.sequence.tasks import look, make, reply, say

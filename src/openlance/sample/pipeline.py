@@ -9,27 +9,30 @@ pipe.ask("out.png", "how many squares are there?")
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from openlance.config.sampling import Decoding
+from openlance.config import values
+from openlance.config.sampling import MOST_RESULTS, Decoding
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.sample.engine import Engine
 from openlance.sample.inputs import (
     Medium,
-    as_clip,
+    a_function,
     as_picture,
+    asked_size,
+    clips_of,
     grouped,
     is_many,
     listed,
     paired,
     seed_of,
     starts,
-    whole,
 )
 from openlance.sample.text import Answer, Shown
 from openlance.sequence import tasks
@@ -43,6 +46,7 @@ def load(model: str | Path = "nano", *, base: str | Path | None = None, **option
     """See `openlance.load`. base: a folder with what `model` lacks, such as the VAE of a trainer's output."""
     from openlance.model.hub import find_model
 
+    values.no_others(options, inspect.getfullargspec(Engine.__init__).kwonlyargs)
     return Pipeline(find_model(model, base=base), **options)
 
 
@@ -68,9 +72,9 @@ class Pipeline(Engine):
 
         height, width: pixels, multiples of the codec's stride. how: see `Pipeline`.
         """
-        count = whole("num_images", num_images) or 1
+        count = values.whole("num_images", num_images, 1, MOST_RESULTS)
         wanted = [text for text in listed(prompt, "prompt", "a red circle") for _ in range(count)]
-        asked = None, whole("height", height), whole("width", width)
+        asked = asked_size(None, height, width)
         task = tasks.the_task(tasks.text_to_visual, "image")
         requests = [self.front.request(task, text, asked=asked) for text in wanted]
         return [_picture(clip) for clip in self._draw(requests, **how)]
@@ -85,7 +89,7 @@ class Pipeline(Engine):
         **how: Any,
     ) -> list[Clip]:
         """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Pipeline`."""
-        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        asked = asked_size(num_frames, height, width)
         template = tasks.text_to_visual
         task = tasks.the_task(template, "image" if asked[0] == 1 else "video")
         texts = listed(prompt, "prompt", "a red circle moves left")
@@ -109,7 +113,7 @@ class Pipeline(Engine):
         pairs = paired(image, prompt)
         texts = listed([text for _, text in pairs], "prompt", "the circle moves left")
         ends = [end for end, _ in paired(last, texts)]
-        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        asked = asked_size(num_frames, height, width)
         requests = list[Segments]()
         for (medium, text), ending in zip(pairs, ends, strict=True):
             given = [as_picture(medium), *([] if ending is None else [as_picture(ending)])]
@@ -129,7 +133,7 @@ class Pipeline(Engine):
         listed([text for _, text in pairs], "instruction", "make the circle blue")
         requests = list[Segments]()
         for media, text in pairs:
-            clips = [as_clip(m) for m in (media if is_many(media) else [media])]
+            clips = clips_of(media)
             task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
             requests.append(self.front.request(task, text, clips))
         made = self._draw(requests, **how)
@@ -149,7 +153,7 @@ class Pipeline(Engine):
 
         images: the subjects of one prompt, or a list with those of each prompt. how: see `Pipeline`.
         """
-        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        asked = asked_size(values.whole("num_frames", num_frames), height, width)
         task = tasks.the_task(tasks.subject_driven, tasks.kind_of(asked[0] or 1))
         listed(prompt, "prompt", "the circle on a white background")
         groups = grouped(images, prompt)
@@ -178,15 +182,15 @@ class Pipeline(Engine):
             A text, or a list of them, whose `finish_reason` is "stop", or "length" where it was cut at max_new_tokens.
         """
         several = is_many(question)
-        unknown = sorted(decoding.keys() - Decoding.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"there is no option {unknown[0]!r}: use one of {', '.join(vars(Decoding()))}")
+        values.no_others(decoding, Decoding.__dataclass_fields__)
+        a_function("stream", stream, 1, "print")
         d = Decoding(**{"max_new_tokens": 96} | decoding)
         if stream is not None and several:
             raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
         wrong = [text for text in (question if several else [question]) if not isinstance(text, str)]
         if wrong or (several and not question):
-            raise UserError(f"the question is {wrong[0] if wrong else question!r}: expected a text, or several")
+            said = values.brief(wrong[0] if wrong else question)
+            raise UserError(f"the question is {said}: expected a text, or several")
         groups = grouped(media, question)
         requests = [self.front.request(question_about(clips), text.strip(), clips) for clips, text in groups]
         generator = None if seed is None else torch.Generator().manual_seed(seed_of(seed))
@@ -202,7 +206,9 @@ class Pipeline(Engine):
 
     def caption(self, media: Medium | Sequence[Medium], **options: Any) -> Any:
         """A description of a picture or clip, or a list of them; options as for `ask`."""
-        return self.ask(media, [""] * len(media) if is_many(media) else "", **options)
+        if isinstance(media, list) and not media:
+            raise UserError("there is no picture or clip to describe: give at least one")
+        return self.ask(media, [""] * len(media) if isinstance(media, list) else "", **options)
 
     def _draw(
         self,
@@ -217,7 +223,7 @@ class Pipeline(Engine):
         s, seeds = self.sampling(requests, **settings), starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        with _bar(progress, len(requests) * s.num_inference_steps) as bar:
+        with _bar(values.flag("progress", progress), len(requests) * s.num_inference_steps) as bar:
             for at in range(0, len(requests), per):
                 some = requests[at : at + per]
                 count = len(some)
