@@ -171,6 +171,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checked(self)
+        if self.num_inference_steps < 1:
+            steps = brief(self.num_inference_steps)
+            raise UserError(f"{steps} steps cannot draw anything: use --num-inference-steps 1 or more")
         whole("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
         if self.renorm not in RENORMS:
             raise UserError(f"renorm {brief(self.renorm)} is unknown: use one of {', '.join(RENORMS)}")
@@ -215,6 +218,9 @@ class Decoding:
 
     def __post_init__(self) -> None:
         checked(self)
+        if self.max_new_tokens < 1:
+            tokens = brief(self.max_new_tokens)
+            raise UserError(f"{tokens} new tokens leave no room for an answer: use --max-new-tokens 1 or more")
         whole("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
         if self.temperature < 0:
             raise UserError(f"a temperature of {self.temperature:g} makes no sense: use 0 (greedy) or more")

@@ -39,7 +39,7 @@ def folder_of(model: str | Path) -> Path:
         return Path(str(files("openlance"))) / "assets" / model
     path = path_of("the model", model)
     if path.is_file():
-        raise UserError(f"{path} is a file: give the folder of a checkpoint, for example {path.absolute().parent}")
+        raise UserError(f"{path} is a file, neither a name nor a folder: give its folder, {path.absolute().parent}")
     if not path.is_dir():
         shipped = ", ".join(SHIPPED)
         raise UserError(
