@@ -1,11 +1,12 @@
 # make demo: a fresh machine to outputs/demo/index.html.   make test: environment, lint, types, tests.
+# make nightly: what takes longer: all tests, those with Ray and many threads too; examples; every benchmark in small.
 PY ?= python3
 VENV ?= .venv
 VENV_FLAGS ?=
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint nightly
 setup: $(VENV)/.stamp-dev
 
 $(VENV)/.stamp-uv:
@@ -34,3 +35,13 @@ lint: $(VENV)/.stamp-dev
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# In a copy: what they write is none of the dated results.
+nightly: test $(VENV)/.stamp-dev,scale
+	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/sample/test_threads.py tests/data
+	$(BIN)/openlance verify tests/golden --with compile,offload,tiling,prefix,batch
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && python=$(abspath $(BIN))/python && \
+	  cp -r examples benchmarks "$$scratch" && cd "$$scratch" && \
+	  $$python examples/ask.py && $$python examples/generate.py && $$python examples/new_task.py && \
+	  $$python examples/framed_pictures.py pictures && \
+	  for name in denoise release_loop step memory packing; do $$python benchmarks/$$name.py --quick || exit 1; done

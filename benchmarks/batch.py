@@ -23,7 +23,6 @@ from torch import Tensor
 from openlance.flow import schedule
 from openlance.sample.pipeline import Pipeline, load
 from openlance.sample.visual import denoise
-from openlance.sequence import tasks
 
 LIMIT, EQUAL = 4.0, 1e-4
 
@@ -33,14 +32,10 @@ def pictures(pipe: Pipeline, prompts: list[str], seeds: list[int]) -> tuple[Tens
     """Latents (B, T, Y, X, C) and pixels (B, 3, H, W) in [-1, 1] of some prompts in one batch."""
     from openlance.model.vae_lazy import channels_first
 
-    size = (1, pipe.defaults.height, pipe.defaults.width)
-    requests = [tasks.text_to_visual(prompt, size, prompts=pipe.defaults.prompts) for prompt in prompts]
+    requests = [pipe.front.request("t2i", prompt) for prompt in prompts]
     latents = torch.stack(
-        denoise(
-            pipe.lance("und", "gen"), pipe.codec, requests, pipe.defaults.sampling,
-            see=pipe.see, encode=pipe.encode, seeds=list(seeds),
-        )
-    )  # fmt: skip
+        denoise(pipe.lance("und", "gen"), pipe.codec, requests, pipe.defaults.sampling, seeds=list(seeds))
+    )
     return latents, pipe.vae().decode(channels_first(latents))[:, :, 0]
 
 

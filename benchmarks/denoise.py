@@ -35,7 +35,6 @@ from openlance.config.model import ModelConfig
 from openlance.config.sampling import Sampling
 from openlance.model.attention import attend
 from openlance.model.lance import Lance
-from openlance.sequence import tasks
 
 SPEEDUP, SHARE = 2.2, 0.6  # what image editing must reach
 
@@ -153,9 +152,8 @@ def nano_case(model: str, scratch: Path, repeat: int) -> dict:
 
     folder, what = checkpoint(model, scratch)
     pipe = load(folder)
-    size = (1, pipe.defaults.height, pipe.defaults.width)
-    request = tasks.text_to_visual("a red circle left of a blue square", size, prompts=pipe.defaults.prompts)
-    name = f"text to image {size[2]}x{size[1]}, {what}"
+    request = pipe.front.request("t2i", "a red circle left of a blue square")
+    name = f"text to image {pipe.defaults.width}x{pipe.defaults.height}, {what}"
     return compare(name, pipe.lance("und", "gen"), pipe.codec, request, GUIDED, repeat, dense=False)
 
 

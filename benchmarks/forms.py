@@ -60,11 +60,11 @@ class Words:
 def edit_request(side: int) -> Segments:
     """At 768 as released: the VAE keeps 48 x 48 cells, the ViT sees 672 pixels as 24 x 24."""
     seen, kept = (Clip(np.zeros((1, n, n, 3), np.uint8)) for n in (side * 7 // 8, side))
-    return tasks.edit(PROMPT, [(seen, kept)], (1, side, side))
+    return tasks.request("image_edit", PROMPT, [tasks.Views(seen, kept)], (1, side, side), None, tasks.RELEASED_RUN)
 
 
-def draw_request(side: int, prompts: tasks.SystemPrompts = tasks.RELEASED) -> Segments:
-    return tasks.text_to_visual(PROMPT, (1, side, side), prompts=prompts)
+def draw_request(side: int) -> Segments:
+    return tasks.request("t2i", PROMPT, [], (1, side, side), None, tasks.RELEASED_RUN)
 
 
 @dataclass

@@ -13,9 +13,10 @@ import torch
 
 from openlance.config.model import ModelConfig
 from openlance.config.presets import nano
+from openlance.data.front import NO_SIZE
 from openlance.model.lengths import placeholder, ruler
 from openlance.sequence.pack import document, pack
-from openlance.sequence.tasks import NO_PRIOR, edit, text_to_visual, understand
+from openlance.sequence.tasks import NO_PRIOR, Views, request
 from openlance.train.batch import Batch
 from openlance.train.learner import fresh
 from openlance.train.load import Load, load_of
@@ -45,11 +46,11 @@ def samples(repeats: int) -> list:
     for _ in range(repeats):
         picture, other, clip = placeholder(1, 64, 64), placeholder(1, 64, 64), placeholder(9, 64, 64)
         found += [
-            text_to_visual("a red circle left of a blue square", (1, 64, 64), picture, NO_PRIOR),
-            edit("make it blue", [(picture, picture)], (1, 64, 64), other, prompts=NO_PRIOR),
-            text_to_visual("a ring moves to the left", (9, 64, 64), clip, NO_PRIOR),
-            understand([clip], "what moves?", "a ring", NO_PRIOR),
-            understand([other], "what is this?", "a red circle", NO_PRIOR),
+            request("t2i", "a red circle left of a blue square", [], (1, 64, 64), picture, NO_PRIOR),
+            request("image_edit", "make it blue", [Views(picture, picture)], (1, 64, 64), other, NO_PRIOR),
+            request("t2v", "a ring moves to the left", [], (9, 64, 64), clip, NO_PRIOR),
+            request("x2t_video", "what moves?", [Views(clip, clip)], NO_SIZE, "a ring", NO_PRIOR),
+            request("x2t_image", "what is this?", [Views(other, other)], NO_SIZE, "a red circle", NO_PRIOR),
         ]
     return found
 
@@ -60,8 +61,8 @@ def batch_of(config: ModelConfig, wanted: list) -> Batch:
     latents = torch.randn(int(made.rows.is_latent.sum()), config.latent_channels)
     noise = noised(made, latents, torch.rand(int(made.rows.target.max()) + 1), torch.randn_like(latents))
     looks = [v for v in made.visuals if v.segment.kind.name == "PATCHES"]
-    clips, cells = [v.segment.value for v in looks], [v.rows[1] - v.rows[0] for v in looks]
-    return Batch(made, [], noise, clips, cells, list(range(len(looks))), {}, torch.zeros(3))
+    clips, shown = [v.segment.value for v in looks], list(range(len(looks)))
+    return Batch(packed=made, ids=[], noise=noise, clips=clips, shown=shown, labels={}, counts=torch.zeros(3))
 
 
 def measure(config: ModelConfig, tower: bool, dtype: str, checkpointing: bool, repeats: int) -> dict[str, float]:

@@ -28,6 +28,7 @@ from openlance.data.stream import Reading, Stream
 from openlance.model.attention import Group, Plan
 from openlance.model.hub import folder_of
 from openlance.model.lance import Lance, Layout
+from openlance.model.media_encoder import TOGETHER, MediaEncoder
 from openlance.sequence.rows import NO_LABEL, Rows, visible
 from openlance.sequence.rows import TEXT as TEXT_KIND
 from openlance.train.batch import Batch, Preparer
@@ -68,7 +69,8 @@ class Loop:
 
     def __init__(self, base: Base, chosen: Stage) -> None:
         self.run = Trainer(chosen, base.learner)
-        self.prepare = Preparer(stage=chosen, codec=base.codec, encode=base.encode, device=self.run.team.device)
+        encode = MediaEncoder(lambda _: base.learner.vit, lambda: base.vae, together=TOGETHER)
+        self.prepare = Preparer(stage=chosen, codec=base.codec, encode=encode, device=self.run.team.device)
 
     def packed(self, samples: list[Sample], number: int) -> float:
         """Seconds of a step on one pack."""
@@ -91,7 +93,7 @@ class Loop:
 
 def opened(chosen: Stage, base: Base, workers: int = 0) -> Stream:
     sources = {task: open_source("world", task) for task in chosen.mixture}
-    return Stream(sources, chosen, base.codec, prompts=base.prompts, reading=Reading(workers=workers))
+    return Stream(sources, chosen, base.codec, style=base.style, reading=Reading(workers=workers))
 
 
 def compare(chosen: Stage, base: Base, packs: int, sizes: list[int]) -> dict[str, Any]:

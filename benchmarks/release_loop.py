@@ -120,14 +120,13 @@ def work(form: str, size: int, quick: bool, out: Path) -> None:
     codec, request = Words(config), draw_request(size)
     s = Sampling(**OURS.get(form, {}))
     visuals = branch_out(model, codec, [request], s).pack.visuals[:1]
-    noise, found = target_noise(visuals, config.latent_channels, 0), []
+    noise, found = target_noise(visuals, config.latent_channels, 0), list[Tensor]()
 
     def draw() -> None:
-        nothing = lambda segments: []  # noqa: E731  (nothing to look at)
         if form == RELEASE:
             found.append(rebuilt(model, codec, request, s, noise))
         else:
-            (made,) = denoise(model, codec, [request], s, see=nothing, encode=nothing, noise=[noise])
+            (made,) = denoise(model, codec, [request], s, noise=[noise])
             found.append(made.flatten(0, 2))
 
     seconds = timed(draw)

@@ -25,7 +25,7 @@ from openlance.config.train import Stage
 from openlance.model.lengths import placeholder
 from openlance.sequence.pack import document, pack
 from openlance.sequence.segment import Kind, Segments
-from openlance.sequence.tasks import edit, text_to_visual, understand
+from openlance.sequence.tasks import RELEASED_TRAINING, Views, request
 from openlance.train.batch import Batch
 from openlance.train.learner import fresh
 from openlance.train.load import Load, load_of
@@ -48,9 +48,11 @@ def stage(dtype: str, tokens: int) -> Stage:
 def samples(side: int) -> list[Segments]:
     """At 256 pixels about 4,000 tokens."""
     seen, kept = placeholder(1, side * 7 // 8, side * 7 // 8), placeholder(1, side, side)
-    drawn = [text_to_visual(WORDS, (1, side, side), placeholder(1, side, side)) for _ in range(6)]
-    edited = [edit(WORDS, [(seen, kept)], (1, side, side), placeholder(1, side, side)) for _ in range(2)]
-    return drawn + edited + [understand([seen], WORDS, WORDS) for _ in range(4)]
+    size, style = (1, side, side), RELEASED_TRAINING
+    drawn = [request("t2i", WORDS, [], size, placeholder(*size), style) for _ in range(6)]
+    shown = Views(seen, kept)
+    edited = [request("image_edit", WORDS, [shown], size, placeholder(*size), style) for _ in range(2)]
+    return drawn + edited + [request("x2t_image", WORDS, [shown], size, WORDS, style) for _ in range(4)]
 
 
 def batch_of(config: ModelConfig, wanted: list[Segments]) -> Batch:
@@ -58,11 +60,11 @@ def batch_of(config: ModelConfig, wanted: list[Segments]) -> Batch:
     latents = torch.randn(int(made.rows.is_latent.sum()), config.latent_channels)
     noise = noised(made, latents, torch.rand(int(made.rows.target.max()) + 1), torch.randn_like(latents))
     looks = [v for v in made.visuals if v.segment.kind is Kind.PATCHES]
-    cells = [v.rows[1] - v.rows[0] for v in looks]
     features = [torch.randn(*v.grid, config.width) for v in looks]
     counts = torch.tensor([int((made.rows.label >= 0).sum()), int(made.rows.denoise.sum()), 0], dtype=torch.float64)
     names = [f"sample {n}" for n in range(len(wanted))]
-    return Batch(made, names, noise, features, cells, list(range(len(looks))), {}, counts)
+    shown = list(range(len(looks)))
+    return Batch(packed=made, ids=names, noise=noise, clips=features, shown=shown, labels={}, counts=counts)
 
 
 def measure(config: ModelConfig, side: int, dtype: str, repeat: int) -> dict[str, float]:

@@ -1,6 +1,9 @@
 """Videos: the frames that the release would pick, and files that play."""
 
 import json
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 from PIL import Image
 
 from openlance.errors import UserError
-from openlance.media import Clip, frame_indices, read_video, write_video
+from openlance.media import Clip, frame_indices, hdr, read_video, write_video
 from openlance.media.read import read_media
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -92,13 +95,20 @@ def write_frames(path, frames, times, pixel_format="yuv420p"):
         file.mux(stream.encode(None))
 
 
+def shown_grey(grey, pixel_format):
+    """What a player shows of a level: of PQ the light it stands for, 203 nits of which are white."""
+    if pixel_format != "yuv420p10le":
+        return grey
+    return hdr.srgb_curve(np.minimum(hdr.pq_nits(np.array(grey / 255)) / 203, 1)) * 255
+
+
 @pytest.mark.parametrize(
     ("count", "gaps", "pixel_format", "seen"),
     [
         pytest.param(1, [33], "yuv420p", 1, id="one frame"),
         pytest.param(20, [20, 120], "yuv420p", 17, id="variable rate"),
         pytest.param(48, [33], "yuv420p10le", 17, id="ten bits"),
-        pytest.param(10_000, [33], "yuv420p", 69, id="10,000 frames"),
+        pytest.param(3000, [33], "yuv420p", 69, id="3000 frames"),
     ],
 )
 def test_any_rate_depth_and_length_is_read(tmp_path, count, gaps, pixel_format, seen):
@@ -106,7 +116,8 @@ def test_any_rate_depth_and_length_is_read(tmp_path, count, gaps, pixel_format, 
     write_frames(tmp_path / "a.mp4", greys, np.cumsum(np.resize(gaps, count)) - gaps[0], pixel_format)
     found = read_video(tmp_path / "a.mp4").pixels
     assert found.shape == (seen, 16, 16, 3)
-    assert abs(found[0].mean() - greys[0]) < 6 and abs(found[-1].mean() - greys[-1]) < 6, "the first and the last"
+    first, last = (float(shown_grey(grey, pixel_format)) for grey in greys[[0, -1]])
+    assert abs(found[0].mean() - first) < 6 and abs(found[-1].mean() - last) < 6, "the first and the last"
 
 
 def test_damaged_files_and_pictures_without_a_track_are_refused(tmp_path):
@@ -149,3 +160,19 @@ def test_a_photo_with_a_second_picture_inside_is_one_upright_picture(tmp_path):
     first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second], exif=exif)
     clip = read_media(tmp_path / "a.jpg")
     assert (clip.frames, clip.height, clip.width) == (1, 24, 16)
+
+
+def test_a_process_forked_after_reading_ends(tmp_path):
+    """What reading leaves behind must not make a child wait for threads that it does not have."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    write_video(tmp_path / "a.mp4", Clip(ramp(5, 256, 256).pixels))
+    code = (
+        "import gc, os, sys; from openlance.media import read_media; gc.disable(); read_media(sys.argv[1]);"
+        "child = os.fork(); gc.collect(); os._exit(0) if not child else os.waitpid(child, 0); print('ended')"
+    )
+    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.mp4")], capture_output=True, text=True, env=ours, timeout=20
+    )
+    assert done.stdout.strip() == "ended", done.stderr

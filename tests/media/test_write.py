@@ -1,11 +1,17 @@
 """Whatever is written reads back as what it was: the suffix chooses the form, the content decides on reading."""
 
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from openlance.errors import UserError
-from openlance.media import Clip, read_media, write_media
+from openlance.media import Clip, atomic_path, read_media, write_media
 from openlance.media.image import WRITABLE_SUFFIXES
 from openlance.media.write import CLIP_SUFFIXES
 
@@ -85,3 +91,50 @@ def test_frames_that_stand_still_are_counted_too(tmp_path, suffix):
     clip = Clip(np.concatenate([still] * 5 + [moving] * 4))
     write_media(tmp_path / f"a{suffix}", clip)
     assert read_media(tmp_path / f"a{suffix}").pixels.mean((1, 2, 3)).round().tolist() == [0] * 5 + [255] * 4
+
+
+# A process that may write no file of more than some bytes stands for a full disk: the system refuses in the same calls.
+SMALL_DISK = """
+import resource, signal, sys
+import numpy as np
+from openlance.errors import UserError
+from openlance.media import Clip, write_media
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+noise = Clip(np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 64, 64, 3), dtype=np.uint8))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    write_media(sys.argv[1], noise)
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name, frames", [("a.png", 1), ("a.jpg", 1), ("a.webp", 1), ("a.mp4", 9), ("a.gif", 9)])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, name, frames):
+    pytest.importorskip("resource")
+    command = [sys.executable, "-c", SMALL_DISK, str(tmp_path / name), str(frames)]
+    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, env=ours)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    said = done.stdout.strip()
+    assert said.startswith(f"cannot write {tmp_path / name}: File too large; ") and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_place_that_takes_no_more_is_named(tmp_path, monkeypatch, number):
+    def refuse(*args, **kwargs):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(UserError, match=f"cannot write .*a.png: {os.strerror(number)}; .*choose another place"):
+        write_media(tmp_path / "a.png", ramp(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_is_not_about_the_place_stays_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
+        (tmp_path / "missing").read_bytes()
+    with pytest.raises(PermissionError), atomic_path(tmp_path / "a"):
+        raise PermissionError(errno.EACCES, "no", str(tmp_path / "another"))

@@ -108,7 +108,7 @@ def demo(
 
     start = time.perf_counter()
     import openlance
-    from openlance.sample.inputs import as_clip
+    from openlance.media.inputs import as_clip
 
     pipe = openlance.load(model)
     loaded = time.perf_counter() - start
@@ -177,7 +177,7 @@ def write(output: Path, cards: list[Card], shown: list[Shown], title: str, notes
     """Write the pictures, the clips and the page; returns the path of the page."""
     from openlance.cli.demo_page import render_page
     from openlance.media import atomic_path
-    from openlance.sample.inputs import as_clip
+    from openlance.media.inputs import as_clip
 
     made = [as_clip(card.picture) for card in cards] + [s.result for s in shown if not isinstance(s.result, str)]
     for index, clip in enumerate(made):

@@ -130,7 +130,7 @@ def perform(pipe: Any, table: dict[str, Clip], seed: int) -> list[Shown]:
 
 
 def as_result(made: Any) -> Clip | str:
-    from openlance.sample.inputs import as_clip
+    from openlance.media.inputs import as_clip
 
     return made if isinstance(made, str) else as_clip(made)
 

@@ -81,7 +81,7 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
 
     from openlance.config.sampling import later_seed
     from openlance.media import write_media
-    from openlance.sample.inputs import as_clip
+    from openlance.media.inputs import as_clip
 
     pipe = checkpoint.load()
     pipe.enable_parallelism()

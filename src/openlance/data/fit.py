@@ -15,8 +15,9 @@ from openlance.data.front import Front
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import read_image
+from openlance.media.inputs import as_clip
+from openlance.media.read import read_video
 from openlance.media.transform import MediaTransform
-from openlance.media.video import read_video
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
 
 
@@ -68,26 +69,20 @@ class Fit:
 
 def medium(value: Any, name: str, folder: Path, reads: str) -> Clip:
     """A picture or video in any form in which a table holds one: the bytes of a file, its path (relative to `folder`),
-    Hugging Face's {"bytes", "path"}, an open picture, or pixels uint8 (T, H, W, 3) or (H, W, 3).
+    Hugging Face's {"bytes", "path"}, or what else `as_clip` takes: an open picture, pixels, the frames of a clip.
 
-    reads: "image" or "video". UserError naming `name`, the column, if it is empty, damaged or of another type.
+    reads: "image" or "video", what a file is expected to be. UserError naming `name`, the column, if it is empty,
+    damaged or of another type.
     """
     if isinstance(value, dict) and (value.get("bytes") is not None or value.get("path") is not None):
         value = value["bytes"] if value.get("bytes") is not None else value["path"]
-    if isinstance(value, Clip):
-        return value
     if isinstance(value, (bytes, bytearray, memoryview)):
-        if not len(value):
-            raise UserError(f"{name} holds 0 bytes: give the bytes of a whole file")
         return (read_video if reads == "video" else read_image)(name, bytes(value))
     if isinstance(value, str) and value:
         return (read_video if reads == "video" else read_image)(folder / value)
-    pixels = np.asarray(value.convert("RGB")) if hasattr(value, "convert") else value
-    if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim in (3, 4) and pixels.shape[-1] == 3:
-        if not pixels.size:
-            raise UserError(f"{name} is a {reads} without frames or pixels: {pixels.shape}; leave the row out")
-        return Clip(np.ascontiguousarray(pixels if pixels.ndim == 4 else pixels[None]))
-    raise UserError(f"{name} is {_described(value)}: expected the bytes or the path of {_article(reads)}")
+    if value is None or isinstance(value, (str, dict, int, float)):
+        raise UserError(f"{name} is {_described(value)}: expected the bytes or the path of {_article(reads)}")
+    return as_clip(value, name)
 
 
 def _described(value: Any) -> str:

@@ -29,12 +29,14 @@ class Sample:
     """One training sample.
 
     id: file and row that it came from. labels: of a picture of the world, for the auxiliary loss of the vision tower
-    (see `world.labels.dense_labels`); they belong to the sample's first PATCHES segment.
+    (see `world.labels.dense_labels`); they belong to the sample's first PATCHES segment. notices: what was shortened,
+    resampled or skipped when its media were read.
     """
 
     segments: Segments
     id: str
     labels: np.ndarray | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

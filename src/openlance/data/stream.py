@@ -31,6 +31,7 @@ from openlance.data.packing import length_of, next_pack
 from openlance.data.pool import Pool
 from openlance.data.source import BrokenRow, Reader, Row, Sample, Source
 from openlance.errors import UserError
+from openlance.media.notices import collected
 from openlance.text.tokenizer import SequenceCodec
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,11 @@ class Decoder:
         fit = Fit.at(self.stage, ticket.step, self.config, self.style)
         rng = np.random.default_rng((*self.seed, ticket.number))
         try:
-            sample = self.sources[ticket.task].sample(ticket.row, fit, rng)
+            with collected() as said:
+                sample = self.sources[ticket.task].sample(ticket.row, fit, rng)
         except BrokenRow as error:
             return error
-        return replace(sample, segments=fit.dropped(sample.segments, rng))
+        return replace(sample, segments=fit.dropped(sample.segments, rng), notices=tuple(said))
 
 
 @dataclass
@@ -130,6 +132,7 @@ class Stream:
         self._owed = 0  # rows of a loaded position that were decoded already when it was saved
         self.number, self.packs, self.tokens = 0, 0, 0
         self.tally, self.broken, self.rows, self.too_long = Tally(), dict[str, str](), 0, 0
+        self.noticed = 0  # samples whose media were shortened, resampled or read in part
         self._barren = Counter[str]()  # places of the broken rows since the last one that was not
 
     def __iter__(self) -> Iterator[list[Sample]]:
@@ -181,6 +184,10 @@ class Stream:
             self._report(found)
             return True
         self._barren.clear()
+        if found.notices:
+            self.noticed += 1
+            if self.noticed == 1:
+                log.warning("%s: %s; more like it are only counted", found.id, found.notices[0])
         if waiting.length > self.stage.max_sample_tokens:
             self._leave_out(found, waiting.length)
         else:
@@ -238,7 +245,8 @@ class Stream:
         budget = max(self.packs, 1) * self.stage.pack_tokens[1]
         return {
             "packs": self.packs, "tokens": self.tokens, "efficiency": self.tokens / budget, "waited": self.pool.waited,
-            "rows": self.rows, "broken": dict(self.broken), "too_long": self.too_long, "shares": self.tally.shares(),
+            "rows": self.rows, "broken": dict(self.broken), "too_long": self.too_long, "noticed": self.noticed,
+            "shares": self.tally.shares(),
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from openlance.media.buckets import (
 from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.files import atomic_path
 from openlance.media.image import IMAGE_SUFFIXES, read_image, write_image
-from openlance.media.read import read_media
-from openlance.media.video import VIDEO_SUFFIXES, frame_indices, read_video, write_video
+from openlance.media.inputs import Medium, as_clip, as_picture
+from openlance.media.notices import collected, notice
+from openlance.media.read import read_media, read_video
+from openlance.media.timing import frame_indices
+from openlance.media.video import VIDEO_SUFFIXES, write_video
 from openlance.media.write import suffixes_for, write_media
 
 __all__ = [
@@ -23,10 +26,15 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "VIT_STRIDE",
     "Clip",
+    "Medium",
+    "as_clip",
+    "as_picture",
     "atomic_path",
     "check_size",
+    "collected",
     "frame_indices",
     "nearest_good_size",
+    "notice",
     "read_image",
     "read_media",
     "read_video",

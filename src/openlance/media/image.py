@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,101 +14,123 @@ import numpy as np
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path
+from openlance.media.pixels import BROKEN, upright_rgb
+from openlance.media.source import Source, is_movie, still_form
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 # A decoded picture of this size takes 192 MB; larger ones are nearly always a mistake or an attack.
 MAX_PIXELS = 64_000_000
-# Pillow's decoders report damage in all these ways, by format and place.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, RuntimeError, struct.error,
-          zlib.error)  # fmt: skip
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+WRITTEN_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+WRITABLE_SUFFIXES = tuple(WRITTEN_AS)
+# Formats that Pillow knows by their first bytes but cannot decode by itself.
+STUBS = ("MPEG", "BUFR", "GRIB", "HDF5", "WMF")
 
 
-def require_file(path: str | Path) -> Path:
-    """The path, if it is a file that can be opened; UserError otherwise."""
-    found = Path(path)
-    try:
-        if found.is_dir():
-            raise UserError(f"{found} is a folder, not a file: give the path of one file")
-        if not found.exists():
-            raise UserError(f"there is no file {found}: check the path")
-        if not found.is_file():
-            raise UserError(f"{found} is not a regular file: give the path of a picture or video")
-        with found.open("rb"):
-            return found
-    except OSError as error:
-        raise UserError(f"cannot open {found}: {error.strerror or error}; check its permissions") from error
+def read_image(path: str | Path | bytes, data: bytes | None = None) -> Clip:
+    """Read one picture: turned upright (EXIF), transparency on white, any color space and depth as 8-bit sRGB.
 
+    The first frame of an animated file is taken.
 
-def read_image(path: str | Path, data: bytes | None = None) -> Clip:
-    """Read one picture: turned upright (EXIF), transparency on white, any colour mode and depth as 8-bit RGB.
+    Args:
+        path: a file, or its bytes.
+        data: the bytes of a file, of which path is then only the name in errors.
 
-    The first frame of an animated file is taken. With `data`, the bytes of a file, path is only its name in errors.
-    UserError if it is missing, unreadable, truncated or too large.
+    Raises:
+        UserError: it is missing, no picture, unreadable, truncated or too large.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    source = Source.of(path) if data is None else Source.of(data, str(path))
+    image = None if is_movie(source.head()) else open_picture(source)
+    if image is None:
+        movie = "a video, not a picture" if is_movie(source.head()) else "not a picture that can be read"
+        raise UserError(f"{source.name} is {movie}: use a PNG, JPEG or WebP file")
+    with image:
+        return one_picture(image, source.name)
 
-    found = require_file(path) if data is None else Path(path)
+
+def open_picture(source: Source) -> PillowImage | None:
+    """Open what a file says about itself, its pixels not yet decoded; None if it is no picture.
+
+    Raises:
+        UserError: it is damaged, too large, or a reader of its format is not installed.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    form, name = still_form(source.head()), source.name
+    with _in_a_sentence(name):
+        if form == "HEIC":
+            return _checked(_open_heic(source), name)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's own size and EXIF warnings: the size is checked below
+                image = Image.open(source.path or source.open())
+        except UnidentifiedImageError as error:
+            if form == "AVIF":
+                raise UserError(_missing_reader(name, "an AVIF")) from error
+            return None
+        if image.format in STUBS:
+            image.close()
+            return None
+        return _checked(image, name)
+
+
+def one_picture(image: PillowImage, name: str) -> Clip:
+    """The frame on which a Pillow image stands, as it is to be shown. UserError if it is damaged or too large."""
+    with _in_a_sentence(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Clip(upright_rgb(_checked(image, name), name)[None])
+
+
+def _open_heic(source: Source) -> PillowImage:
+    """A HEIC or HEIF picture, of which phones make one out of many tiles, by pillow-heif."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size and EXIF warnings: the size is checked right below
-            with Image.open(found if data is None else io.BytesIO(data)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise UserError(
-                        f"{found} has {width}x{height} pixels, more than the {MAX_PIXELS // 10**6} megapixels allowed: "
-                        f"scale it down first"
-                    )
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                pixels = np.array(to_rgb(upright))
-    except UnidentifiedImageError as error:
-        raise UserError(f"{found} is not a picture that can be read: use a PNG, JPEG or WebP file") from error
-    except Image.DecompressionBombError as error:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise UserError(_missing_reader(source.name, "a HEIC")) from error
+    return HeifImageFile(source.open())
+
+
+def _missing_reader(name: str, form: str) -> str:
+    return (
+        f"{name} is {form} picture, for which no reader is installed, or a damaged one: type "
+        f"pip install 'openlance[media]', or convert it to JPEG or PNG"
+    )
+
+
+def _checked(image: PillowImage, name: str) -> PillowImage:
+    """The image, if it is of a size that may be decoded."""
+    if image.width * image.height > MAX_PIXELS:
         raise UserError(
-            f"{found} has more than the {MAX_PIXELS // 10**6} megapixels allowed: scale it down first"
-        ) from error
+            f"{name} has {image.width}x{image.height} pixels, more than the {MAX_PIXELS // 10**6} megapixels allowed: "
+            f"scale it down first"
+        )
+    return image
+
+
+@contextmanager
+def _in_a_sentence(name: str) -> Iterator[None]:
+    """What Pillow raises for damaged files, as a UserError."""
+    from PIL import Image
+
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} has more than the {MAX_PIXELS // 10**6} megapixels allowed: scale it down") from error
     except UserError:
         raise
     except BROKEN as error:
-        raise UserError(f"{found} is damaged or truncated ({error}): get it again or convert it to PNG") from error
-    return Clip(pixels[None])
-
-
-def to_rgb(image: PillowImage) -> PillowImage:
-    """8-bit RGB; transparent pixels become white (released code)."""
-    from PIL import Image
-
-    if image.mode in ("La", "RGBa"):  # premultiplied alpha
-        image = image.convert(image.mode.upper())
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = _to_8_bit(image).convert("RGBA")
-        paper = Image.new("RGB", rgba.size, (255, 255, 255))
-        paper.paste(rgba, mask=rgba.getchannel("A"))
-        return paper
-    return _to_8_bit(image).convert("RGB")
-
-
-def _to_8_bit(image: PillowImage) -> PillowImage:
-    """Scale the deep grey modes to 0..255; Pillow's own conversion would clip them to white."""
-    from PIL import Image
-
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F":  # no fixed range: 0..1 unless the values say otherwise
-        scale = 255.0 if np.nanmax(values, initial=0.0) <= 1.0 else 1.0
-    else:  # 16 bits, which some readers hand over in 32
-        scale = 255.0 / 65535.0
-    grey = np.nan_to_num(values * scale).round().clip(0, 255).astype(np.uint8)
-    return Image.fromarray(grey)
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name} is damaged or truncated ({why}): get it again or convert it to PNG") from error
 
 
 def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
-    """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all."""
+    """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all.
+
+    Raises:
+        UserError: the name ends otherwise, or the place cannot be written (a full disk, say).
+    """
     from PIL import Image
 
     target = Path(path)
@@ -116,5 +138,7 @@ def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
         raise UserError(f"cannot write a picture as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
     pixels = picture.pixels[0] if isinstance(picture, Clip) else picture
     options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 95}
+    memory = io.BytesIO()  # writing to a full disk itself, Pillow may leave out the end of a JPEG without a word
+    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, WRITTEN_AS[target.suffix.lower()], **options)
     with atomic_path(target) as temporary:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, **options)
+        temporary.write_bytes(memory.getvalue())

@@ -1,34 +1,173 @@
-"""What people hand in, as a clip."""
+"""What people hand in, in any form, as a clip: files, bytes, Pillow images, arrays, tensors, lists of frames."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import Clip
+from openlance.media.clip import MODEL_FPS, Clip
+from openlance.media.pixels import on_white
+from openlance.media.read import read_media
+from openlance.media.timing import frame_indices, tell_speed
+
+# Anything that `as_clip` takes.
+Medium: TypeAlias = Any
+
+EXPECTED = (
+    "give a path, the bytes of a file, a PIL image, an array or tensor of pixels (uint8, or float from 0 to 1), "
+    "a Clip, or a list of frames"
+)
+ROUNDING = 1e-3  # how far numbers that should lie in [0, 1] may be off
 
 
-def as_clip(medium: Any) -> Clip:
-    """A picture as a clip of one frame, or a video as the frames that the model sees; files are told by content."""
+def as_clip(medium: Medium, name: str | None = None) -> Clip:
+    """Turn what was handed in into frames, whatever its form.
+
+    Args:
+        medium: a path or the bytes of a file, told by its content (see `read_media`); Hugging Face's {"bytes", "path"};
+            a PIL image (of an animated one the frame on which it stands); numpy (H, W), (H, W, 1|3|4) or
+            (T, H, W, 1|3|4); a tensor of torch, also with its channels first; a list of pictures, which are the frames
+            of one clip; a Clip. Pixels are uint8, or float in [0, 1]; a fourth channel is opacity, laid on white.
+            Arrays and lists count as 12 frames a second and keep all frames.
+        name: what errors and notices call it.
+
+    Returns:
+        A picture as one frame, a video as the frames that the model sees, 12 a second.
+
+    Raises:
+        UserError: it is of another kind, empty, damaged, or its frames differ in size.
+    """
     if isinstance(medium, Clip):
-        return medium
+        return _at_model_rate(medium, name or f"a clip of {medium.frames} frames")
     if isinstance(medium, (str, Path)):
-        from openlance.media.read import read_media
+        return read_media(medium, name)
+    if isinstance(medium, (bytes, bytearray, memoryview)):
+        return read_media(bytes(medium), name)
+    if isinstance(medium, Mapping):
+        return _from_mapping(medium, name)
+    if isinstance(medium, (list, tuple)):
+        return _from_frames(medium, name)
+    if _is_pillow(medium):
+        from openlance.media.image import one_picture
 
-        return read_media(medium)
-    pixels = np.asarray(medium.convert("RGB") if hasattr(medium, "convert") else medium)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        raise UserError(
-            f"a picture is uint8 (H, W, 3) and a video uint8 (T, H, W, 3), not {pixels.dtype} {pixels.shape}: "
-            f"convert it first"
-        )
-    return Clip(pixels if pixels.ndim == 4 else pixels[None])
+        return one_picture(medium, name or "the PIL image")
+    return Clip(_pixels(_array(medium, name or "it"), name or "an array of pixels"))
 
 
-def as_picture(medium: Any) -> Clip:
-    """The same, one frame of it: the first of a video."""
-    clip = as_clip(medium)
+def as_picture(medium: Medium, name: str | None = None) -> Clip:
+    """Turn what was handed in into one frame: of a video the first. Takes and raises what `as_clip` does."""
+    clip = as_clip(medium, name)
     return clip if clip.frames == 1 else clip.with_pixels(clip.pixels[:1])
+
+
+def _at_model_rate(clip: Clip, name: str) -> Clip:
+    """Frames at 12 a second, chosen as those of a video file are."""
+    if clip.frames == 1 or clip.fps == MODEL_FPS:
+        return clip
+    wanted = frame_indices(clip.frames, clip.fps)
+    tell_speed(name, clip.frames / clip.fps, len(wanted))
+    return Clip(clip.pixels[wanted], MODEL_FPS)
+
+
+def _from_mapping(medium: Mapping, name: str | None) -> Clip:
+    """Hugging Face's form of a file: its bytes, or where they are missing its path."""
+    for key in ("bytes", "path"):
+        if medium.get(key) is not None:
+            return as_clip(medium[key], name)
+    keys = ", ".join(map(repr, list(medium)[:4])) or "nothing"
+    raise UserError(f"{name or 'a dictionary'} with {keys} holds no picture: give its file as 'bytes' or 'path'")
+
+
+def _from_frames(media: list | tuple, name: str | None) -> Clip:
+    """The frames of one clip."""
+    if not media:
+        raise UserError(f"{name or 'a list of frames'} is empty: give at least one picture")
+    clips = []
+    for number, medium in enumerate(media, start=1):
+        clip = as_clip(medium, f"{name or 'the list of frames'}, entry {number}" if _nameless(medium) else name)
+        if clip.frames != 1:
+            raise UserError(
+                f"entry {number} of {name or 'a list of frames'} is a clip of {clip.frames} frames: a list holds the "
+                f"pictures of one clip; give clips one by one"
+            )
+        clips.append(clip)
+    sizes = list(dict.fromkeys((clip.width, clip.height) for clip in clips))
+    if len(sizes) > 1:
+        (w, h), (other_w, other_h) = sizes[:2]
+        raise UserError(
+            f"the frames of {name or 'a list'} have several sizes, {w}x{h} and {other_w}x{other_h}: a list is one "
+            f"clip; scale its frames to one size, or give pictures one by one"
+        )
+    return Clip(np.concatenate([clip.pixels for clip in clips]), MODEL_FPS)
+
+
+def _nameless(medium: Medium) -> bool:
+    return not isinstance(medium, (str, Path, Mapping))
+
+
+def _is_pillow(medium: Any) -> bool:
+    """Whether it is an image of Pillow, which is imported only for what may be one."""
+    if not hasattr(medium, "getexif"):
+        return False
+    from PIL import Image
+
+    return isinstance(medium, Image.Image)
+
+
+def _array(medium: Any, name: str) -> np.ndarray:
+    """Pixels of an array or tensor with the channels last; of anything else a UserError."""
+    if isinstance(medium, np.ndarray):
+        return medium
+    if all(hasattr(medium, method) for method in ("detach", "cpu", "numpy")):  # a tensor, without importing torch
+        held = medium.detach().cpu()
+        if "bfloat16" in str(held.dtype):  # numpy has no such numbers
+            held = held.float()
+        return _channels_last(held.numpy())
+    if hasattr(medium, "__array__") and not isinstance(medium, np.generic):
+        return np.asarray(medium)
+    what = "None" if medium is None else f"of type {type(medium).__name__}"
+    raise UserError(f"{name} is {what}, which is no picture or clip: {EXPECTED}")
+
+
+def _channels_last(pixels: np.ndarray) -> np.ndarray:
+    """(..., H, W, C) of a tensor that may have its channels before its rows."""
+    if pixels.ndim in (3, 4) and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[-3] in (1, 3, 4):
+        return np.moveaxis(pixels, -3, -1)
+    return pixels
+
+
+def _pixels(array: np.ndarray, name: str) -> np.ndarray:
+    """uint8 (T, H, W, 3) of an array in any of the forms of `as_clip`."""
+    described = f"{name} of {array.dtype} {tuple(array.shape)}"
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4):
+        raise UserError(
+            f"{described} is no picture or clip: give (height, width), (height, width, channels) or (frames, height, "
+            f"width, channels) with 1, 3 or 4 channels"
+        )
+    if 0 in array.shape:
+        raise UserError(f"{described} is without frames or pixels: leave it out")
+    frames = _levels(array if array.ndim == 4 else array[None], described)
+    if frames.shape[-1] == 4:
+        return np.stack([on_white(frame) for frame in frames])
+    return np.ascontiguousarray(np.broadcast_to(frames, (*frames.shape[:3], 3)))
+
+
+def _levels(values: np.ndarray, described: str) -> np.ndarray:
+    """uint8 levels of uint8, or of floating-point numbers in [0, 1]."""
+    if values.dtype == np.uint8:
+        return values
+    if not np.issubdtype(values.dtype, np.floating):
+        raise UserError(f"{described} has numbers of another kind: convert them to uint8 (0 to 255) or float (0 to 1)")
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # false for NaN as well
+        raise UserError(
+            f"{described} has values from {low:.4g} to {high:.4g}: floating-point pixels go from 0 to 1; scale them, "
+            f"or convert them to uint8"
+        )
+    return (values.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)

@@ -16,6 +16,7 @@ import numpy as np
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.media.buckets import BUCKET_STRIDE, bucket_size, ratio_crop, resize, resolution, to_bucket
 from openlance.media.clip import Clip
+from openlance.media.notices import notice
 
 LARGER = 4  # how many times the model's usual area an input may have before it is scaled down
 
@@ -94,6 +95,10 @@ class MediaTransform:
         count = self.vae.whole_frames(min(clip.frames, self.max_frames or clip.frames))
         if count == clip.frames:
             return clip
+        step = self.vae.temporal_stride
+        notice(
+            f"a clip of {clip.frames} frames is read as {count} of them, evenly spread: clips have 1 + {step} k frames"
+        )
         return clip.with_pixels(clip.pixels[np.linspace(0, clip.frames - 1, count, dtype=int)])
 
     def _fitted(self, clip: Clip, makes: str, branch: int, stride: int) -> Clip:

@@ -2,116 +2,123 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
+from openlance.media.color import display_matrix, shown
+from openlance.media.container import UNTIMED, WHOLE, Damage, Timeline, decoded, opened, survey
 from openlance.media.files import atomic_path
-from openlance.media.image import MAX_PIXELS, require_file
+from openlance.media.notices import notice
+from openlance.media.source import Source
+from openlance.media.timing import UNKNOWN_FPS, frame_indices, frames_by_time, tell_speed
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
-# Longer clips are not cut but sped up: the frames of the whole clip are spread over this time (released code).
-MAX_SECONDS = 6.0
-# Taken where the file does not say (released code).
-UNKNOWN_FPS = 24
-# The temporal stride of the video VAE; the first frame stands alone, so clips have 4k + 1 frames.
-TEMPORAL_STRIDE = 4
+Moment: TypeAlias = tuple[int | None, int]  # when a frame appears and for how long, in the clock of its track
 
 
-def frame_indices(total: int, fps: float | None) -> list[int]:
-    """Which frames of a video of `total` frames at `fps` the model sees: at most 69 of them, 4k + 1, about 12 a second.
+def read_source(source: Source) -> Clip:
+    """Read the frames of a video that the model sees, as a player shows them, at 12 frames a second.
 
-    The rule of the released code: file rate rounded, duration capped at 6 s, floor to a multiple of 4 and add one
-    (take 3 off where it is a multiple already), then even integer steps from the first to the last frame.
+    Packets tell first when frames are shown; then all are decoded and the chosen ones kept. Where decoding finds other
+    frames than the packets told, a second pass goes by what decodes.
+
+    Raises:
+        UserError: the file is no video, unreadable, truncated, or its frames are too large or change their size.
     """
-    if total < 1:
-        raise UserError("a video without frames cannot be sampled: give one that has at least one frame")
-    rate = round(fps) if fps else 0
-    seconds = min(total / (rate or UNKNOWN_FPS), MAX_SECONDS)
-    count = round(MODEL_FPS * seconds)
-    if count % TEMPORAL_STRIDE:
-        count = count // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
-    else:
-        count = max(count - TEMPORAL_STRIDE + 1, 1)
-    return np.linspace(0, total - 1, count, dtype=int).tolist()
-
-
-def read_video(path: str | Path, data: bytes | None = None) -> Clip:
-    """The frames of a video that the model sees (see frame_indices), upright, as a Clip at 12 frames a second.
-
-    With `data`, the bytes of a file, path is only its name in errors. UserError if the file is missing, unreadable,
-    truncated, or its frames are too large.
-    """
-    import av
-
-    found = require_file(path) if data is None else Path(path)
-    try:
-        total, fps = _count_frames(found, data)
-        wanted = frame_indices(total, fps)
-        chosen = set(wanted)
-        kept = {i: _upright(frame) for i, frame in enumerate(_decode(found, data)) if i in chosen}
-    except UserError:
-        raise
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"{found} is not a video that can be read ({why}): convert it to MP4") from error
-    if len({frame.shape for frame in kept.values()}) > 1:
-        raise UserError(f"{found} changes its size on the way: convert it to a video of one size")
+    line = survey(source)
+    kept, times, damage = _pick(source, line)
+    if len(times) != line.count:
+        line = _as_decoded(line, times)
+        if times:
+            kept, times, damage = _pick(source, line)
+    _refuse_truncated(source.name, line, len(times), damage)
+    wanted = _chosen(line)
+    if any(i not in kept for i in wanted):
+        raise UserError(f"{source.name} is damaged: get it again or convert it to MP4")
+    if len({kept[i].shape for i in wanted}) > 1:
+        raise UserError(f"{source.name} changes its size on the way: convert it to a video of one size")
+    _tell(source.name, line, damage, len(wanted))
     return Clip(np.stack([kept[i] for i in wanted]), MODEL_FPS)
 
 
-def _decode(path: Path, data: bytes | None) -> Iterator:
-    """Every frame of the first video stream, as PyAV frames, in the order of display."""
-    import av
-
-    with av.open(str(path) if data is None else io.BytesIO(data), "r") as container:
-        if not container.streams.video:
-            raise UserError(f"{path} has no picture track: give a video file")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            if frame.width * frame.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path} has frames of {frame.width}x{frame.height}, more than the {MAX_PIXELS // 10**6} "
-                    f"megapixels allowed: scale it down first"
-                )
-            yield frame
+def _chosen(line: Timeline) -> list[int]:
+    if line.starts is None:
+        return frame_indices(line.count, line.rate)
+    return frames_by_time(line.starts, line.end, line.rate, tick=line.tick)
 
 
-def _count_frames(path: Path, data: bytes | None) -> tuple[int, float | None]:
-    """(frames, frames per second or None); headers are often wrong about the frames, so these are counted."""
-    import av
+def _pick(source: Source, line: Timeline) -> tuple[dict[int, np.ndarray], list[Moment], Damage]:
+    """Decode all frames: the chosen ones as pixels by their number, and when each is shown."""
+    chosen = set(_chosen(line)) if line.count else set()
+    kept: dict[int, np.ndarray] = {}
+    times: list[Moment] = []
+    damage = Damage()
+    matrix = None
+    with opened(source) as (container, track):
+        for index, frame in enumerate(decoded(container, track, damage, source.name)):
+            times.append((frame.pts, getattr(frame, "duration", 0) or 0))
+            if index in chosen:
+                matrix = matrix or display_matrix(frame)
+                kept[index] = shown(frame, track, matrix)
+    return kept, times, damage
 
-    with av.open(str(path) if data is None else io.BytesIO(data), "r") as container:
-        stream = container.streams.video[0] if container.streams.video else None
-        declared = stream.frames if stream is not None else 0
-        rate = stream.average_rate if stream is not None else None
-    total = sum(1 for _ in _decode(path, data))
+
+def _as_decoded(line: Timeline, times: list[Moment]) -> Timeline:
+    """The timeline of the frames that decode."""
+    known = [(start * line.tick, length * line.tick) for start, length in times if start is not None]
+    if len(known) < len(times) or not known:
+        return replace(line, count=len(times), starts=None)
+    starts = np.array([start for start, _ in known])
+    last = known[-1][1] or (starts[-1] - starts[0]) / max(len(starts) - 1, 1)
+    if (np.diff(starts) < 0).any():
+        return replace(line, count=len(times), starts=None)
+    return replace(line, count=len(times), starts=starts, end=float(starts[-1] + last))
+
+
+def _refuse_truncated(name: str, line: Timeline, total: int, damage: Damage) -> None:
+    """UserError if a tenth or more of the file is missing or does not decode."""
     if not total:
-        raise UserError(f"{path} has no whole frame: get it again or give another video")
-    if total < declared * 0.9:  # edit lists hide a few frames; a tenth missing means that the end of the file is
-        raise UserError(f"{path} is truncated: only {total} of its {declared} frames can be read; get the file again")
-    return total, float(rate) if rate else None
+        raise UserError(f"{name} has no whole frame: get it again or give another video")
+    if total < line.declared * WHOLE:
+        raise UserError(
+            f"{name} is truncated: only {total} of its {line.declared} frames can be read; get the file again"
+        )
+    if line.missing:
+        raise UserError(f"{name} is truncated: it ends long before the time it declares; get the file again")
+    if damage.found and total < line.packets * WHOLE:
+        raise UserError(f"{name} is damaged: only {total} of {line.packets} frames can be read; get the file again")
 
 
-def _upright(frame) -> np.ndarray:
-    """uint8 (H, W, 3), turned as the file's display matrix asks (phones store videos lying on their side)."""
-    pixels = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as numpy turns
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+def _tell(name: str, line: Timeline, damage: Damage, kept: int) -> None:
+    """Notices of what is not read as the file has it."""
+    seconds = line.count / (line.rate or UNKNOWN_FPS) if line.starts is None else line.end - float(line.starts[0])
+    damage.tell(name)
+    if line.form.startswith("mov") and line.packets < line.declared:
+        notice(f"{name} lacks its end: {line.count} of its {line.declared} frames can be read; get the file again")
+    if line.form in UNTIMED:
+        notice(
+            f"{name} is {UNTIMED[line.form]}, which does not say where it ends: it was read as far as it goes, "
+            f"{line.count} frames ({seconds:.1f} s)"
+        )
+    tell_speed(name, seconds, kept)
 
 
 def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
     """Write a clip as H.264, yuv420p, .mp4, at clip.fps; the file appears whole or not at all.
 
-    Its colours are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers.
+    Its colors are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers.
 
-    crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless. Sides must be even, as 4:2:0 colour needs.
+    Args:
+        crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless.
+
+    Raises:
+        UserError: another suffix, an odd side (4:2:0 color needs even ones), or a place that cannot be written.
     """
     import av
 

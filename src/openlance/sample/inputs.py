@@ -13,15 +13,12 @@ from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, later
 from openlance.config.values import brief, convert
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.media.inputs import as_clip, as_picture
+from openlance.media.inputs import Medium, as_clip, as_picture
 
 __all__ = [
     "Medium", "a_function", "as_clip", "as_picture", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
     "listed", "paired", "random_seed", "seed_of", "starts", "videos_of", "whole",
 ]  # fmt: skip
-
-# Whatever `media.as_clip` reads: a path, bytes, a Pillow image, an array, a tensor, a Clip, a list of frames.
-Medium: TypeAlias = Any
 
 Asked: TypeAlias = tuple[int | None, int | None, int | None]
 
