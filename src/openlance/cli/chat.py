@@ -159,9 +159,10 @@ class Session:
     def write(self, clip: Clip) -> Path:
         """The next free number in the folder."""
         suffix = ".png" if clip.frames == 1 else ".mp4"
-        taken = [int(p.stem) for p in self.folder.glob("*.*") if p.stem.isdigit()] if self.folder.is_dir() else []
+        taken = [int(p.stem) for p in self.folder.glob("*.*") if p.stem.isdecimal()] if self.folder.is_dir() else []
         path = self.folder / f"{max(taken, default=-1) + 1:03d}{suffix}"
-        clip.save(path)
+        with options.no_empty_folders(self.folder):
+            clip.save(path)
         return path
 
     def save(self, name: str) -> None:

@@ -90,9 +90,9 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
         seed, leads = pipe.crew.agreed(seed), pipe.crew.leads
     call, total, start = job.call(pipe), len(job.paths), time.perf_counter()
     settings = {"progress": total <= BATCH and leads and options.is_terminal(sys.stderr)} | settings
-    with tqdm(
-        total=total, unit="file", delay=2.0, disable=None if total > BATCH and leads else True, leave=False
-    ) as bar:
+    quiet = None if total > BATCH and leads else True
+    bar = tqdm(total=total, unit="file", delay=2.0, disable=quiet, leave=False)
+    with options.no_empty_folders(job.paths[0].parent), bar:
         for first in range(0, total, BATCH):
             part = slice(first, first + BATCH)
             made = call(*(some[part] for some in job.inputs), seed=later_seed(seed, first), **settings)

@@ -92,6 +92,8 @@ def guarded(call: Callable[[], Any], debug: bool) -> int:
         code = call()
         if sys.stdout is not None:
             sys.stdout.flush()  # now, where it can be told what is wrong
+        if code == INTERRUPTED:  # newer versions of typer answer Ctrl-C with the code alone
+            print("interrupted", file=sys.stderr)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

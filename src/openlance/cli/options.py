@@ -9,7 +9,8 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -240,6 +241,19 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write into {folder}: permission denied; choose another place with -o")
 
 
+@contextmanager
+def no_empty_folders(folder: Path) -> Iterator[None]:
+    """Where a block fails, take away the folders that were made for what it could not write."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        for place in made:
+            with suppress(OSError):  # something is in it, or it was never made
+                place.rmdir()
+        raise
+
+
 def check_json(file: Path | None) -> None:
     """UserError unless a file of results can be written there, if one is wanted."""
     if file is None:
@@ -253,7 +267,7 @@ def write_json(content: Any, file: Path) -> None:
     """Write results, all or nothing."""
     from openlance.media.files import atomic_path
 
-    with atomic_path(file) as path:
+    with no_empty_folders(file.parent), atomic_path(file) as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
