@@ -134,9 +134,10 @@ class LancePipeline:
 
     def enable_model_cpu_offload(self, memory: str | int | None = None) -> None:
         """Keep on the device only the part that works; memory: a budget such as "12GB", which may put more away."""
+        budget = parse_memory(memory)
         self.engine.parts.take_turns = memory is None
         if memory is not None:
-            self.engine.parts.memory = parse_memory(memory)
+            self.engine.parts.memory = budget
         self.engine.parts.move()
 
     def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
