@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from openlance.cli import options
-
-if TYPE_CHECKING:
-    from openlance.sample.text import Answer
 
 app = typer.Typer()
 
@@ -30,22 +27,16 @@ def ask(
 ) -> None:
     """Answer a question about a picture or video, or several; the answer appears as it is written."""
     question = options.check_text("question", question, "how many squares are there?")
-    options.at_least("--max-new-tokens", max_new_tokens, 1)
+    options.check_tokens(max_new_tokens)
     clips = [options.read_medium(path) for path in media]
     pipe = checkpoint.load()
     from openlance.sample.pipeline import question_about
 
     checkpoint.warn(pipe, question_about(clips).name)
-    live = sys.stdout.isatty()
+    live = options.is_terminal(sys.stdout)
     answer = pipe.ask(clips, question, max_new_tokens=max_new_tokens, stream=show if live else None)
     typer.echo("" if live else answer)
-    say_if_cut(answer, max_new_tokens)
-
-
-def say_if_cut(answer: Answer, most: int) -> None:
-    """One line on stderr for an answer that ended at its limit."""
-    if answer.finish_reason == "length":
-        typer.echo(f"note: the answer was cut at {most} tokens: raise --max-new-tokens for the rest", err=True)
+    options.say_if_cut(answer, max_new_tokens)
 
 
 def show(piece: str) -> None:

@@ -61,7 +61,7 @@ def world(
     options.at_least("--samples", samples, 1)
     options.at_least("--batch", batch, 1)
     options.at_least("--seed", seed, 0, options.LARGEST_SEED)
-    options.at_least("--num-inference-steps", num_inference_steps, 1)
+    options.at_least("--num-inference-steps", num_inference_steps, 1, options.MOST_STEPS)
     options.check_guidance(guidance_scale)
     if placement not in PLACEMENTS:
         raise UserError(f"--placement {placement!r} is unknown: use one of {', '.join(PLACEMENTS)}")
@@ -109,12 +109,15 @@ def with_progress(
 
 def save_image(scored: Scored, folder: Path) -> None:
     """TASK-CATEGORY-000000-right.png, and a line about it in requests.jsonl."""
-    folder.mkdir(parents=True, exist_ok=True)
+    import numpy as np
+
+    from openlance.config.text import append_line
+    from openlance.media import write_image
+
     verdict = "right" if scored.right else "wrong"
     name = f"{scored.task}-{scored.category}-{scored.index:06d}-{verdict}.png"
-    scored.image.save(folder / name)
-    with open(folder / "requests.jsonl", "a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"file": name, "right": scored.right, **scored.said}) + "\n")
+    write_image(folder / name, np.asarray(scored.image.convert("RGB")))
+    append_line(folder / "requests.jsonl", json.dumps({"file": name, "right": scored.right, **scored.said}))
 
 
 def show(results: Results, title: str) -> None:

@@ -37,8 +37,9 @@ def quality(
     changed, exact = parse_settings(setting), parse_settings(reference)
     if not changed:
         raise UserError("there is nothing to compare: name a setting, for example --setting num_inference_steps=10")
-    for option, value, least in (("--samples", samples, 1), ("--seed", seed, 0), ("--batch", batch, 1)):
+    for option, value, least in (("--samples", samples, 1), ("--batch", batch, 1)):
         options.at_least(option, value, least)
+    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
     shape = options.parse_size(size) if size is not None else None
     options.check_json(json_file)
 

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from openlance.cli import options
-from openlance.cli.ask import say_if_cut
 
 app = typer.Typer()
 
@@ -25,7 +24,7 @@ def caption(
     checkpoint: options.Checkpoint,
 ) -> None:
     """Describe a picture or video."""
-    options.at_least("--max-new-tokens", max_new_tokens, 1)
+    options.check_tokens(max_new_tokens)
     clip = options.read_medium(medium)
     pipe = checkpoint.load()
     from openlance.sample.pipeline import question_about
@@ -33,4 +32,4 @@ def caption(
     checkpoint.warn(pipe, question_about([clip]).name)
     answer = pipe.caption(clip, max_new_tokens=max_new_tokens)
     typer.echo(answer)
-    say_if_cut(answer, max_new_tokens)
+    options.say_if_cut(answer, max_new_tokens)

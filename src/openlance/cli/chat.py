@@ -43,6 +43,7 @@ def chat(
     history: Annotated[
         int | None, typer.Option("--history", help="Earlier turns that the model sees.  \\[default: the model's]")
     ] = None,
+    max_new_tokens: options.NewTokens = 256,
     *,
     drawing: options.Drawing,
     checkpoint: options.Checkpoint,
@@ -50,25 +51,30 @@ def chat(
     """Draw, edit and ask in one dialogue; reads lines from the terminal or from a pipe."""
     settings = drawing.settings()
     options.at_least("--history", history, 0)
+    options.check_tokens(max_new_tokens)
     options.check_writable(output)
     first = options.read_medium(image) if image is not None else None
 
     from openlance.sample.dialogue import Dialogue
 
-    session = Session(Dialogue(checkpoint.load(), seed=drawing.seed, history=history, **settings), checkpoint, output)
+    settings |= {"seed": drawing.seed, "history": history, "max_new_tokens": max_new_tokens}
+    session = Session(Dialogue(checkpoint.load(), **settings), checkpoint, output)
     if first is not None:
         session.talk.show(first)
-    if sys.stdin.isatty():
+    terminal = options.is_terminal(sys.stdin)
+    if terminal:
         where = f"seed {session.talk.seed}, pictures in {output}/"
         typer.echo(f"{checkpoint.model}, {where}.  /help says what can be said, /quit ends.")
     mistakes = sum(not session.handle(line) for line in lines())
-    if mistakes and not sys.stdin.isatty():
+    if mistakes and not terminal:
         raise typer.Exit(2)
 
 
 def lines() -> Iterator[str]:
     """What is typed, without blank lines, to its end or to /quit; a pipe is read without a prompt."""
-    terminal = sys.stdin.isatty()
+    if sys.stdin is None:  # closed
+        return
+    terminal = options.is_terminal(sys.stdin)
     if terminal:
         import readline  # noqa: F401  (arrow keys and history in input())
     while True:
@@ -114,7 +120,7 @@ class Session:
             turn = self.commands[word](rest.strip()) if line.startswith("/") else self.talk.say(line, self.stream)
             if turn is not None:
                 self.show(turn, before, time.perf_counter() - start)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             from openlance.cli.errors import sentence
 
             said = sentence(error)
@@ -127,7 +133,8 @@ class Session:
     def show(self, turn: Turn, before: Clip | None, seconds: float) -> None:
         """Say what came of a turn: an answer, or the file of a picture."""
         if turn.answer is not None:
-            typer.echo("" if sys.stdout.isatty() else turn.answer)
+            typer.echo("" if options.is_terminal(sys.stdout) else turn.answer)
+            options.say_if_cut(turn.answer, self.talk.decoding.max_new_tokens)
         elif turn.segments and turn.picture is not None:
             self.warn(turn, before)
             path = self.write(turn.picture)
@@ -146,15 +153,16 @@ class Session:
             self.warned.add(task)
 
     def stream(self, piece: str) -> None:
-        if sys.stdout.isatty():
+        if options.is_terminal(sys.stdout):
             typer.echo(piece, nl=False)
 
     def write(self, clip: Clip) -> Path:
         """The next free number in the folder."""
         suffix = ".png" if clip.frames == 1 else ".mp4"
-        taken = [int(p.stem) for p in self.folder.glob("*.*") if p.stem.isdigit()] if self.folder.is_dir() else []
+        taken = [int(p.stem) for p in self.folder.glob("*.*") if p.stem.isdecimal()] if self.folder.is_dir() else []
         path = self.folder / f"{max(taken, default=-1) + 1:03d}{suffix}"
-        clip.save(path)
+        with options.no_empty_folders(self.folder):
+            clip.save(path)
         return path
 
     def save(self, name: str) -> None:

@@ -6,6 +6,7 @@ Writes `index.html` (pictures inside it, so the one file can be passed on) and t
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,7 @@ def demo(
     if output.exists() and not output.is_dir():
         raise UserError(f"-o {output} is a file: name a folder for the page, for example -o outputs/demo")
     options.check_writable(output)
-    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
+    options.at_least("--seed", seed, -1, options.LARGEST_SEED)
 
     start = time.perf_counter()
     import openlance
@@ -111,12 +112,12 @@ def demo(
 
     pipe = openlance.load(model)
     loaded = time.perf_counter() - start
-    seed = 7 if seed is None else seed
+    seed = secrets.randbelow(2**31) if seed == -1 else 7 if seed is None else seed
     cards = [show(pipe, wish, seed) for wish in progress(WISHES)]
     shown = perform(pipe, {card.wish.prompt: as_clip(card.picture) for card in cards}, seed)
     tally = count(cards, shown)
     page = write(output, cards, shown, title=model, notes=[*tally, f"loaded in {loaded:.1f} s"])
-    typer.echo(f"{page}  ({'; '.join(tally)})")
+    typer.echo(f"{page}  (seed {seed}; {'; '.join(tally)})")
 
 
 def count(cards: list[Card], shown: list[Shown]) -> list[str]:

@@ -79,22 +79,23 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
 
     from tqdm import tqdm
 
+    from openlance.config.sampling import later_seed
     from openlance.media import write_media
     from openlance.media.inputs import as_clip
 
     pipe = checkpoint.load()
     pipe.enable_parallelism()
-    seed, leads = secrets.randbelow(2**31) if how.seed is None else how.seed, True
+    seed, leads = secrets.randbelow(2**31) if how.seed in (None, -1) else how.seed, True
     if pipe.crew is not None:
         seed, leads = pipe.crew.agreed(seed), pipe.crew.leads
     call, total, start = job.call(pipe), len(job.paths), time.perf_counter()
-    settings = {"progress": total <= BATCH and leads and sys.stderr.isatty()} | settings
-    with tqdm(
-        total=total, unit="file", delay=2.0, disable=None if total > BATCH and leads else True, leave=False
-    ) as bar:
+    settings = {"progress": total <= BATCH and leads and options.is_terminal(sys.stderr)} | settings
+    quiet = None if total > BATCH and leads else True
+    bar = tqdm(total=total, unit="file", delay=2.0, disable=quiet, leave=False)
+    with options.no_empty_folders(job.paths[0].parent), bar:
         for first in range(0, total, BATCH):
             part = slice(first, first + BATCH)
-            made = call(*(some[part] for some in job.inputs), seed=seed + first, **settings)
+            made = call(*(some[part] for some in job.inputs), seed=later_seed(seed, first), **settings)
             if not leads:
                 continue
             if first == 0:  # only now is it clear that what was asked for can be done

@@ -136,7 +136,8 @@ def run(job: Any, workers: int, ray: str | None, device: str) -> None:
     from openlance.data.encoding import encode as encode_all
 
     total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
-    with tqdm(unit="part", delay=2.0, disable=None, leave=False) as bar:
+    bar = tqdm(unit="part", delay=2.0, disable=None, leave=False)
+    with options.no_empty_folders(job.out), bar:
         for total in encode_all(job, workers, ray, gpus=float(device.startswith("cuda"))):
             bar.total, bar.n = total["of"], total["parts"]
             bar.refresh()

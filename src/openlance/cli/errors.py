@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -13,8 +15,11 @@ import typer
 
 from openlance.errors import UserError
 
+# What a disk or folder says that takes no more, whatever was being written; the name is often missing then.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_MEMORY = ("t allocate memory", "out of memory")  # torch on the CPU ("can't ..."), and on a GPU
-USER_MISTAKE, INTERRUPTED = 2, 130  # 130: what shells report for Ctrl-C (128 + SIGINT)
+# What shells report for Ctrl-C (128 + SIGINT), and for a program whose reader has gone (128 + SIGPIPE).
+USER_MISTAKE, INTERRUPTED, CLOSED = 2, 130, 141
 
 # The parser's base class of "the command line is wrong". Newer versions of typer carry their parser inside, older ones
 # use click, so the class is found from what both publish.
@@ -46,6 +51,11 @@ def sentence(error: Any) -> str | None:
         return one_line(f"there is no file {error.filename}: check the path")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in NO_MEMORY)):
         return "there is not enough memory for this: ask for something smaller, or see --memory and `openlance plan`"
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f"cannot write {error.filename}" if error.filename is not None else "what was made cannot be written"
+        return one_line(f"{where} ({os.strerror(error.errno)}): free some space, or choose another place with -o")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EIO) and error.filename is None:
+        return one_line(f"what was made cannot be written ({os.strerror(error.errno)}): choose another place with -o")
     if isinstance(error, OSError) and error.filename is not None:
         return one_line(f"{error.filename}: {error.strerror or error}")
     if isinstance(error, ParserError):
@@ -55,19 +65,53 @@ def sentence(error: Any) -> str | None:
     return None
 
 
+def _reader_has_gone(error: BaseException) -> bool:
+    """Whether a closed pipe is behind an exception."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, BrokenPipeError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def drop_output() -> None:
+    """Let nothing more be written where it could not be: the interpreter would try again at its end and complain."""
+    try:
+        sys.stdout.flush()
+    except (AttributeError, ValueError, OSError):  # there is none, or it takes nothing
+        with suppress(AttributeError, ValueError, OSError):
+            place = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(place, sys.stdout.fileno())
+            os.close(place)
+
+
 def guarded(call: Callable[[], Any], debug: bool) -> int:
     """Run a command and return its exit code; with `debug` the traceback is printed before the sentence."""
     try:
         code = call()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, where it can be told what is wrong
+        if code == INTERRUPTED:  # newer versions of typer answer Ctrl-C with the code alone
+            print("interrupted", file=sys.stderr)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        drop_output()
+        return CLOSED
+    except SystemExit as stop:  # the libraries that print turn a closed pipe into this
+        if not _reader_has_gone(stop):
+            raise
+        drop_output()
+        return CLOSED
     except (ValueError, OSError, MemoryError, RuntimeError, ParserError) as error:
         said = sentence(error)
         if said is None:
             raise
         if debug:
             traceback.print_exception(error)
+        drop_output()
         print(f"error: {said}", file=sys.stderr)
         return USER_MISTAKE
     return code if isinstance(code, int) else 0

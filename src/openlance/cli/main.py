@@ -89,7 +89,8 @@ def openlance(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    """Run the command line and return its exit code: 0, 2 for a mistake of the user, 130 when interrupted, 141 when
+    whoever reads the output has gone."""
     said = tuple(sys.argv[1:] if argv is None else argv)
     args = list(said)
     words = args[: args.index("--")] if "--" in args else args

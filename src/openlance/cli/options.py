@@ -9,7 +9,8 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -19,20 +20,18 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_STEPS, MOST_TOKENS, STRONGEST
+from openlance.config.text import lines_of, read_text
+from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.media import Clip
     from openlance.sample.pipeline import Pipeline
-
-LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
-LONGEST = 10_000  # frames; the released model makes 121
-MOST_STEPS = 10_000  # of denoising; the release takes 30
-STRONGEST = 1000.0  # guidance
-LARGEST_SEED = 2**64 - 1  # what torch's generators accept
+    from openlance.sample.text import Answer
 
 Model = Annotated[str, typer.Option("--model", help="nano, a checkpoint folder, or owner/name on the hub.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same picture; random if left out.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same picture; random if left out, or -1.")]
 Size = Annotated[
     str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.  \\[default: the model's]", show_default=False)
 ]
@@ -175,10 +174,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def dtype_name(text: str | None) -> str | None:
     """torch's name of a number type that a user gave, or None."""
-    names = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16"}
-    if text is not None and text not in names:
+    if text is not None and text not in NUMBER_TYPES:
         raise UserError(f"--dtype {text!r} is no type of number: use float32, bfloat16 or float16")
-    return names[text] if text is not None else None
+    return NUMBER_TYPES[text] if text is not None else None
 
 
 def at_least(option: str, value: int | None, least: int, most: int | None = None) -> None:
@@ -187,6 +185,21 @@ def at_least(option: str, value: int | None, least: int, most: int | None = None
         raise UserError(f"{option} is {value}: it must be {least} or more")
     if value is not None and most is not None and value > most:
         raise UserError(f"{option} is {value}: it must be {most} or less")
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a person reads or writes there; a stream may be closed."""
+    return stream is not None and stream.isatty()
+
+
+def check_tokens(value: int) -> None:
+    at_least("--max-new-tokens", value, 1, MOST_TOKENS)
+
+
+def say_if_cut(answer: Answer, most: int) -> None:
+    """One line on stderr for an answer that ended at its limit."""
+    if answer.finish_reason == "length":
+        typer.echo(f"note: the answer was cut at {most} tokens: raise --max-new-tokens for the rest", err=True)
 
 
 def check_guidance(value: float | None, option: str = "--guidance-scale") -> None:
@@ -205,12 +218,7 @@ def read_prompts(path: Path) -> list[str]:
     """The lines of a UTF-8 file, blank ones at its end left out; a blank line between two prompts is an error."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: --prompts-file takes a text file with one prompt per line")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8, one prompt per line"
-        ) from error
+    lines = lines_of(read_text(path, ", one prompt per line").rstrip())
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise UserError(f"line {number} of {path} is empty: write a prompt there or delete the line")
@@ -233,6 +241,19 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write into {folder}: permission denied; choose another place with -o")
 
 
+@contextmanager
+def no_empty_folders(folder: Path) -> Iterator[None]:
+    """Where a block fails, take away the folders that were made for what it could not write."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        for place in made:
+            with suppress(OSError):  # something is in it, or it was never made
+                place.rmdir()
+        raise
+
+
 def check_json(file: Path | None) -> None:
     """UserError unless a file of results can be written there, if one is wanted."""
     if file is None:
@@ -246,7 +267,7 @@ def write_json(content: Any, file: Path) -> None:
     """Write results, all or nothing."""
     from openlance.media.files import atomic_path
 
-    with atomic_path(file) as path:
+    with no_empty_folders(file.parent), atomic_path(file) as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

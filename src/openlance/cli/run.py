@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from datetime import timedelta
@@ -47,8 +48,8 @@ Url = Annotated[str, typer.Option("--enhance-url", envvar="LANCE_REWRITE_BASE_UR
 Writer = Annotated[str, typer.Option("--enhance-model", envvar="LANCE_REWRITE_MODEL_NAME", help="Its model.")]
 Processes = Annotated[int, typer.Option("--processes", help="Share the entries among so many processes.")]
 
+MOST_PROCESSES = 1024
 WAIT = timedelta(days=30)  # for the slowest process, once the others are done
-MOST = 100_000  # steps, frames, pixels or tokens
 app = typer.Typer()
 
 
@@ -79,8 +80,14 @@ def run(
     """Run an input file of the release. A run that was stopped goes on where it was; entries that cannot run are named
     at the end, with exit code 3."""
     size = (num_frames, height, width)
-    check({"--num-frames": num_frames, "--height": height, "--width": width, "--processes": processes,
-           "--num-inference-steps": num_inference_steps, "--max-new-tokens": max_new_tokens}, seed)  # fmt: skip
+    for option, value, most in (
+        ("--num-frames", num_frames, options.LONGEST), ("--height", height, options.LARGEST_SIDE),
+        ("--width", width, options.LARGEST_SIDE), ("--processes", processes, MOST_PROCESSES),
+        ("--num-inference-steps", num_inference_steps, options.MOST_STEPS),
+    ):  # fmt: skip
+        options.at_least(option, value, 1, most)
+    options.check_tokens(max_new_tokens)
+    options.at_least("--seed", seed, -1, options.LARGEST_SEED)
     options.check_guidance(guidance_scale)
     options.check_writable(output)
     from openlance.media import buckets
@@ -102,6 +109,7 @@ def run(
     key = os.environ.get("LANCE_REWRITE_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
     enhancer = Enhancer(url=enhance_url, model=enhance_model, key=key) if enhance_prompt else None
     rank, world, device = join(timeout=WAIT)
+    seed = agreed_seed(output, rank, world) if seed == -1 else seed
     pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=device)
     d = pipe.defaults
     usual = (d.num_frames, d.height, d.width)
@@ -117,13 +125,35 @@ def run(
     )  # fmt: skip
     failures = share(pipe, entries, job, output, model, rank, world)
     if failures is not None:
-        report(failures, len(entries), output)
+        report(failures, len(entries), output, job)
 
 
-def check(counts: dict[str, int | None], seed: int) -> None:
-    for option, value in counts.items():
-        options.at_least(option, value, 1, MOST)
-    options.at_least("--seed", seed, -1, options.LARGEST_SEED)
+def drawn_seed(output: Path) -> int:
+    """A random seed; that of the run in the folder, where there is one to go on with."""
+    from openlance.config.values import read_json
+
+    settings = output / ".run" / "settings.json"
+    before = read_json(settings).get("seed") if settings.is_file() else None
+    return before if isinstance(before, int) else secrets.randbelow(2**31)
+
+
+def agreed_seed(output: Path, rank: int, world: int) -> int:
+    """The same drawn seed in all processes."""
+    said = [drawn_seed(output) if rank == 0 else 0]
+    if world > 1:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def say_what_was_cut(output: Path, most: int) -> None:
+    """One line on stderr for answers that ended at their limit."""
+    results = json.loads((output / "result.json").read_text(encoding="utf-8"))
+    cut = sum(row.get("finish_reason") == "length" for row in results)
+    if cut:
+        what = f"{cut} answers were" if cut > 1 else "1 answer was"
+        typer.echo(f"note: {what} cut at {most} tokens: raise --max-new-tokens, and choose another -o", err=True)
 
 
 def share(
@@ -153,13 +183,14 @@ def share(
     return failed
 
 
-def report(failures: list[tuple[str, str]], total: int, output: Path) -> None:
+def report(failures: list[tuple[str, str]], total: int, output: Path, job: Job) -> None:
     """Say what was made and what could not be; exit code 3 if anything could not."""
+    say_what_was_cut(output, job.max_new_tokens)
     for key, why in failures:
         print(f"error: entry {key!r}: {' '.join(why.split())}", file=sys.stderr)
-    typer.echo(f"{output}: {total - len(failures)} of {total} entries")
+    typer.echo(f"{output}: {total - len(failures)} of {total} entries  (seed {job.seed})")
     if os.environ.get(LAUNCHED):
-        (output / ".run" / "failed.json").write_text(json.dumps(failures), encoding="utf-8")
+        options.write_json(failures, output / ".run" / "failed.json")
     elif failures:
         raise typer.Exit(SOME_FAILED)
 

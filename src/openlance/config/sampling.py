@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from openlance.config.values import convert, known, read_json
+from openlance.config.values import brief, convert, known, no_others, read_json, whole
 from openlance.errors import UserError
 
 # Prompts that name the kind of an element of the request; the others name the kind of what is made or read.
@@ -110,11 +110,24 @@ def style_of(name: str | None, texts: Mapping[str, Any] | None = None) -> Prompt
 
 
 FILE = "generation_config.json"
+# What can be asked for at most: above are slips of the hand, which would fill the memory or never end.
+LARGEST_SEED = 2**64 - 1  # what torch's generators accept
+LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
+LONGEST = 10_000  # frames; the released model makes 121
+MOST_RESULTS = 10_000  # of one prompt
+MOST_STEPS = 10_000  # of denoising; the release takes 30
+MOST_TOKENS = 100_000  # of an answer; the release takes 256
+STRONGEST = 1000.0  # guidance, and shift of the times
 RENORMS = ("global", "channel", "none")
 SOLVERS = ("euler", "dpm++", "unipc")
 
 # Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
 RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
+
+
+def later_seed(seed: int, k: int) -> int:
+    """The seed of result number k; after the largest comes 0."""
+    return (seed + k) % (LARGEST_SEED + 1)
 
 
 def checked(value: Any) -> None:
@@ -159,19 +172,26 @@ class Sampling:
     def __post_init__(self) -> None:
         checked(self)
         if self.num_inference_steps < 1:
-            raise UserError(
-                f"{self.num_inference_steps} steps cannot draw anything: use --num-inference-steps 1 or more"
-            )
+            steps = brief(self.num_inference_steps)
+            raise UserError(f"{steps} steps cannot draw anything: use --num-inference-steps 1 or more")
+        whole("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
         if self.renorm not in RENORMS:
-            raise UserError(f"renorm {self.renorm!r} is unknown: use one of {', '.join(RENORMS)}")
+            raise UserError(f"renorm {brief(self.renorm)} is unknown: use one of {', '.join(RENORMS)}")
         if (scale := min(self.guidance_scale, self.image_guidance_scale)) < 0:
             raise UserError(f"a guidance scale of {scale} makes no sense: use 1 (off) or more")
-        if self.shift <= 0:
-            raise UserError(f"a time shift of {self.shift} makes no sense: use a positive number such as 3.5")
+        if (scale := max(self.guidance_scale, self.image_guidance_scale)) > STRONGEST:
+            raise UserError(f"a guidance scale of {scale:g} makes no sense: use {STRONGEST:g} or less, for example 3")
+        if not 1 / STRONGEST <= self.shift <= STRONGEST:
+            raise UserError(f"a time shift of {self.shift:g} makes no sense: use a positive number such as 3.5")
+        if self.interval[0] > self.interval[1]:
+            low, high = self.interval
+            raise UserError(f"interval ({low:g}, {high:g}) ends before it begins: write the lower time first")
+        if not 0 <= self.renorm_min <= 1:
+            raise UserError(f"renorm_min is {self.renorm_min:g}: it is a factor from 0 to 1")
         if self.solver not in SOLVERS:
-            raise UserError(f"the solver {self.solver!r} is unknown: use one of {', '.join(SOLVERS)}")
+            raise UserError(f"the solver {brief(self.solver)} is unknown: use one of {', '.join(SOLVERS)}")
         if not 0 <= self.step_cache < 1:
-            raise UserError(f"a step cache of {self.step_cache} makes no sense: use 0 (off) or a share such as 0.05")
+            raise UserError(f"a step cache of {self.step_cache:g} makes no sense: use 0 (off) or a share such as 0.05")
 
     @property
     def branches(self) -> int:
@@ -199,9 +219,9 @@ class Decoding:
     def __post_init__(self) -> None:
         checked(self)
         if self.max_new_tokens < 1:
-            raise UserError(
-                f"{self.max_new_tokens} new tokens leave no room for an answer: use --max-new-tokens 1 or more"
-            )
+            tokens = brief(self.max_new_tokens)
+            raise UserError(f"{tokens} new tokens leave no room for an answer: use --max-new-tokens 1 or more")
+        whole("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
         if self.temperature < 0:
             raise UserError(f"a temperature of {self.temperature:g} makes no sense: use 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
@@ -251,9 +271,7 @@ class GenerationConfig:
         Raises:
             UserError: For a field that `Sampling` lacks, or a value that makes no sense.
         """
-        unknown = sorted(settings.keys() - Sampling.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"there is no option {unknown[0]!r}: use one of {', '.join(Sampling.__dataclass_fields__)}")
+        no_others(settings, Sampling.__dataclass_fields__)
         fields, there = dict[str, Any](), set(roles)
         for role, given in self.sampling_with.items():
             fields |= given if role in there else {}

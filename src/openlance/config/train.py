@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from openlance.config.text import read_text
 from openlance.config.values import as_data, build, differences, override, unknown
 
 __all__ = [
@@ -231,9 +232,10 @@ def _resolved(entry: dict[str, Any], above: tuple[Stage, ...], path: Path) -> St
 def _load(path: Path) -> dict[str, Any]:
     import yaml
 
+    text = read_text(path)
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         at = f" (line {place.line + 1}, column {place.column + 1})" if place else ""
         raise ValueError(f"{path} is not YAML{at}: write `field: value` lines, see `openlance plan --dump`") from error

@@ -12,17 +12,27 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import operator
+import os
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from openlance.config.text import read_text
 from openlance.errors import UserError
 
 T = TypeVar("T")
 
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+# Names of the types of number in which a model computes, and what torch calls them.
+NUMBER_TYPES = {
+    "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16",
+    "fp16": "float16",
+}  # fmt: skip
+LONGEST_SHOWN = 80  # characters of a value in an error
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -30,13 +40,74 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint folder; UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path.parent} lacks {path.name}: pass a complete checkpoint folder")
+    text = read_text(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore the file") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a JSON object, not a {type(found).__name__}: restore the file")
     return found
+
+
+def brief(value: Any) -> str:
+    """A value as errors show it: on one line, its end left out where it is long."""
+    if isinstance(value, (str, bytes, bytearray)):
+        value = value[:LONGEST_SHOWN]
+    try:
+        said = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        return f"of type {type(value).__name__} and too long to show"
+    return said if len(said) <= LONGEST_SHOWN else f"{said[: LONGEST_SHOWN - 3]}..."
+
+
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number of any type that means one. UserError for anything else, or one out of range."""
+    try:
+        number = convert(int, value, name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if number < least:
+        raise UserError(f"{name} must be at least {least}, got {brief(number)}")
+    if most is not None and number > most:
+        raise UserError(f"{name} must be at most {most}, got {brief(number)}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or false in any form that means one. UserError for anything else."""
+    try:
+        return convert(bool, value, name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number of any type that means one. UserError for anything else."""
+    try:
+        return convert(float, value, name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path as text or in any form of a path. UserError for anything else, or what can be none."""
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(value):
+        raise UserError(f"{name} is {brief(value)}: expected the path of a folder or file")
+    try:
+        path = Path(value)
+        path.exists()
+    except (OSError, TypeError) as error:  # a name too long, or of bytes
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{name} is {brief(value)}, which is no path ({why}): expected one of a folder") from None
+    return path
+
+
+def no_others(given: Iterable[str], known: Iterable[str]) -> None:
+    """UserError naming an option that is not among the known ones."""
+    names = list(known)
+    for name in sorted(set(given) - set(names)):
+        raise UserError(f"there is no option {name!r}: use one of {', '.join(names)}")
 
 
 def known(kind: type[T], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +119,9 @@ def known(kind: type[T], values: Mapping[str, Any]) -> dict[str, Any]:
 def build(cls: type[T], data: Any, where: str = "") -> T:
     """An instance of a dataclass from a mapping; `where` is the dotted path that errors begin with."""
     if not isinstance(data, Mapping):
-        raise ValueError(f"{where or cls.__name__} is {data!r}: expected fields and values, such as {_example(cls)}")
+        raise ValueError(
+            f"{where or cls.__name__} is {brief(data)}: expected fields and values, such as {_example(cls)}"
+        )
     hints = get_type_hints(cls)
     for name in data:
         if name not in hints:
@@ -76,7 +149,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return _tuple(inner, value, where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is {value!r}: expected names and values, such as {{name: 1}}")
+            raise ValueError(f"{where} is {brief(value)}: expected names and values, such as {{name: 1}}")
         return {str(name): convert(inner[1], v, f"{where}.{name}") for name, v in value.items()}
     return _plain(kind, value, where)
 
@@ -84,8 +157,9 @@ def convert(kind: Any, value: Any, where: str) -> Any:
 def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple:
     if inner[-1] is Ellipsis and isinstance(value, (str, int, float)):
         value = [value]  # one entry may go without brackets
-    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
-        raise ValueError(f"{where} is {value!r}: expected a list, such as [{', '.join('..' for _ in inner)}]")
+    unordered = isinstance(value, (str, bytes, bytearray, Set, Mapping)) or not hasattr(value, "__len__")
+    if unordered or getattr(value, "ndim", 1) == 0:  # an array of one number says that it can be iterated over
+        raise ValueError(f"{where} is {brief(value)}: expected a list, such as [{', '.join('..' for _ in inner)}]")
     values = list(value)
     if inner[-1] is Ellipsis:
         inner = inner[:1] * len(values)
@@ -94,18 +168,31 @@ def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple:
     return tuple(convert(kind, v, f"{where}.{n}") for n, (kind, v) in enumerate(zip(inner, values)))
 
 
+def plain(value: Any) -> Any:
+    """A single number of numpy or torch as one of Python; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def _plain(kind: type, value: Any, where: str) -> Any:
+    given, value = value, plain(value)
     if kind is bool and isinstance(value, str):
         value = WORDS.get(value.lower(), value)
     elif kind in (int, float) and not isinstance(value, bool):
         value = _number(value, kind)
     if type(value) is kind and not (isinstance(value, float) and not math.isfinite(value)):
         return value
-    raise ValueError(f"{where} is {value!r}: expected {EXPECTED[kind]}")
+    if kind is str and isinstance(value, str):
+        return str(value)
+    raise ValueError(f"{where} is {brief(given)}: expected {EXPECTED[kind]}")
 
 
 def _number(value: Any, kind: type) -> Any:
     """The number that a value means, or the value itself where it means none; a whole number may be written 2e4."""
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        return value  # bytes, and arrays of one number
+    if kind is int:
+        with suppress(TypeError, ValueError):  # exact, where there are more digits than a float has
+            return int(value) if isinstance(value, str) else operator.index(value)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -171,7 +258,7 @@ def _put(data: Any, path: list[str], value: Any, whole: str) -> None:
         if rest and name not in data:
             raise ValueError(unknown("field", whole, data, name))
     else:
-        raise ValueError(f"there is no field {whole!r}: what stands before {name!r} is the single value {data!r}")
+        raise ValueError(f"there is no field {whole!r}: what stands before {name!r} is the single value {brief(data)}")
     if rest:
         _put(data[key], rest, value, whole)
     else:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from openlance.config.values import read_json
 from openlance.data.encoded import MARK, read_about, write_shard
 from openlance.data.fit import Fit
 from openlance.data.pool import spread
@@ -56,7 +57,7 @@ def settle(job: Job) -> None:
     """Note in the folder what it holds; UserError if it holds something else already."""
     path, about = job.out / SETTINGS, job.about | {"rows": job.rows}
     if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = read_json(path)
         names = [name for name in held | about if held.get(name) != about.get(name)]
         other = [f"{name} {held.get(name)!r} and not {about.get(name)!r}" for name in names]
         if other:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from openlance.config.text import lines_of, read_text
 from openlance.data.columns import Layout
 from openlance.data.fit import Fit
 from openlance.data.source import Row, Sample, shuffled
@@ -71,11 +72,7 @@ class FolderSource:
 
 
 def _from_metadata(table: Path) -> Iterator[Row]:
-    try:
-        lines = table.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{table} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines_of(read_text(table))):
         if not line.strip():
             continue
         try:
@@ -102,10 +99,7 @@ def _from_names(folder: Path, layout: Layout) -> Iterator[Row]:
         beside = path.with_suffix(".txt")
         if not beside.is_file():
             continue
-        try:
-            text = beside.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{beside} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        text = read_text(beside).strip()
         values = {"caption": text} if layout.columns.text == "caption" else _asked(text)
         yield Row(str(path), values | _with_medium({"file_name": str(path.relative_to(folder))}))
 

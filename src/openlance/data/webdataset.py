@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from openlance.config.text import decoded
 from openlance.data.columns import Layout
 from openlance.data.fit import Fit
 from openlance.data.source import BrokenRow, Row, Sample, shuffled
@@ -54,7 +55,7 @@ class TarSource:
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         try:
             values = {k: v for field, data in row.values.items() for k, v in _column(field, data)}
-        except (UnicodeDecodeError, json.JSONDecodeError, UserError) as error:
+        except (ValueError, RecursionError) as error:
             raise BrokenRow(row.place, error) from error
         folder = Path(row.place.rpartition(", row ")[0]).parent
         return self.layout.sample(Row(row.place, values), folder, fit, aliases=True)
@@ -87,12 +88,12 @@ def _column(field: str, data: bytes) -> list[tuple[str, Any]]:
     """The columns that one file of a sample fills."""
     stem, _, suffix = field.rpartition(".")
     if suffix == "json":
-        values = json.loads(data)
+        values = json.loads(decoded(data, field))
         if not isinstance(values, dict):
             raise UserError(f"{field} holds a {type(values).__name__}: expected a JSON object of columns")
         return list(values.items())
     if suffix == "txt":
-        return [(stem or "caption", data.decode("utf-8").strip())]
+        return [(stem or "caption", decoded(data, field).strip())]
     if f".{suffix}" in VIDEO_SUFFIXES:
         return [(stem or "video", data)]
     return [(stem or "image", data)] if f".{suffix}" in IMAGE_SUFFIXES else []

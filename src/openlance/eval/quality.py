@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openlance.config.sampling import later_seed
 from openlance.errors import UserError
 from openlance.eval.suite import Z95
 from openlance.sample.engine import Engine
@@ -94,7 +95,7 @@ def draw(
     sampling, wanted = pipe.sampling(**settings), prompts(c)
     task = tasks.the_task(tasks.text_to_visual, "image")
     requests = [pipe.front.request(task, words, asked=(1, c.height, c.width)) for words, _ in wanted]
-    seeds: list[int | torch.Generator] = [c.seed + k for k in range(len(requests))]
+    seeds: list[int | torch.Generator] = [later_seed(c.seed, k) for k in range(len(requests))]
     latents, pixels, seconds, rows = list[Tensor](), list[Tensor](), 0.0, list[int]()
 
     def some(part: slice) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from openlance.config.values import brief, number
+from openlance.errors import UserError
+
 # Frames per second of every clip the model reads or makes (released code).
 MODEL_FPS = 12.0
 
@@ -24,11 +27,14 @@ class Clip:
     fps: float = MODEL_FPS
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pixels, np.ndarray):
+            raise UserError(f"the pixels of a clip are {brief(self.pixels)}: expected an array, uint8 (T, H, W, 3)")
         shape, kind = self.pixels.shape, self.pixels.dtype
         if kind != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-            raise ValueError(f"a clip needs uint8 pixels (T, H, W, 3) with no empty axis, not {kind} {tuple(shape)}")
-        if not self.fps > 0:
-            raise ValueError(f"a clip needs a positive frame rate, not {self.fps}")
+            raise UserError(f"a clip needs uint8 pixels (T, H, W, 3) with no empty axis, not {kind} {tuple(shape)}")
+        if not number("fps", self.fps) > 0:
+            raise UserError(f"a clip needs a positive frame rate, not {self.fps}")
+        object.__setattr__(self, "fps", number("fps", self.fps))
 
     def __repr__(self) -> str:
         return f"Clip({self.frames} frames of {self.width}x{self.height}, {self.fps:g} a second)"

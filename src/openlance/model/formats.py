@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from openlance.config.model import EXACT, Faithful, ModelConfig, PositionConfig, VAEConfig, ViTConfig
-from openlance.config.values import known, read_json
+from openlance.config.values import known, path_of, read_json
 from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.names import COMPUTED, config_of_diffusers, our_name
@@ -224,7 +224,7 @@ class Files:
 def find(path: str | Path, *, base: str | Path | None = None) -> Files:
     """The parts of a checkpoint folder of any form. base: another folder that has what this one lacks (a trainer's
     output has no codec). UserError if it is none, lacks a configuration, or mixes models of two kinds."""
-    folder = Path(path)
+    folder = path_of("the checkpoint", path)
     if (folder / "model_index.json").is_file():
         files = _diffusers(folder)
     elif decoders := tuple(folder / n for n in (IMAGES, CLIPS) if (folder / n / "llm_config.json").is_file()):

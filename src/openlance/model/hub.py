@@ -16,6 +16,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+from openlance.config.values import brief, path_of
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.model.formats import CODEC, Files, find
@@ -34,23 +35,25 @@ SHIPPED = ("nano",)
 
 def folder_of(model: str | Path) -> Path:
     """The folder of a shipped model or of a path; UserError if there is none."""
-    if model in SHIPPED:
-        return Path(str(files("openlance"))) / "assets" / str(model)
-    path = Path(model)
+    if isinstance(model, str) and model in SHIPPED:
+        return Path(str(files("openlance"))) / "assets" / model
+    path = path_of("the model", model)
+    if path.is_file():
+        raise UserError(f"{path} is a file, neither a name nor a folder: give its folder, {path.absolute().parent}")
     if not path.is_dir():
         shipped = ", ".join(SHIPPED)
         raise UserError(
-            f"no model {str(model)!r}: it is neither shipped ({shipped}) nor a folder nor owner/name on the hub; try "
-            f"--model nano"
+            f"no model {brief(str(model))}: it is neither shipped ({shipped}) nor a folder nor owner/name on the hub; "
+            f"try --model nano"
         )
     return path
 
 
 def find_model(model: str | Path, *, base: str | Path | None = None) -> Files:
     """Where the parts of a model are; of a repository of the hub the small files are fetched, weights when needed."""
-    if isinstance(model, str) and not Path(model).exists() and is_repository(model):
+    if isinstance(model, str) and is_repository(model) and not path_of("the model", model).exists():
         return find_repository(model)
-    return find(folder_of(model), base=base)
+    return find(folder_of(model), base=None if base is None else folder_of(base))
 
 
 def is_repository(name: str) -> bool:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openlance.config.values import read_json
+from openlance.config.values import number, path_of, read_json
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.model.lance import Lance
@@ -116,7 +116,8 @@ def write_adapter(folder: str | Path, tensors: Mapping[str, Tensor], lora: Lora,
 def read_adapter(folder: str | Path, weight: float = 1.0) -> Adapter:
     """An adapter of ours or of PEFT; weight: how much of it. UserError if it is none, or of a kind that is more than an
     addition of low rank."""
-    folder = Path(folder)
+    folder = path_of("the adapter", folder)
+    weight = number("weight", weight)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no adapter: give a folder with {CONFIG} and {WEIGHTS}, such as runs/mine")
     said = read_json(folder / CONFIG)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openlance.config.model import ModelConfig, lance_parameters
+from openlance.config.values import brief, plain
 from openlance.errors import UserError
 from openlance.model.formats import is_generation
 from openlance.model.lance import Lance
@@ -68,11 +69,12 @@ PLANS = (
 
 def parse_memory(text: str | int | None) -> int | None:
     """Bytes of a budget such as "12GB"; None for "auto" or nothing given."""
-    if text is None or text == "auto":
+    if text is None or (isinstance(text, str) and text == "auto"):
         return None
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(text))
+    said = text if isinstance(text, str) else brief(text if isinstance(text, bool) else plain(text))
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", said)
     if match is None or match[2].upper() not in UNITS or not float(match[1]):
-        raise UserError(f"--memory {text!r} is not a size: use auto, or for example 12GB, 16GB or 24GB")
+        raise UserError(f"--memory {brief(text)} is not a size: use auto, or for example 12GB, 16GB or 24GB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 

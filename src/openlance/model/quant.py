@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openlance.config.values import brief
 from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.lora import TARGETS
@@ -62,8 +63,8 @@ RECIPES = {
 
 def recipe(name: str) -> dict[str, Kind]:
     """Kinds by stream. UserError for an unknown name."""
-    if name not in RECIPES:
-        raise UserError(f"weights cannot be stored as {name!r}: use one of {', '.join(RECIPES)}")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise UserError(f"weights cannot be stored as {brief(name)}: use one of {', '.join(RECIPES)}")
     return {stream: KINDS[kind] for stream, kind in RECIPES[name].items()}
 
 

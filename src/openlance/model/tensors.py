@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from openlance.config.values import read_json
 from openlance.errors import UserError
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -65,10 +66,10 @@ def shards_of(index: Path) -> list[Path]:
 def weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> shard of an index; UserError if it is none."""
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        table = read_json(index)["weight_map"]
         if not all(isinstance(file, str) for file in table.values()):
             raise TypeError("a shard has no name")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is not an index of weight shards ({error!r}): get the file again") from error
     return table
 

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from openlance.config.sampling import Decoding
+from openlance.config import values
+from openlance.config.sampling import Decoding, later_seed
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.sample.inputs import Medium, as_clip, check_texts, random_seed, seed_of
+from openlance.sample.inputs import Medium, a_function, as_clip, asked_size, check_texts, random_seed, seed_of
 from openlance.sample.pipeline import Pipeline, question_about
-from openlance.sample.text import Shown
+from openlance.sample.text import Answer, Shown
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
 
@@ -39,21 +40,21 @@ class Turn:
     """What was said and what came of it.
 
     segments: the filled request, what later turns may look back at; empty for a picture that was brought along.
-    picture: what is on the table after this turn. answer: of a question.
+    picture: what is on the table after this turn. answer: of a question; its `finish_reason` says whether it was cut.
     """
 
     said: str
     segments: Segments
     picture: Clip | None
-    answer: str | None = None
+    answer: Answer | None = None
 
 
 class Dialogue:
     """Turns with one model. A turn sees the picture on the table, and before it the last `history` turns as context;
     by default as many as the checkpoint was trained with, often none.
 
-    seed: result number k is drawn with seed + k, so that the same words give the same dialogue. settings: keywords of
-    `Pipeline.generate`.
+    seed: result number k is drawn with seed + k, so that the same words give the same dialogue. max_new_tokens: the
+    longest answer. settings: keywords of `Pipeline.generate`.
     """
 
     def __init__(
@@ -64,13 +65,15 @@ class Dialogue:
         history: int | None = None,
         height: int | None = None,
         width: int | None = None,
+        max_new_tokens: int = Decoding.max_new_tokens,
         **settings: Any,
     ) -> None:
         self.pipe, self.turns, self.drawn = pipe, list[Turn](), 0
         self.seed = random_seed() if seed is None else seed_of(seed)
-        self.history = pipe.defaults.history if history is None else history
-        self.size = (1, height or pipe.defaults.height, width or pipe.defaults.width)
-        self.settings = settings
+        self.history = pipe.defaults.history if history is None else values.whole("history", history, least=0)
+        _, rows, columns = asked_size(None, height, width)
+        self.size = (1, rows or pipe.defaults.height, columns or pipe.defaults.width)
+        self.settings, self.decoding = settings, Decoding(max_new_tokens=max_new_tokens)
         pipe.sampling(**settings)  # says now what is wrong with them
         pipe.config.vae.check(self.size)
 
@@ -82,6 +85,7 @@ class Dialogue:
     def say(self, text: str, stream: Callable[[str], None] | None = None) -> Turn:
         """Free words. "draw ..." or "a picture of ..." draws anew, and so does anything while the table is empty; a
         question mark or a leading question word asks; everything else edits."""
+        check_texts([text], "line", "draw a red circle")
         new = NEW.match(text)
         if new is not None:
             return self.draw(text[new.end() :])
@@ -106,9 +110,10 @@ class Dialogue:
         """An answer about the picture or clip on the table; stream(piece) gets it as it comes."""
         clip = self._table()
         check_texts([question], "question", "what color is the circle?")
+        a_function("stream", stream, 1, "print")
         turn = self.pipe.front.request(question_about([clip]), question.strip(), [clip])
         shown = Shown(self.pipe.tokenizer, stream or (lambda _: None))
-        answer = self.pipe.fill_text([self._with_past(turn)], Decoding(), None, shown.add)[0]
+        answer = self.pipe.fill_text([self._with_past(turn)], self.decoding, None, shown.add)[0]
         shown.up_to(answer)
         return self._keep(Turn(said=question, segments=_filled(turn, answer), picture=clip, answer=answer))
 
@@ -136,7 +141,7 @@ class Dialogue:
         return tasks.dialogue(*past[len(past) - min(self.history, len(past)) :], turn)
 
     def _fill(self, said: str, turn: Segments) -> Turn:
-        seed, sampling = self.seed + self.drawn, self.pipe.sampling([turn], **self.settings)
+        seed, sampling = later_seed(self.seed, self.drawn), self.pipe.sampling([turn], **self.settings)
         clip = self.pipe.fill_visual([self._with_past(turn)], sampling, [seed])[0]
         self.drawn += 1
         return self._keep(Turn(said=said, segments=_filled(turn, clip), picture=clip))

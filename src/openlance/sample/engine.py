@@ -29,6 +29,7 @@ from openlance.model.parts import Parts, usual_dtype
 from openlance.model.tiled import Tiling, decode_tiled
 from openlance.model.vae_lazy import LazyVAE, channels_first, to_uint8
 from openlance.sample.inputs import seed_of
+from openlance.sample.place import device_of, dtype_of
 from openlance.sample.prefix import PrefixStore
 from openlance.sample.text import Answer, decode
 from openlance.sample.visual import denoise
@@ -56,17 +57,17 @@ class Engine:
         folder: str | Path | Files,
         *,
         tokenizer: str | Path | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | str | None = None,
         allow_pickle: bool = False,
         memory: str | int | None = None,
     ) -> None:
-        """device: a GPU where there is one. dtype: float32, or bfloat16 for large models, as released. memory: a budget
-        such as "12GB", which is kept by moving parts in and out; "auto" or None: what is free."""
+        """device: a GPU where there is one. dtype: float32, or bfloat16 for large models, as released; also by name.
+        memory: a budget such as "12GB", which is kept by moving parts in and out; "auto" or None: what is free."""
         files = folder if isinstance(folder, Files) else find(folder)
         self.folder, self.config = files.root, files.config
         self.device = device_of(device)
-        self.dtype = dtype or usual_dtype(files)
+        self.dtype = dtype_of(dtype) or usual_dtype(files)
         self.parts = Parts(
             files,
             device=self.device,
@@ -75,7 +76,7 @@ class Engine:
             memory=parse_memory(memory),
             say=memory is not None,
         )
-        self.tokenizer = Tokenizer.from_folder(tokenizer or files.tokenizer)
+        self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
         self.defaults = GenerationConfig.read(files.tokenizer)
         for role in self.defaults.sampling_with:
@@ -125,12 +126,12 @@ class Engine:
         if self.crew is not None and self.crew.device != self.device:
             self.move(self.crew.device)
 
-    def move(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+    def move(self, device: torch.device | str | int | None = None, dtype: torch.dtype | str | None = None) -> None:
         """From now on elsewhere or in another dtype; what was kept of earlier calls belongs to the old ones. UserError
         if there is no such device here."""
-        device = self.device if device is None else device_of(device)
+        device, dtype = self.device if device is None else device_of(device), dtype_of(dtype) or self.dtype
         with self.turn:
-            self.device, self.dtype = device, dtype or self.dtype
+            self.device, self.dtype = device, dtype
             self.parts.move(self.device, self.dtype)
             self.prefixes.clear()
             self.media.memory.clear()
@@ -287,14 +288,3 @@ class Engine:
 
 
 ROLES = tuple(role.name.lower() for role in Role)
-
-
-def device_of(name: torch.device | str | None) -> torch.device:
-    """A device by its name, by default a GPU where there is one. UserError if it does not exist here."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise UserError(f"the device {str(name)!r} cannot be used ({said}): use cpu, or leave it out") from None
-    return device

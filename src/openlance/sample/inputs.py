@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 
-from openlance.config.values import convert
+from openlance.config import values
+from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, later_seed
+from openlance.config.values import brief, convert
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.inputs import Medium, as_clip, as_picture
 
 __all__ = [
-    "Medium", "as_clip", "as_picture", "check_texts", "grouped", "is_many", "listed", "paired", "random_seed",
-    "seed_of", "starts", "videos_of", "whole",
+    "Medium", "a_function", "as_clip", "as_picture", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
+    "listed", "paired", "random_seed", "seed_of", "starts", "videos_of", "whole",
 ]  # fmt: skip
 
-LARGEST_SEED = 2**64 - 1  # what torch's generators accept
+Asked: TypeAlias = tuple[int | None, int | None, int | None]
 
 
 def is_many(value: Any) -> bool:
@@ -36,6 +39,8 @@ def paired(media: Medium | Sequence[Medium], texts: str | Sequence[str]) -> list
     """One medium per text; a single one of either goes with all of the other. UserError if the numbers differ.
 
     Only a list is several media: a tuple may be one item."""
+    if isinstance(media, list) and not media:
+        raise UserError(NOTHING)
     count = len(media) if isinstance(media, list) else len(texts) if is_many(texts) else 1
     found = media if isinstance(media, list) else [media] * count
     said = list(texts) if is_many(texts) else [texts] * count
@@ -46,9 +51,17 @@ def grouped(media: Medium | Sequence, texts: str | Sequence[str]) -> list[tuple[
     """Several media per text: a list of them for one text, a list of such lists for a list of texts."""
     groups = list(media) if is_many(texts) and isinstance(media, list) else [media]
     found, said = _equally_many(groups, list(texts) if is_many(texts) else [texts])
-    if any(is_many(g) and not g for g in found):
-        raise UserError("there is no picture or clip to go with the text: give at least one")
-    return [([as_clip(m) for m in (g if is_many(g) else [g])], text) for g, text in zip(found, said, strict=True)]
+    return [(clips_of(g), text) for g, text in zip(found, said, strict=True)]
+
+
+NOTHING = "there is no picture or clip to go with the text: give at least one"
+
+
+def clips_of(group: Any, read: Callable[[Any], Clip] = as_clip) -> list[Clip]:
+    """One medium or several that belong together, each as a clip. UserError if there is none."""
+    if is_many(group) and not group:
+        raise UserError(NOTHING)
+    return [read(medium) for medium in (group if is_many(group) else [group])]
 
 
 def _equally_many(media: list, texts: list) -> tuple[list, list]:
@@ -63,7 +76,7 @@ def check_texts(texts: Sequence[str], name: str, example: str) -> None:
         raise UserError(f"there is no {name}: give at least one, for example {example!r}")
     for text in texts:
         if not isinstance(text, str):
-            raise UserError(f"the {name} is {text!r}: expected a text, for example {example!r}")
+            raise UserError(f"the {name} is {brief(text)}: expected a text, for example {example!r}")
         if not text.strip():
             raise UserError(f"the {name} is empty: write one, for example {example!r}")
 
@@ -75,32 +88,44 @@ def listed(texts: Any, name: str, example: str) -> list[str]:
     return found
 
 
-def whole(name: str, value: Any, least: int = 1) -> int | None:
-    """A whole number of any type that means one; None stays. UserError for anything else, or less than `least`."""
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int | None:
+    """A whole number of any type that means one; None stays. UserError for anything else, or one out of range."""
+    return None if value is None else values.whole(name, value, least, most)
+
+
+def asked_size(num_frames: Any, height: Any, width: Any) -> Asked:
+    """Frames, height and width that are asked for, None where nobody says. UserError for what is no such number."""
+    sides = whole("height", height, 1, LARGEST_SIDE), whole("width", width, 1, LARGEST_SIDE)
+    return whole("num_frames", num_frames, 1, LONGEST), *sides
+
+
+def a_function(name: str, value: Any, arguments: int, example: str) -> None:
+    """UserError unless a value can be called with so many arguments; None (left out) is fine."""
     if value is None:
-        return None
+        return
     try:
-        number = convert(int, value, name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if number < least:
-        raise UserError(f"{name} must be at least {least}, got {number}")
-    return number
+        if not callable(value):
+            raise TypeError("it cannot be called")
+        inspect.signature(value).bind(*[None] * arguments)
+    except TypeError as error:
+        raise UserError(f"{name} is {brief(value)} ({error}): expected a function, for example {example}") from None
+    except ValueError:
+        return  # one of C, which does not say what it takes
 
 
 def seed_of(value: Any) -> int:
-    """A seed in any form that has one meaning: an integer of any type, or its digits; -1 draws one.
+    """A seed in any form that has one meaning: a whole number of any type, or its digits; -1 draws one.
 
     Raises:
         UserError: For anything else, or a number outside of -1 to 2**64 - 1.
     """
     expected = "expected a whole number from -1 (random) to 2**64 - 1"
     try:
-        seed = int(value) if isinstance(value, str) else value.__index__()
-    except (AttributeError, TypeError, ValueError):
-        raise UserError(f"seed is {value!r}: {expected}") from None
-    if isinstance(value, bool) or not -1 <= seed <= LARGEST_SEED:
-        raise UserError(f"seed is {value!r}: {expected}")
+        seed = convert(int, value, "seed")
+    except ValueError:
+        raise UserError(f"seed is {brief(value)}: {expected}") from None
+    if not -1 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed is {brief(value)}: {expected}")
     return random_seed() if seed == -1 else seed
 
 
@@ -113,12 +138,14 @@ def starts(seed: Any, generator: Any, count: int) -> list[int | torch.Generator]
     generator each. UserError for anything else."""
     if generator is None:
         first = random_seed() if seed is None else seed_of(seed)
-        return [(first + k) % (LARGEST_SEED + 1) for k in range(count)]
+        return [later_seed(first, k) for k in range(count)]
     found = list(generator) if is_many(generator) else [generator] * count
     if seed is not None:
         raise UserError("there are a seed and a generator: give only one of them")
     if not all(isinstance(g, torch.Generator) for g in found):
-        raise UserError(f"generator is {generator!r}: expected a torch.Generator, or a list with one for each result")
+        raise UserError(
+            f"generator is {brief(generator)}: expected a torch.Generator, or a list with one for each result"
+        )
     if len(found) != count:
         raise UserError(f"there are {len(found)} generators for {count} results: give one, or one each")
     return found

@@ -11,8 +11,8 @@ pipe.processor.batch_decode(pipe.generate(**inputs, streamer=streamer))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,19 +20,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openlance.config.sampling import Decoding
+from openlance.config import values
+from openlance.config.sampling import LARGEST_SIDE, MOST_RESULTS, Decoding
+from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.model.offload import parse_memory
 from openlance.model.tiled import Tiling
 from openlance.model.vae_lazy import channels_first, channels_last
-from openlance.sample.inputs import Medium, as_picture, is_many, listed, starts, videos_of, whole
+from openlance.sample.inputs import (
+    Medium,
+    a_function,
+    as_picture,
+    asked_size,
+    clips_of,
+    is_many,
+    listed,
+    starts,
+    videos_of,
+)
 from openlance.sample.pipeline import Pipeline, load
 from openlance.sample.processor import Processor
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import Segment, Segments
 
 OUTPUTS = ("pil", "np", "pt", "latent")
+# Options of transformers' `generate` that ask for what is always so here.
+IDLE = ("attention_mask", "pad_token_id", "eos_token_id", "use_cache")
 
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -64,7 +78,9 @@ class Codec:
 
     def enable_tiling(self, tile: int = Tiling.tile, overlap: int = Tiling.overlap) -> None:
         """Decode and encode large pictures piece by piece; tile, overlap: latent cells."""
-        self.engine.tiling = Tiling(tile=tile, overlap=overlap)
+        self.engine.tiling = Tiling(
+            tile=values.whole("tile", tile, 1, LARGEST_SIDE), overlap=values.whole("overlap", overlap, 0, LARGEST_SIDE)
+        )
 
     def disable_tiling(self) -> None:
         self.engine.tiling = None
@@ -82,7 +98,7 @@ class LancePipeline:
     ) -> LancePipeline:
         """A shipped model, a folder of any form, or owner/name on the hub. torch_dtype: a dtype or "auto", the model's
         own; options: of `openlance.load`."""
-        if torch_dtype is not None and torch_dtype != "auto":
+        if torch_dtype is not None:
             options["dtype"] = torch_dtype
         return cls(load(model, **options))
 
@@ -101,20 +117,27 @@ class LancePipeline:
         """The codec's settings: `enable_tiling()`, `disable_tiling()`."""
         return Codec(self.engine)
 
-    def to(self, *where: torch.device | str | torch.dtype) -> LancePipeline:
-        """Another device or dtype, or both; parts that were read are read again there."""
+    def to(
+        self,
+        *where: torch.device | str | int | torch.dtype,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> LancePipeline:
+        """Another device or dtype, or both; parts that were read are read again there. UserError if there is none."""
         for place in where:
-            if isinstance(place, torch.dtype):
-                self.engine.move(dtype=place)
+            if place is None or isinstance(place, torch.dtype) or (isinstance(place, str) and place in NUMBER_TYPES):
+                dtype = place if dtype is None else dtype
             else:
-                self.engine.move(place)
+                device = place if device is None else device
+        self.engine.move(device, dtype)
         return self
 
     def enable_model_cpu_offload(self, memory: str | int | None = None) -> None:
         """Keep on the device only the part that works; memory: a budget such as "12GB", which may put more away."""
+        budget = parse_memory(memory)
         self.engine.parts.take_turns = memory is None
         if memory is not None:
-            self.engine.parts.memory = parse_memory(memory)
+            self.engine.parts.memory = budget
         self.engine.parts.move()
 
     def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
@@ -151,11 +174,12 @@ class LancePipeline:
         Lists pair up with a list of prompts. callback_on_step_end(pipe, step, t, {"latents": (B, C, T, Y, X)}) may give
         other latents back. settings: further fields of `Sampling`. UserError on bad input.
         """
-        if output_type not in OUTPUTS:
-            raise UserError(f"output_type {output_type!r} is unknown: use one of {', '.join(OUTPUTS)}")
+        if not isinstance(output_type, str) or output_type not in OUTPUTS:
+            raise UserError(f"output_type {values.brief(output_type)} is unknown: use one of {', '.join(OUTPUTS)}")
+        a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
         texts = listed(prompt, "prompt", "a red circle")
-        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
-        count = whole("num_images_per_prompt", num_images_per_prompt) or 1
+        asked = asked_size(num_frames, height, width)
+        count = values.whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_RESULTS)
         kind = tasks.kind_of(asked[0] or 1)
         given = Given(image=image, video=video, subject=subject, last_image=last_image, several=is_many(prompt))
         spec = given.task(kind)
@@ -182,7 +206,7 @@ class LancePipeline:
 
         def after_step(step: int, t: float, x: Tensor) -> Tensor | None:
             latents = channels_first(x.reshape(len(requests), *grid, -1))
-            changed = (callback(self, step, t, {"latents": latents}) or {}).get("latents")
+            changed = changed_latents(callback(self, step, t, {"latents": latents}), latents)
             return None if changed is None else channels_last(changed).reshape(x.shape)
 
         return after_step
@@ -207,10 +231,13 @@ class LancePipeline:
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
         streamer: Streamer | None = None,
-        **_: Any,
+        **more: Any,
     ) -> Tensor:
         """(B, L + new) token ids: those of the request in front, as transformers gives them, then the answer, filled up
-        with the padding id. Call it as `generate(**processor(text=..., images=...))`."""
+        with the padding id. Call it as `generate(**processor(text=..., images=...))`. more: options of transformers
+        that change nothing here (`IDLE`)."""
+        values.no_others(more, IDLE)
+        check_requests(requests, input_ids, generator, streamer)
         if streamer is not None and len(requests) > 1:
             raise UserError("answers to several questions cannot be streamed: ask one at a time")
         if input_ids is None:
@@ -218,11 +245,44 @@ class LancePipeline:
         if streamer is not None:
             streamer.put(input_ids.cpu())
         on_token = None if streamer is None else (lambda _, token: streamer.put(torch.tensor([token])))
-        d = Decoding(max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0, top_p=top_p)
+        d = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        drawn = do_sample is not None and values.flag("do_sample", do_sample)
+        d = d if drawn else replace(d, temperature=0.0)
         answers = self.engine.fill_ids(requests, d, generator, on_token)
         if streamer is not None:
             streamer.end()
         return torch.cat([input_ids, self.processor.padded(answers, left=False).to(input_ids)], dim=1)
+
+
+def changed_latents(answer: Any, latents: Tensor) -> Tensor | None:
+    """What a callback wants in the place of the latents; None for nothing. UserError if it is of another kind."""
+    if answer is None:
+        return None
+    expected = 'expected None, or {"latents": ...} with a tensor of the shape ' + f"{tuple(latents.shape)}"
+    if not isinstance(answer, Mapping):
+        raise UserError(f"callback_on_step_end gave {values.brief(answer)} back: {expected}")
+    changed = answer.get("latents")
+    if changed is not None and not (isinstance(changed, Tensor) and changed.shape == latents.shape):
+        what = f"a tensor of the shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else values.brief(changed)
+        raise UserError(f"callback_on_step_end gave {what} back as latents: {expected}")
+    return changed
+
+
+def check_requests(requests: Any, input_ids: Any, generator: Any, streamer: Any) -> None:
+    """UserError unless these are requests and ids of a processor, a generator and a streamer, or None."""
+    made = "call it as generate(**processor(text=..., images=...))"
+    if not (isinstance(requests, list) and requests and all(is_request(r) for r in requests)):
+        raise UserError(f"requests is {values.brief(requests)}: {made}")
+    if input_ids is not None and not (isinstance(input_ids, Tensor) and input_ids.shape[:-1] == (len(requests),)):
+        raise UserError(f"input_ids is {values.brief(input_ids)}: {made}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise UserError(f"generator is {values.brief(generator)}: expected a torch.Generator")
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise UserError(f"streamer is {values.brief(streamer)}: expected an object with put and end, as transformers'")
+
+
+def is_request(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(segment, Segment) for segment in value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +329,7 @@ class Given:
 
 
 def _pictures_of(medium: Any) -> list[Clip]:
-    return [as_picture(m) for m in (medium if is_many(medium) else [medium])]
+    return clips_of(medium, as_picture)
 
 
 def _pictures(clips: list[Clip], makes: str) -> list[Any]:

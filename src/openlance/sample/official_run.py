@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openlance.config.sampling import Decoding
+from openlance.config.text import append_line, lines_of
 from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
@@ -38,6 +40,7 @@ class Record:
 
     def __init__(self, folder: Path, settings: dict[str, Any], rank: int = 0) -> None:
         self.folder, self.place, self.rank = folder, folder / ".run", rank
+        self.made: list[Path] | None = None  # folders that were not there, where this run is new
         said = json.loads(json.dumps(settings))
         file = self.place / "settings.json"
         if file.is_file():
@@ -49,13 +52,18 @@ class Record:
                     f"choose another -o, or delete it"
                 )
         elif rank == 0:
-            with atomic_path(file) as path:
-                path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            self.made = [place for place in (self.place, folder) if not place.exists()]
+            try:
+                with atomic_path(file) as path:
+                    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            except (UserError, OSError):
+                self.withdraw()
+                raise
         self.done = {line["key"]: line for line in self._lines()}
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         for file in sorted(self.place.glob("*.jsonl")):
-            for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            for text in lines_of(file.read_bytes().decode("utf-8", errors="replace")):
                 try:
                     line = json.loads(text)
                 except (ValueError, RecursionError):
@@ -71,18 +79,28 @@ class Record:
 
     def add(self, entry: Entry, **what: str) -> None:
         line = {"key": entry.key, "digest": digest(entry), **what}
+        # A line of its own even after one that a stop has cut short.
+        append_line(self.place / f"{self.rank}.jsonl", "\n" + json.dumps(line))
         self.done[entry.key] = line
-        with open(self.place / f"{self.rank}.jsonl", "a", encoding="utf-8") as file:
-            # A line of its own even after one that a stop has cut short.
-            file.write("\n" + json.dumps(line, ensure_ascii=False) + "\n")
+
+    def withdraw(self) -> None:
+        """Leave nothing of a run that could not make anything."""
+        if self.made is None or any(self.place.glob("*.jsonl")):
+            return
+        (self.place / "settings.json").unlink(missing_ok=True)
+        for folder in self.made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
     def finish(self, entries: Sequence[Entry]) -> None:
         """Write prompt.json and result.json from the lines of all processes, in the order of the entries."""
         self.done = {line["key"]: line for line in self._lines()}
         kept = [(entry, self.done[entry.key]) for entry in entries if self.has(entry)]
         prompts = {line.get("file", entry.key): line.get("answer", line["prompt"]) for entry, line in kept}
-        for name, content in (("prompt.json", prompts), ("result.json", [_result(e, line) for e, line in kept])):
-            with atomic_path(self.folder / name) as path:
+        results = [_result(e, line) for e, line in kept]
+        # Both or none: each becomes visible only after the other is written.
+        with atomic_path(self.folder / "prompt.json") as one, atomic_path(self.folder / "result.json") as other:
+            for path, content in ((one, prompts), (other, results)):
                 path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
@@ -94,7 +112,9 @@ def _result(entry: Entry, line: dict[str, Any]) -> dict[str, Any]:
     """A row of result.json: of answers in the release's form, of pictures and clips their file and prompt."""
     if "answer" in line:
         medium = media_of(entry.data)
-        return {**({medium[0]: medium[1]} if medium else {}), "question": line["prompt"], "answer": line["answer"]}
+        cut = {"finish_reason": line["finish_reason"]} if "finish_reason" in line else {}
+        said = {"question": line["prompt"], "answer": line["answer"]}
+        return {**({medium[0]: medium[1]} if medium else {}), **said, **cut}
     return {"key": entry.key, "file": line["file"], "prompt": line["prompt"]}
 
 
@@ -117,6 +137,16 @@ def run(
 
     An entry that cannot run is returned with its reason, and the others still run.
     """
+    try:
+        return _run(engine, entries, job, record, on_done)
+    except (UserError, OSError):
+        record.withdraw()
+        raise
+
+
+def _run(
+    engine: Engine, entries: Sequence[Entry], job: Job, record: Record, on_done: Callable[[int], Any]
+) -> list[Failure]:
     failures = list[Failure]()
     waiting = [entry for entry in entries if not record.has(entry)]
     on_done(len(entries) - len(waiting))
@@ -125,14 +155,19 @@ def run(
         if job.spec.makes == "text":
             answers = engine.fill_text(requests, Decoding(max_new_tokens=job.max_new_tokens))
             for (entry, _, prompt), answer in zip(group, answers, strict=True):
-                record.add(entry, prompt=prompt, answer=answer)
+                cut = {} if answer.finish_reason == "stop" else {"finish_reason": answer.finish_reason}
+                record.add(entry, prompt=prompt, answer=answer, **cut)
         else:
             sampling = engine.sampling(requests, **job.settings)
             clips = engine.fill_visual(requests, sampling, [job.seed] * len(group))
             for (entry, _, prompt), clip in zip(group, clips, strict=True):
                 file = entry.name + (".png" if clip.frames == 1 else ".mp4")
                 write_media(record.folder / file, clip)
-                record.add(entry, prompt=prompt, file=file)
+                try:
+                    record.add(entry, prompt=prompt, file=file)
+                except UserError:
+                    (record.folder / file).unlink()  # nobody would know what it is
+                    raise
         on_done(len(group))
     on_done(len(failures))
     return failures

@@ -9,6 +9,7 @@ pipe.ask("out.png", "how many squares are there?")
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice, zip_longest
 from pathlib import Path
@@ -16,21 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from openlance.config.sampling import Decoding, Sampling
+from openlance.config import values
+from openlance.config.sampling import MOST_RESULTS, Decoding, Sampling
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.sample.engine import Engine
 from openlance.sample.inputs import (
     Medium,
-    as_clip,
+    a_function,
     as_picture,
+    asked_size,
+    clips_of,
     grouped,
     is_many,
     listed,
     paired,
     seed_of,
     starts,
-    whole,
 )
 from openlance.sample.text import Answer, Shown
 from openlance.sequence import tasks
@@ -44,6 +47,7 @@ def load(model: str | Path = "nano", *, base: str | Path | None = None, **option
     """See `openlance.load`. base: a folder with what `model` lacks, such as the VAE of a trainer's output."""
     from openlance.model.hub import find_model
 
+    values.no_others(options, inspect.getfullargspec(Engine.__init__).kwonlyargs)
     return Pipeline(find_model(model, base=base), **options)
 
 
@@ -69,9 +73,9 @@ class Pipeline(Engine):
 
         height, width: pixels, multiples of the codec's stride. how: see `Pipeline`.
         """
-        count = whole("num_images", num_images) or 1
+        count = values.whole("num_images", num_images, 1, MOST_RESULTS)
         wanted = [text for text in listed(prompt, "prompt", "a red circle") for _ in range(count)]
-        asked = None, whole("height", height), whole("width", width)
+        asked = asked_size(None, height, width)
         task = tasks.the_task(tasks.text_to_visual, "image")
         requests = [self.front.request(task, text, asked=asked) for text in wanted]
         return [_picture(clip) for clip in self._draw(requests, **how)]
@@ -86,7 +90,7 @@ class Pipeline(Engine):
         **how: Any,
     ) -> list[Clip]:
         """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Pipeline`."""
-        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        asked = asked_size(num_frames, height, width)
         template = tasks.text_to_visual
         task = tasks.the_task(template, "image" if asked[0] == 1 else "video")
         texts = listed(prompt, "prompt", "a red circle moves left")
@@ -110,7 +114,7 @@ class Pipeline(Engine):
         pairs = paired(image, prompt)
         texts = listed([text for _, text in pairs], "prompt", "the circle moves left")
         ends = [end for end, _ in paired(last, texts)]
-        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        asked = asked_size(num_frames, height, width)
         requests = list[Segments]()
         for (medium, text), ending in zip(pairs, ends, strict=True):
             given = [as_picture(medium), *([] if ending is None else [as_picture(ending)])]
@@ -130,7 +134,7 @@ class Pipeline(Engine):
         listed([text for _, text in pairs], "instruction", "make the circle blue")
         requests = list[Segments]()
         for media, text in pairs:
-            clips = [as_clip(m) for m in (media if is_many(media) else [media])]
+            clips = clips_of(media)
             task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
             requests.append(self.front.request(task, text, clips))
         made = self._draw(requests, **how)
@@ -150,7 +154,7 @@ class Pipeline(Engine):
 
         images: the subjects of one prompt, or a list with those of each prompt. how: see `Pipeline`.
         """
-        asked = whole("num_frames", num_frames), whole("height", height), whole("width", width)
+        asked = asked_size(values.whole("num_frames", num_frames), height, width)
         task = tasks.the_task(tasks.subject_driven, tasks.kind_of(asked[0] or 1))
         listed(prompt, "prompt", "the circle on a white background")
         groups = grouped(images, prompt)
@@ -179,15 +183,15 @@ class Pipeline(Engine):
             A text, or a list of them, whose `finish_reason` is "stop", or "length" where it was cut at max_new_tokens.
         """
         several = is_many(question)
-        unknown = sorted(decoding.keys() - Decoding.__dataclass_fields__.keys())
-        if unknown:
-            raise UserError(f"there is no option {unknown[0]!r}: use one of {', '.join(vars(Decoding()))}")
+        values.no_others(decoding, Decoding.__dataclass_fields__)
+        a_function("stream", stream, 1, "print")
         d = Decoding(**{"max_new_tokens": 96} | decoding)
         if stream is not None and several:
             raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
         wrong = [text for text in (question if several else [question]) if not isinstance(text, str)]
         if wrong or (several and not question):
-            raise UserError(f"the question is {wrong[0] if wrong else question!r}: expected a text, or several")
+            said = values.brief(wrong[0] if wrong else question)
+            raise UserError(f"the question is {said}: expected a text, or several")
         groups = grouped(media, question)
         requests = [self.front.request(question_about(clips), text.strip(), clips) for clips, text in groups]
         generator = None if seed is None else torch.Generator().manual_seed(seed_of(seed))
@@ -203,7 +207,9 @@ class Pipeline(Engine):
 
     def caption(self, media: Medium | Sequence[Medium], **options: Any) -> Any:
         """A description of a picture or clip, or a list of them; options as for `ask`."""
-        return self.ask(media, [""] * len(media) if is_many(media) else "", **options)
+        if isinstance(media, list) and not media:
+            raise UserError("there is no picture or clip to describe: give at least one")
+        return self.ask(media, [""] * len(media) if isinstance(media, list) else "", **options)
 
     def _draw(
         self,
@@ -219,7 +225,7 @@ class Pipeline(Engine):
         seeds = starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        with _bar(progress, sum(s.num_inference_steps for s in how)) as bar:
+        with _bar(values.flag("progress", progress), sum(s.num_inference_steps for s in how)) as bar:
             for some, s in _batches(requests, per, how):
                 at, count = len(clips), len(some)
                 clips += self.fill_visual(some, s, seeds[at : at + count], lambda *_, n=count: bar.update(n))

@@ -19,6 +19,9 @@ from openlance.sequence.rows import NO_LABEL, TEXT, Rows
 from openlance.sequence.segment import Kind, Segments
 from openlance.text.tokenizer import Tokenizer
 
+# The likeliest token has all of the probability at lower temperatures, where logits over them overflow.
+COLDEST = 1e-6
+
 
 @torch.inference_mode()
 def decode(
@@ -83,10 +86,10 @@ def _next(last: Rows, token: Tensor) -> Rows:
 
 def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None) -> Tensor:
     """(B,) ids from logits (B, V)."""
-    if d.temperature == 0:
+    if d.temperature < COLDEST:
         return logits.argmax(-1)
     p, ids = (logits / d.temperature).softmax(-1).sort(descending=True)
-    p = torch.where(p.cumsum(-1) - p < d.top_p, p, 0.0)
+    p = torch.where(p.cumsum(-1) - p < max(d.top_p, COLDEST), p, 0.0)  # the likeliest always stays
     # On the CPU, so that a seed means the same everywhere; from a generator where that is.
     drawn = torch.multinomial(p.to("cpu" if generator is None else generator.device), 1, generator=generator)
     return ids.gather(-1, drawn.to(ids.device))[:, 0]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openlance.config.text import lines_of, read_text
 from openlance.errors import UserError
 from openlance.sequence.interleave import elements
 
@@ -43,10 +44,7 @@ def read_entries(path: str | Path) -> list[Entry]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}: give a JSON or JSON-lines file of requests")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 JSON") from error
+    text = read_text(path, " JSON")
     entries, taken = list[Entry](), dict[str, str]()
     for key, data in _pairs(text, path):
         entry = _entry(key, data)
@@ -101,7 +99,7 @@ def _pairs(text: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 def _lines(text: str, path: Path, error: json.JSONDecodeError) -> Iterator[tuple[str, Any]]:
     """JSON lines. If already the first is none, the file is JSON with a mistake in it."""
-    lines = [line for line in enumerate(text.splitlines(), start=1) if line[1].strip()]
+    lines = [line for line in enumerate(lines_of(text), start=1) if line[1].strip()]
     for position, (number, line) in enumerate(lines):
         try:
             yield _record(json.loads(line), position)

@@ -3,13 +3,14 @@ sequence asks for: its ids with the grids of a configuration."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openlance.config.model import Grid, ModelConfig
+from openlance.config.text import lines_of, read_text
+from openlance.config.values import path_of, read_json
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,10 +43,11 @@ class Tokenizer:
         """Read tokenizer.json, or vocab.json with merges.txt and tokenizer_config.json."""
         from tokenizers import Tokenizer as Backend
 
-        folder = Path(folder)
+        folder = path_of("the tokenizer", folder)
         if (folder / "tokenizer.json").is_file():
+            text = read_text(folder / "tokenizer.json")
             try:
-                backend = Backend.from_file(str(folder / "tokenizer.json"))
+                backend = Backend.from_str(text)
             except Exception as error:  # noqa: BLE001  the library raises nothing narrower
                 raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer ({error}): restore the file") from None
             return cls(backend)
@@ -145,11 +147,11 @@ def _empty(vocab: dict[str, int] | None = None, merges: list[tuple[str, str]] | 
 def _slow_format(folder: Path) -> Backend:
     from tokenizers import AddedToken
 
-    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    vocab = read_json(folder / "vocab.json")
+    lines = lines_of(read_text(folder / "merges.txt"))
     merges = [(a, b) for a, _, b in (line.partition(" ") for line in lines if not line.startswith("#version")) if b]
     backend = _empty(vocab, merges)
-    added = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("added_tokens_decoder", {})
+    added = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
     for _, entry in sorted(added.items(), key=lambda item: int(item[0])):
         backend.add_special_tokens([AddedToken(entry["content"], special=True, normalized=False)])
     return backend

@@ -17,7 +17,7 @@ WIDTH, HEIGHT, MARGIN = 760, 360, 50
 def read_log(path: Path) -> list[dict[str, float]]:
     """Rows of a log.jsonl; a last line that was cut off by a kill is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
