@@ -76,7 +76,7 @@ def _from_metadata(table: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line, strict=False)  # texts may hold tabs as they are
         except (ValueError, RecursionError) as error:
             raise UserError(f"{table}, row {number}, is not JSON ({error}): write one object per line") from error
         if not isinstance(values, dict):

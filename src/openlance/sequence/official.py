@@ -80,7 +80,7 @@ class Broken:
 def _pairs(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     """(key, data) of every entry, whatever the form of the file."""
     try:
-        whole = json.loads(text, object_pairs_hook=Table)
+        whole = json.loads(text, object_pairs_hook=Table, strict=False)  # texts may hold tabs as they are
     except json.JSONDecodeError as error:
         yield from _lines(text, path, error)
         return
@@ -102,7 +102,7 @@ def _lines(text: str, path: Path, error: json.JSONDecodeError) -> Iterator[tuple
     lines = [line for line in enumerate(lines_of(text), start=1) if line[1].strip()]
     for position, (number, line) in enumerate(lines):
         try:
-            yield _record(json.loads(line), position)
+            yield _record(json.loads(line, strict=False), position)
         except (ValueError, RecursionError) as wrong:
             if position == 0:
                 raise UserError(f"{path} is not valid JSON ({error}): mend that place") from None
