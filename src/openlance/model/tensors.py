@@ -69,10 +69,8 @@ def weight_map(index: Path) -> dict[str, str]:
         table = read_json(index)["weight_map"]
         if not all(isinstance(file, str) for file in table.values()):
             raise TypeError("a shard has no name")
-    except UserError as error:
-        raise UserError(f"{index} is not an index of weight shards: {error}") from None
-    except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is not an index of weight shards ({error!r}): get the file again") from error
+    except (UserError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is not an index of weight shards ({error}): get the file again") from error
     return table
 
 
