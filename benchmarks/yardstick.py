@@ -274,7 +274,14 @@ def history(commits: list[str], said: argparse.Namespace) -> None:
             name, _, title = described.stdout.strip().partition(" ")
             folder = Path(scratch) / name
             subprocess.run([*git, "worktree", "add", "--detach", str(folder), name], check=True, stdout=-3, stderr=-3)
-            found, files = _hashes(folder, said.tasks, said), _files(folder)
+            kept = None if said.reuse is None else said.reuse / f"{name}.json"
+            if kept is not None and kept.is_file():
+                found = json.loads(kept.read_text(encoding="utf-8"))["results"]
+            else:
+                found = _hashes(folder, said.tasks, said)
+                if kept is not None:
+                    kept.write_text(json.dumps({"results": found}), encoding="utf-8")
+            files = _files(folder)
             differ = sorted(key for key in found if last is not None and last[1].get(key) != found[key])
             tasks = sorted({key.partition("/")[0] for key in differ})
             alone = list[str]()
@@ -301,6 +308,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="all")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--reuse", type=Path, help="folder of <commit>.json that `hashes` wrote, for history")
     parser.add_argument("--before", type=Path, help="the other checkout")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--work", default=";".join(NAMES), help="with semicolons")
