@@ -161,7 +161,12 @@ def says(monkeypatch, tmp_path, text):
 def command(*line, **options):
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     whole = [sys.executable, "-m", "openlance.cli.main", *line]
-    return subprocess.Popen(whole, env=env, text=True, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(whole, env=env, text=True, stderr=subprocess.PIPE, preexec_fn=hears_ctrl_c, **options)
+
+
+def hears_ctrl_c():
+    """A shell starts what it puts into the background deaf to it, and so would be what the tests start in turn."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 TALKS = [["explain", "t2i", "a"], ["generate", "t2i", "a", *FAST], ["--help"], ["chat", *FAST]]
@@ -194,9 +199,15 @@ def test_no_output_at_all_is_fine(monkeypatch, work):
 def test_ctrl_c_is_130_without_a_traceback(work):
     with command("generate", "t2i", "a", "--num-inference-steps", "9000", "-o", "x/a.png",
                  stdout=subprocess.PIPE) as running:  # fmt: skip
-        time.sleep(2.5)
+        maps, until = Path(f"/proc/{running.pid}/maps"), time.monotonic() + 60
+        while maps.is_file() and "libtorch" not in maps.read_text() and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(2.0)
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
+        try:
+            out, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert (running.returncode, out, err) == (130, "", "interrupted\n")
     assert not Path("x").exists()
 
