@@ -93,7 +93,7 @@ def learned(device: str) -> dict[str, torch.Tensor]:
 
 
 def main(folder: Path, out: Path) -> None:
-    sys.path += [str(TESTS), str(TESTS / "train")]
+    sys.path += [str(TESTS), str(TESTS / "training")]
     from other_device import MixedDevices, OtherDevice
 
     refused = []
