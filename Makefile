@@ -38,7 +38,7 @@ test: lint
 
 # In a copy: what they write is none of the dated results.
 nightly: test $(VENV)/.stamp-dev,scale
-	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/sample/test_threads.py tests/data
+	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data
 	$(BIN)/openlance verify tests/golden --with compile,offload,tiling,prefix,batch
 	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && python=$(abspath $(BIN))/python && \
 	  cp -r examples benchmarks "$$scratch" && cd "$$scratch" && \

@@ -101,15 +101,15 @@ def random_checkpoint(folder: Path) -> Path:
     """A folder of nano's form with random weights: it draws noise in exactly the time that nano takes."""
     import torch
 
+    from openlance.checkpoint.formats import write_config
+    from openlance.checkpoint.names import released_name
+    from openlance.checkpoint.writer import write_tensors
     from openlance.config.model import ModelConfig
     from openlance.config.presets import nano
-    from openlance.model.formats import write_config
     from openlance.model.lance import Lance
-    from openlance.model.names import released_name
-    from openlance.model.vae import VAE
     from openlance.model.vit import ViT
-    from openlance.model.writer import write_tensors
     from openlance.text.tokenizer import train_tokenizer
+    from openlance.vae.autoencoder import VAE
 
     torch.manual_seed(0)
     config: ModelConfig = nano()
@@ -128,7 +128,7 @@ def random_checkpoint(folder: Path) -> Path:
 
 def checkpoint(model: str, scratch: Path) -> tuple[str, str]:
     """(folder, what it is): a shipped model or a folder, or random weights in its place where there is none."""
-    from openlance.model.hub import folder_of
+    from openlance.checkpoint.hub import folder_of
 
     if model != "random" and (folder_of(model) / "model.safetensors").is_file():
         return model, model

@@ -18,10 +18,10 @@ from torch import Tensor
 from openlance.config.model import EXACT, ModelConfig
 from openlance.config.sampling import Sampling
 from openlance.flow import euler
+from openlance.inference.visual import Denoiser, branch_out, guide, renormalise
 from openlance.media.clip import Clip
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
-from openlance.sample.visual import Denoiser, branch_out, guide, renormalise
 from openlance.sequence import tasks
 from openlance.sequence.rows import LATENTS, PATCHES, visible
 from openlance.sequence.segment import Segments

@@ -22,7 +22,7 @@ from forms import operations
 
 from openlance.config.model import ModelConfig
 from openlance.flow import schedule
-from openlance.sample.plan import Wanted, plan
+from openlance.planning.sampling import Wanted, plan
 
 SHARE, STEPS = 0.5, 30
 

@@ -14,16 +14,16 @@ import torch
 from openlance.config.model import ModelConfig
 from openlance.config.presets import nano
 from openlance.data.front import NO_SIZE
-from openlance.model.lengths import placeholder, ruler
+from openlance.planning.lengths import placeholder, ruler
+from openlance.planning.memory import activations
+from openlance.planning.workload import Load, load_of
 from openlance.sequence.pack import document, pack
 from openlance.sequence.tasks import NO_PRIOR, Views, request
-from openlance.train.batch import Batch
-from openlance.train.learner import fresh
-from openlance.train.load import Load, load_of
-from openlance.train.measured import PeakMemory
-from openlance.train.memory import activations
-from openlance.train.objective import noised
-from openlance.train.parallel import recompute
+from openlance.training.batch import Batch
+from openlance.training.learner import fresh
+from openlance.training.measured import PeakMemory
+from openlance.training.objective import noised
+from openlance.training.parallel import recompute
 
 DRAWS = 2
 WIDER = replace(

@@ -21,20 +21,20 @@ from typing import Any
 import torch
 from common import RESULTS, markdown, timed, verdict, write_results
 
+from openlance.checkpoint.hub import folder_of
 from openlance.config.train import Stage, stage
 from openlance.data.open import open_source
 from openlance.data.source import Sample
 from openlance.data.stream import Reading, Stream
 from openlance.model.attention import Group, Plan
-from openlance.model.hub import folder_of
 from openlance.model.lance import Lance, Layout
-from openlance.model.media_encoder import TOGETHER, MediaEncoder
+from openlance.runtime.media_encoder import TOGETHER, MediaEncoder
 from openlance.sequence.rows import NO_LABEL, Rows, visible
 from openlance.sequence.rows import TEXT as TEXT_KIND
-from openlance.train.batch import Batch, Preparer
-from openlance.train.measured import PeakMemory
-from openlance.train.start import Base, open_base
-from openlance.train.trainer import Trainer
+from openlance.training.batch import Batch, Preparer
+from openlance.training.measured import PeakMemory
+from openlance.training.start import Base, open_base
+from openlance.training.trainer import Trainer
 
 FASTER, WAITING, FULL, LINEAR = 2.5, 0.05, 0.95, 1.25
 MEMORY = (1, 4, 16)  # packs of 2048 tokens

@@ -15,8 +15,8 @@ from typing import Any
 from common import RESULTS, markdown, put, write_results
 
 from openlance.eval.quality import Comparison, Drawn, draw, measure
-from openlance.model.quant import RECIPES
-from openlance.sample.pipeline import load
+from openlance.inference.pipeline import load
+from openlance.runtime.quantization import RECIPES
 
 DPM = {"solver": "dpm++", "num_inference_steps": 12}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from openlance.config.sampling import Sampling
 from openlance.flow import schedule
+from openlance.inference.visual import branch_out, denoise, target_noise
 from openlance.model.lance import Lance
 from openlance.model.layers import Expert, latent_table, rotary_table, rotate
-from openlance.sample.visual import branch_out, denoise, target_noise
 from openlance.sequence.rows import Rows
 
 FASTER = 1.5

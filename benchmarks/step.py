@@ -22,16 +22,16 @@ from forms import CONFIG_300M, QUICK, Words
 from openlance.config.model import ModelConfig
 from openlance.config.presets import nano
 from openlance.config.train import Stage
-from openlance.model.lengths import placeholder
+from openlance.planning.lengths import placeholder
+from openlance.planning.training import flops, trainable
+from openlance.planning.workload import Load, load_of
 from openlance.sequence.pack import document, pack
 from openlance.sequence.segment import Kind, Segments
 from openlance.sequence.tasks import RELEASED_TRAINING, Views, request
-from openlance.train.batch import Batch
-from openlance.train.learner import fresh
-from openlance.train.load import Load, load_of
-from openlance.train.objective import noised
-from openlance.train.plan import flops, trainable
-from openlance.train.trainer import Trainer
+from openlance.training.batch import Batch
+from openlance.training.learner import fresh
+from openlance.training.objective import noised
+from openlance.training.trainer import Trainer
 
 SHARE = 0.5
 DTYPES = ("float32", "bfloat16")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -115,14 +116,16 @@ def _step() -> Any:
 
     import openlance
     from openlance.config.train import stage
-    from openlance.train.run import Settings, joined, prepare, prepared_base
+
+    home = "training" if importlib.util.find_spec("openlance.training") else "train"  # the older name of the folder
+    runs = importlib.import_module(f"openlance.{home}.run")
 
     folder = Path(openlance.__file__).parent / "assets" / "nano"
     chosen = replace(stage("sft-iii", "nano"), mixture={"t2i": 2.0, "image_edit": 1.0, "x2t_image": 1.0}, accumulate=1)
-    settings = Settings(out=Path(tempfile.mkdtemp()), model=folder)
+    settings = runs.Settings(out=Path(tempfile.mkdtemp()), model=folder)
     stack = ExitStack()
-    team = joined((chosen,), settings)
-    run, work = prepare(chosen, settings, prepared_base(chosen, settings), team, stack, None)
+    team = runs.joined((chosen,), settings)
+    run, work = runs.prepare(chosen, settings, runs.prepared_base(chosen, settings), team, stack, None)
     packs = [next(work.batches) for _ in range(4)]
     numbers = iter(range(1 << 30))
 

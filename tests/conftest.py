@@ -25,7 +25,7 @@ from openlance.sequence.pack import Pack, pack
 from openlance.sequence.rows import LATENTS, PATCHES
 from openlance.sequence.segment import Kind, Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer, train_tokenizer
-from openlance.train.objective import Losses, Noised, noised, objective
+from openlance.training.objective import Losses, Noised, noised, objective
 
 SENTENCES = [
     "a red circle left of a blue square on a white background",

@@ -9,8 +9,8 @@ pipe.ask("out.png", "how many squares are there?")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openlance.sample.lance_pipeline import LancePipeline
-    from openlance.sample.pipeline import Pipeline
+    from openlance.inference.lance_pipeline import LancePipeline
+    from openlance.inference.pipeline import Pipeline
     from openlance.sequence.segment import Kind, Role, Segment
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __all__ = ["Kind", "LancePipeline", "Pipeline", "Role", "Segment", "load"]
 def load(model: str = "nano", **options: Any) -> "Pipeline":
     """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/checkpoints.md`), or a repository
     of the hub; options as for `Pipeline`, and `base`, a folder that has what `model` lacks."""
-    from openlance.sample.pipeline import load as load_model
+    from openlance.inference.pipeline import load as load_model
 
     return load_model(model, **options)
 
@@ -28,7 +28,7 @@ def load(model: str = "nano", **options: Any) -> "Pipeline":
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    homes = {"Pipeline": "sample.pipeline", "LancePipeline": "sample.lance_pipeline"}
+    homes = {"Pipeline": "inference.pipeline", "LancePipeline": "inference.lance_pipeline"}
     homes |= dict.fromkeys(("Kind", "Role", "Segment"), "sequence.segment")
     if name not in homes:
         raise AttributeError(f"module 'openlance' has no attribute {name!r}")

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
+from openlance.checkpoint.formats import write_config
 from openlance.cli.explain import WIDTH
 from openlance.cli.main import main
 from openlance.errors import UserError
 from openlance.media import write_image
-from openlance.model.formats import write_config
-from openlance.model.lengths import placeholder
+from openlance.planning.lengths import placeholder
 from openlance.sequence import tasks
 from openlance.sequence.explain import explain, mask_picture
 from openlance.sequence.rows import dense_mask

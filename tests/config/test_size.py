@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from openlance.config.hardware import DEVICES, parse_devices
 from openlance.config.model import ModelConfig, lance_parameters
 from openlance.config.presets import nano
-from openlance.config.size import decoder_half, encoder_half, vit_size
 from openlance.model.lance import Lance
 from openlance.model.vit import ViT
-from openlance.model.wan import build_wan
+from openlance.planning.hardware import DEVICES, parse_devices
+from openlance.planning.size import decoder_half, encoder_half, vit_size
+from openlance.vae.wan import build_wan
 
 
 def test_the_published_3b():

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
+from openlance.checkpoint.tensors import TensorSource
 from openlance.cli.main import main
-from openlance.eval.verify.checks import Checks, Row
-from openlance.eval.verify.files import GoldenFile
-from openlance.eval.verify.run import verify
-from openlance.model.tensors import TensorSource
+from openlance.compat.verify.checks import Checks, Row
+from openlance.compat.verify.files import GoldenFile
+from openlance.compat.verify.run import verify
 from openlance.sequence.tasks import TASKS
 
 GOLDEN = Path(__file__).parents[1] / "golden"

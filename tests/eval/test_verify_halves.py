@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from openlance.cli.main import main
-from openlance.eval.verify.run import verify
-from openlance.eval.verify.runs import PLAIN, RELEASED, UNROUNDED, Family
+from openlance.compat.verify.run import verify
+from openlance.compat.verify.runs import PLAIN, RELEASED, UNROUNDED, Family
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FULL = Path(__file__).parents[3] / "shared" / "golden"  # all vectors at full precision, where they are to be had
@@ -121,7 +121,7 @@ def test_any_of_them_may_be_missing(flat, lost):
 def test_frequencies_that_are_not_rounded_are_found(flat, monkeypatch):
     made = Family.of
     monkeypatch.setattr(Family, "of", lambda self, form: made(self, UNROUNDED if form is RELEASED else form))
-    monkeypatch.setattr("openlance.eval.verify.halves._check_tables", lambda h: None)  # which needs the rounded tower
+    monkeypatch.setattr("openlance.compat.verify.halves._check_tables", lambda h: None)  # which needs the rounded tower
     found = wrong(run(flat))
     assert {"rope.cos", "rope.sin", "layer0.k", "layer0.k: share", "prefix.hidden_last: share"} <= found
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load, save_file
 
 from openlance.cli.main import main
-from openlance.eval.verify.run import verify
+from openlance.compat.verify.run import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("case_image_edit_pub", "case_x2t_image_pub")

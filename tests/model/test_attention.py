@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from openlance.model.attention import PADDED_UP_TO, attend, flex_pays, plan_units
 from openlance.model.lance import Cache
 from openlance.sequence.rows import Rows, visible
-from openlance.train.objective import Noised, Weights
+from openlance.training.objective import Noised, Weights
 
 
 def dense(q, k, v, mask):

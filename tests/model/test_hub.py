@@ -2,9 +2,9 @@
 
 import pytest
 
+from openlance.checkpoint import hub
 from openlance.cli.main import main
 from openlance.errors import UserError
-from openlance.model import hub
 
 
 @pytest.fixture

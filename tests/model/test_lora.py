@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openlance.errors import UserError
-from openlance.model.lora import CONFIG, Lora, inject, read_adapter, write_adapter
+from openlance.runtime.lora import CONFIG, Lora, inject, read_adapter, write_adapter
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from openlance.checkpoint.tensors import DTYPES, PIECE, Mapped, load_into, open_tensors, read_tensors, unfilled
+from openlance.checkpoint.writer import Stream, stream_of, write_file, write_shards, write_tensors
 from openlance.errors import UserError
-from openlance.model.tensors import DTYPES, PIECE, Mapped, load_into, open_tensors, read_tensors, unfilled
-from openlance.model.writer import Stream, stream_of, write_file, write_shards, write_tensors
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

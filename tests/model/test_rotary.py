@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from openlance.config.model import EXACT, Faithful, ModelConfig
+from openlance.inference.visual import Denoiser, Sampling, branch_out
 from openlance.model import layers
 from openlance.model.layers import Expert, Wide, fuse, marker_rows, rotary_table, rotate
-from openlance.sample.visual import Denoiser, Sampling, branch_out
 from openlance.sequence.rows import LATENTS, TEXT
-from openlance.train.objective import objective
+from openlance.training.objective import objective
 
 ROUNDED = replace(EXACT, rounded_frequencies=True)
 POSITIONS = torch.tensor([[0, 0, 0], [3, 3, 3], [80, 80, 80], [1004, 1003, 1009], [2000, 2012, 2001]])

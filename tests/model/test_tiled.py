@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from openlance.config.model import VAEConfig
 from openlance.errors import UserError
-from openlance.model.tiled import Tiling, decode_tiled, encode_tiled
-from openlance.model.vae import VAE
+from openlance.vae.autoencoder import VAE
+from openlance.vae.tiling import Tiling, decode_tiled, encode_tiled
 
 CONFIG = VAEConfig(
     z_dim=4, dim=8, dec_dim=8, dim_mult=(1, 1), num_res_blocks=1, temporal_downsample=(True,), mean=(0.1,) * 4,

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from openlance.checkpoint.names import released_names
 from openlance.config.model import VAEConfig
 from openlance.errors import UserError
-from openlance.model.frame_vae import FrameVAE, denormalised
-from openlance.model.names import released_names
-from openlance.model.vae import VAE, sample
-from openlance.model.vae_lazy import LazyVAE, channels_first, channels_last, to_signed, to_uint8
+from openlance.vae.autoencoder import VAE, sample
+from openlance.vae.frames import FrameVAE, denormalised
+from openlance.vae.lazy import LazyVAE, channels_first, channels_last, to_signed, to_uint8
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
@@ -235,7 +235,7 @@ def test_clips_that_do_not_fit_name_the_nearest_sizes(tiny):
 
 
 def test_a_file_that_does_not_fit_is_refused(tiny, tmp_path):
-    from openlance.model.writer import write_tensors
+    from openlance.checkpoint.writer import write_tensors
 
     state = tiny.released_state()
     write_tensors(tmp_path / "less.safetensors", {n: t for n, t in state.items() if n != "conv1.bias"})

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from openlance.checkpoint.tensors import TensorSource
 from openlance.config.model import ViTConfig
 from openlance.errors import UserError
-from openlance.model.tensors import TensorSource
 from openlance.model.vit import ViT, normalise, to_patches
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"

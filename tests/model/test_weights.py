@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors, read_tensors
+from openlance.checkpoint.writer import write_tensors
 from openlance.errors import UserError
-from openlance.model.tensors import TensorSource, load_into, open_tensors, read_tensors
-from openlance.model.writer import write_tensors
 
 
 def layers() -> nn.Module:

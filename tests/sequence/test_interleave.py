@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from openlance.compat.interleave import request, triple
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
-from openlance.sequence.interleave import request, triple
 from openlance.sequence.segment import Kind, Role, drop
 from openlance.sequence.tasks import EXACT, RELEASED_RUN, RELEASED_TRAINING, TASKS, Views
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from openlance.compat.inputs import output_name, read_entries
 from openlance.errors import UserError
-from openlance.sequence.official import output_name, read_entries
 
 ARRAYS = {
     "interleave_array": ["make it red", "a.png"],

@@ -5,7 +5,7 @@
     > how many squares are there?
     > /save best.png
 
-The same from Python: `openlance.sample.dialogue.Dialogue(openlance.load("nano"))`.
+The same from Python: `openlance.inference.dialogue.Dialogue(openlance.load("nano"))`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from openlance.cli import options
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
+    from openlance.inference.dialogue import Dialogue, Turn
     from openlance.media import Clip
-    from openlance.sample.dialogue import Dialogue, Turn
 
 HELP = """\
 Words that begin with "draw" or "a picture of" draw anew, a question asks, all else changes the picture.
@@ -55,7 +55,7 @@ def chat(
     options.check_writable(output)
     first = options.read_medium(image) if image is not None else None
 
-    from openlance.sample.dialogue import Dialogue
+    from openlance.inference.dialogue import Dialogue
 
     settings |= {"seed": drawing.seed, "history": history, "max_new_tokens": max_new_tokens}
     session = Session(Dialogue(checkpoint.load(), **settings), checkpoint, output)

@@ -2,7 +2,7 @@
 
     openlance convert downloads/Lance_3B lance-int8 --quantise int8       # half the size, loads as any other
 
-The same from Python: `openlance.model.convert.write(out, gather(find("downloads/Lance_3B")), "openlance")`.
+The same from Python: `openlance.runtime.conversion.write(out, gather(find("downloads/Lance_3B")), "openlance")`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def convert(
 
     import torch
 
-    from openlance.model.convert import gather, write
-    from openlance.model.hub import find_model
+    from openlance.checkpoint.hub import find_model
+    from openlance.runtime.conversion import gather, write
 
     files = find_model(source, base=base)
     number = getattr(torch, wanted) if wanted else None

@@ -37,8 +37,8 @@ def download(
     if output is not None:
         options.check_writable(output)
 
-    from openlance.model.hub import fetch
-    from openlance.model.inspection import inspect, summary
+    from openlance.checkpoint.hub import fetch
+    from openlance.runtime.inspection import inspect, summary
 
     patterns = [name.strip() for name in only.split(",")] if only else None
     folder = fetch(repo, patterns, folder=output, revision=revision)

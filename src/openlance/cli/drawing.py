@@ -16,7 +16,7 @@ from openlance.cli import options
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from openlance.sample.pipeline import Pipeline
+    from openlance.inference.pipeline import Pipeline
 
 BATCH = 8  # drawn between two writes; on two cores eight pictures take less than four times one
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

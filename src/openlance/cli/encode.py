@@ -34,7 +34,7 @@ class MakeEncoder:
         import openlance
         from openlance.data.encoded import PROBE, probed
         from openlance.data.source import Sample
-        from openlance.model.media_encoder import latents
+        from openlance.runtime.media_encoder import latents
         from openlance.sequence.segment import Kind, Segment
 
         pipe = openlance.load(self.model, device=self.device, allow_pickle=self.allow_pickle)
@@ -115,11 +115,11 @@ def _fit(model: str, stage: str | None) -> Any:
     stride."""
     from dataclasses import replace
 
+    from openlance.checkpoint.hub import find_model
     from openlance.config import train
     from openlance.config.model import VAEConfig
     from openlance.config.sampling import GenerationConfig
     from openlance.data.fit import Fit
-    from openlance.model.hub import find_model
 
     files = find_model(model)
     usual = "3b/sft" if files.config.vae.stride == VAEConfig().stride else "nano/sft"

@@ -123,11 +123,11 @@ def check_task(task: str, files: list[Path], answer: str | None) -> None:
 
 def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     """Configuration and tokenizer of a name or folder; no tensor is read."""
+    from openlance.checkpoint.hub import find_model
     from openlance.config.model import ModelConfig
     from openlance.config.sampling import GenerationConfig
     from openlance.data.front import Front
     from openlance.media.transform import MediaTransform
-    from openlance.model.hub import find_model
     from openlance.text.tokenizer import Tokenizer
 
     files = find_model("nano" if model == RELEASED else model)
@@ -157,7 +157,7 @@ def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
 def media_of(given: Inputs, reads: str, front: Front) -> list[Clip]:
     """The files, or as many placeholders."""
     from openlance.media.inputs import as_clip, as_picture
-    from openlance.model.lengths import placeholder
+    from openlance.planning.lengths import placeholder
 
     if not reads:
         return []

@@ -46,10 +46,10 @@ def init(
 
     import torch
 
+    from openlance.checkpoint.hub import folder_of
     from openlance.config.model import ModelConfig
     from openlance.config.presets import nano
-    from openlance.model.convert import random_checkpoint, write
-    from openlance.model.hub import folder_of
+    from openlance.runtime.conversion import random_checkpoint, write
 
     config = ModelConfig() if preset == "3b" else nano()
     checkpoint = random_checkpoint(

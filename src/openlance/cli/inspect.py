@@ -1,6 +1,6 @@
 """`openlance inspect downloads`: what a path holds, whether it is complete, its sizes and types, and what it can do.
 
-The same from Python: `openlance.model.inspection.inspect(Path("downloads"))`.
+The same from Python: `openlance.runtime.inspection.inspect(Path("downloads"))`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 from openlance.cli import options
 
 if TYPE_CHECKING:
-    from openlance.model.inspection import Report
+    from openlance.runtime.inspection import Report
 
 app = typer.Typer()
 
@@ -26,8 +26,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a path holds. The exit code is 0 for a complete checkpoint or a good file and 1 for anything less."""
-    from openlance.model.hub import SHIPPED, folder_of
-    from openlance.model.inspection import inspect as look
+    from openlance.checkpoint.hub import SHIPPED, folder_of
+    from openlance.runtime.inspection import inspect as look
 
     report = look(folder_of(path) if path in SHIPPED else Path(path), allow_pickle=allow_pickle, values=values)
     if as_json:
@@ -42,7 +42,7 @@ def inspect(
 
 def show(report: Report) -> None:
     """A table of parts, what is wrong with them, and the tasks."""
-    from openlance.model.inspection import summary
+    from openlance.runtime.inspection import summary
 
     head = ("part", "tensors", "numbers", "types", "on disk", "files")
     rows = [

@@ -26,9 +26,9 @@ from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
+    from openlance.inference.pipeline import Pipeline
+    from openlance.inference.text import Answer
     from openlance.media import Clip
-    from openlance.sample.pipeline import Pipeline
-    from openlance.sample.text import Answer
 
 Model = Annotated[str, typer.Option("--model", help="nano, a checkpoint folder, or owner/name on the hub.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same picture; random if left out, or -1.")]

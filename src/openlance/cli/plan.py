@@ -23,8 +23,8 @@ from openlance.errors import UserError
 if TYPE_CHECKING:
     from openlance.config.model import ModelConfig
     from openlance.config.train import Stage
-    from openlance.sample.plan import SamplingPlan
-    from openlance.train.plan import Machine, Plan
+    from openlance.planning.sampling import SamplingPlan
+    from openlance.planning.training import Machine, Plan
 
 RELEASED = "3b"
 SMALL = 10**8  # parameters below which a CPU is what one plans for
@@ -57,7 +57,7 @@ def plan(
 
     Without --stage and --task it lists the stages.
     """
-    from openlance.model.offload import parse_memory
+    from openlance.runtime.offload import parse_memory
 
     config, scale = numbers_of(model)
     limit = parse_memory(memory)
@@ -88,10 +88,10 @@ def plan(
         return said(chosen)
     if diff is not None:
         return compared(chosen, pick(diff, scale, file, []), as_json)
-    from openlance.config.hardware import adjusted, parse_devices
     from openlance.data.mixture import Mixture
-    from openlance.train.plan import Machine
-    from openlance.train.plan import plan as planned
+    from openlance.planning.hardware import adjusted, parse_devices
+    from openlance.planning.training import Machine
+    from openlance.planning.training import plan as planned
 
     Mixture(chosen.mixture)  # names of tasks that do not exist
     count, device = parse_devices(gpus or ("CPU" if is_small(config) else "8xA100-80GB"))
@@ -119,7 +119,7 @@ def numbers_of(model: str) -> tuple[ModelConfig, str]:
         return shipped[model](), model
     if not Path(model).is_dir():
         raise UserError(f"there is no model {model!r}: use {', '.join(shipped)} or a folder with weights")
-    from openlance.model.formats import find
+    from openlance.checkpoint.formats import find
 
     config = find(model).config
     return config, "nano" if is_small(config) and "nano" in presets() else RELEASED
@@ -207,8 +207,8 @@ def request(
 ) -> None:
     """The plan of drawing or answering."""
     from openlance.cli.plan_text import sampling
-    from openlance.sample.plan import Wanted
-    from openlance.sample.plan import plan as planned
+    from openlance.planning.sampling import Wanted
+    from openlance.planning.sampling import plan as planned
 
     width, height = options.parse_size(size) if size else (0, 0)
     found = planned(config, Wanted(task=task, height=height, width=width, frames=frames or 0), memory)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openlance.config.train import Stage
-    from openlance.sample.plan import SamplingPlan
-    from openlance.train.plan import Machine, Plan
+    from openlance.planning.sampling import SamplingPlan
+    from openlance.planning.training import Machine, Plan
 
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 

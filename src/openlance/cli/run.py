@@ -21,8 +21,8 @@ from openlance.cli import options
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from openlance.sample.official import Job
-    from openlance.sequence.official import Entry
+    from openlance.compat.inputs import Entry
+    from openlance.compat.requests import Job
 
 SOME_FAILED = 3  # exit code
 LAUNCHED = "OPENLANCE_LAUNCHED"  # set in the processes that --processes starts
@@ -90,8 +90,8 @@ def run(
     options.at_least("--seed", seed, -1, options.LARGEST_SEED)
     options.check_guidance(guidance_scale)
     options.check_writable(output)
+    from openlance.compat.inputs import read_entries
     from openlance.media import buckets
-    from openlance.sequence.official import read_entries
     from openlance.sequence.tasks import spec_of
 
     spec_of(task)
@@ -102,9 +102,9 @@ def run(
         return launch(processes, output)
 
     import openlance
+    from openlance.compat.requests import Job, default_preset
+    from openlance.inference.enhance import Enhancer
     from openlance.model.crew import join
-    from openlance.sample.enhance import Enhancer
-    from openlance.sample.official import Job, default_preset
 
     key = os.environ.get("LANCE_REWRITE_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
     enhancer = Enhancer(url=enhance_url, model=enhance_model, key=key) if enhance_prompt else None
@@ -162,7 +162,7 @@ def share(
     """Run this process's entries; on rank 0 write the tables and give (key, reason) of all that failed."""
     from tqdm import tqdm
 
-    from openlance.sample.official_run import Record, run, settings_of
+    from openlance.compat.running import Record, run, settings_of
 
     record = Record(output, settings_of(job, model), rank)
     mine = entries[rank::world]

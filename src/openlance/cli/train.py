@@ -85,8 +85,8 @@ def stage(
     allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
-    from openlance.train.nano import train_nano
-    from openlance.train.run import Settings, run_recipe, run_stage
+    from openlance.training.nano import train_nano
+    from openlance.training.run import Settings, run_recipe, run_stage
 
     stages = chosen_stages(name, only, settings or [])
     from_nothing = name == "recipe/nano" and model is None
@@ -140,9 +140,9 @@ def lora(
 ) -> None:
     """Fine-tune on a folder of captioned pictures: an adapter for `generate --lora`, in PEFT's format."""
     from openlance.config.train import override
-    from openlance.model.lora import Lora
-    from openlance.train.lora import lora_stage
-    from openlance.train.run import Settings, run_stage
+    from openlance.runtime.lora import Lora
+    from openlance.training.lora import lora_stage
+    from openlance.training.run import Settings, run_stage
 
     start = Settings(
         out=output, model=start_folder(model, "nano"), data={"t2i": str(data)}, save_every=save_every, keep=1,
@@ -163,7 +163,7 @@ def resume(
 ) -> None:
     """Run the command of a run folder again, which goes on where it was; further options are added to it."""
     from openlance.cli.main import main
-    from openlance.train.files import stage_folders, starts_of
+    from openlance.training.files import stage_folders, starts_of
 
     if only_step is not None:
         return replayed(folder, only_step)
@@ -214,7 +214,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
 
 
 def start_folder(model: str | None, scale: str) -> Path:
-    from openlance.model.hub import folder_of
+    from openlance.checkpoint.hub import folder_of
 
     if model is None and scale != "nano":
         raise UserError(
@@ -225,7 +225,7 @@ def start_folder(model: str | None, scale: str) -> Path:
 
 def replayed(folder: Path, step: int) -> None:
     """Print what a step comes to, sample by sample."""
-    from openlance.train.run import replay_step
+    from openlance.training.run import replay_step
 
     found = replay_step(folder, step)
     for sample, loss in found.pop("samples").items():
@@ -249,7 +249,7 @@ def sheet(out: Path, prompts: tuple[str, ...]) -> Callable[[Path], None]:
         import numpy as np
 
         import openlance
-        from openlance.train.report import write_sheet
+        from openlance.training.report import write_sheet
 
         write_sheet(
             [np.asarray(picture) for picture in openlance.load(str(folder)).generate(list(prompts), seed=0)], out

@@ -1,6 +1,6 @@
 """`openlance verify tests/golden --json report.json`
 
-The same from Python: `openlance.eval.verify.run.verify(Path("tests/golden")).failed`.
+The same from Python: `openlance.compat.verify.run.verify(Path("tests/golden")).failed`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import typer
 from openlance.cli import options
 
 if TYPE_CHECKING:
-    from openlance.eval.verify.checks import Row
-    from openlance.eval.verify.run import Report
+    from openlance.compat.verify.checks import Row
+    from openlance.compat.verify.run import Report
 
 app = typer.Typer()
 
@@ -48,7 +48,7 @@ def verify(
     """
     options.check_json(json_file)
 
-    from openlance.eval.verify.run import verify as run
+    from openlance.compat.verify.run import verify as run
 
     with progress() as (on_file, on_row):
         chosen = [w.strip() for w in ways.split(",") if w.strip()]
@@ -118,7 +118,7 @@ def numbers(row: Row) -> tuple[str, str]:
 def write_json(report: Report, path: Path) -> None:
     """Every comparison and what was not covered; the file appears whole or not at all. An error that is no finite
     number is null."""
-    from openlance.model.formats import write_json as write
+    from openlance.checkpoint.formats import write_json as write
 
     rows = [
         {

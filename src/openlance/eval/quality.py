@@ -24,7 +24,7 @@ from torch import Tensor
 from openlance.config.sampling import later_seed
 from openlance.errors import UserError
 from openlance.eval.suite import Z95
-from openlance.sample.engine import Engine
+from openlance.inference.engine import Engine
 from openlance.sequence import tasks
 from openlance.world.facts import Fact
 from openlance.world.judge import is_right, nothing_else

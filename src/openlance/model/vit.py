@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors, unfilled
 from openlance.config.model import ViTConfig
-from openlance.model.tensors import TensorSource, load_into, open_tensors, unfilled
 
 # The statistics of CLIP's training pictures, which Qwen2.5-VL takes over (released code).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -1,0 +1,295 @@
+"""A checkpoint folder: its configuration, and where its parts are, in each of the forms that it can have.
+
+    openlance   one folder with four JSON files, model, vit and vae .safetensors, tokenizer.json
+    released    Lance_3B/, Lance_3B_Video/, Qwen2.5-VL-ViT/, Wan2.2_VAE.pth; or one of the first two, or the output of
+                its trainer, with the others beside or above it
+    diffusers   model_index.json with transformer/, vae/, vision_tower/ and tokenizer/, the latter three as diffusers
+                and transformers write them
+
+Each decoder is one file or an index of shards; it may bring its vision tower along as `vit_model.*`, which then counts.
+nano ships in the first form; what the release does not know (the exact form of guidance, say) are extra keys of
+`lance_config.json` with the released behavior as their default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from openlance.checkpoint.names import config_of_diffusers
+from openlance.checkpoint.tensors import first, first_file, listed_files, open_tensors, weight_map, weights_in
+from openlance.config.model import EXACT, Faithful, ModelConfig, PositionConfig, VAEConfig, ViTConfig
+from openlance.config.values import known, path_of, read_json
+from openlance.errors import UserError
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The configuration of a checkpoint folder; UserError if a file is missing or its numbers contradict each other."""
+    folder = Path(folder)
+    return model_config(folder, *(read_json(folder / f"{name}_config.json") for name in ("llm", "lance", "vit", "vae")))
+
+
+def model_config(folder: Path, llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
+    """The configuration that the JSON files of a folder make; an empty `vae` is the published codec."""
+    try:
+        return _config(llm, lance, vit, vae)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the configuration in {folder} does not fit together: {error}") from error
+
+
+def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
+    codec = VAEConfig.of(vae) if vae else VAEConfig()
+    heads = llm["num_attention_heads"]
+    position = PositionConfig(
+        tokens_per_second=vit.get("tokens_per_second", 2),
+        max_latent_side=lance["max_latent_size"],
+        max_latent_frames=lance["max_num_frames"] // 4 + 1,
+        **known(PositionConfig, lance.get("position", {})),
+    )
+    return ModelConfig(
+        vocab_size=llm["vocab_size"],
+        width=llm["hidden_size"],
+        layers=llm["num_hidden_layers"],
+        heads=heads,
+        kv_heads=llm["num_key_value_heads"],
+        head_dim=llm.get("head_dim") or llm["hidden_size"] // heads,
+        mlp_width=llm["intermediate_size"],
+        rms_eps=llm["rms_norm_eps"],
+        rope_theta=llm["rope_theta"],
+        rope_sections=tuple(llm["rope_scaling"]["mrope_section"]),
+        latent_channels=codec.z_dim,
+        time_features=lance.get("time_features", 256),
+        position=position,
+        vit=ViTConfig.of(vit),
+        vae=codec,
+        faithful=_habits(lance.get("faithful", {})),
+    )
+
+
+def _habits(said: Mapping[str, Any]) -> Faithful:
+    """The habits that a folder names; what it leaves out is as released. A table from before the frequencies were a
+    habit that turns all others off is of an exact model, which goes on as it was trained."""
+    habits = Faithful(**known(Faithful, said))
+    older = {f.name for f in fields(Faithful)} - {"rounded_frequencies"}
+    if "rounded_frequencies" not in said and not any(said.get(name, True) for name in older):
+        return EXACT
+    return habits
+
+
+def config_files(c: ModelConfig) -> dict[str, dict[str, Any]]:
+    """What each of the four JSON files of a folder says, by name, as `read_config` reads them."""
+    vae = asdict(c.vae)
+    vae["temperal_downsample"] = vae.pop("temporal_downsample")  # spelled so in the release
+    position = asdict(c.position)
+    return {
+        "llm_config.json": {
+            "model_type": "qwen2", "vocab_size": c.vocab_size, "hidden_size": c.width, "num_hidden_layers": c.layers,
+            "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
+            "intermediate_size": c.mlp_width, "rms_norm_eps": c.rms_eps, "rope_theta": c.rope_theta,
+            "rope_scaling": {"type": "mrope", "mrope_section": list(c.rope_sections)}, "tie_word_embeddings": False,
+        },
+        "vit_config.json": asdict(c.vit) | {"tokens_per_second": position.pop("tokens_per_second")},
+        "vae_config.json": vae,
+        "lance_config.json": {
+            "max_latent_size": position.pop("max_latent_side"),
+            "max_num_frames": 4 * (position.pop("max_latent_frames") - 1) + 1,
+            "time_features": c.time_features, "position": position, "faithful": asdict(c.faithful),
+        },
+    }  # fmt: skip
+
+
+def write_config(folder: str | Path, c: ModelConfig) -> None:
+    """The four JSON files of a folder."""
+    for name, content in config_files(c).items():
+        write_json(Path(folder) / name, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    from openlance.media.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+# Names in the release.
+IMAGES, CLIPS, TOWER, CODEC = "Lance_3B", "Lance_3B_Video", "Qwen2.5-VL-ViT", "Wan2.2_VAE"
+INSIDE = "vit_model."
+# What a released folder leaves to the code (released code).
+PUBLISHED = {"max_latent_size": 64, "max_num_frames": 121}
+CODECS = (f"{CODEC}.safetensors", "vae.safetensors", f"{CODEC}.pth")
+ABOVE = 4  # folders above a decoder in which its vision tower and codec are looked for: a run lies deep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """A checkpoint as it lies on disk. Paths of weights are files, or what is missing where there is none.
+
+    decoders: folder of the one for pictures, and of the one for clips if that is another. repo: the repository of the
+    hub that what is missing comes from, if any.
+    """
+
+    form: str
+    root: Path
+    decoders: tuple[Path, ...]
+    vit: Path
+    vae: Path
+    tokenizer: Path
+    config: ModelConfig
+    repo: str | None = None
+
+    def decoder(self, clips: bool = False) -> Path:
+        """The decoder's file for pictures and questions about them, or for clips."""
+        return weights_in(self.decoders[-1 if clips else 0])
+
+    def vit_of(self, clips: bool = False, allow_pickle: bool = False) -> tuple[Path, str]:
+        """Where the vision tower's weights are, and the prefix of their names there."""
+        decoder = self.decoder(clips)
+        if decoder.is_file() and any(n.startswith(INSIDE) for n in tensor_names(decoder, allow_pickle)):
+            return decoder, INSIDE
+        return self.vit, ""
+
+    def missing(self, *parts: Path) -> list[Path]:
+        """Files that these parts (left out: all) need and that are not there, shards included."""
+        wanted = parts or (*(weights_in(d) for d in self.decoders), self.vit_of()[0], self.vae)
+        return [file for part in wanted for file in listed_files(part) if not file.is_file()]
+
+    def require(self, *parts: Path) -> None:
+        """UserError that names what is missing of these parts, and the command that completes the folder."""
+        if lost := self.missing(*parts):
+            names = first(_below(path, self.root) for path in lost)
+            raise UserError(f"{self.root} is incomplete (missing: {names}): {self.remedy}")
+
+    @property
+    def remedy(self) -> str:
+        """How an incomplete folder is completed."""
+        if self.repo is not None:
+            return f"run `openlance download {self.repo}`"
+        if self.form == "released":
+            return f"run `openlance download -o {self.root}`, or put them there"
+        return "copy them from where the folder came from"
+
+
+def find(path: str | Path, *, base: str | Path | None = None) -> Files:
+    """The parts of a checkpoint folder of any form. base: another folder that has what this one lacks (a trainer's
+    output has no codec). UserError if it is none, lacks a configuration, or mixes models of two kinds."""
+    folder = path_of("the checkpoint", path)
+    if (folder / "model_index.json").is_file():
+        files = _diffusers(folder)
+    elif decoders := tuple(folder / n for n in (IMAGES, CLIPS) if (folder / n / "llm_config.json").is_file()):
+        files = _released(folder, decoders, [folder])
+    elif any((folder / f"{name}_config.json").is_file() for name in ("vit", "vae")):
+        files = _openlance(folder)
+    elif (folder / "llm_config.json").is_file():
+        above = list(folder.absolute().parents)[:ABOVE]
+        files = _released(folder, (folder,), [folder, *above, *(place / "downloads" for place in above)])
+    elif steps := _steps(folder):
+        return find(steps[-1], base=base)
+    else:
+        raise UserError(
+            f"{folder} is no checkpoint: it lacks llm_config.json (or {IMAGES}/, or model_index.json); the released "
+            f"one comes with `openlance download -o {folder}`"
+        )
+    if base is not None:
+        files = _filled(files, find(base))
+    return _checked(files)
+
+
+def _filled(files: Files, base: Files) -> Files:
+    """Vision tower and codec that are not there are those of another checkpoint, with its numbers for them."""
+    config = files.config
+    if not files.vit_of()[0].is_file():
+        files, config = replace(files, vit=base.vit), replace(config, vit=base.config.vit)
+    if not files.vae.is_file():
+        vae = base.config.vae
+        files, config = replace(files, vae=base.vae), replace(config, vae=vae, latent_channels=vae.z_dim)
+    return replace(files, config=config)
+
+
+def _openlance(folder: Path) -> Files:
+    return Files(
+        form="openlance",
+        root=folder,
+        decoders=(folder,),
+        vit=weights_in(folder, ("vit",)),
+        vae=first_file(folder, "vae.safetensors", f"{CODEC}.pth"),
+        tokenizer=folder,
+        config=read_config(folder),
+    )
+
+
+def _released(root: Path, decoders: tuple[Path, ...], places: list[Path]) -> Files:
+    """places: where the vision tower and the codec may be, nearest first."""
+    usual = places[-1] if len(places) == 1 else places[1]
+    near = next((p for p in places if any((p / name).is_file() for name in CODECS)), usual)
+    tower = next((p / TOWER for p in places if (p / TOWER).is_dir()), usual / TOWER)
+    configs = [_released_config(decoder, tower, near) for decoder in decoders]
+    if configs[0] != configs[-1]:
+        raise UserError(f"{root} mixes models of different kinds: {decoders[0].name} and {decoders[1].name} differ in "
+                        f"their configurations; keep one of them")  # fmt: skip
+    return Files(
+        form="released",
+        root=root,
+        decoders=decoders,
+        vit=weights_in(tower, ("vit", "model")),
+        vae=first_file(near, *CODECS) if any((near / n).is_file() for n in CODECS) else near / CODECS[-1],
+        tokenizer=decoders[0],
+        config=configs[0],
+    )
+
+
+def _released_config(decoder: Path, tower: Path, near: Path) -> ModelConfig:
+    llm = read_json(decoder / "llm_config.json")
+    vit = read_json(tower / "config.json") if (tower / "config.json").is_file() else llm
+    lance, vae = (
+        {} if not p.is_file() else read_json(p) for p in (decoder / "lance_config.json", near / "vae_config.json")
+    )
+    return model_config(decoder, llm, PUBLISHED | lance, vit.get("vision_config", vit), vae)
+
+
+def _diffusers(folder: Path) -> Files:
+    transformer, tower, codec = folder / "transformer", folder / "vision_tower", folder / "vae"
+    own, vae = read_json(transformer / "config.json"), config_of_diffusers(read_json(codec / "config.json"))
+    lacking = [name for name in ("llm", "lance") if name not in own]
+    if lacking:
+        raise UserError(f"{transformer / 'config.json'} has no {lacking[0]!r}: it is of another model; use one that "
+                        f"`openlance convert` wrote")  # fmt: skip
+    return Files(
+        form="diffusers",
+        root=folder,
+        decoders=(transformer,),
+        vit=weights_in(tower),
+        vae=weights_in(codec),
+        tokenizer=folder / "tokenizer",
+        config=model_config(folder, own["llm"], own["lance"], read_json(tower / "config.json"), vae),
+    )
+
+
+def _checked(files: Files) -> Files:
+    width, given = files.config.width, files.config.vit.out_hidden_size
+    if width != given:
+        raise UserError(
+            f"{files.root} mixes models of different kinds: its vision tower gives {given} numbers per cell and its "
+            f"decoder takes {width}; use parts that belong together"
+        )
+    return files
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first: folders with a decoder that are named by the number of their step."""
+    places = (p.parent for depth in ("*", "*/*", "*/*/*") for p in folder.glob(f"{depth}/llm_config.json"))
+    found = {place: place.name.rpartition("-")[2] for place in places}
+    return sorted((p for p, number in found.items() if number.isdigit()), key=lambda p: int(found[p]))
+
+
+def tensor_names(weights: Path, allow_pickle: bool = False) -> Iterable[str]:
+    """Names of the tensors of a file or an index; of an index without opening a shard."""
+    if weights.suffix == ".json":
+        return weight_map(weights)
+    return open_tensors(weights, allow_pickle=allow_pickle).shapes
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

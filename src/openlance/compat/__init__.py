@@ -1,0 +1,1 @@
+"""The release's inputs, and parity with its code."""

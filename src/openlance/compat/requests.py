@@ -1,0 +1,159 @@
+"""One entry of the release's input files as a request, with its media at the sizes that the release would take.
+
+Two habits are left out on purpose (`docs/official-inputs.md`): conditions are the codec's mean instead of a draw around
+it, and the noise of an entry does not depend on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from openlance.compat.inputs import Entry
+from openlance.compat.interleave import request
+from openlance.config.sampling import GenerationConfig
+from openlance.errors import UserError
+from openlance.inference.engine import Engine
+from openlance.inference.enhance import Enhancer
+from openlance.media.buckets import BUCKET_STRIDE, resolution
+from openlance.media.inputs import as_clip, as_picture
+from openlance.media.transform import MediaTransform
+from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.tasks import TaskSpec, spec_of
+
+SEED, PRESET = 42, "video_480p"  # released script
+ANSWER = 256  # tokens (released code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How all entries of a run are made.
+
+    Args:
+        task: a key of `tasks.TASKS`; preset: of `media.buckets.RESOLUTIONS`, for what is read; None lets the model's
+            own sizes decide.
+        size: (frames, height, width) of what is made, where no input decides it.
+        settings: fields of `Sampling` that the checkpoint does not decide.
+        seed: of the starting noise, the same for every entry (released code).
+        root: the folder of the input file, where relative paths may begin.
+    """
+
+    task: str
+    size: tuple[int, int, int]
+    preset: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int = SEED
+    max_new_tokens: int = ANSWER
+    root: Path = Path()
+    enhancer: Enhancer | None = None
+
+    def __post_init__(self) -> None:
+        spec_of(self.task)
+        if self.preset is not None:
+            resolution(self.preset)
+
+    @property
+    def spec(self) -> TaskSpec:
+        return spec_of(self.task)
+
+
+def default_preset(d: GenerationConfig) -> str | None:
+    """The release's preset for checkpoints of its kind; a model that was trained without buckets has none."""
+    return PRESET if d.buckets else None
+
+
+def find_file(element: Any, root: Path) -> Path:
+    """A path of an entry: as it is, or below the folder of the input file or one above it, since the release's files
+    count from the top of its repository. UserError if there is no such file."""
+    if not isinstance(element, str) or not element:
+        raise UserError(f"a picture or clip is given by its path, not by {element!r}")
+    try:
+        path = Path(element).expanduser()
+        above = (root, *root.absolute().parents)
+        places = [path] if path.is_absolute() else [path, *(folder / path for folder in above)]
+        found = next((place for place in places if place.is_file()), None)
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, or of nobody's home
+        raise UserError(f"{element[:60]!r} is no path: {error}") from None
+    if found is None:
+        raise UserError(f"there is no file {element}, neither here nor above {root}")
+    return found
+
+
+def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
+    """The request of an entry, and its prompt as it was used; UserError if a file is missing or a size cannot be."""
+    if entry.error:
+        raise UserError(entry.error)
+    data, style = enhanced(entry.data, job), engine.defaults.style
+    # The release draws one of its caption prompts; here the entry decides, so that a second run draws the same.
+    caption = random.Random(f"{job.seed}/{entry.key}").randrange(len(style.captions))
+    found = request(job.task, data, _views(engine, job), size=job.size, caption=caption, style=style)
+    for segment in found:
+        if segment.kind is Kind.LATENTS and segment.size is not None:
+            frames = engine.codec.latent_grid(segment.size)[0]
+            if segment.given is not None and frames == 1:
+                raise UserError(f"{segment.size[0]} frames are the given picture alone: use --num-frames 5 or more")
+    return [_hole(s) for s in found], prompt_of(data)
+
+
+def _hole(segment: Segment) -> Segment:
+    """Entries carry the right answer where one is known; it is what the model is to say."""
+    return replace(segment, value=None) if segment.role is Role.TARGET else segment
+
+
+def _views(engine: Engine, job: Job) -> Callable[[Any, str], Any]:
+    """Reads a medium and cuts it, each view only if the task has a use for it."""
+    transform = engine.front.transform
+    if job.preset is not None:
+        transform = replace(transform, bases={job.spec.makes: _bases(engine.defaults, transform, job.preset)})
+
+    def views(element: Any, kind: str) -> Any:
+        path = find_file(element, job.root)
+        return transform.views(as_picture(path) if kind == "image" else as_clip(path), job.spec.makes)
+
+    return views
+
+
+def _bases(d: GenerationConfig, transform: MediaTransform, preset: str) -> tuple[int, int]:
+    """The base sizes of a preset; for a model of smaller strides shrunk as its usual picture is against the
+    release's."""
+    vae, vit = resolution(preset)
+    if transform.vae.stride >= BUCKET_STRIDE:
+        return vae, vit
+    released = GenerationConfig()
+    scale = ((d.height * d.width) / (released.height * released.width)) ** 0.5
+    strides = transform.vae.stride, transform.vit_stride
+    return max(round(vae * scale), 2 * strides[0]), max(round(vit * scale), 2 * strides[1])
+
+
+def prompt_of(data: Any) -> str:
+    """The texts of an entry as the release records them: one after the other; of a dialogue the question."""
+    if isinstance(data, str):
+        return data
+    kinds, values = data["element_dtype_array"], data["interleave_array"]
+    texts = [value for kind, value in zip(kinds, values, strict=True) if kind == "text"]
+    return "".join(text if isinstance(text, str) else str(text[1]) if len(text) > 1 else "" for text in texts)
+
+
+def enhanced(data: Any, job: Job) -> Any:
+    """The entry with its prompt rewritten, where that is wanted and the model is not shown what it should change."""
+    if job.enhancer is None or job.spec.prompt not in ("image", "video"):
+        return data
+    if isinstance(data, str):
+        return job.enhancer.rewrite(data, job.spec.makes)
+    values, kinds = list(data["interleave_array"]), data["element_dtype_array"]
+    first = next((find_file(v, job.root) for v, kind in zip(values, kinds, strict=True) if kind == "image"), None)
+    at = kinds.index("text") if "text" in kinds else None
+    if at is not None:
+        values[at] = job.enhancer.rewrite(values[at], job.spec.makes, first)
+    return {**data, "interleave_array": values}
+
+
+def media_of(data: Any) -> tuple[str, str] | None:
+    """(kind, path) of the first picture or clip of an entry, as the entry says it."""
+    if isinstance(data, str):
+        return None
+    pairs = zip(data["element_dtype_array"], data["interleave_array"], strict=True)
+    return next(((kind, value) for kind, value in pairs if kind != "text"), None)

@@ -1,0 +1,191 @@
+"""A run over an input file of the release: outputs named as there, `prompt.json`, `result.json`, and going on after a
+stop.
+
+What is done stands in `.run/<rank>.jsonl` of the output folder, one line per entry, written after its file; a run that
+finds such lines for the same entry skips it, however many processes wrote them and share the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openlance.compat.inputs import Entry
+from openlance.compat.requests import Job, build, media_of
+from openlance.config.sampling import Decoding
+from openlance.config.text import append_line, lines_of
+from openlance.config.values import read_json
+from openlance.errors import UserError
+from openlance.inference.engine import Engine
+from openlance.media.files import atomic_path
+from openlance.media.write import write_media
+from openlance.sequence.segment import Segments
+
+Group = list[tuple[Entry, Segments, str]]  # entries with their requests and prompts
+
+
+@dataclass(frozen=True)
+class Failure:
+    key: str
+    why: str
+
+
+class Record:
+    """The journal of an output folder. settings: what must not change between two runs into it; UserError if it did."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], rank: int = 0) -> None:
+        self.folder, self.place, self.rank = folder, folder / ".run", rank
+        self.made: list[Path] | None = None  # folders that were not there, where this run is new
+        said = json.loads(json.dumps(settings))
+        file = self.place / "settings.json"
+        if file.is_file():
+            before = read_json(file)
+            changed = [name for name in said if before.get(name) != said[name]]
+            if changed:
+                raise UserError(
+                    f"{folder} holds a run with {changed[0]} {before.get(changed[0])!r}, not {said[changed[0]]!r}: "
+                    f"choose another -o, or delete it"
+                )
+        elif rank == 0:
+            self.made = [place for place in (self.place, folder) if not place.exists()]
+            try:
+                with atomic_path(file) as path:
+                    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            except (UserError, OSError):
+                self.withdraw()
+                raise
+        self.done = {line["key"]: line for line in self._lines()}
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        for file in sorted(self.place.glob("*.jsonl")):
+            for text in lines_of(file.read_bytes().decode("utf-8", errors="replace")):
+                try:
+                    line = json.loads(text)
+                except (ValueError, RecursionError):
+                    continue  # the last line of a process that was stopped while it wrote
+                if isinstance(line, dict) and {"key", "digest", "prompt"} <= line.keys():
+                    yield line
+
+    def has(self, entry: Entry) -> bool:
+        line = self.done.get(entry.key)
+        if line is None or line["digest"] != digest(entry):
+            return False
+        return "answer" in line or (self.folder / line.get("file", "/")).is_file()
+
+    def add(self, entry: Entry, **what: str) -> None:
+        line = {"key": entry.key, "digest": digest(entry), **what}
+        # A line of its own even after one that a stop has cut short.
+        append_line(self.place / f"{self.rank}.jsonl", "\n" + json.dumps(line))
+        self.done[entry.key] = line
+
+    def withdraw(self) -> None:
+        """Leave nothing of a run that could not make anything."""
+        if self.made is None or any(self.place.glob("*.jsonl")):
+            return
+        (self.place / "settings.json").unlink(missing_ok=True)
+        for folder in self.made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+
+    def finish(self, entries: Sequence[Entry]) -> None:
+        """Write prompt.json and result.json from the lines of all processes, in the order of the entries."""
+        self.done = {line["key"]: line for line in self._lines()}
+        kept = [(entry, self.done[entry.key]) for entry in entries if self.has(entry)]
+        prompts = {line.get("file", entry.key): line.get("answer", line["prompt"]) for entry, line in kept}
+        results = [_result(e, line) for e, line in kept]
+        # Both or none: each becomes visible only after the other is written.
+        with atomic_path(self.folder / "prompt.json") as one, atomic_path(self.folder / "result.json") as other:
+            for path, content in ((one, prompts), (other, results)):
+                path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def digest(entry: Entry) -> str:
+    return hashlib.blake2b(json.dumps(entry.data, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _result(entry: Entry, line: dict[str, Any]) -> dict[str, Any]:
+    """A row of result.json: of answers in the release's form, of pictures and clips their file and prompt."""
+    if "answer" in line:
+        medium = media_of(entry.data)
+        cut = {"finish_reason": line["finish_reason"]} if "finish_reason" in line else {}
+        said = {"question": line["prompt"], "answer": line["answer"]}
+        return {**({medium[0]: medium[1]} if medium else {}), **said, **cut}
+    return {"key": entry.key, "file": line["file"], "prompt": line["prompt"]}
+
+
+def settings_of(job: Job, model: str) -> dict[str, Any]:
+    return {
+        "model": model, "task": job.task, "preset": job.preset, "size": job.size, "seed": job.seed,
+        "sampling": job.settings, "max_new_tokens": job.max_new_tokens,
+        "enhance": job.enhancer.model if job.enhancer else None,
+    }  # fmt: skip
+
+
+def run(
+    engine: Engine,
+    entries: Sequence[Entry],
+    job: Job,
+    record: Record,
+    on_done: Callable[[int], Any] = lambda n: None,
+) -> list[Failure]:
+    """Make what is not yet made; on_done(n) is called when n more entries are done, failed or found done.
+
+    An entry that cannot run is returned with its reason, and the others still run.
+    """
+    try:
+        return _run(engine, entries, job, record, on_done)
+    except (UserError, OSError):
+        record.withdraw()
+        raise
+
+
+def _run(
+    engine: Engine, entries: Sequence[Entry], job: Job, record: Record, on_done: Callable[[int], Any]
+) -> list[Failure]:
+    failures = list[Failure]()
+    waiting = [entry for entry in entries if not record.has(entry)]
+    on_done(len(entries) - len(waiting))
+    for group in _groups(engine, waiting, job, failures):
+        requests = [request for _, request, _ in group]
+        if job.spec.makes == "text":
+            answers = engine.fill_text(requests, Decoding(max_new_tokens=job.max_new_tokens))
+            for (entry, _, prompt), answer in zip(group, answers, strict=True):
+                cut = {} if answer.finish_reason == "stop" else {"finish_reason": answer.finish_reason}
+                record.add(entry, prompt=prompt, answer=answer, **cut)
+        else:
+            sampling = engine.sampling(requests, **job.settings)
+            clips = engine.fill_visual(requests, sampling, [job.seed] * len(group))
+            for (entry, _, prompt), clip in zip(group, clips, strict=True):
+                file = entry.name + (".png" if clip.frames == 1 else ".mp4")
+                write_media(record.folder / file, clip)
+                try:
+                    record.add(entry, prompt=prompt, file=file)
+                except UserError:
+                    (record.folder / file).unlink()  # nobody would know what it is
+                    raise
+        on_done(len(group))
+    on_done(len(failures))
+    return failures
+
+
+def _groups(engine: Engine, entries: Sequence[Entry], job: Job, failures: list[Failure]) -> Iterator[Group]:
+    """Requests that run together: as many as the model's batch has pictures, each latent frame counting as one."""
+    group, frames = Group(), 0
+    for entry in entries:
+        try:
+            request, prompt = build(engine, entry, job)
+        except UserError as error:
+            failures.append(Failure(entry.key, str(error)))
+            continue
+        group.append((entry, request, prompt))
+        frames += sum(1 + (s.size[0] - 1) // engine.config.vae.temporal_stride for s in request if s.size)
+        if frames >= engine.defaults.batch:
+            yield group
+            group, frames = Group(), 0
+    if group:
+        yield group

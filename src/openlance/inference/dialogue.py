@@ -1,0 +1,155 @@
+"""A dialogue with pictures: draw one, change it, ask about it, go back.
+
+talk = Dialogue(openlance.load("nano"), seed=0)
+talk.say("draw a red circle")          # a new picture
+talk.say("make it blue")               # the picture changed
+talk.say("what color is the circle?")  # an answer about it
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from openlance.config import values
+from openlance.config.sampling import Decoding, later_seed
+from openlance.errors import UserError
+from openlance.inference.inputs import Medium, a_function, as_clip, asked_size, check_texts, random_seed, seed_of
+from openlance.inference.pipeline import Pipeline, question_about
+from openlance.inference.text import Answer, Shown
+from openlance.media.clip import Clip
+from openlance.sequence import tasks
+from openlance.sequence.segment import Segments
+
+# The rule for free words, in this order; words without any of these change the picture that is there.
+NEW = re.compile(
+    r"(?:please\s+)?(?:(?:draw|generate|create)\s+(?:me\s+)?|(?=(?:a|an|the)\s+(?:picture|image|photo)\s+of\b))",
+    re.IGNORECASE,
+)
+QUESTION = re.compile(
+    r"(?:what|which|who|whose|where|when|why|how|is|are|was|were|does|do|did|has|have|can|count|describe|locate|read)\b"
+    r"|.*\?\s*$",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What was said and what came of it.
+
+    segments: the filled request, what later turns may look back at; empty for a picture that was brought along.
+    picture: what is on the table after this turn. answer: of a question; its `finish_reason` says whether it was cut.
+    """
+
+    said: str
+    segments: Segments
+    picture: Clip | None
+    answer: Answer | None = None
+
+
+class Dialogue:
+    """Turns with one model. A turn sees the picture on the table, and before it the last `history` turns as context;
+    by default as many as the checkpoint was trained with, often none.
+
+    seed: result number k is drawn with seed + k, so that the same words give the same dialogue. max_new_tokens: the
+    longest answer. settings: keywords of `Pipeline.generate`.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        *,
+        seed: int | None = None,
+        history: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        max_new_tokens: int = Decoding.max_new_tokens,
+        **settings: Any,
+    ) -> None:
+        self.pipe, self.turns, self.drawn = pipe, list[Turn](), 0
+        self.seed = random_seed() if seed is None else seed_of(seed)
+        self.history = pipe.defaults.history if history is None else values.whole("history", history, least=0)
+        _, rows, columns = asked_size(None, height, width)
+        self.size = (1, rows or pipe.defaults.height, columns or pipe.defaults.width)
+        self.settings, self.decoding = settings, Decoding(max_new_tokens=max_new_tokens)
+        pipe.sampling(**settings)  # says now what is wrong with them
+        pipe.config.vae.check(self.size)
+
+    @property
+    def picture(self) -> Clip | None:
+        """What is on the table: the newest picture or clip, or None."""
+        return self.turns[-1].picture if self.turns else None
+
+    def say(self, text: str, stream: Callable[[str], None] | None = None) -> Turn:
+        """Free words. "draw ..." or "a picture of ..." draws anew, and so does anything while the table is empty; a
+        question mark or a leading question word asks; everything else edits."""
+        check_texts([text], "line", "draw a red circle")
+        new = NEW.match(text)
+        if new is not None:
+            return self.draw(text[new.end() :])
+        if self.picture is not None and QUESTION.match(text):
+            return self.ask(text, stream)
+        return self.edit(text) if self.picture is not None else self.draw(text)
+
+    def draw(self, prompt: str) -> Turn:
+        """A new picture."""
+        check_texts([prompt], "prompt", "a red circle")
+        task = tasks.the_task(tasks.text_to_visual, "image")
+        return self._fill(prompt, self.pipe.front.request(task, prompt.strip(), asked=self.size))
+
+    def edit(self, instruction: str) -> Turn:
+        """The picture or clip on the table, changed."""
+        clip = self._table()
+        check_texts([instruction], "instruction", "make the circle blue")
+        task = tasks.the_task(tasks.edit, tasks.kind_of(clip.frames))
+        return self._fill(instruction, self.pipe.front.request(task, instruction.strip(), [clip]))
+
+    def ask(self, question: str, stream: Callable[[str], None] | None = None) -> Turn:
+        """An answer about the picture or clip on the table; stream(piece) gets it as it comes."""
+        clip = self._table()
+        check_texts([question], "question", "what color is the circle?")
+        a_function("stream", stream, 1, "print")
+        turn = self.pipe.front.request(question_about([clip]), question.strip(), [clip])
+        shown = Shown(self.pipe.tokenizer, stream or (lambda _: None))
+        answer = self.pipe.fill_text([self._with_past(turn)], self.decoding, None, shown.add)[0]
+        shown.up_to(answer)
+        return self._keep(Turn(said=question, segments=_filled(turn, answer), picture=clip, answer=answer))
+
+    def show(self, medium: Medium) -> Turn:
+        """Put a picture or clip of one's own on the table."""
+        return self._keep(Turn(said="", segments=[], picture=as_clip(medium)))
+
+    def undo(self) -> Turn:
+        """Take the last turn back; UserError if there is none."""
+        if not self.turns:
+            raise UserError("there is nothing to take back: say something first")
+        return self.turns.pop()
+
+    def forget(self) -> None:
+        """Begin anew, with the seeds going on."""
+        self.turns.clear()
+
+    def _table(self) -> Clip:
+        if self.picture is None:
+            raise UserError("there is no picture yet: draw one first, or bring one along")
+        return self.picture
+
+    def _with_past(self, turn: Segments) -> Segments:
+        past = [t.segments for t in self.turns if t.segments]
+        return tasks.dialogue(*past[len(past) - min(self.history, len(past)) :], turn)
+
+    def _fill(self, said: str, turn: Segments) -> Turn:
+        seed, sampling = later_seed(self.seed, self.drawn), self.pipe.sampling([turn], **self.settings)
+        clip = self.pipe.fill_visual([self._with_past(turn)], sampling, [seed])[0]
+        self.drawn += 1
+        return self._keep(Turn(said=said, segments=_filled(turn, clip), picture=clip))
+
+    def _keep(self, turn: Turn) -> Turn:
+        self.turns.append(turn)
+        return turn
+
+
+def _filled(turn: Segments, value: Any) -> Segments:
+    return [s.filled(value) if s.is_hole else s for s in turn]

@@ -1,0 +1,290 @@
+"""A checkpoint folder at work: its parts, read when first needed, and the filling of holes in lists of segments.
+
+What people call (`generate`, `edit`, `ask` ...) is one floor of this: `inference.pipeline`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openlance.checkpoint.formats import Files, find
+from openlance.config.sampling import Decoding, GenerationConfig, Sampling
+from openlance.data.front import Front
+from openlance.errors import UserError
+from openlance.inference.inputs import seed_of
+from openlance.inference.place import device_of, dtype_of
+from openlance.inference.prefix import PrefixStore
+from openlance.inference.text import Answer, decode
+from openlance.inference.visual import denoise
+from openlance.media.clip import Clip
+from openlance.media.transform import MediaTransform
+from openlance.model.crew import Crew
+from openlance.model.lance import Lance
+from openlance.runtime.components import Parts, usual_dtype
+from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
+from openlance.runtime.offload import Work, parse_memory
+from openlance.sequence.segment import Kind, Role, Segments, about_clips
+from openlance.text.tokenizer import SequenceCodec, Tokenizer
+from openlance.vae.lazy import LazyVAE, channels_first, to_uint8
+from openlance.vae.tiling import Tiling, decode_tiled
+
+if TYPE_CHECKING:
+    from openlance.model.vit import ViT
+
+# Pixels of one frame of all results that the codec decodes together: many small pictures at once, large ones in turn.
+DECODED = 1 << 18
+
+
+class Engine:
+    """Parts are read when a task first needs them: a question reads neither the generation expert nor the VAE, a
+    picture no ViT.
+
+    An engine may be called from any number of threads. What a request needs travels with it, and what cannot run at
+    once (there is one device, and memory for one request's parts) waits in line, so that every result is that of the
+    same call alone.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | Files,
+        *,
+        tokenizer: str | Path | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | str | None = None,
+        allow_pickle: bool = False,
+        memory: str | int | None = None,
+    ) -> None:
+        """device: a GPU where there is one. dtype: float32, or bfloat16 for large models, as released; also by name.
+        memory: a budget such as "12GB", which is kept by moving parts in and out; "auto" or None: what is free."""
+        files = folder if isinstance(folder, Files) else find(folder)
+        self.folder, self.config = files.root, files.config
+        self.device = device_of(device)
+        self.dtype = dtype_of(dtype) or usual_dtype(files)
+        self.parts = Parts(
+            files,
+            device=self.device,
+            dtype=self.dtype,
+            allow_pickle=allow_pickle,
+            memory=parse_memory(memory),
+            say=memory is not None,
+        )
+        self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
+        self.codec = SequenceCodec(self.tokenizer, self.config)
+        self.defaults = GenerationConfig.read(files.tokenizer)
+        for role in self.defaults.sampling_with:
+            if role.upper() not in Role.__members__:
+                raise UserError(f"sampling_with of {files.root} names the role {role!r}: use one of {', '.join(ROLES)}")
+        self.media = MediaEncoder(self.parts.vit, self.parts.vae)
+        self.prefixes = PrefixStore()  # give it a limit, and conditions of earlier calls need not run again
+        self.crew: Crew | None = None  # processes that share every picture and clip
+        self.turn = threading.RLock()  # held by the request that runs
+
+    # Parts, each read when it is first needed.
+
+    def lance(self, *streams: str, clips: bool = False) -> Lance:
+        """The decoder with at least these streams, for pictures or for clips."""
+        return self.parts.lance(*streams, clips=clips)
+
+    def vit(self, clips: bool = False) -> ViT:
+        return self.parts.vit(clips)
+
+    def vae(self) -> LazyVAE:
+        """The VAE; each half is read at its first use."""
+        return self.parts.vae()
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How the VAE cuts large pictures, if it does."""
+        return self.media.tiling
+
+    @tiling.setter
+    def tiling(self, tiling: Tiling | None) -> None:
+        self.media.tiling = tiling
+
+    def quantise(self, kind: str = "int8") -> None:
+        """Hold the experts' weights in few bits from now on: int8, fp8 or int4 (see `runtime.quantization`), adapters
+        merged. UserError for an unknown kind."""
+        from openlance.runtime.quantization import recipe
+
+        recipe(kind)
+        with self.turn:
+            self.parts.few_bits = kind
+            self.parts.leave("lance")
+
+    def enable_parallelism(self) -> None:
+        """Draw together with the other processes of this torchrun, each of which has to make the same calls with the
+        same seeds (see `model.crew`); without effect where there are none."""
+        self.crew = Crew.join(self.device)
+        if self.crew is not None and self.crew.device != self.device:
+            self.move(self.crew.device)
+
+    def move(self, device: torch.device | str | int | None = None, dtype: torch.dtype | str | None = None) -> None:
+        """From now on elsewhere or in another dtype; what was kept of earlier calls belongs to the old ones. UserError
+        if there is no such device here."""
+        device, dtype = self.device if device is None else device_of(device), dtype_of(dtype) or self.dtype
+        with self.turn:
+            self.device, self.dtype = device, dtype
+            self.parts.move(self.device, self.dtype)
+            self.prefixes.clear()
+            self.media.memory.clear()
+
+    def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
+        """Add an adapter in PEFT's format to the decoder (see `runtime.lora`), at `weight` times its strength; several
+        add up. UserError if it is none; one that does not fit the decoder is noticed when that is first needed."""
+        from openlance.runtime.lora import read_adapter
+
+        adapter = read_adapter(folder, weight)
+        with self.turn:
+            self.parts.adapters.append(adapter)
+            self.parts.leave("lance")
+
+    def unload_lora_weights(self) -> None:
+        """Go back to the checkpoint's own weights."""
+        with self.turn:
+            self.parts.adapters.clear()
+            self.parts.leave("lance")
+
+    # Requests.
+
+    @cached_property
+    def front(self) -> Front:
+        """Puts requests together as this checkpoint wants them."""
+        d = self.defaults
+        transform = MediaTransform.of(self.config, buckets=d.buckets, usual=(d.height, d.width))
+        return Front(transform=transform, style=d.style, num_frames=d.num_frames)
+
+    def sampling(self, requests: Sequence[Segments] = (), **settings: Any) -> Sampling:
+        """How the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes nothing."""
+        return self.defaults.sampling_for((s.role.name.lower() for r in requests for s in r), **settings)
+
+    def encode(self, requests: Sequence[Segments]) -> list[Segments]:
+        """The same requests with their media in model space (see `runtime.media_encoder`)."""
+        media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
+        if all(s.value is None and s.given is None for s in media):
+            return list(requests)  # drawn from words alone
+        with self.turn:
+            self.media.remembers = REMEMBERED if self.prefixes.limit else 0
+            encoded = self.media(requests)
+            self.parts.done("vit")
+            self.parts.done("vae")
+        return encoded
+
+    def _settle(self, requests: list[Segments], *streams: str, branches: int = 1) -> bool:
+        """Settle where everything goes for these requests, each in so many guidance branches: their media are encoded
+        before the decoder comes, since the two need not be in memory together. Returns whether they are about clips."""
+        media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
+        made = [s for s in media if s.kind is Kind.LATENTS and s.role is Role.TARGET]
+        sizes = [(s, s.size) for s in media if s.size is not None]
+        clips = about_clips(requests)
+        cut = {Kind.LATENTS: self.codec.latent_grid, Kind.PATCHES: self.codec.patch_grid}
+        cells = [(s.role, int(np.prod(cut[s.kind](size)))) for s, size in sizes]
+        noisy = branches * sum(n for role, n in cells if role is Role.TARGET)
+        context = branches * sum(n for role, n in cells if role is not Role.TARGET)  # words are few beside them
+        frames = [size[1] * size[2] for s, size in sizes if s.role is Role.TARGET]
+        pixels = max(*frames, min(sum(frames), DECODED), 0) if frames else 0
+        work = Work(rows=max(noisy, context), context=context, pixels=pixels, moving=clips)
+        kinds = {s.kind for s in media}
+        guests = [name for kind, name in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds]
+        self.parts.prepare(*streams, guests=guests, clips=clips, work=work)
+        if made:
+            self.vae()  # says now, not after minutes, that it is missing or may not be read
+        return clips
+
+    # Filling holes.
+
+    def fill_latents(
+        self,
+        requests: list[Segments],
+        sampling: Sampling,
+        seeds: Sequence[int | torch.Generator],
+        on_step: Callable[[int, float, Tensor], None] | None = None,
+        after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
+        on_pass: Callable[[int], None] | None = None,
+    ) -> list[Tensor]:
+        """The visual target of each request, as latents (T, Y, X, C); the callbacks are those of `denoise`."""
+        seeds = [seed if isinstance(seed, torch.Generator) else seed_of(seed) for seed in seeds]
+        with self.turn:
+            if self.crew is not None:  # what nobody chose has to be the same everywhere
+                seeds = self.crew.agreed(seeds) if all(isinstance(s, int) for s in seeds) else seeds
+            clips = self._settle(requests, "und", "gen", branches=sampling.branches)
+            encoded = self.encode(requests)
+            return denoise(
+                self.lance("und", "gen", clips=clips), self.codec, encoded, sampling,
+                seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,
+                store=self.prefixes, crew=self.crew,
+            )  # fmt: skip
+
+    @torch.inference_mode()
+    def decode_latents(self, latents: list[Tensor]) -> list[Clip]:
+        """(T, Y, X, C) each -> clips."""
+        stride = self.config.vae.stride
+        some = max(DECODED // (latents[0].shape[1] * latents[0].shape[2] * stride**2), 1) if latents else 1
+        alike = len({z.shape for z in latents}) == 1
+        runs = [torch.stack(latents[n : n + some]) for n in range(0, len(latents), some)] if alike else None
+        clips = []
+        with self.turn:
+            for z in runs or [z[None] for z in latents]:
+                z = channels_first(z).to(self.device, self.dtype)
+                vae = self.vae()
+                steps = vae.decode_steps(z)
+                if self.tiling is not None:
+                    steps = decode_tiled(vae.decode_steps, z, stride, self.tiling)
+                # Frames leave the device as bytes as soon as they are there: what a long clip takes does not grow.
+                frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
+                clips += [Clip(pixels) for pixels in np.concatenate(frames, axis=1)]
+            self.parts.done("vae")
+        return clips
+
+    def fill_visual(
+        self,
+        requests: list[Segments],
+        sampling: Sampling,
+        seeds: Sequence[int | torch.Generator],
+        on_step: Callable[[int, float, Tensor], None] | None = None,
+    ) -> list[Clip]:
+        """The visual target of each request."""
+        with self.turn:
+            return self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step))
+
+    def fill_ids(
+        self,
+        requests: list[Segments],
+        decoding: Decoding,
+        generator: torch.Generator | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[list[int]]:
+        """The text target of each request, as token ids without the closing one."""
+        drawn = any(s.kind is Kind.LATENTS for r in requests for s in r)
+        streams = ("und", "gen") if drawn else ("und",)
+        with self.turn:
+            clips = self._settle(requests, *streams)
+            encoded = self.encode(requests)
+            ids, _ = decode(
+                self.lance(*streams, clips=clips), self.codec, encoded, decoding,
+                vocabulary=len(self.tokenizer), generator=generator, on_token=on_token, store=self.prefixes,
+            )  # fmt: skip
+        return ids
+
+    def fill_text(
+        self,
+        requests: list[Segments],
+        decoding: Decoding,
+        generator: torch.Generator | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """The text target of each request."""
+        found = self.fill_ids(requests, decoding, generator, on_token)
+        most = decoding.max_new_tokens
+        # One that was closed has room for the closing token.
+        return [Answer(self.tokenizer.text(i).strip(), "length" if len(i) >= most else "stop") for i in found]
+
+
+ROLES = tuple(role.name.lower() for role in Role)

@@ -1,0 +1,128 @@
+"""Decoding text: fill the text hole of each request, all requests in one batch, token by token against a cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from openlance.config.sampling import Decoding
+from openlance.inference.prefix import PrefixStore, prefill
+from openlance.inference.visual import conditions
+from openlance.model.lance import Lance
+from openlance.sequence.chat import Codec
+from openlance.sequence.pack import pack
+from openlance.sequence.rows import NO_LABEL, TEXT, Rows
+from openlance.sequence.segment import Kind, Segments
+from openlance.text.tokenizer import Tokenizer
+
+# The likeliest token has all of the probability at lower temperatures, where logits over them overflow.
+COLDEST = 1e-6
+
+
+@torch.inference_mode()
+def decode(
+    model: Lance,
+    codec: Codec,
+    requests: list[Segments],
+    d: Decoding,
+    *,
+    vocabulary: int,
+    generator: torch.Generator | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+    store: PrefixStore | None = None,
+) -> tuple[list[list[int]], Tensor]:
+    """Token ids per request, whose media are tensors, without the closing <|im_end|>, and the logits of the first step
+    (B, V).
+
+    on_token(request, id) is called as tokens come. store: see `prefix`. Raises ValueError for a request without a text
+    hole.
+    """
+    if not all(any(s.kind is Kind.TEXT and s.is_hole for s in r) for r in requests):
+        raise ValueError("a request has no text to fill: end it with tasks.reply()")
+    shift = model.config.position.shift and not model.config.faithful.decode_without_shift
+    packed = pack(requests, codec, replace(model.config.position, shift=shift))
+    features, context, _ = conditions(packed, model.device)
+    rows = packed.rows
+    start = prefill(model, packed, torch.arange(len(rows)), (features, context), store, ends=True)
+    assert start.layout is not None and start.hidden is not None
+    cache, ran = start.cache, start.ran[start.layout.order[: start.layout.und]]
+    ends = torch.tensor(packed.lengths).cumsum(0) - 1
+    place = {row: n for n, row in enumerate(ran.tolist())}
+    hidden = start.hidden[0][[place[int(e)] for e in ends]]
+    last, active = rows.at(ends), torch.arange(len(requests))
+    first = logits = model.logits(hidden)[:, :vocabulary].float()
+    out: list[list[int]] = [[] for _ in requests]
+    for left in reversed(range(d.max_new_tokens)):
+        chosen = choose(logits, d, generator).cpu()
+        going = chosen != codec.im_end
+        active, chosen, last = active[going], chosen[going], last.at(going.nonzero()[:, 0])
+        for request, token in zip(active.tolist(), chosen.tolist(), strict=True):
+            out[request].append(token)
+            if on_token is not None:
+                on_token(request, token)
+        if not len(active) or not left:
+            break
+        last = _next(last, chosen)
+        und, _ = model(model.layout(last, cache), cache=cache, keep=True)
+        logits = model.logits(und)[:, :vocabulary].float()
+    return out, first
+
+
+def _next(last: Rows, token: Tensor) -> Rows:
+    """The row after each last row: a text token, one position on."""
+    return replace(
+        last,
+        index=last.index + 1,
+        token=token,
+        position=last.position.max(dim=1, keepdim=True).values.expand(-1, 3) + 1,
+        kind=torch.full_like(last.kind, TEXT),
+        label=torch.full_like(last.label, NO_LABEL),
+    )
+
+
+def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None) -> Tensor:
+    """(B,) ids from logits (B, V)."""
+    if d.temperature < COLDEST:
+        return logits.argmax(-1)
+    p, ids = (logits / d.temperature).softmax(-1).sort(descending=True)
+    p = torch.where(p.cumsum(-1) - p < max(d.top_p, COLDEST), p, 0.0)  # the likeliest always stays
+    # On the CPU, so that a seed means the same everywhere; from a generator where that is.
+    drawn = torch.multinomial(p.to("cpu" if generator is None else generator.device), 1, generator=generator)
+    return ids.gather(-1, drawn.to(ids.device))[:, 0]
+
+
+class Answer(str):
+    """A text that was written. finish_reason: "stop" where the model ended it, "length" where it was cut."""
+
+    finish_reason: str
+
+    def __new__(cls, text: str, finish_reason: str = "stop") -> Answer:
+        made = super().__new__(cls, text)
+        made.finish_reason = finish_reason
+        return made
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.finish_reason)
+
+
+class Shown:
+    """Hands an answer on piece by piece, so that the pieces join to the stripped answer."""
+
+    def __init__(self, tokenizer: Tokenizer, stream: Callable[[str], None]) -> None:
+        self.tokenizer, self.stream = tokenizer, stream
+        self.ids: list[int] = []
+        self.length = 0
+
+    def add(self, _: int, token: int) -> None:
+        self.ids.append(token)
+        # Characters of several bytes may be incomplete, and blanks may turn out to be the last ones: both wait.
+        self.up_to(re.sub(r"[\s\ufffd]+\Z", "", self.tokenizer.text(self.ids).lstrip()))
+
+    def up_to(self, text: str) -> None:
+        if len(text) > self.length:
+            self.stream(text[self.length :])
+            self.length = len(text)

@@ -1,0 +1,338 @@
+"""Denoising: fill the visual target of each request, all requests and all guidance branches in one batch. Media are in
+model space before it begins (`runtime.media_encoder`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from openlance.config.sampling import Sampling
+from openlance.errors import UserError
+from openlance.flow import SOLVERS, schedule
+from openlance.inference.compiled import Pass, Recorded, can_record, compiled
+from openlance.inference.prefix import PrefixStore, prefill
+from openlance.inference.step_cache import StepCache
+from openlance.model.crew import Crew
+from openlance.model.lance import Cache, Lance, Layout
+from openlance.model.layers import Streams
+from openlance.sequence.chat import Codec
+from openlance.sequence.pack import Pack, Visual, pack
+from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, Rows
+from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
+
+
+@dataclass
+class Branches:
+    """All documents of a request batch: the full one, then those that dropped conditions."""
+
+    pack: Pack
+    requests: int
+    text_free: bool  # has the branch without the prompt
+    free: bool  # has the branch without prompt and visual conditions
+
+    @property
+    def count(self) -> int:
+        return 1 + self.text_free + self.free
+
+    def docs(self, branch: int) -> range:
+        return range(branch * self.requests, (branch + 1) * self.requests)
+
+
+def branch_out(model: Lance, codec: Codec, requests: list[Segments], s: Sampling) -> Branches:
+    """Guidance is dropping segments and packing again; a released checkpoint keeps one habit of its cache."""
+    has_text = s.guidance_scale > 1
+    seen = any(x.role in CONDITIONS - WORDS for r in requests for x in r)
+    has_none = seen and s.image_guidance_scale > 1
+    documents = list(requests)
+    if has_text:
+        documents += [drop(r, WORDS) for r in requests]
+    if has_none:
+        documents += [drop(r, CONDITIONS) for r in requests]
+    packed = pack(documents, codec, model.config.position)
+    if has_text and s.cached and model.config.faithful.uncond_keeps_positions:
+        packed = replace(packed, rows=_keep_positions(packed.rows, len(requests)))
+    return Branches(packed, len(requests), has_text, has_none)
+
+
+def _keep_positions(rows: Rows, requests: int) -> Rows:
+    """The release caches the unconditional prefix at the positions of the conditional one."""
+    position, prefix = rows.position.clone(), _before_target(rows)
+    for doc in range(requests):
+        kept = (rows.doc == doc) & (rows.code != PROMPT) & prefix
+        mine = (rows.doc == doc + requests) & prefix
+        position[mine] = rows.position[kept]
+    return rows.moved(position)
+
+
+def _before_target(rows: Rows) -> Tensor:
+    """Rows of the prefix of each document: what comes before its first noisy row."""
+    first = torch.full((int(rows.doc.max()) + 1,), torch.iinfo(torch.long).max)
+    noisy = rows.noisy.nonzero()[:, 0]
+    first = first.scatter_reduce(0, rows.doc[noisy], rows.index[noisy], "amin")
+    return rows.index < first[rows.doc]
+
+
+@dataclass
+class Denoiser:
+    """Velocities of every branch at a state, from the cache or from the whole sequence at every call."""
+
+    model: Lance
+    branches: Branches
+    features: Tensor | None
+    context: Tensor  # (n, C) clean latents of the conditions, in row order
+    cached: bool
+    cache: Cache | None = None
+    layouts: dict[tuple[int, ...], Chosen] = field(default_factory=dict)
+    store: PrefixStore | None = None  # of prefixes that ran in earlier calls
+    compile: bool = False
+    crew: Crew | None = None  # processes that share the work
+    on_pass: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.crew is not None and (self.compile or not self.cached):
+            raise UserError(
+                "several processes draw with cached conditions and without compile: leave those settings out"
+            )
+        rows = self.branches.pack.rows
+        self.prefix = _before_target(rows)
+        if self.cached:
+            at, media = self.prefix.nonzero()[:, 0], (self.features, self.context)
+            self.cache = prefill(self.model, self.branches.pack, at, media, self.store).cache
+
+    def chosen(self, documents: tuple[int, ...]) -> Chosen:
+        """What to run for some documents; worked out once for each set of them."""
+        if documents not in self.layouts:
+            rows = self.branches.pack.rows
+            mine = torch.isin(rows.doc, torch.tensor(documents))
+            wanted = mine & (rows.noisy if self.cached else rows.noisy | self.prefix)
+            own = rows.at(wanted.nonzero()[:, 0])
+            clean = mine[rows.is_latent & ~rows.noisy].nonzero()[:, 0]
+            patches = mine[rows.is_patch].nonzero()[:, 0]
+            layout = self.model.layout(own, self.cache, self.crew.context if self.crew else None)
+            self.layouts[documents] = Chosen(layout, self._through(layout), own.noisy[own.is_latent], clean, patches)
+        return self.layouts[documents]
+
+    def _through(self, layout: Layout) -> Pass | None:
+        """What the steps run in the place of the model's layers as they are, if they are to be compiled."""
+        if not self.compile:
+            return None
+        twin, cache = compiled(self.model), self.cache
+
+        def through(x: Streams) -> Streams:
+            return twin.through(x, layout, cache)
+
+        return Recorded(through) if can_record(self.model, len(layout.rows)) else through
+
+    def velocities(self, x_NC: Tensor, times_N: Tensor, branches: int) -> list[Tensor]:
+        """x, times: target rows of all requests (given frames at time 0) -> one (N, C) per branch."""
+        documents = tuple(range(branches * self.branches.requests))
+        found = self.run(documents, x_NC.repeat(branches, 1), times_N.repeat(branches))
+        return list(found.split(len(x_NC)))
+
+    def run(self, documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
+        """Velocities (M, C) of the target rows of some documents (numbers in rising order), one after another."""
+        if self.crew is None:
+            return self._pass(documents, x_MC, times_M)
+        # Branches have equal targets, so equal numbers of documents mostly have equal numbers of rows; where not, or
+        # where they do not come out even, every group of processes runs all of them.
+        branch, context = self.crew.branch, self.crew.context
+        rows = self.branches.pack.rows
+        counts = torch.bincount(
+            rows.doc[rows.noisy & rows.is_latent], minlength=self.branches.count * self.branches.requests
+        )
+        dealt = counts[list(documents)].chunk(branch.size)
+        even = len(dealt) == branch.size and len({int(part.sum()) for part in dealt}) == 1
+        mine, whole = documents, len(x_MC)
+        if even:
+            place = branch.own(len(documents))
+            mine, rows_of = documents[place], branch.own(whole)
+            x_MC, times_M = x_MC[rows_of], times_M[rows_of]
+        part = context.own(len(x_MC))
+        v = context.gather(self._pass(mine, x_MC[part], times_M[part]), len(x_MC))
+        return branch.gather(v, whole) if even else v
+
+    def _pass(self, documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
+        """... of this process's own rows."""
+        chosen = self.chosen(documents)
+        latents, times, patches, target = x_MC, times_M, None, chosen.target
+        if not self.cached:
+            latents = x_MC.new_zeros(len(target), x_MC.shape[1])
+            latents[target] = x_MC
+            latents[~target] = self.context[chosen.clean].to(latents)
+            times = times_M.new_zeros(len(target))
+            times[target] = times_M
+            patches = self.features[chosen.patches] if len(chosen.patches) and self.features is not None else None
+        if self.on_pass is not None:
+            self.on_pass(len(x_MC))
+        media = {"patches": patches, "latents": latents, "times": times}
+        _, gen = self.model(chosen.layout, **media, cache=self.cache, through=chosen.through)
+        v = self.model.velocity(gen)
+        return (v if self.cached else v[target]).float()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rows of some documents: their layout, its layers where they are compiled, which latent rows are targets, and
+    which clean latents and ViT rows of the whole pack are theirs."""
+
+    layout: Layout
+    through: Pass | None
+    target: Tensor
+    clean: Tensor
+    patches: Tensor
+
+
+def target_noise(visuals: list[Visual], channels: int, seed: int | torch.Generator) -> Tensor:
+    """(N, C) starting noise of one request's target, drawn on the CPU so that a seed means the same everywhere; from a
+    generator where that is.
+
+    The released sampler draws for all latents of a request, conditions first, and so do we."""
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    counts = [v.rows[1] - v.rows[0] for v in visuals]
+    return torch.randn(sum(counts), channels, generator=generator, device=generator.device)[sum(counts[:-1]) :]
+
+
+@torch.inference_mode()
+def denoise(
+    model: Lance,
+    codec: Codec,
+    requests: list[Segments],
+    s: Sampling,
+    *,
+    seeds: Sequence[int | torch.Generator] | None = None,
+    noise: list[Tensor] | None = None,
+    on_step: Callable[[int, float, Tensor], None] | None = None,
+    after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
+    on_pass: Callable[[int], None] | None = None,
+    store: PrefixStore | None = None,
+    crew: Crew | None = None,
+) -> list[Tensor]:
+    """Latents (T, Y, X, C) for the last visual target of each request, whose media are tensors.
+
+    seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
+    after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. on_pass(n)
+    is called with the target rows of each pass through the model, which has all guidance branches in it. crew: the
+    processes that do this together.
+    """
+    requests = [_until_target(r) for r in requests]
+    branches = branch_out(model, codec, requests, s)
+    visuals = branches.pack.visuals
+    features, context, given = conditions(branches.pack, model.device)
+    targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
+    if noise is None:
+        assert seeds is not None
+        own = [[v for v in visuals if v.kind == LATENTS and _doc(branches.pack, v) == d] for d in range(len(requests))]
+        noise = [target_noise(o, model.config.latent_channels, seed) for o, seed in zip(own, seeds, strict=True)]
+    x = torch.cat([part.to(model.device) for part in noise]).float()
+    moves = torch.cat([_moves(v) for v in targets]).to(model.device)
+    for v, part, known in zip(targets, _split(x, targets), given, strict=False):
+        if v.given:
+            part[: v.given] = known
+    denoiser = Denoiser(
+        model, branches, features, context, s.cached, store=store, compile=s.compile, crew=crew, on_pass=on_pass
+    )
+    velocities = _branch_velocities(denoiser, s, targets)
+    counted = torch.ones_like(moves) if s.cached and model.config.faithful.norm_includes_given else moves
+    times, solver, guided_before = schedule(s.num_inference_steps, s.shift), SOLVERS[s.solver](), 0
+    for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        if on_step is not None:
+            on_step(i, float(t), x)
+        guided = branches.count if s.acts_at(float(t)) else 1
+        found = velocities(x, torch.where(moves, t, 0.0), guided)
+        velocity = found[0]
+        if guided > 1:
+            no_text = found[1] if branches.text_free else None
+            mixed = guide(velocity, no_text, found[-1] if branches.free else None, s)
+            parts = (_split(p, targets) for p in (mixed, velocity, counted))
+            velocity = torch.cat([renormalise(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
+        if guided != guided_before:
+            solver.restart()
+        guided_before = guided
+        x = torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x)
+        changed = after_step(i, float(t_next), x) if after_step is not None else None
+        x = x if changed is None else changed.to(x)
+    return [part.reshape(*v.grid, -1) for part, v in zip(_split(x, targets), targets, strict=True)]
+
+
+def _branch_velocities(
+    denoiser: Denoiser, s: Sampling, targets: list[Visual]
+) -> Callable[[Tensor, Tensor, int], list[Tensor]]:
+    """The velocities of each branch: from the model at every step, or where the step cache asks for them."""
+    if not s.step_cache:
+        return denoiser.velocities
+
+    def run(documents: Sequence[int], states: Sequence[Tensor], times: Sequence[Tensor]) -> list[Tensor]:
+        found = denoiser.run(tuple(documents), torch.cat(list(states)), torch.cat(list(times)))
+        return list(found.split([len(x) for x in states]))
+
+    cache, requests = StepCache(run, s.step_cache), len(targets)
+
+    def velocities(x_NC: Tensor, times_N: Tensor, branches: int) -> list[Tensor]:
+        states, times = _split(x_NC, targets) * branches, _split(times_N, targets) * branches
+        found = cache.velocities(range(branches * requests), states, times)
+        return [torch.cat(found[at : at + requests]) for at in range(0, len(found), requests)]
+
+    return velocities
+
+
+def _until_target(request: Segments) -> Segments:
+    """Everything up to the visual hole, which comes last: what follows cannot see it and is not needed."""
+    for n, s in enumerate(request):
+        if s.kind is Kind.LATENTS and s.role is Role.TARGET:
+            return request[: n + 1]
+    raise ValueError("the request has no visual target: end it with tasks.make(size)")
+
+
+def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """What the rows of a pack begin with: (n, D) features of the ViT blocks, (N, C) latents of the clean blocks, and
+    the given frames (m, C) of each target, in row order; on a device, wherever their makers left them."""
+
+    def flat(value: Tensor) -> Tensor:
+        return value.flatten(0, 2).to(device or value.device)
+
+    targets = [v for v in packed.visuals if v.segment.role is Role.TARGET]
+    clean = [v for v in packed.visuals if v.kind == LATENTS and v.segment.role is not Role.TARGET]
+    patches = [flat(v.segment.value) for v in packed.visuals if v.kind == PATCHES]
+    kept = [flat(v.segment.value) for v in clean]
+    given = [torch.zeros(0) if v.segment.given is None else flat(v.segment.given) for v in targets]
+    return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1), given
+
+
+def _doc(packed: Pack, v: Visual) -> int:
+    return int(packed.rows.doc[v.rows[0]])
+
+
+def _moves(v: Visual) -> Tensor:
+    return torch.arange(v.rows[1] - v.rows[0]) >= v.given
+
+
+def _split(x: Tensor, targets: list[Visual]) -> list[Tensor]:
+    return list(x.split([v.rows[1] - v.rows[0] for v in targets]))
+
+
+def guide(text: Tensor, no_text: Tensor | None, nothing: Tensor | None, s: Sampling) -> Tensor:
+    """v = v_u + g_i (v_i - v_u) + g_t (v - v_i), where v_i dropped the prompt and v_u the visual conditions too.
+
+    All (N, C). Without `nothing` this is the released rule v_i + g_t (v - v_i)."""
+    guided = text
+    if no_text is not None:
+        guided = no_text + s.guidance_scale * (text - no_text)
+    if nothing is not None:
+        below = no_text if no_text is not None else text
+        guided = guided + (s.image_guidance_scale - 1) * (below - nothing)
+    return guided
+
+
+def renormalise(guided: Tensor, conditional: Tensor, counted: Tensor, s: Sampling) -> Tensor:
+    """Shrink a guided velocity (N, C) to the conditional norm; `counted` rows enter the global norm (released code)."""
+    if s.renorm == "none":
+        return guided
+    if s.renorm == "channel":
+        have, want = guided.norm(dim=-1, keepdim=True), conditional.norm(dim=-1, keepdim=True)
+    else:
+        have, want = guided[counted].norm(), conditional[counted].norm()
+    return guided * torch.clamp(want / (have + 1e-8), min=s.renorm_min, max=1.0)

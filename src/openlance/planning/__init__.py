@@ -1,0 +1,1 @@
+"""What a request or a stage will take, before it runs."""

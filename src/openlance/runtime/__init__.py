@@ -1,0 +1,1 @@
+"""Checkpoints at work: loading, placing, few bits, adapters, media in model space."""

@@ -1,0 +1,114 @@
+"""From samples to what one forward pass reads: packed rows, noised latents, clips for the vision tower, labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import lcm
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openlance.config.train import Stage
+from openlance.data.source import Sample
+from openlance.flow import draw_times
+from openlance.media.clip import Clip
+from openlance.model.precision import autocast
+from openlance.runtime.media_encoder import MediaEncoder
+from openlance.sequence.pack import Pack, pack
+from openlance.sequence.rows import LATENTS, PATCHES
+from openlance.sequence.segment import Kind, Role, Segment
+from openlance.text.tokenizer import SequenceCodec
+from openlance.training.objective import Noised, noised
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One pack with what fills it.
+
+    clips: what the vision tower looks at, each once, or its features (T, Y, X, D) where these were encoded before;
+    shown: the clip of every PATCHES block, in order. labels: of some of the clips,
+    by their number. counts: label tokens, denoised latents and labelled points, (3,) float64: what the three losses are
+    means over.
+    """
+
+    packed: Pack
+    ids: list[str]
+    noise: Noised | None
+    clips: list[Any]
+    shown: list[int]
+    labels: dict[int, np.ndarray]
+    counts: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparer:
+    """Makes batches. Noise and times of a pack are a function of (seed, number of the pack), so that they depend
+    neither on the number of processes nor on a resume.
+
+    complete: give every pack at least one picture to look at and one latent, in a document without targets. Sharded
+    weights need it: all ranks have to pass through the same modules.
+    """
+
+    stage: Stage
+    codec: SequenceCodec
+    encode: MediaEncoder
+    device: torch.device
+    complete: bool = False
+
+    def __call__(self, samples: list[Sample], number_of_pack: int) -> Batch:
+        packed = self._pack(samples)
+        looks = [v for v in packed.visuals if v.kind == PATCHES]
+        clips, shown, known = list[Any](), list[int](), dict[bytes, int]()
+        for v in looks:
+            value = v.segment.value
+            number = known.setdefault(value.key, len(clips)) if isinstance(value, Clip) else len(clips)
+            clips += [value] * (number == len(clips))
+            shown.append(number)
+        docs = [int(packed.rows.doc[v.rows[0]]) for v in looks]
+        labels = {
+            shown[docs.index(doc)]: sample.labels
+            for doc, sample in enumerate(samples)
+            if sample.labels is not None and doc in docs
+        }
+        return Batch(
+            packed=packed,
+            ids=[s.id for s in samples],
+            noise=self._noise(packed, number_of_pack),
+            clips=clips,
+            shown=shown,
+            labels=dict(sorted(labels.items())),
+            counts=self._counts(packed, labels),
+        )
+
+    def _pack(self, samples: list[Sample]) -> Pack:
+        lists = [s.segments for s in samples]
+        kinds = {s.kind for segments in lists for s in segments if s.kind is Kind.LATENTS or isinstance(s.value, Clip)}
+        missing = [kind for kind in (Kind.PATCHES, Kind.LATENTS) if kind not in kinds]
+        if self.complete and missing:
+            lists.append(self._company(missing))
+        return pack(lists, self.codec, self.codec.config.position, self.stage.draws)
+
+    def _company(self, kinds: list[Kind]) -> list[Segment]:
+        side = lcm(self.codec.config.vit.stride, self.codec.config.vae.stride)
+        blank = Clip(np.zeros((1, side, side, 3), np.uint8))
+        return [Segment(kind, Role.REFERENCE, blank) for kind in kinds]
+
+    def _counts(self, packed: Pack, labels: dict[int, np.ndarray]) -> Tensor:
+        rows = packed.rows
+        text = (rows.label >= 0) & (rows.label < len(self.codec.tokenizer))
+        points = sum(label[0].size for label in labels.values())
+        return torch.tensor([int(text.sum()), int(rows.denoise.sum()), points], dtype=torch.float64)
+
+    def _noise(self, packed: Pack, number: int) -> Noised | None:
+        kept = [v.segment for v in packed.visuals if v.kind == LATENTS]
+        if not kept:
+            return None
+        generator = torch.Generator().manual_seed(self.stage.seed * 1_000_003 + number)
+        times = draw_times(int(packed.rows.target.max()) + 1, self.stage.shift, generator)
+        with autocast(self.stage.dtype, self.device):
+            [encoded] = self.encode([kept], targets=True)
+        clean = torch.cat([s.value.float().flatten(0, 2).to(self.device) for s in encoded])
+        drawn = torch.randn(clean.shape, generator=generator)
+        return noised(packed, clean, times.to(self.device), drawn.to(self.device))

@@ -1,0 +1,188 @@
+"""Checkpoints of a run: `torch.distributed.checkpoint` in the background, each whole or not there at all.
+
+    checkpoints/step-00000500/      .metadata and *.distcp (tensors), rank0.json (place in the data, random state)
+    checkpoints/.step-00001000/     one that is being written; a kill leaves it behind and the next start removes it
+
+A folder gets its name, and older ones go, only once all processes have written everything.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from openlance.errors import UserError
+from openlance.training.parallel import Team
+
+# What DCP says to a run of one process.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How it sounds from libraries in C++; the last is torch's archive writer, whose tensors became too short.
+FULL_WORDS = ("No space left", "Disk quota", "File too large", "inline_container")
+# What the table of contents of a checkpoint is made of. DCP keeps it as a pickle; this one may name nothing else.
+TABLE = {
+    "torch.distributed.checkpoint.metadata": (
+        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+        "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch": ("Size", "float32", "float64", "float16", "bfloat16", "int64", "uint8", "bool"),
+    "torch.serialization": ("_get_layout",),
+    "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "collections": ("OrderedDict",),
+}  # fmt: skip
+
+
+class Checkpoints:
+    """The checkpoints of a run folder."""
+
+    def __init__(self, folder: Path, team: Team, keep: int = 3) -> None:
+        self.folder, self.team, self.keep = folder / "checkpoints", team, keep
+        self._writing: tuple[int, Future] | None = None
+        # Its own group: a checkpoint in the background must not mix its messages with those of the training.
+        self._group = dist.new_group(backend="gloo") if team.size > 1 else None
+
+    def sweep(self) -> None:
+        """Remove what a kill left half-written. Only for who trains: another process may be writing."""
+        if self.team.leads:
+            for left in self.folder.glob(".step-*"):
+                shutil.rmtree(left)
+
+    def steps(self) -> list[int]:
+        """Steps of whole checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, step: int, tensors: dict[str, Tensor], own: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; tensors are copied before this returns. own: plain data of this process."""
+        self.finish()
+        partial = self.folder / f".step-{step:08d}"
+        with disk(self.folder):
+            if self.team.leads:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self.team.wait()
+            (partial / f"rank{self.team.rank}.json").write_text(json.dumps({"processes": self.team.size} | own))
+        alone = {"no_dist": True} if self.team.size == 1 else {"process_group": self._group}
+        future: Any = dcp.async_save(dict(tensors), checkpoint_id=partial, **alone)
+        self._writing = (step, future)
+
+    def poll(self, wait: bool = False) -> None:
+        """Give a checkpoint that has been written its name. UserError if the disk is full."""
+        if self._writing is None or not (wait or self._writing[1].done()):
+            return
+        (step, future), self._writing = self._writing, None
+        partial = self.folder / f".step-{step:08d}"
+        with disk(self.folder):
+            try:
+                future.result()
+                if self.team.leads:
+                    shutil.rmtree(self.path(step), ignore_errors=True)
+                    partial.rename(self.path(step))
+                    for old in self.steps()[: -self.keep]:
+                        shutil.rmtree(self.path(old))
+            finally:
+                if self.team.leads:  # nothing stays of one that failed
+                    shutil.rmtree(partial, ignore_errors=True)
+
+    def finish(self) -> None:
+        """Wait until everything has its name, on all processes."""
+        self.poll(wait=True)
+        self.team.wait()
+
+    def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Fill tensors in place and return what this process gave to `save`. UserError if the checkpoint is damaged,
+        holds other tensors, or comes from another number of processes."""
+        folder = self.path(step)
+        try:
+            own = json.loads((folder / f"rank{self.team.rank}.json").read_text())
+            written = own["processes"]
+        except FileNotFoundError:
+            written = len(list(folder.glob("rank*.json")))
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{folder} is damaged ({error}): delete it, and the one before it is used") from error
+        if written != self.team.size:
+            raise UserError(
+                f"{folder} was written by {written} processes and this run has {self.team.size}: start {written} with "
+                f"torchrun --nproc-per-node, or begin a new run from an export of it with --model"
+            )
+        alone = {"no_dist": True} if self.team.size == 1 else {"process_group": self._group}
+        try:
+            saved = _Strict(io.BytesIO((folder / ".metadata").read_bytes())).load().state_dict_metadata
+            differ = sorted(saved.keys() ^ tensors.keys(), key=lambda name: not name.startswith("weights/"))
+            if differ:
+                raise UserError(
+                    f"{folder} does not fit this run: it trained other tensors ({len(differ)}: "
+                    f"{', '.join(differ[:5])}); go on with `frozen` and `ema` as in run.json, or begin a new run "
+                    f"from an export of it with --model"
+                )
+            dcp.load(tensors, checkpoint_id=folder, **alone)
+        except UserError:
+            raise
+        except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError, EOFError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder} does not fit this run or is damaged ({reason}): delete it") from error
+        return own
+
+
+class _Strict(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in TABLE.get(module, ()):
+            raise pickle.UnpicklingError(f"the table of contents names {module}.{name}")
+        return super().find_class(module, name)
+
+
+@contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """Around writing: a full disk becomes one sentence, whoever noticed it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, CheckpointException, SafetensorError, RuntimeError) as error:
+        if not is_full(error):
+            raise
+        raise UserError(
+            f"the disk of {folder} is full: free some space, or keep fewer checkpoints, and start the same command "
+            f"again, which goes on from the last whole one"
+        ) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a full disk, quota or file size limit is behind an error."""
+    codes, words = [], ""
+    for cause in causes(error):
+        codes += [cause.errno] if isinstance(cause, OSError) else []
+        words += str(cause)
+    return any(code in FULL for code in codes) or any(text in words for text in FULL_WORDS)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that led to it, those of other processes included."""
+    if error is None:
+        return
+    yield error
+    yield from causes(error.__cause__ or error.__context__)
+    if isinstance(error, CheckpointException):
+        for wrapped, _ in error.failures.values():
+            yield from causes(wrapped)

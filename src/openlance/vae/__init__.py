@@ -1,0 +1,1 @@
+"""The VAE: pixels to latents and back."""

@@ -1,0 +1,53 @@
+"""The plan of a request: what a task needs and nothing else, at the sizes that it has."""
+
+import pytest
+
+from openlance.config.model import ModelConfig
+from openlance.config.presets import nano
+from openlance.planning.sampling import Wanted, plan
+from openlance.sequence.tasks import TASKS
+
+C = ModelConfig()
+
+
+def test_only_what_a_task_needs_is_loaded():
+    drawn, asked, edited = (set(plan(C, Wanted(task=t)).weights) for t in ("t2i", "x2t_image", "image_edit"))
+    assert {"generation expert", "codec decoder"} <= drawn and not {"vision tower", "codec encoder"} & drawn
+    assert "vision tower" in asked and not {"generation expert", "codec decoder", "codec encoder"} & asked
+    assert {"vision tower", "codec encoder", "codec decoder"} <= edited
+
+
+def test_tokens_of_the_released_sizes():
+    found = plan(C, Wanted(task="t2v", height=480, width=848, frames=121))
+    assert found.tokens["denoised"] == 31 * 30 * 53 + 2
+    assert found.cache == found.tokens["context"] * 2 * 36 * 2 * 2 * 128 * 2  # branches, layers, k and v, heads, bytes
+
+
+def test_the_roomiest_placement_that_fits_is_chosen():
+    budgets = [plan(C, Wanted(task="t2i"), memory).chosen for memory in (40e9, 12e9, 8e9, 1e9)]
+    assert budgets[0] == plan(C, Wanted(task="t2i")).placements[0] and budgets[3] is None
+    needs = [chosen[1] for chosen in budgets[:3]]
+    assert needs == sorted(needs, reverse=True) and needs[1] <= 12e9 and needs[2] <= 8e9
+    assert "does NOT fit" in plan(C, Wanted(task="t2i"), 1e9).verdict
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("config", [C, nano()], ids=["3b", "nano"])
+def test_every_task_has_a_plan(task, config):
+    found = plan(config, Wanted(task=task))
+    needs = [needed for _, needed in found.placements]
+    assert found.fits and needs == sorted(needs, reverse=True) and found.tokens["context"] > 0
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Wanted(task="t2x"),
+        Wanted(task="t2i", frames=9),
+        Wanted(task="t2i", height=100, width=768),
+        Wanted(task="t2v", height=480, width=848, frames=50),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused(wanted):
+    with pytest.raises(ValueError):
+        plan(C, wanted)

@@ -1,0 +1,60 @@
+"""The golden training packs give the released losses and gradients through the trainer's own objective."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from openlance.compat.verify import training
+from openlance.compat.verify.checks import LOSS, Checks
+from openlance.compat.verify.files import open_folder
+from openlance.compat.verify.parts import Parts
+from openlance.config.train import Stage
+from openlance.data.source import Sample
+from openlance.runtime.media_encoder import MediaEncoder
+from openlance.training.batch import Preparer
+from openlance.training.learner import Learner
+from openlance.training.parallel import Team
+from openlance.training.trainer import Trainer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FULL = Path(__file__).parents[3] / "shared" / "golden"  # all packs at full precision, where they are to be had
+
+
+@pytest.mark.parametrize("folder", [GOLDEN, *([FULL] if FULL.is_dir() else [])], ids=lambda p: p.parent.name)
+def test_golden_packs_have_the_released_losses_and_gradients_in_the_trainer(folder):
+    with open_folder(folder) as golden:
+        parts = Parts(golden.weights, golden.tokenizer)
+        packs = [file for file in golden.files if "samples" in file.facts]
+        assert packs
+        for file in packs:
+            checks = Checks(file)
+            weights = file.fact("loss_weights") or {}
+            run = Trainer(stage(weights), Learner(parts.lance, parts.vit, len(parts.tokenizer)), Team())
+            found, _ = run.backward([batch(checks, parts, run)])
+            total = float((run.weights * found).sum())
+            checks.number("loss", total, LOSS)
+            checks.number("mse_mean", float(found[1]), LOSS)
+            checks.number("ce_mean", float(found[0]), LOSS)
+            training._check_gradients(checks, training._batch(checks, parts))
+            run.optimizer.zero_grad()
+            assert [row for row in checks.rows if not row.passed] == []
+            assert {"loss", "grad_norm"} <= {row.quantity for row in checks.rows}
+
+
+def stage(weights):
+    return Stage(
+        name="golden", steps=1, lr=1e-4, text_weight=weights.get("ce_weight", 0.25), frozen=("vit",), ema=0.0,
+        flow_weight=weights.get("mse_weight", 1.0), mixture={"t2i": 1}, pack_tokens=(1, 100_000),
+        max_sample_tokens=100_000, dtype="float32",
+    )  # fmt: skip
+
+
+def batch(checks, parts, run):
+    """The recorded pack as the trainer makes it, with the recorded noise in place of its own."""
+    golden = training._batch(checks, parts)
+    prepare = Preparer(stage=run.stage, codec=parts.codec, encode=MediaEncoder(None, None), device=run.team.device)
+    made = prepare([Sample(segments, str(n)) for n, segments in enumerate(golden.samples)], 0)
+    assert made.packed.rows.token.tolist() == golden.packed.rows.token.tolist()
+    counts = prepare._counts(golden.packed, {})
+    return replace(made, packed=golden.packed, noise=training._noise(golden), counts=counts)

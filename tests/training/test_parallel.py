@@ -1,0 +1,83 @@
+"""One process, two processes and two halves of sharded weights are the same run; all losses are means over the whole
+global batch, although the ranks hold different numbers of label tokens."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openlance.errors import UserError
+from openlance.training.parallel import Team
+
+LOSSES = ("text", "flow", "dense", "norm")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes of torchrun found, per rank, and where their weights are."""
+    out = tmp_path_factory.mktemp("two")
+    script = Path(__file__).with_name("worker.py")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(out)],
+        check=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)], out
+
+
+def same(worker, two, name, steps, tolerance, **changes):
+    """The run of that name, done by one process with twice the packs, has the same losses and weights."""
+    ranks, out = two
+    accumulate = 2 * changes.pop("accumulate", 1)
+    rows, run = worker.trained(Team(), replace(worker.STAGE, accumulate=accumulate, **changes), steps)
+    for mine, theirs in zip(rows, ranks[0][name], strict=True):
+        assert [mine[k] for k in LOSSES] == pytest.approx([theirs[k] for k in LOSSES], abs=tolerance, rel=tolerance)
+    assert ranks[0][name] == ranks[1][name]
+    written, mine = load_file(out / f"{name}.safetensors"), worker.weights(run)
+    assert written.keys() == mine.keys()
+    worst = max((mine[n] - written[n]).abs().max().item() for n in mine)
+    assert worst < tolerance, worst
+
+
+def test_two_processes_train_what_one_does(worker, two):
+    same(worker, two, "plain", 20, 1e-5)
+
+
+def test_sharded_weights_train_like_whole_ones(worker, two):
+    same(worker, two, "sharded", 8, 1e-5)
+
+
+def test_sharded_layers_that_are_computed_again_under_muon_train_like_plain_ones(worker, two):
+    # Muon iterates in bfloat16, where a rounding of 1e-7 in a gradient may turn into one of 1e-2 in its update.
+    same(worker, two, "recomputed", 4, 1e-3, optimizer="muon", accumulate=2)
+
+
+def test_ranks_that_disagree_stop_and_say_on_which_field(two):
+    for rank in two[0]:
+        assert "ranks 0 and 1 disagree on stage.lr (0.1 against 0.2)" in rank["disagree"]
+
+
+def test_processes_that_cannot_share_weights_are_refused():
+    with pytest.raises(UserError, match="1 processes cannot share weights in groups of 2"):
+        Team.join(2)
+
+
+def test_accumulating_packs_is_one_large_pack(worker):
+    stage = replace(worker.STAGE, accumulate=3, ema=0.0)
+    prepare, team = worker.preparer(stage, Team()), Team()
+    packs = worker.Packs()
+    lists = [next(packs) for _ in range(5)][2:]  # pictures, questions and both
+    one = worker.Trainer(stage, worker.learner(), team)
+    batches = [prepare(s, n) for n, s in enumerate(lists)]
+    values = one.update(batches).values
+    totals = torch.stack([b.counts for b in batches]).sum(0)
+    apart = [worker.Trainer(stage, worker.learner(), team) for _ in batches]
+    own = [run.update([b]).values for run, b in zip(apart, batches)]
+    for k, name in enumerate(("text", "flow", "dense")):
+        mean = sum(v[name] * b.counts[k] for v, b in zip(own, batches)) / totals[k]
+        assert values[name] == pytest.approx(mean.item(), abs=1e-6)

@@ -1,0 +1,155 @@
+"""Plans are counted, not guessed: bytes of a real step, rows of a real pack, tokens of the paper."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from openlance.config.model import ModelConfig
+from openlance.config.presets import nano
+from openlance.config.train import override, recipe, stage
+from openlance.model.lance import Lance
+from openlance.planning.hardware import parse_devices
+from openlance.planning.lengths import placeholder, ruler
+from openlance.planning.memory import activations
+from openlance.planning.training import Machine, flops, plan, trainable
+from openlance.planning.workload import Load, load_of, packed, typical
+from openlance.sequence.pack import document, pack
+from openlance.sequence.tasks import Views, edit, text_to_visual, understand
+from openlance.training.measured import PeakMemory
+from openlance.training.objective import Weights, noised, objective
+from openlance.training.parallel import recompute
+
+SMALL = replace(nano(), width=96, heads=6, kv_heads=2, mlp_width=200, layers=3)
+DRAWS = 2
+
+
+def machine(text: str, **options) -> Machine:
+    count, device = parse_devices(text)
+    return Machine(count=count, device=device, **options)
+
+
+def samples() -> list:
+    picture, clip = placeholder(1, 64, 64), placeholder(9, 64, 64)
+    return [
+        text_to_visual("a red circle left of a blue square", [], (1, 64, 64), picture),
+        edit("make it blue", [Views(picture, picture)], (1, 64, 64), picture),
+        text_to_visual("a ring moves to the left", [], (9, 64, 64), clip),
+        understand("what is this?", [Views(picture, picture)], (1, 1, 1), "a red circle"),
+    ]
+
+
+def step(config: ModelConfig, low: bool, checkpointing: bool) -> tuple[int, int, int]:
+    """Bytes at the end of a real forward pass, at the peak of the step, and of its gradients."""
+    torch.manual_seed(0)
+    model = Lance(config)
+    if checkpointing:
+        recompute(model)
+    made = pack(samples(), ruler(config), config.position, DRAWS)
+    latents = torch.randn(int(made.rows.is_latent.sum()), config.latent_channels)
+    noise = noised(made, latents, torch.rand(int(made.rows.target.max()) + 1), torch.randn_like(latents))
+    patches = torch.randn(int(made.rows.is_patch.sum()), config.width)
+    with PeakMemory() as memory:
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            losses = objective(model, model.layout(made.rows), noise, patches, config.vocab_size)
+        after = memory.now
+        losses.total(Weights()).backward()
+    return after, memory.peak, sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+
+def load_of_samples(config: ModelConfig) -> Load:
+    documents = [document(s, ruler(config), config.position, DRAWS) for s in samples()]
+    return sum((load_of(*found, config) for found in documents), Load())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("low", [False, True])
+def test_counted_memory_is_that_of_a_real_step(low, checkpointing):
+    after, peak, gradients = step(SMALL, low, checkpointing)
+    counted = activations(SMALL, load_of_samples(SMALL), "autocast" if low else "float32")
+    inside = gradients / 4 * 2 if low and not checkpointing else 0  # autocast keeps a bfloat16 copy of every weight
+    assert counted.kept(checkpointing) + inside == pytest.approx(after, rel=0.15)
+    assert counted.peak(checkpointing, gradients) + inside == pytest.approx(peak, rel=0.15)
+
+
+def test_peak_memory_counts_what_is_alive_and_no_views():
+    with PeakMemory() as memory:
+        a = torch.zeros(1000)
+        b = a.view(10, 100) + 1
+        del a
+        c = b.add_(1)[2:]
+        d = torch.ones(500)
+    assert (memory.peak, memory.now) == (8000, 6000) and len(c) + len(d) == 508
+
+
+def test_pairs_and_squares_are_those_of_the_mask():
+    from openlance.sequence.rows import dense_mask
+
+    for sample in samples():
+        made = pack([sample], ruler(SMALL), SMALL.position, DRAWS)
+        load = load_of(*document(sample, ruler(SMALL), SMALL.position, DRAWS), SMALL)
+        assert load.pairs == int(dense_mask(made.rows).sum()) and load.rows == len(made)
+        assert load.pairs <= load.squares
+
+
+def test_operations_of_a_row_are_two_per_weight_and_three_passes():
+    learns = trainable(SMALL, stage("pt", "nano"))
+    work = flops(SMALL, Load(und=1.0), learns)
+    inner = sum(p.numel() for n, p in Lance(SMALL).named_parameters() if ".und." in n and n.startswith("layers"))
+    assert work["experts"] == 6 * inner and work["attention"] == work["codec"] == 0
+
+
+def test_what_is_frozen_does_not_train():
+    every, some = (
+        trainable(ModelConfig(), s) for s in (stage("pt"), override(stage("pt"), ["frozen=[vit,lance.embed]"]))
+    )
+    assert every["trained"] == 6_176_817_200 and some["trained"] == every["trained"] - 311_164_928
+    assert trainable(nano(), stage("pt", "nano"))["tower learns"] == 1
+
+
+@pytest.mark.parametrize(
+    "name, tokens, eights", [("pt", 1.5e12, (88, 96)), ("ct-i", 1e11, (48,)), ("sft", 7.2e10, (64,)), ("rl", 5e8, (8,))]
+)
+def test_the_tokens_of_the_paper(name, tokens, eights):
+    found = plan(ModelConfig(), stage(name), machine("128xA100-80GB"))
+    assert found.tokens == tokens and found.fits
+    low, high = found.paper["packs_per_step_low"], found.paper["packs_per_step_high"]
+    assert tuple(n for n in range(8, 129, 8) if low <= n <= high) == eights
+    assert found.paper["steps_here"] * found.tokens_per_step == pytest.approx(tokens)
+    assert found.days * 86400 * found.tokens_per_second == pytest.approx(tokens)
+
+
+def test_more_devices_are_faster_and_hold_less():
+    one, two = (plan(ModelConfig(), stage("sft"), machine(f"{n}xH100", shard="full"), changes=False) for n in (8, 16))
+    assert two.tokens_per_second == pytest.approx(2 * one.tokens_per_second)
+    assert two.memory["optimizer"] == pytest.approx(one.memory["optimizer"] / 2)
+    assert two.memory["activations"] == one.memory["activations"] and two.memory["peak"] < one.memory["peak"]
+
+
+def test_what_is_said_to_make_it_fit_makes_it_fit():
+    at = machine("1xA100-80GB")
+    found = plan(ModelConfig(), stage("sft"), at)
+    assert not found.fits and any("--lora" in change for change in found.changes)
+    assert plan(ModelConfig(), stage("sft"), replace(at, lora=64)).fits
+
+
+@pytest.mark.parametrize("one", recipe("nano"), ids=lambda s: s.name)
+def test_nano_fits_on_two_cores(one):
+    found = plan(nano(), one, machine("CPU"))
+    assert found.fits and found.tokens == one.steps * np.mean(one.pack_tokens)
+
+
+def test_clips_are_cut_to_what_a_sample_may_hold():
+    ct = stage("ct-i")
+    found = typical("video_edit", ct, ModelConfig(), ct.resolutions[0])
+    assert found.frames < found.wanted == 69 and found.load.rows <= ct.max_sample_tokens
+    assert packed(ct, ModelConfig(), ct.resolutions[0], 77_000).rows == pytest.approx(77_000)
+    with pytest.raises(ValueError):
+        typical("t2v", override(ct, ["max_sample_tokens=100"]), ModelConfig(), ct.resolutions[0])
+
+
+@pytest.mark.parametrize("options", [{"shard": "most"}, {"shard": "3"}, {"utilisation": 0.0}, {"utilisation": 1.5}])
+def test_a_machine_that_cannot_be_is_refused(options):
+    with pytest.raises(ValueError):
+        machine("8xH100", **options)
