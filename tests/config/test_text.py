@@ -6,8 +6,7 @@ import os
 import pytest
 
 from openlance.config.sampling import GenerationConfig
-from openlance.config.text import append_line, decoded, lines_of, read_text
-from openlance.config.values import read_json
+from openlance.config.values import append_line, decoded, lines_of, read_json, read_text
 from openlance.errors import UserError
 
 # What `str.splitlines` takes for line ends and texts hold: separators, next line, vertical tabs, pages, tables.

@@ -10,9 +10,9 @@ from openlance.checkpoint.formats import find
 from openlance.config.train import stage
 from openlance.errors import UserError
 from openlance.inference.pipeline import Pipeline
+from openlance.runtime.components import load_lance
 from openlance.runtime.conversion import gather, write
 from openlance.runtime.inspection import inspect
-from openlance.runtime.loading import load_lance
 from openlance.runtime.quantization import KINDS, RECIPES, QuantLinear, from_levels, quantise, to_levels
 from openlance.training.start import open_base
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openlance.errors import UserError
-from openlance.runtime.loading import load_lance
+from openlance.runtime.components import load_lance
 from openlance.training.parallel import Team
 from openlance.training.qwen import fill_from_qwen
 from openlance.training.start import Base, export

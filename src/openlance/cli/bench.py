@@ -111,7 +111,7 @@ def save_image(scored: Scored, folder: Path) -> None:
     """TASK-CATEGORY-000000-right.png, and a line about it in requests.jsonl."""
     import numpy as np
 
-    from openlance.config.text import append_line
+    from openlance.config.values import append_line
     from openlance.media import write_image
 
     verdict = "right" if scored.right else "wrong"

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_STEPS, MOST_TOKENS, STRONGEST
-from openlance.config.text import lines_of, read_text
-from openlance.config.values import NUMBER_TYPES
+from openlance.config.values import NUMBER_TYPES, lines_of, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:

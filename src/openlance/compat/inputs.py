@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openlance.compat.interleave import elements
-from openlance.config.text import lines_of, read_text
+from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 
 LONGEST_NAME = 200  # bytes of an output's name without its ending; file systems take 255

@@ -18,8 +18,7 @@ from typing import Any
 from openlance.compat.inputs import Entry
 from openlance.compat.requests import Job, build, media_of
 from openlance.config.sampling import Decoding
-from openlance.config.text import append_line, lines_of
-from openlance.config.values import read_json
+from openlance.config.values import append_line, lines_of, read_json
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.media.files import atomic_path

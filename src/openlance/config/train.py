@@ -17,8 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from openlance.config.text import read_text
-from openlance.config.values import as_data, build, differences, override, unknown
+from openlance.config.values import as_data, build, differences, override, read_text, unknown
 
 __all__ = [
     "Resolution", "Stage", "changed", "differences", "dump", "override", "presets", "read_recipe", "read_stage",

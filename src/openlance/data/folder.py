@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from openlance.config.text import lines_of, read_text
+from openlance.config.values import lines_of, read_text
 from openlance.data.columns import Layout
 from openlance.data.fit import Fit
 from openlance.data.source import Row, Sample, shuffled

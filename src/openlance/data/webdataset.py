@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from openlance.config.text import decoded
+from openlance.config.values import decoded
 from openlance.data.columns import Layout
 from openlance.data.fit import Fit
 from openlance.data.source import BrokenRow, Row, Sample, shuffled

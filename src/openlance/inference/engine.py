@@ -19,8 +19,7 @@ from openlance.checkpoint.formats import Files, find
 from openlance.config.sampling import Decoding, GenerationConfig, Sampling
 from openlance.data.front import Front
 from openlance.errors import UserError
-from openlance.inference.inputs import seed_of
-from openlance.inference.place import device_of, dtype_of
+from openlance.inference.inputs import device_of, dtype_of, seed_of
 from openlance.inference.prefix import PrefixStore
 from openlance.inference.text import Answer, decode
 from openlance.inference.visual import denoise

@@ -173,3 +173,8 @@ class Lance(nn.Module):
         """(L, D) in the order of the rows that were given to `layout`."""
         joined = torch.cat([s.float() for s in streams])
         return torch.empty_like(joined).index_copy(0, layout.order.to(joined.device), joined)
+
+
+def is_generation(name: str) -> bool:
+    """Whether one of our parameters belongs to the generation side."""
+    return ".gen." in f".{name}" or name.startswith(("time.", "latent_in.", "latent_out."))

@@ -13,13 +13,14 @@ import torch
 
 from openlance.checkpoint import hub
 from openlance.checkpoint.formats import CLIPS, IMAGES, INSIDE, Files
-from openlance.checkpoint.tensors import TensorSource, open_tensors
+from openlance.checkpoint.names import COMPUTED, our_name
+from openlance.checkpoint.tensors import Placing, TensorSource, load_into, open_tensors, unfilled
+from openlance.config.model import ModelConfig
 from openlance.errors import UserError
-from openlance.model.lance import Lance
+from openlance.model.lance import Lance, is_generation
 from openlance.model.precision import HALVES, M, fast_bfloat16, widen
-from openlance.runtime.loading import load_lance
 from openlance.runtime.offload import Plan, Work, free_memory, group, plans, settle, sizes
-from openlance.runtime.quantization import bytes_per_number, quantise
+from openlance.runtime.quantization import bytes_per_number, quantise, receive
 from openlance.vae.lazy import LazyVAE
 
 if TYPE_CHECKING:
@@ -34,6 +35,34 @@ def usual_dtype(files: Files) -> torch.dtype:
     """float32 for small models; bfloat16 for large ones, as released."""
     c = files.config
     return torch.bfloat16 if 6 * c.layers * c.width * c.mlp_width > LARGE else torch.float32
+
+
+def load_lance(
+    folder: str | Path | TensorSource,
+    config: ModelConfig,
+    *,
+    streams: tuple[str, ...] = ("und", "gen"),
+    dtype: torch.dtype = torch.float32,
+    device: Placing = "cpu",
+    allow_pickle: bool = False,
+) -> Lance:
+    """Fill the decoder from released names, strictly. Without "gen" the generation expert is neither built nor read."""
+    with unfilled():
+        lance = Lance(config, streams)
+    source = open_tensors(folder, allow_pickle=allow_pickle)
+    # The fixed position table is computed, and a vision tower inside the file is read by whoever needs one.
+    source = source.only(lambda name: name not in COMPUTED and not name.startswith("vit_model."))
+    if source.has_scales:
+        receive(lance, source)
+    wanted = {name for name, _ in lance.named_parameters()}
+
+    def place(name: str) -> str | None:
+        ours = our_name(name)
+        skipped = ours is not None and ours not in wanted and "gen" not in streams and is_generation(ours)
+        return None if skipped else ours or name
+
+    load_into(lance, source, place, dtype=dtype, device=device)
+    return lance.eval()
 
 
 class Parts:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openlance.config.model import Grid, ModelConfig
-from openlance.config.text import lines_of, read_text
-from openlance.config.values import path_of, read_json
+from openlance.config.values import lines_of, path_of, read_json, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:

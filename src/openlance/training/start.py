@@ -25,7 +25,7 @@ from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.model.vit import ViT
-from openlance.runtime.loading import load_lance
+from openlance.runtime.components import load_lance
 from openlance.runtime.quantization import kinds_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.training.learner import Learner, fresh

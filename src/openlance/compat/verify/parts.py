@@ -16,7 +16,7 @@ from openlance.inference.prefix import PrefixStore
 from openlance.media.clip import Clip
 from openlance.model.lance import Lance
 from openlance.model.vit import ViT
-from openlance.runtime.loading import load_lance
+from openlance.runtime.components import load_lance
 from openlance.runtime.media_encoder import features, pixels_of
 from openlance.runtime.offload import settle
 from openlance.sequence.pack import Pack, pack
