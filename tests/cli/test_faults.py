@@ -212,6 +212,19 @@ def test_ctrl_c_is_130_without_a_traceback(work):
     assert not Path("x").exists()
 
 
+def test_ctrl_c_while_torch_is_loaded_is_as_quiet(work):
+    with command("generate", "t2i", "a", "--num-inference-steps", "9000", "-o", "x/a.png") as running:
+        maps, until = Path(f"/proc/{running.pid}/maps"), time.monotonic() + 60
+        while maps.is_file() and "libtorch" not in maps.read_text() and time.monotonic() < until:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        try:
+            _, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert (running.returncode, err) == (130, "interrupted\n")
+
+
 def test_a_pipe_that_closed_is_told_from_other_ends():
     def stop(error, cause=None):
         try:

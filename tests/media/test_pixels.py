@@ -225,3 +225,74 @@ def test_avif_is_a_picture_or_an_animation():
     frames = [Image.new("RGB", (32, 32), (level,) * 3) for level in (0, 100, 200)]
     moving = saved(frames[0], "AVIF", save_all=True, append_images=frames[1:], duration=400, speed=10)
     assert read_media(moving).frames == 13
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "RGB"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_uncompressed_tiff_is_turned_however_it_is_handed_in(mode, orientation, tmp_path):
+    steps = np.arange(40 * 56, dtype=np.uint16).reshape(40, 56)
+    picture = Image.fromarray(steps * 20 if mode == "I;16" else (steps % 251).astype(np.uint8))
+    tags, path = Image.Exif(), tmp_path / "a.tif"
+    tags[0x112] = orientation
+    (picture if mode == "I;16" else picture.convert(mode)).save(path, exif=tags)
+    wanted = as_clip(path.read_bytes()).pixels
+    assert wanted.shape == ((1, 40, 56, 3) if orientation < 5 else (1, 56, 40, 3))
+    assert (read_media(path).pixels == wanted).all() and (as_clip(Image.open(path)).pixels == wanted).all()
+
+
+def tiff(values, bits, form, photometric):
+    """An uncompressed gray TIFF of one strip, little endian."""
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    height, width = values.shape
+    entries = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1),
+               (278, height), (279, len(data)), (339, form)]  # fmt: skip
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "kind, form, photometric",
+    [
+        (np.uint16, 1, 1),
+        (np.uint16, 1, 0),
+        (np.int16, 2, 1),
+        (np.uint32, 1, 1),
+    ],
+)
+def test_gray_of_any_depth_is_scaled_by_what_its_numbers_can_be(kind, form, photometric):
+    levels = np.array([[0, 60, 120, 180, 234]] * 4)
+    values = (levels / 255 * np.iinfo(kind).max).astype(kind)
+    if photometric == 0:
+        values = np.iinfo(kind).max - values
+    found = as_clip(tiff(values, np.iinfo(kind).bits, form, photometric)).pixels[0, ..., 0]
+    assert np.abs(found.astype(int) - levels).max() <= 1
+
+
+def test_the_opacities_of_a_palette_count():
+    rgba = np.full((8, 8, 4), (94, 129, 193, 255), np.uint8)
+    rgba[:4, :, 3] = 0
+    palette = Image.fromarray(rgba).quantize(256, method=Image.Quantize.FASTOCTREE)
+    pixels = as_clip(palette).pixels[0]
+    assert palette.mode == "P" and (pixels[0] == 255).all() and (pixels[7] == (94, 129, 193)).all()
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+def test_frames_that_tell_no_time_are_all_read_as_far_as_clips_go(suffix, tmp_path):
+    pages = [Image.fromarray(np.full((16, 16, 3), 20 * n, np.uint8)) for n in range(10)]
+    path = tmp_path / f"a{suffix}"
+    for count, kept in ((5, 5), (10, 9)):
+        pages[0].save(path, save_all=True, append_images=pages[1:count])
+        with collected() as said:
+            assert read_media(path).frames == kept
+        assert bool(said) == (kept < count) and all(f"{kept} of them" in line for line in said)
+
+
+@pytest.mark.parametrize("share", np.arange(5, 100, 5))
+def test_a_gif_that_breaks_off_is_never_a_still_picture(share, tmp_path):
+    random = np.random.default_rng(3)
+    pages = [Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(9)]
+    path = tmp_path / "a.gif"
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * int(share) // 100])
+    with pytest.raises(UserError):
+        read_media(path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
 from typing import Any
 
 import typer
@@ -84,6 +86,30 @@ def drop_output() -> None:
             place = os.open(os.devnull, os.O_WRONLY)
             os.dup2(place, sys.stdout.fileno())
             os.close(place)
+
+
+def stop_while_loading(number: int, frame: FrameType | None) -> None:
+    """Answer Ctrl-C: at once while modules are loaded, whose C++ code an exception would crash, else as Python does."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"interrupted\n")
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def hearing_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends a command quietly at any moment, where Python's own answer to it holds."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, stop_while_loading)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def guarded(call: Callable[[], Any], debug: bool) -> int:

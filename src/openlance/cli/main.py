@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from openlance.cli import options
-from openlance.cli.errors import guarded, wants_debug
+from openlance.cli.errors import guarded, hearing_ctrl_c, wants_debug
 
 # name: (module with a typer `app`, one line of help). The only place where a command is registered.
 COMMANDS = {
@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     args = [word for word in words if word != "--debug"] + args[len(words) :]  # may stand anywhere on the line
     command = typer.main.get_command(app)
     options.COMMAND_LINE.set(said)
-    return guarded(lambda: command.main(args or ["--help"], prog_name="openlance", standalone_mode=False), debug)
+    with hearing_ctrl_c():
+        return guarded(lambda: command.main(args or ["--help"], prog_name="openlance", standalone_mode=False), debug)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def device_of(name: torch.device | str | int | None) -> torch.device:
         if device.type == "meta":
             raise TypeError("it holds no numbers")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+    except (RuntimeError, AssertionError, ImportError, AttributeError, TypeError, ValueError) as error:
         said = str(error).partition("\n")[0][:120] or type(error).__name__
         raise UserError(f"the device {brief(name)} cannot be used ({said}): use cpu, or leave it out") from None
     return device

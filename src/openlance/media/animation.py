@@ -10,8 +10,9 @@ import numpy as np
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.image import MAX_PIXELS
-from openlance.media.pixels import BROKEN, upright_rgb
-from openlance.media.timing import frame_indices, frames_by_time, tell_speed
+from openlance.media.notices import notice
+from openlance.media.pixels import BROKEN, load, upright_rgb
+from openlance.media.timing import frames_by_time, tell_speed
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -23,19 +24,20 @@ MOVING = ("GIF", "WEBP", "PNG", "AVIF", "TIFF", "FLI", "DCX")
 SLOWEST = MODEL_FPS / 2
 # Clocks of these formats, in seconds: a GIF counts hundredths, the others thousandths.
 GIF_TICK, TICK = 0.01, 0.001
+BROWSERS = 0.1  # seconds for which browsers show the frames of a GIF that tells no times
 REDUCED, SUBFILE_TYPE = 1, 254  # TIFF: a page that is a smaller copy of another has this bit of this tag
 
 
-def frames_of(image: PillowImage) -> int:
-    """How many frames or pages an open file has; one where they are no moments. Damage is found later."""
+def frames_of(image: PillowImage, name: str) -> int:
+    """How many frames or pages an open file has; one where they are no moments. UserError if it breaks off."""
     if image.format not in MOVING:
         return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return getattr(image, "n_frames", 1)
-    except BROKEN:
-        return 1
+    except BROKEN as error:
+        raise _damaged(name, error) from error
 
 
 def read_animation(image: PillowImage, name: str) -> Clip:
@@ -53,7 +55,10 @@ def read_animation(image: PillowImage, name: str) -> Clip:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shown, durations = _durations(image)
-            wanted = [shown[i] for i in _chosen(durations, GIF_TICK if image.format == "GIF" else TICK)]
+            timed, gif = any(durations), image.format == "GIF"
+            untold = BROWSERS if gif else 1 / MODEL_FPS
+            durations = durations if timed else [untold] * len(durations)
+            wanted = [shown[i] for i in _chosen(durations, GIF_TICK if gif else TICK)]
             frames = {}
             for index in sorted(set(wanted)):
                 image.seek(index)
@@ -61,12 +66,20 @@ def read_animation(image: PillowImage, name: str) -> Clip:
     except UserError:
         raise
     except BROKEN as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name} is damaged or truncated ({why}): get it again or convert it to MP4") from error
+        raise _damaged(name, error) from error
     if len({frame.shape for frame in frames.values()}) > 1:
         raise UserError(f"{name} has frames of several sizes: save one of them as a picture, or convert it to MP4")
+    if not timed and len(frames) < len(shown):
+        notice(
+            f"{name} does not say how long its {len(shown)} frames or pages are shown: {len(frames)} of them are read"
+        )
     tell_speed(name, sum(durations), len(wanted))
     return Clip(np.stack([frames[i] for i in wanted]), MODEL_FPS)
+
+
+def _damaged(name: str, error: Exception) -> UserError:
+    why = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{name} is damaged or truncated ({why}): get it again or convert it to MP4")
 
 
 def _durations(image: PillowImage) -> tuple[list[int], list[float]]:
@@ -78,7 +91,7 @@ def _durations(image: PillowImage) -> tuple[list[int], list[float]]:
         # A PNG may begin with a picture for viewers that do not know animations.
         if (index == 0 and image.info.get("default_image")) or (index > 0 and reduced):
             continue
-        image.load()  # a WebP tells the time of a frame only now
+        load(image)  # a WebP tells the time of a frame only now
         shown.append(index)
         durations.append(image.info.get("duration", 0) / 1000)
     return shown, durations
@@ -86,8 +99,6 @@ def _durations(image: PillowImage) -> tuple[list[int], list[float]]:
 
 def _chosen(durations: list[float], tick: float) -> list[int]:
     """Which frames the model sees; one that tells no time is shown as long as the shortest that does."""
-    shortest = min((d for d in durations if d > 0), default=0.0)
-    if not shortest:
-        return frame_indices(len(durations), None)
+    shortest = min(d for d in durations if d > 0)
     ends = np.cumsum([d or shortest for d in durations])
     return frames_by_time(np.concatenate([[0.0], ends[:-1]]), float(ends[-1]), tick=tick, slowest=SLOWEST - 0.1)

@@ -110,7 +110,8 @@ class Timeline:
     form: the container, as FFmpeg names it. count: frames. packets: those that should decode to a frame each.
     starts: seconds, ascending, (N,), or None where the file has no times. end: second at which the last frame goes.
     rate: frames per second as the file has them. tick: resolution of its clock, seconds. declared: frames it should
-    have, 0 if it does not say. missing: whether its end is.
+    have, 0 if it does not say. told: whether it says how long it lasts, in frames or in seconds. missing: whether its
+    end is.
     """
 
     form: str
@@ -121,6 +122,7 @@ class Timeline:
     rate: float | None
     tick: float
     declared: int
+    told: bool
     missing: bool
 
 
@@ -189,7 +191,8 @@ def survey(source: Source) -> Timeline:
         missing = _ends_early(container, track, seen - (first or 0.0), latest - (first or 0.0))
         if container.format.name == "asf":  # FFmpeg takes no length from the header of one that is cut
             missing = missing or source.size() < WHOLE * _asf_bytes(source)
-        return _timeline(packets, track, missing=missing)
+        told = container.format.name in TIMED and bool(container.duration)
+        return _timeline(packets, track, told=told, missing=missing)
 
 
 def _asf_bytes(source: Source) -> int:
@@ -219,7 +222,7 @@ def _ends_early(container: Any, track: Any, seen: float, latest: float) -> bool:
     return bool(early) and all(early)
 
 
-def _timeline(packets: _Packets, track: Any, missing: bool) -> Timeline:
+def _timeline(packets: _Packets, track: Any, told: bool, missing: bool) -> Timeline:
     rate = track.average_rate or track.guessed_rate
     clock = float(track.time_base or 0)
     declared = _declared_frames(track, packets.hidden)
@@ -231,7 +234,7 @@ def _timeline(packets: _Packets, track: Any, missing: bool) -> Timeline:
         end = max(float(starts[-1]) + last, _track_end(track, clock) if packets.count >= declared else 0.0)
     return Timeline(
         form=track.container.format.name, count=packets.count, packets=packets.count, starts=starts, end=end,
-        rate=float(rate) if rate else None, tick=clock, declared=declared, missing=missing,
+        rate=float(rate) if rate else None, tick=clock, declared=declared, told=told or declared > 0, missing=missing,
     )  # fmt: skip
 
 

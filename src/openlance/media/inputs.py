@@ -123,10 +123,14 @@ def _array(medium: Any, name: str) -> np.ndarray:
     if isinstance(medium, np.ndarray):
         return medium
     if all(hasattr(medium, method) for method in ("detach", "cpu", "numpy")):  # a tensor, without importing torch
-        held = medium.detach().cpu()
-        if "bfloat16" in str(held.dtype):  # numpy has no such numbers
-            held = held.float()
-        return _channels_last(held.numpy())
+        try:
+            held = medium.detach().cpu()
+            if "bfloat16" in str(held.dtype):  # numpy has no such numbers
+                held = held.float()
+            return _channels_last(held.numpy())
+        except (TypeError, RuntimeError) as error:  # sparse, or without values
+            why = str(error).partition("\n")[0][:120]
+            raise UserError(f"{name} is a tensor that is no pixels ({why}): {EXPECTED}") from error
     if hasattr(medium, "__array__") and not isinstance(medium, np.generic):
         return np.asarray(medium)
     what = "None" if medium is None else f"of type {type(medium).__name__}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 # Pillow's decoders report damage in all these ways, by format and place.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, RuntimeError, struct.error,
           zlib.error)  # fmt: skip
-SAMPLE_FORMAT = 339  # TIFF tag: 1 of unsigned numbers, 2 of signed ones
+# Tags of a TIFF: bits of a number; 0 where the largest is black; 1 for unsigned numbers, 2 for signed ones.
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 # The color spaces that a profile may describe, as ICC names them, and the Pillow mode each is about.
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
@@ -36,22 +38,34 @@ def upright_rgb(image: PillowImage, name: str) -> np.ndarray:
     """
     from PIL import ImageOps
 
-    image.load()
+    load(image)
+    tags = dict(getattr(image, "tag_v2", {}))  # what is turned upright has none
     try:
         upright = ImageOps.exif_transpose(image)
     except BROKEN as error:
         notice(f"{name} has EXIF data that cannot be read ({error}): it is shown as it is stored")
         upright = image
-    return np.array(to_rgb(upright, name))
+    return np.array(to_rgb(upright, name, tags))
 
 
-def to_rgb(image: PillowImage, name: str = "the picture") -> PillowImage:
-    """8-bit sRGB of a loaded image; transparent pixels become white (released code)."""
+def load(image: PillowImage) -> None:
+    """Decode the frame on which an image stands. Pillow maps an uncompressed TIFF whose path it knows into memory, and
+    then forgets how it is to be turned; so it is not told the path."""
+    path = getattr(image, "filename", "")
+    try:
+        image.filename = ""  # type: ignore[attr-defined]
+        image.load()
+    finally:
+        image.filename = path  # type: ignore[attr-defined]
+
+
+def to_rgb(image: PillowImage, name: str = "the picture", tags: Mapping[int, Any] | None = None) -> PillowImage:
+    """8-bit sRGB of a loaded image; transparent pixels become white (released code). tags: of a TIFF."""
     from PIL import Image
 
     profile = image.info.get("icc_profile")
     opaque, alpha = _without_alpha(image)
-    opaque = _to_8_bit(opaque)
+    opaque = _to_8_bit(opaque, tags or {})
     rgb = _lab_to_rgb(opaque) if opaque.mode == "LAB" else _to_srgb(opaque, profile, name)
     if alpha is None:
         return rgb
@@ -82,13 +96,14 @@ def _without_alpha(image: PillowImage) -> tuple[PillowImage, PillowImage | None]
         # A key of 16 bits is compared with what Pillow keeps of such pixels: their upper halves.
         color = np.array(key) >> 8 if max(key) > 255 else np.array(key)
         return image, Image.fromarray(np.where((np.asarray(image) == color).all(-1), 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "PA") or (key is not None and image.mode in ("P", "L", "1")):
+    clear = key is not None or getattr(image, "has_transparency_data", False)  # a palette may have opacities itself
+    if image.mode in ("RGBA", "PA") or (clear and image.mode in ("P", "L", "1")):
         rgba = image.convert("RGBA")
         return rgba.convert("RGB"), rgba.getchannel("A")
     return image, None
 
 
-def _to_8_bit(image: PillowImage) -> PillowImage:
+def _to_8_bit(image: PillowImage, tags: Mapping[int, Any]) -> PillowImage:
     """Scale the deep gray modes to 0..255; Pillow's own conversion would clip them to white."""
     from PIL import Image
 
@@ -98,14 +113,23 @@ def _to_8_bit(image: PillowImage) -> PillowImage:
     if image.mode == "F":  # no fixed range: 0..1 unless the values say otherwise
         scale = 255.0 if values[np.isfinite(values)].max(initial=0.0) <= 1.0 else 1.0
     else:
-        tags = getattr(image, "tag_v2", {})
-        if values.dtype == np.int32 and tags.get(SAMPLE_FORMAT) == 1:
+        bits, form = _tag(tags, BITS), _tag(tags, SAMPLE_FORMAT)
+        if values.dtype == np.int32 and form == 1 and bits != 16:
             values = values.view(np.uint32)  # Pillow has only signed numbers of 32 bits
         # 16 bits, which some readers hand over in 32, unless there are larger numbers.
         deep = values.max(initial=0) > 65535
-        scale = 255.0 / (np.iinfo(values.dtype).max if deep else 65535)
+        largest = np.iinfo(values.dtype).max if deep else 32767 if (bits, form) == (16, 2) else 65535
+        scale = 255.0 / largest
     gray = np.nan_to_num(values.astype(np.float64) * scale, posinf=255.0).round().clip(0, 255)
+    if _tag(tags, PHOTOMETRIC) == 0:
+        gray = 255 - gray
     return Image.fromarray(gray.astype(np.uint8))
+
+
+def _tag(tags: Mapping[int, Any], number: int) -> Any:
+    """The value of a tag, or the first of several."""
+    value = tags.get(number)
+    return value[0] if isinstance(value, tuple) and value else value
 
 
 def _lab_to_rgb(image: PillowImage) -> PillowImage:

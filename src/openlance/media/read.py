@@ -36,7 +36,7 @@ def read_media(source: str | Path | bytes, name: str | None = None) -> Clip:
     with image:
         if image.format in UNSIGNED and is_video(file):
             return read_source(file)
-        return read_animation(image, file.name) if frames_of(image) > 1 else one_picture(image, file.name)
+        return read_animation(image, file.name) if frames_of(image, file.name) > 1 else one_picture(image, file.name)
 
 
 def read_video(path: str | Path | bytes, data: bytes | None = None) -> Clip:
@@ -54,6 +54,6 @@ def read_video(path: str | Path | bytes, data: bytes | None = None) -> Clip:
     if image is None:
         return read_source(file)
     with image:
-        if frames_of(image) == 1 and image.format != "GIF":
+        if frames_of(image, file.name) == 1 and image.format != "GIF":
             raise UserError(f"{file.name} is a still picture, not a video: give an MP4, WebM or animated file")
         return read_animation(image, file.name)

@@ -45,6 +45,8 @@ def require_file(path: str | Path) -> Path:
             raise UserError(f"{found} is not a regular file: give the path of a picture or video")
         with found.open("rb"):
             return found
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot open {found}: {error.strerror or error}; check its permissions") from error
     except ValueError as error:  # a NUL inside

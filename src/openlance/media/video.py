@@ -101,9 +101,10 @@ def _tell(name: str, line: Timeline, damage: Damage, kept: int) -> None:
     damage.tell(name)
     if line.form.startswith("mov") and line.packets < line.declared:
         notice(f"{name} lacks its end: {line.count} of its {line.declared} frames can be read; get the file again")
-    if line.form in UNTIMED:
+    if line.form in UNTIMED or not line.told:
+        form = UNTIMED.get(line.form, "a file of moving pictures")
         notice(
-            f"{name} is {UNTIMED[line.form]}, which does not say where it ends: it was read as far as it goes, "
+            f"{name} is {form}, which does not say where it ends: it was read as far as it goes, "
             f"{line.count} frames ({seconds:.1f} s)"
         )
     tell_speed(name, seconds, kept)

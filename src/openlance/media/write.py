@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from openlance.config.values import path_of
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path
@@ -25,7 +26,8 @@ def suffixes_for(frames: int) -> tuple[str, ...]:
 
 def write_media(path: str | Path, clip: Clip) -> None:
     """Write a picture (.png .jpg .webp) or a clip (.mp4, or animated .webp and .gif); UserError for another suffix."""
-    suffix = Path(path).suffix.lower()
+    path = path_of("the file to write", path)
+    suffix = path.suffix.lower()
     if suffix not in (WRITABLE_SUFFIXES + CLIP_SUFFIXES if clip.frames == 1 else CLIP_SUFFIXES):
         what = "picture" if clip.frames == 1 else "video"
         good = ", ".join(suffixes_for(clip.frames))
