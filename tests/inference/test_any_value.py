@@ -32,7 +32,7 @@ ODD = [
 @pytest.fixture(scope="module")
 def lance(checkpoint) -> LancePipeline:
     """One of its own: what is asked of it changes its place and its memory."""
-    return LancePipeline(checkpoint.load())
+    return checkpoint.load()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def of_diffusers(lance):
         "tile": lance.vae.enable_tiling,
         "overlap": lambda v: lance.vae.enable_tiling(32, v),
         "no tiles": lambda _: lance.vae.disable_tiling(),
-        "few bits": lambda v: lance.engine.quantise(v),
+        "few bits": lambda v: lance.quantise(v),
     }
 
 

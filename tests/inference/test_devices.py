@@ -16,7 +16,7 @@ import torch
 from torch.utils import backend_registration
 
 from openlance.config.sampling import Decoding, Sampling
-from openlance.inference.pipeline import Pipeline
+from openlance.inference.lance_pipeline import LancePipeline
 from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segment
@@ -52,7 +52,7 @@ ACCEPTED = {
 
 def drawn(folder: Path, device: str) -> dict[str, torch.Tensor]:
     """Latents of every kind of request under guidance, frames of one, and answers."""
-    pipe = Pipeline(folder, device=device)
+    pipe = LancePipeline(folder, device=device)
     source = Clip(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8))
     views = tasks.Views(source, source)
     ready = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))  # latents, always of the CPU

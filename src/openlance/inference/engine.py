@@ -1,6 +1,6 @@
 """A checkpoint folder at work: its parts, read when first needed, and the filling of holes in lists of segments.
 
-What people call (`generate`, `edit`, `ask` ...) is one floor of this: `inference.pipeline`.
+What people call (`generate`, `edit`, `ask` ...) is one floor of this: `inference.lance_pipeline`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from openlance.inference.inputs import seed_of
 from openlance.inference.place import device_of, dtype_of
 from openlance.inference.prefix import PrefixStore
 from openlance.inference.text import Answer, decode
+from openlance.inference.views import VAESettings
 from openlance.inference.visual import denoise
 from openlance.media.clip import Clip
 from openlance.media.transform import MediaTransform
@@ -33,7 +34,7 @@ from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
 from openlance.sequence.segment import Kind, Role, Segments, about_clips
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
-from openlance.vae.lazy import LazyVAE, channels_first, to_uint8
+from openlance.vae.lazy import channels_first, to_uint8
 from openlance.vae.tiling import Tiling, decode_tiled
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ class Engine:
     def vit(self, clips: bool = False) -> ViT:
         return self.parts.vit(clips)
 
-    def vae(self) -> LazyVAE:
-        """The VAE; each half is read at its first use."""
-        return self.parts.vae()
+    @property
+    def vae(self) -> VAESettings:
+        """The VAE when it is called, and its settings: `vae.enable_tiling()`, `vae.disable_tiling()`."""
+        return VAESettings(self)
 
     @property
     def tiling(self) -> Tiling | None:

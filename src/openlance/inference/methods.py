@@ -1,4 +1,4 @@
-"""What people call: one method per thing that they want, a list in and a list out.
+"""One method per thing that people want, a list in and a list out; `lance_pipeline` adds the manners of others.
 
 pipe = openlance.load("nano")
 pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
@@ -9,10 +9,8 @@ pipe.ask("out.png", "how many squares are there?")
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice, zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,15 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def load(model: str | Path = "nano", *, base: str | Path | None = None, **options: Any) -> Pipeline:
-    """See `openlance.load`. base: a folder with what `model` lacks, such as the VAE of a trainer's output."""
-    from openlance.checkpoint.hub import find_model
-
-    values.no_others(options, inspect.getfullargspec(Engine.__init__).kwonlyargs)
-    return Pipeline(find_model(model, base=base), **options)
-
-
-class Pipeline(Engine):
+class Methods(Engine):
     """A checkpoint folder with everything that it can do.
 
     A list gives a list: result k of a list has the seed `seed + k` and equals that of the same call for item k alone
@@ -71,7 +61,7 @@ class Pipeline(Engine):
     ) -> list[Image]:
         """Pictures for one prompt or several, `num_images` of each, prompt after prompt.
 
-        height, width: pixels, multiples of the codec's stride. how: see `Pipeline`.
+        height, width: pixels, multiples of the codec's stride. how: see `Methods`.
         """
         count = values.whole("num_images", num_images, 1, MOST_RESULTS)
         wanted = [text for text in listed(prompt, "prompt", "a red circle") for _ in range(count)]
@@ -89,7 +79,7 @@ class Pipeline(Engine):
         width: int | None = None,
         **how: Any,
     ) -> list[Clip]:
-        """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Pipeline`."""
+        """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Methods`."""
         asked = asked_size(num_frames, height, width)
         template = tasks.text_to_visual
         task = tasks.the_task(template, "image" if asked[0] == 1 else "video")
@@ -109,7 +99,7 @@ class Pipeline(Engine):
     ) -> list[Clip]:
         """Clips that begin with given pictures and, with `last`, end on others; they have the size of the first.
 
-        height, width: resize the pictures first. how: see `Pipeline`.
+        height, width: resize the pictures first. how: see `Methods`.
         """
         pairs = paired(image, prompt)
         texts = listed([text for _, text in pairs], "prompt", "the circle moves left")
@@ -128,7 +118,7 @@ class Pipeline(Engine):
         """Pictures or clips changed as told, each of the size and length of its source, rounded to the strides.
 
         A video (by content) gives a Clip, a picture an Image. A tuple of media is several sources of one edit, of which
-        the last gives the size. how: see `Pipeline`.
+        the last gives the size. how: see `Methods`.
         """
         pairs = paired(source, instruction)
         listed([text for _, text in pairs], "instruction", "make the circle blue")
@@ -152,7 +142,7 @@ class Pipeline(Engine):
     ) -> list[Image] | list[Clip]:
         """The given subjects in a new scene: a picture, or a clip of `num_frames`.
 
-        images: the subjects of one prompt, or a list with those of each prompt. how: see `Pipeline`.
+        images: the subjects of one prompt, or a list with those of each prompt. how: see `Methods`.
         """
         asked = asked_size(values.whole("num_frames", num_frames), height, width)
         task = tasks.the_task(tasks.subject_driven, tasks.kind_of(asked[0] or 1))
