@@ -90,7 +90,8 @@ def of_pipeline(pipe):
 def of_diffusers(lance):
     fixed = SMALL | {"prompt": "a"}
     names = ("prompt", "image", "video", "subject", "last_image", "height", "width", "num_frames", "generator",
-             "num_inference_steps", "guidance_scale", "num_images_per_prompt", "output_type")  # fmt: skip
+             "num_inference_steps", "guidance_scale", "num_images_per_prompt", "output_type", "negative_prompt",
+             "image_guidance_scale", "latents", "return_dict", "callback_on_step_end_tensor_inputs")  # fmt: skip
     inputs = lance.processor("a", images=PICTURE) | FEW
     words = ("input_ids", "do_sample", "temperature", "top_p", "generator", "streamer", "max_new_tokens", "requests")
     place = lambda v: lance.to(v).to("cpu", dtype=torch.float32)  # noqa: E731

@@ -210,18 +210,20 @@ class Engine:
         on_step: Callable[[int, float, Tensor], None] | None = None,
         after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
         on_pass: Callable[[int], None] | None = None,
+        **more: Any,
     ) -> list[Tensor]:
-        """The visual target of each request, as latents (T, Y, X, C); the callbacks are those of `denoise`."""
+        """The visual target of each request, as latents (T, Y, X, C). The callbacks and `more` (noise, negatives,
+        stops) are those of `denoise`; with `noise` there need not be seeds."""
         seeds = [seed if isinstance(seed, torch.Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
-            if self.crew is not None:  # what nobody chose has to be the same everywhere
+            if self.crew is not None and seeds:  # what nobody chose has to be the same everywhere
                 seeds = self.crew.agreed(seeds) if all(isinstance(s, int) for s in seeds) else seeds
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
             return denoise(
                 self.lance("und", "gen", clips=clips), self.codec, encoded, sampling,
                 seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,
-                store=self.prefixes, crew=self.crew,
+                store=self.prefixes, crew=self.crew, **more,
             )  # fmt: skip
 
     @torch.inference_mode()

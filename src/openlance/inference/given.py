@@ -13,13 +13,24 @@ from openlance.sequence import tasks
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """The media of a call. several: there is a list of prompts, so that lists of media pair up with it."""
+    """The media of a call and its prompts. several: lists of media pair up with those."""
 
     image: Any
     video: Any
     subject: Any
     last_image: Any
+    texts: list[str]
     several: bool
+
+    @classmethod
+    def of(cls, texts: list[str], several: bool, **media: Any) -> Given:
+        """What was handed in, batches that a call gave as "np" or "pt" taken apart: one prompt goes with all of a
+        batch."""
+        split = {name: _unbatched(value, 5 if name == "video" else 4) for name, value in media.items()}
+        counts = {len(split[name]) for name, value in media.items() if split[name] is not value}
+        if not several and counts and counts != {1}:
+            texts, several = texts * max(counts), True
+        return cls(texts=texts, several=several, **split)
 
     def task(self, makes: str) -> tasks.TaskSpec:
         """The task that reads what is given and makes a kind; UserError if two inputs exclude each other."""
@@ -38,8 +49,9 @@ class Given:
             return tasks.the_task(tasks.edit, "image")
         return tasks.the_task(tasks.image_to_video if self.last_image is None else tasks.first_and_last, makes)
 
-    def media(self, count: int) -> list[list[Clip]]:
-        """What each of so many prompts reads."""
+    def media(self) -> list[list[Clip]]:
+        """What each of the prompts reads."""
+        count = len(self.texts)
         found: list[list[Clip]] = [[] for _ in range(count)]
         for name, read in (("image", _pictures_of), ("subject", _pictures_of), ("last_image", _pictures_of),
                            ("video", videos_of)):  # fmt: skip
@@ -52,6 +64,11 @@ class Given:
             for clips, medium in zip(found, each, strict=True):
                 clips += read(medium)
         return found
+
+
+def _unbatched(value: Any, dimensions: int) -> Any:
+    """The items of an array or tensor with so many dimensions, anything else as it is."""
+    return list(value) if getattr(value, "ndim", None) == dimensions and hasattr(value, "shape") else value
 
 
 def _pictures_of(medium: Any) -> list[Clip]:

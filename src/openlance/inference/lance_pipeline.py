@@ -15,9 +15,9 @@ pipe.processor.batch_decode(pipe.generate(**inputs, streamer=streamer))
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -30,15 +30,32 @@ from openlance.inference.engine import Engine
 from openlance.inference.given import Given
 from openlance.inference.inputs import Medium, a_function, asked_size, is_many, listed, starts
 from openlance.inference.methods import Methods
-from openlance.inference.output import OUTPUT, OUTPUTS, LanceOutput
+from openlance.inference.output import OUTPUT, LanceOutput, check_output
 from openlance.inference.processor import Processor
+from openlance.inference.stepping import RUN, TENSORS, Run, check_tensors, starting_noise, step_end
 from openlance.inference.words import answer_ids
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
-from openlance.vae.lazy import channels_first, channels_last
+from openlance.vae.lazy import channels_first
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
+
+
+class Settings(TypedDict, total=False):
+    """Fields of `Sampling` that diffusers has no names for."""
+
+    shift: float | None
+    interval: tuple[float, float] | None
+    renorm: str | None
+    renorm_min: float | None
+    cached: bool | None
+    solver: str | None
+    step_cache: float | None
+    compile: bool | None
 
 
 def load(model: str | Path = "nano", *, base: str | Path | None = None, **options: Any) -> LancePipeline:
@@ -99,63 +116,85 @@ class LancePipeline(Methods):
         self,
         prompt: str | Sequence[str],
         image: Medium | Sequence[Medium] | None = None,
-        video: Medium | Sequence[Medium] | None = None,
-        subject: Medium | Sequence[Medium] | None = None,
         last_image: Medium | Sequence[Medium] | None = None,
+        video: Medium | Sequence[Medium] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
-        **settings: Any,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
+        subject: Medium | Sequence[Medium] | None = None,
+        **settings: Unpack[Settings],
     ) -> LanceOutput:
         """Draw, animate or change. What is given decides: nothing but words, an `image` to edit (or to begin a clip of
         `num_frames` with, and with a `last_image` to end it on), a `video` to edit (also as a list of its frames), or a
-        `subject` to place in a new scene; with `num_frames` above 1 a clip.
+        `subject` to place in a new scene; with `num_frames` above 1 a clip. Lists pair up with a list of prompts, and
+        so do the batches that output_type "np" and "pt" give.
 
-        Lists pair up with a list of prompts. callback_on_step_end(pipe, step, t, {"latents": (B, C, T, Y, X)}) may give
-        other latents back. settings: further fields of `Sampling`. UserError on bad input.
+        Args:
+            negative_prompt: What guidance leads away from, in the place of no words at all.
+            latents: The noise to begin with, (B, C, T, Y, X), instead of the generator's.
+            return_dict: False gives a tuple.
+            callback_on_step_end: f(pipe, step, t, {"latents": (B, C, T, Y, X)}) may give other latents back, and end
+                the call early with `pipe.interrupt = True`.
+            **settings: Further fields of `Sampling`.
+
+        Raises:
+            UserError: On bad input.
         """
-        if not isinstance(output_type, str) or output_type not in OUTPUTS:
-            raise UserError(f"output_type {values.brief(output_type)} is unknown: use one of {', '.join(OUTPUTS)}")
         a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
+        seen = check_tensors(callback_on_step_end_tensor_inputs)
+        named = values.flag("return_dict", return_dict)
         texts = listed(prompt, "prompt", "a red circle")
         asked = asked_size(num_frames, height, width)
         count = values.whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_RESULTS)
-        kind = tasks.kind_of(asked[0] or 1)
-        given = Given(image=image, video=video, subject=subject, last_image=last_image, several=is_many(prompt))
-        spec = given.task(kind)
-        requests = [
-            self.front.request(spec, text, media, asked=asked)
-            for text, media in zip(texts, given.media(len(texts)), strict=True)
-        ]
+        media = {"image": image, "video": video, "subject": subject, "last_image": last_image}
+        given = Given.of(texts, is_many(prompt), **media)
+        spec = given.task(tasks.kind_of(asked[0] or 1))
+        each = zip(given.texts, given.media(), strict=True)
+        requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
         requests = [r for r in requests for _ in range(count)]
+        negatives = negatives_of(negative_prompt, len(given.texts), self.front.style.strips)
         sampling = self.sampling(
-            requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **settings
-        )
-        after = None if callback_on_step_end is None else self._step_end(callback_on_step_end, requests)
-        with self.turn:
-            seeds = starts(None, generator, len(requests))
-            latents = self.fill_latents(requests, sampling, seeds, after_step=after)
-            return self._output(latents, spec.makes, output_type)
+            requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale, **settings,
+        )  # fmt: skip
+        grids = [self.codec.latent_grid(r[-1].size) for r in requests]  # type: ignore[arg-type]
+        check_output(output_type, grids)
+        noise = None if latents is None else starting_noise(latents, grids, self.config.latent_channels)
+        after = None if callback_on_step_end is None else step_end(callback_on_step_end, self, seen, grids)
+        with self.turn, Run() as run:
+            seeds = [] if noise is not None else starts(None, generator, len(requests))
+            made = self.fill_latents(
+                requests, sampling, seeds, after_step=after, noise=noise, stops=lambda: run.stopped,
+                negatives=[text for text in negatives for _ in range(count)],
+            )  # fmt: skip
+            output = self._output(made, spec.makes, output_type)
+        return output if named else output.to_tuple()  # type: ignore[return-value]
 
-    def _step_end(self, callback: StepEnd, requests: list[Segments]) -> Callable[[int, float, Tensor], Tensor | None]:
-        """diffusers' callback as the sampler's: packed rows to latents of equal size, and back."""
-        sizes = {r[-1].size for r in requests}
-        if len(sizes) > 1:
-            raise UserError("callback_on_step_end needs results of one size: give inputs of one size")
-        grid = self.codec.latent_grid(sizes.pop())  # type: ignore[arg-type]
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call that this thread makes is to end after the step that runs; a callback sets it."""
+        run = RUN.get()
+        return run is not None and run.stopped
 
-        def after_step(step: int, t: float, x: Tensor) -> Tensor | None:
-            latents = channels_first(x.reshape(len(requests), *grid, -1))
-            changed = changed_latents(callback(self, step, t, {"latents": latents}), latents)
-            return None if changed is None else channels_last(changed).reshape(x.shape)
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        run = RUN.get()
+        if run is None:
+            raise UserError("no call is running that could be interrupted: set interrupt inside callback_on_step_end")
+        run.stopped = values.flag("interrupt", value)
 
-        return after_step
+    _interrupt = interrupt  # where diffusers' examples set it
 
     def _output(self, latents: list[Tensor], makes: str, output_type: str) -> LanceOutput:
         name = "images" if makes == "image" else "frames"
@@ -183,15 +222,13 @@ class LancePipeline(Methods):
         return answer_ids(self, requests, input_ids, **options)  # type: ignore[arg-type]
 
 
-def changed_latents(answer: Any, latents: Tensor) -> Tensor | None:
-    """What a callback wants in the place of the latents; None for nothing. UserError if it is of another kind."""
-    if answer is None:
-        return None
-    expected = 'expected None, or {"latents": ...} with a tensor of the shape ' + f"{tuple(latents.shape)}"
-    if not isinstance(answer, Mapping):
-        raise UserError(f"callback_on_step_end gave {values.brief(answer)} back: {expected}")
-    changed = answer.get("latents")
-    if changed is not None and not (isinstance(changed, Tensor) and changed.shape == latents.shape):
-        what = f"a tensor of the shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else values.brief(changed)
-        raise UserError(f"callback_on_step_end gave {what} back as latents: {expected}")
-    return changed
+def negatives_of(texts: Any, count: int, strips: bool) -> list[str]:
+    """The negative prompt of each of so many prompts, empty where there is none. UserError if these are none."""
+    said = list(texts) if is_many(texts) else [texts] * count
+    wrong = [text for text in said if not (isinstance(text, str) or (text is None and not is_many(texts)))]
+    if wrong:
+        raise UserError(f"the negative_prompt is {values.brief(wrong[0])}: expected a text, for example 'blurry'")
+    if len(said) != count:
+        raise UserError(f"{len(said)} negative prompts and {count} prompts do not pair up: give as many of each")
+    found = [text if (text or "").strip() else "" for text in said]
+    return [text.strip() for text in found] if strips else found
