@@ -113,6 +113,9 @@ def of_diffusers(lance):
         "tile": lance.vae.enable_tiling,
         "overlap": lambda v: lance.vae.enable_tiling(32, v),
         "no tiles": lambda _: lance.vae.disable_tiling(),
+        "scheduler": lambda v: setattr(lance, "scheduler", v),
+        "bar": lambda v: lance.set_progress_bar_config(disable=v) or lance.set_progress_bar_config(disable=True),
+        "save": lambda v: None if isinstance(v, (str, Path)) else lance.save_pretrained(v),
         "few bits": lambda v: lance.quantise(v),
     }
 
@@ -121,7 +124,18 @@ def of_loading(folder):
     return {
         "model": openlance.load,
         **by_name(lambda **o: openlance.load(folder, **o), {}, "device", "dtype", "memory", "tokenizer", "base"),
-        "torch_dtype": lambda v: LancePipeline.from_pretrained(folder, torch_dtype=v),
+        **by_name(
+            lambda **o: LancePipeline.from_pretrained(folder, **o),
+            {},
+            "torch_dtype",
+            "device_map",
+            "revision",
+            "cache_dir",
+            "local_files_only",
+            "token",
+            "subfolder",
+            "variant",
+        ),
     }
 
 

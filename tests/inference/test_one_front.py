@@ -232,7 +232,7 @@ def test_every_entry_point_is_among_these(checkpoint):
     """Public calls of the pipelines, commands, methods of a dialogue: nothing makes requests that is not compared."""
     own = {name for name, value in vars(Methods).items() if callable(value) and not name.startswith("_")}
     assert own == PYTHON
-    settings = {"from_pretrained", "to", "enable_model_cpu_offload"}
+    settings = {"from_pretrained", "save_pretrained", "to", "enable_model_cpu_offload", "set_progress_bar_config"}
     calls = {name for name, value in vars(LancePipeline).items() if callable(value) or isinstance(value, classmethod)}
     assert {name for name in calls if not name.startswith("_")} - settings == {"generate"}
     assert {n for n in vars(Processor) if not n.startswith("_")} == {"ids", "padded", "decode", "batch_decode"}

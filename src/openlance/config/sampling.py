@@ -261,6 +261,12 @@ class GenerationConfig:
         """Whether the checkpoint was trained for a task, as far as it says."""
         return not self.tasks or task in self.tasks
 
+    def denoising(self, **settings: Any) -> GenerationConfig:
+        """The same with these fields of `Sampling` for every request that does not say otherwise."""
+        roles = self.sampling_with.items()
+        kept = {role: {k: v for k, v in given.items() if k not in settings} for role, given in roles}
+        return replace(self, sampling=replace(self.sampling, **settings), sampling_with=kept)
+
     def sampling_for(self, roles: Iterable[str], **settings: Any) -> Sampling:
         """How a request denoises.
 

@@ -15,13 +15,14 @@ pipe.processor.batch_decode(pipe.generate(**inputs, streamer=streamer))
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from openlance.checkpoint.formats import Hub
 from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS
 from openlance.config.values import NUMBER_TYPES
@@ -33,6 +34,7 @@ from openlance.inference.methods import Methods
 from openlance.inference.output import OUTPUT, LanceOutput, check_output
 from openlance.inference.processor import Processor
 from openlance.inference.stepping import RUN, TENSORS, Run, check_tensors, starting_noise, step_end
+from openlance.inference.views import Scheduler, device_in, solver_settings
 from openlance.inference.words import answer_ids
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
@@ -42,6 +44,7 @@ from openlance.vae.lazy import channels_first
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+TQDM = ("desc", "leave", "position", "ncols", "colour", "file", "unit", "mininterval", "ascii", "dynamic_ncols")
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
@@ -58,27 +61,98 @@ class Settings(TypedDict, total=False):
     compile: bool | None
 
 
-def load(model: str | Path = "nano", *, base: str | Path | None = None, **options: Any) -> LancePipeline:
-    """See `openlance.load`. base: a folder with what `model` lacks, such as the VAE of a trainer's output."""
-    from openlance.checkpoint.hub import find_model
-
-    values.no_others(options, inspect.getfullargspec(Engine.__init__).kwonlyargs)
-    return LancePipeline(find_model(model, base=base), **options)
+def load(model: str | Path = "nano", **options: Any) -> LancePipeline:
+    """See `openlance.load`."""
+    return LancePipeline.from_pretrained(model, **options)
 
 
 class LancePipeline(Methods):
     """A checkpoint at work. `generate`, `edit`, `animate`, `subject`, `ask` and `caption` are openlance's own (see
     `Methods`); a call is diffusers', and `generate` with the inputs of `processor` is transformers'."""
 
+    _bar: Mapping[str, Any] = {"disable": True}  # of calls, as tqdm takes it
+
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = "nano", *, torch_dtype: torch.dtype | str | None = None, **options: Any
+        cls,
+        model: str | Path = "nano",
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: str | Mapping[str, Any] | torch.device | int | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        base: str | Path | None = None,
+        **options: Any,
     ) -> LancePipeline:
-        """A shipped model, a folder of any form, or owner/name on the hub. torch_dtype: a dtype or "auto", the model's
-        own; options: of `openlance.load`."""
+        """A shipped model, a folder of any form, or owner/name on the hub.
+
+        Args:
+            model: "nano", a folder, or a repository.
+            torch_dtype: A dtype, its name, or "auto", the model's own; also `dtype`.
+            device_map: A device, or "auto", the usual one; also `device`.
+            revision: Of a repository a branch, tag or commit, with `cache_dir`, `local_files_only` and `token`.
+            subfolder: Where the model is in its folder or repository.
+            variant: There are none: weights have one form, and `torch_dtype` says in which numbers they are used.
+            base: A folder with what `model` lacks, such as the VAE of a trainer's output.
+            **options: Of `Engine`: tokenizer, device, dtype, allow_pickle, memory.
+
+        Raises:
+            UserError: If there is no such model, or an argument is unknown or none.
+        """
+        from openlance.checkpoint.hub import find_model
+
+        known = inspect.getfullargspec(Engine.__init__).kwonlyargs
+        values.no_others(options, [*known, *inspect.getfullargspec(cls.from_pretrained).kwonlyargs])
+        if variant is not None:
+            raise UserError(f"variant is {values.brief(variant)}: weights have one form here, so choose a torch_dtype")
         if torch_dtype is not None:
             options["dtype"] = torch_dtype
-        return load(model, **options)
+        if device_map is not None:
+            options["device"] = device_in(device_map)
+        hub = Hub(
+            revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, subfolder=subfolder
+        )
+        return cls(find_model(model, base=base, hub=hub), **options)
+
+    def save_pretrained(self, folder: str | Path, *, form: str = "openlance") -> None:
+        """Write the checkpoint into a new folder, from which `from_pretrained` reads the same, few bits included. form:
+        "openlance", "released" or "diffusers". UserError if an adapter is loaded, or the folder is there already."""
+        from openlance.runtime.conversion import gather, write
+
+        out = values.path_of("the folder", folder)
+        with self.turn:
+            if self.parts.adapters:
+                raise UserError("an adapter is loaded, which is a folder of its own: call unload_lora_weights() first")
+            files, leave = self.parts.fetched(), self.parts.allow_pickle
+            found = gather(files, quantise=self.parts.few_bits, allow_pickle=leave)
+            write(out, found, form, show=not self._bar["disable"])
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name, for which all of them are read: transformer, vae, vision_tower, tokenizer, processor and
+        scheduler."""
+        with self.turn:
+            parts = {"transformer": self.lance("und", "gen"), "vision_tower": self.vit(), "vae": self.vae()}
+            return parts | {"tokenizer": self.tokenizer, "processor": self.processor, "scheduler": self.scheduler}
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """How this pipeline denoises where a call does not say. Set it to a name, ours or diffusers', or to a scheduler
+        of diffusers: `pipe.scheduler = "UniPCMultistepScheduler"`."""
+        return Scheduler(self.defaults.sampling.solver, self.defaults.sampling.shift)
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        self.defaults = self.defaults.denoising(**solver_settings(value))
+
+    def set_progress_bar_config(self, *, disable: bool = False, **config: Any) -> None:
+        """Whether calls show a bar, which they do not at first; config: further options of tqdm."""
+        values.no_others(config, TQDM)
+        self._bar = {"disable": values.flag("disable", disable)} | config
 
     @property
     def processor(self) -> Processor:
@@ -102,9 +176,17 @@ class LancePipeline(Methods):
         self.move(device, dtype)
         return self
 
-    def enable_model_cpu_offload(self, memory: str | int | None = None) -> None:
+    def enable_model_cpu_offload(
+        self,
+        memory: str | int | None = None,
+        *,
+        gpu_id: int | None = None,
+        device: torch.device | str | int | None = None,
+    ) -> None:
         """Keep on the device only the part that works; memory: a budget such as "12GB", which may put more away."""
         budget = parse_memory(memory)
+        if gpu_id is not None or device is not None:
+            self.move(device if gpu_id is None else gpu_id)
         self.parts.take_turns = memory is None
         if memory is not None:
             self.parts.memory = budget
@@ -151,6 +233,8 @@ class LancePipeline(Methods):
         Raises:
             UserError: On bad input.
         """
+        from tqdm import tqdm
+
         a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
         seen = check_tensors(callback_on_step_end_tensor_inputs)
         named = values.flag("return_dict", return_dict)
@@ -172,10 +256,10 @@ class LancePipeline(Methods):
         check_output(output_type, grids)
         noise = None if latents is None else starting_noise(latents, grids, self.config.latent_channels)
         after = None if callback_on_step_end is None else step_end(callback_on_step_end, self, seen, grids)
-        with self.turn, Run() as run:
+        with self.turn, Run() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
             made = self.fill_latents(
-                requests, sampling, seeds, after_step=after, noise=noise, stops=lambda: run.stopped,
+                requests, sampling, seeds, lambda *_: bar.update(), after, noise=noise, stops=lambda: run.stopped,
                 negatives=[text for text in negatives for _ in range(count)],
             )  # fmt: skip
             output = self._output(made, spec.makes, output_type)
