@@ -62,7 +62,17 @@ DRAWING = (
 
 
 def of_pipeline(pipe):
-    asked = by_name(lambda **how: pipe.ask(PICTURE, "a", **how), FEW | {"temperature": 1.0}, "seed", "stream", "top_p")
+    asked = by_name(
+        lambda **how: pipe.ask(PICTURE, "a", **how),
+        FEW | {"temperature": 1.0},
+        "seed",
+        "stream",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "stop",
+        "return_info",
+    )
     return {
         "prompt": lambda v: pipe.generate(v, **SMALL),
         **by_name(lambda **how: pipe.generate("a", **how), SMALL, "height", "width", "num_images", *DRAWING),
@@ -93,7 +103,19 @@ def of_diffusers(lance):
              "num_inference_steps", "guidance_scale", "num_images_per_prompt", "output_type", "negative_prompt",
              "image_guidance_scale", "latents", "return_dict", "callback_on_step_end_tensor_inputs")  # fmt: skip
     inputs = lance.processor("a", images=PICTURE) | FEW
-    words = ("input_ids", "do_sample", "temperature", "top_p", "generator", "streamer", "max_new_tokens", "requests")
+    words = (
+        "input_ids",
+        "do_sample",
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "stop",
+        "generator",
+        "streamer",
+        "max_new_tokens",
+        "requests",
+    )
     place = lambda v: lance.to(v).to("cpu", dtype=torch.float32)  # noqa: E731
     return {
         **by_name(lance, fixed, *names),

@@ -22,7 +22,7 @@ from openlance.errors import UserError
 from openlance.inference.inputs import seed_of
 from openlance.inference.place import device_of, dtype_of
 from openlance.inference.prefix import PrefixStore
-from openlance.inference.text import Answer, decode
+from openlance.inference.text import Answer, decode, stopping, up_to_stop
 from openlance.inference.views import VAESettings
 from openlance.inference.visual import denoise
 from openlance.media.clip import Clip
@@ -274,6 +274,7 @@ class Engine:
             ids, _ = decode(
                 self.lance(*streams, clips=clips), self.codec, encoded, decoding,
                 vocabulary=len(self.tokenizer), generator=generator, on_token=on_token, store=self.prefixes,
+                ended=stopping(self.tokenizer, decoding.stop),
             )  # fmt: skip
         return ids
 
@@ -285,10 +286,12 @@ class Engine:
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
         """The text target of each request."""
-        found = self.fill_ids(requests, decoding, generator, on_token)
-        most = decoding.max_new_tokens
-        # One that was closed has room for the closing token.
-        return [Answer(self.tokenizer.text(i).strip(), "length" if len(i) >= most else "stop") for i in found]
+        most, answers = decoding.max_new_tokens, []
+        for ids in self.fill_ids(requests, decoding, generator, on_token):
+            text, ended = up_to_stop(self.tokenizer.text(ids), decoding.stop)
+            # One that was closed has room for the closing token.
+            answers.append(Answer(text.strip(), "length" if len(ids) >= most and not ended else "stop"))
+        return answers
 
 
 ROLES = tuple(role.name.lower() for role in Role)

@@ -32,7 +32,7 @@ from openlance.inference.inputs import (
     seed_of,
     starts,
 )
-from openlance.inference.text import Answer, Shown
+from openlance.inference.text import Answer, AnswerInfo, Shown
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments, about_clips
@@ -158,6 +158,7 @@ class Methods(Engine):
         *,
         stream: Callable[[str], None] | None = None,
         seed: int | None = None,
+        return_info: bool = False,
         **decoding: Any,
     ) -> Any:
         """The answer to a question about pictures or clips; lists of equal length give a list of answers in one batch.
@@ -167,7 +168,8 @@ class Methods(Engine):
             question: What to ask; an empty text asks for a description.
             stream: Called with each piece of the text as it comes (one question only).
             seed: Of answers that are drawn, with a temperature above 0.
-            **decoding: Fields of `Decoding`: max_new_tokens, temperature, top_p.
+            return_info: Give an `AnswerInfo` with `text` and `finish_reason` in the place of each text.
+            **decoding: Fields of `Decoding`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop.
 
         Returns:
             A text, or a list of them, whose `finish_reason` is "stop", or "length" where it was cut at max_new_tokens.
@@ -175,7 +177,7 @@ class Methods(Engine):
         several = is_many(question)
         values.no_others(decoding, Decoding.__dataclass_fields__)
         a_function("stream", stream, 1, "print")
-        d = Decoding(**{"max_new_tokens": 96} | decoding)
+        d, told = Decoding(**{"max_new_tokens": 96} | decoding), values.flag("return_info", return_info)
         if stream is not None and several:
             raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
         wrong = [text for text in (question if several else [question]) if not isinstance(text, str)]
@@ -185,7 +187,7 @@ class Methods(Engine):
         groups = grouped(media, question)
         requests = [self.front.request(question_about(clips), text.strip(), clips) for clips, text in groups]
         generator = None if seed is None else torch.Generator().manual_seed(seed_of(seed))
-        shown = Shown(self.tokenizer, stream) if stream is not None else None
+        shown = Shown(self.tokenizer, stream, d.stop) if stream is not None else None
         answers = list[Answer]()
         longest = max((sum(1 + clip.frames // 2 for clip in clips) for clips, _ in groups), default=1)
         per = max(4 * self.defaults.batch // longest, 1)
@@ -193,7 +195,8 @@ class Methods(Engine):
             answers += self.fill_text(some, d, generator, shown.add if shown is not None else None)
         if shown is not None:
             shown.up_to(answers[0])
-        return answers if several else answers[0]
+        given = [AnswerInfo(text=str(a), finish_reason=a.finish_reason) for a in answers] if told else answers
+        return given if several else given[0]
 
     def caption(self, media: Medium | Sequence[Medium], **options: Any) -> Any:
         """A description of a picture or clip, or a list of them; options as for `ask`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -36,12 +37,16 @@ def answer_ids(
     do_sample: bool = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] | str = (),
     generator: torch.Generator | None = None,
     streamer: Streamer | None = None,
     **more: Any,
 ) -> Tensor:
     """(B, L + new) token ids: those of the request in front, as transformers gives them, then the answer, filled up
-    with the padding id. more: options of transformers that change nothing here (`IDLE`). UserError on bad input."""
+    with the padding id; a text of `stop` that ends one is its end. more: options of transformers that change nothing
+    here (`IDLE`). UserError on bad input."""
     values.no_others(more, IDLE)
     check_requests(requests, input_ids, generator, streamer)
     if streamer is not None and len(requests) > 1:
@@ -52,7 +57,10 @@ def answer_ids(
     if streamer is not None:
         streamer.put(input_ids.cpu())
     on_token = None if streamer is None else (lambda _, token: streamer.put(torch.tensor([token])))
-    d = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    d = Decoding(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        repetition_penalty=repetition_penalty, stop=stop,  # type: ignore[arg-type]  # converted
+    )  # fmt: skip
     drawn = do_sample is not None and values.flag("do_sample", do_sample)
     d = d if drawn else replace(d, temperature=0.0)
     answers = engine.fill_ids(requests, d, generator, on_token)
