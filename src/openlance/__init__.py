@@ -18,7 +18,7 @@ __all__ = ["Kind", "LancePipeline", "Pipeline", "Role", "Segment", "load"]
 
 def load(model: str = "nano", **options: Any) -> "LancePipeline":
     """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/checkpoints.md`), or a repository
-    of the hub; options as for `Engine`, and `base`, a folder that has what `model` lacks."""
+    of the hub; options as for `LancePipeline.from_pretrained`, which gives the same."""
     from openlance.inference.lance_pipeline import load as load_model
 
     return load_model(model, **options)

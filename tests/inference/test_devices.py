@@ -68,11 +68,15 @@ def drawn(folder: Path, device: str) -> dict[str, torch.Tensor]:
         "clip": (tasks.image_to_video("it moves", [views], (5, 16, 16)), usual),
     }
     found = {name: pipe.fill_latents([r], sampling, [7])[0] for name, (r, sampling) in requests.items()}
+    r, sampling = requests["picture"]
+    found["led away"] = pipe.fill_latents([r], sampling, [], noise=[ready.reshape(16, 4)], negatives=["a star"])[0]
     found["frames"] = torch.from_numpy(pipe.decode_latents([found["clip"]])[0].pixels)
     for name, temperature in (("likeliest answer", 0.0), ("drawn answer", 1.0)):
         words, generator = Decoding(max_new_tokens=4, temperature=temperature), torch.Generator().manual_seed(3)
         asked = tasks.understand("how many?", [views], (1, 1, 1))
         found[name] = torch.tensor(pipe.fill_ids([asked], words, generator)[0])
+        words = replace(words, top_k=5, repetition_penalty=1.5, stop=("never",))
+        found[f"{name}, penalised"] = torch.tensor(pipe.fill_ids([asked], words, generator)[0])
     return found
 
 
@@ -93,7 +97,7 @@ def learned(device: str) -> dict[str, torch.Tensor]:
 
 
 def main(folder: Path, out: Path) -> None:
-    sys.path += [str(TESTS), str(TESTS / "train")]
+    sys.path += [str(TESTS), str(TESTS / "training")]
     from other_device import MixedDevices, OtherDevice
 
     refused = []

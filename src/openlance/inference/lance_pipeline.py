@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ from openlance.sequence.segment import Segments
 from openlance.vae.lazy import channels_first
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from typing_extensions import Unpack
 
 TQDM = ("desc", "leave", "position", "ncols", "colour", "file", "unit", "mininterval", "ascii", "dynamic_ncols")
@@ -289,6 +290,12 @@ class LancePipeline(Methods):
 
     # Words.
 
+    @overload
+    def generate(self, prompt: str | Sequence[str], **options: Any) -> list[Image]: ...
+
+    @overload
+    def generate(self, *, requests: list[Segments], input_ids: Tensor | None = None, **options: Any) -> Tensor: ...
+
     def generate(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -296,7 +303,7 @@ class LancePipeline(Methods):
         requests: list[Segments] | None = None,
         input_ids: Tensor | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> list[Image] | Tensor:
         """Pictures for one prompt or several (see `Methods.generate`); or, called as `generate(**processor(text=...,
         images=...))`, the (B, L + new) token ids of answers (see `words.answer_ids`)."""
         if requests is None and input_ids is None:
