@@ -58,6 +58,7 @@ def by_name(call, fixed, *names):
 DRAWING = (
     "seed", "generator", "progress", "num_inference_steps", "guidance_scale", "image_guidance_scale", "shift",
     "interval", "renorm", "renorm_min", "solver", "step_cache", "cached",
+    "negative_prompt",
 )  # fmt: skip
 
 

@@ -82,6 +82,21 @@ def test_an_empty_negative_prompt_is_none_and_another_one_is_not(pipe, picture):
         assert torch.equal(latents(pipe, **media), plain), "nothing stays behind"
 
 
+def test_methods_take_negative_prompts_as_calls_do(pipe, picture):
+    """One for each prompt, whatever the number of its pictures; batches of any length."""
+    made = pipe.generate(["a ring", "a star"], num_images=2, negative_prompt=["x", "y"], seed=5, **SIZE)
+    for n, (prompt, other) in enumerate([("a ring", "x"), ("a ring", "x"), ("a star", "y"), ("a star", "y")]):
+        call = pipe(prompt, negative_prompt=other, generator=seeded(5 + n), **SIZE).images[0]
+        near = np.abs(np.asarray(made[n], int) - np.asarray(call, int))
+        assert near.max() <= 1 and not np.array_equal(made[n], pipe.generate(prompt, seed=5 + n, **SIZE)[0])
+    edited = pipe.edit(picture, "make it red", negative_prompt="a star", seed=5)[0]
+    same = pipe("make it red", image=picture, negative_prompt="a star", generator=seeded()).images[0]
+    assert np.array_equal(edited, same)
+    assert np.array_equal(
+        pipe.edit(picture, "red", seed=5)[0], pipe.edit(picture, "red", seed=5, negative_prompt="")[0]
+    )
+
+
 def test_guidance_away_from_the_prompt_itself_is_none(pipe):
     """Both branches are the same then, whatever the scale."""
     same = latents(pipe, "a ring", negative_prompt="a ring", guidance_scale=7.0, renorm="none", interval=(0.0, 1.0))

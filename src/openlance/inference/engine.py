@@ -17,9 +17,10 @@ from torch import Tensor
 
 from openlance.checkpoint.formats import Files, find
 from openlance.config.sampling import Decoding, GenerationConfig, Sampling
+from openlance.config.values import brief
 from openlance.data.front import Front
 from openlance.errors import UserError
-from openlance.inference.inputs import seed_of
+from openlance.inference.inputs import is_many, seed_of
 from openlance.inference.place import device_of, dtype_of
 from openlance.inference.prefix import PrefixStore
 from openlance.inference.text import Answer, decode, stopping, up_to_stop
@@ -167,6 +168,27 @@ class Engine:
         """How the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes nothing."""
         return self.defaults.sampling_for((s.role.name.lower() for r in requests for s in r), **settings)
 
+    def negatives(self, texts: Any, count: int, each: int = 1) -> list[str]:
+        """What guidance leads away from in each of `each` results of so many prompts, empty where nobody says.
+
+        Args:
+            texts: A text for all, or one for each prompt; None is none.
+            count: Prompts.
+            each: Results of a prompt.
+
+        Raises:
+            UserError: If these are no texts, or there are too many or few.
+        """
+        strips = self.front.style.strips
+        said = list(texts) if is_many(texts) else ["" if texts is None else texts] * count
+        for text in said:
+            if not isinstance(text, str):
+                raise UserError(f"the negative_prompt is {brief(text)}: expected a text, for example 'blurry'")
+        if len(said) != count:
+            raise UserError(f"{len(said)} negative prompts and {count} prompts do not pair up: give as many of each")
+        found = [(text.strip() if strips else text) if text.strip() else "" for text in said]
+        return [text for text in found for _ in range(each)]
+
     def encode(self, requests: Sequence[Segments]) -> list[Segments]:
         """The same requests with their media in model space (see `runtime.media_encoder`)."""
         media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
@@ -253,10 +275,11 @@ class Engine:
         sampling: Sampling,
         seeds: Sequence[int | torch.Generator],
         on_step: Callable[[int, float, Tensor], None] | None = None,
+        **more: Any,
     ) -> list[Clip]:
-        """The visual target of each request."""
+        """The visual target of each request; `more` as for `fill_latents`."""
         with self.turn:
-            return self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step))
+            return self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step, **more))
 
     def fill_ids(
         self,

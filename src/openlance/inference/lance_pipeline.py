@@ -248,7 +248,7 @@ class LancePipeline(Methods):
         each = zip(given.texts, given.media(), strict=True)
         requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
         requests = [r for r in requests for _ in range(count)]
-        negatives = negatives_of(negative_prompt, len(given.texts), self.front.style.strips)
+        negatives = self.negatives(negative_prompt, len(given.texts), count)
         sampling = self.sampling(
             requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale, **settings,
@@ -261,7 +261,7 @@ class LancePipeline(Methods):
             seeds = [] if noise is not None else starts(None, generator, len(requests))
             made = self.fill_latents(
                 requests, sampling, seeds, lambda *_: bar.update(), after, noise=noise, stops=lambda: run.stopped,
-                negatives=[text for text in negatives for _ in range(count)],
+                negatives=negatives,
             )  # fmt: skip
             output = self._output(made, spec.makes, output_type)
         return output if named else output.to_tuple()  # type: ignore[return-value]
@@ -311,15 +311,3 @@ class LancePipeline(Methods):
         if prompt is not None:
             raise UserError("a prompt draws pictures and a processor's inputs give token ids: give one of the two")
         return answer_ids(self, requests, input_ids, **options)  # type: ignore[arg-type]
-
-
-def negatives_of(texts: Any, count: int, strips: bool) -> list[str]:
-    """The negative prompt of each of so many prompts, empty where there is none. UserError if these are none."""
-    said = list(texts) if is_many(texts) else [texts] * count
-    wrong = [text for text in said if not (isinstance(text, str) or (text is None and not is_many(texts)))]
-    if wrong:
-        raise UserError(f"the negative_prompt is {values.brief(wrong[0])}: expected a text, for example 'blurry'")
-    if len(said) != count:
-        raise UserError(f"{len(said)} negative prompts and {count} prompts do not pair up: give as many of each")
-    found = [text if (text or "").strip() else "" for text in said]
-    return [text.strip() for text in found] if strips else found

@@ -46,7 +46,8 @@ class Methods(Engine):
 
     A list gives a list: result k of a list has the seed `seed + k` and equals that of the same call for item k alone
     with that seed. All methods that draw take `**how`: `seed` (random if left out, or -1), `generator` (one for all, or
-    one each), `progress` (a bar), and the fields of `Sampling`, such as `num_inference_steps` and `guidance_scale`;
+    one each), `progress` (a bar), `negative_prompt` (what guidance leads away from, one or one each), and the fields of
+    `Sampling`, such as `num_inference_steps` and `guidance_scale`;
     None means the checkpoint's own. Bad input is a UserError of one sentence.
     """
 
@@ -57,6 +58,7 @@ class Methods(Engine):
         height: int | None = None,
         width: int | None = None,
         num_images: int = 1,
+        negative_prompt: str | Sequence[str] | None = None,
         **how: Any,
     ) -> list[Image]:
         """Pictures for one prompt or several, `num_images` of each, prompt after prompt.
@@ -64,11 +66,13 @@ class Methods(Engine):
         height, width: pixels, multiples of the codec's stride. how: see `Methods`.
         """
         count = values.whole("num_images", num_images, 1, MOST_RESULTS)
-        wanted = [text for text in listed(prompt, "prompt", "a red circle") for _ in range(count)]
+        texts = listed(prompt, "prompt", "a red circle")
+        wanted = [text for text in texts for _ in range(count)]
+        negatives = self.negatives(negative_prompt, len(texts), count)
         asked = asked_size(None, height, width)
         task = tasks.the_task(tasks.text_to_visual, "image")
         requests = [self.front.request(task, text, asked=asked) for text in wanted]
-        return [_picture(clip) for clip in self._draw(requests, **how)]
+        return [_picture(clip) for clip in self._draw(requests, negative_prompt=negatives, **how)]
 
     def generate_video(
         self,
@@ -211,9 +215,11 @@ class Methods(Engine):
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress: bool = False,
+        negative_prompt: str | Sequence[str] | None = None,
         **settings: Any,
     ) -> list[Clip]:
         """The visual target of each request, batch by batch."""
+        negatives = self.negatives(negative_prompt, len(requests))
         how = [self.sampling([request], **settings) for request in requests]
         seeds = starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
@@ -221,7 +227,10 @@ class Methods(Engine):
         with _bar(values.flag("progress", progress), sum(s.num_inference_steps for s in how)) as bar:
             for some, s in _batches(requests, per, how):
                 at, count = len(clips), len(some)
-                clips += self.fill_visual(some, s, seeds[at : at + count], lambda *_, n=count: bar.update(n))
+                mine = slice(at, at + count)
+                clips += self.fill_visual(
+                    some, s, seeds[mine], lambda *_, n=count: bar.update(n), negatives=negatives[mine]
+                )
         return clips
 
 
