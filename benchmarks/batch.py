@@ -21,14 +21,14 @@ from forms import operations
 from torch import Tensor
 
 from openlance.flow import schedule
-from openlance.inference.pipeline import Pipeline, load
+from openlance.inference.lance_pipeline import LancePipeline, load
 from openlance.inference.visual import denoise
 
 LIMIT, EQUAL = 4.0, 1e-4
 
 
 @torch.inference_mode()
-def pictures(pipe: Pipeline, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+def pictures(pipe: LancePipeline, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
     """Latents (B, T, Y, X, C) and pixels (B, 3, H, W) in [-1, 1] of some prompts in one batch."""
     from openlance.vae.lazy import channels_first
 
@@ -39,7 +39,7 @@ def pictures(pipe: Pipeline, prompts: list[str], seeds: list[int]) -> tuple[Tens
     return latents, pipe.vae().decode(channels_first(latents))[:, :, 0]
 
 
-def differences(pipe: Pipeline, seeds: list[int]) -> dict[str, float]:
+def differences(pipe: LancePipeline, seeds: list[int]) -> dict[str, float]:
     """Largest difference of a picture of the batch from the one made alone, in latents and in pixels of [-1, 1]."""
     together = pictures(pipe, PROMPTS, seeds)
     alone = [pictures(pipe, [prompt], [seed]) for prompt, seed in zip(PROMPTS, seeds)]
@@ -47,7 +47,7 @@ def differences(pipe: Pipeline, seeds: list[int]) -> dict[str, float]:
     return {name: float((a - b).abs().max()) for name, a, b in zip(("latents", "pixels"), together, parts)}
 
 
-def measure(pipe: Pipeline, repeat: int) -> dict[str, list[float]]:
+def measure(pipe: LancePipeline, repeat: int) -> dict[str, list[float]]:
     def one() -> None:
         pipe.generate(PROMPTS[0], seed=7)
 
@@ -62,7 +62,7 @@ def measure(pipe: Pipeline, repeat: int) -> dict[str, list[float]]:
     return times
 
 
-def products(pipe: Pipeline) -> float:
+def products(pipe: LancePipeline) -> float:
     """Seconds that the products of the eight targets alone take at the machine's own rate: linear layers and
     attention among themselves, in the branches that each step runs. No batch can be faster in this precision."""
     c, s, size = pipe.config, pipe.defaults.sampling, (1, pipe.defaults.height, pipe.defaults.width)

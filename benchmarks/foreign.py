@@ -20,7 +20,7 @@ import numpy as np
 from common import RESULTS, markdown, write_results
 
 from openlance.eval.suite import row
-from openlance.inference.pipeline import load
+from openlance.inference.lance_pipeline import load
 from openlance.world.render import render
 from openlance.world.scene import sample_scene
 

@@ -15,7 +15,7 @@ from typing import Any
 from common import RESULTS, markdown, put, write_results
 
 from openlance.eval.quality import Comparison, Drawn, draw, measure
-from openlance.inference.pipeline import load
+from openlance.inference.lance_pipeline import load
 from openlance.runtime.quantization import RECIPES
 
 DPM = {"solver": "dpm++", "num_inference_steps": 12}

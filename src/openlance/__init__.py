@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
-    from openlance.inference.pipeline import Pipeline
     from openlance.sequence.segment import Kind, Role, Segment
 
 __version__ = "0.1.0"
 __all__ = ["Kind", "LancePipeline", "Pipeline", "Role", "Segment", "load"]
 
 
-def load(model: str = "nano", **options: Any) -> "Pipeline":
+def load(model: str = "nano", **options: Any) -> "LancePipeline":
     """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/checkpoints.md`), or a repository
-    of the hub; options as for `Pipeline`, and `base`, a folder that has what `model` lacks."""
-    from openlance.inference.pipeline import load as load_model
+    of the hub; options as for `LancePipeline.from_pretrained`, which gives the same."""
+    from openlance.inference.lance_pipeline import load as load_model
 
     return load_model(model, **options)
 
@@ -28,8 +27,9 @@ def load(model: str = "nano", **options: Any) -> "Pipeline":
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    homes = {"Pipeline": "inference.pipeline", "LancePipeline": "inference.lance_pipeline"}
+    homes = {"LancePipeline": "inference.lance_pipeline"}
     homes |= dict.fromkeys(("Kind", "Role", "Segment"), "sequence.segment")
+    name = "LancePipeline" if name == "Pipeline" else name  # its former name
     if name not in homes:
         raise AttributeError(f"module 'openlance' has no attribute {name!r}")
     return getattr(import_module(f"openlance.{homes[name]}"), name)

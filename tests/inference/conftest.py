@@ -13,7 +13,7 @@ from openlance.checkpoint.names import released_name
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import ModelConfig
-from openlance.inference.pipeline import Pipeline
+from openlance.inference.lance_pipeline import LancePipeline
 from openlance.model.vit import ViT
 from openlance.vae.autoencoder import VAE
 
@@ -36,8 +36,8 @@ class Checkpoint:
 
     folder: Path
 
-    def load(self, **options) -> Pipeline:
-        return Pipeline(self.folder, **options)
+    def load(self, **options) -> LancePipeline:
+        return LancePipeline(self.folder, **options)
 
     def copy(self, to: Path, without: str = "") -> "Checkpoint":
         return Checkpoint(shutil.copytree(self.folder, to, ignore=shutil.ignore_patterns(without)))
@@ -70,7 +70,7 @@ def checkpoint(tiny, tmp_path_factory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def pipe(checkpoint) -> Pipeline:
+def pipe(checkpoint) -> LancePipeline:
     return checkpoint.load()
 
 

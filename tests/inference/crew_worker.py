@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openlance.inference.pipeline import Pipeline
+from openlance.inference.lance_pipeline import LancePipeline
 from openlance.media import Clip
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
 
 
-def draw(pipe: Pipeline) -> dict[str, torch.Tensor]:
+def draw(pipe: LancePipeline) -> dict[str, torch.Tensor]:
     """Latents of every kind of request: branches of one size and of several, with and without guidance."""
     from openlance.config.sampling import Sampling
     from openlance.sequence import tasks
@@ -42,7 +42,7 @@ def draw(pipe: Pipeline) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":
     folder, out = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    pipe = Pipeline(folder)
+    pipe = LancePipeline(folder)
     pipe.enable_parallelism()
     assert pipe.crew is not None
     found = draw(pipe)

@@ -32,7 +32,7 @@ ODD = [
 @pytest.fixture(scope="module")
 def lance(checkpoint) -> LancePipeline:
     """One of its own: what is asked of it changes its place and its memory."""
-    return LancePipeline(checkpoint.load())
+    return checkpoint.load()
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,22 @@ def by_name(call, fixed, *names):
 DRAWING = (
     "seed", "generator", "progress", "num_inference_steps", "guidance_scale", "image_guidance_scale", "shift",
     "interval", "renorm", "renorm_min", "solver", "step_cache", "cached",
+    "negative_prompt",
 )  # fmt: skip
 
 
 def of_pipeline(pipe):
-    asked = by_name(lambda **how: pipe.ask(PICTURE, "a", **how), FEW | {"temperature": 1.0}, "seed", "stream", "top_p")
+    asked = by_name(
+        lambda **how: pipe.ask(PICTURE, "a", **how),
+        FEW | {"temperature": 1.0},
+        "seed",
+        "stream",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "stop",
+        "return_info",
+    )
     return {
         "prompt": lambda v: pipe.generate(v, **SMALL),
         **by_name(lambda **how: pipe.generate("a", **how), SMALL, "height", "width", "num_images", *DRAWING),
@@ -90,9 +101,22 @@ def of_pipeline(pipe):
 def of_diffusers(lance):
     fixed = SMALL | {"prompt": "a"}
     names = ("prompt", "image", "video", "subject", "last_image", "height", "width", "num_frames", "generator",
-             "num_inference_steps", "guidance_scale", "num_images_per_prompt", "output_type")  # fmt: skip
+             "num_inference_steps", "guidance_scale", "num_images_per_prompt", "output_type", "negative_prompt",
+             "image_guidance_scale", "latents", "return_dict", "callback_on_step_end_tensor_inputs")  # fmt: skip
     inputs = lance.processor("a", images=PICTURE) | FEW
-    words = ("input_ids", "do_sample", "temperature", "top_p", "generator", "streamer", "max_new_tokens", "requests")
+    words = (
+        "input_ids",
+        "do_sample",
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "stop",
+        "generator",
+        "streamer",
+        "max_new_tokens",
+        "requests",
+    )
     place = lambda v: lance.to(v).to("cpu", dtype=torch.float32)  # noqa: E731
     return {
         **by_name(lance, fixed, *names),
@@ -112,7 +136,10 @@ def of_diffusers(lance):
         "tile": lance.vae.enable_tiling,
         "overlap": lambda v: lance.vae.enable_tiling(32, v),
         "no tiles": lambda _: lance.vae.disable_tiling(),
-        "few bits": lambda v: lance.engine.quantise(v),
+        "scheduler": lambda v: setattr(lance, "scheduler", v),
+        "bar": lambda v: lance.set_progress_bar_config(disable=v) or lance.set_progress_bar_config(disable=True),
+        "save": lambda v: None if isinstance(v, (str, Path)) else lance.save_pretrained(v),
+        "few bits": lambda v: lance.quantise(v),
     }
 
 
@@ -120,7 +147,18 @@ def of_loading(folder):
     return {
         "model": openlance.load,
         **by_name(lambda **o: openlance.load(folder, **o), {}, "device", "dtype", "memory", "tokenizer", "base"),
-        "torch_dtype": lambda v: LancePipeline.from_pretrained(folder, torch_dtype=v),
+        **by_name(
+            lambda **o: LancePipeline.from_pretrained(folder, **o),
+            {},
+            "torch_dtype",
+            "device_map",
+            "revision",
+            "cache_dir",
+            "local_files_only",
+            "token",
+            "subfolder",
+            "variant",
+        ),
     }
 
 

@@ -24,7 +24,7 @@ SMALL = {"height": 16, "width": 16, "num_inference_steps": 1}
 @pytest.fixture(scope="module")
 def lance(checkpoint) -> LancePipeline:
     """One of its own: what is asked of it changes its place and its memory."""
-    return LancePipeline(checkpoint.load())
+    return checkpoint.load()
 
 
 def sentence(error: UserError) -> bool:
@@ -83,7 +83,7 @@ def test_generators_are_one_for_all_or_one_each(lance):
         with pytest.raises(UserError, match=said):
             lance(["a ring"] * 2, generator=wrong, **SMALL)
     with pytest.raises(UserError, match="only one of them"):
-        lance.engine.generate("a", seed=1, generator=fresh(1)[0])
+        lance.generate("a", seed=1, generator=fresh(1)[0])
 
 
 # Numbers and words.

@@ -16,7 +16,7 @@ import torch
 from torch.utils import backend_registration
 
 from openlance.config.sampling import Decoding, Sampling
-from openlance.inference.pipeline import Pipeline
+from openlance.inference.lance_pipeline import LancePipeline
 from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segment
@@ -52,7 +52,7 @@ ACCEPTED = {
 
 def drawn(folder: Path, device: str) -> dict[str, torch.Tensor]:
     """Latents of every kind of request under guidance, frames of one, and answers."""
-    pipe = Pipeline(folder, device=device)
+    pipe = LancePipeline(folder, device=device)
     source = Clip(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8))
     views = tasks.Views(source, source)
     ready = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))  # latents, always of the CPU
@@ -68,11 +68,15 @@ def drawn(folder: Path, device: str) -> dict[str, torch.Tensor]:
         "clip": (tasks.image_to_video("it moves", [views], (5, 16, 16)), usual),
     }
     found = {name: pipe.fill_latents([r], sampling, [7])[0] for name, (r, sampling) in requests.items()}
+    r, sampling = requests["picture"]
+    found["led away"] = pipe.fill_latents([r], sampling, [], noise=[ready.reshape(16, 4)], negatives=["a star"])[0]
     found["frames"] = torch.from_numpy(pipe.decode_latents([found["clip"]])[0].pixels)
     for name, temperature in (("likeliest answer", 0.0), ("drawn answer", 1.0)):
         words, generator = Decoding(max_new_tokens=4, temperature=temperature), torch.Generator().manual_seed(3)
         asked = tasks.understand("how many?", [views], (1, 1, 1))
         found[name] = torch.tensor(pipe.fill_ids([asked], words, generator)[0])
+        words = replace(words, top_k=5, repetition_penalty=1.5, stop=("never",))
+        found[f"{name}, penalised"] = torch.tensor(pipe.fill_ids([asked], words, generator)[0])
     return found
 
 

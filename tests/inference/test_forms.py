@@ -16,7 +16,7 @@ from openlance.checkpoint.hub import check_hashes
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.errors import UserError
-from openlance.inference.pipeline import load
+from openlance.inference.lance_pipeline import load
 from openlance.runtime.conversion import FORMS, gather, random_checkpoint, write
 from openlance.runtime.inspection import inspect, needs
 

@@ -128,3 +128,21 @@ def test_settings_come_from_files_and_arrays_too():
     assert Sampling(interval=[0.2, 1], num_inference_steps=np.int64(4)) == Sampling(
         interval=(0.2, 1.0), num_inference_steps=4
     )
+
+
+@pytest.mark.parametrize("habit", [False, True])
+def test_other_words_stand_where_words_stand(tiny, habit):
+    """The branch without the prompt is, with another text, the request for that text, at its own positions even where
+    the release keeps those of the prompt for a branch without words; and a batch has each alone."""
+    mine = tiny.build(faithful=replace(tiny.model.config.faithful, uncond_keeps_positions=habit))
+    requests = [mine.encoded(mine.edit("make it blue", None)), mine.encoded(mine.edit("make it red", None))]
+    s = Sampling(guidance_scale=3.0)
+    branches = branch_out(mine.model, mine.codec, requests, s, ["", "a star"])
+    rows, none = branches.pack.rows, branch_out(mine.model, mine.codec, requests, s).pack.rows
+    other = mine.pack([mine.encoded(mine.edit("a star", None))]).rows
+    assert torch.equal(rows.position[rows.doc == 3], other.position)
+    assert torch.equal(rows.token[rows.doc == 3], other.token)
+    for doc in range(3):
+        assert torch.equal(rows.position[rows.doc == doc], none.position[none.doc == doc])
+    alone = branch_out(mine.model, mine.codec, requests[:1], s).pack.rows
+    assert torch.equal(rows.position[rows.doc == 2], alone.position[alone.doc == 1])

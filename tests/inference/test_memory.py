@@ -7,7 +7,7 @@ import torch
 from openlance.checkpoint.formats import find
 from openlance.errors import UserError
 from openlance.inference import engine
-from openlance.inference.pipeline import load
+from openlance.inference.lance_pipeline import load
 from openlance.runtime.offload import PLANS, SLOTS, group, parse_memory, plans, sizes
 from openlance.sequence import tasks
 

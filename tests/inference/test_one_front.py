@@ -21,6 +21,7 @@ from openlance.data.front import Front
 from openlance.data.source import Row
 from openlance.inference.dialogue import Dialogue
 from openlance.inference.lance_pipeline import LancePipeline
+from openlance.inference.methods import Methods
 from openlance.inference.processor import Processor
 from openlance.media import write_image
 from openlance.media.clip import Clip
@@ -106,7 +107,7 @@ PYTHON = {"generate", "generate_video", "animate", "edit", "subject", "ask", "ca
 
 
 def diffusers(pipe, spec):
-    lance, given = LancePipeline(pipe), READ.get(spec.reads)
+    lance, given = pipe, READ.get(spec.reads)
     if spec.makes == "text":
         inputs = lance.processor(text=WORDS, **{f"{spec.reads}s": given})
         return caught(lance.generate, **inputs)
@@ -224,15 +225,14 @@ def test_a_description_is_asked_for_as_it_is_trained(pipe, reads, tmp_path):
     sample = pipe.front.sample(spec, "", [Clip(FILM if reads == "video" else FILM[:1])], ANSWER)
     same(caught(pipe.caption, READ[reads]), sample, pipe)
     same(caught(main, ["caption", *files(tmp_path, spec)]), sample, pipe)
-    lance = LancePipeline(pipe)
-    same(caught(lance.generate, **lance.processor(text="", **{f"{reads}s": READ[reads]})), sample, pipe)
+    same(caught(pipe.generate, **pipe.processor(text="", **{f"{reads}s": READ[reads]})), sample, pipe)
 
 
 def test_every_entry_point_is_among_these(checkpoint):
     """Public calls of the pipelines, commands, methods of a dialogue: nothing makes requests that is not compared."""
-    own = {name for name, value in vars(openlance.Pipeline).items() if callable(value) and not name.startswith("_")}
+    own = {name for name, value in vars(Methods).items() if callable(value) and not name.startswith("_")}
     assert own == PYTHON
-    settings = {"from_pretrained", "to", "enable_model_cpu_offload", "load_lora_weights", "unload_lora_weights"}
+    settings = {"from_pretrained", "save_pretrained", "to", "enable_model_cpu_offload", "set_progress_bar_config"}
     calls = {name for name, value in vars(LancePipeline).items() if callable(value) or isinstance(value, classmethod)}
     assert {name for name in calls if not name.startswith("_")} - settings == {"generate"}
     assert {n for n in vars(Processor) if not n.startswith("_")} == {"ids", "padded", "decode", "batch_decode"}

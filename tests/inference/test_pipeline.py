@@ -83,7 +83,7 @@ def requests(pipe, monkeypatch) -> list:
     """What the pipeline would draw, instead of drawing it."""
     seen: list = []
 
-    def note(some, *_):
+    def note(some, *_, **more):
         seen.extend(some)
         return [Clip(np.zeros((*s[-1].size, 3), np.uint8)) for s in some]
 

@@ -9,7 +9,7 @@ from torch import nn
 from openlance.checkpoint.formats import find
 from openlance.config.train import stage
 from openlance.errors import UserError
-from openlance.inference.pipeline import Pipeline
+from openlance.inference.lance_pipeline import LancePipeline
 from openlance.runtime.components import load_lance
 from openlance.runtime.conversion import gather, write
 from openlance.runtime.inspection import inspect
@@ -79,7 +79,7 @@ def test_a_file_in_few_bits_is_what_quantising_in_memory_gives(checkpoint, tmp_p
 
 def test_a_folder_in_few_bits_is_one_pipeline_like_any_other(checkpoint, tmp_path):
     write(tmp_path / "small", gather(find(checkpoint.folder), quantise="int4"), show=False)
-    small, whole = Pipeline(tmp_path / "small"), Pipeline(checkpoint.folder)
+    small, whole = LancePipeline(tmp_path / "small"), LancePipeline(checkpoint.folder)
     draw = {"height": 32, "width": 32, "num_inference_steps": 2, "seed": 1}
     assert small.generate("a dog", **draw)[0].size == (32, 32)
     whole.quantise("int4")
@@ -89,7 +89,7 @@ def test_a_folder_in_few_bits_is_one_pipeline_like_any_other(checkpoint, tmp_pat
 
 def test_what_cannot_be_done_is_said(checkpoint, tmp_path):
     with pytest.raises(UserError, match="use one of int8, fp8, int4"):
-        Pipeline(checkpoint.folder).quantise("int2")
+        LancePipeline(checkpoint.folder).quantise("int2")
     write(tmp_path / "small", gather(find(checkpoint.folder), quantise="int8"), show=False)
     for refused in (
         lambda: gather(find(tmp_path / "small")),
@@ -107,7 +107,7 @@ def test_a_scale_without_its_weight_is_named(checkpoint, tmp_path):
     lost = next(name for name, value in tensors.items() if value.dtype == torch.int8)
     save_file({name: value for name, value in tensors.items() if name != lost}, path)
     with pytest.raises(UserError, match=f"without {lost}"):
-        Pipeline(tmp_path / "small").ask(np.zeros((32, 32, 3), np.uint8), "what?", max_new_tokens=1)
+        LancePipeline(tmp_path / "small").ask(np.zeros((32, 32, 3), np.uint8), "what?", max_new_tokens=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

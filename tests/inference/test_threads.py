@@ -41,6 +41,11 @@ CALLS = [
     lambda p, n, s: p.generate_video("a star moves", num_frames=5, seed=n),
     lambda p, n, s: p.generate(["a ring", "two rings"], seed=n, guidance_scale=1.0),
     lambda p, n, s: p.caption(picture(n, s), max_new_tokens=6),
+    lambda p, n, s: (
+        p("a ring", negative_prompt=f"{n} stars", generator=torch.Generator().manual_seed(n), height=s, width=s).images
+    ),
+    lambda p, n, s: p("make it red", image=picture(n, s), generator=torch.Generator().manual_seed(n)).images,
+    lambda p, n, s: p.ask(picture(n, s), "what is it?", max_new_tokens=6, repetition_penalty=1.5, stop=["a", "e"]),
 ]
 
 

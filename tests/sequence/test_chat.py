@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openlance.sequence import tasks
-from openlance.sequence.chat import spans
+from openlance.sequence.pack import spans
 from openlance.sequence.rows import SOURCE, TARGET
 from openlance.sequence.segment import Role
 

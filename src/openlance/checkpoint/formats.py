@@ -14,15 +14,16 @@ nano ships in the first form; what the release does not know (the exact form of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from openlance.checkpoint.names import config_of_diffusers
 from openlance.checkpoint.tensors import first, first_file, listed_files, open_tensors, weight_map, weights_in
 from openlance.config.model import EXACT, Faithful, ModelConfig, PositionConfig, VAEConfig, ViTConfig
-from openlance.config.values import known, path_of, read_json
+from openlance.config.values import brief, flag, known, path_of, read_json
 from openlance.errors import UserError
 
 
@@ -120,15 +121,45 @@ INSIDE = "vit_model."
 # What a released folder leaves to the code (released code).
 PUBLISHED = {"max_latent_size": 64, "max_num_frames": 121}
 CODECS = (f"{CODEC}.safetensors", "vae.safetensors", f"{CODEC}.pth")
+REVISION = re.compile(r"[\w./-]{1,200}")
 ABOVE = 4  # folders above a decoder in which its vision tower and codec are looked for: a run lies deep
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hub:
+    """How a repository of the hub is read: a branch, tag or commit, where its files are kept, whether the network may
+    be asked, as whom, and the folder in it. UserError for what is none of these."""
+
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+    subfolder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.revision is not None and not (isinstance(self.revision, str) and REVISION.fullmatch(self.revision)):
+            raise UserError(f"revision is {brief(self.revision)}: expected a branch, a tag or a commit, such as main")
+        if self.cache_dir is not None:
+            path_of("cache_dir", self.cache_dir)
+        flag("local_files_only", self.local_files_only)
+        if not (self.token is None or isinstance(self.token, (str, bool))):
+            raise UserError(f"the token is of type {type(self.token).__name__}: expected a text, or leave it out")
+        inside = self.subfolder
+        plain = isinstance(inside, str) and REVISION.fullmatch(inside) and ".." not in inside and inside[0] != "/"
+        if inside is not None and not plain:
+            raise UserError(f"subfolder is {brief(inside)}: expected the name of a folder inside the model's")
+
+    def below(self, folder: Path) -> Path:
+        """The folder that is meant, inside that of the repository or model."""
+        return folder / (self.subfolder or "")
+
+
+@dataclass(frozen=True)
 class Files:
     """A checkpoint as it lies on disk. Paths of weights are files, or what is missing where there is none.
 
     decoders: folder of the one for pictures, and of the one for clips if that is another. repo: the repository of the
-    hub that what is missing comes from, if any.
+    hub that what is missing comes from, if any; hub: how.
     """
 
     form: str
@@ -139,6 +170,7 @@ class Files:
     tokenizer: Path
     config: ModelConfig
     repo: str | None = None
+    hub: Hub = Hub()
 
     def decoder(self, clips: bool = False) -> Path:
         """The decoder's file for pictures and questions about them, or for clips."""

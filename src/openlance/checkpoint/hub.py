@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from openlance.checkpoint.formats import CODEC, Files, find
+from openlance.checkpoint.formats import CODEC, Files, Hub, find
 from openlance.checkpoint.tensors import listed_files
 from openlance.config.values import brief, path_of
 from openlance.errors import UserError
@@ -31,6 +32,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 SHIPPED = ("nano",)
+HUB = Hub()  # read as it is when nobody says otherwise
 
 
 def folder_of(model: str | Path) -> Path:
@@ -49,11 +51,11 @@ def folder_of(model: str | Path) -> Path:
     return path
 
 
-def find_model(model: str | Path, *, base: str | Path | None = None) -> Files:
+def find_model(model: str | Path, *, base: str | Path | None = None, hub: Hub = HUB) -> Files:
     """Where the parts of a model are; of a repository of the hub the small files are fetched, weights when needed."""
     if isinstance(model, str) and is_repository(model) and not path_of("the model", model).exists():
-        return find_repository(model)
-    return find(folder_of(model), base=None if base is None else folder_of(base))
+        return find_repository(model, hub)
+    return find(hub.below(folder_of(model)), base=None if base is None else folder_of(base))
 
 
 def is_repository(name: str) -> bool:
@@ -61,40 +63,48 @@ def is_repository(name: str) -> bool:
     return REPOSITORY.fullmatch(name) is not None and not name.startswith(".")
 
 
-def find_repository(repo: str) -> Files:
+def find_repository(repo: str, hub: Hub = HUB) -> Files:
     """The checkpoint of a repository with its small files on this machine; weights are fetched when they are needed.
 
     What the cache has is used as it is; `openlance download` brings it up to date. Of a repository that is pinned it is
     the pinned commit, whatever else was fetched.
     """
-    folder = _cached(repo)
-    if folder is None or not any(folder.rglob("llm_config.json")) and not (folder / "model_index.json").is_file():
-        folder = fetch(repo, SMALL)
-    return replace(find(folder), repo=repo)
+    folder = _cached(repo, hub)
+    index = "model_index.json"
+    if folder is None or not any(folder.rglob("llm_config.json")) and not (hub.below(folder) / index).is_file():
+        folder = fetch(repo, SMALL, hub=hub)
+    return replace(find(hub.below(folder)), repo=repo, hub=hub)
 
 
 def complete(files: Files, part: Path) -> Files:
     """Fetch what is missing of a part (a path of these files) and look again; the revision stays the same."""
     assert files.repo is not None
-    inside = part.parent.relative_to(files.root).as_posix()
+    deep = len(Path(files.hub.subfolder or "").parts)
+    root = files.root.parents[deep - 1] if deep else files.root
+    inside = part.parent.relative_to(root).as_posix()
     stems = (CODEC, "vae") if part == files.vae else (part.name.split(".")[0],)
     patterns = [f"{inside}/*"] if inside != "." else [f"{stem}*" for stem in stems]
-    return replace(find(fetch(files.repo, patterns, revision=files.root.name)), repo=files.repo)
+    folder = fetch(files.repo, patterns, revision=root.name, hub=files.hub)
+    return replace(find(files.hub.below(folder)), repo=files.repo, hub=files.hub)
 
 
-def _cached(repo: str) -> Path | None:
+def _cached(repo: str, hub: Hub = HUB) -> Path | None:
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    commit, main = PINNED.get(repo), folder / "refs" / "main"
-    if commit is None and main.is_file():
-        commit = main.read_text(encoding="utf-8").strip()
-    found = folder / "snapshots" / commit if commit else None
-    return found if found is not None and found.is_dir() else None
+    folder = Path(hub.cache_dir or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    wanted = hub.revision or PINNED.get(repo) or "main"
+    name = folder / "refs" / wanted
+    found = folder / "snapshots" / (name.read_text(encoding="utf-8").strip() if name.is_file() else wanted)
+    return found if found.is_dir() else None
 
 
 def fetch(
-    repo: str, patterns: Sequence[str] | None = None, *, folder: Path | None = None, revision: str | None = None
+    repo: str,
+    patterns: Sequence[str] | None = None,
+    *,
+    folder: Path | None = None,
+    revision: str | None = None,
+    hub: Hub = HUB,
 ) -> Path:
     """Files of a repository whose names match, in the cache or in a folder; what is there already is kept, and what
     was cut off goes on. revision: left out, the commit in `PINNED` or else the newest. UserError if the hub cannot be
@@ -103,10 +113,16 @@ def fetch(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
     again = f"openlance download {repo}" + (f" -o {folder}" if folder is not None else "")
-    revision = revision or PINNED.get(repo)
+    revision = revision or hub.revision or PINNED.get(repo)
+    how: dict[str, Any] = {
+        "cache_dir": hub.cache_dir,
+        "local_files_only": hub.local_files_only or None,
+        "token": hub.token,
+    }
+    how = {name: value for name, value in how.items() if value is not None}
     try:
         allowed = None if patterns is None else list(patterns)
-        return Path(snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=allowed))
+        return Path(snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=allowed, **how))
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no repository name: give owner/model, for example {RELEASED}") from error
     except LocalEntryNotFoundError as error:

@@ -30,7 +30,7 @@ def ask(
     options.check_tokens(max_new_tokens)
     clips = [options.read_medium(path) for path in media]
     pipe = checkpoint.load()
-    from openlance.inference.pipeline import question_about
+    from openlance.inference.methods import question_about
 
     checkpoint.warn(pipe, question_about(clips).name)
     live = options.is_terminal(sys.stdout)

@@ -27,7 +27,7 @@ def caption(
     options.check_tokens(max_new_tokens)
     clip = options.read_medium(medium)
     pipe = checkpoint.load()
-    from openlance.inference.pipeline import question_about
+    from openlance.inference.methods import question_about
 
     checkpoint.warn(pipe, question_about([clip]).name)
     answer = pipe.caption(clip, max_new_tokens=max_new_tokens)

@@ -16,7 +16,7 @@ from openlance.cli import options
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from openlance.inference.pipeline import Pipeline
+    from openlance.inference.lance_pipeline import LancePipeline
 
 BATCH = 8  # drawn between two writes; on two cores eight pictures take less than four times one
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -35,7 +35,7 @@ class Job:
     """
 
     task: str
-    call: Callable[[Pipeline], Callable[..., list[Any]]]
+    call: Callable[[LancePipeline], Callable[..., list[Any]]]
     inputs: list[list[Any]]
     paths: list[Path]
     settings: dict[str, Any] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from openlance.config.values import NUMBER_TYPES, lines_of, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from openlance.inference.pipeline import Pipeline
+    from openlance.inference.lance_pipeline import LancePipeline
     from openlance.inference.text import Answer
     from openlance.media import Clip
 
@@ -94,12 +94,12 @@ class Checkpoint:
     memory: Memory = None
     allow_pickle: AllowPickle = False
 
-    def load(self) -> Pipeline:
+    def load(self) -> LancePipeline:
         import openlance
 
         return openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
 
-    def warn(self, pipe: Pipeline, task: str) -> None:
+    def warn(self, pipe: LancePipeline, task: str) -> None:
         """Say in one line on stderr that the model was not trained for what it was asked to do."""
         if not pipe.defaults.knows(task):
             known = ", ".join(pipe.defaults.tasks)
@@ -112,7 +112,7 @@ class Adapted(Checkpoint):
 
     lora: Lora = None
 
-    def load(self) -> Pipeline:
+    def load(self) -> LancePipeline:
         pipe = super().load()
         if self.lora is not None:
             pipe.load_lora_weights(self.lora)

@@ -210,11 +210,18 @@ class Decoding:
         max_new_tokens: The longest answer (released default: 256).
         temperature: 0 is greedy (released default).
         top_p: Draw among the likeliest tokens of that much probability, above 0 and at most 1.
+        top_k: Draw among so many of the likeliest tokens; 0 is all.
+        repetition_penalty: Above 1, tokens of the request and of the answer so far become less likely, also where the
+            likeliest is taken (transformers' rule); 1 is off.
+        stop: Texts that end an answer, which is cut before them.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checked(self)
@@ -226,6 +233,11 @@ class Decoding:
             raise UserError(f"a temperature of {self.temperature:g} makes no sense: use 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p:g}: it must be above 0 and at most 1")
+        whole("top_k", self.top_k, 0, MOST_TOKENS)
+        if not 1 / STRONGEST <= self.repetition_penalty <= STRONGEST:
+            raise UserError(f"repetition_penalty is {self.repetition_penalty:g}: use 1 (off) or a little more, as 1.1")
+        if "" in self.stop:
+            raise UserError("stop has an empty text in it, which every answer holds: leave that one out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +272,12 @@ class GenerationConfig:
     def knows(self, task: str) -> bool:
         """Whether the checkpoint was trained for a task, as far as it says."""
         return not self.tasks or task in self.tasks
+
+    def denoising(self, **settings: Any) -> GenerationConfig:
+        """The same with these fields of `Sampling` for every request that does not say otherwise."""
+        roles = self.sampling_with.items()
+        kept = {role: {k: v for k, v in given.items() if k not in settings} for role, given in roles}
+        return replace(self, sampling=replace(self.sampling, **settings), sampling_with=kept)
 
     def sampling_for(self, roles: Iterable[str], **settings: Any) -> Sampling:
         """How a request denoises.

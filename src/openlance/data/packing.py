@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openlance.sequence.chat import Codec, spans
+from openlance.sequence.pack import Codec, spans
 from openlance.sequence.segment import Kind, Role, Segments
 
 

@@ -17,7 +17,8 @@ from openlance.config import values
 from openlance.config.sampling import Decoding, later_seed
 from openlance.errors import UserError
 from openlance.inference.inputs import Medium, a_function, as_clip, asked_size, check_texts, random_seed, seed_of
-from openlance.inference.pipeline import Pipeline, question_about
+from openlance.inference.lance_pipeline import LancePipeline
+from openlance.inference.methods import question_about
 from openlance.inference.text import Answer, Shown
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
@@ -54,12 +55,12 @@ class Dialogue:
     by default as many as the checkpoint was trained with, often none.
 
     seed: result number k is drawn with seed + k, so that the same words give the same dialogue. max_new_tokens: the
-    longest answer. settings: keywords of `Pipeline.generate`.
+    longest answer. settings: keywords of `LancePipeline.generate`.
     """
 
     def __init__(
         self,
-        pipe: Pipeline,
+        pipe: LancePipeline,
         *,
         seed: int | None = None,
         history: int | None = None,

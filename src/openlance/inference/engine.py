@@ -1,6 +1,6 @@
 """A checkpoint folder at work: its parts, read when first needed, and the filling of holes in lists of segments.
 
-What people call (`generate`, `edit`, `ask` ...) is one floor of this: `inference.pipeline`.
+What people call (`generate`, `edit`, `ask` ...) is one floor of this: `inference.lance_pipeline`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from openlance.checkpoint.formats import Files, find
-from openlance.config.sampling import Decoding, GenerationConfig, Sampling
+from openlance.config.sampling import LARGEST_SIDE, Decoding, GenerationConfig, Sampling
+from openlance.config.values import brief, whole
 from openlance.data.front import Front
 from openlance.errors import UserError
-from openlance.inference.inputs import device_of, dtype_of, seed_of
+from openlance.inference.inputs import device_of, dtype_of, is_many, seed_of
 from openlance.inference.prefix import PrefixStore
-from openlance.inference.text import Answer, decode
+from openlance.inference.text import Answer, decode, stopping, up_to_stop
 from openlance.inference.visual import denoise
 from openlance.media.clip import Clip
 from openlance.media.transform import MediaTransform
@@ -95,9 +96,10 @@ class Engine:
     def vit(self, clips: bool = False) -> ViT:
         return self.parts.vit(clips)
 
-    def vae(self) -> LazyVAE:
-        """The VAE; each half is read at its first use."""
-        return self.parts.vae()
+    @property
+    def vae(self) -> VAESettings:
+        """The VAE when it is called, and its settings: `vae.enable_tiling()`, `vae.disable_tiling()`."""
+        return VAESettings(self)
 
     @property
     def tiling(self) -> Tiling | None:
@@ -164,6 +166,27 @@ class Engine:
         """How the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes nothing."""
         return self.defaults.sampling_for((s.role.name.lower() for r in requests for s in r), **settings)
 
+    def negatives(self, texts: Any, count: int, each: int = 1) -> list[str]:
+        """What guidance leads away from in each of `each` results of so many prompts, empty where nobody says.
+
+        Args:
+            texts: A text for all, or one for each prompt; None is none.
+            count: Prompts.
+            each: Results of a prompt.
+
+        Raises:
+            UserError: If these are no texts, or there are too many or few.
+        """
+        strips = self.front.style.strips
+        said = list(texts) if is_many(texts) else ["" if texts is None else texts] * count
+        for text in said:
+            if not isinstance(text, str):
+                raise UserError(f"the negative_prompt is {brief(text)}: expected a text, for example 'blurry'")
+        if len(said) != count:
+            raise UserError(f"{len(said)} negative prompts and {count} prompts do not pair up: give as many of each")
+        found = [(text.strip() if strips else text) if text.strip() else "" for text in said]
+        return [text for text in found for _ in range(each)]
+
     def encode(self, requests: Sequence[Segments]) -> list[Segments]:
         """The same requests with their media in model space (see `runtime.media_encoder`)."""
         media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
@@ -207,18 +230,20 @@ class Engine:
         on_step: Callable[[int, float, Tensor], None] | None = None,
         after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
         on_pass: Callable[[int], None] | None = None,
+        **more: Any,
     ) -> list[Tensor]:
-        """The visual target of each request, as latents (T, Y, X, C); the callbacks are those of `denoise`."""
+        """The visual target of each request, as latents (T, Y, X, C). The callbacks and `more` (noise, negatives,
+        stops) are those of `denoise`; with `noise` there need not be seeds."""
         seeds = [seed if isinstance(seed, torch.Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
-            if self.crew is not None:  # what nobody chose has to be the same everywhere
+            if self.crew is not None and seeds:  # what nobody chose has to be the same everywhere
                 seeds = self.crew.agreed(seeds) if all(isinstance(s, int) for s in seeds) else seeds
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
             return denoise(
                 self.lance("und", "gen", clips=clips), self.codec, encoded, sampling,
                 seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,
-                store=self.prefixes, crew=self.crew,
+                store=self.prefixes, crew=self.crew, **more,
             )  # fmt: skip
 
     @torch.inference_mode()
@@ -248,10 +273,11 @@ class Engine:
         sampling: Sampling,
         seeds: Sequence[int | torch.Generator],
         on_step: Callable[[int, float, Tensor], None] | None = None,
+        **more: Any,
     ) -> list[Clip]:
-        """The visual target of each request."""
+        """The visual target of each request; `more` as for `fill_latents`."""
         with self.turn:
-            return self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step))
+            return self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step, **more))
 
     def fill_ids(
         self,
@@ -269,6 +295,7 @@ class Engine:
             ids, _ = decode(
                 self.lance(*streams, clips=clips), self.codec, encoded, decoding,
                 vocabulary=len(self.tokenizer), generator=generator, on_token=on_token, store=self.prefixes,
+                ended=stopping(self.tokenizer, decoding.stop),
             )  # fmt: skip
         return ids
 
@@ -280,10 +307,31 @@ class Engine:
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
         """The text target of each request."""
-        found = self.fill_ids(requests, decoding, generator, on_token)
-        most = decoding.max_new_tokens
-        # One that was closed has room for the closing token.
-        return [Answer(self.tokenizer.text(i).strip(), "length" if len(i) >= most else "stop") for i in found]
+        most, answers = decoding.max_new_tokens, []
+        for ids in self.fill_ids(requests, decoding, generator, on_token):
+            text, ended = up_to_stop(self.tokenizer.text(ids), decoding.stop)
+            # One that was closed has room for the closing token.
+            answers.append(Answer(text.strip(), "length" if len(ids) >= most and not ended else "stop"))
+        return answers
 
 
 ROLES = tuple(role.name.lower() for role in Role)
+
+
+class VAESettings:
+    """What is at `pipe.vae`: its settings and, when it is called, the VAE itself, each half read at its first use."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.config = engine, engine.config.vae
+
+    def __call__(self) -> LazyVAE:
+        return self.engine.parts.vae()
+
+    def enable_tiling(self, tile: int = Tiling.tile, overlap: int = Tiling.overlap) -> None:
+        """Decode and encode large pictures piece by piece; tile, overlap: latent cells."""
+        self.engine.tiling = Tiling(
+            tile=whole("tile", tile, 1, LARGEST_SIDE), overlap=whole("overlap", overlap, 0, LARGEST_SIDE)
+        )
+
+    def disable_tiling(self) -> None:
+        self.engine.tiling = None

@@ -1,6 +1,9 @@
-"""The same engine under the names that diffusers and transformers have taught people.
+"""Everything that a checkpoint does: openlance's own methods, and the manners of diffusers and transformers.
 
-pipe = LancePipeline.from_pretrained("nano")
+pipe = openlance.load("nano")  # or LancePipeline.from_pretrained("nano"), which is the same
+pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
+pipe.ask("out.png", "how many squares are there?")
+
 pipe("a red circle left of a blue square", num_inference_steps=10, generator=torch.Generator().manual_seed(7)).images[0]
 pipe("make the circle green", image="out.png").images[0]
 pipe("the circle moves up", image="out.png", num_frames=17).frames[0]
@@ -11,111 +14,153 @@ pipe.processor.batch_decode(pipe.generate(**inputs, streamer=streamer))
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from openlance.checkpoint.formats import Hub
 from openlance.config import values
-from openlance.config.sampling import LARGEST_SIDE, MOST_RESULTS, Decoding
+from openlance.config.sampling import MOST_RESULTS
 from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
-from openlance.inference.inputs import (
-    Medium,
-    a_function,
-    as_picture,
-    asked_size,
-    clips_of,
-    is_many,
-    listed,
-    starts,
-    videos_of,
-)
-from openlance.inference.pipeline import Pipeline, load
+from openlance.inference.engine import Engine
+from openlance.inference.given import Given
+from openlance.inference.inputs import Medium, a_function, asked_size, is_many, listed, starts
+from openlance.inference.methods import Methods
+from openlance.inference.output import OUTPUT, LanceOutput, check_output
 from openlance.inference.processor import Processor
-from openlance.media.clip import Clip
+from openlance.inference.stepping import RUN, TENSORS, Run, check_tensors, starting_noise, step_end
+from openlance.inference.views import Scheduler, device_in, solver_settings
+from openlance.inference.words import answer_ids
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segment, Segments
-from openlance.vae.lazy import channels_first, channels_last
-from openlance.vae.tiling import Tiling
+from openlance.sequence.segment import Segments
+from openlance.vae.lazy import channels_first
 
-OUTPUTS = ("pil", "np", "pt", "latent")
-# Options of transformers' `generate` that ask for what is always so here.
-IDLE = ("attention_mask", "pad_token_id", "eos_token_id", "use_cache")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from typing_extensions import Unpack
 
+TQDM = ("desc", "leave", "position", "ncols", "colour", "file", "unit", "mininterval", "ascii", "dynamic_ncols")
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
-class Streamer(Protocol):
-    """What transformers' streamers offer: `put` gets the ids of the request, then each new one; then `end`."""
+class Settings(TypedDict, total=False):
+    """Fields of `Sampling` that diffusers has no names for."""
 
-    def put(self, value: Tensor) -> None: ...
-    def end(self) -> None: ...
-
-
-@dataclass
-class LanceOutput:
-    """What a call made, in `images` or, where it is clips, in `frames`; the other one is None.
-
-    "pil": pictures, or a list of pictures per clip. "np" and "pt": float32 in [0, 1], (B, H, W, 3) and (B, 3, H, W);
-    of clips (B, T, H, W, 3) and (B, T, 3, H, W). "latent": (B, C, T, Y, X).
-    """
-
-    images: Any = None
-    frames: Any = None
+    shift: float | None
+    interval: tuple[float, float] | None
+    renorm: str | None
+    renorm_min: float | None
+    cached: bool | None
+    solver: str | None
+    step_cache: float | None
+    compile: bool | None
 
 
-class Codec:
-    """What diffusers' users expect at `pipe.vae`."""
-
-    def __init__(self, engine: Pipeline) -> None:
-        self.engine, self.config = engine, engine.config.vae
-
-    def enable_tiling(self, tile: int = Tiling.tile, overlap: int = Tiling.overlap) -> None:
-        """Decode and encode large pictures piece by piece; tile, overlap: latent cells."""
-        self.engine.tiling = Tiling(
-            tile=values.whole("tile", tile, 1, LARGEST_SIDE), overlap=values.whole("overlap", overlap, 0, LARGEST_SIDE)
-        )
-
-    def disable_tiling(self) -> None:
-        self.engine.tiling = None
+def load(model: str | Path = "nano", **options: Any) -> LancePipeline:
+    """See `openlance.load`."""
+    return LancePipeline.from_pretrained(model, **options)
 
 
-class LancePipeline:
-    """diffusers' manners over one `Pipeline`, which `engine` gives access to."""
+class LancePipeline(Methods):
+    """A checkpoint at work. `generate`, `edit`, `animate`, `subject`, `ask` and `caption` are openlance's own (see
+    `Methods`); a call is diffusers', and `generate` with the inputs of `processor` is transformers'."""
 
-    def __init__(self, engine: Pipeline) -> None:
-        self.engine, self.processor = engine, Processor(engine)
+    _bar: Mapping[str, Any] = {"disable": True}  # of calls, as tqdm takes it
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = "nano", *, torch_dtype: torch.dtype | str | None = None, **options: Any
+        cls,
+        model: str | Path = "nano",
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: str | Mapping[str, Any] | torch.device | int | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        base: str | Path | None = None,
+        **options: Any,
     ) -> LancePipeline:
-        """A shipped model, a folder of any form, or owner/name on the hub. torch_dtype: a dtype or "auto", the model's
-        own; options: of `openlance.load`."""
+        """A shipped model, a folder of any form, or owner/name on the hub.
+
+        Args:
+            model: "nano", a folder, or a repository.
+            torch_dtype: A dtype, its name, or "auto", the model's own; also `dtype`.
+            device_map: A device, or "auto", the usual one; also `device`.
+            revision: Of a repository a branch, tag or commit, with `cache_dir`, `local_files_only` and `token`.
+            subfolder: Where the model is in its folder or repository.
+            variant: There are none: weights have one form, and `torch_dtype` says in which numbers they are used.
+            base: A folder with what `model` lacks, such as the VAE of a trainer's output.
+            **options: Of `Engine`: tokenizer, device, dtype, allow_pickle, memory.
+
+        Raises:
+            UserError: If there is no such model, or an argument is unknown or none.
+        """
+        from openlance.checkpoint.hub import find_model
+
+        known = inspect.getfullargspec(Engine.__init__).kwonlyargs
+        values.no_others(options, [*known, *inspect.getfullargspec(cls.from_pretrained).kwonlyargs])
+        if variant is not None:
+            raise UserError(f"variant is {values.brief(variant)}: weights have one form here, so choose a torch_dtype")
         if torch_dtype is not None:
             options["dtype"] = torch_dtype
-        return cls(load(model, **options))
+        if device_map is not None:
+            options["device"] = device_in(device_map)
+        hub = Hub(
+            revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, subfolder=subfolder
+        )
+        return cls(find_model(model, base=base, hub=hub), **options)
+
+    def save_pretrained(self, folder: str | Path, *, form: str = "openlance") -> None:
+        """Write the checkpoint into a new folder, from which `from_pretrained` reads the same, few bits included. form:
+        "openlance", "released" or "diffusers". UserError if an adapter is loaded, or the folder is there already."""
+        from openlance.runtime.conversion import gather, write
+
+        out = values.path_of("the folder", folder)
+        with self.turn:
+            if self.parts.adapters:
+                raise UserError("an adapter is loaded, which is a folder of its own: call unload_lora_weights() first")
+            files, leave = self.parts.fetched(), self.parts.allow_pickle
+            found = gather(files, quantise=self.parts.few_bits, allow_pickle=leave)
+            write(out, found, form, show=not self._bar["disable"])
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name, for which all of them are read: transformer, vae, vision_tower, tokenizer, processor and
+        scheduler."""
+        with self.turn:
+            parts = {"transformer": self.lance("und", "gen"), "vision_tower": self.vit(), "vae": self.vae()}
+            return parts | {"tokenizer": self.tokenizer, "processor": self.processor, "scheduler": self.scheduler}
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """How this pipeline denoises where a call does not say. Set it to a name, ours or diffusers', or to a scheduler
+        of diffusers: `pipe.scheduler = "UniPCMultistepScheduler"`."""
+        return Scheduler(self.defaults.sampling.solver, self.defaults.sampling.shift)
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        self.defaults = self.defaults.denoising(**solver_settings(value))
+
+    def set_progress_bar_config(self, *, disable: bool = False, **config: Any) -> None:
+        """Whether calls show a bar, which they do not at first; config: further options of tqdm."""
+        values.no_others(config, TQDM)
+        self._bar = {"disable": values.flag("disable", disable)} | config
+
+    @property
+    def processor(self) -> Processor:
+        """transformers' processor: questions and media in, the inputs of `generate` out, and ids back to text."""
+        return Processor(self)
 
     # Where things are and how much memory they take.
-
-    @property
-    def device(self) -> torch.device:
-        return self.engine.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.engine.dtype
-
-    @property
-    def vae(self) -> Codec:
-        """The codec's settings: `enable_tiling()`, `disable_tiling()`."""
-        return Codec(self.engine)
 
     def to(
         self,
@@ -129,23 +174,24 @@ class LancePipeline:
                 dtype = place if dtype is None else dtype
             else:
                 device = place if device is None else device
-        self.engine.move(device, dtype)
+        self.move(device, dtype)
         return self
 
-    def enable_model_cpu_offload(self, memory: str | int | None = None) -> None:
+    def enable_model_cpu_offload(
+        self,
+        memory: str | int | None = None,
+        *,
+        gpu_id: int | None = None,
+        device: torch.device | str | int | None = None,
+    ) -> None:
         """Keep on the device only the part that works; memory: a budget such as "12GB", which may put more away."""
         budget = parse_memory(memory)
-        self.engine.parts.take_turns = memory is None
+        if gpu_id is not None or device is not None:
+            self.move(device if gpu_id is None else gpu_id)
+        self.parts.take_turns = memory is None
         if memory is not None:
-            self.engine.parts.memory = budget
-        self.engine.parts.move()
-
-    def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
-        """Add an adapter in PEFT's format; see `Engine.load_lora_weights`."""
-        self.engine.load_lora_weights(folder, weight)
-
-    def unload_lora_weights(self) -> None:
-        self.engine.unload_lora_weights()
+            self.parts.memory = budget
+        self.parts.move()
 
     # Pictures and clips.
 
@@ -153,199 +199,115 @@ class LancePipeline:
         self,
         prompt: str | Sequence[str],
         image: Medium | Sequence[Medium] | None = None,
-        video: Medium | Sequence[Medium] | None = None,
-        subject: Medium | Sequence[Medium] | None = None,
         last_image: Medium | Sequence[Medium] | None = None,
+        video: Medium | Sequence[Medium] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
-        **settings: Any,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
+        subject: Medium | Sequence[Medium] | None = None,
+        **settings: Unpack[Settings],
     ) -> LanceOutput:
         """Draw, animate or change. What is given decides: nothing but words, an `image` to edit (or to begin a clip of
         `num_frames` with, and with a `last_image` to end it on), a `video` to edit (also as a list of its frames), or a
-        `subject` to place in a new scene; with `num_frames` above 1 a clip.
+        `subject` to place in a new scene; with `num_frames` above 1 a clip. Lists pair up with a list of prompts, and
+        so do the batches that output_type "np" and "pt" give.
 
-        Lists pair up with a list of prompts. callback_on_step_end(pipe, step, t, {"latents": (B, C, T, Y, X)}) may give
-        other latents back. settings: further fields of `Sampling`. UserError on bad input.
+        Args:
+            negative_prompt: What guidance leads away from, in the place of no words at all.
+            latents: The noise to begin with, (B, C, T, Y, X), instead of the generator's.
+            return_dict: False gives a tuple.
+            callback_on_step_end: f(pipe, step, t, {"latents": (B, C, T, Y, X)}) may give other latents back, and end
+                the call early with `pipe.interrupt = True`.
+            **settings: Further fields of `Sampling`.
+
+        Raises:
+            UserError: On bad input.
         """
-        if not isinstance(output_type, str) or output_type not in OUTPUTS:
-            raise UserError(f"output_type {values.brief(output_type)} is unknown: use one of {', '.join(OUTPUTS)}")
+        from tqdm import tqdm
+
         a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
+        seen = check_tensors(callback_on_step_end_tensor_inputs)
+        named = values.flag("return_dict", return_dict)
         texts = listed(prompt, "prompt", "a red circle")
         asked = asked_size(num_frames, height, width)
         count = values.whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_RESULTS)
-        kind = tasks.kind_of(asked[0] or 1)
-        given = Given(image=image, video=video, subject=subject, last_image=last_image, several=is_many(prompt))
-        spec = given.task(kind)
-        requests = [
-            self.engine.front.request(spec, text, media, asked=asked)
-            for text, media in zip(texts, given.media(len(texts)), strict=True)
-        ]
+        media = {"image": image, "video": video, "subject": subject, "last_image": last_image}
+        given = Given.of(texts, is_many(prompt), **media)
+        spec = given.task(tasks.kind_of(asked[0] or 1))
+        each = zip(given.texts, given.media(), strict=True)
+        requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
         requests = [r for r in requests for _ in range(count)]
-        sampling = self.engine.sampling(
-            requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **settings
-        )
-        after = None if callback_on_step_end is None else self._step_end(callback_on_step_end, requests)
-        with self.engine.turn:
-            seeds = starts(None, generator, len(requests))
-            latents = self.engine.fill_latents(requests, sampling, seeds, after_step=after)
-            return self._output(latents, spec.makes, output_type)
+        negatives = self.negatives(negative_prompt, len(given.texts), count)
+        sampling = self.sampling(
+            requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale, **settings,
+        )  # fmt: skip
+        grids = [self.codec.latent_grid(r[-1].size) for r in requests]  # type: ignore[arg-type]
+        check_output(output_type, grids)
+        noise = None if latents is None else starting_noise(latents, grids, self.config.latent_channels)
+        after = None if callback_on_step_end is None else step_end(callback_on_step_end, self, seen, grids)
+        with self.turn, Run() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
+            seeds = [] if noise is not None else starts(None, generator, len(requests))
+            made = self.fill_latents(
+                requests, sampling, seeds, lambda *_: bar.update(), after, noise=noise, stops=lambda: run.stopped,
+                negatives=negatives,
+            )  # fmt: skip
+            output = self._output(made, spec.makes, output_type)
+        return output if named else output.to_tuple()  # type: ignore[return-value]
 
-    def _step_end(self, callback: StepEnd, requests: list[Segments]) -> Callable[[int, float, Tensor], Tensor | None]:
-        """diffusers' callback as the sampler's: packed rows to latents of equal size, and back."""
-        sizes = {r[-1].size for r in requests}
-        if len(sizes) > 1:
-            raise UserError("callback_on_step_end needs results of one size: give inputs of one size")
-        grid = self.engine.codec.latent_grid(sizes.pop())  # type: ignore[arg-type]
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call that this thread makes is to end after the step that runs; a callback sets it."""
+        run = RUN.get()
+        return run is not None and run.stopped
 
-        def after_step(step: int, t: float, x: Tensor) -> Tensor | None:
-            latents = channels_first(x.reshape(len(requests), *grid, -1))
-            changed = changed_latents(callback(self, step, t, {"latents": latents}), latents)
-            return None if changed is None else channels_last(changed).reshape(x.shape)
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        run = RUN.get()
+        if run is None:
+            raise UserError("no call is running that could be interrupted: set interrupt inside callback_on_step_end")
+        run.stopped = values.flag("interrupt", value)
 
-        return after_step
+    _interrupt = interrupt  # where diffusers' examples set it
 
     def _output(self, latents: list[Tensor], makes: str, output_type: str) -> LanceOutput:
         name = "images" if makes == "image" else "frames"
         if output_type == "latent":
             return LanceOutput(**{name: torch.stack([channels_first(z) for z in latents])})
-        clips = self.engine.decode_latents(latents)
+        clips = self.decode_latents(latents)
         return LanceOutput(**{name: OUTPUT[output_type](clips, makes)})
 
     # Words.
 
-    @torch.inference_mode()
+    @overload
+    def generate(self, prompt: str | Sequence[str], **options: Any) -> list[Image]: ...
+
+    @overload
+    def generate(self, *, requests: list[Segments], input_ids: Tensor | None = None, **options: Any) -> Tensor: ...
+
     def generate(
         self,
-        requests: list[Segments],
+        prompt: str | Sequence[str] | None = None,
+        *,
+        requests: list[Segments] | None = None,
         input_ids: Tensor | None = None,
-        max_new_tokens: int = 96,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
-        streamer: Streamer | None = None,
-        **more: Any,
-    ) -> Tensor:
-        """(B, L + new) token ids: those of the request in front, as transformers gives them, then the answer, filled up
-        with the padding id. Call it as `generate(**processor(text=..., images=...))`. more: options of transformers
-        that change nothing here (`IDLE`)."""
-        values.no_others(more, IDLE)
-        check_requests(requests, input_ids, generator, streamer)
-        if streamer is not None and len(requests) > 1:
-            raise UserError("answers to several questions cannot be streamed: ask one at a time")
-        if input_ids is None:
-            input_ids = self.processor.ids(requests)
-        if streamer is not None:
-            streamer.put(input_ids.cpu())
-        on_token = None if streamer is None else (lambda _, token: streamer.put(torch.tensor([token])))
-        d = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-        drawn = do_sample is not None and values.flag("do_sample", do_sample)
-        d = d if drawn else replace(d, temperature=0.0)
-        answers = self.engine.fill_ids(requests, d, generator, on_token)
-        if streamer is not None:
-            streamer.end()
-        return torch.cat([input_ids, self.processor.padded(answers, left=False).to(input_ids)], dim=1)
-
-
-def changed_latents(answer: Any, latents: Tensor) -> Tensor | None:
-    """What a callback wants in the place of the latents; None for nothing. UserError if it is of another kind."""
-    if answer is None:
-        return None
-    expected = 'expected None, or {"latents": ...} with a tensor of the shape ' + f"{tuple(latents.shape)}"
-    if not isinstance(answer, Mapping):
-        raise UserError(f"callback_on_step_end gave {values.brief(answer)} back: {expected}")
-    changed = answer.get("latents")
-    if changed is not None and not (isinstance(changed, Tensor) and changed.shape == latents.shape):
-        what = f"a tensor of the shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else values.brief(changed)
-        raise UserError(f"callback_on_step_end gave {what} back as latents: {expected}")
-    return changed
-
-
-def check_requests(requests: Any, input_ids: Any, generator: Any, streamer: Any) -> None:
-    """UserError unless these are requests and ids of a processor, a generator and a streamer, or None."""
-    made = "call it as generate(**processor(text=..., images=...))"
-    if not (isinstance(requests, list) and requests and all(is_request(r) for r in requests)):
-        raise UserError(f"requests is {values.brief(requests)}: {made}")
-    if input_ids is not None and not (isinstance(input_ids, Tensor) and input_ids.shape[:-1] == (len(requests),)):
-        raise UserError(f"input_ids is {values.brief(input_ids)}: {made}")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise UserError(f"generator is {values.brief(generator)}: expected a torch.Generator")
-    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
-        raise UserError(f"streamer is {values.brief(streamer)}: expected an object with put and end, as transformers'")
-
-
-def is_request(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(segment, Segment) for segment in value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """The media of a call. several: there is a list of prompts, so that lists of media pair up with it."""
-
-    image: Any
-    video: Any
-    subject: Any
-    last_image: Any
-    several: bool
-
-    def task(self, makes: str) -> tasks.TaskSpec:
-        """The task that reads what is given and makes a kind; UserError if two inputs exclude each other."""
-        there = [name for name in ("image", "video", "subject") if getattr(self, name) is not None]
-        if len(there) > 1:
-            raise UserError(f"{' and '.join(there)} are given: give one of them, as a list if several")
-        if self.last_image is not None and (there != ["image"] or makes == "image"):
-            raise UserError("last_image ends a clip that an image begins: give image and num_frames with it")
-        if not there:
-            return tasks.the_task(tasks.text_to_visual, makes)
-        if self.subject is not None:
-            return tasks.the_task(tasks.subject_driven, makes)
-        if self.video is not None:
-            return tasks.the_task(tasks.edit, "video")
-        if makes == "image":
-            return tasks.the_task(tasks.edit, "image")
-        return tasks.the_task(tasks.image_to_video if self.last_image is None else tasks.first_and_last, makes)
-
-    def media(self, count: int) -> list[list[Clip]]:
-        """What each of so many prompts reads."""
-        found: list[list[Clip]] = [[] for _ in range(count)]
-        for name, read in (("image", _pictures_of), ("subject", _pictures_of), ("last_image", _pictures_of),
-                           ("video", videos_of)):  # fmt: skip
-            value = getattr(self, name)
-            if value is None:
-                continue
-            each = list(value) if self.several and is_many(value) else [value] * count
-            if len(each) != count:
-                raise UserError(f"{len(each)} inputs and {count} prompts do not pair up: give as many of each")
-            for clips, medium in zip(found, each, strict=True):
-                clips += read(medium)
-        return found
-
-
-def _pictures_of(medium: Any) -> list[Clip]:
-    return clips_of(medium, as_picture)
-
-
-def _pictures(clips: list[Clip], makes: str) -> list[Any]:
-    from PIL import Image
-
-    frames = [[Image.fromarray(frame) for frame in clip.pixels] for clip in clips]
-    return frames if makes == tasks.kind_of(2) else [pictures[0] for pictures in frames]
-
-
-def _array(clips: list[Clip], makes: str) -> np.ndarray:
-    found = np.stack([clip.pixels for clip in clips]).astype(np.float32) / 255
-    return found if makes == tasks.kind_of(2) else found[:, 0]
-
-
-def _tensor(clips: list[Clip], makes: str) -> Tensor:
-    return torch.from_numpy(_array(clips, makes)).movedim(-1, -3)
-
-
-OUTPUT: dict[str, Callable[[list[Clip], str], Any]] = {"pil": _pictures, "np": _array, "pt": _tensor}
+        **options: Any,
+    ) -> list[Image] | Tensor:
+        """Pictures for one prompt or several (see `Methods.generate`); or, called as `generate(**processor(text=...,
+        images=...))`, the (B, L + new) token ids of answers (see `words.answer_ids`)."""
+        if requests is None and input_ids is None:
+            return super().generate(prompt, **options)  # type: ignore[arg-type]
+        if prompt is not None:
+            raise UserError("a prompt draws pictures and a processor's inputs give token ids: give one of the two")
+        return answer_ids(self, requests, input_ids, **options)  # type: ignore[arg-type]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from openlance.config.sampling import Decoding
 from openlance.inference.prefix import PrefixStore, prefill
 from openlance.inference.visual import conditions
 from openlance.model.lance import Lance
-from openlance.sequence.chat import Codec
-from openlance.sequence.pack import pack
+from openlance.sequence.pack import Codec, pack
 from openlance.sequence.rows import NO_LABEL, TEXT, Rows
 from openlance.sequence.segment import Kind, Segments
 from openlance.text.tokenizer import Tokenizer
@@ -34,12 +33,13 @@ def decode(
     generator: torch.Generator | None = None,
     on_token: Callable[[int, int], None] | None = None,
     store: PrefixStore | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> tuple[list[list[int]], Tensor]:
     """Token ids per request, whose media are tensors, without the closing <|im_end|>, and the logits of the first step
     (B, V).
 
-    on_token(request, id) is called as tokens come. store: see `prefix`. Raises ValueError for a request without a text
-    hole.
+    on_token(request, id) is called as tokens come. store: see `prefix`. ended: whether an answer so far
+    is whole. Raises ValueError for a request without a text hole.
     """
     if not all(any(s.kind is Kind.TEXT and s.is_hole for s in r) for r in requests):
         raise ValueError("a request has no text to fill: end it with tasks.reply()")
@@ -56,7 +56,10 @@ def decode(
     last, active = rows.at(ends), torch.arange(len(requests))
     first = logits = model.logits(hidden)[:, :vocabulary].float()
     out: list[list[int]] = [[] for _ in requests]
+    seen = None if d.repetition_penalty == 1 else _in_requests(rows, first.shape).to(first.device)
     for left in reversed(range(d.max_new_tokens)):
+        if seen is not None:
+            logits = penalised(logits, seen[active.to(seen.device)], d.repetition_penalty)
         chosen = choose(logits, d, generator).cpu()
         going = chosen != codec.im_end
         active, chosen, last = active[going], chosen[going], last.at(going.nonzero()[:, 0])
@@ -64,6 +67,11 @@ def decode(
             out[request].append(token)
             if on_token is not None:
                 on_token(request, token)
+        if seen is not None:
+            seen[active.to(seen.device), chosen.to(seen.device)] = True
+        if ended is not None:
+            goes_on = torch.tensor([not ended(out[request]) for request in active.tolist()], dtype=torch.bool)
+            active, chosen, last = active[goes_on], chosen[goes_on], last.at(goes_on.nonzero()[:, 0])
         if not len(active) or not left:
             break
         last = _next(last, chosen)
@@ -84,11 +92,27 @@ def _next(last: Rows, token: Tensor) -> Rows:
     )
 
 
+def _in_requests(rows: Rows, shape: Sequence[int]) -> Tensor:
+    """(B, V) which tokens the requests have."""
+    seen = torch.zeros(*shape, dtype=torch.bool)
+    known = rows.token < shape[1]
+    seen[rows.doc[known], rows.token[known]] = True
+    return seen
+
+
+def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V) where those of tokens that were seen are nearer to nothing (Keskar et al. 2019; transformers)."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
 def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None) -> Tensor:
     """(B,) ids from logits (B, V)."""
     if d.temperature < COLDEST:
         return logits.argmax(-1)
     p, ids = (logits / d.temperature).softmax(-1).sort(descending=True)
+    if d.top_k:
+        p[:, d.top_k :] = 0.0
+        p = p / p.sum(-1, keepdim=True)
     p = torch.where(p.cumsum(-1) - p < max(d.top_p, COLDEST), p, 0.0)  # the likeliest always stays
     # On the CPU, so that a seed means the same everywhere; from a generator where that is.
     drawn = torch.multinomial(p.to("cpu" if generator is None else generator.device), 1, generator=generator)
@@ -109,18 +133,54 @@ class Answer(str):
         return type(self), (str(self), self.finish_reason)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerInfo:
+    """An answer and why it ended: "stop" where the model or a text of `stop` did, "length" where it was cut."""
+
+    text: str
+    finish_reason: str
+
+
+def stopping(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[list[int]], bool] | None:
+    """Whether the newest token of an answer completes one of these texts; None where there are none."""
+    if not stop:
+        return None
+    # A token is a byte at least, and the first one of those looked at may be the end of a character.
+    longest = max(len(text.encode(errors="replace")) for text in stop) + 4
+
+    def ended(ids: list[int]) -> bool:
+        text = tokenizer.text(ids[-longest:])
+        return any(end in text for end in stop)
+
+    return ended
+
+
+def up_to_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """A text before the first of the texts that end it, and whether there is one."""
+    found = [at for at in (text.find(end) for end in stop) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+def _without_begun(text: str, stop: Sequence[str]) -> str:
+    """A text before what may become one of the texts that end it."""
+    begun = [n for end in stop for n in range(1, len(end)) if text.endswith(end[:n])]
+    return text[: len(text) - max(begun)] if begun else text
+
+
 class Shown:
     """Hands an answer on piece by piece, so that the pieces join to the stripped answer."""
 
-    def __init__(self, tokenizer: Tokenizer, stream: Callable[[str], None]) -> None:
-        self.tokenizer, self.stream = tokenizer, stream
+    def __init__(self, tokenizer: Tokenizer, stream: Callable[[str], None], stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stream, self.stop = tokenizer, stream, stop
         self.ids: list[int] = []
         self.length = 0
 
     def add(self, _: int, token: int) -> None:
         self.ids.append(token)
         # Characters of several bytes may be incomplete, and blanks may turn out to be the last ones: both wait.
-        self.up_to(re.sub(r"[\s\ufffd]+\Z", "", self.tokenizer.text(self.ids).lstrip()))
+        text, ended = up_to_stop(self.tokenizer.text(self.ids), self.stop)
+        text = text if ended else _without_begun(text, self.stop)
+        self.up_to(re.sub(r"[\s\ufffd]+\Z", "", text.lstrip()))
 
     def up_to(self, text: str) -> None:
         if len(text) > self.length:

@@ -19,10 +19,9 @@ from openlance.inference.step_cache import StepCache
 from openlance.model.crew import Crew
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
-from openlance.sequence.chat import Codec
-from openlance.sequence.pack import Pack, Visual, pack
+from openlance.sequence.pack import Codec, Pack, Visual, pack
 from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, Rows
-from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
+from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop, instead
 
 
 @dataclass
@@ -42,26 +41,34 @@ class Branches:
         return range(branch * self.requests, (branch + 1) * self.requests)
 
 
-def branch_out(model: Lance, codec: Codec, requests: list[Segments], s: Sampling) -> Branches:
-    """Guidance is dropping segments and packing again; a released checkpoint keeps one habit of its cache."""
+def branch_out(
+    model: Lance, codec: Codec, requests: list[Segments], s: Sampling, negatives: Sequence[str] = ()
+) -> Branches:
+    """Guidance is dropping segments and packing again; a released checkpoint keeps one habit of its cache.
+
+    negatives: of each request the text that the branch without its words has in their place, empty for none.
+    """
+    negatives = negatives or [""] * len(requests)
     has_text = s.guidance_scale > 1
     seen = any(x.role in CONDITIONS - WORDS for r in requests for x in r)
     has_none = seen and s.image_guidance_scale > 1
     documents = list(requests)
     if has_text:
-        documents += [drop(r, WORDS) for r in requests]
+        documents += [instead(r, text) for r, text in zip(requests, negatives, strict=True)]
     if has_none:
         documents += [drop(r, CONDITIONS) for r in requests]
     packed = pack(documents, codec, model.config.position)
     if has_text and s.cached and model.config.faithful.uncond_keeps_positions:
-        packed = replace(packed, rows=_keep_positions(packed.rows, len(requests)))
+        wordless = [doc for doc, text in enumerate(negatives) if not text]
+        packed = replace(packed, rows=_keep_positions(packed.rows, len(requests), wordless))
     return Branches(packed, len(requests), has_text, has_none)
 
 
-def _keep_positions(rows: Rows, requests: int) -> Rows:
-    """The release caches the unconditional prefix at the positions of the conditional one."""
+def _keep_positions(rows: Rows, requests: int, wordless: Sequence[int]) -> Rows:
+    """The release caches the unconditional prefix at the positions of the conditional one. wordless: the requests
+    whose unconditional prefix has no other words."""
     position, prefix = rows.position.clone(), _before_target(rows)
-    for doc in range(requests):
+    for doc in wordless:
         kept = (rows.doc == doc) & (rows.code != PROMPT) & prefix
         mine = (rows.doc == doc + requests) & prefix
         position[mine] = rows.position[kept]
@@ -210,16 +217,18 @@ def denoise(
     on_pass: Callable[[int], None] | None = None,
     store: PrefixStore | None = None,
     crew: Crew | None = None,
+    negatives: Sequence[str] = (),
+    stops: Callable[[], bool] | None = None,
 ) -> list[Tensor]:
     """Latents (T, Y, X, C) for the last visual target of each request, whose media are tensors.
 
     seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
     after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. on_pass(n)
     is called with the target rows of each pass through the model, which has all guidance branches in it. crew: the
-    processes that do this together.
+    processes that do this together. negatives: see `branch_out`. stops: asked after each step whether it was the last.
     """
     requests = [_until_target(r) for r in requests]
-    branches = branch_out(model, codec, requests, s)
+    branches = branch_out(model, codec, requests, s, negatives)
     visuals = branches.pack.visuals
     features, context, given = conditions(branches.pack, model.device)
     targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
@@ -255,6 +264,8 @@ def denoise(
         x = torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x)
         changed = after_step(i, float(t_next), x) if after_step is not None else None
         x = x if changed is None else changed.to(x)
+        if stops is not None and stops():
+            break
     return [part.reshape(*v.grid, -1) for part, v in zip(_split(x, targets), targets, strict=True)]
 
 

@@ -258,6 +258,17 @@ class Parts:
         """Forget a part; it is read again when it is needed again."""
         self._held.pop(name, None)
 
+    def fetched(self) -> Files:
+        """The files, all of them on this machine."""
+        parts: tuple[Callable[[], Path], ...] = (
+            lambda: self.files.decoder(),
+            lambda: self.files.vit_of()[0],
+            lambda: self.files.vae,
+        )
+        for part in parts:
+            self._open(part)
+        return self.files
+
     def _open(self, part: Callable[[], Path]) -> TensorSource:
         """The tensors of a part, fetched from the hub if it comes from there. UserError if something is missing, is
         not what the hub has, or is a pickle."""

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from openlance.config.model import PositionConfig
-from openlance.sequence.chat import Codec, Span, spans
-from openlance.sequence.pack import Pack, pack
+from openlance.sequence.pack import Codec, Pack, Span, pack, spans
 from openlance.sequence.rows import NO_LABEL, TEXT, Rows, visible
 from openlance.sequence.segment import Kind, Segment, Segments
 

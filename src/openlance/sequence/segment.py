@@ -65,6 +65,13 @@ def drop(segments: Segments, roles: Iterable[Role]) -> Segments:
     return [s for s in segments if s.role not in roles or s.role is Role.TARGET]
 
 
+def instead(segments: Segments, text: str) -> Segments:
+    """The same with another text in the place of the words; with none they are dropped."""
+    if not text:
+        return drop(segments, WORDS)
+    return [replace(s, value=text) if s.role in WORDS else s for s in segments]
+
+
 def about_clips(samples: Iterable[Segments]) -> bool:
     """Whether anything in these lists moves."""
     return any(s.size is not None and s.size[0] > 1 for segments in samples for s in segments)

@@ -101,7 +101,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class SequenceCodec:
-    """Implements `openlance.sequence.chat.Codec` for a tokenizer and a configuration."""
+    """Implements `openlance.sequence.pack.Codec` for a tokenizer and a configuration."""
 
     tokenizer: Tokenizer
     config: ModelConfig

@@ -1,4 +1,4 @@
-"""What people call: one method per thing that they want, a list in and a list out.
+"""One method per thing that people want, a list in and a list out; `lance_pipeline` adds the manners of others.
 
 pipe = openlance.load("nano")
 pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
@@ -9,10 +9,8 @@ pipe.ask("out.png", "how many squares are there?")
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice, zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +32,7 @@ from openlance.inference.inputs import (
     seed_of,
     starts,
 )
-from openlance.inference.text import Answer, Shown
+from openlance.inference.text import Answer, AnswerInfo, Shown
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments, about_clips
@@ -43,20 +41,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def load(model: str | Path = "nano", *, base: str | Path | None = None, **options: Any) -> Pipeline:
-    """See `openlance.load`. base: a folder with what `model` lacks, such as the VAE of a trainer's output."""
-    from openlance.checkpoint.hub import find_model
-
-    values.no_others(options, inspect.getfullargspec(Engine.__init__).kwonlyargs)
-    return Pipeline(find_model(model, base=base), **options)
-
-
-class Pipeline(Engine):
+class Methods(Engine):
     """A checkpoint folder with everything that it can do.
 
     A list gives a list: result k of a list has the seed `seed + k` and equals that of the same call for item k alone
     with that seed. All methods that draw take `**how`: `seed` (random if left out, or -1), `generator` (one for all, or
-    one each), `progress` (a bar), and the fields of `Sampling`, such as `num_inference_steps` and `guidance_scale`;
+    one each), `progress` (a bar), `negative_prompt` (what guidance leads away from, one or one each), and the fields of
+    `Sampling`, such as `num_inference_steps` and `guidance_scale`;
     None means the checkpoint's own. Bad input is a UserError of one sentence.
     """
 
@@ -67,18 +58,21 @@ class Pipeline(Engine):
         height: int | None = None,
         width: int | None = None,
         num_images: int = 1,
+        negative_prompt: str | Sequence[str] | None = None,
         **how: Any,
     ) -> list[Image]:
         """Pictures for one prompt or several, `num_images` of each, prompt after prompt.
 
-        height, width: pixels, multiples of the codec's stride. how: see `Pipeline`.
+        height, width: pixels, multiples of the codec's stride. how: see `Methods`.
         """
         count = values.whole("num_images", num_images, 1, MOST_RESULTS)
-        wanted = [text for text in listed(prompt, "prompt", "a red circle") for _ in range(count)]
+        texts = listed(prompt, "prompt", "a red circle")
+        wanted = [text for text in texts for _ in range(count)]
+        negatives = self.negatives(negative_prompt, len(texts), count)
         asked = asked_size(None, height, width)
         task = tasks.the_task(tasks.text_to_visual, "image")
         requests = [self.front.request(task, text, asked=asked) for text in wanted]
-        return [_picture(clip) for clip in self._draw(requests, **how)]
+        return [_picture(clip) for clip in self._draw(requests, negative_prompt=negatives, **how)]
 
     def generate_video(
         self,
@@ -89,7 +83,7 @@ class Pipeline(Engine):
         width: int | None = None,
         **how: Any,
     ) -> list[Clip]:
-        """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Pipeline`."""
+        """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Methods`."""
         asked = asked_size(num_frames, height, width)
         template = tasks.text_to_visual
         task = tasks.the_task(template, "image" if asked[0] == 1 else "video")
@@ -109,7 +103,7 @@ class Pipeline(Engine):
     ) -> list[Clip]:
         """Clips that begin with given pictures and, with `last`, end on others; they have the size of the first.
 
-        height, width: resize the pictures first. how: see `Pipeline`.
+        height, width: resize the pictures first. how: see `Methods`.
         """
         pairs = paired(image, prompt)
         texts = listed([text for _, text in pairs], "prompt", "the circle moves left")
@@ -128,7 +122,7 @@ class Pipeline(Engine):
         """Pictures or clips changed as told, each of the size and length of its source, rounded to the strides.
 
         A video (by content) gives a Clip, a picture an Image. A tuple of media is several sources of one edit, of which
-        the last gives the size. how: see `Pipeline`.
+        the last gives the size. how: see `Methods`.
         """
         pairs = paired(source, instruction)
         listed([text for _, text in pairs], "instruction", "make the circle blue")
@@ -152,7 +146,7 @@ class Pipeline(Engine):
     ) -> list[Image] | list[Clip]:
         """The given subjects in a new scene: a picture, or a clip of `num_frames`.
 
-        images: the subjects of one prompt, or a list with those of each prompt. how: see `Pipeline`.
+        images: the subjects of one prompt, or a list with those of each prompt. how: see `Methods`.
         """
         asked = asked_size(values.whole("num_frames", num_frames), height, width)
         task = tasks.the_task(tasks.subject_driven, tasks.kind_of(asked[0] or 1))
@@ -168,6 +162,7 @@ class Pipeline(Engine):
         *,
         stream: Callable[[str], None] | None = None,
         seed: int | None = None,
+        return_info: bool = False,
         **decoding: Any,
     ) -> Any:
         """The answer to a question about pictures or clips; lists of equal length give a list of answers in one batch.
@@ -177,7 +172,8 @@ class Pipeline(Engine):
             question: What to ask; an empty text asks for a description.
             stream: Called with each piece of the text as it comes (one question only).
             seed: Of answers that are drawn, with a temperature above 0.
-            **decoding: Fields of `Decoding`: max_new_tokens, temperature, top_p.
+            return_info: Give an `AnswerInfo` with `text` and `finish_reason` in the place of each text.
+            **decoding: Fields of `Decoding`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop.
 
         Returns:
             A text, or a list of them, whose `finish_reason` is "stop", or "length" where it was cut at max_new_tokens.
@@ -185,7 +181,7 @@ class Pipeline(Engine):
         several = is_many(question)
         values.no_others(decoding, Decoding.__dataclass_fields__)
         a_function("stream", stream, 1, "print")
-        d = Decoding(**{"max_new_tokens": 96} | decoding)
+        d, told = Decoding(**{"max_new_tokens": 96} | decoding), values.flag("return_info", return_info)
         if stream is not None and several:
             raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
         wrong = [text for text in (question if several else [question]) if not isinstance(text, str)]
@@ -195,7 +191,7 @@ class Pipeline(Engine):
         groups = grouped(media, question)
         requests = [self.front.request(question_about(clips), text.strip(), clips) for clips, text in groups]
         generator = None if seed is None else torch.Generator().manual_seed(seed_of(seed))
-        shown = Shown(self.tokenizer, stream) if stream is not None else None
+        shown = Shown(self.tokenizer, stream, d.stop) if stream is not None else None
         answers = list[Answer]()
         longest = max((sum(1 + clip.frames // 2 for clip in clips) for clips, _ in groups), default=1)
         per = max(4 * self.defaults.batch // longest, 1)
@@ -203,7 +199,8 @@ class Pipeline(Engine):
             answers += self.fill_text(some, d, generator, shown.add if shown is not None else None)
         if shown is not None:
             shown.up_to(answers[0])
-        return answers if several else answers[0]
+        given = [AnswerInfo(text=str(a), finish_reason=a.finish_reason) for a in answers] if told else answers
+        return given if several else given[0]
 
     def caption(self, media: Medium | Sequence[Medium], **options: Any) -> Any:
         """A description of a picture or clip, or a list of them; options as for `ask`."""
@@ -218,9 +215,11 @@ class Pipeline(Engine):
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress: bool = False,
+        negative_prompt: str | Sequence[str] | None = None,
         **settings: Any,
     ) -> list[Clip]:
         """The visual target of each request, batch by batch."""
+        negatives = self.negatives(negative_prompt, len(requests))
         how = [self.sampling([request], **settings) for request in requests]
         seeds = starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
@@ -228,7 +227,10 @@ class Pipeline(Engine):
         with _bar(values.flag("progress", progress), sum(s.num_inference_steps for s in how)) as bar:
             for some, s in _batches(requests, per, how):
                 at, count = len(clips), len(some)
-                clips += self.fill_visual(some, s, seeds[at : at + count], lambda *_, n=count: bar.update(n))
+                mine = slice(at, at + count)
+                clips += self.fill_visual(
+                    some, s, seeds[mine], lambda *_, n=count: bar.update(n), negatives=negatives[mine]
+                )
         return clips
 
 
