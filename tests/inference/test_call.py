@@ -8,6 +8,7 @@ import torch
 
 from openlance.errors import UserError
 from openlance.flow import schedule
+from openlance.media import Clip, collected
 from openlance.vae.lazy import channels_first
 
 SEED = 5
@@ -222,3 +223,13 @@ def test_results_of_several_sizes_come_as_pictures_alone(pipe, tiny):
 def test_an_unknown_argument_is_named(pipe, name):
     with pytest.raises(UserError, match=f"no option '{name}'"):
         pipe("a ring", **{name: 1})
+
+
+def test_an_edit_has_the_length_of_its_video_and_says_so(pipe):
+    film = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    assert len(pipe("make it blue", video=film, num_frames=5, num_inference_steps=1).frames[0]) == 5
+    with pytest.raises(UserError, match="num_frames is 9"):
+        pipe("make it blue", video=film, num_frames=9, num_inference_steps=1)
+    with collected() as said:
+        pipe("make it blue", image=Clip(film), num_inference_steps=1)
+    assert any("first of its 5 frames" in line for line in said)

@@ -65,6 +65,11 @@ class Front:
         if spec.makes == "text":
             return self._put(spec, prompt, self._views(spec, clips), NO_SIZE, None, said)
         views, size = self._sized(spec, clips, asked)
+        if size[0] > 1 and asked[0] not in (None, size[0]):
+            raise UserError(
+                f"num_frames is {asked[0]}, but what is made has {size[0]}, as its input has: leave num_frames out, or "
+                f"cut the input"
+            )
         self.transform.vae.check(size)
         if views and spec.keeps_size and size[0] <= self.transform.vae.temporal_stride and spec.makes != spec.reads:
             least = self.transform.vae.temporal_stride + 1

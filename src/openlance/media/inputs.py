@@ -10,6 +10,7 @@ import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
+from openlance.media.notices import notice
 from openlance.media.pixels import on_white
 from openlance.media.read import read_media
 from openlance.media.timing import frame_indices, tell_speed
@@ -61,7 +62,10 @@ def as_clip(medium: Medium, name: str | None = None) -> Clip:
 def as_picture(medium: Medium, name: str | None = None) -> Clip:
     """Turn what was handed in into one frame: of a video the first. Takes and raises what `as_clip` does."""
     clip = as_clip(medium, name)
-    return clip if clip.frames == 1 else clip.with_pixels(clip.pixels[:1])
+    if clip.frames == 1:
+        return clip
+    notice(f"{name or 'a clip'} moves, and a picture is wanted: the first of its {clip.frames} frames is taken")
+    return clip.with_pixels(clip.pixels[:1])
 
 
 def _at_model_rate(clip: Clip, name: str) -> Clip:
