@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -130,9 +131,14 @@ def later_seed(seed: int, k: int) -> int:
     return (seed + k) % (LARGEST_SEED + 1)
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def checked(value: Any) -> None:
     """Convert the fields of a frozen dataclass of plain numbers to their types; UserError for one that means none."""
-    for name, kind in get_type_hints(type(value)).items():
+    for name, kind in _hints(value.__class__).items():
         try:
             object.__setattr__(value, name, convert(kind, getattr(value, name), name))
         except ValueError as error:
