@@ -196,12 +196,16 @@ def test_no_output_at_all_is_fine(monkeypatch, work):
     assert main(["ask", "out.png", "what?", "--max-new-tokens", "2"]) == 0
 
 
+def until_torch_is_loaded(running):
+    maps, until = Path(f"/proc/{running.pid}/maps"), time.monotonic() + 60
+    while maps.is_file() and "libtorch" not in maps.read_text() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def test_ctrl_c_is_130_without_a_traceback(work):
     with command("generate", "t2i", "a", "--num-inference-steps", "9000", "-o", "x/a.png",
                  stdout=subprocess.PIPE) as running:  # fmt: skip
-        maps, until = Path(f"/proc/{running.pid}/maps"), time.monotonic() + 60
-        while maps.is_file() and "libtorch" not in maps.read_text() and time.monotonic() < until:
-            time.sleep(0.1)
+        until_torch_is_loaded(running)
         time.sleep(2.0)
         running.send_signal(signal.SIGINT)
         try:
@@ -214,9 +218,7 @@ def test_ctrl_c_is_130_without_a_traceback(work):
 
 def test_ctrl_c_while_torch_is_loaded_is_as_quiet(work):
     with command("generate", "t2i", "a", "--num-inference-steps", "9000", "-o", "x/a.png") as running:
-        maps, until = Path(f"/proc/{running.pid}/maps"), time.monotonic() + 60
-        while maps.is_file() and "libtorch" not in maps.read_text() and time.monotonic() < until:
-            time.sleep(0.01)
+        until_torch_is_loaded(running)
         running.send_signal(signal.SIGINT)
         try:
             _, err = running.communicate(timeout=60)
