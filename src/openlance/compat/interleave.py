@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from openlance.config.sampling import RELEASED_RUN, PromptStyle
+from openlance.data.front import NO_SIZE
 from openlance.errors import UserError
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.tasks import Size
 
-Size = tuple[int, int, int]
 # (element, "image" or "video") -> its `tasks.Views`
 Views = Callable[[Any, str], Any]
 
 MEDIA = ("image", "video")
-NO_SIZE = (1, 1, 1)  # where no visual target is made
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
 # Frames, height, width of a visual target as the caller wants them; None leaves one to the input or to the model.
 Asked = tuple[int | None, int | None, int | None]
 ANY: Asked = (None, None, None)
-NO_SIZE: Size = (1, 1, 1)
+NO_SIZE: Size = (1, 1, 1)  # where no visual target is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +88,18 @@ class Front:
         clips = _read(spec, media)
         if isinstance(fill, str):
             return self._put(spec, prompt, self._views(spec, clips), NO_SIZE, fill, said)
-        target = self.transform.views(fill, spec.makes).kept
+        views: Sequence[ClipViews | Views]
         if spec.keeps_size and clips:
             target = self.transform.trimmed(fill)
             frames = min([clip.frames for clip in clips if clip.frames > 1] + [target.frames])
             clips = [clip.with_pixels(clip.pixels[:frames]) for clip in clips]
             views, (_, height, width) = self._sized(spec, clips, (frames, None, None))
             target = self.transform.views(target.with_pixels(target.pixels[:frames]), spec.makes, (height, width)).kept
-        elif spec.reads and not clips:
-            ends = [target.with_pixels(target.pixels[at][None]) for at in (0, -1)]
-            return self._put(spec, prompt, [Views(end, end) for end in ends], target.pixels.shape[:3], target, said)
         else:
-            views = self._views(spec, clips)
+            target, views = self.transform.views(fill, spec.makes).kept, self._views(spec, clips)
+            if spec.reads and not clips:
+                ends = [target.with_pixels(target.pixels[at][None]) for at in (0, -1)]
+                views = [Views(end, end) for end in ends]
         return self._put(spec, prompt, views, target.pixels.shape[:3], target, said)
 
     def _views(self, spec: TaskSpec, clips: list[Clip]) -> list[ClipViews]:

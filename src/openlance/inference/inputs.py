@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
 from openlance.config import values
 from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, later_seed
 from openlance.config.values import NUMBER_TYPES, brief, convert
+from openlance.data.front import Asked
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.inputs import Medium, as_clip, as_picture
@@ -19,8 +20,6 @@ __all__ = [
     "Medium", "a_function", "as_clip", "as_picture", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
     "listed", "paired", "random_seed", "seed_of", "starts", "videos_of", "whole",
 ]  # fmt: skip
-
-Asked: TypeAlias = tuple[int | None, int | None, int | None]
 
 
 def is_many(value: Any) -> bool:

@@ -47,7 +47,6 @@ class Form:
 
 RELEASED, UNROUNDED = Form("", torch.bfloat16, True), Form("unrounded.", torch.bfloat16, False)
 ROUNDED, PLAIN = Form("float32_rounded.", torch.float32, True), Form("float32.", torch.float32, False)
-OTHERS = tuple(form.name for form in (UNROUNDED, ROUNDED, PLAIN))
 
 
 class Family:

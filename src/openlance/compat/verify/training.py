@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from openlance.checkpoint.names import our_name, released_name
-from openlance.compat.interleave import NO_SIZE, triple
+from openlance.compat.interleave import triple
 from openlance.compat.verify import layout
 from openlance.compat.verify.checks import DEEP, EXACT, GRADIENT, LOSS, UNIT, Checks
 from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.parts import Parts
+from openlance.data.front import NO_SIZE
 from openlance.flow import shift_times
 from openlance.inference.visual import conditions
 from openlance.media.clip import Clip
