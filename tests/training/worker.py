@@ -26,7 +26,7 @@ from openlance.training.batch import Preparer
 from openlance.training.learner import Learner, fresh
 from openlance.training.parallel import Team, full
 from openlance.training.trainer import Trainer
-from openlance.world.labels import CHANNELS
+from toyworld.labels import CHANNELS
 
 TEXTS = ("a red circle left of a blue square", "how many stars are there?", "three of them.", "make it yellow", "ring")
 CONFIG = ModelConfig(
@@ -37,7 +37,8 @@ CONFIG = ModelConfig(
     vae=VAEConfig(z_dim=3, dim_mult=(1, 1), temporal_downsample=(True,), mean=(0.0,) * 3, std=(1.0,) * 3),
 )  # fmt: skip
 STAGE = Stage(
-    name="tiny", steps=20, lr=3e-3, warmup=3, eps=1e-8, ema=0.9, text_weight=0.5, dense_weight=0.3, draws=2, shift=2.0,
+    name="tiny", steps=20, lr=3e-3, warmup=3, eps=1e-8, ema=0.9, text_weight=0.5, dense_weight=0.3,
+    dense_classes=(43, 9, 4), draws=2, shift=2.0,
     mixture={"t2i": 1}, pack_tokens=(1, 10_000), max_sample_tokens=10_000, dtype="float32", seed=3,
 )  # fmt: skip
 STYLE = PromptStyle(image="Draw.", video="Animate.", edit="Edit.", subject="Place.", question="Look.")
@@ -98,7 +99,7 @@ class Packs:
 
 
 def learner(seed: int = 0) -> Learner:
-    return fresh(CONFIG, len(codec().tokenizer), seed, dense=True)
+    return fresh(CONFIG, len(codec().tokenizer), seed, (43, 9, 4))
 
 
 def preparer(stage: Stage, team: Team) -> Preparer:

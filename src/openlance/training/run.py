@@ -18,9 +18,8 @@ import torch
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
 from openlance.data.encoded import PROBE, EncodedSource, probed
-from openlance.data.endless import WorldSource
 from openlance.data.open import open_source
-from openlance.data.source import Source
+from openlance.data.source import Endless, Source
 from openlance.data.stream import Reading, Stream
 from openlance.errors import UserError
 from openlance.runtime.lora import Lora, inject, write_adapter
@@ -207,24 +206,23 @@ def check_latents(sources: Mapping[str, Any], base: Base) -> None:
 
 
 def specs(stage: Stage, data: Data) -> dict[str, Any]:
-    """The source of every task in the mixture; at nano's scale the world has what nobody names."""
+    """The source of every task in the mixture: the one given, or else the stage's own."""
     wanted = [task for task, weight in stage.mixture.items() if weight]
     missing = [task for task in wanted if task not in data]
-    if missing and stage.scale != "nano":
+    if missing and not stage.source:
         raise UserError(
             f"the stage {stage.name} mixes in {', '.join(missing)} without data: add --data {missing[0]}=PATH "
             f"for each, or say what to mix with --set 'mixture={{t2i: 1}}'"
         )
-    return {task: data.get(task, "world") for task in wanted}
+    return {task: data.get(task, stage.source) for task in wanted}
 
 
 def held_out_sources(stage: Stage, settings: Settings) -> dict[str, Source]:
-    """The sources that validate: those held out, or the world where it trains, which has more. UserError for a task
-    that has neither."""
+    """The sources that validate: those held out, or endless ones that train. UserError for a task that has neither."""
     chosen = {task: settings.held_out.get(task, spec) for task, spec in specs(stage, settings.data).items()}
     sources = {task: open_source(spec, task) for task, spec in chosen.items()}
     for task, source in sources.items():
-        if task not in settings.held_out and not isinstance(source, WorldSource):
+        if task not in settings.held_out and not isinstance(source, Endless):
             raise UserError(
                 f"nothing is held out for {task}: add --held-out {task}=PATH, or leave --validate-every out"
             )
@@ -232,7 +230,7 @@ def held_out_sources(stage: Stage, settings: Settings) -> dict[str, Source]:
 
 
 def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> list[list]:
-    """Packs that are never trained on: from sources of their own, or of another seed where the world is the source."""
+    """Packs that are never trained on: from sources of their own, or of another seed where the source is endless."""
     sources = held_out_sources(stage, settings)
     other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
     with Stream(sources, other, base.codec, style=base.style, reading=replace(reading, workers=0)) as stream:

@@ -67,7 +67,8 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
         vit = ViT.load(path, config.vit, prefix=prefix, allow_pickle=allow_pickle, rounded_frequencies=rounded)
         learner = Learner(lance, vit, len(tokenizer))  # a trained tower needs no auxiliary loss, whose head is not kept
     else:
-        learner = fresh(config, len(tokenizer), stage.seed, dense=stage.dense_weight > 0)
+        classes = stage.dense_classes if stage.dense_weight > 0 else ()
+        learner = fresh(config, len(tokenizer), stage.seed, classes, stage.dense_point)
         if init != "fresh":
             from openlance.training.qwen import fill_from_qwen, read_qwen
 
