@@ -22,8 +22,8 @@ from openlance.config.presets import NANO_VOCABULARY, nano
 from openlance.config.train import Stage, recipe
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
+from openlance.runtime.distributed import Distributed
 from openlance.text.tokenizer import Tokenizer, train_tokenizer
-from openlance.training.parallel import Team
 from openlance.training.report import write_curves
 from openlance.training.run import Settings, check_plan, run_recipe
 from toyworld.batches import WorldMixture, world_batch
@@ -41,19 +41,19 @@ def world_tokenizer(seed: int = 999, batches: int = 400) -> Tokenizer:
     return Tokenizer(train_tokenizer(words + ["system user assistant image video picture"] * 3000, NANO_VOCABULARY))
 
 
-def foundation(out: Path, codec_plan: VAERecipe, team: Team, minutes: float = float("inf")) -> Path | None:
+def foundation(out: Path, codec_plan: VAERecipe, processes: Distributed, minutes: float = float("inf")) -> Path | None:
     """What the backbone stands on, as a folder without weights of its own: sizes, tokenizer, sampling defaults and the
     codec, which is trained first; None if the time was up before. UserError if the codec's training diverges."""
     folder, codec = out / "foundation", out / "codec" / "final"
-    if team.leads:
+    if processes.leads:
         try:
             train_vae(codec_plan, out / "codec", minutes=minutes)
         except FloatingPointError as error:
             raise UserError(str(error)) from error
-    team.wait()
+    processes.wait()
     if not codec.is_dir():
         return None
-    if team.leads:
+    if processes.leads:
         write_config(folder, nano(VAEConfig.of(json.loads((codec / "vae_config.json").read_text()))))
         for source in (codec / "vae.safetensors", folder_of("nano") / "generation_config.json"):
             with atomic_path(folder / source.name) as path:
@@ -61,7 +61,7 @@ def foundation(out: Path, codec_plan: VAERecipe, team: Team, minutes: float = fl
         if not (folder / "tokenizer.json").is_file():
             with atomic_path(folder / "tokenizer.json") as path:
                 world_tokenizer().backend.save(str(path))
-    team.wait()
+    processes.wait()
     return folder
 
 
@@ -78,9 +78,9 @@ def train_nano(
     stages, began = stages or recipe("nano"), time.monotonic()
     settings = settings or Settings(out=out, model=out, save_every=100, show_every=100, compiled=True)
     check_plan(stages, settings)
-    team = Team.join(settings.shard)
+    processes = Distributed.join(settings.shard)
     plan = codec_plan or VAERecipe(compile=settings.compiled, seed=stages[0].seed)
-    folder = foundation(out, plan, team, settings.minutes)
+    folder = foundation(out, plan, processes, settings.minutes)
     if folder is None:
         return out / "codec" / "checkpoint"
     settings = replace(settings, minutes=settings.minutes - (time.monotonic() - began) / 60)

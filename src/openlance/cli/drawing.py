@@ -85,9 +85,8 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
 
     pipe = checkpoint.load()
     pipe.enable_parallelism()
-    seed, leads = secrets.randbelow(2**31) if how.seed in (None, -1) else how.seed, True
-    if pipe.crew is not None:
-        seed, leads = pipe.crew.agreed(seed), pipe.crew.leads
+    seed = pipe.processes.agreed(secrets.randbelow(2**31) if how.seed in (None, -1) else how.seed)
+    leads = pipe.processes.leads
     call, total, start = job.call(pipe), len(job.paths), time.perf_counter()
     settings = {"progress": total <= BATCH and leads and options.is_terminal(sys.stderr)} | settings
     quiet = None if total > BATCH and leads else True
@@ -103,8 +102,7 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
             for path, result in zip(job.paths[part], made):
                 write_media(path, as_clip(result))
             bar.update(len(made))
-    if pipe.crew is not None:
-        pipe.crew.leave()
+    pipe.disable_parallelism()
     if not leads:
         return
     seconds, path, last = time.perf_counter() - start, job.paths[0], job.paths[-1]

@@ -23,6 +23,7 @@ from openlance.errors import UserError
 if TYPE_CHECKING:
     from openlance.compat.inputs import Entry
     from openlance.compat.requests import Job
+    from openlance.runtime.distributed import Distributed
 
 SOME_FAILED = 3  # exit code
 LAUNCHED = "OPENLANCE_LAUNCHED"  # set in the processes that --processes starts
@@ -104,13 +105,13 @@ def run(
     import openlance
     from openlance.compat.requests import Job, default_preset
     from openlance.inference.enhance import Enhancer
-    from openlance.model.crew import join
+    from openlance.runtime.distributed import Distributed
 
     key = os.environ.get("LANCE_REWRITE_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
     enhancer = Enhancer(url=enhance_url, model=enhance_model, key=key) if enhance_prompt else None
-    rank, world, device = join(timeout=WAIT)
-    seed = agreed_seed(output, rank, world) if seed == -1 else seed
-    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=device)
+    ranks = Distributed.join(timeout=WAIT)
+    seed = ranks.agreed(drawn_seed(output) if seed == -1 else seed)
+    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device)
     d = pipe.defaults
     usual = (d.num_frames, d.height, d.width)
     settings = options.given(
@@ -123,7 +124,7 @@ def run(
         preset=resolution or default_preset(d), settings=settings, seed=seed, max_new_tokens=max_new_tokens,
         root=file.parent, enhancer=enhancer,
     )  # fmt: skip
-    failures = share(pipe, entries, job, output, model, rank, world)
+    failures = share(pipe, entries, job, output, model, ranks)
     if failures is not None:
         report(failures, len(entries), output, job)
 
@@ -137,16 +138,6 @@ def drawn_seed(output: Path) -> int:
     return before if isinstance(before, int) else secrets.randbelow(2**31)
 
 
-def agreed_seed(output: Path, rank: int, world: int) -> int:
-    """The same drawn seed in all processes."""
-    said = [drawn_seed(output) if rank == 0 else 0]
-    if world > 1:
-        import torch.distributed as dist
-
-        dist.broadcast_object_list(said, src=0)
-    return said[0]
-
-
 def say_what_was_cut(output: Path, most: int) -> None:
     """One line on stderr for answers that ended at their limit."""
     results = json.loads((output / "result.json").read_text(encoding="utf-8"))
@@ -157,30 +148,23 @@ def say_what_was_cut(output: Path, most: int) -> None:
 
 
 def share(
-    pipe: Any, entries: list[Entry], job: Job, output: Path, model: str, rank: int, world: int
+    pipe: Any, entries: list[Entry], job: Job, output: Path, model: str, ranks: Distributed
 ) -> list[tuple[str, str]] | None:
     """Run this process's entries; on rank 0 write the tables and give (key, reason) of all that failed."""
     from tqdm import tqdm
 
     from openlance.compat.running import Record, run, settings_of
 
-    record = Record(output, settings_of(job, model), rank)
-    mine = entries[rank::world]
-    with tqdm(total=len(mine), unit="entry", delay=2.0, disable=None if rank == 0 else True) as bar:
+    record = Record(output, settings_of(job, model), ranks.rank)
+    mine = entries[ranks.rank :: ranks.size]
+    with tqdm(total=len(mine), unit="entry", delay=2.0, disable=None if ranks.leads else True) as bar:
         failed = [(f.key, f.why) for f in run(pipe, mine, job, record, bar.update)]
-    if world > 1:
-        import torch.distributed as dist
-
-        from openlance.model.crew import leave
-
-        everywhere: list[Any] = [None] * world
-        dist.all_gather_object(everywhere, failed)
-        leave()
-        failed = [failure for some in everywhere for failure in some]
-    if rank:
+    everywhere = ranks.gather(failed)
+    ranks.leave()
+    if not ranks.leads:
         return None
     record.finish(entries)
-    return failed
+    return [failure for some in everywhere for failure in some]
 
 
 def report(failures: list[tuple[str, str]], total: int, output: Path, job: Job) -> None:

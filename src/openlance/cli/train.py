@@ -229,9 +229,9 @@ def replayed(folder: Path, step: int) -> None:
 
 def ended(text: str) -> None:
     """Part from the other processes; the first of all prints."""
-    from openlance.model.crew import leave
+    from openlance.runtime.distributed import Distributed
 
-    leave()
+    Distributed.leave()
     if os.environ.get("RANK", "0") == "0":
         typer.echo(text)
 

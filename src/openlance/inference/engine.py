@@ -26,9 +26,9 @@ from openlance.inference.text import Answer, decode, stopping, up_to_stop
 from openlance.inference.visual import denoise
 from openlance.media.clip import Clip
 from openlance.media.transform import MediaTransform
-from openlance.model.crew import Crew
 from openlance.model.lance import Lance
 from openlance.runtime.components import Parts, usual_dtype
+from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
 from openlance.sequence.segment import Kind, Role, Segments, about_clips
@@ -84,7 +84,8 @@ class Engine:
                 raise UserError(f"sampling_with of {files.root} names the role {role!r}: use one of {', '.join(ROLES)}")
         self.media = MediaEncoder(self.parts.vit, self.parts.vae)
         self.prefixes = PrefixStore()  # give it a limit, and conditions of earlier calls need not run again
-        self.crew: Crew | None = None  # processes that share every picture and clip
+        self.processes = Distributed()  # that share every picture and clip
+        self.shared: Shared | None = None  # ... and how
         self.turn = threading.RLock()  # held by the request that runs
 
     # Parts, each read when it is first needed.
@@ -122,10 +123,18 @@ class Engine:
 
     def enable_parallelism(self) -> None:
         """Draw together with the other processes of this torchrun, each of which has to make the same calls with the
-        same seeds (see `model.crew`); without effect where there are none."""
-        self.crew = Crew.join(self.device)
-        if self.crew is not None and self.crew.device != self.device:
-            self.move(self.crew.device)
+        same seeds (see `runtime.distributed`); without effect where there are none."""
+        self.processes = Distributed.join()
+        self.shared = Shared.among(self.processes)
+        own = self.processes.device
+        if self.shared is not None and own.type == self.device.type and own != self.device:
+            self.move(own)
+
+    def disable_parallelism(self) -> None:
+        """Part from the other processes; every one has to."""
+        self.shared = None
+        self.processes.leave()
+        self.processes = Distributed()
 
     def move(self, device: torch.device | str | int | None = None, dtype: torch.dtype | str | None = None) -> None:
         """From now on elsewhere or in another dtype; what was kept of earlier calls belongs to the old ones. UserError
@@ -236,14 +245,14 @@ class Engine:
         stops) are those of `denoise`; with `noise` there need not be seeds."""
         seeds = [seed if isinstance(seed, torch.Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
-            if self.crew is not None and seeds:  # what nobody chose has to be the same everywhere
-                seeds = self.crew.agreed(seeds) if all(isinstance(s, int) for s in seeds) else seeds
+            if seeds and all(isinstance(s, int) for s in seeds):  # what nobody chose has to be the same everywhere
+                seeds = self.processes.agreed(seeds)
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
             return denoise(
                 self.lance("und", "gen", clips=clips), self.codec, encoded, sampling,
                 seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,
-                store=self.prefixes, crew=self.crew, **more,
+                store=self.prefixes, shared=self.shared, **more,
             )  # fmt: skip
 
     @torch.inference_mode()

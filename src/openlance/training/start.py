@@ -95,7 +95,7 @@ def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.fl
     """Write a complete checkpoint folder: averaged weights under the released names, and what came with the start.
     Every process has to call it; rank 0 writes."""
     values = averaged(run)
-    if not run.team.leads:
+    if not run.processes.leads:
         return
     write_config(folder, base.config)
     for file, prefix, name_of in (

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from openlance.errors import UserError
-from openlance.model.crew import Split, join
+from openlance.runtime.distributed import Distributed, Split
 
-WORKER = str(Path(__file__).with_name("crew_worker.py"))
+WORKER = str(Path(__file__).with_name("distributed_worker.py"))
 
 
 def torchrun(count, *line):
@@ -22,7 +22,7 @@ def torchrun(count, *line):
 
 
 @pytest.mark.parametrize("count", [3, 4])  # rows alone, and branches beside rows
-def test_a_crew_draws_what_one_process_draws(checkpoint, tmp_path, count):
+def test_several_processes_draw_what_one_process_draws(checkpoint, tmp_path, count):
     torchrun(count, WORKER, str(checkpoint.folder), str(tmp_path))
     alone = runpy.run_path(WORKER)["draw"](checkpoint.load())
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(count)]
@@ -45,7 +45,7 @@ def test_a_launcher_that_says_half_is_told_what_is_missing(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="RANK is not set: start with torchrun"):
-        join()
+        Distributed.join()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 8])
@@ -60,6 +60,6 @@ def test_what_several_processes_cannot_do_is_refused(checkpoint):
     from openlance.sequence import tasks
 
     pipe = checkpoint.load()
-    pipe.crew = object()
+    pipe.shared = object()
     with pytest.raises(UserError, match="several processes"):
         pipe.fill_latents([tasks.text_to_visual("a", [], (1, 64, 64))], Sampling(cached=False), [torch.Generator()])

@@ -1,4 +1,4 @@
-"""One process of several that draw together: test_crew.py starts it under torchrun and compares what it wrote."""
+"""One process of several that draw together: test_distributed.py starts it and compares what it wrote."""
 
 import sys
 from pathlib import Path
@@ -44,9 +44,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     pipe = LancePipeline(folder)
     pipe.enable_parallelism()
-    assert pipe.crew is not None
+    assert pipe.shared is not None
     found = draw(pipe)
     found["nobody's seed"] = torch.from_numpy(np.asarray(pipe.generate("a dog", height=32, width=32)[0]).copy())
     torch.save(found, out / f"rank{torch.distributed.get_rank()}.pt")
-    assert pipe.crew.agreed(torch.distributed.get_rank()) == 0
-    pipe.crew.leave()
+    assert pipe.processes.agreed(torch.distributed.get_rank()) == 0
+    pipe.disable_parallelism()
