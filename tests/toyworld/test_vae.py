@@ -9,7 +9,7 @@ import torch
 
 from openlance.config.model import VAEConfig
 from openlance.vae.autoencoder import VAE
-from toyworld.vae.frames import FrameVAE
+from toyworld.vae.frames import PictureVAE
 from toyworld.vae.pictures import KernelOptimizer, VAERecipe, VAERun, edges, train_vae
 from toyworld.vae.report import pictures, psnr, to_tensor
 
@@ -24,9 +24,9 @@ RECIPE = VAERecipe(
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrameVAE:
+def codec() -> PictureVAE:
     torch.manual_seed(0)
-    codec = FrameVAE(TINY)
+    codec = PictureVAE(TINY)
     for parameter in codec.parameters():  # nothing at zero or one, where an error could hide
         torch.nn.init.normal_(parameter, 0.1, 0.2)
     return codec
@@ -81,7 +81,7 @@ def test_the_encoder_that_is_handed_out_is_the_final_one(tmp_path):
 
 
 def test_every_parameter_of_a_stage_is_moved_by_exactly_one_optimizer(codec):
-    wide = FrameVAE(replace(TINY, dim=32))
+    wide = PictureVAE(replace(TINY, dim=32))
     optimizer = KernelOptimizer(wide, 10.0)
     rest = [p for group in optimizer.adam.param_groups for p in group["params"]]
     assert optimizer.kernels and {id(p) for p in wide.parameters()} == {id(p) for p in (*rest, *optimizer.kernels)}

@@ -27,7 +27,7 @@ from openlance.inference.visual import denoise
 from openlance.media.clip import Clip
 from openlance.media.transform import MediaTransform
 from openlance.model.lance import Lance
-from openlance.runtime.components import Parts, usual_dtype
+from openlance.runtime.components import Components, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
@@ -44,7 +44,7 @@ DECODED = 1 << 18
 
 
 class Engine:
-    """Parts are read when a task first needs them: a question reads neither the generation expert nor the VAE, a
+    """Components are read when a task first needs them: a question reads neither the generation expert nor the VAE, a
     picture no ViT.
 
     An engine may be called from any number of threads. What a request needs travels with it, and what cannot run at
@@ -68,7 +68,7 @@ class Engine:
         self.folder, self.config = files.root, files.config
         self.device = device_of(device)
         self.dtype = dtype_of(dtype) or usual_dtype(files)
-        self.parts = Parts(
+        self.parts = Components(
             files,
             device=self.device,
             dtype=self.dtype,
@@ -88,7 +88,7 @@ class Engine:
         self.shared: Shared | None = None  # ... and how
         self.turn = threading.RLock()  # held by the request that runs
 
-    # Parts, each read when it is first needed.
+    # Components, each read when it is first needed.
 
     def lance(self, *streams: str, clips: bool = False) -> Lance:
         """The decoder with at least these streams, for pictures or for clips."""

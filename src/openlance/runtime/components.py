@@ -65,7 +65,7 @@ def load_lance(
     return lance.eval()
 
 
-class Parts:
+class Components:
     """What a checkpoint has, on a device in a dtype; `memory` is a budget in bytes, None for whatever is free. With
     `say`, what becomes of it is told on the error stream.
 
@@ -123,7 +123,7 @@ class Parts:
         # A codec that is held in float32 counts as twice its numbers in half precision (`LazyVAE`).
         counts = [self._counts[name, clips] * (1 + (name == "vae" and self._slow)) for name in guests]
         decoder = sizes(c, streams)
-        for stream, size in self._few_bits(clips).items():
+        for stream, size in self.bits_of(clips).items():
             decoder = decoder | {stream: int(decoder[stream] * size / itemsize)}
         options = plans(decoder, counts, layers=c.layers, work=work, itemsize=itemsize)
         if self.memory is None:
@@ -142,8 +142,8 @@ class Parts:
             )
         return fitting
 
-    def _few_bits(self, clips: bool) -> dict[str, float]:
-        """Bytes of a number of the experts whose file holds them in few bits."""
+    def bits_of(self, clips: bool = False) -> dict[str, float]:
+        """Bytes of a number of the experts whose file holds them quantized."""
         path = self.files.decoder(clips)
         if self.files.missing(path) or (path.suffix == ".pth" and not self.allow_pickle):
             return {}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from openlance.vae.autoencoder import VAE
 from openlance.vae.frames import DownLevel, Level
-from toyworld.vae.frames import FrameVAE
+from toyworld.vae.frames import PictureVAE
 
 PAST = 2  # earlier frames that a causal kernel sees
 NEW = (".past", ".time_conv.weight", ".time_conv.bias")  # ends of the names that pictures know nothing of
@@ -113,7 +113,7 @@ class ClipLevel(Level):
         return cells.reshape(-1, outputs, 2 * y, 2 * x)[b * (copies - 1) :]
 
 
-class ClipVAE(FrameVAE):
+class ClipVAE(PictureVAE):
     """Clips to latents and back, with the weights of a VAE. Pixels lie in [-1, 1]; latents are not normalised."""
 
     def __init__(self, vae: VAE) -> None:

@@ -22,7 +22,7 @@ from openlance.model.precision import autocast
 from openlance.vae.autoencoder import VAE
 from toyworld.motion import render_clip, sample_clip
 from toyworld.vae.clip_frames import ClipVAE, stacked
-from toyworld.vae.frames import FrameVAE
+from toyworld.vae.frames import PictureVAE
 from toyworld.vae.pictures import Size, VAERecipe, VAERun, drive
 from toyworld.vae.report import pictures, psnr, sheet
 
@@ -53,7 +53,9 @@ class ClipVAERecipe(VAERecipe):
     save_every: int = 100
 
 
-def reconstruct_clips(codec: FrameVAE, x_BCHW: Tensor, std_C: Tensor, noise: float, joint: bool) -> tuple[Tensor, ...]:
+def reconstruct_clips(
+    codec: PictureVAE, x_BCHW: Tensor, std_C: Tensor, noise: float, joint: bool
+) -> tuple[Tensor, ...]:
     """Encode, disturb, decode stacked frames: pixels, mean and log-variance of the latents, all float32."""
     assert isinstance(codec, ClipVAE)
     mean, logvar = (v.float() for v in codec.encode(x_BCHW))

@@ -17,7 +17,7 @@ from openlance.vae.autoencoder import VAE
 from openlance.vae.frames import Frames
 
 
-class FrameVAE(Frames):
+class PictureVAE(Frames):
     """Pictures to latents and back. Pixels lie in [-1, 1]; latents are not normalised."""
 
     def __init__(self, config: VAEConfig) -> None:

@@ -25,7 +25,7 @@ from openlance.config.model import VAEConfig
 from openlance.config.presets import nano_vae
 from openlance.model.precision import autocast
 from openlance.training.checkpoint import disk
-from toyworld.vae.frames import FrameVAE
+from toyworld.vae.frames import PictureVAE
 from toyworld.vae.report import latent_statistics, measure, pictures, put_back, replaced, to_tensor
 
 Size = tuple[int, int]
@@ -83,7 +83,7 @@ def loss_of(x_BCHW: Tensor, y_BCHW: Tensor, mean: Tensor, logvar: Tensor, recipe
     return (weight * error**2).mean() + recipe.l1_weight * error.abs().mean() + recipe.kl_weight * kl
 
 
-def reconstruct(codec: FrameVAE, x_BCHW: Tensor, std_C: Tensor, noise: float, joint: bool) -> tuple[Tensor, ...]:
+def reconstruct(codec: PictureVAE, x_BCHW: Tensor, std_C: Tensor, noise: float, joint: bool) -> tuple[Tensor, ...]:
     """Encode, disturb, decode: pixels, mean and log-variance of the latents, all float32.
 
     A decoder that has only met exact latents turns the small errors of a flow model into visible ones.
@@ -140,7 +140,7 @@ class VAERun:
     def __init__(self, recipe: VAERecipe, folder: Path) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.step = recipe, folder, 0
-        self.codec, self.average = FrameVAE(recipe.vae), FrameVAE(recipe.vae)
+        self.codec, self.average = PictureVAE(recipe.vae), PictureVAE(recipe.vae)
         self.average.load_state_dict(self.codec.state_dict())
         self.mean_C, self.std_C = torch.zeros(recipe.vae.z_dim), torch.ones(recipe.vae.z_dim)
         self.forward = torch.compile(self.reconstruct, dynamic=False) if recipe.compile else self.reconstruct

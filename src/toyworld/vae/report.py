@@ -17,7 +17,7 @@ from torch import Tensor
 from openlance.model.precision import autocast
 from toyworld.render import render
 from toyworld.scene import sample_scene
-from toyworld.vae.frames import FrameVAE
+from toyworld.vae.frames import PictureVAE
 
 Size = tuple[int, int]
 
@@ -40,7 +40,7 @@ def psnr(a_BCHW: Tensor, b_BCHW: Tensor) -> float:
 
 
 @torch.no_grad()
-def latent_statistics(codec: FrameVAE, size: Size, seed: int, batches: int) -> tuple[Tensor, Tensor]:
+def latent_statistics(codec: PictureVAE, size: Size, seed: int, batches: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) of each latent channel over `batches` times 64 pictures."""
     total = square = torch.zeros(codec.config.z_dim, dtype=torch.float64)
     for i in range(batches):
@@ -52,7 +52,7 @@ def latent_statistics(codec: FrameVAE, size: Size, seed: int, batches: int) -> t
 
 
 @torch.no_grad()
-def measure(codec: FrameVAE, std_C: Tensor, sizes: tuple[Size, ...], folder: Path, step: int) -> dict[str, float]:
+def measure(codec: PictureVAE, std_C: Tensor, sizes: tuple[Size, ...], folder: Path, step: int) -> dict[str, float]:
     """Decibels on 64 fixed pictures of each size, and with latent noise of 0.2 deviations; writes a sheet of pictures
     above both reconstructions."""
     from PIL import Image
