@@ -19,8 +19,8 @@ from openlance.config.train import Stage
 from openlance.config.values import as_data, build
 from openlance.data.encoded import PROBE, EncodedSource, probed
 from openlance.data.open import open_source
-from openlance.data.source import Endless, Source
-from openlance.data.stream import Reading, Stream
+from openlance.data.source import Endless, Reading, Source
+from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.lora import Lora, inject, write_adapter
@@ -204,7 +204,7 @@ def check_latents(sources: Mapping[str, Any], base: Base) -> None:
         own = base.vae.to(base.vae.device)  # goes again: training may need no VAE
         found = probed(latents(own, [PROBE])[0])
         for source in encoded:
-            source.check_codec(found)
+            source.check_vae(found)
 
 
 def specs(stage: Stage, data: Data) -> dict[str, Any]:
