@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, markdown, timed, verdict, write_results
+from measured import PeakMemory
 
 from openlance.checkpoint.hub import folder_of
 from openlance.config.train import Stage, stage
@@ -32,7 +33,6 @@ from openlance.runtime.media_encoder import TOGETHER, MediaEncoder
 from openlance.sequence.rows import NO_LABEL, Rows, visible
 from openlance.sequence.rows import TEXT as TEXT_KIND
 from openlance.training.batch import Batch, Preparer
-from openlance.training.measured import PeakMemory
 from openlance.training.start import Base, open_base
 from openlance.training.trainer import Trainer
 

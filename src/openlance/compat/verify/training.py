@@ -37,7 +37,7 @@ from openlance.sequence.tasks import (
     the_task,
     understand,
 )
-from openlance.training.objective import Losses, Noised, Weights, noised, objective
+from openlance.training.objective import Losses, Noised, noised, objective
 
 # How a training row relates conditions and target (released code, "sample_task"): the template and the role.
 RELATIONS: dict[str, tuple[Template, Role]] = {
@@ -225,7 +225,7 @@ def check_step(batch: Batch) -> None:
     losses = objective(lance, laid, noise, patches, len(batch.parts.tokenizer))
     _check_losses(checks, batch, losses)
     given = file.fact("loss_weights") or {}
-    total = losses.total(Weights(text=given.get("ce_weight", 0.25), flow=given.get("mse_weight", 1.0)))
+    total = losses.total(text=given.get("ce_weight", 0.25), flow=given.get("mse_weight", 1.0))
     checks.number("loss", total.item(), LOSS)
     total.backward()
     with checks.part("gradients"):
