@@ -197,7 +197,6 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
 
 def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
     """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md)."""
-    from openlance.config.values import from_yaml
     from openlance.sequence.tasks import TASKS
 
     found: dict[str, Any] = {}
@@ -205,10 +204,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
         task, equals, path = text.partition("=")
         if not equals or task not in TASKS or not path:
             raise UserError(f"{option} {text} is not TASK=PATH with a task of {', '.join(TASKS)}: write t2i=pictures")
-        try:
-            found[task] = from_yaml(path) if path.startswith("{") else path
-        except ValueError as error:
-            raise UserError(f"{option} {text} is not YAML: write {task}='{{path: PATH, type: TYPE}}'") from error
+        found[task] = path
     return found
 
 

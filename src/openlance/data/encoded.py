@@ -65,13 +65,10 @@ def write_shard(path: Path, samples: Sequence[Sample], about: dict[str, Any]) ->
     for n, sample in enumerate(samples):
         entries = []
         for k, s in enumerate(sample.segments):
-            entry: dict[str, Any] = {"kind": s.kind.name, "role": s.role.name}
-            if s.kind is Kind.TEXT:
-                entry["text"] = s.value
-            else:
-                entry["size"] = list(s.size or ())
+            held = {"text": s.value} if s.kind is Kind.TEXT else {"size": list(s.size or ())}
+            entries.append({"kind": s.kind.name, "role": s.role.name} | held)
+            if s.kind is not Kind.TEXT:
                 tensors |= {f"{n}/{k}": s.value, f"{n}/{k}/given": s.given}
-            entries.append(entry)
         tensors[f"{n}/labels"] = sample.labels
         described.append({"id": sample.id, "segments": entries})
     # One entry, since the order of several is not fixed and equal data should be equal files.
@@ -144,19 +141,15 @@ class EncodedSource(Files):
         file, names, n, described = row.values
 
         def value(name: str) -> Any:
-            tensor = file.get_tensor(name) if name in names else None
-            if tensor is None or tensor.dtype is torch.uint8:
-                return tensor if tensor is None else Clip(tensor.numpy())
-            return tensor.float()
+            if name not in names:
+                return None
+            tensor = file.get_tensor(name)
+            return Clip(tensor.numpy()) if tensor.dtype is torch.uint8 else tensor.float()
 
         segments = []
         for k, entry in enumerate(described["segments"]):
-            kind, role = Kind[entry["kind"]], Role[entry["role"]]
-            if kind is Kind.TEXT:
-                segments.append(Segment(kind, role, entry["text"]))
-            else:
-                size = tuple(entry["size"])
-                segments.append(Segment(kind, role, value(f"{n}/{k}"), size, value(f"{n}/{k}/given")))
+            held, size = entry.get("text", value(f"{n}/{k}")), tuple(entry["size"]) if "size" in entry else None
+            segments.append(Segment(Kind[entry["kind"]], Role[entry["role"]], held, size, value(f"{n}/{k}/given")))
         labels = file.get_tensor(f"{n}/labels").numpy() if f"{n}/labels" in names else None
         return Sample(segments, described["id"], labels)
 
@@ -198,15 +191,13 @@ class Job:
     def settle(self) -> None:
         """Note in the folder what it holds; UserError if it holds something else already."""
         path, about = self.out / SETTINGS, self.about | {"rows": self.rows}
-        if path.is_file():
-            held = read_json(path)
-            names = [name for name in held | about if held.get(name) != about.get(name)]
-            other = [f"{name} {held.get(name)!r} and not {about.get(name)!r}" for name in names]
-            if other:
-                raise UserError(f"{self.out} holds shards of {', '.join(other)}: choose another folder")
-        else:
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        held = read_json(path) if path.is_file() else about
+        names = [name for name in held | about if held.get(name) != about.get(name)]
+        other = [f"{name} {held.get(name)!r} and not {about.get(name)!r}" for name in names]
+        if other:
+            raise UserError(f"{self.out} holds shards of {', '.join(other)}: choose another folder")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 class PartEncoder:

@@ -306,7 +306,13 @@ def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
     Raises:
         UserError: If there is nothing of the kind, or it holds something else than the task needs.
     """
-    said: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else _mapping(str(spec))
+    try:
+        given = from_yaml(spec) if isinstance(spec, str) and spec.startswith("{") else spec
+    except ValueError as error:
+        raise UserError(
+            f"the source {spec!r} is not YAML: write for example {{path: shards, type: image2image}}"
+        ) from error
+    said: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"path": str(given)}
     path = str(said.get("path", "")).strip()
     added = plugin("sources", path)
     keys = KEYS if added is None else ("path", *list(signature(added).parameters)[1:])
@@ -320,17 +326,6 @@ def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
         name, _, split = path.removeprefix("hf:").partition(":")
         return HubSource(name, layout, split or "train")
     return _files(path, layout)
-
-
-def _mapping(spec: str) -> dict[str, Any]:
-    if not spec.startswith("{"):
-        return {"path": spec}
-    try:
-        return dict(from_yaml(spec))
-    except ValueError as error:
-        raise UserError(
-            f"the source {spec!r} is not YAML: write for example {{path: shards, type: image2image}}"
-        ) from error
 
 
 def _files(path: str, layout: Layout) -> Source:

@@ -117,23 +117,18 @@ class Source(Protocol):
     @property
     def light(self) -> bool:
         """Whether a row is a sample already, so that sending it to a worker costs more than decoding it here."""
-        ...
 
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[Any]:
         """Return the parts in the order in which an epoch reads them: shuffled by rng, or as they lie without one."""
-        ...
 
     def rows(self, part: Any) -> Iterator[Row]:
         """Iterate over the rows of a part, always in the same order; UserError if it has vanished or is damaged."""
-        ...
 
     def stamp(self, part: Any) -> str:
         """Return a text that changes when the rows of a part do, as far as names and sizes tell, without reading it."""
-        ...
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         """Decode a row, as a pure function of the arguments; BrokenRow if it cannot be used."""
-        ...
 
 
 @runtime_checkable
@@ -142,7 +137,6 @@ class Endless(Source, Protocol):
 
     def drawn(self, count: int, seed: int) -> Source:
         """Return the first `count` samples of a seed."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from __future__ import annotations
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from openlance.config.model import ModelConfig
 from openlance.config.sampling import EXACT, PromptStyle
 from openlance.config.train import Stage
 from openlance.data.front import Fit
@@ -77,27 +77,22 @@ def next_pack(lengths: list[int], budget: int) -> list[int]:
     return [0] + [i + 1 for i in best_fill(lengths[1:], budget - lengths[0])]
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """What the workers do: a pure function of a ticket (number of the row in the stream, step of the stage, task,
-    row)."""
-
-    sources: Mapping[str, Source]
-    stage: Stage
-    config: ModelConfig
-    style: PromptStyle
-    seed: tuple[int, int]
-
-    def __call__(self, ticket: tuple[int, int, str, Row]) -> Sample | BrokenRow:
-        number, step, task, row = ticket
-        fit = Fit.at(self.stage, step, self.config, self.style)
-        rng = np.random.default_rng((*self.seed, number))
-        try:
-            with collected() as said:
-                sample = self.sources[task].sample(row, fit, rng)
-        except BrokenRow as error:
-            return error
-        return replace(sample, segments=fit.dropped(sample.segments, rng), notices=tuple(said))
+def decode(
+    sources: Mapping[str, Source],
+    fit_at: Callable[[int], Fit],
+    seed: tuple[int, int],
+    ticket: tuple[int, int, str, Row],
+) -> Sample | BrokenRow:
+    """Do what the workers do, as a pure function of a ticket: number of the row in the stream, step of the stage, task,
+    row."""
+    number, step, task, row = ticket
+    fit, rng = fit_at(step), np.random.default_rng((*seed, number))
+    try:
+        with collected() as said:
+            sample = sources[task].sample(row, fit, rng)
+    except BrokenRow as error:
+        return error
+    return replace(sample, segments=fit.dropped(sample.segments, rng), notices=tuple(said))
 
 
 @dataclass
@@ -147,8 +142,9 @@ class Stream(AbstractContextManager):
             task: Reader(sources[task], self.reading, seed + number)
             for number, task in enumerate(sorted(self.mixture.shares))
         }
-        decoder = Decoder(dict(sources), stage, codec.config, style, (seed, self.reading.rank))
-        self.pool = Pool(decoder, self.reading.workers)
+        fit_at = partial(Fit.at, stage, config=codec.config, style=style)
+        work = partial(decode, dict(sources), fit_at, (seed, self.reading.rank))
+        self.pool = Pool(work, self.reading.workers)
         self._decoding: list[Waiting] = []  # with the workers, in order
         self._buffer: list[Waiting] = []  # decoded, in order
         self._owed = 0  # rows of a loaded position that were decoded already when it was saved

@@ -3,6 +3,7 @@ a checkpoint is a table of tensors."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -82,7 +83,8 @@ class Optimizer:
 
     def __init__(self, stage: Stage, module: nn.Module) -> None:
         self.named = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        inner = {n: p for n, p in self.named.items() if stage.optimizer == "muon" and _is_inner(n, p)}
+        matrices = {n: p for n, p in self.named.items() if p.ndim == 2 and re.search(r"(^|\.)layers\.|\.blocks\.", n)}
+        inner = matrices if stage.optimizer == "muon" else {}
         rest = [p for n, p in self.named.items() if n not in inner]
         self.parts: list[torch.optim.Optimizer] = []
         if rest:
@@ -120,10 +122,6 @@ class Optimizer:
             for p, state in part.state.items()
             for kind, value in state.items()
         }
-
-
-def _is_inner(name: str, p: nn.Parameter) -> bool:
-    return p.ndim == 2 and (".layers." in f".{name}" or ".blocks." in name)
 
 
 class Ema:

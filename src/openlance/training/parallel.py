@@ -7,6 +7,7 @@ groups being replicas of each other (hybrid sharding).
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from openlance.runtime.distributed import Distributed
-
-BUCKET = 1 << 24  # numbers that travel in one message
 
 
 def shard(processes: Distributed, module: nn.Module, low: bool) -> None:
@@ -47,16 +46,13 @@ def sum_gradients(processes: Distributed, module: nn.Module) -> None:
     """Sum over the processes; a parameter that a process did not use counts as zero there."""
     if processes.size == 1 or processes.sharded:
         return
-    live, bucket = [p for p in module.parameters() if p.requires_grad], list[nn.Parameter]()
-    for p in live:
-        bucket.append(p)
-        sizes = [q.numel() for q in bucket]
-        if sum(sizes) >= BUCKET or p is live[-1]:
-            flat = torch.cat([torch.zeros_like(q).flatten() if q.grad is None else q.grad.flatten() for q in bucket])
-            dist.all_reduce(flat)
-            for q, grad in zip(bucket, flat.split(sizes), strict=True):
-                q.grad = grad.view_as(q)
-            bucket = []
+    sent: list[Any] = []
+    for p in module.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sent.append(dist.all_reduce(p.grad, async_op=True))
+    for message in sent:
+        message.wait()
 
 
 def layers(module: nn.Module) -> list[nn.Module]:

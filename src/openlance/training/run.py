@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
-from openlance.training.files import Data, RunFolder, Settings, stage_folders, starts_of
+from openlance.training.files import RunFolder, Settings, stage_folders, starts_of
 from openlance.training.start import Base, averaged, export, open_base
 from openlance.training.trainer import Trainer, Work, rewind, train
 
@@ -64,8 +65,8 @@ def _run(stages: Mapping[Path, Stage], settings: Settings, show: Show | None, of
     """Train stages in their folders."""
     began, plan = time.monotonic(), tuple(stages.values())
     check_plan(plan, settings)
-    processes = joined(plan, settings)
-    base, run = prepared_base(plan[0], settings), None
+    processes, base = begin(plan, settings)
+    run = None
     for folder, stage in stages.items():
         left = settings.minutes - (time.monotonic() - began) / 60
         own = replace(settings, out=folder, minutes=left, of_recipe=of_recipe)
@@ -80,20 +81,16 @@ def _run(stages: Mapping[Path, Stage], settings: Settings, show: Show | None, of
     return written
 
 
-def joined(stages: tuple[Stage, ...], settings: Settings) -> Distributed:
-    """Join the processes, once all of them agree on what to do."""
+def begin(stages: tuple[Stage, ...], settings: Settings) -> tuple[Distributed, Base]:
+    """Join the processes, once all of them agree on what to do, and open the model of the first stage."""
     processes = Distributed.join(settings.shard)
     named = {"stage": stages[0]} if len(stages) == 1 else {stage.name: stage for stage in stages}
     processes.same(as_data(named) | {"options": settings.recorded()})
-    return processes
-
-
-def prepared_base(stage: Stage, settings: Settings) -> Base:
-    base = open_base(settings.model, stage, settings.init, allow_pickle=settings.allow_pickle)
+    base = open_base(settings.model, stages[0], settings.init, allow_pickle=settings.allow_pickle)
     if settings.lora is not None:
         base.learner.requires_grad_(False)
-        inject(base.learner.lance, settings.lora, stage.seed)
-    return base
+        inject(base.learner.lance, settings.lora, stages[0].seed)
+    return processes, base
 
 
 def prepare(
@@ -103,7 +100,7 @@ def prepare(
     """Return a trainer at its first step, after the stage `before`, and what it works with; streams close with the
     stack."""
     vae = base.vae.to(processes.device)
-    sources = {task: open_source(spec, task) for task, spec in specs(stage, settings.data).items()}
+    sources, held_out = sources_of(stage, settings)
     check_latents(sources, base)
     reading = Reading(
         rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken
@@ -122,8 +119,13 @@ def prepare(
         device=processes.device,
         complete=processes.sharded,
     )
-    packs = held_out(stage, settings, base, reading) if settings.validate_every else []
-    shown = lambda run: finish(run, base, settings, show)  # noqa: E731
+    packs = list[list]()
+    if settings.validate_every:
+        other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
+        alone = replace(reading, workers=0)
+        with Stream(held_out, other, base.codec, style=base.style, reading=alone) as validating:
+            packs = [next(validating) for _ in range(settings.held_out_packs)]
+    shown = partial(finish, base=base, settings=settings, show=show)
     return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown)
 
 
@@ -137,16 +139,12 @@ def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
     if settings.shard > 1 and len({stage.frozen for stage in stages}) > 1:
         raise UserError("these stages freeze different parts, which sharded weights cannot change: run them one by one")
     mixed = {task for stage in stages for task, weight in stage.mixture.items() if weight}
-    for given in (settings.data, settings.held_out):
-        for task, spec in given.items():
-            if task not in mixed:
-                which = f"the stage {stages[0].name} does not mix" if len(stages) == 1 else "no stage mixes"
-                raise UserError(f'{which} in {task}, for which there are data: add it, mixture={{"{task}": 1}}')
-            open_source(spec, task)
+    for task in (*settings.data, *settings.held_out):
+        if task not in mixed:
+            which = f"the stage {stages[0].name} does not mix" if len(stages) == 1 else "no stage mixes"
+            raise UserError(f'{which} in {task}, for which there are data: add it, mixture={{"{task}": 1}}')
     for stage in stages:
-        if settings.validate_every:
-            held_out_sources(stage, settings)
-        specs(stage, settings.data)
+        sources_of(stage, settings)
 
 
 def check_latents(sources: Mapping[str, Any], base: Base) -> None:
@@ -159,39 +157,32 @@ def check_latents(sources: Mapping[str, Any], base: Base) -> None:
             source.check_vae(found)
 
 
-def specs(stage: Stage, data: Data) -> dict[str, Any]:
-    """Return the source of every task in the mixture: the one given, or else the stage's own."""
+def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dict[str, Source]]:
+    """Open what a stage reads, by task.
+
+    Returns:
+        The sources that train, those given or else the stage's own; and those that validate, which are never trained on:
+        those held out, or endless ones, of which another seed validates.
+
+    Raises:
+        UserError: For a task in the mixture that has none, or whose source cannot be opened.
+    """
     wanted = [task for task, weight in stage.mixture.items() if weight]
-    missing = [task for task in wanted if task not in data]
+    missing = [task for task in wanted if task not in settings.data]
     if missing and not stage.source:
         raise UserError(
             f"the stage {stage.name} mixes in {', '.join(missing)} without data: name a source for each, such as "
             f'data={{"{missing[0]}": PATH}}, or say what to mix, such as mixture={{"t2i": 1}}'
         )
-    return {task: data.get(task, stage.source) for task in wanted}
-
-
-def held_out_sources(stage: Stage, settings: Settings) -> dict[str, Source]:
-    """Return the sources that validate: those held out, or endless ones that train. UserError for a task that has
-    neither."""
-    chosen = {task: settings.held_out.get(task, spec) for task, spec in specs(stage, settings.data).items()}
-    sources = {task: open_source(spec, task) for task, spec in chosen.items()}
+    sources = {task: open_source(settings.data.get(task, stage.source), task) for task in wanted}
+    held_out = {task: open_source(settings.held_out[task], task) for task in wanted if task in settings.held_out}
     for task, source in sources.items():
-        if task not in settings.held_out and not isinstance(source, Endless):
+        if settings.validate_every and task not in held_out and not isinstance(source, Endless):
             raise UserError(
                 f'nothing is held out for {task}: name a source, held_out={{"{task}": PATH}}, or do not validate, '
                 f"validate_every=0"
             )
-    return sources
-
-
-def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> list[list]:
-    """Return packs that are never trained on: from sources of their own, or of another seed where the source is
-    endless."""
-    sources = held_out_sources(stage, settings)
-    other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
-    with Stream(sources, other, base.codec, style=base.style, reading=replace(reading, workers=0)) as stream:
-        return [next(stream) for _ in range(settings.held_out_packs)]
+    return sources, sources | held_out
 
 
 @torch.no_grad()
@@ -241,9 +232,9 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
         raise UserError(f"{folder} is no run: give a folder that `openlance train` wrote, with a run.json")
     settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0)
     places = earlier(folder) if settings.of_recipe else [folder]
-    stages = [build(Stage, starts_of(place)[-1]["stage"]) for place in places]
-    processes = joined((stages[-1],), replace(settings, out=folder))
-    base, run = prepared_base(stages[0], settings), None
+    stages = tuple(build(Stage, starts_of(place)[-1]["stage"]) for place in places)
+    processes, base = begin(stages, replace(settings, out=folder))
+    run = None
     with ExitStack() as stack:
         for place, stage in zip(places, stages, strict=True):
             run, work = prepare(stage, replace(settings, out=place), base, processes, stack, before=run)

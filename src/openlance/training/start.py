@@ -8,6 +8,7 @@ export(run, base, Path("runs/mine/model"))
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,13 +153,10 @@ def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.fl
     for beside in base.beside:
         # A folder of ours calls the VAE vae, whatever it was called before.
         name = "vae.safetensors" if beside == base.beside[0] and beside.suffix == ".safetensors" else beside.name
-        if beside.is_file() and not _same_file(beside, folder / name):
-            with atomic_path(folder / name) as path:
+        out = folder / name
+        if beside.is_file() and not (out.is_file() and filecmp.cmp(beside, out, shallow=False)):
+            with atomic_path(out) as path:
                 shutil.copyfile(beside, path)
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return other.is_file() and (one.resolve() == other.resolve() or one.read_bytes() == other.read_bytes())
 
 
 def lora_stage(model: Path, *, steps: int, lr: float, seed: int = 0) -> Stage:
