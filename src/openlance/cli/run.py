@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.cli.errors import one_line, with_flags
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ Seed = Annotated[int, typer.Option("--seed", "--VALIDATION_DATA_SEED", help="Of 
 Solver = Annotated[str | None, typer.Option("--solver", help="euler, dpm++ or unipc.")]
 Cache = Annotated[float | None, typer.Option("--step-cache", help="Share of change below which a step is reused.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the steps first; with CUDA graphs on a GPU.")]
-Enhance = Annotated[bool, typer.Option("--enhance-prompt", help="Rewrite prompts on a server first.")]
-Url = Annotated[str, typer.Option("--enhance-url", envvar="LANCE_REWRITE_BASE_URL", help="OpenAI-compatible.")]
-Writer = Annotated[str, typer.Option("--enhance-model", envvar="LANCE_REWRITE_MODEL_NAME", help="Its model.")]
 Processes = Annotated[int, typer.Option("--processes", help="Share the entries among so many processes.")]
 
 MOST_PROCESSES = 1024
@@ -55,6 +53,7 @@ app = typer.Typer()
 
 
 @app.command()
+@options.grouped
 def run(
     file: Input,
     task: Task,
@@ -72,11 +71,10 @@ def run(
     step_cache: Cache = None,
     compile: Compiled = False,
     max_new_tokens: options.NewTokens = 256,
-    enhance_prompt: Enhance = False,
-    enhance_url: Url = "http://localhost:8000/v1",
-    enhance_model: Writer = "default",
     processes: Processes = 1,
     allow_pickle: options.AllowPickle = False,
+    *,
+    rewriting: options.Rewriting,
 ) -> None:
     """Run an input file of the release. A run that was stopped goes on where it was; entries that cannot run are named
     at the end, with exit code 3."""
@@ -91,6 +89,7 @@ def run(
     options.at_least("--seed", seed, -1, options.LARGEST_SEED)
     options.check_guidance(guidance_scale)
     options.check_writable(output)
+    enhance = rewriting.enhance()
     from openlance.compat.inputs import read_entries
     from openlance.media import buckets
     from openlance.sequence.tasks import spec_of
@@ -104,11 +103,8 @@ def run(
 
     import openlance
     from openlance.compat.requests import Job, default_preset
-    from openlance.inference.enhance import Enhancer
     from openlance.runtime.distributed import Distributed
 
-    key = os.environ.get("LANCE_REWRITE_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
-    enhancer = Enhancer(url=enhance_url, model=enhance_model, key=key) if enhance_prompt else None
     ranks = Distributed.join(timeout=WAIT)
     seed = ranks.agreed(drawn_seed(output) if seed == -1 else seed)
     pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device)
@@ -122,7 +118,7 @@ def run(
     job = Job(
         task=task, size=tuple(said or default for said, default in zip(size, usual)),  # type: ignore[arg-type]
         preset=resolution or default_preset(d), settings=settings, seed=seed, max_new_tokens=max_new_tokens,
-        root=file.parent, enhancer=enhancer,
+        root=file.parent, enhance=enhance,
     )  # fmt: skip
     failures = share(pipe, entries, job, output, model, ranks)
     if failures is not None:
@@ -171,7 +167,7 @@ def report(failures: list[tuple[str, str]], total: int, output: Path, job: Job) 
     """Say what was made and what could not be; exit code 3 if anything could not."""
     say_what_was_cut(output, job.max_new_tokens)
     for key, why in failures:
-        print(f"error: entry {key!r}: {' '.join(why.split())}", file=sys.stderr)
+        print(f"error: entry {key!r}: {with_flags(one_line(why))}", file=sys.stderr)
     typer.echo(f"{output}: {total - len(failures)} of {total} entries  (seed {job.seed})")
     if os.environ.get(LAUNCHED):
         options.write_json(failures, output / ".run" / "failed.json")

@@ -28,6 +28,7 @@ from openlance.config.sampling import MOST_RESULTS
 from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
+from openlance.inference.enhance import Enhancer, rewriter
 from openlance.inference.given import Given
 from openlance.inference.inputs import Medium, a_function, asked_size, is_many, listed, starts
 from openlance.inference.methods import Methods
@@ -38,7 +39,7 @@ from openlance.inference.views import Scheduler, device_in, solver_settings
 from openlance.inference.words import answer_ids
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import Segments, prompt_in
 from openlance.vae.lazy import channels_first
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ class LancePipeline(Methods):
         callback_on_step_end: StepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
         subject: Medium | Sequence[Medium] | None = None,
+        enhance: bool | str | Enhancer | None = None,
         **settings: Unpack[Settings],
     ) -> LanceOutput:
         """Draw, animate or change. What is given decides: nothing but words, an `image` to edit (or to begin a clip of
@@ -229,6 +231,8 @@ class LancePipeline(Methods):
             return_dict: False gives a tuple.
             callback_on_step_end: f(pipe, step, t, {"latents": (B, C, T, Y, X)}) may give other latents back, and end
                 the call early with `pipe.interrupt = True`.
+            enhance: Who rewrites the prompts first: True for the checkpoint itself, an `Enhancer`, or its address. The
+                output has what was drawn as `revised_prompts`.
             **settings: Further fields of `Sampling`.
 
         Raises:
@@ -257,13 +261,18 @@ class LancePipeline(Methods):
         check_output(output_type, grids)
         noise = None if latents is None else starting_noise(latents, grids, self.config.latent_channels)
         after = None if callback_on_step_end is None else step_end(callback_on_step_end, self, seen, grids)
+        rewrite, revised = rewriter(self, enhance), None
+        if rewrite is not None:
+            requests = [rewrite(request) for request in requests]
+            revised = [prompt_in(request) for request in requests[::count]]
         with self.turn, Run() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
             made = self.fill_latents(
                 requests, sampling, seeds, lambda *_: bar.update(), after, noise=noise, stops=lambda: run.stopped,
                 negatives=negatives,
             )  # fmt: skip
-            output = self._output(made, spec.makes, output_type)
+            found = {"images" if spec.makes == "image" else "frames": self._output(made, spec.makes, output_type)}
+        output = LanceOutput(**found, revised_prompts=revised)
         return output if named else output.to_tuple()  # type: ignore[return-value]
 
     @property
@@ -281,12 +290,10 @@ class LancePipeline(Methods):
 
     _interrupt = interrupt  # where diffusers' examples set it
 
-    def _output(self, latents: list[Tensor], makes: str, output_type: str) -> LanceOutput:
-        name = "images" if makes == "image" else "frames"
+    def _output(self, latents: list[Tensor], makes: str, output_type: str) -> Any:
         if output_type == "latent":
-            return LanceOutput(**{name: torch.stack([channels_first(z) for z in latents])})
-        clips = self.decode_latents(latents)
-        return LanceOutput(**{name: OUTPUT[output_type](clips, makes)})
+            return torch.stack([channels_first(z) for z in latents])
+        return OUTPUT[output_type](self.decode_latents(latents), makes)
 
     # Words.
 

@@ -19,6 +19,7 @@ from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS, Decoding, Sampling
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
+from openlance.inference.enhance import Enhancer, rewriter
 from openlance.inference.inputs import (
     Medium,
     a_function,
@@ -46,9 +47,9 @@ class Methods(Engine):
 
     A list gives a list: result k of a list has the seed `seed + k` and equals that of the same call for item k alone
     with that seed. All methods that draw take `**how`: `seed` (random if left out, or -1), `generator` (one for all, or
-    one each), `progress` (a bar), `negative_prompt` (what guidance leads away from, one or one each), and the fields of
-    `Sampling`, such as `num_inference_steps` and `guidance_scale`;
-    None means the checkpoint's own. Bad input is a UserError of one sentence.
+    one each), `progress` (a bar), `negative_prompt` (what guidance leads away from, one or one each), `enhance` (who
+    rewrites the prompts first, see `enhance.rewriter`), and the fields of `Sampling`, such as `num_inference_steps` and
+    `guidance_scale`; None means the checkpoint's own. Bad input is a UserError of one sentence.
     """
 
     def generate(
@@ -216,15 +217,18 @@ class Methods(Engine):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress: bool = False,
         negative_prompt: str | Sequence[str] | None = None,
+        enhance: bool | str | Enhancer | None = None,
         **settings: Any,
     ) -> list[Clip]:
         """The visual target of each request, batch by batch."""
         negatives = self.negatives(negative_prompt, len(requests))
         how = [self.sampling([request], **settings) for request in requests]
-        seeds = starts(seed, generator, len(requests))
+        seeds, shown = starts(seed, generator, len(requests)), values.flag("progress", progress)
+        if (rewrite := rewriter(self, enhance)) is not None:
+            requests = [rewrite(request) for request in requests]
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        with _bar(values.flag("progress", progress), sum(s.num_inference_steps for s in how)) as bar:
+        with _bar(shown, sum(s.num_inference_steps for s in how)) as bar:
             for some, s in _batches(requests, per, how):
                 at, count = len(clips), len(some)
                 mine = slice(at, at + count)

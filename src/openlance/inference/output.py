@@ -23,16 +23,18 @@ class LanceOutput:
     """What a call made, in `images` or, where it is clips, in `frames`; the other one is None.
 
     "pil": pictures, or a list of pictures per clip. "np" and "pt": float32 in [0, 1], (B, H, W, 3) and (B, 3, H, W);
-    of clips (B, T, H, W, 3) and (B, T, 3, H, W). "latent": (B, C, T, Y, X). It has the manners of diffusers' outputs,
-    without the seconds that it takes to import them.
+    of clips (B, T, H, W, 3) and (B, T, 3, H, W). "latent": (B, C, T, Y, X). revised_prompts: the text that was drawn of
+    each prompt, where they were rewritten. It has the manners of diffusers' outputs, without the seconds that it takes
+    to import them.
     """
 
     images: Any = None
     frames: Any = None
+    revised_prompts: list[str] | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """What was made, as the only element."""
-        return tuple(value for value in (self.images, self.frames) if value is not None)
+        """What was made, and after it the rewritten prompts if there are any."""
+        return tuple(value for _, value in self.items())
 
     def __getitem__(self, key: int | slice | str) -> Any:
         """By name, or as in `to_tuple`."""
