@@ -107,3 +107,20 @@ def test_mistakes_are_one_sentence(content, task, more, said, tmp_path, capsys):
     assert run(file, task, tmp_path / "out", *more) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_prompts_are_rewritten_entry_by_entry(tmp_path, capsys, chat_server):
+    file, out = tmp_path / "two.json", tmp_path / "out"
+    file.write_text(json.dumps({"0.png": "a red circle", "1.png": "nothing"}))
+    chat_server.answer = lambda prompt: "" if prompt == "nothing" else f"{prompt}, shining"
+    enhance = ["--enhance-prompt", "--enhance-url", chat_server.url, "--enhance-model", "m"]
+    assert run(file, "t2i", out, *enhance) == 3
+    said = capsys.readouterr().err
+    assert "entry '1.png': the rewrite of 'nothing' is empty: choose another --enhance-model" in said
+    assert table(out, "prompt.json") == {"000000.png": "a red circle, shining"}
+    chat_server.answer = lambda prompt: "a blue ring"
+    assert run(file, "t2i", out, *enhance) == 0
+    assert chat_server.prompts == ["a red circle", "nothing", "nothing"], "what was drawn is not written anew"
+    assert table(out, "prompt.json") == {"000000.png": "a red circle, shining", "000001.png": "a blue ring"}
+    assert run(EXAMPLES / "x2t_image_example.json", "x2t_image", tmp_path / "none", *enhance) == 2
+    assert "without --enhance-prompt" in capsys.readouterr().err and not (tmp_path / "none").exists()
