@@ -73,7 +73,7 @@ class Engine:
             device=self.device,
             dtype=self.dtype,
             allow_pickle=allow_pickle,
-            memory=parse_memory(memory),
+            memory=None if memory is None else parse_memory(memory),
             say=memory is not None,
         )
         self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
@@ -245,7 +245,8 @@ class Engine:
         stops) are those of `denoise`; with `noise` there need not be seeds."""
         seeds = [seed if isinstance(seed, torch.Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
-            if seeds and all(isinstance(s, int) for s in seeds):  # what nobody chose has to be the same everywhere
+            # What nobody chose has to be the same everywhere.
+            if self.shared is not None and seeds and all(isinstance(s, int) for s in seeds):
                 seeds = self.processes.agreed(seeds)
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
