@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from openlance.compat.inputs import Entry
-from openlance.compat.requests import Job, build, find_file
+from openlance.compat.requests import Job, build, find_file, size_for
 from openlance.config.sampling import NO_PRIOR
 from openlance.errors import UserError
 from openlance.inference.enhance import Enhancer
@@ -48,6 +48,20 @@ def test_an_edit_has_the_size_of_its_source(pipe, picture):
     segments, prompt = build(pipe, entry(data), Job(task="image_edit", size=(1, 16, 16)))
     assert prompt == "make it red" and segments[-1].size == segments[1].size[:1] + segments[2].size[1:]
     assert segments[-1].size[1] > segments[-1].size[2]
+
+
+def test_only_a_size_beyond_four_times_the_usual_area_is_shrunk(pipe):
+    d, stride = pipe.defaults, pipe.config.vae.stride
+
+    def made(frames, height, width):
+        return size_for(pipe, replace(d, num_frames=frames, height=height, width=width))
+
+    within = (10 * d.num_frames + 1, 2 * d.height, 2 * d.width)
+    assert made(*within) == within and made(1, d.height, 4 * d.width) == (1, d.height, 4 * d.width)
+    assert made(d.num_frames, 3 * d.height, 3 * d.width) == (d.num_frames, d.height, d.width)
+    assert made(1, 3 * d.height, 3 * d.width)[0] == 1
+    _, height, width = made(d.num_frames, 4 * d.height, 8 * d.width)
+    assert height < width and height % stride == width % stride == 0
 
 
 def test_paths_are_looked_up_from_the_file_upwards(tmp_path, tiny, monkeypatch):

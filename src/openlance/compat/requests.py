@@ -20,12 +20,9 @@ from openlance.inference.engine import Engine
 from openlance.inference.enhance import Enhancer, rewriter
 from openlance.media.buckets import BUCKET_STRIDE, resolution
 from openlance.media.inputs import as_clip, as_picture
-from openlance.media.transform import MediaTransform
+from openlance.media.transform import LARGER, MediaTransform
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 from openlance.sequence.tasks import TaskSpec, spec_of
-
-SEED, PRESET = 42, "video_480p"  # released script
-ANSWER = 256  # tokens (released code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +43,8 @@ class Job:
     size: tuple[int, int, int]
     preset: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    seed: int = SEED
-    max_new_tokens: int = ANSWER
+    seed: int = GenerationConfig.seed
+    max_new_tokens: int = GenerationConfig.max_new_tokens
     root: Path = Path()
     enhance: bool | str | Enhancer | None = None
 
@@ -62,9 +59,21 @@ class Job:
         return spec_of(self.task)
 
 
-def default_preset(d: GenerationConfig) -> str | None:
-    """The release's preset for checkpoints of its kind; a model that was trained without buckets has none."""
-    return PRESET if d.buckets else None
+def size_for(engine: Engine, asked: GenerationConfig) -> tuple[int, int, int]:
+    """Frames, height and width of what is made.
+
+    What is asked for, unless a frame of it has more than four times the area of the model's usual picture (`LARGER`, as
+    for what is read). Then it counts as said of the release's model: it is made in the same ratio with the usual area,
+    and frames beyond the usual ones are to these as they were to the release's.
+    """
+    usual, vae, released = engine.defaults, engine.config.vae, GenerationConfig()
+    scale = ((usual.height * usual.width) / (asked.height * asked.width)) ** 0.5
+    if scale >= LARGER**-0.5:
+        return asked.num_frames, asked.height, asked.width
+    share = (usual.num_frames - 1) / (released.num_frames - 1)
+    frames = max(min(asked.num_frames, usual.num_frames), vae.whole_frames(1 + round((asked.num_frames - 1) * share)))
+    height, width = (max(round(side * scale / vae.stride), 1) * vae.stride for side in (asked.height, asked.width))
+    return frames, height, width
 
 
 def find_file(element: Any, root: Path) -> Path:
