@@ -56,6 +56,12 @@ Lora = Annotated[Path | None, typer.Option("--lora", help="Folder of an adapter 
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .pth weights too (tensors only); safetensors need no leave.")
 ]
+Metadata = Annotated[
+    bool,
+    typer.Option(
+        "--metadata/--no-metadata", help="Whether files say how they were made: prompt, seed, settings, model."
+    ),
+]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
 
 # The words that are being run, without the name of the program: a command is run from Python and from others too.
@@ -127,6 +133,7 @@ class Denoising:
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
     solver: Solver = None
+    metadata: Metadata = True
 
     def settings(self) -> dict[str, Any]:
         """What the user said, as keywords of the pipeline's methods; UserError for a number out of range."""

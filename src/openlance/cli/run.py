@@ -76,6 +76,7 @@ def run(
     enhance_model: Writer = "default",
     processes: Processes = 1,
     allow_pickle: options.AllowPickle = False,
+    metadata: options.Metadata = True,
 ) -> None:
     """Run an input file of the release. A run that was stopped goes on where it was; entries that cannot run are named
     at the end, with exit code 3."""
@@ -110,7 +111,7 @@ def run(
     enhancer = Enhancer(url=enhance_url, model=enhance_model, key=key) if enhance_prompt else None
     rank, world, device = join(timeout=WAIT)
     seed = agreed_seed(output, rank, world) if seed == -1 else seed
-    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=device)
+    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=device, metadata=metadata)
     d = pipe.defaults
     usual = (d.num_frames, d.height, d.width)
     settings = options.given(

@@ -29,7 +29,7 @@ from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.given import Given
-from openlance.inference.inputs import Medium, a_function, asked_size, is_many, listed, starts
+from openlance.inference.inputs import Medium, a_function, asked_size, is_many, listed, seeds_in, starts
 from openlance.inference.methods import Methods
 from openlance.inference.output import OUTPUT, LanceOutput, check_output
 from openlance.inference.processor import Processor
@@ -259,11 +259,17 @@ class LancePipeline(Methods):
         after = None if callback_on_step_end is None else step_end(callback_on_step_end, self, seen, grids)
         with self.turn, Run() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
+            told = seeds_in(seeds)
             made = self.fill_latents(
                 requests, sampling, seeds, lambda *_: bar.update(), after, noise=noise, stops=lambda: run.stopped,
                 negatives=negatives,
             )  # fmt: skip
-            output = self._output(made, spec.makes, output_type)
+            if output_type == "latent":
+                value = torch.stack([channels_first(z) for z in made])
+            else:
+                clips = self.signed(self.decode_latents(made), requests, sampling, told, negatives)
+                value = OUTPUT[output_type](clips, spec.makes)
+        output = LanceOutput(**{"images" if spec.makes == "image" else "frames": value})
         return output if named else output.to_tuple()  # type: ignore[return-value]
 
     @property
@@ -280,13 +286,6 @@ class LancePipeline(Methods):
         run.stopped = values.flag("interrupt", value)
 
     _interrupt = interrupt  # where diffusers' examples set it
-
-    def _output(self, latents: list[Tensor], makes: str, output_type: str) -> LanceOutput:
-        name = "images" if makes == "image" else "frames"
-        if output_type == "latent":
-            return LanceOutput(**{name: torch.stack([channels_first(z) for z in latents])})
-        clips = self.decode_latents(latents)
-        return LanceOutput(**{name: OUTPUT[output_type](clips, makes)})
 
     # Words.
 

@@ -72,7 +72,7 @@ class Methods(Engine):
         asked = asked_size(None, height, width)
         task = tasks.the_task(tasks.text_to_visual, "image")
         requests = [self.front.request(task, text, asked=asked) for text in wanted]
-        return [_picture(clip) for clip in self._draw(requests, negative_prompt=negatives, **how)]
+        return [clip.images()[0] for clip in self._draw(requests, negative_prompt=negatives, **how)]
 
     def generate_video(
         self,
@@ -132,7 +132,7 @@ class Methods(Engine):
             task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
             requests.append(self.front.request(task, text, clips))
         made = self._draw(requests, **how)
-        return [clip if clip.frames > 1 else _picture(clip) for clip in made]  # type: ignore[return-value]
+        return [clip if clip.frames > 1 else clip.images()[0] for clip in made]  # type: ignore[return-value]
 
     def subject(
         self,
@@ -153,7 +153,7 @@ class Methods(Engine):
         listed(prompt, "prompt", "the circle on a white background")
         groups = grouped(images, prompt)
         made = self._draw([self.front.request(task, text, clips, asked=asked) for clips, text in groups], **how)
-        return made if task.makes != "image" else [_picture(clip) for clip in made]
+        return made if task.makes != "image" else [clip.images()[0] for clip in made]
 
     def ask(
         self,
@@ -248,12 +248,6 @@ def _batches(
 def question_about(clips: Sequence[Clip]) -> tasks.TaskSpec:
     """The task of a question, by whether one of its media moves."""
     return tasks.the_task(tasks.understand, tasks.kind_of(max(clip.frames for clip in clips)))
-
-
-def _picture(clip: Clip) -> Image:
-    from PIL import Image
-
-    return Image.fromarray(clip.pixels[0])
 
 
 def _bar(show: bool, total: int):

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openlance.checkpoint.formats import INSIDE, Files, find
 from openlance.checkpoint.hub import check_hashes
 from openlance.checkpoint.names import COMPUTED, released_names
@@ -24,7 +22,6 @@ from openlance.checkpoint.tensors import (
     open_tensors,
 )
 from openlance.errors import UserError
-from openlance.media.clip import Clip
 from openlance.runtime.expected import expected
 from openlance.runtime.quantization import stored_shapes
 from openlance.sequence import tasks
@@ -160,11 +157,7 @@ def _part(name: str, weights: Path, source: TensorSource, fault: str) -> Part:
 
 def needs(task: str) -> set[str]:
     """The parts without which a task cannot run, read from its template."""
-    read, made = tasks.TASKS[task].reads, tasks.TASKS[task].makes
-    clip = Clip(np.zeros((5 if read == "video" else 1, 8, 8, 3), np.uint8))
-    media = [tasks.Views(clip, clip)] if read else []
-    segments = tasks.request(task, "x", media, (5 if made == "video" else 1, 8, 8))
-    kinds = {s.kind for s in segments}
+    kinds = {s.kind for s in tasks.outline(tasks.TASKS[task])}
     return {"decoder"} | {part for kind, part in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds}
 
 
