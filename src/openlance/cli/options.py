@@ -260,13 +260,13 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
         raise
 
 
-def check_json(file: Path | None) -> None:
+def check_json(file: Path | None, option: str = "--json") -> None:
     """UserError unless a file of results can be written there, if one is wanted."""
     if file is None:
         return
     check_writable(file.parent)
     if file.is_dir():
-        raise UserError(f"--json {file} is a folder: give a file, for example {file / 'results.json'}")
+        raise UserError(f"{option} {file} is a folder: give a file, for example {file / 'results.json'}")
 
 
 def write_json(content: Any, file: Path) -> None:
