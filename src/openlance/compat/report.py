@@ -180,8 +180,8 @@ def _numbers(work: Work, name: str, weights: Path, prefix: str) -> None:
         return  # it could not be opened, which is said there
     source, _, _ = opened(work.pipe.parts.files, name, weights, prefix, work.pipe.parts.allow_pickle)
     bad = list[str]()
-    for tensor, said in found["tensors"].items():
-        work.tick(tensor)
+    for number, (tensor, said) in enumerate(found["tensors"].items(), start=1):
+        work.tick(f"{number} of {len(found['tensors'])}")
         value, digest = source.read(tensor), hashlib.blake2b(digest_size=8)
         for piece in value.reshape(-1).split(PIECE) if value.numel() else ():
             digest.update(piece.view(torch.uint8).numpy())
