@@ -10,12 +10,14 @@ from openlance.media.buckets import (
 )
 from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.files import atomic_path
-from openlance.media.image import IMAGE_SUFFIXES, read_image, write_image
+from openlance.media.image import read_image, write_image
 from openlance.media.inputs import Medium, as_clip, as_picture
 from openlance.media.notices import collected, notice
+from openlance.media.provenance import Provenance, read_provenance
 from openlance.media.read import read_media, read_video
+from openlance.media.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from openlance.media.timing import frame_indices
-from openlance.media.video import VIDEO_SUFFIXES, write_video
+from openlance.media.video import write_video
 from openlance.media.write import suffixes_for, write_media
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "VIT_STRIDE",
     "Clip",
     "Medium",
+    "Provenance",
     "as_clip",
     "as_picture",
     "atomic_path",
@@ -37,6 +40,7 @@ __all__ = [
     "notice",
     "read_image",
     "read_media",
+    "read_provenance",
     "read_video",
     "resolution",
     "suffixes_for",

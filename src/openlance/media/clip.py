@@ -6,11 +6,16 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from openlance.config.values import brief, number
 from openlance.errors import UserError
+from openlance.media.provenance import KEY, Provenance
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Frames per second of every clip the model reads or makes (released code).
 MODEL_FPS = 12.0
@@ -20,11 +25,13 @@ MODEL_FPS = 12.0
 class Clip:
     """Frames of a picture (one frame) or a video.
 
-    pixels: uint8 (T, H, W, 3), RGB, 0..255.  fps: frames per second, without meaning for a picture.
+    pixels: uint8 (T, H, W, 3), RGB, 0..255.  fps: frames per second, without meaning for a picture.  made: how, where a
+    model drew it here and that is to be known; files and Pillow images carry it along.
     """
 
     pixels: np.ndarray
     fps: float = MODEL_FPS
+    made: Provenance | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, np.ndarray):
@@ -63,6 +70,16 @@ class Clip:
 
         write_media(path, self)
 
+    def images(self) -> list[Image]:
+        """Its frames as Pillow images, with how they were made in their `info`, as in a PNG file of ours."""
+        from PIL import Image
+
+        frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in self.pixels]
+        if self.made is not None:
+            for frame in frames:
+                frame.info[KEY] = self.made.text
+        return frames
+
     def with_pixels(self, pixels: np.ndarray) -> Clip:
-        """The same frame rate with other frames."""
+        """The same frame rate with other frames, of which nobody knows how they were made."""
         return Clip(pixels, self.fps)

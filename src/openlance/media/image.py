@@ -15,6 +15,7 @@ from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path
 from openlance.media.pixels import BROKEN, upright_rgb
+from openlance.media.provenance import save_options
 from openlance.media.source import Source, is_movie, still_form
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 # A decoded picture of this size takes 192 MB; larger ones are nearly always a mistake or an attack.
 MAX_PIXELS = 64_000_000
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 WRITTEN_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 WRITABLE_SUFFIXES = tuple(WRITTEN_AS)
+MOST_BYTES = 1 << 28  # of a file whose metadata are read: Pillow takes some kinds into memory whole
 # Formats that Pillow knows by their first bytes but cannot decode by itself.
 STUBS = ("MPEG", "BUFR", "GRIB", "HDF5", "WMF")
 
@@ -83,6 +84,22 @@ def one_picture(image: PillowImage, name: str) -> Clip:
         return Clip(upright_rgb(_checked(image, name), name)[None])
 
 
+def metadata(source: Source, ifd: int) -> dict[Any, Any]:
+    """What a picture's file says beside its pixels, which are not decoded: Pillow's `info` and a directory of its EXIF.
+
+    Raises:
+        UserError: it is no picture, damaged or too large.
+    """
+    if source.size() > MOST_BYTES:
+        raise UserError(f"{source.name} is larger than the {MOST_BYTES >> 20} MiB up to which metadata are read")
+    image = open_picture(source)
+    if image is None:
+        raise UserError(f"{source.name} is neither a picture nor a video that can be read: give a PNG or MP4 file")
+    with image, _in_a_sentence(source.name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {**image.info, **image.getexif().get_ifd(ifd)}
+
+
 def _open_heic(source: Source) -> PillowImage:
     """A HEIC or HEIF picture, of which phones make one out of many tiles, by pillow-heif."""
     try:
@@ -126,7 +143,8 @@ def _in_a_sentence(name: str) -> Iterator[None]:
 
 
 def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
-    """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all.
+    """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all. The
+    file says how the clip was made, if that is known.
 
     Raises:
         UserError: the name ends otherwise, or the place cannot be written (a full disk, say).
@@ -136,9 +154,10 @@ def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
     target = Path(path)
     if target.suffix.lower() not in WRITABLE_SUFFIXES:
         raise UserError(f"cannot write a picture as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
-    pixels = picture.pixels[0] if isinstance(picture, Clip) else picture
-    options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 95}
+    form = WRITTEN_AS[target.suffix.lower()]
+    pixels, made = (picture.pixels[0], picture.made) if isinstance(picture, Clip) else (picture, None)
+    options = save_options(made, form, target.name) | ({} if form == "PNG" else {"quality": 95})
     memory = io.BytesIO()  # writing to a full disk itself, Pillow may leave out the end of a JPEG without a word
-    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, WRITTEN_AS[target.suffix.lower()], **options)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, form, **options)
     with atomic_path(target) as temporary:
         temporary.write_bytes(memory.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.notices import notice
 from openlance.media.pixels import on_white
+from openlance.media.provenance import carried
 from openlance.media.read import read_media
 from openlance.media.timing import frame_indices, tell_speed
 
@@ -55,7 +57,7 @@ def as_clip(medium: Medium, name: str | None = None) -> Clip:
     if _is_pillow(medium):
         from openlance.media.image import one_picture
 
-        return one_picture(medium, name or "the PIL image")
+        return replace(one_picture(medium, name or "the PIL image"), made=carried(medium.info))
     return Clip(_pixels(_array(medium, name or "it"), name or "an array of pixels"))
 
 

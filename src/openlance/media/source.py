@@ -27,6 +27,9 @@ MOVIE_STARTS = (
     b"DKIF",  # IVF
     b"\x12\x00\x0a",  # AV1 in OBUs
 )
+PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 TS_PACKET = 188  # an MPEG transport stream has the byte 0x47 at the beginning of each (ISO/IEC 13818-1)
 HEAD = 3 * TS_PACKET
 
@@ -94,6 +97,15 @@ class Source:
         """Its first bytes."""
         with self.open() as file:
             return file.read(HEAD)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path is a file that begins, or is named, as a picture or video does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    return head.startswith(PICTURE_STARTS) or is_movie(head) or path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
 
 
 def still_form(head: bytes) -> str | None:

@@ -15,10 +15,10 @@ from openlance.media.color import display_matrix, shown
 from openlance.media.container import UNTIMED, WHOLE, Damage, Timeline, decoded, opened, survey
 from openlance.media.files import atomic_path
 from openlance.media.notices import notice
+from openlance.media.provenance import written
 from openlance.media.source import Source
 from openlance.media.timing import UNKNOWN_FPS, frame_indices, frames_by_time, tell_speed
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 Moment: TypeAlias = tuple[int | None, int]  # when a frame appears and for how long, in the clock of its track
 
 
@@ -113,7 +113,8 @@ def _tell(name: str, line: Timeline, damage: Damage, kept: int) -> None:
 def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
     """Write a clip as H.264, yuv420p, .mp4, at clip.fps; the file appears whole or not at all.
 
-    Its colors are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers.
+    Its colors are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers. It
+    says how the clip was made, if that is known.
 
     Args:
         crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless.
@@ -130,6 +131,8 @@ def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
         raise UserError(f"a video of {clip.height}x{clip.width} has an odd side: use sides that are even")
     index_first = {"movflags": "faststart"}
     with atomic_path(target) as temporary, av.open(str(temporary), "w", format="mp4", options=index_first) as container:
+        if text := written(clip.made, target.name):
+            container.metadata["comment"] = text
         stream = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001))
         for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
             setattr(stream.codec_context, name, 1)  # BT.709 of limited range, in ffmpeg's numbers
