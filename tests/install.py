@@ -33,10 +33,13 @@ def installed(folder: Path, env: dict[str, str]) -> Path:
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     run(uv, "build", "-q", "--python", sys.executable, "-o", "dist", str(ROOT), folder=folder, env=env)
     run(uv, "venv", "-q", "--python", sys.executable, "venv", folder=folder, env=env)
-    how = ["--python", "venv/bin/python"]
+    how, asked = ["--python", "venv/bin/python"], [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
+    local = env.get("UV_FIND_LINKS") or env.get("PIP_FIND_LINKS")
+    local = local or subprocess.run(asked, capture_output=True, text=True, env=env).stdout.strip()  # as the Makefile
     if shutil.which("nvidia-smi") is None:
         how += ["-c", str(ROOT / "constraints.txt")]
-        how += [] if env.get("UV_FIND_LINKS") else ["--torch-backend", "cpu"]
+        how += [] if local else ["--torch-backend", "cpu"]
+    env = env | ({"UV_FIND_LINKS": local} if local else {})
     wheel = next((folder / "dist").glob("*.whl"))
     run(uv, "pip", "install", "-q", *how, str(wheel), folder=folder, env=env)
     return folder / "venv" / "bin"
