@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from openlance.cli.main import main
-from openlance.media.read import read_media
+from openlance.media.inputs import read_media
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "official"
 MAKES = {

@@ -91,12 +91,12 @@ def run(
     options.check_guidance(guidance_scale)
     options.check_writable(output)
     from openlance.compat.inputs import read_entries
-    from openlance.media import buckets
+    from openlance.media import transform
     from openlance.sequence.tasks import spec_of
 
     spec_of(task)
     if resolution is not None:
-        buckets.resolution(resolution)
+        transform.resolution(resolution)
     entries = read_entries(file)
     if processes > 1 and "RANK" not in os.environ:
         return launch(processes, output)

@@ -18,9 +18,8 @@ from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.enhance import Enhancer
-from openlance.media.buckets import BUCKET_STRIDE, resolution
 from openlance.media.inputs import as_clip, as_picture
-from openlance.media.transform import MediaTransform
+from openlance.media.transform import BUCKET_STRIDE, MediaTransform, resolution
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 from openlance.sequence.tasks import TaskSpec, spec_of
 
@@ -33,7 +32,7 @@ class Job:
     """How all entries of a run are made.
 
     Args:
-        task: a key of `tasks.TASKS`; preset: of `media.buckets.RESOLUTIONS`, for what is read; None lets the model's
+        task: a key of `tasks.TASKS`; preset: of `media.transform.RESOLUTIONS`, for what is read; None lets the model's
             own sizes decide.
         size: (frames, height, width) of what is made, where no input decides it.
         settings: fields of `Sampling` that the checkpoint does not decide.

@@ -15,8 +15,7 @@ from openlance.data.front import Front
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import read_image
-from openlance.media.inputs import as_clip
-from openlance.media.read import read_video
+from openlance.media.inputs import as_clip, read_video
 from openlance.media.transform import MediaTransform
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
 
@@ -76,10 +75,11 @@ def medium(value: Any, name: str, folder: Path, reads: str) -> Clip:
     """
     if isinstance(value, dict) and (value.get("bytes") is not None or value.get("path") is not None):
         value = value["bytes"] if value.get("bytes") is not None else value["path"]
+    read = read_video if reads == "video" else read_image
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return (read_video if reads == "video" else read_image)(name, bytes(value))
+        return read(bytes(value), name)
     if isinstance(value, str) and value:
-        return (read_video if reads == "video" else read_image)(folder / value)
+        return read(folder / value)
     if value is None or isinstance(value, (str, dict, int, float)):
         raise UserError(f"{name} is {_described(value)}: expected the bytes or the path of {_article(reads)}")
     return as_clip(value, name)

@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import MODEL_FPS, Clip
+from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, tell_speed
+from openlance.media.files import Source
+from openlance.media.image import frames_of, on_white, one_image, open_image, read_animation
 from openlance.media.notices import notice
-from openlance.media.pixels import on_white
-from openlance.media.read import read_media
-from openlance.media.timing import frame_indices, tell_speed
+from openlance.media.video import is_video, read_video_file
 
 # Anything that `as_clip` takes.
 Medium: TypeAlias = Any
@@ -23,21 +23,63 @@ EXPECTED = (
     "a Clip, or a list of frames"
 )
 ROUNDING = 1e-3  # how far numbers that should lie in [0, 1] may be off
+# Formats of images without a signature: a video may look like one by chance.
+UNSIGNED = ("TGA",)
+
+
+def read_media(source: str | Path | bytes, name: str | None = None) -> Clip:
+    """Read an image as one frame, a video or an animation as the frames that the model sees.
+
+    The content decides what a file is, not its name.
+
+    Args:
+        source: a file, or its bytes.
+        name: what errors and notices call it, if not by its path.
+
+    Returns:
+        uint8 frames in sRGB, upright, on white; a video has 12 a second.
+
+    Raises:
+        UserError: it is missing, neither image nor video, damaged, truncated or too large.
+    """
+    return _read(Source(source, name), stills=True)
+
+
+def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
+    """Read a video, or an animation, as the frames that the model sees. Takes and returns what `read_media` does.
+
+    Raises:
+        UserError: as from `read_media`, and where the file holds a still image (a GIF of one frame is a video).
+    """
+    return _read(Source(source, name), stills=False)
+
+
+def _read(file: Source, stills: bool) -> Clip:
+    image = open_image(file)
+    if image is None:
+        return read_video_file(file)
+    with image:
+        if image.format in UNSIGNED and is_video(file):
+            return read_video_file(file)
+        moves = frames_of(image, file.name) > 1 or (image.format == "GIF" and not stills)
+        if not moves and not stills:
+            raise UserError(f"{file.name} is a still image, not a video: give an MP4, WebM or animated file")
+        return read_animation(image, file.name) if moves else one_image(image, file.name)
 
 
 def as_clip(medium: Medium, name: str | None = None) -> Clip:
     """Turn what was handed in into frames, whatever its form.
 
     Args:
-        medium: a path or the bytes of a file, told by its content (see `read_media`); Hugging Face's {"bytes", "path"};
-            a PIL image (of an animated one the frame on which it stands); numpy (H, W), (H, W, 1|3|4) or
-            (T, H, W, 1|3|4); a tensor of torch, also with its channels first; a list of pictures, which are the frames
-            of one clip; a Clip. Pixels are uint8, or float in [0, 1]; a fourth channel is opacity, laid on white.
-            Arrays and lists count as 12 frames a second and keep all frames.
+        medium: a path or the bytes of a file (see `read_media`); Hugging Face's {"bytes", "path"}; a PIL image (of an
+            animated one the frame on which it stands); numpy (H, W), (H, W, 1|3|4) or (T, H, W, 1|3|4); a tensor of
+            torch, also with its channels first; a list of images, which are the frames of one clip; a Clip. Pixels are
+            uint8, or float in [0, 1]; a fourth channel is opacity, laid on white. Arrays and lists count as 12 frames a
+            second and keep all frames.
         name: what errors and notices call it.
 
     Returns:
-        A picture as one frame, a video as the frames that the model sees, 12 a second.
+        An image as one frame, a video as the frames that the model sees, 12 a second.
 
     Raises:
         UserError: it is of another kind, empty, damaged, or its frames differ in size.
@@ -53,9 +95,7 @@ def as_clip(medium: Medium, name: str | None = None) -> Clip:
     if isinstance(medium, (list, tuple)):
         return _from_frames(medium, name)
     if _is_pillow(medium):
-        from openlance.media.image import one_picture
-
-        return one_picture(medium, name or "the PIL image")
+        return one_image(medium, name or "the PIL image")
     return Clip(_pixels(_array(medium, name or "it"), name or "an array of pixels"))
 
 
@@ -64,7 +104,7 @@ def as_picture(medium: Medium, name: str | None = None) -> Clip:
     clip = as_clip(medium, name)
     if clip.frames == 1:
         return clip
-    notice(f"{name or 'a clip'} moves, and a picture is wanted: the first of its {clip.frames} frames is taken")
+    notice(f"{name or 'a clip'} moves, and an image is wanted: the first of its {clip.frames} frames is taken")
     return clip.with_pixels(clip.pixels[:1])
 
 
@@ -83,34 +123,25 @@ def _from_mapping(medium: Mapping, name: str | None) -> Clip:
         if medium.get(key) is not None:
             return as_clip(medium[key], name)
     keys = ", ".join(map(repr, list(medium)[:4])) or "nothing"
-    raise UserError(f"{name or 'a dictionary'} with {keys} holds no picture: give its file as 'bytes' or 'path'")
+    raise UserError(f"{name or 'a dictionary'} with {keys} holds no image: give its file as 'bytes' or 'path'")
 
 
 def _from_frames(media: list | tuple, name: str | None) -> Clip:
     """The frames of one clip."""
+    called = name or "the list of frames"
     if not media:
-        raise UserError(f"{name or 'a list of frames'} is empty: give at least one picture")
-    clips = []
+        raise UserError(f"{called} is empty: give at least one image")
+    frames = []
     for number, medium in enumerate(media, start=1):
-        clip = as_clip(medium, f"{name or 'the list of frames'}, entry {number}" if _nameless(medium) else name)
+        own = isinstance(medium, (str, Path, Mapping))  # its file names it better
+        clip = as_clip(medium, name if own else f"{called}, entry {number}")
         if clip.frames != 1:
             raise UserError(
-                f"entry {number} of {name or 'a list of frames'} is a clip of {clip.frames} frames: a list holds the "
-                f"pictures of one clip; give clips one by one"
+                f"entry {number} of {called} is a clip of {clip.frames} frames: a list holds the images of one clip; "
+                f"give clips one by one"
             )
-        clips.append(clip)
-    sizes = list(dict.fromkeys((clip.width, clip.height) for clip in clips))
-    if len(sizes) > 1:
-        (w, h), (other_w, other_h) = sizes[:2]
-        raise UserError(
-            f"the frames of {name or 'a list'} have several sizes, {w}x{h} and {other_w}x{other_h}: a list is one "
-            f"clip; scale its frames to one size, or give pictures one by one"
-        )
-    return Clip(np.concatenate([clip.pixels for clip in clips]), MODEL_FPS)
-
-
-def _nameless(medium: Medium) -> bool:
-    return not isinstance(medium, (str, Path, Mapping))
+        frames.append(clip.pixels[0])
+    return joined(frames, called)
 
 
 def _is_pillow(medium: Any) -> bool:
@@ -138,7 +169,7 @@ def _array(medium: Any, name: str) -> np.ndarray:
     if hasattr(medium, "__array__") and not isinstance(medium, np.generic):
         return np.asarray(medium)
     what = "None" if medium is None else f"of type {type(medium).__name__}"
-    raise UserError(f"{name} is {what}, which is no picture or clip: {EXPECTED}")
+    raise UserError(f"{name} is {what}, which is not an image or clip: {EXPECTED}")
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:
@@ -153,13 +184,11 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
     described = f"{name} of {array.dtype} {tuple(array.shape)}"
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4):
+    if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise UserError(
-            f"{described} is no picture or clip: give (height, width), (height, width, channels) or (frames, height, "
-            f"width, channels) with 1, 3 or 4 channels"
+            f"{described} is not an image or clip: give (height, width), (height, width, channels) or (frames, height, "
+            f"width, channels) with 1, 3 or 4 channels and no empty axis"
         )
-    if 0 in array.shape:
-        raise UserError(f"{described} is without frames or pixels: leave it out")
     frames = _levels(array if array.ndim == 4 else array[None], described)
     if frames.shape[-1] == 4:
         return np.stack([on_white(frame) for frame in frames])
