@@ -1,10 +1,9 @@
 """Images and videos in and out: reading, writing, choosing frames, and sizes that fit the model."""
 
-from openlance.media.clip import MODEL_FPS, Clip, frame_indices
+from openlance.media.clip import MODEL_FPS, Clip, collected, frame_indices, notice
 from openlance.media.files import atomic_path
 from openlance.media.image import read_image, write_image
 from openlance.media.inputs import Medium, as_clip, as_picture, read_media, read_video
-from openlance.media.notices import collected, notice
 from openlance.media.video import write_video
 from openlance.media.write import write_media
 

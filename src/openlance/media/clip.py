@@ -1,9 +1,13 @@
-"""The one form in which images and videos travel, a block of frames, and which frames of a video the model sees."""
+"""The one form in which images and videos travel, a block of frames; which frames of a video the model sees; and the
+notices of what a reader left out."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +16,6 @@ import numpy as np
 
 from openlance.config.values import brief, number
 from openlance.errors import UserError
-from openlance.media.notices import notice
 
 # Frames per second of every clip the model reads or makes (released code).
 MODEL_FPS = 12.0
@@ -22,6 +25,10 @@ MAX_SECONDS = 6.0
 UNKNOWN_FPS = 24
 # The temporal stride of the VAE; the first frame stands alone, so clips have 4k + 1 frames.
 TEMPORAL_STRIDE = 4
+
+# Without a handler of the application's own, Python's last resort prints warnings of a logger on stderr as they are.
+log = logging.getLogger("openlance.media")
+_gathered: ContextVar[list[str] | None] = ContextVar("openlance_media_notices", default=None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,11 +96,8 @@ def joined(frames: Sequence[np.ndarray], name: str) -> Clip:
     """Put frames, each uint8 (H, W, 3), into one clip at the model's rate. UserError if their sizes differ."""
     sizes = list(dict.fromkeys(frame.shape[:2] for frame in frames))
     if len(sizes) > 1:
-        (height, width), (other_height, other_width) = sizes[:2]
-        raise UserError(
-            f"{name} has frames of several sizes, {width}x{height} and {other_width}x{other_height}: scale them to one "
-            f"size"
-        )
+        (h, w), (other_h, other_w) = sizes[:2]
+        raise UserError(f"{name} has frames of several sizes, {w}x{h} and {other_w}x{other_h}: scale them to one size")
     return Clip(np.stack(frames), MODEL_FPS)
 
 
@@ -191,3 +195,31 @@ def tell_speed(name: str, seconds: float, frames: int) -> None:
             f"{name} lasts {seconds:.1f} s: {frames} frames, evenly spread over the whole of it, are kept, so it looks "
             f"{faster:.1f} times faster; cut it to {MAX_SECONDS:g} s to keep its speed"
         )
+
+
+def notice(text: str) -> None:
+    """Say in one line on stderr what was shortened, resampled, skipped or dropped.
+
+    Args:
+        text: a sentence that names the file; line breaks in it become spaces.
+    """
+    line = " ".join(text.splitlines())
+    lines = _gathered.get()
+    if lines is None:
+        log.warning("%s", line)
+    else:
+        lines.append(line)
+
+
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """Gather the notices of a block in the list it yields instead of printing them, the innermost block first.
+
+    Holds in the thread or task that opened the block, as context variables do.
+    """
+    lines: list[str] = []
+    token = _gathered.set(lines)
+    try:
+        yield lines
+    finally:
+        _gathered.reset(token)

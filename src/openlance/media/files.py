@@ -15,12 +15,9 @@ from openlance.errors import UserError
 
 # Errors of a place that takes no (more) data, and what to do about each; others inside a block are not about writing.
 PLACES = {
-    errno.ENOSPC: "free some space or choose another place",
-    errno.EDQUOT: "free some space or choose another place",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another place"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose another place"),
     errno.EFBIG: "allow larger files or choose another place",
-    errno.EROFS: "choose another place",
-    errno.EACCES: "choose another place",
-    errno.EPERM: "choose another place",
     errno.EIO: "check the disk or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
 }

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import MODEL_FPS, Clip, frames_by_time, joined, tell_speed
+from openlance.media.clip import MODEL_FPS, Clip, frames_by_time, joined, notice, tell_speed
 from openlance.media.files import Source, atomic_path, begins_as_video, still_form
-from openlance.media.notices import notice
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -342,7 +341,7 @@ def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
 
     target = Path(path)
     if target.suffix.lower() not in WRITABLE_SUFFIXES:
-        raise UserError(f"cannot write a picture as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
+        raise UserError(f"cannot write an image as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
     pixels = picture.pixels[0] if isinstance(picture, Clip) else picture
     options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 95}
     memory = io.BytesIO()  # writing to a full disk itself, Pillow may leave out the end of a JPEG without a word

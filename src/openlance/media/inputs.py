@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, tell_speed
+from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, notice, tell_speed
 from openlance.media.files import Source
 from openlance.media.image import frames_of, on_white, one_image, open_image, read_animation
-from openlance.media.notices import notice
 from openlance.media.video import is_video, read_video_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 # Anything that `as_clip` takes.
 Medium: TypeAlias = Any
@@ -42,7 +44,12 @@ def read_media(source: str | Path | bytes, name: str | None = None) -> Clip:
     Raises:
         UserError: it is missing, neither image nor video, damaged, truncated or too large.
     """
-    return _read(Source(source, name), stills=True)
+    file = Source(source, name)
+    image = _still_or_animation(file)
+    if image is None:
+        return read_video_file(file)
+    with image:
+        return read_animation(image, file.name) if frames_of(image, file.name) > 1 else one_image(image, file.name)
 
 
 def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
@@ -51,20 +58,17 @@ def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
     Raises:
         UserError: as from `read_media`, and where the file holds a still image (a GIF of one frame is a video).
     """
-    return _read(Source(source, name), stills=False)
+    file = Source(source, name)
+    image = _still_or_animation(file)
+    if image is not None and image.format != "GIF" and frames_of(image, file.name) == 1:
+        raise UserError(f"{file.name} is a still image, not a video: give an MP4, WebM or animated file")
+    return read_media(source, name)
 
 
-def _read(file: Source, stills: bool) -> Clip:
+def _still_or_animation(file: Source) -> PillowImage | None:
+    """The file opened by Pillow; None if it is a video, as one that looks like an image by chance is, or neither."""
     image = open_image(file)
-    if image is None:
-        return read_video_file(file)
-    with image:
-        if image.format in UNSIGNED and is_video(file):
-            return read_video_file(file)
-        moves = frames_of(image, file.name) > 1 or (image.format == "GIF" and not stills)
-        if not moves and not stills:
-            raise UserError(f"{file.name} is a still image, not a video: give an MP4, WebM or animated file")
-        return read_animation(image, file.name) if moves else one_image(image, file.name)
+    return None if image is not None and image.format in UNSIGNED and is_video(file) else image
 
 
 def as_clip(medium: Medium, name: str | None = None) -> Clip:
@@ -94,7 +98,7 @@ def as_clip(medium: Medium, name: str | None = None) -> Clip:
         return _from_mapping(medium, name)
     if isinstance(medium, (list, tuple)):
         return _from_frames(medium, name)
-    if _is_pillow(medium):
+    if hasattr(medium, "getexif") and not isinstance(medium, type):  # Pillow, which only then is imported
         return one_image(medium, name or "the PIL image")
     return Clip(_pixels(_array(medium, name or "it"), name or "an array of pixels"))
 
@@ -136,21 +140,9 @@ def _from_frames(media: list | tuple, name: str | None) -> Clip:
         own = isinstance(medium, (str, Path, Mapping))  # its file names it better
         clip = as_clip(medium, name if own else f"{called}, entry {number}")
         if clip.frames != 1:
-            raise UserError(
-                f"entry {number} of {called} is a clip of {clip.frames} frames: a list holds the images of one clip; "
-                f"give clips one by one"
-            )
+            raise UserError(f"entry {number} of {called} is a clip of {clip.frames} frames: give clips one by one")
         frames.append(clip.pixels[0])
     return joined(frames, called)
-
-
-def _is_pillow(medium: Any) -> bool:
-    """Whether it is an image of Pillow, which is imported only for what may be one."""
-    if not hasattr(medium, "getexif"):
-        return False
-    from PIL import Image
-
-    return isinstance(medium, Image.Image)
 
 
 def _array(medium: Any, name: str) -> np.ndarray:
@@ -185,10 +177,8 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
-        raise UserError(
-            f"{described} is not an image or clip: give (height, width), (height, width, channels) or (frames, height, "
-            f"width, channels) with 1, 3 or 4 channels and no empty axis"
-        )
+        shapes = "(H, W), (H, W, C) or (T, H, W, C) with 1, 3 or 4 channels and no empty axis"
+        raise UserError(f"{described} is not an image or clip: give {shapes}")
     frames = _levels(array if array.ndim == 4 else array[None], described)
     if frames.shape[-1] == 4:
         return np.stack([on_white(frame) for frame in frames])
@@ -203,8 +193,6 @@ def _levels(values: np.ndarray, described: str) -> np.ndarray:
         raise UserError(f"{described} has numbers of another kind: convert them to uint8 (0 to 255) or float (0 to 1)")
     low, high = float(values.min()), float(values.max())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # false for NaN as well
-        raise UserError(
-            f"{described} has values from {low:.4g} to {high:.4g}: floating-point pixels go from 0 to 1; scale them, "
-            f"or convert them to uint8"
-        )
+        span = f"values from {low:.4g} to {high:.4g}"
+        raise UserError(f"{described} has {span}: floating-point pixels go from 0 to 1, those of uint8 from 0 to 255")
     return (values.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)

@@ -19,8 +19,7 @@ import numpy as np
 
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
-from openlance.media.clip import Clip
-from openlance.media.notices import notice
+from openlance.media.clip import Clip, notice
 
 # width : height of the six buckets, in the order in which ties are settled (released code).
 RATIOS = {"21:9": 21 / 9, "16:9": 16 / 9, "4:3": 4 / 3, "1:1": 1.0, "3:4": 3 / 4, "9:16": 9 / 16}
@@ -119,10 +118,8 @@ def center_crop_to_multiple(frames: np.ndarray, stride: int) -> np.ndarray:
     """Cut uint8 (T, H, W, 3) in the middle so that both sides are multiples of stride. UserError if nothing is left."""
     height, width = frames.shape[1] // stride * stride, frames.shape[2] // stride * stride
     if not height or not width:
-        raise UserError(
-            f"an image of {frames.shape[1]}x{frames.shape[2]} is smaller than one cell of {stride} pixels: "
-            f"use one of at least {stride}x{stride}"
-        )
+        size = f"{frames.shape[2]}x{frames.shape[1]}"
+        raise UserError(f"frames of {size} are smaller than one cell: use sides of {stride} pixels or more")
     top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
     return frames[:, top : top + height, left : left + width]
 
@@ -213,9 +210,7 @@ class MediaTransform:
         if count == clip.frames:
             return clip
         step = self.vae.temporal_stride
-        notice(
-            f"a clip of {clip.frames} frames is read as {count} of them, evenly spread: clips have 1 + {step} k frames"
-        )
+        notice(f"{count} of the {clip.frames} frames of a clip are read, evenly spread: clips have 1 + {step} k frames")
         return clip.with_pixels(clip.pixels[np.linspace(0, clip.frames - 1, count, dtype=int)])
 
     def _fitted(self, clip: Clip, makes: str, branch: int, stride: int) -> Clip:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,11 +16,10 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import UNKNOWN_FPS, Clip, frame_indices, frames_by_time, joined, tell_speed
+from openlance.media.clip import UNKNOWN_FPS, Clip, frame_indices, frames_by_time, joined, notice, tell_speed
 from openlance.media.color import display_matrix, shown
 from openlance.media.files import Source, atomic_path, begins_as_video
 from openlance.media.image import check_pixels
-from openlance.media.notices import notice
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 # What FFmpeg may take a file for. It would also take any text for a video (tty and a dozen formats of subtitles), and
@@ -61,7 +61,7 @@ def read_video_file(source: Source) -> Clip:
         line = replace(line, count=len(times), starts=starts, end=end)
         if times:
             kept, times, damage = _pick(source, line)
-    _refuse_truncated(source.name, line, len(times), damage)
+    _refuse_truncated(source.name, line, damage)
     wanted = line.chosen()
     if any(i not in kept for i in wanted):
         raise UserError(f"{source.name} is damaged: get it again or convert it to MP4")
@@ -94,9 +94,7 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
             why = getattr(error, "strerror", None) or error
             if begins_as_video(source.head()):
                 raise UserError(f"{name} is a damaged or truncated video ({why}): get the file again") from error
-            raise UserError(
-                f"{name} is not an image or video that can be read: use a PNG, JPEG, WebP or MP4 file"
-            ) from error
+            raise UserError(f"{name} is not an image or video that can be read: use a PNG, JPEG or MP4 file") from error
         with container:
             track = _video_track(container, name)
             context = track.codec_context
@@ -151,15 +149,6 @@ class Timeline:
         if self.starts is None:
             return frame_indices(self.count, self.rate)
         return frames_by_time(self.starts, self.end, self.rate, tick=self.tick)
-
-
-@dataclass
-class Damage:
-    """What could not be read of a file: packets that do not decode, frames that the decoder patched."""
-
-    packets: int = 0
-    frames: int = 0
-    cut: bool = False
 
 
 def survey(source: Source) -> Timeline:
@@ -237,12 +226,12 @@ def _cut_asf(source: Source, container: Any) -> bool:
     return at >= 0 and container.size < WHOLE * int.from_bytes(head[at + 40 : at + 48], "little")
 
 
-def _pick(source: Source, line: Timeline) -> tuple[dict[int, np.ndarray], list[Moment], Damage]:
+def _pick(source: Source, line: Timeline) -> tuple[dict[int, np.ndarray], list[Moment], Counter[str]]:
     """Decode all frames: the chosen ones as pixels by their number, and when each is shown."""
     chosen = set(line.chosen()) if line.count else set()
     kept: dict[int, np.ndarray] = {}
     times: list[Moment] = []
-    damage = Damage()
+    damage: Counter[str] = Counter()
     matrix = None
     with opened(source) as (container, track):
         for index, frame in enumerate(decoded(container, track, damage, source.name)):
@@ -253,7 +242,7 @@ def _pick(source: Source, line: Timeline) -> tuple[dict[int, np.ndarray], list[M
     return kept, times, damage
 
 
-def decoded(container: Any, track: Any, damage: Damage, name: str) -> Iterator[Any]:
+def decoded(container: Any, track: Any, damage: Counter[str], name: str) -> Iterator[Any]:
     """Every frame that decodes, as PyAV frames in the order of display; what does not is counted in `damage`."""
     import av
 
@@ -263,18 +252,20 @@ def decoded(container: Any, track: Any, damage: Damage, name: str) -> Iterator[A
         try:
             packet = next(packets, None)
         except av.error.FFmpegError:
-            damage.cut, packet = True, None
+            damage["places after which nothing was read"] += 1
+            packet = None
         if packet is not None and not packet.size:
             continue  # it would end the decoder, which the end of the file does
         try:
             for frame in context.decode(packet):
                 check_pixels(name, frame.width, frame.height)
-                damage.frames += bool(frame.is_corrupt)
+                if frame.is_corrupt:
+                    damage["frames with damaged places"] += 1
                 yield frame
         except av.error.EOFError:
             pass
         except av.error.FFmpegError:
-            damage.packets += 1
+            damage["packets skipped"] += 1
         if packet is None:
             return
 
@@ -293,28 +284,24 @@ def _decoder(track: Any) -> Any:
     return context
 
 
-def _refuse_truncated(name: str, line: Timeline, total: int, damage: Damage) -> None:
+def _refuse_truncated(name: str, line: Timeline, damage: Counter[str]) -> None:
     """UserError if a tenth or more of the file is missing or does not decode."""
-    if not total:
+    if not line.count:
         raise UserError(f"{name} has no whole frame: get it again or give another video")
-    if total < line.declared * WHOLE:
-        raise UserError(
-            f"{name} is truncated: only {total} of its {line.declared} frames can be read; get the file again"
-        )
+    readable = f"only {line.count} of its {max(line.declared, line.packets)} frames can be read"
+    if line.count < line.declared * WHOLE:
+        raise UserError(f"{name} is truncated: {readable}; get the file again")
     if line.missing:
         raise UserError(f"{name} is truncated: it ends long before the time it declares; get the file again")
-    if damage != Damage() and total < line.packets * WHOLE:
-        raise UserError(f"{name} is damaged: only {total} of {line.packets} frames can be read; get the file again")
+    if damage and line.count < line.packets * WHOLE:
+        raise UserError(f"{name} is damaged: {readable}; get the file again")
 
 
-def _tell(name: str, line: Timeline, damage: Damage, kept: int) -> None:
+def _tell(name: str, line: Timeline, damage: Counter[str], kept: int) -> None:
     """Notices of what is not read as the file has it."""
-    found = {
-        f"packets skipped: {damage.packets}": damage.packets, f"frames with damaged places: {damage.frames}":
-        damage.frames, "nothing was read after a damaged place": damage.cut,
-    }  # fmt: skip
-    if any(found.values()):
-        notice(f"{name} is damaged ({', '.join(filter(found.get, found))}): get it again if it looks wrong")
+    if damage:
+        found = ", ".join(f"{what}: {count}" for what, count in damage.items())
+        notice(f"{name} is damaged ({found}): get it again if it looks wrong")
     if line.form.startswith("mov") and line.packets < line.declared:
         notice(f"{name} lacks its end: {line.count} of its {line.declared} frames can be read; get the file again")
     seconds = line.count / (line.rate or UNKNOWN_FPS) if line.starts is None else line.end - float(line.starts[0])
