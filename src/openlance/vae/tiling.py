@@ -1,7 +1,7 @@
-"""Pictures and clips larger than the codec's memory: coded in tiles that overlap and fade into each other.
+"""Clips that are larger than what the VAE has memory for: coded in tiles that overlap and fade into each other.
 
 A tile sees nothing beyond its border, so the result is near the whole one but not equal to it; the wider the overlap,
-the nearer. In time nothing is cut: the codec itself goes frame by frame (`wan.py`).
+the nearer. In time nothing is cut: the VAE itself goes frame by frame.
 
 Axes: Y X latent rows and columns, H W those of the pixels.
 """
