@@ -21,7 +21,7 @@ from openlance.sequence.segment import Kind, Role
 from openlance.world.vocabulary import SHAPES
 
 BASES = dict.fromkeys(("image", "video", "text"), (32, 32))
-FIT = Fit(front=Front(transform=MediaTransform.of(nano(), bases=BASES, max_frames=9)))
+FIT = Fit(front=Front(transform=MediaTransform(nano(), bases=BASES, max_frames=9)))
 RNG = np.random.default_rng(0)
 
 

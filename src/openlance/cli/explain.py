@@ -133,7 +133,7 @@ def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     files = find_model("nano" if model == RELEASED else model)
     d = GenerationConfig() if model == RELEASED else GenerationConfig.read(files.tokenizer)
     config = ModelConfig() if model == RELEASED else files.config
-    transform = MediaTransform.of(config, usual=(d.height, d.width), buckets=d.buckets)
+    transform = MediaTransform(config, usual=(d.height, d.width), bases=d.buckets)
     return Numbers(
         config=config,
         front=Front(transform=transform, style=d.style, num_frames=FRAMES),

@@ -123,7 +123,7 @@ def _bases(d: GenerationConfig, transform: MediaTransform, preset: str) -> tuple
         return vae, vit
     released = GenerationConfig()
     scale = ((d.height * d.width) / (released.height * released.width)) ** 0.5
-    strides = transform.vae.stride, transform.vit_stride
+    strides = transform.vae.stride, transform.config.vit.stride
     return max(round(vae * scale), 2 * strides[0]), max(round(vit * scale), 2 * strides[1])
 
 

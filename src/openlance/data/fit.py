@@ -32,7 +32,7 @@ class Fit:
         sides: Their shortest and longest side in pixels.
     """
 
-    front: Front = field(default_factory=lambda: Front(transform=MediaTransform.of(ModelConfig())))
+    front: Front = field(default_factory=lambda: Front(transform=MediaTransform(ModelConfig())))
     drop_text: float = 0.0
     drop_all: float = 0.0
     spread: float = 1.0
@@ -50,7 +50,7 @@ class Fit:
         (low, high), along = stage.spread, min(step / stage.steps, 1.0)
         r = stage.resolution(step)
         bases = {"image": r.image, "video": r.video, "text": r.video}
-        transform = MediaTransform.of(config, bases=bases, max_frames=stage.max_frames)
+        transform = MediaTransform(config, bases=bases, max_frames=stage.max_frames)
         return cls(
             front=Front(transform=transform, style=style), drop_text=stage.drop_text, drop_all=stage.drop_all,
             spread=low + (high - low) * along, sides=stage.sides,

@@ -190,11 +190,8 @@ def steady_rate(times: np.ndarray, length: float, tick: float = 0.0) -> float | 
 def tell_speed(name: str, seconds: float, frames: int) -> None:
     """Say that a video of more than `MAX_SECONDS` is spread over the frames that are kept of it."""
     if seconds > MAX_SECONDS + 1 / MODEL_FPS:
-        faster = seconds / (frames / MODEL_FPS)
-        notice(
-            f"{name} lasts {seconds:.1f} s: {frames} frames, evenly spread over the whole of it, are kept, so it looks "
-            f"{faster:.1f} times faster; cut it to {MAX_SECONDS:g} s to keep its speed"
-        )
+        faster = f"{seconds / (frames / MODEL_FPS):.1f} times faster; cut it to {MAX_SECONDS:g} s to keep its speed"
+        notice(f"{name} lasts {seconds:.1f} s: {frames} frames, evenly spread, are kept, so it looks {faster}")
 
 
 def notice(text: str) -> None:

@@ -133,9 +133,7 @@ def read_animation(image: PillowImage, name: str) -> Clip:
             image.seek(shown[index])
             frames[index] = upright_rgb(image, name)
     if not any(seconds) and len(frames) < len(shown):
-        notice(
-            f"{name} does not say how long its {len(shown)} frames or pages are shown: {len(frames)} of them are read"
-        )
+        notice(f"{name} does not say how long its {len(shown)} frames are shown: {len(frames)} of them are read")
     tell_speed(name, float(ends[-1]), len(chosen))
     return joined([frames[index] for index in chosen], name)
 
@@ -158,11 +156,8 @@ def _durations(image: PillowImage, name: str) -> tuple[list[int], list[float]]:
 def check_pixels(name: str, width: int, height: int) -> None:
     """Raise UserError if frames of a size are too large to be decoded."""
     if width * height > MAX_PIXELS:
-        raise UserError(f"{name} has {width}x{height} pixels, more than {_most()}: scale it down first")
-
-
-def _most() -> str:
-    return f"the {MAX_PIXELS // 10**6} megapixels allowed"
+        most = f"the {MAX_PIXELS // 10**6} megapixels allowed"
+        raise UserError(f"{name} has {width}x{height} pixels, more than {most}: scale it down first")
 
 
 @contextmanager
@@ -177,7 +172,7 @@ def _readable(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name} has more than {_most()}: scale it down first") from error
+        raise UserError(f"{name} has far more than {MAX_PIXELS // 10**6} megapixels: scale it down first") from error
     except BROKEN as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name} is damaged or truncated ({why}): get the file again") from error

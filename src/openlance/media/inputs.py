@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,7 +13,7 @@ from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, notice, tell_speed
 from openlance.media.files import Source
 from openlance.media.image import frames_of, on_white, one_image, open_image, read_animation
-from openlance.media.video import is_video, read_video_file
+from openlance.media.video import opened, read_video_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -68,7 +69,10 @@ def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
 def _still_or_animation(file: Source) -> PillowImage | None:
     """The file opened by Pillow; None if it is a video, as one that looks like an image by chance is, or neither."""
     image = open_image(file)
-    return None if image is not None and image.format in UNSIGNED and is_video(file) else image
+    if image is not None and image.format in UNSIGNED:
+        with suppress(UserError), opened(file):
+            return None
+    return image
 
 
 def as_clip(medium: Medium, name: str | None = None) -> Clip:
@@ -154,21 +158,16 @@ def _array(medium: Any, name: str) -> np.ndarray:
             held = medium.detach().cpu()
             if "bfloat16" in str(held.dtype):  # numpy has no such numbers
                 held = held.float()
-            return _channels_last(held.numpy())
+            pixels = held.numpy()
         except (TypeError, RuntimeError) as error:  # sparse, or without values
             why = str(error).partition("\n")[0][:120]
             raise UserError(f"{name} is a tensor that is no pixels ({why}): {EXPECTED}") from error
+        first = pixels.ndim in (3, 4) and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[-3] in (1, 3, 4)
+        return np.moveaxis(pixels, -3, -1) if first else pixels  # channels before rows
     if hasattr(medium, "__array__") and not isinstance(medium, np.generic):
         return np.asarray(medium)
     what = "None" if medium is None else f"of type {type(medium).__name__}"
     raise UserError(f"{name} is {what}, which is not an image or clip: {EXPECTED}")
-
-
-def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    """(..., H, W, C) of a tensor that may have its channels before its rows."""
-    if pixels.ndim in (3, 4) and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[-3] in (1, 3, 4):
-        return np.moveaxis(pixels, -3, -1)
-    return pixels
 
 
 def _pixels(array: np.ndarray, name: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Sizes: from a clip to what a model can cut, for training, sampling, `encode`, `run` and everything else that reads
 media: the aspect-ratio buckets of the release, crop and resize, and the two views of the ViT and of the VAE.
 
-    transform = MediaTransform.of(config, bases={"image": (768, 672)})
+    transform = MediaTransform(config, bases={"image": (768, 672)})
     transform.views(clip, "image").kept
 
 Every rule of the buckets is the released code's, down to the rounding; Pillow's antialiased bicubic filter gives its
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -147,43 +148,33 @@ def fitting_size(height: int, width: int, stride: int, usual: tuple[int, int]) -
     return max(round(height * scale / stride), 1) * stride, max(round(width * scale / stride), 1) * stride
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MediaTransform:
     """Cuts clips to what ViT and VAE can read.
 
     Args:
-        vae: The VAE's configuration, for its strides.
-        vit_stride: Pixels per ViT token side.
-        bases: Base sizes in pixels for the VAE and for the ViT, by what is made of the input ("image", "video",
-            "text"): crop and resize into the bucket of about base * base pixels whose ratio is nearest (released
-            code). Without one an input keeps its size, but for rounding to the stride and for what is larger than
-            four times the usual area.
+        config: The model, for the strides of VAE and ViT.
+        bases: Base sizes in pixels for the VAE and for the ViT, or the resolution preset that names them, by what is
+            made of the input ("image", "video", "text"): crop and resize into the bucket of about base * base pixels
+            whose ratio is nearest (released code). Without one an input keeps its size, but for rounding to the stride
+            and for what is larger than four times the usual area.
         usual: Height and width of what the model makes, in pixels.
         max_frames: Longer clips keep so many frames, evenly spread; None keeps all.
     """
 
-    vae: VAEConfig
-    vit_stride: int
-    bases: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    config: ModelConfig
+    _: KW_ONLY
+    bases: Mapping[str, Any] = field(default_factory=dict)
     usual: tuple[int, int] = (768, 768)
     max_frames: int | None = None
 
-    @classmethod
-    def of(
-        cls,
-        config: ModelConfig,
-        *,
-        buckets: Mapping[str, str] | None = None,
-        bases: Mapping[str, tuple[int, int]] | None = None,
-        usual: tuple[int, int] = (768, 768),
-        max_frames: int | None = None,
-    ) -> MediaTransform:
-        """Build the transform of a model; `buckets` names resolution presets in the place of base sizes."""
-        named = {makes: resolution(preset) for makes, preset in (buckets or {}).items()}
-        return cls(
-            vae=config.vae, vit_stride=config.vit.stride, bases=named | dict(bases or {}), usual=usual,
-            max_frames=max_frames,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        sizes = {makes: resolution(base) if isinstance(base, str) else base for makes, base in self.bases.items()}
+        object.__setattr__(self, "bases", sizes)
+
+    @property
+    def vae(self) -> VAEConfig:
+        return self.config.vae
 
     def views(self, clip: Clip, makes: str, size: tuple[int, int] | None = None) -> ClipViews:
         """Give both views of a clip, of the same frames, each made when it is asked for.
@@ -197,7 +188,7 @@ class MediaTransform:
 
     def seen_size(self, height: int, width: int, makes: str) -> tuple[int, int]:
         """Return (height, width) of the ViT's view of a clip of a size."""
-        stride = self.vit_stride
+        stride = self.config.vit.stride
         if makes not in self.bases:
             return fitting_size(height, width, stride, self.usual)
         bucket = choose_bucket(height, width, self.bases[makes][1], min(BUCKET_STRIDE, stride))
@@ -231,7 +222,7 @@ class ClipViews:
 
     @cached_property
     def seen(self) -> Clip:
-        return self._transform._fitted(self._clip, self._makes, 1, self._transform.vit_stride)
+        return self._transform._fitted(self._clip, self._makes, 1, self._transform.config.vit.stride)
 
     @cached_property
     def kept(self) -> Clip:

@@ -104,15 +104,6 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
             yield container, track
 
 
-def is_video(source: Source) -> bool:
-    """Return whether FFmpeg takes a file for one of its formats and finds a video track in it."""
-    try:
-        with opened(source):
-            return True
-    except UserError:
-        return False
-
-
 def _video_track(container: Any, name: str) -> Any:
     """The default track of video, or the first: cover art of a song is none."""
     bits = {track: int(getattr(track, "disposition", 0)) for track in container.streams.video}
@@ -307,10 +298,8 @@ def _tell(name: str, line: Timeline, damage: Counter[str], kept: int) -> None:
     seconds = line.count / (line.rate or UNKNOWN_FPS) if line.starts is None else line.end - float(line.starts[0])
     if line.form in UNTIMED or not line.told:
         form = UNTIMED.get(line.form, "a video file")
-        notice(
-            f"{name} is {form}, which does not say where it ends: it was read as far as it goes, "
-            f"{line.count} frames ({seconds:.1f} s)"
-        )
+        read = f"{line.count} frames ({seconds:.1f} s)"
+        notice(f"{name} is {form}, which does not say where it ends: it was read as far as it goes, {read}")
     tell_speed(name, seconds, kept)
 
 
