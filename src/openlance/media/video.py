@@ -92,9 +92,10 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
             container = av.open(_Nameless(file), "r", container_options={"format_whitelist": FORMATS})
         except (av.error.FFmpegError, OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
+            what = "not an image or video that can be read: use a PNG, JPEG or MP4 file"
             if begins_as_video(source.head()):
-                raise UserError(f"{name} is a damaged or truncated video ({why}): get the file again") from error
-            raise UserError(f"{name} is not an image or video that can be read: use a PNG, JPEG or MP4 file") from error
+                what = f"a damaged or truncated video ({why}): get the file again"
+            raise UserError(f"{name} is {what}") from error
         with container:
             track = _video_track(container, name)
             context = track.codec_context
