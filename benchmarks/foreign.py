@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 from common import RESULTS, markdown, write_results
 
+from openlance import load
 from openlance.eval.suite import row
-from openlance.inference.lance_pipeline import load
-from openlance.world.render import render
-from openlance.world.scene import sample_scene
+from toyworld.render import render
+from toyworld.scene import sample_scene
 
 COLORS = {
     "red": (220, 40, 40), "green": (40, 170, 60), "blue": (40, 80, 220), "yellow": (240, 220, 50),

@@ -24,7 +24,7 @@ def score(row: tuple, model: str, seed: int) -> dict:
     import torch
 
     import openlance
-    from openlance.eval.world import Bench, run
+    from toyworld.suites.bench import Bench, run
 
     torch.set_num_threads(1)
     placement, size, tasks, samples = row

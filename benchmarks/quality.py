@@ -14,9 +14,9 @@ from typing import Any
 
 from common import RESULTS, markdown, put, write_results
 
-from openlance.eval.quality import Comparison, Drawn, draw, measure
-from openlance.inference.lance_pipeline import load
+from openlance import load
 from openlance.runtime.quantization import RECIPES
+from toyworld.suites.quality import Comparison, Drawn, draw, measure
 
 DPM = {"solver": "dpm++", "num_inference_steps": 12}
 SETTINGS: dict[str, dict[str, Any]] = {

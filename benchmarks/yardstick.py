@@ -45,7 +45,7 @@ def results(tasks: str, samples: int, seed: int) -> dict[str, str]:
     from tqdm import tqdm
 
     import openlance
-    from openlance.eval.world import Bench, named_tasks, run
+    from toyworld.suites.bench import Bench, named_tasks, run
 
     torch.set_num_threads(1)  # sums of several threads end in other last digits under load
     found: dict[str, str] = {}

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 import openlance
-from openlance.world import render, sample_scene
+from toyworld.render import render
+from toyworld.scene import sample_scene
 
 QUESTIONS = ["how many objects are there?", "is there a red circle?", "what color is the background?"]
 

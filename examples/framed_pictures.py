@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from openlance.world.render import render
-from openlance.world.scene import sample_scene
-from openlance.world.words import caption
+from toyworld.render import render
+from toyworld.scene import sample_scene
+from toyworld.words import caption
 
 folder, rng = Path(sys.argv[1]), np.random.default_rng(0)
 folder.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,17 @@
-"""Imports go down the floors only: a file may use strictly lower floors and its own folder, nothing else of ours."""
+"""Imports go down the floors only: a file may use strictly lower floors and its own folder, nothing else of ours. No
+modules import each other in a circle, and what plugs in is imported by nobody by name."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "openlance"
+SOURCE = Path(__file__).parents[1] / "src"
+PACKAGE = SOURCE / "openlance"
 FLOORS = [
     {"errors"},
     {"config"},
-    {"sequence", "text", "media", "flow", "world"},
+    {"sequence", "text", "media", "flow"},
     {"checkpoint"},
     {"model"},
     {"vae", "data"},
@@ -81,3 +83,52 @@ def test_an_upward_import_is_found(path, line):
 )
 def test_a_downward_import_is_fine(path, line):
     assert breaches(line, path) == []
+
+
+def modules(folder: Path) -> dict[str, str]:
+    """Source by the dotted name of its module, below a folder."""
+    files = {p.relative_to(folder).with_suffix("").as_posix().replace("/", "."): p for p in folder.rglob("*.py")}
+    return {name.removesuffix(".__init__"): p.read_text(encoding="utf-8") for name, p in files.items()}
+
+
+def uses(source: str, known: dict[str, str]) -> set[str]:
+    """Modules that a file imports when it runs, those inside functions included."""
+    tree = ast.parse(source)
+    types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = {id(n) for node in types for n in ast.walk(node)}
+    found = set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in skipped:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and id(node) not in skipped:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (whole & known.keys()) or {str(node.module)}
+    return found & known.keys()
+
+
+def circles(known: dict[str, str]) -> list[list[str]]:
+    """Groups of modules that import each other: what is left when modules that import nothing, or that nothing
+    imports, are taken away again and again."""
+    edges = {name: uses(source, known) - {name} for name, source in known.items()}
+    while True:
+        used = set[str]().union(*edges.values())
+        ends = {name for name, to in edges.items() if not to or name not in used}
+        if not ends:
+            return [sorted(edges)] if edges else []
+        edges = {name: to - ends for name, to in edges.items() if name not in ends}
+
+
+def test_no_import_circles():
+    known = {name: source for name, source in modules(SOURCE).items() if not name.startswith("openlance.media.")}
+    assert circles(known) == []
+
+
+def test_a_circle_is_found_also_inside_functions_and_not_among_types():
+    a, b = "def f():\n    from x.b import g", "import x.a"
+    assert circles({"x.a": a, "x.b": b, "x.c": "import x.a"}) == [["x.a", "x.b"]]
+    assert circles({"x.a": "if TYPE_CHECKING:\n    from x.b import g", "x.b": b}) == []
+
+
+def test_what_plugs_in_is_imported_by_nobody_by_name():
+    world = {name: "" for name in modules(SOURCE) if name.startswith("toyworld")}
+    assert world and {name: found for name, source in modules(PACKAGE).items() if (found := uses(source, world))} == {}

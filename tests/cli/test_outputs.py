@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openlance.cli.demo import WISHES, Answer, Card, is_right
-from openlance.cli.demo_page import render_page
-from openlance.cli.demo_shows import SHOWS, Show, Shown, holds_in, perform
 from openlance.cli.drawing import choose_paths
 from openlance.cli.options import parse_size, read_prompts
 from openlance.config.sampling import GenerationConfig
 from openlance.media import Clip
 from openlance.sequence.tasks import TASKS
-from openlance.world import Lettering, parse
-from openlance.world.clips import parse_clip
+from toyworld.clips import parse_clip
+from toyworld.demo import WISHES, Answer, Card, is_right
+from toyworld.demo_page import render_page
+from toyworld.demo_shows import SHOWS, Show, Shown, holds_in, perform
+from toyworld.facts import Lettering
+from toyworld.words import parse
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from openlance.data.fit import Fit
 from openlance.data.front import Front
 from openlance.data.open import open_source
 from openlance.data.source import BrokenRow, Reader
-from openlance.data.world import WorldMixture
-from openlance.data.world_clips import ClipMixture
 from openlance.errors import UserError
 from openlance.media.transform import MediaTransform
 from openlance.sequence.segment import Kind, Role
-from openlance.world.vocabulary import SHAPES
+from toyworld.batches import WorldMixture
+from toyworld.clip_batches import ClipMixture
+from toyworld.vocabulary import SHAPES
 
 BASES = dict.fromkeys(("image", "video", "text"), (32, 32))
 FIT = Fit(front=Front(transform=MediaTransform(nano(), bases=BASES, max_frames=9)))
@@ -231,10 +231,11 @@ def test_nothing_there_and_unknown_names_are_one_sentence(tmp_path):
         (tmp_path / "none", "t2i", "there is no data at"),
         (tmp_path, "t2i", "holds no captioned pictures"),
         ("world", "t2x", "task 't2x' is unknown"),
-        ({"path": "world", "kind": 1}, "t2i", "has the keys path, type, columns, kinds"),
+        ({"path": "world", "kind": 1}, "t2i", "has the keys path, kinds; .* has ..kind"),
         ("{path: [", "t2i", "is not YAML"),
         ("{path: 2024-13-45}", "t2i", "is not YAML"),
-        ({"path": "world", "type": "video2video"}, "t2i", "use text2image_general"),
+        ({"path": "pictures", "type": "video2video"}, "t2i", "use text2image_general"),
+        ({"path": "pictures", "kinds": {"text": 1}}, "t2i", "has the keys path, type, columns; .* has ..kinds"),
         ({"path": "world", "kinds": {"words": 1}}, "t2i", "expected weights of 0 or more of single"),
         ({"path": "world", "kinds": {"text": -1}}, "t2i", "expected weights of 0 or more"),
         ({"path": "world", "kinds": {"text": 1}}, "t2v", "expected weights of 0 or more of color"),

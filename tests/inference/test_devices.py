@@ -84,13 +84,13 @@ def learned(device: str) -> dict[str, torch.Tensor]:
     """Weights after a step on a pack that draws, asks, edits and animates, and the losses of that step."""
     from worker import STAGE, learner, preparer, sample, weights
 
-    from openlance.training.parallel import Team
+    from openlance.runtime.distributed import Distributed
     from openlance.training.trainer import Trainer
 
     # With a small eps a weight whose gradient is nothing but rounding would make a whole first step.
-    stage, team = replace(STAGE, eps=1e-2), Team(device=torch.device(device))
-    run = Trainer(stage, learner(), team)
-    prepare = preparer(stage, team)
+    stage, processes = replace(STAGE, eps=1e-2), Distributed(device=torch.device(device))
+    run = Trainer(stage, learner(), processes)
+    prepare = preparer(stage, processes)
     outcome = run.update([prepare([sample(n, np.random.default_rng(n)) for n in range(4)], 0)])
     assert all(outcome.values.values())
     return weights(run) | {name: torch.tensor(value) for name, value in outcome.values.items()}

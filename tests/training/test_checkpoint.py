@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from openlance.errors import UserError
+from openlance.runtime.distributed import Distributed
 from openlance.training.checkpoint import Checkpoints, disk
-from openlance.training.parallel import Team
 
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 from openlance.training import checkpoint
-from openlance.training.parallel import Team
+from openlance.runtime.distributed import Distributed
 
-kept = checkpoint.Checkpoints(Path(sys.argv[1]), Team())
+kept = checkpoint.Checkpoints(Path(sys.argv[1]), Distributed())
 kept.save(1, {"a": torch.ones(4)}, {"data": {"taken": 1}})
 kept.finish()
 real = os.fsync
@@ -33,7 +33,7 @@ def test_a_kill_during_a_write_leaves_the_last_whole_checkpoint(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "checkpoints").glob(".step-*"))
-    kept = Checkpoints(tmp_path, Team())
+    kept = Checkpoints(tmp_path, Distributed())
     kept.sweep()
     assert kept.steps() == [1] and not list((tmp_path / "checkpoints").glob(".step-*"))
     into = {"a": torch.zeros(4)}
@@ -42,7 +42,7 @@ def test_a_kill_during_a_write_leaves_the_last_whole_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_holds_what_the_tensors_were_when_it_began_and_old_ones_go(tmp_path):
-    kept, a = Checkpoints(tmp_path, Team(), keep=2), torch.zeros(1000)
+    kept, a = Checkpoints(tmp_path, Distributed(), keep=2), torch.zeros(1000)
     for step in (1, 2, 3):
         a.fill_(step)
         kept.save(step, {"a": a}, {})
@@ -54,7 +54,7 @@ def test_a_checkpoint_holds_what_the_tensors_were_when_it_began_and_old_ones_go(
 
 
 def test_another_number_of_processes_is_refused(tmp_path):
-    kept = Checkpoints(tmp_path, Team())
+    kept = Checkpoints(tmp_path, Distributed())
     kept.save(1, {"a": torch.zeros(1)}, {})
     kept.finish()
     (kept.path(1) / "rank0.json").write_text('{"processes": 4}')
@@ -63,7 +63,7 @@ def test_another_number_of_processes_is_refused(tmp_path):
 
 
 def test_a_damaged_checkpoint_and_one_of_another_model_are_named(tmp_path):
-    kept = Checkpoints(tmp_path, Team())
+    kept = Checkpoints(tmp_path, Distributed())
     kept.save(1, {"a": torch.zeros(3)}, {})
     kept.finish()
     with pytest.raises(UserError, match="step-00000001 does not fit"):
@@ -80,7 +80,7 @@ class Evil:
 
 def test_a_table_of_contents_cannot_run_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    kept = Checkpoints(tmp_path, Team())
+    kept = Checkpoints(tmp_path, Distributed())
     kept.save(1, {"a": torch.zeros(3)}, {})
     kept.finish()
     (kept.path(1) / ".metadata").write_bytes(pickle.dumps(Evil()))
@@ -101,9 +101,9 @@ import resource, sys, torch
 from pathlib import Path
 from openlance.errors import UserError
 from openlance.training.checkpoint import Checkpoints
-from openlance.training.parallel import Team
+from openlance.runtime.distributed import Distributed
 
-kept = Checkpoints(Path(sys.argv[1]), Team())
+kept = Checkpoints(Path(sys.argv[1]), Distributed())
 kept.save(1, {"a": torch.ones(4)}, {})
 kept.finish()
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a full disk: the write fails half way

@@ -11,10 +11,10 @@ from openlance.compat.verify.files import open_folder
 from openlance.compat.verify.parts import Parts
 from openlance.config.train import Stage
 from openlance.data.source import Sample
+from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.training.batch import Preparer
 from openlance.training.learner import Learner
-from openlance.training.parallel import Team
 from openlance.training.trainer import Trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -30,7 +30,7 @@ def test_golden_packs_have_the_released_losses_and_gradients_in_the_trainer(fold
         for file in packs:
             checks = Checks(file)
             weights = file.fact("loss_weights") or {}
-            run = Trainer(stage(weights), Learner(parts.lance, parts.vit, len(parts.tokenizer)), Team())
+            run = Trainer(stage(weights), Learner(parts.lance, parts.vit, len(parts.tokenizer)), Distributed())
             found, _ = run.backward([batch(checks, parts, run)])
             total = float((run.weights * found).sum())
             checks.number("loss", total, LOSS)
@@ -53,7 +53,7 @@ def stage(weights):
 def batch(checks, parts, run):
     """The recorded pack as the trainer makes it, with the recorded noise in place of its own."""
     golden = training._batch(checks, parts)
-    prepare = Preparer(stage=run.stage, codec=parts.codec, encode=MediaEncoder(None, None), device=run.team.device)
+    prepare = Preparer(stage=run.stage, codec=parts.codec, encode=MediaEncoder(None, None), device=run.processes.device)
     made = prepare([Sample(segments, str(n)) for n, segments in enumerate(golden.samples)], 0)
     assert made.packed.rows.token.tolist() == golden.packed.rows.token.tolist()
     counts = prepare._counts(golden.packed, {})

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from openlance.errors import UserError
-from openlance.training.parallel import Team
+from openlance.runtime.distributed import Distributed
 
 LOSSES = ("text", "flow", "dense", "norm")
 
@@ -34,7 +34,7 @@ def same(worker, two, name, steps, tolerance, **changes):
     """The run of that name, done by one process with twice the packs, has the same losses and weights."""
     ranks, out = two
     accumulate = 2 * changes.pop("accumulate", 1)
-    rows, run = worker.trained(Team(), replace(worker.STAGE, accumulate=accumulate, **changes), steps)
+    rows, run = worker.trained(Distributed(), replace(worker.STAGE, accumulate=accumulate, **changes), steps)
     for mine, theirs in zip(rows, ranks[0][name], strict=True):
         assert [mine[k] for k in LOSSES] == pytest.approx([theirs[k] for k in LOSSES], abs=tolerance, rel=tolerance)
     assert ranks[0][name] == ranks[1][name]
@@ -64,19 +64,19 @@ def test_ranks_that_disagree_stop_and_say_on_which_field(two):
 
 def test_processes_that_cannot_share_weights_are_refused():
     with pytest.raises(UserError, match="1 processes cannot share weights in groups of 2"):
-        Team.join(2)
+        Distributed.join(2)
 
 
 def test_accumulating_packs_is_one_large_pack(worker):
     stage = replace(worker.STAGE, accumulate=3, ema=0.0)
-    prepare, team = worker.preparer(stage, Team()), Team()
+    prepare, processes = worker.preparer(stage, Distributed()), Distributed()
     packs = worker.Packs()
     lists = [next(packs) for _ in range(5)][2:]  # pictures, questions and both
-    one = worker.Trainer(stage, worker.learner(), team)
+    one = worker.Trainer(stage, worker.learner(), processes)
     batches = [prepare(s, n) for n, s in enumerate(lists)]
     values = one.update(batches).values
     totals = torch.stack([b.counts for b in batches]).sum(0)
-    apart = [worker.Trainer(stage, worker.learner(), team) for _ in batches]
+    apart = [worker.Trainer(stage, worker.learner(), processes) for _ in batches]
     own = [run.update([b]).values for run, b in zip(apart, batches)]
     for k, name in enumerate(("text", "flow", "dense")):
         mean = sum(v[name] * b.counts[k] for v, b in zip(own, batches)) / totals[k]

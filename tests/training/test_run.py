@@ -45,7 +45,7 @@ def test_data_that_nothing_mixes_in_and_tasks_without_data_are_named(tmp_path):
     with pytest.raises(UserError, match="does not mix in t2v"):
         run_stage(SMALL, settings(tmp_path, data={"t2v": "world"}))
     with pytest.raises(UserError, match="mixes in t2i, x2t_image without data"):
-        run_stage(replace(SMALL, scale="3b"), settings(tmp_path))
+        run_stage(replace(SMALL, source=""), settings(tmp_path))
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / "a.png")
     (tmp_path / "pictures" / "a.txt").write_text("nothing at all")

@@ -5,7 +5,7 @@ import torch
 
 from openlance.errors import UserError
 from openlance.runtime.components import load_lance
-from openlance.training.parallel import Team
+from openlance.runtime.distributed import Distributed
 from openlance.training.qwen import fill_from_qwen
 from openlance.training.start import Base, export
 
@@ -13,7 +13,7 @@ from openlance.training.start import Base, export
 def test_an_exported_model_is_the_averaged_one_under_released_names(worker, tmp_path):
     from openlance.model.vit import ViT
 
-    _, run = worker.trained(Team(), worker.STAGE, 2)
+    _, run = worker.trained(Distributed(), worker.STAGE, 2)
     base = Base(
         beside=(tmp_path / "none", tmp_path / "base" / "tokenizer.json"), config=worker.CONFIG,
         codec=worker.codec(), style=worker.STYLE,

@@ -9,11 +9,11 @@ import torch
 
 from openlance.errors import UserError
 from openlance.model.precision import fast_bfloat16, lowered
+from openlance.runtime.distributed import Distributed
 from openlance.sequence.segment import Kind
 from openlance.training.files import RunFolder, starts_of
 from openlance.training.loop import Work, rewind, train
 from openlance.training.optim import Ema, orthogonalised
-from openlance.training.parallel import Team
 from openlance.training.run import take_over
 from openlance.training.trainer import Trainer, TrainingDiverged, freeze
 
@@ -23,8 +23,11 @@ def work(worker, tmp_path):
     """A fresh run of a stage and what it works with, in one folder."""
 
     def begin(stage=worker.STAGE, folder="run", **options):
-        run, team = Trainer(stage, worker.learner(), Team()), Team()
-        prepare, files = worker.preparer(stage, team), RunFolder(tmp_path / folder, team, keep=options.pop("keep", 3))
+        run, processes = Trainer(stage, worker.learner(), Distributed()), Distributed()
+        prepare, files = (
+            worker.preparer(stage, processes),
+            RunFolder(tmp_path / folder, processes, keep=options.pop("keep", 3)),
+        )
         batches = options.pop("batches", None) or worker.Packs()
         return run, Work(folder=files, batches=batches, prepare=prepare, **options)
 
@@ -66,7 +69,7 @@ def stopping_after(worker, count):
 
 def test_every_parameter_learns(worker):
     before = worker.weights(Trainer(worker.STAGE, worker.learner()))
-    _, run = worker.trained(Team(), worker.STAGE, 8)
+    _, run = worker.trained(Distributed(), worker.STAGE, 8)
     now = worker.weights(run)
     assert not [n for n, p in now.items() if torch.equal(p, before[n])]
 
@@ -112,14 +115,14 @@ def test_what_the_next_stage_leaves_alone_stays_as_its_average(worker, work):
     average = first.ema.values[name].clone()
     assert not torch.equal(average, dict(first.learner.named_parameters())[name])
     frozen = replace(worker.STAGE, ema=0.9, frozen=("lance.layers.*.gen",))
-    take_over(Trainer(frozen, first.learner, Team()), first)
+    take_over(Trainer(frozen, first.learner, Distributed()), first)
     assert torch.equal(average, dict(first.learner.named_parameters())[name])
 
 
 def test_the_generation_expert_rests_while_only_questions_are_trained(worker):
-    run, packs = Trainer(worker.STAGE, worker.learner(), Team()), worker.Packs()
+    run, packs = Trainer(worker.STAGE, worker.learner(), Distributed()), worker.Packs()
     before = {n: p for n, p in worker.weights(run).items() if ".gen." in n}
-    prepare = worker.preparer(worker.STAGE, Team())
+    prepare = worker.preparer(worker.STAGE, Distributed())
     for number in range(3):
         asked = [s for _ in range(4) for s in next(packs) if s.labels is not None]
         assert run.update([prepare(asked, number)]).finite
@@ -129,15 +132,15 @@ def test_the_generation_expert_rests_while_only_questions_are_trained(worker):
 
 def test_noise_is_a_function_of_the_seed_and_the_number_of_the_pack(worker):
     samples = next(worker.Packs())
-    one, again, other = (worker.preparer(worker.STAGE, Team())(samples, number).noise.x for number in (5, 5, 6))
+    one, again, other = (worker.preparer(worker.STAGE, Distributed())(samples, number).noise.x for number in (5, 5, 6))
     assert torch.equal(one, again) and not torch.equal(one, other)
-    seeded = worker.preparer(replace(worker.STAGE, seed=4), Team())(samples, 5).noise.x
+    seeded = worker.preparer(replace(worker.STAGE, seed=4), Distributed())(samples, 5).noise.x
     assert not torch.equal(one, seeded)
 
 
 def test_features_that_were_encoded_before_train_like_their_pictures(worker):
-    stage, team = replace(worker.STAGE, frozen=("vit",), dense_weight=0.0), Team()
-    run, prepare = Trainer(stage, worker.learner(), team), worker.preparer(stage, team)
+    stage, processes = replace(worker.STAGE, frozen=("vit",), dense_weight=0.0), Distributed()
+    run, prepare = Trainer(stage, worker.learner(), processes), worker.preparer(stage, processes)
     samples = [*next(worker.Packs(rank=2)), *next(worker.Packs(rank=3))]  # an edit and a question among them
     batch = prepare(samples, 0)
     with torch.no_grad():
@@ -151,12 +154,12 @@ def test_features_that_were_encoded_before_train_like_their_pictures(worker):
     assert batch.clips and mine["validation_text"] == pytest.approx(theirs["validation_text"], rel=1e-6)
     assert mine["validation_flow"] == pytest.approx(theirs["validation_flow"], rel=1e-6)
     with pytest.raises(UserError, match="freeze it with"):
-        Trainer(worker.STAGE, worker.learner(), team).evaluate([prepare(encoded, 0)])
+        Trainer(worker.STAGE, worker.learner(), processes).evaluate([prepare(encoded, 0)])
 
 
 def test_a_broken_step_changes_nothing(worker):
-    run = Trainer(worker.STAGE, worker.learner(), Team())
-    before, prepare = worker.weights(run), worker.preparer(worker.STAGE, Team())
+    run = Trainer(worker.STAGE, worker.learner(), Distributed())
+    before, prepare = worker.weights(run), worker.preparer(worker.STAGE, Distributed())
     outcome = run.update([replace(prepare, encode=Spoiling(worker, 0))(next(worker.Packs()), 0)])
     now = worker.weights(run)
     assert not outcome.finite and run.step == 0 and all(torch.equal(now[n], p) for n, p in before.items())
@@ -165,7 +168,7 @@ def test_a_broken_step_changes_nothing(worker):
 def test_frozen_parts_rest_and_the_others_learn(worker):
     stage = replace(worker.STAGE, frozen=("vit", "vae", "lance.layers.*.und", "lance.embed"), steps=3)
     start = worker.weights(Trainer(stage, worker.learner()))
-    _, run = worker.trained(Team(), stage, 3)
+    _, run = worker.trained(Distributed(), stage, 3)
     now = worker.weights(run)
     moved = {n for n in start if not torch.equal(now[n], start[n])}
     assert moved and not [n for n in moved if n.startswith(("vit", "lance.embed")) or ".und." in n and "layers" in n]

@@ -17,16 +17,16 @@ from openlance.config.train import Stage
 from openlance.data.source import Sample
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.model.crew import leave
+from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind
 from openlance.text.tokenizer import SequenceCodec, Tokenizer, train_tokenizer
 from openlance.training.batch import Preparer
 from openlance.training.learner import Learner, fresh
-from openlance.training.parallel import Team, full
+from openlance.training.parallel import full
 from openlance.training.trainer import Trainer
-from openlance.world.labels import CHANNELS
+from toyworld.labels import CHANNELS
 
 TEXTS = ("a red circle left of a blue square", "how many stars are there?", "three of them.", "make it yellow", "ring")
 CONFIG = ModelConfig(
@@ -37,7 +37,8 @@ CONFIG = ModelConfig(
     vae=VAEConfig(z_dim=3, dim_mult=(1, 1), temporal_downsample=(True,), mean=(0.0,) * 3, std=(1.0,) * 3),
 )  # fmt: skip
 STAGE = Stage(
-    name="tiny", steps=20, lr=3e-3, warmup=3, eps=1e-8, ema=0.9, text_weight=0.5, dense_weight=0.3, draws=2, shift=2.0,
+    name="tiny", steps=20, lr=3e-3, warmup=3, eps=1e-8, ema=0.9, text_weight=0.5, dense_weight=0.3,
+    dense_classes=(43, 9, 4), draws=2, shift=2.0,
     mixture={"t2i": 1}, pack_tokens=(1, 10_000), max_sample_tokens=10_000, dtype="float32", seed=3,
 )  # fmt: skip
 STYLE = PromptStyle(image="Draw.", video="Animate.", edit="Edit.", subject="Place.", question="Look.")
@@ -98,17 +99,19 @@ class Packs:
 
 
 def learner(seed: int = 0) -> Learner:
-    return fresh(CONFIG, len(codec().tokenizer), seed, dense=True)
+    return fresh(CONFIG, len(codec().tokenizer), seed, (43, 9, 4))
 
 
-def preparer(stage: Stage, team: Team) -> Preparer:
-    return Preparer(stage=stage, codec=codec(), encode=encoder(), device=team.device, complete=team.sharded)
+def preparer(stage: Stage, processes: Distributed) -> Preparer:
+    return Preparer(stage=stage, codec=codec(), encode=encoder(), device=processes.device, complete=processes.sharded)
 
 
-def trained(team: Team, stage: Stage, steps: int, model: Learner | None = None) -> tuple[list[dict], Trainer]:
+def trained(
+    processes: Distributed, stage: Stage, steps: int, model: Learner | None = None
+) -> tuple[list[dict], Trainer]:
     """Losses of the first steps, and the run after them."""
-    run, packs = Trainer(stage, model or learner(), team), Packs(team.rank, team.size)
-    prepare, rows = preparer(stage, team), []
+    run, packs = Trainer(stage, model or learner(), processes), Packs(processes.rank, processes.size)
+    prepare, rows = preparer(stage, processes), []
     for _ in range(steps):
         batches = [prepare(next(packs), number) for number in run.numbers()]
         rows.append(run.update(batches).values)
@@ -126,24 +129,24 @@ def main(out: Path) -> None:
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
-    team, found = Team.join(), {}
+    processes, found = Distributed.join(), {}
     for name, steps, shard, stage in (
         ("plain", 20, 1, STAGE),
         ("sharded", 8, 2, STAGE),
         ("recomputed", 4, 2, replace(STAGE, checkpointing=True, optimizer="muon", accumulate=2)),
     ):
-        rows, run = trained(replace(team, shard=shard), stage, steps)
+        rows, run = trained(replace(processes, shard=shard), stage, steps)
         found[name] = rows
         whole = weights(run)
-        if team.leads:
+        if processes.leads:
             save_file(whole, out / f"{name}.safetensors")
     try:
-        team.same({"stage": {"lr": 0.1 * (1 + team.rank), "name": "tiny"}})
+        processes.same({"stage": {"lr": 0.1 * (1 + processes.rank), "name": "tiny"}})
     except UserError as error:
         found["disagree"] = str(error)
-    (out / f"rank{team.rank}.json").write_text(json.dumps(found))
+    (out / f"rank{processes.rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    leave()
+    Distributed.leave()

@@ -49,7 +49,7 @@ def chat(
     checkpoint: options.Checkpoint,
 ) -> None:
     """Draw, edit and ask in one dialogue; reads lines from the terminal or from a pipe."""
-    settings = drawing.settings()
+    settings = drawing.settings() | {"enhance": drawing.enhance()}
     options.at_least("--history", history, 0)
     options.check_tokens(max_new_tokens)
     options.check_writable(output)

@@ -101,13 +101,11 @@ def _mapping(columns: list[str] | None) -> dict[str, str]:
 
 
 def _opened(spec: dict[str, Any], task: str, samples: int, seed: int) -> Any:
-    from dataclasses import replace
-
-    from openlance.data.endless import WorldSource
     from openlance.data.open import open_source
+    from openlance.data.source import Endless
 
     found = open_source(spec, task)
-    return replace(found, count=samples, seed=seed) if isinstance(found, WorldSource) else found
+    return found.drawn(samples, seed) if isinstance(found, Endless) else found
 
 
 def _fit(model: str, stage: str | None) -> Any:

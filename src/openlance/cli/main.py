@@ -14,8 +14,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from openlance.cli import options
 from openlance.cli.errors import guarded, hearing_ctrl_c, wants_debug
+from openlance.config.plugins import plugin, plugins
+from openlance.errors import UserError
 
-# name: (module with a typer `app`, one line of help). The only place where a command is registered.
+# name: (module with a typer `app`, one line of help). Commands of other packages are plugins.
 COMMANDS = {
     "generate": ("openlance.cli.generate", "Draw pictures and clips from prompts and pictures."),
     "edit": ("openlance.cli.edit", "Change a picture or a video as told."),
@@ -25,7 +27,7 @@ COMMANDS = {
     "run": ("openlance.cli.run", "Run an input file of the release."),
     "explain": ("openlance.cli.explain", "Print the segments, positions and mask of a task."),
     "verify": ("openlance.cli.verify", "Compare this code with golden vectors of the released model."),
-    "bench": ("openlance.cli.bench", "Score a model on the procedural world."),
+    "bench": ("openlance.cli.bench", "Score a model."),
     "init": ("openlance.cli.init", "Write a checkpoint with random weights."),
     "inspect": ("openlance.cli.inspect", "Say what a checkpoint is, and whether it is complete."),
     "convert": ("openlance.cli.convert", "Write a checkpoint in another form."),
@@ -33,14 +35,13 @@ COMMANDS = {
     "train": ("openlance.cli.train", "Train a preset from scratch."),
     "plan": ("openlance.cli.plan", "Say what training or a request takes, before it is started."),
     "encode": ("openlance.cli.encode", "Latents and features of data ahead of time, for training."),
-    "demo": ("openlance.cli.demo", "Draw, ask and write one page that shows it all."),
 }
 
 
 def load_command(name: str) -> Any:
     """Import the module of one subcommand and build its command (a group where its app has a callback)."""
-    module, summary = COMMANDS[name]
-    command = typer.main.get_command(importlib.import_module(module).app)
+    module, summary = COMMANDS.get(name, ("", ""))
+    command = typer.main.get_command(importlib.import_module(module).app if module else plugin("commands", name))
     command.name, command.help = name, command.help or summary
     return command
 
@@ -49,14 +50,19 @@ class LazyGroup(TyperGroup):
     """Lists the table without importing anything; imports a subcommand's module when it is resolved to be run."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *plugins("commands")]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+        if cmd_name in COMMANDS:
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+        try:
+            return load_command(cmd_name) if cmd_name in plugins("commands") else None
+        except UserError as error:
+            return TyperCommand(cmd_name, help=str(error))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load_command(name) if name in COMMANDS else command, rest
+        return name, load_command(name) if name and command is not None else command, rest
 
 
 app = typer.Typer(cls=LazyGroup, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})

@@ -22,14 +22,6 @@ from openlance.errors import UserError
 if TYPE_CHECKING:
     from openlance.config.train import Stage
 
-SHEET = (
-    "a red circle", "a blue square", "a yellow star on a blue background", "a red circle left of a blue square",
-    "a green triangle above an orange ring", "three purple circles", "four white squares", 'the text "A7"',
-    "a small cyan cross on a white background", "a striped orange circle", "an outlined blue star on a grey background",
-    "a red square and a green circle", "a large yellow ring at the top left", "two orange triangles",
-    "a cyan star below a white cross", 'the text "NO"',
-)  # fmt: skip
-
 
 class StageGroup(TyperGroup):
     """A first word that is no command of its own names a stage."""
@@ -85,21 +77,23 @@ def stage(
     allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
-    from openlance.training.nano import train_nano
+    from openlance.config.train import presets, recipe_of
     from openlance.training.run import Settings, run_recipe, run_stage
 
     stages = chosen_stages(name, only, settings or [])
-    from_nothing = name == "recipe/nano" and model is None
+    scale = stages[0].scale
+    recipe = recipe_of(scale) if scale in presets() else None
+    from_nothing = recipe.from_nothing if recipe and name == f"recipe/{scale}" and model is None else None
     start = Settings(
-        out=output, model=output if from_nothing else start_folder(model, stages[0].scale), init=init,
+        out=output, model=output if from_nothing else start_folder(model, scale), init=init,
         data=pairs("--data", data), held_out=pairs("--held-out", held_out), workers=workers, max_broken=max_broken,
         save_every=save_every, keep=keep, validate_every=validate_every, show_every=show_every, shard=shard,
         compiled=compiled, report_to=tuple(report_to or ()), minutes=minutes, allow_pickle=allow_pickle,
         command=options.COMMAND_LINE.get(),
     )  # fmt: skip
-    show = sheet(output / "samples.png", SHEET) if stages[0].scale == "nano" else None
+    show = sheet(output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
     if from_nothing:
-        done = train_nano(output, stages=stages, settings=start, show=show)
+        done = from_nothing(output, stages=stages, settings=start, show=show)
     elif len(stages) > 1:
         done = run_recipe(stages, start, show)
     else:
@@ -214,13 +208,13 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
 
 
 def start_folder(model: str | None, scale: str) -> Path:
-    from openlance.checkpoint.hub import folder_of
+    from openlance.checkpoint.hub import SHIPPED, folder_of
 
-    if model is None and scale != "nano":
+    if model is None and scale not in SHIPPED:
         raise UserError(
             f"there is no model to start a stage of {scale} from: add --model DIR, and --init for its weights"
         )
-    return folder_of(model or "nano")
+    return folder_of(model or scale)
 
 
 def replayed(folder: Path, step: int) -> None:
@@ -235,9 +229,9 @@ def replayed(folder: Path, step: int) -> None:
 
 def ended(text: str) -> None:
     """Part from the other processes; the first of all prints."""
-    from openlance.model.crew import leave
+    from openlance.runtime.distributed import Distributed
 
-    leave()
+    Distributed.leave()
     if os.environ.get("RANK", "0") == "0":
         typer.echo(text)
 

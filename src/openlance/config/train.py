@@ -1,4 +1,4 @@
-"""Training as data: a stage is one frozen value; presets are the files of `openlance/recipes`.
+"""Training as data: a stage is one frozen value; presets are the recipes of `openlance/recipes` and of plugins.
 
     stage("ct-i")                                   # the paper's numbers for the 3B
     stage("sft", "nano")                            # the same stage in small
@@ -11,20 +11,20 @@ A recipe is a file with `stages`, run in order. ValueError with one sentence for
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from openlance.config.plugins import plugin, plugins
 from openlance.config.values import as_data, build, differences, override, read_text, unknown
 
 __all__ = [
-    "Resolution", "Stage", "changed", "differences", "dump", "override", "presets", "read_recipe", "read_stage",
-    "recipe", "stage",
+    "Recipe", "Resolution", "Stage", "changed", "differences", "dump", "override", "presets", "read_recipe",
+    "read_stage", "recipe", "recipe_of", "stage",
 ]  # fmt: skip
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 CHOICES = {
     "schedule": ("constant", "cosine"),
     "optimizer": ("adamw", "muon"),
@@ -66,9 +66,12 @@ class Stage:
     ema: float = 0.9999  # decay of the averaged weights; 0 keeps none
     text_weight: float = 0.25  # of the next-token loss
     flow_weight: float = 1.0  # of the velocity loss
-    dense_weight: float = 0.0  # of nano's auxiliary loss on the vision tower
+    dense_weight: float = 0.0  # of the auxiliary loss on the vision tower, for sources with labelled points
+    dense_classes: tuple[int, ...] = ()  # how many classes each channel of these labels has
+    dense_point: int = 4  # pixels between two labelled points
     shift: float = 1.0  # of the training times
     mixture: dict[str, float]  # task: weight. Ratios count samples, not tokens (paper); need not add up to anything
+    source: str = ""  # where the samples of tasks come from that nobody gives data for
     draws: int = 1  # noise levels of one target that share one context
     pack_tokens: tuple[int, int]  # a pack is closed once it has the first; it never has more than the second
     max_sample_tokens: int  # longer samples are left out, and counted
@@ -108,6 +111,8 @@ class Stage:
         for name in ("drop_text", "drop_all", "ema", "lr_end"):
             self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         self._check("drop_text + drop_all", self.drop_text + self.drop_all <= 1, "1 or less together")
+        labelled = bool(self.dense_classes) and self.dense_point > 0
+        self._check("dense_classes", not self.dense_weight or labelled, "classes of each channel of labelled points")
         self._check("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
         self._check("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
         for name, most in (("draws", 1000), ("max_frames", 100_000), ("accumulate", 1_000_000)):
@@ -150,18 +155,39 @@ class Stage:
         return any(fnmatchcase(parameter, pattern + "*") for pattern in self.frozen)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Stages in order, of models of one scale.
+
+    file: the stages. prompts: what is drawn with each export while it trains. from_nothing: trains what the stages
+    stand on (tokenizer, VAE) and then the stages: (out, stages=, settings=, show=) -> the folder of the model.
+    """
+
+    file: Path
+    prompts: tuple[str, ...] = ()
+    from_nothing: Callable[..., Path] | None = None
+
+
+RELEASED = {"3b": Recipe(file=Path(__file__).parents[1] / "recipes" / "3b.yaml")}
+
+
 def presets() -> list[str]:
-    """Scales of the shipped recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    """Scales that have a recipe."""
+    return sorted(RELEASED.keys() | plugins("recipes").keys())
+
+
+def recipe_of(scale: str) -> Recipe:
+    """The recipe of a scale. ValueError if there is none."""
+    found = RELEASED.get(scale) or plugin("recipes", scale)
+    if found is None:
+        raise ValueError(unknown("recipe", scale, presets()))
+    return found
 
 
 @lru_cache(maxsize=8)
 def recipe(scale: str) -> tuple[Stage, ...]:
-    """The stages of a shipped recipe in order: `recipe("nano")`, also under the name `recipe/nano`."""
-    name = scale.removeprefix("recipe/")
-    if name not in presets():
-        raise ValueError(unknown("recipe", name, presets()))
-    return read_recipe(RECIPES / f"{name}.yaml")
+    """The stages of a recipe in order: `recipe("nano")`, also under the name `recipe/nano`."""
+    return read_recipe(recipe_of(scale.removeprefix("recipe/")).file)
 
 
 def _squeezed(name: str) -> str:

@@ -1,44 +1,43 @@
-"""From what a user names to a source: a path, `world`, `hf:NAME`, or a mapping with more to say.
+"""From what a user names to a source: a path, `hf:NAME`, a plugin, or a mapping with more to say.
 
-open_source("world", "t2i")
 open_source("shards/*.parquet", "image_edit")
 open_source({"path": "photos", "columns": {"caption": "title"}}, "t2i")
 open_source("hf:someone/pictures:train", "t2i")
 open_source("latents", "t2i")                         # what `openlance encode` wrote
-open_source({"path": "world", "kinds": {"text": 8}}, "t2i")
+open_source({"path": "world", "kinds": {"text": 8}}, "t2i")     # a source of an installed package, with its keys
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from openlance.config.plugins import plugin, plugins
 from openlance.config.values import from_yaml
 from openlance.data.columns import Layout
 from openlance.data.source import Source
 from openlance.errors import UserError
 
-KEYS = ("path", "type", "columns", "kinds")
+KEYS = ("path", "type", "columns")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz")
 
 
 def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
     """The source that a spec names, for a task. Mapping: path, and optionally type (a dataset type) and columns (our
-    name: theirs), or for the world kinds (name: weight). UserError if there is nothing of the kind, or it holds
+    name: theirs), or whatever keys a plugin's source knows. UserError if there is nothing of the kind, or it holds
     something else than the task needs."""
     said: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else _mapping(str(spec))
-    unknown = [key for key in said if key not in KEYS]
     path = str(said.get("path", "")).strip()
+    added = plugin("sources", path)
+    keys = KEYS if added is None else ("path", *list(signature(added).parameters)[1:])
+    unknown = [key for key in said if key not in keys]
     if unknown or not path:
-        raise UserError(f"a source is a path or has the keys {', '.join(KEYS)}; {said} has {unknown or 'no path'}")
+        raise UserError(f"a source is a path or has the keys {', '.join(keys)}; {said} has {unknown or 'no path'}")
+    if added is not None:
+        return added(task, **{key: value for key, value in said.items() if key != "path"})
     layout = Layout.of(task, said.get("type"), said.get("columns"))
-    if path == "world":
-        from openlance.data.endless import WorldSource
-
-        return WorldSource(task, kinds=said.get("kinds"))
-    if "kinds" in said:
-        raise UserError(f"only the world has `kinds`: leave them out of the source {path}")
     if path.startswith("hf:"):
         from openlance.data.hub import HubSource
 
@@ -81,7 +80,10 @@ def _files(path: str, layout: Layout) -> Source:
         folder = FolderSource(place, layout)
         assert folder.found
         return folder
-    raise UserError(f"there is no data at {path}: give a folder, *.parquet or *.tar files, world, or hf:NAME")
+    raise UserError(
+        f"there is no data at {path}: give a folder, *.parquet or *.tar files, "
+        f"{''.join(f'{name}, ' for name in plugins('sources'))}or hf:NAME"
+    )
 
 
 def _found(place: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class Sample:
     """One training sample.
 
-    id: file and row that it came from. labels: of a picture of the world, for the auxiliary loss of the vision tower
-    (see `world.labels.dense_labels`); they belong to the sample's first PATCHES segment. notices: what was shortened,
-    resampled or skipped when its media were read.
+    id: file and row that it came from. labels: int64 (channels, Y, X), classes at points of a picture for the auxiliary
+    loss of the vision tower (`Stage.dense_weight`); they belong to the sample's first PATCHES segment. notices: what
+    was shortened, resampled or skipped when its media were read.
     """
 
     segments: Segments
@@ -80,6 +80,15 @@ class Source(Protocol):
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         """Decode: a pure function of its arguments. BrokenRow if the row is of no use."""
+        ...
+
+
+@runtime_checkable
+class Endless(Source, Protocol):
+    """A source that makes its samples: another seed gives others, so it can train and validate."""
+
+    def drawn(self, count: int, seed: int) -> Source:
+        """The first `count` samples of a seed."""
         ...
 
 

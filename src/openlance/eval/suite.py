@@ -1,6 +1,6 @@
 """What every suite of the benchmark is made of: its outcomes, and how they become rows of a table.
 
-A suite yields one `Outcome` per request and knows its categories; `openlance.eval.world` lists and runs them.
+A suite yields one `Outcome` per request and knows its categories.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from openlance.eval.world import Bench
 
 HELDOUT = "heldout"  # the category of combinations that are never trained; no part of "mean"
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
 Row: TypeAlias = dict[str, Any]  # "mean", "n", "ci95"
+
+
+class Seeded(Protocol):
+    """What a benchmark asks: the same seed, the same requests."""
+
+    @property
+    def seed(self) -> int: ...
 
 
 class Model(Protocol):
@@ -58,18 +64,18 @@ class Suite:
 
     name: str
     categories: tuple[str, ...]
-    outcomes: Callable[[Any, str, Bench], Iterator[Outcome]]
+    outcomes: Callable[[Any, str, Any], Iterator[Outcome]]
     prepare: Callable[[], object] = lambda: None
 
 
-def generator(suite: int, category: int, bench: Bench) -> np.random.Generator:
+def generator(suite: int, category: int, asked: Seeded) -> np.random.Generator:
     """Where the requests of a category come from: its number and that of its suite, which must never change."""
-    return np.random.default_rng([bench.seed, suite, category])
+    return np.random.default_rng([asked.seed, suite, category])
 
 
-def sampling_seed(suite: int, category: int, batch: int, bench: Bench) -> int:
+def sampling_seed(suite: int, category: int, batch: int, asked: Seeded) -> int:
     """Another seed for every batch, else prompt k of each would start from the same noise."""
-    place = [bench.seed, category, batch, *([suite] if suite else [])]
+    place = [asked.seed, category, batch, *([suite] if suite else [])]
     return int(np.random.SeedSequence(place).generate_state(1)[0])
 
 

@@ -26,9 +26,9 @@ from openlance.inference.text import Answer, decode, stopping, up_to_stop
 from openlance.inference.visual import denoise
 from openlance.media.clip import Clip
 from openlance.media.transform import MediaTransform
-from openlance.model.crew import Crew
 from openlance.model.lance import Lance
-from openlance.runtime.components import Parts, usual_dtype
+from openlance.runtime.components import Components, usual_dtype
+from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
 from openlance.sequence.segment import Kind, Role, Segments, about_clips
@@ -44,7 +44,7 @@ DECODED = 1 << 18
 
 
 class Engine:
-    """Parts are read when a task first needs them: a question reads neither the generation expert nor the VAE, a
+    """Components are read when a task first needs them: a question reads neither the generation expert nor the VAE, a
     picture no ViT.
 
     An engine may be called from any number of threads. What a request needs travels with it, and what cannot run at
@@ -68,12 +68,12 @@ class Engine:
         self.folder, self.config = files.root, files.config
         self.device = device_of(device)
         self.dtype = dtype_of(dtype) or usual_dtype(files)
-        self.parts = Parts(
+        self.parts = Components(
             files,
             device=self.device,
             dtype=self.dtype,
             allow_pickle=allow_pickle,
-            memory=parse_memory(memory),
+            memory=None if memory is None else parse_memory(memory),
             say=memory is not None,
         )
         self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
@@ -84,10 +84,11 @@ class Engine:
                 raise UserError(f"sampling_with of {files.root} names the role {role!r}: use one of {', '.join(ROLES)}")
         self.media = MediaEncoder(self.parts.vit, self.parts.vae)
         self.prefixes = PrefixStore()  # give it a limit, and conditions of earlier calls need not run again
-        self.crew: Crew | None = None  # processes that share every picture and clip
+        self.processes = Distributed()  # that share every picture and clip
+        self.shared: Shared | None = None  # ... and how
         self.turn = threading.RLock()  # held by the request that runs
 
-    # Parts, each read when it is first needed.
+    # Components, each read when it is first needed.
 
     def lance(self, *streams: str, clips: bool = False) -> Lance:
         """The decoder with at least these streams, for pictures or for clips."""
@@ -122,10 +123,18 @@ class Engine:
 
     def enable_parallelism(self) -> None:
         """Draw together with the other processes of this torchrun, each of which has to make the same calls with the
-        same seeds (see `model.crew`); without effect where there are none."""
-        self.crew = Crew.join(self.device)
-        if self.crew is not None and self.crew.device != self.device:
-            self.move(self.crew.device)
+        same seeds (see `runtime.distributed`); without effect where there are none."""
+        self.processes = Distributed.join()
+        self.shared = Shared.among(self.processes)
+        own = self.processes.device
+        if self.shared is not None and own.type == self.device.type and own != self.device:
+            self.move(own)
+
+    def disable_parallelism(self) -> None:
+        """Part from the other processes; every one has to."""
+        self.shared = None
+        self.processes.leave()
+        self.processes = Distributed()
 
     def move(self, device: torch.device | str | int | None = None, dtype: torch.dtype | str | None = None) -> None:
         """From now on elsewhere or in another dtype; what was kept of earlier calls belongs to the old ones. UserError
@@ -236,14 +245,15 @@ class Engine:
         stops) are those of `denoise`; with `noise` there need not be seeds."""
         seeds = [seed if isinstance(seed, torch.Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
-            if self.crew is not None and seeds:  # what nobody chose has to be the same everywhere
-                seeds = self.crew.agreed(seeds) if all(isinstance(s, int) for s in seeds) else seeds
+            # What nobody chose has to be the same everywhere.
+            if self.shared is not None and seeds and all(isinstance(s, int) for s in seeds):
+                seeds = self.processes.agreed(seeds)
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
             return denoise(
                 self.lance("und", "gen", clips=clips), self.codec, encoded, sampling,
                 seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,
-                store=self.prefixes, crew=self.crew, **more,
+                store=self.prefixes, shared=self.shared, **more,
             )  # fmt: skip
 
     @torch.inference_mode()

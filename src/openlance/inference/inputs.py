@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
@@ -16,10 +16,55 @@ from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.inputs import Medium, as_clip, as_picture
 
+if TYPE_CHECKING:
+    from openlance.inference.enhance import Enhancer
+
 __all__ = [
     "Medium", "a_function", "as_clip", "as_picture", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
     "listed", "paired", "random_seed", "seed_of", "starts", "videos_of", "whole",
 ]  # fmt: skip
+
+
+class Settings(TypedDict, total=False):
+    """Fields of `Sampling` that diffusers has no names for."""
+
+    shift: float | None
+    interval: tuple[float, float] | None
+    renorm: str | None
+    renorm_min: float | None
+    cached: bool | None
+    solver: str | None
+    step_cache: float | None
+    compile: bool | None
+
+
+class How(Settings, total=False):
+    """What every method that draws takes beside its media and words; None means the checkpoint's own.
+
+    seed: Random if left out, or -1. generator: One for all, or one each. progress: Whether to show a bar.
+    negative_prompt: What guidance leads away from, one or one each. enhance: Who rewrites the prompts first, see
+    `enhance.rewriter`. The rest are fields of `Sampling`.
+    """
+
+    seed: int | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    progress: bool
+    negative_prompt: str | Sequence[str] | None
+    enhance: bool | str | Enhancer | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    image_guidance_scale: float | None
+
+
+class Words(TypedDict, total=False):
+    """Fields of `Decoding`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    stop: str | Sequence[str]
 
 
 def is_many(value: Any) -> bool:

@@ -16,9 +16,9 @@ from openlance.flow import SOLVERS, schedule
 from openlance.inference.compiled import Pass, Recorded, can_record, compiled
 from openlance.inference.prefix import PrefixStore, prefill
 from openlance.inference.step_cache import StepCache
-from openlance.model.crew import Crew
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
+from openlance.runtime.distributed import Shared
 from openlance.sequence.pack import Codec, Pack, Visual, pack
 from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, Rows
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop, instead
@@ -96,11 +96,11 @@ class Denoiser:
     layouts: dict[tuple[int, ...], Chosen] = field(default_factory=dict)
     store: PrefixStore | None = None  # of prefixes that ran in earlier calls
     compile: bool = False
-    crew: Crew | None = None  # processes that share the work
+    shared: Shared | None = None  # how processes share the work
     on_pass: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.crew is not None and (self.compile or not self.cached):
+        if self.shared is not None and (self.compile or not self.cached):
             raise UserError(
                 "several processes draw with cached conditions and without compile: leave those settings out"
             )
@@ -119,7 +119,7 @@ class Denoiser:
             own = rows.at(wanted.nonzero()[:, 0])
             clean = mine[rows.is_latent & ~rows.noisy].nonzero()[:, 0]
             patches = mine[rows.is_patch].nonzero()[:, 0]
-            layout = self.model.layout(own, self.cache, self.crew.context if self.crew else None)
+            layout = self.model.layout(own, self.cache, self.shared.context if self.shared else None)
             self.layouts[documents] = Chosen(layout, self._through(layout), own.noisy[own.is_latent], clean, patches)
         return self.layouts[documents]
 
@@ -142,11 +142,11 @@ class Denoiser:
 
     def run(self, documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
         """Velocities (M, C) of the target rows of some documents (numbers in rising order), one after another."""
-        if self.crew is None:
+        if self.shared is None:
             return self._pass(documents, x_MC, times_M)
         # Branches have equal targets, so equal numbers of documents mostly have equal numbers of rows; where not, or
         # where they do not come out even, every group of processes runs all of them.
-        branch, context = self.crew.branch, self.crew.context
+        branch, context = self.shared.branch, self.shared.context
         rows = self.branches.pack.rows
         counts = torch.bincount(
             rows.doc[rows.noisy & rows.is_latent], minlength=self.branches.count * self.branches.requests
@@ -216,7 +216,7 @@ def denoise(
     after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
     on_pass: Callable[[int], None] | None = None,
     store: PrefixStore | None = None,
-    crew: Crew | None = None,
+    shared: Shared | None = None,
     negatives: Sequence[str] = (),
     stops: Callable[[], bool] | None = None,
 ) -> list[Tensor]:
@@ -224,8 +224,8 @@ def denoise(
 
     seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
     after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. on_pass(n)
-    is called with the target rows of each pass through the model, which has all guidance branches in it. crew: the
-    processes that do this together. negatives: see `branch_out`. stops: asked after each step whether it was the last.
+    is called with the target rows of each pass through the model, which has all guidance branches in it. shared: how
+    several processes do this together. negatives: see `branch_out`. stops: asked after each step whether to stop.
     """
     requests = [_until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s, negatives)
@@ -242,7 +242,7 @@ def denoise(
         if v.given:
             part[: v.given] = known
     denoiser = Denoiser(
-        model, branches, features, context, s.cached, store=store, compile=s.compile, crew=crew, on_pass=on_pass
+        model, branches, features, context, s.cached, store=store, compile=s.compile, shared=shared, on_pass=on_pass
     )
     velocities = _branch_velocities(denoiser, s, targets)
     counted = torch.ones_like(moves) if s.cached and model.config.faithful.norm_includes_given else moves

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from openlance.config.model import ModelConfig
 from openlance.model.attention import Plan, plan_attention
-from openlance.model.crew import Split
 from openlance.model.layers import (
     Layer,
     RMSNorm,
@@ -43,6 +43,17 @@ class Cache:
             self.rows = Rows.concat([self.rows, rows])
             pairs = zip(self.layers, layers, strict=True)
             self.layers = [(torch.cat([k, k2]), torch.cat([v, v2])) for (k, v), (k2, v2) in pairs]
+
+
+class RowSplit(Protocol):
+    """How rows are dealt to processes that share a request, see `runtime.distributed.Split`."""
+
+    @property
+    def size(self) -> int: ...
+
+    def own(self, rows: int) -> slice: ...
+
+    def gather(self, part: Tensor, rows: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Lance(nn.Module):
     def device(self) -> torch.device:
         return next(self.norm.parameters()).device  # the embedding may wait elsewhere
 
-    def layout(self, rows: Rows, cache: Cache | None = None, split: Split | None = None) -> Layout:
+    def layout(self, rows: Rows, cache: Cache | None = None, split: RowSplit | None = None) -> Layout:
         """Prepare rows (on the CPU) for any number of passes. split: of the latent rows this process runs its
         own, among the keys of all."""
         is_gen = rows.is_latent

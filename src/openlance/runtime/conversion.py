@@ -67,7 +67,7 @@ def gather(
     """All parts of a checkpoint on disk, compared with what its configuration asks for; nothing is read yet.
 
     dtype: of floating-point tensors; None keeps them. quantise: a recipe of `runtime.quantization`. UserError if
-    something is missing or does not fit, or is in few bits already.
+    something is missing or does not fit, or is quantized already.
     """
     if len(files.decoders) > 1:
         names = " or ".join(str(d) for d in files.decoders)
@@ -81,7 +81,7 @@ def gather(
         "vae": (open_tensors(files.vae, allow_pickle=allow_pickle), lambda n: _codec_name(wan.to_ours(n), wan)),
     }
     if kinds_of(sources["decoder"][0]):
-        raise UserError(f"{files.root} holds weights in few bits, which are final: convert the folder they came from")
+        raise UserError(f"{files.root} holds quantized weights, which are final: convert the folder they came from")
     wanted = expected(files.config)
     found = {part: _streams(source, rename, wanted[part], dtype) for part, (source, rename) in sources.items()}
     if quantise is not None:

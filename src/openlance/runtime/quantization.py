@@ -136,7 +136,7 @@ def quantise(lance: Lance, name: str = "int8") -> int:
         match = MATRIX.fullmatch(path)
         if match and isinstance(module, QuantLinear) and module.weight.dtype != kinds[match[1]].dtype:
             raise UserError(
-                f"the model holds {path} in few bits already, which are final: to have {name}, load the folder that "
+                f"the model holds {path} quantized already, which is final: to have {name}, load the folder that "
                 f"it came from"
             )
     for path, stream, linear in _matrices(lance):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from openlance.config.sampling import EXACT, NO_PRIOR, RELEASED_RUN, RELEASED_TRAINING, USUALLY_LAST, PromptStyle
+from openlance.config.sampling import ASKED, EXACT, NO_PRIOR, RELEASED_RUN, RELEASED_TRAINING, USUALLY_LAST, PromptStyle
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 
@@ -149,6 +149,23 @@ class TaskSpec:
     def sized_by_source(self) -> bool:
         """Whether frames, height and width of the target are those of its input."""
         return self.keeps_size and self.reads == self.makes
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Fields of `config.sampling.ASKED` that it has a use for."""
+        uses = {
+            "num_frames": self.makes == "video" and not self.sized_by_source,
+            "height": self.makes != "text" and not self.keeps_size,
+            "width": self.makes != "text" and not self.keeps_size,
+            "resolution": bool(self.reads), "sampling": self.makes != "text", "seed": True,
+            "max_new_tokens": self.makes == "text",
+        }  # fmt: skip
+        return tuple(name for name in ASKED if uses[name])
+
+    @property
+    def shown(self) -> bool:
+        """Whether its prompt says what is to be seen, so that a fuller one can stand in its place."""
+        return self.prompt in ("image", "video")
 
 
 _SPECS = (

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from openlance.errors import UserError
-from openlance.training.parallel import Team
+from openlance.runtime.distributed import Distributed
 
 # What DCP says to a run of one process.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -51,15 +51,15 @@ TABLE = {
 class Checkpoints:
     """The checkpoints of a run folder."""
 
-    def __init__(self, folder: Path, team: Team, keep: int = 3) -> None:
-        self.folder, self.team, self.keep = folder / "checkpoints", team, keep
+    def __init__(self, folder: Path, processes: Distributed, keep: int = 3) -> None:
+        self.folder, self.processes, self.keep = folder / "checkpoints", processes, keep
         self._writing: tuple[int, Future] | None = None
         # Its own group: a checkpoint in the background must not mix its messages with those of the training.
-        self._group = dist.new_group(backend="gloo") if team.size > 1 else None
+        self._group = dist.new_group(backend="gloo") if processes.size > 1 else None
 
     def sweep(self) -> None:
         """Remove what a kill left half-written. Only for who trains: another process may be writing."""
-        if self.team.leads:
+        if self.processes.leads:
             for left in self.folder.glob(".step-*"):
                 shutil.rmtree(left)
 
@@ -78,12 +78,14 @@ class Checkpoints:
         self.finish()
         partial = self.folder / f".step-{step:08d}"
         with disk(self.folder):
-            if self.team.leads:
+            if self.processes.leads:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-            self.team.wait()
-            (partial / f"rank{self.team.rank}.json").write_text(json.dumps({"processes": self.team.size} | own))
-        alone = {"no_dist": True} if self.team.size == 1 else {"process_group": self._group}
+            self.processes.wait()
+            (partial / f"rank{self.processes.rank}.json").write_text(
+                json.dumps({"processes": self.processes.size} | own)
+            )
+        alone = {"no_dist": True} if self.processes.size == 1 else {"process_group": self._group}
         future: Any = dcp.async_save(dict(tensors), checkpoint_id=partial, **alone)
         self._writing = (step, future)
 
@@ -96,37 +98,37 @@ class Checkpoints:
         with disk(self.folder):
             try:
                 future.result()
-                if self.team.leads:
+                if self.processes.leads:
                     shutil.rmtree(self.path(step), ignore_errors=True)
                     partial.rename(self.path(step))
                     for old in self.steps()[: -self.keep]:
                         shutil.rmtree(self.path(old))
             finally:
-                if self.team.leads:  # nothing stays of one that failed
+                if self.processes.leads:  # nothing stays of one that failed
                     shutil.rmtree(partial, ignore_errors=True)
 
     def finish(self) -> None:
         """Wait until everything has its name, on all processes."""
         self.poll(wait=True)
-        self.team.wait()
+        self.processes.wait()
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Fill tensors in place and return what this process gave to `save`. UserError if the checkpoint is damaged,
         holds other tensors, or comes from another number of processes."""
         folder = self.path(step)
         try:
-            own = json.loads((folder / f"rank{self.team.rank}.json").read_text())
+            own = json.loads((folder / f"rank{self.processes.rank}.json").read_text())
             written = own["processes"]
         except FileNotFoundError:
             written = len(list(folder.glob("rank*.json")))
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{folder} is damaged ({error}): delete it, and the one before it is used") from error
-        if written != self.team.size:
+        if written != self.processes.size:
             raise UserError(
-                f"{folder} was written by {written} processes and this run has {self.team.size}: start {written} with "
-                f"torchrun --nproc-per-node, or begin a new run from an export of it with --model"
+                f"{folder} was written by {written} processes and this run has {self.processes.size}: start "
+                f"{written} with torchrun, or begin a new run from an export of it"
             )
-        alone = {"no_dist": True} if self.team.size == 1 else {"process_group": self._group}
+        alone = {"no_dist": True} if self.processes.size == 1 else {"process_group": self._group}
         try:
             saved = _Strict(io.BytesIO((folder / ".metadata").read_bytes())).load().state_dict_metadata
             differ = sorted(saved.keys() ^ tensors.keys(), key=lambda name: not name.startswith("weights/"))

@@ -8,27 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openlance.world.labels import CHANNELS, POINT
-
 
 class DenseHead(nn.Module):
-    """A linear layer from ViT cells (M, D) to class logits of `points` places per cell."""
+    """A linear layer from ViT cells (M, D) to class logits of `points` places per cell.
 
-    def __init__(self, width: int, stride: int) -> None:
+    Args:
+        width: D.
+        stride: Pixels along the side of a cell.
+        classes: How many there are of each channel of the labels.
+        point: Pixels between two labelled points.
+    """
+
+    def __init__(self, width: int, stride: int, classes: tuple[int, ...], point: int) -> None:
         super().__init__()
-        self.side = stride // POINT
+        self.classes, self.side = classes, stride // point
         self.points = self.side**2
-        self.out = nn.Linear(width, self.points * sum(CHANNELS))
+        self.out = nn.Linear(width, self.points * sum(classes))
 
     def forward(self, cells_MD: Tensor, labels: list[np.ndarray]) -> Tensor:
-        """labels: per picture (3, H / POINT, W / POINT), in the order of the cells. Returns the loss of all points
-        together, the three channels added; without cells it is 0 and still depends on the weights."""
+        """labels: per picture (channels, H / point, W / point), in the order of the cells. Returns the loss of all
+        points together, the channels added; without cells it is 0 and still depends on the weights."""
         cut = [self.cut(torch.from_numpy(label)) for label in labels]
-        target = torch.cat(cut or [torch.zeros(0, self.points, len(CHANNELS), dtype=torch.int64)]).to(cells_MD.device)
-        logits = self.out(cells_MD).float().unflatten(-1, (self.points, sum(CHANNELS)))
+        target = torch.cat(cut or [torch.zeros(0, self.points, len(self.classes), dtype=torch.int64)]).to(
+            cells_MD.device
+        )
+        logits = self.out(cells_MD).float().unflatten(-1, (self.points, sum(self.classes)))
         losses = [
             F.cross_entropy(part.flatten(0, 1), target[..., n].flatten(), reduction="sum")
-            for n, part in enumerate(logits.split(CHANNELS, dim=-1))
+            for n, part in enumerate(logits.split(self.classes, dim=-1))
         ]
         return torch.stack(losses).sum()
 

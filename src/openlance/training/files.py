@@ -21,8 +21,8 @@ from openlance.config.train import Stage
 from openlance.config.values import as_data
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
+from openlance.runtime.distributed import Distributed
 from openlance.training.checkpoint import Checkpoints, disk
-from openlance.training.parallel import Team
 from openlance.training.report import read_log
 from openlance.training.trainer import Trainer
 
@@ -41,23 +41,23 @@ class Batches(Protocol):
 class RunFolder:
     """Files of a run; only rank 0 writes what is not a checkpoint. `report_to` names reporters that are asked for."""
 
-    def __init__(self, path: Path, team: Team, keep: int = 3, report_to: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, processes: Distributed, keep: int = 3, report_to: tuple[str, ...] = ()) -> None:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: give a folder with -o, for example -o runs/mine")
-        self.path, self.team, self.report_to = path, team, report_to
+        self.path, self.processes, self.report_to = path, processes, report_to
         with disk(path):
             path.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(path, team, keep)
+        self.checkpoints = Checkpoints(path, processes, keep)
         self.log_path = path / "log.jsonl"
         self._writers: list[Any] = []
 
     def record(self, stage: Stage, options: Mapping[str, Any], command: Sequence[str]) -> None:
         """Note what the run is started with."""
         self.checkpoints.sweep()
-        if not self.team.leads:
+        if not self.processes.leads:
             return
         settings = {"stage": as_data(stage), "options": dict(options)}
-        entry = settings | {"command": list(command), "processes": self.team.size}
+        entry = settings | {"command": list(command), "processes": self.processes.size}
         entry |= {"versions": versions(), "commit": commit()}
         starts = [*starts_of(self.path), entry]
         with disk(self.path), atomic_path(self.path / "run.json") as path:
@@ -65,7 +65,7 @@ class RunFolder:
         self._writers = list(reporters(self.path, self.report_to))
 
     def log(self, row: dict[str, float]) -> None:
-        if not self.team.leads:
+        if not self.processes.leads:
             return
         with disk(self.path), self.log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: float(f"{v:.6g}") for k, v in row.items()}) + "\n")
@@ -91,7 +91,7 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop log lines of steps that a kill undid."""
-        if self.team.leads and self.log_path.is_file():
+        if self.processes.leads and self.log_path.is_file():
             kept = [row for row in read_log(self.log_path) if row["step"] <= step]
             with disk(self.path), atomic_path(self.log_path) as path:
                 path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")

@@ -84,10 +84,10 @@ def initialise(learner: Learner, seed: int) -> None:
     nn.init.zeros_(lance.latent_out.weight)
 
 
-def fresh(config: ModelConfig, vocabulary: int, seed: int, dense: bool = False) -> Learner:
-    """A learner with initial weights, a function of the seed."""
+def fresh(config: ModelConfig, vocabulary: int, seed: int, classes: tuple[int, ...] = (), point: int = 4) -> Learner:
+    """A learner with initial weights, a function of the seed; classes, point: of the auxiliary loss, see DenseHead."""
     torch.manual_seed(seed)
-    head = DenseHead(config.width, config.vit.stride) if dense else None
+    head = DenseHead(config.width, config.vit.stride, classes, point) if classes else None
     vit = ViT(config.vit, rounded_frequencies=config.faithful.rounded_frequencies)
     learner = Learner(Lance(config), vit, vocabulary, head)
     initialise(learner, seed)

@@ -1,7 +1,7 @@
 """The training loop: every stage, one process or many.
 
-run = Trainer(stage, base.learner, team)
-train(run, Work(folder=RunFolder(Path("runs/mine"), team), batches=stream, prepare=preparer))
+run = Trainer(stage, base.learner, processes)
+train(run, Work(folder=RunFolder(Path("runs/mine"), processes), batches=stream, prepare=preparer))
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def train(run: Trainer, work: Work) -> bool:
 
     TrainingDiverged when a loss or a gradient is not finite: that step's position is saved, so it can be replayed.
     """
-    folder, batches, team, began = work.folder, work.batches, run.team, time.monotonic()
+    folder, batches, processes, began = work.folder, work.batches, run.processes, time.monotonic()
     folder.resume(run, batches)
     folder.forget_after(run.step)
     with progress(run) as bar:
-        while run.step < run.stage.steps and not team.agree(time.monotonic() - began > 60 * work.minutes):
+        while run.step < run.stage.steps and not processes.agree(time.monotonic() - began > 60 * work.minutes):
             started, cpu, place = time.monotonic(), time.process_time(), batches.state_dict()
             samples = [next(batches) for _ in range(run.stage.accumulate)]
             waited = time.monotonic() - started
@@ -77,7 +77,7 @@ def due(run: Trainer, every: int) -> bool:
 
 def validate(run: Trainer, work: Work) -> dict[str, float]:
     """The losses of the held-out packs, with the same noise every time."""
-    first = HELD_OUT + run.team.rank * len(work.held_out)
+    first = HELD_OUT + run.processes.rank * len(work.held_out)
     return run.evaluate([work.prepare(samples, first + n) for n, samples in enumerate(work.held_out)])
 
 
@@ -85,10 +85,10 @@ def stop(run: Trainer, work: Work, place: dict, outcome: Outcome) -> None:
     """Save where the step began and raise TrainingDiverged naming its samples and how to replay it."""
     work.folder.save(run, place)
     work.folder.checkpoints.finish()
-    broken = sorted({i for ids in run.team.gather(outcome.broken) for i in ids})
+    broken = sorted({i for ids in run.processes.gather(outcome.broken) for i in ids})
     named = ", ".join(broken[:NAMED]) + (f" and {len(broken) - NAMED} more" if len(broken) > NAMED else "")
     values = " ".join(f"{k} {v:.4g}" for k, v in outcome.values.items())
-    size = run.team.size
+    size = run.processes.size
     start = "openlance" if size == 1 else f"torchrun --nproc-per-node {size} -m openlance.cli.main"
     raise TrainingDiverged(
         f"step {run.step} is not finite ({values}), samples {named}; replay it with `{start} train resume "
@@ -112,5 +112,5 @@ def progress(run: Trainer):
 
     return tqdm(
         total=run.stage.steps, initial=run.step, unit="step", desc=run.stage.name, smoothing=0.05, delay=2.0,
-        disable=not run.team.leads,
+        disable=not run.processes.leads,
     )  # fmt: skip

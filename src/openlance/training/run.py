@@ -18,11 +18,11 @@ import torch
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
 from openlance.data.encoded import PROBE, EncodedSource, probed
-from openlance.data.endless import WorldSource
 from openlance.data.open import open_source
-from openlance.data.source import Source
+from openlance.data.source import Endless, Source
 from openlance.data.stream import Reading, Stream
 from openlance.errors import UserError
+from openlance.runtime.distributed import Distributed
 from openlance.runtime.lora import Lora, inject, write_adapter
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
@@ -30,7 +30,6 @@ from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
 from openlance.training.files import RunFolder, check_reporters, stage_folders, starts_of
 from openlance.training.loop import Work, rewind, train
-from openlance.training.parallel import Team
 from openlance.training.start import Base, averaged, export, open_base
 from openlance.training.trainer import Trainer
 
@@ -87,16 +86,16 @@ def run_stage(stage: Stage, settings: Settings, show: Show | None = None) -> Pat
     """Train one stage to its end, or as far as the time allows, and return the folder of the result: `out/model`, or
     `out` itself for an adapter. The same call goes on where a stopped run was."""
     check_plan((stage,), settings)
-    team = joined((stage,), settings)
+    processes = joined((stage,), settings)
     base = prepared_base(stage, settings)
     with ExitStack() as stack:
-        run, work = prepare(stage, settings, base, team, stack, show)
+        run, work = prepare(stage, settings, base, processes, stack, show)
         work.folder.record(stage, settings.recorded(), settings.command)
         train(run, work)
         written = finish(run, base, settings)
-        if show is not None and team.leads:
+        if show is not None and processes.leads:
             show(written)
-    team.wait()
+    processes.wait()
     return written
 
 
@@ -104,14 +103,14 @@ def run_recipe(stages: tuple[Stage, ...], settings: Settings, show: Show | None 
     """Stages in order, in `out/1-NAME`, `out/2-NAME` ...; each takes over weights, averages and moments of the one
     before. Returns the folder of the last result."""
     check_plan(stages, settings)
-    team = joined(stages, settings)
+    processes = joined(stages, settings)
     base, before, began = prepared_base(stages[0], settings), None, time.monotonic()
     for number, stage in enumerate(stages, start=1):
         left = settings.minutes - (time.monotonic() - began) / 60
         own = replace(settings, out=settings.out / f"{number}-{stage.name}", minutes=left, of_recipe=True)
         with ExitStack() as stack:
             base.learner.requires_grad_(True)
-            run, work = prepare(stage, own, base, team, stack, show)
+            run, work = prepare(stage, own, base, processes, stack, show)
             if before is not None:
                 take_over(run, before)
             work.folder.record(stage, own.recorded(), settings.command)
@@ -119,18 +118,18 @@ def run_recipe(stages: tuple[Stage, ...], settings: Settings, show: Show | None 
                 break
         before = run
     written = finish(run, base, settings)
-    if show is not None and team.leads:
+    if show is not None and processes.leads:
         show(written)
-    team.wait()
+    processes.wait()
     return written
 
 
-def joined(stages: tuple[Stage, ...], settings: Settings) -> Team:
-    """The team, once all of its processes agree on what to do."""
-    team = Team.join(settings.shard)
+def joined(stages: tuple[Stage, ...], settings: Settings) -> Distributed:
+    """The processes, once all of its processes agree on what to do."""
+    processes = Distributed.join(settings.shard)
     named = {"stage": stages[0]} if len(stages) == 1 else {stage.name: stage for stage in stages}
-    team.same(as_data(named) | {"options": settings.recorded()})
-    return team
+    processes.same(as_data(named) | {"options": settings.recorded()})
+    return processes
 
 
 def prepared_base(stage: Stage, settings: Settings) -> Base:
@@ -142,20 +141,22 @@ def prepared_base(stage: Stage, settings: Settings) -> Base:
 
 
 def prepare(
-    stage: Stage, settings: Settings, base: Base, team: Team, stack: ExitStack, show: Show | None
+    stage: Stage, settings: Settings, base: Base, processes: Distributed, stack: ExitStack, show: Show | None
 ) -> tuple[Trainer, Work]:
     """A trainer at its first step and what it works with; streams close with the stack."""
-    vae = base.vae.to(team.device)
+    vae = base.vae.to(processes.device)
     sources = {task: open_source(spec, task) for task, spec in specs(stage, settings.data).items()}
     check_latents(sources, base)
-    reading = Reading(rank=team.rank, world=team.size, workers=settings.workers, max_broken=settings.max_broken)
+    reading = Reading(
+        rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken
+    )
     stream = stack.enter_context(Stream(sources, stage, base.codec, style=base.style, reading=reading))
-    folder = RunFolder(settings.out, team, settings.keep, settings.report_to)
-    run = Trainer(stage, base.learner, team, settings.compiled)
+    folder = RunFolder(settings.out, processes, settings.keep, settings.report_to)
+    run = Trainer(stage, base.learner, processes, settings.compiled)
 
     def exported(run: Trainer) -> None:
         written = finish(run, base, settings)
-        if show is not None and team.leads:
+        if show is not None and processes.leads:
             show(written)
 
     work = Work(
@@ -165,8 +166,8 @@ def prepare(
             stage=stage,
             codec=base.codec,
             encode=MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER),
-            device=team.device,
-            complete=team.sharded,
+            device=processes.device,
+            complete=processes.sharded,
         ),
         save_every=settings.save_every,
         validate_every=settings.validate_every,
@@ -207,24 +208,23 @@ def check_latents(sources: Mapping[str, Any], base: Base) -> None:
 
 
 def specs(stage: Stage, data: Data) -> dict[str, Any]:
-    """The source of every task in the mixture; at nano's scale the world has what nobody names."""
+    """The source of every task in the mixture: the one given, or else the stage's own."""
     wanted = [task for task, weight in stage.mixture.items() if weight]
     missing = [task for task in wanted if task not in data]
-    if missing and stage.scale != "nano":
+    if missing and not stage.source:
         raise UserError(
             f"the stage {stage.name} mixes in {', '.join(missing)} without data: add --data {missing[0]}=PATH "
             f"for each, or say what to mix with --set 'mixture={{t2i: 1}}'"
         )
-    return {task: data.get(task, "world") for task in wanted}
+    return {task: data.get(task, stage.source) for task in wanted}
 
 
 def held_out_sources(stage: Stage, settings: Settings) -> dict[str, Source]:
-    """The sources that validate: those held out, or the world where it trains, which has more. UserError for a task
-    that has neither."""
+    """The sources that validate: those held out, or endless ones that train. UserError for a task that has neither."""
     chosen = {task: settings.held_out.get(task, spec) for task, spec in specs(stage, settings.data).items()}
     sources = {task: open_source(spec, task) for task, spec in chosen.items()}
     for task, source in sources.items():
-        if task not in settings.held_out and not isinstance(source, WorldSource):
+        if task not in settings.held_out and not isinstance(source, Endless):
             raise UserError(
                 f"nothing is held out for {task}: add --held-out {task}=PATH, or leave --validate-every out"
             )
@@ -232,7 +232,7 @@ def held_out_sources(stage: Stage, settings: Settings) -> dict[str, Source]:
 
 
 def held_out(stage: Stage, settings: Settings, base: Base, reading: Reading) -> list[list]:
-    """Packs that are never trained on: from sources of their own, or of another seed where the world is the source."""
+    """Packs that are never trained on: from sources of their own, or of another seed where the source is endless."""
     sources = held_out_sources(stage, settings)
     other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
     with Stream(sources, other, base.codec, style=base.style, reading=replace(reading, workers=0)) as stream:
@@ -259,7 +259,7 @@ def finish(run: Trainer, base: Base, settings: Settings) -> Path:
             export(run, base, settings.out / "model")
             return settings.out / "model"
         tensors = {n.removeprefix("lance."): t for n, t in averaged(run).items() if ".lora_" in n}
-        if run.team.leads:
+        if run.processes.leads:
             write_adapter(settings.out, tensors, settings.lora, str(settings.model))
         return settings.out
 
@@ -273,13 +273,13 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
     settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0)
     places = earlier(folder) if settings.of_recipe else [folder]
     stages = [build(Stage, starts_of(place)[-1]["stage"]) for place in places]
-    team = joined((stages[-1],), replace(settings, out=folder))
+    processes = joined((stages[-1],), replace(settings, out=folder))
     base, before = prepared_base(stages[0], settings), None
     with ExitStack() as stack:
         for place, stage in zip(places, stages, strict=True):
             if before is not None:
                 base.learner.requires_grad_(True)
-            run, work = prepare(stage, replace(settings, out=place), base, team, stack, None)
+            run, work = prepare(stage, replace(settings, out=place), base, processes, stack, None)
             if before is not None:
                 take_over(run, before)
             if place != folder and not work.folder.resume(run, work.batches):

@@ -17,16 +17,13 @@ from torch import Tensor
 
 from openlance.checkpoint.formats import find, write_config
 from openlance.checkpoint.names import released_name
-from openlance.checkpoint.tensors import open_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import GenerationConfig, PromptStyle
 from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
-from openlance.model.vit import ViT
-from openlance.runtime.components import load_lance
-from openlance.runtime.quantization import kinds_of
+from openlance.runtime.components import Components
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.training.learner import Learner, fresh
 from openlance.training.parallel import full
@@ -57,30 +54,27 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
     UserError if something is missing or does not fit.
     """
     files = find(folder)
+    parts = Components(files, device=torch.device("cpu"), dtype=torch.float32, allow_pickle=allow_pickle)
     config, tokenizer = files.config, Tokenizer.from_folder(files.tokenizer)
     if init == "model":
-        if kinds_of(open_tensors(files.decoder(), allow_pickle=allow_pickle)):
-            raise UserError(f"{folder} holds weights in few bits, which cannot learn: give the folder they came from")
-        lance = load_lance(files.decoder(), config, allow_pickle=allow_pickle)
-        path, prefix = files.vit_of(allow_pickle=allow_pickle)
-        rounded = config.faithful.rounded_frequencies
-        vit = ViT.load(path, config.vit, prefix=prefix, allow_pickle=allow_pickle, rounded_frequencies=rounded)
-        learner = Learner(lance, vit, len(tokenizer))  # a trained tower needs no auxiliary loss, whose head is not kept
+        if parts.bits_of():
+            raise UserError(f"{folder} holds quantized weights, which cannot learn: give the folder they came from")
+        # A trained tower needs no auxiliary loss, whose head is not kept.
+        learner = Learner(parts.lance("und", "gen"), parts.vit(), len(tokenizer))
     else:
-        learner = fresh(config, len(tokenizer), stage.seed, dense=stage.dense_weight > 0)
+        classes = stage.dense_classes if stage.dense_weight > 0 else ()
+        learner = fresh(config, len(tokenizer), stage.seed, classes, stage.dense_point)
         if init != "fresh":
             from openlance.training.qwen import fill_from_qwen, read_qwen
 
             fill_from_qwen(learner, read_qwen(Path(init)))
-    files.require(files.vae)
-    vae = LazyVAE(open_tensors(files.vae, allow_pickle=allow_pickle), config.vae)
     return Base(
         beside=(files.vae, *(files.tokenizer / name for name in BESIDE)),
         config=config,
         codec=SequenceCodec(tokenizer, config),
         style=GenerationConfig.read(files.tokenizer).style,
         learner=learner,
-        vae=vae,
+        vae=parts.vae(),
     )
 
 
@@ -94,7 +88,7 @@ def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.fl
     """Write a complete checkpoint folder: averaged weights under the released names, and what came with the start.
     Every process has to call it; rank 0 writes."""
     values = averaged(run)
-    if not run.team.leads:
+    if not run.processes.leads:
         return
     write_config(folder, base.config)
     for file, prefix, name_of in (

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.model.precision import autocast, lowered
+from openlance.runtime.distributed import Distributed
 from openlance.training.batch import Batch
 from openlance.training.learner import Learner, fuse
 from openlance.training.optim import Ema, Optimizer
-from openlance.training.parallel import Team, full, recompute
+from openlance.training.parallel import full, only_last, recompute, shard, sum_gradients
 
 LOSSES = ("text", "flow", "dense")
 
@@ -35,18 +36,20 @@ class Outcome:
 
 
 class Trainer:
-    """One stage on one team. The losses of a step are means over all its packs on all processes, so how the packs are
-    spread over processes and accumulation changes nothing but rounding."""
+    """One stage. The losses of a step are means over all its packs on all processes, so how the packs are dealt to
+    processes and accumulation changes nothing but rounding."""
 
-    def __init__(self, stage: Stage, learner: Learner, team: Team | None = None, compiled: bool = False) -> None:
-        self.stage, self.team, self.step = stage, team or Team(), 0
-        self.learner = learner.to(self.team.device).train()
+    def __init__(
+        self, stage: Stage, learner: Learner, processes: Distributed | None = None, compiled: bool = False
+    ) -> None:
+        self.stage, self.processes, self.step = stage, processes or Distributed(), 0
+        self.learner = learner.to(self.processes.device).train()
         freeze(learner, stage)
         if compiled:
             fuse()
         if stage.checkpointing:
             recompute(learner.lance)
-        self.team.spread(learner, lowered(stage.dtype, self.team.device))
+        shard(self.processes, learner, lowered(stage.dtype, self.processes.device))
         self.optimizer = Optimizer(
             learner.named_parameters(),
             betas=stage.betas,
@@ -59,8 +62,8 @@ class Trainer:
 
     def numbers(self) -> list[int]:
         """The numbers of this process's packs of this step; no two packs of a run share one."""
-        at, team, count = self.step, self.team, self.stage.accumulate
-        return [(at * count + n) * team.size + team.rank for n in range(count)]
+        at, processes, count = self.step, self.processes, self.stage.accumulate
+        return [(at * count + n) * processes.size + processes.rank for n in range(count)]
 
     def update(self, batches: Sequence[Batch]) -> Outcome:
         """One step on this process's packs; without effect unless all losses and gradients are finite."""
@@ -80,24 +83,24 @@ class Trainer:
     def backward(self, batches: Sequence[Batch]) -> tuple[Tensor, list[str]]:
         """Gradients of the weighted losses of all processes' packs; (3,) the losses, and the samples of this process
         that are not finite."""
-        totals = self.team.total(torch.stack([b.counts for b in batches]).sum(0)).clamp(min=1)
-        shares = (self.weights / totals).float().to(self.team.device)
+        totals = self.processes.total(torch.stack([b.counts for b in batches]).sum(0)).clamp(min=1)
+        shares = (self.weights / totals).float().to(self.processes.device)
         sums, broken = torch.zeros(3, dtype=torch.float64), list[str]()
         for n, batch in enumerate(batches):
-            self.team.only_last(self.learner, n == len(batches) - 1)
+            only_last(self.processes, self.learner, n == len(batches) - 1)
             found, by_document = self._forward(batch)
             (found.float() * shares).sum().backward()
             sums += found.detach().double().cpu()
             broken += [i for i, value in zip(batch.ids, by_document.isfinite().tolist()) if not value]
-        self.team.sum_gradients(self.learner)
-        return self.team.total(sums) / totals, broken
+        sum_gradients(self.processes, self.learner)
+        return self.processes.total(sums) / totals, broken
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
         """The losses of packs, without learning from them; every process needs as many."""
-        totals = self.team.total(torch.stack([b.counts for b in batches]).sum(0))
+        totals = self.processes.total(torch.stack([b.counts for b in batches]).sum(0))
         sums = torch.stack([self._forward(batch)[0].double().cpu() for batch in batches]).sum(0)
-        means = self.team.total(sums) / totals.clamp(min=1)
+        means = self.processes.total(sums) / totals.clamp(min=1)
         return {f"validation_{name}": v for name, v in zip(LOSSES, means.tolist())}
 
     @torch.no_grad()
@@ -106,7 +109,7 @@ class Trainer:
         return self._forward(batch)[1]
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with autocast(self.stage.dtype, self.team.device):
+        with autocast(self.stage.dtype, self.processes.device):
             return self.learner(batch)
 
     # What a checkpoint holds. Frozen weights are not in it: they come from the start point.

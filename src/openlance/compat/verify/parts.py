@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import read_config
+from openlance.checkpoint.formats import find
 from openlance.config.model import Faithful
 from openlance.inference.prefix import PrefixStore
 from openlance.media.clip import Clip
 from openlance.model.lance import Lance
 from openlance.model.vit import ViT
-from openlance.runtime.components import load_lance
+from openlance.runtime.components import Components
 from openlance.runtime.media_encoder import features, pixels_of
-from openlance.runtime.offload import settle
+from openlance.runtime.offload import Plan
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.segment import Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
-from openlance.vae.autoencoder import VAE
-from openlance.vae.lazy import channels_last, to_signed
+from openlance.vae.lazy import LazyVAE, channels_last, to_signed
 from openlance.vae.tiling import Tiling, encode_tiled
 
 CPU = torch.device("cpu")
@@ -42,34 +41,37 @@ class Parts:
         self, weights: Path, tokenizer: Path, ways: Collection[str] = (), *, dtype: torch.dtype = torch.float32,
         rounded: bool = False,
     ) -> None:  # fmt: skip
-        self.folder, self.ways, self.dtype, self.rounded = weights, ways, dtype, rounded
+        self.ways = ways
         self.store = PrefixStore(limit=1 << 16) if "prefix" in ways else None
         self.copies = 2 if "batch" in ways else 1  # of each request, in one batch
+        files = find(weights)
         # The vectors come from the released sampler, whatever habits the folder may ask for.
-        self.config = replace(read_config(weights), faithful=Faithful(rounded_frequencies=rounded))
+        self.config = replace(files.config, faithful=Faithful(rounded_frequencies=rounded))
         self.tokenizer = Tokenizer.from_folder(tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
+        self.open = partial(Components, replace(files, config=self.config), device=CPU, dtype=dtype)
+        self.components = self.open()
 
-    @cached_property
+    @property
     def lance(self) -> Lance:
-        return load_lance(self.folder / "model.safetensors", self.config, dtype=self.dtype)
+        return self.components.lance("und", "gen")
 
     @cached_property
     def runner(self) -> Lance:
         """The decoder that makes pictures and answers; with "offload" its weights visit layer by layer."""
         if "offload" not in self.ways:
             return self.lance
-        lance = load_lance(self.folder / "model.safetensors", self.config, dtype=self.dtype)
-        return settle(lance, ("und", "gen", "ends"), CPU)
+        streamed = self.open()
+        streamed.plan = Plan(away=("und", "gen", "ends"))
+        return streamed.lance("und", "gen")
 
-    @cached_property
+    @property
     def vit(self) -> ViT:
-        path, config = self.folder / "vit.safetensors", self.config.vit
-        return ViT.load(path, config, dtype=self.dtype, rounded_frequencies=self.rounded).eval()
+        return self.components.vit()
 
-    @cached_property
-    def vae(self) -> VAE:
-        return VAE.load(self.folder / "vae.safetensors", self.config.vae, dtype=self.dtype).eval()
+    @property
+    def vae(self) -> LazyVAE:
+        return self.components.vae()
 
     def pack(self, samples: list[Segments], shift: bool = True) -> Pack:
         return pack(samples, self.codec, replace(self.config.position, shift=shift))

@@ -1,0 +1,1 @@
+"""Benchmarks: prompts, edits and questions of the world, and what is right."""

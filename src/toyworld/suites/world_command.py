@@ -1,0 +1,126 @@
+"""`openlance bench world --tasks t2i,image_edit,vqa --samples 100 --seed 0 --json scores.json`
+
+The same from Python: `toyworld.suites.bench.run(openlance.load("nano"), Bench(samples=100))`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openlance.cli import options
+from openlance.errors import UserError
+
+if TYPE_CHECKING:
+    from toyworld.suites.bench import Results, Scored
+
+PLACEMENTS = ("free", "loose", "canonical")
+
+
+def world(
+    tasks: Annotated[str, typer.Option("--tasks", help="Names with commas, or all: see below.")] = "t2i,vqa",
+    samples: Annotated[int, typer.Option("--samples", help="Requests per category.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same requests and pictures.")] = 0,
+    placement: Annotated[
+        str, typer.Option("--placement", help="Where objects stand: free; loose (15 % jitter); canonical (3 %).")
+    ] = "free",
+    model: options.Model = "nano",
+    size: options.Size = "64x64",
+    num_frames: Annotated[int, typer.Option("--num-frames", help="Length of clips: 5, 9, 13 or 17.")] = 9,
+    batch: Annotated[int, typer.Option("--batch", help="Requests answered together.")] = 32,
+    num_inference_steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores there.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder for every picture, with its verdict.")] = None,
+) -> None:
+    """Score a model on the procedural world, with 95 % intervals.
+
+    Tasks: t2i, t2v, i2v, image_edit, video_edit, subject, vqa, video_vqa, multi_turn, or all of them with "all".
+    What is drawn is right if it shows all that is asked and nothing else, judged from pixels ("text" has 1 to 3
+    characters); an edit if what was asked happened ("asked") and everything else stayed ("kept"); a dialogue if all
+    of its turns are ("turn_2": the first two). vqa, video_vqa: the share of right answers about true pictures and
+    clips. heldout: combinations that are never trained, apart from the mean.
+    """
+    width, height = options.parse_size(size or "64x64")
+    options.at_least("--samples", samples, 1)
+    options.at_least("--batch", batch, 1)
+    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
+    options.at_least("--num-inference-steps", num_inference_steps, 1, options.MOST_STEPS)
+    options.check_guidance(guidance_scale)
+    if placement not in PLACEMENTS:
+        raise UserError(f"--placement {placement!r} is unknown: use one of {', '.join(PLACEMENTS)}")
+    options.check_json(json_file)
+    if images is not None:
+        options.check_writable(images)
+
+    from toyworld.suites.bench import SUITES, Bench, named_tasks, prepare, run
+
+    given = options.given(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    wanted = Bench(
+        tasks=named_tasks(tasks), samples=samples, seed=seed,
+        placement=placement, height=height, width=width, frames=num_frames, batch=batch, settings=tuple(given.items()),
+    )  # fmt: skip
+    prepare(wanted)  # says what to install before a model is loaded
+
+    import openlance
+
+    pipe: Any = openlance.load(model)
+    total = samples * sum(len(SUITES[task].categories) for task in wanted.tasks)
+    results = with_progress(lambda on_scored: run(pipe, wanted, on_scored), total, images)
+    if json_file is not None:
+        options.write_json(results, json_file)
+    show(results, f"{model}, {placement} placement, {size}, {samples} per category, seed {seed}")
+
+
+def with_progress(
+    work: Callable[[Callable[[Scored], None]], Results], total: int, images: Path | None = None
+) -> Results:
+    """Do the work under a progress bar; keep every picture it reports where a folder is given."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=total)
+
+        def on_scored(scored: Scored) -> None:
+            progress.update(bar, advance=1, description=f"{scored.task} {scored.category}")
+            if images is not None:
+                save_image(scored, images)
+
+        return work(on_scored)
+
+
+def save_image(scored: Scored, folder: Path) -> None:
+    """TASK-CATEGORY-000000-right.png, and a line about it in requests.jsonl."""
+    import numpy as np
+
+    from openlance.config.values import append_line
+    from openlance.media import write_image
+
+    verdict = "right" if scored.right else "wrong"
+    name = f"{scored.task}-{scored.category}-{scored.index:06d}-{verdict}.png"
+    write_image(folder / name, np.asarray(scored.image.convert("RGB")))
+    append_line(folder / "requests.jsonl", json.dumps({"file": name, "right": scored.right, **scored.said}))
+
+
+def show(results: Results, title: str) -> None:
+    """Print one table per task."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for task, rows in results.items():
+        table = Table(title=f"{task}: {title}", title_justify="left")
+        table.add_column("category")
+        for name in ("right", "95 % interval", "n"):
+            table.add_column(name, justify="right")
+        for category, row in rows.items():
+            if category == "mean":
+                table.add_section()
+            low, high = row["ci95"]
+            table.add_row(category, f"{row['mean']:.3f}", f"{low:.3f} .. {high:.3f}", str(row["n"]))
+        Console().print(table)
