@@ -156,13 +156,13 @@ def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
 
 def media_of(given: Inputs, reads: str, front: Front) -> list[Clip]:
     """The files, or as many placeholders."""
-    from openlance.media.inputs import as_clip, as_picture
+    from openlance.media.inputs import as_clip, as_image
     from openlance.planning.lengths import placeholder
 
     if not reads:
         return []
     if given.files:
-        return [as_clip(path) if reads == "video" else as_picture(path) for path in given.files]
+        return [as_clip(path) if reads == "video" else as_image(path) for path in given.files]
     frames = (given.frames or FRAMES) if reads == "video" else 1
     return [placeholder(frames, *(given.size or front.transform.usual)) for _ in range(given.media)]
 

@@ -18,7 +18,7 @@ from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.enhance import Enhancer, rewriter
-from openlance.media.inputs import as_clip, as_picture
+from openlance.media.inputs import as_clip, as_image
 from openlance.media.transform import BUCKET_STRIDE, LARGER, MediaTransform, resolution
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 from openlance.sequence.tasks import TaskSpec, spec_of
@@ -124,7 +124,7 @@ def _views(engine: Engine, job: Job) -> Callable[[Any, str], Any]:
 
     def views(element: Any, kind: str) -> Any:
         path = find_file(element, job.root)
-        return transform.views(as_picture(path) if kind == "image" else as_clip(path), job.spec.makes)
+        return transform.views(as_image(path) if kind == "image" else as_clip(path), job.spec.makes)
 
     return views
 

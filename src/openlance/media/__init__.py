@@ -3,11 +3,11 @@
 from openlance.media.clip import MODEL_FPS, Clip, collected, frame_indices, notice
 from openlance.media.files import atomic_path
 from openlance.media.image import read_image, write_image
-from openlance.media.inputs import Medium, as_clip, as_picture, read_media, read_video
+from openlance.media.inputs import MediaInput, as_clip, as_image, read_media, read_video
 from openlance.media.video import write_video
 from openlance.media.write import write_media
 
 __all__ = [
-    "MODEL_FPS", "Clip", "Medium", "as_clip", "as_picture", "atomic_path", "collected", "frame_indices", "notice",
+    "MODEL_FPS", "Clip", "MediaInput", "as_clip", "as_image", "atomic_path", "collected", "frame_indices", "notice",
     "read_image", "read_media", "read_video", "write_image", "write_media", "write_video",
 ]  # fmt: skip

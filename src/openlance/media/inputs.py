@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 # Anything that `as_clip` takes.
-Medium: TypeAlias = Any
+MediaInput: TypeAlias = Any
 
 EXPECTED = (
     "give a path, the bytes of a file, a PIL image, an array or tensor of pixels (uint8, or float from 0 to 1), "
@@ -75,11 +75,11 @@ def _still_or_animation(file: Source) -> PillowImage | None:
     return image
 
 
-def as_clip(medium: Medium, name: str | None = None) -> Clip:
+def as_clip(value: MediaInput, name: str | None = None) -> Clip:
     """Turn what was handed in into frames, whatever its form.
 
     Args:
-        medium: a path or the bytes of a file (see `read_media`); Hugging Face's {"bytes", "path"}; a PIL image (of an
+        value: a path or the bytes of a file (see `read_media`); Hugging Face's {"bytes", "path"}; a PIL image (of an
             animated one the frame on which it stands); numpy (H, W), (H, W, 1|3|4) or (T, H, W, 1|3|4); a tensor of
             torch, also with its channels first; a list of images, which are the frames of one clip; a Clip. Pixels are
             uint8, or float in [0, 1]; a fourth channel is opacity, laid on white. Arrays and lists count as 12 frames a
@@ -92,24 +92,24 @@ def as_clip(medium: Medium, name: str | None = None) -> Clip:
     Raises:
         UserError: it is of another kind, empty, damaged, or its frames differ in size.
     """
-    if isinstance(medium, Clip):
-        return _at_model_rate(medium, name or f"a clip of {medium.frames} frames")
-    if isinstance(medium, (str, Path)):
-        return read_media(medium, name)
-    if isinstance(medium, (bytes, bytearray, memoryview)):
-        return read_media(bytes(medium), name)
-    if isinstance(medium, Mapping):
-        return _from_mapping(medium, name)
-    if isinstance(medium, (list, tuple)):
-        return _from_frames(medium, name)
-    if hasattr(medium, "getexif") and not isinstance(medium, type):  # Pillow, which only then is imported
-        return one_image(medium, name or "the PIL image")
-    return Clip(_pixels(_array(medium, name or "it"), name or "an array of pixels"))
+    if isinstance(value, Clip):
+        return _at_model_rate(value, name or f"a clip of {value.frames} frames")
+    if isinstance(value, (str, Path)):
+        return read_media(value, name)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return read_media(bytes(value), name)
+    if isinstance(value, Mapping):
+        return _from_mapping(value, name)
+    if isinstance(value, (list, tuple)):
+        return _from_frames(value, name)
+    if hasattr(value, "getexif") and not isinstance(value, type):  # Pillow, which only then is imported
+        return one_image(value, name or "the PIL image")
+    return Clip(_pixels(_array(value, name or "it"), name or "an array of pixels"))
 
 
-def as_picture(medium: Medium, name: str | None = None) -> Clip:
+def as_image(value: MediaInput, name: str | None = None) -> Clip:
     """Turn what was handed in into one frame: of a video the first. Takes and raises what `as_clip` does."""
-    clip = as_clip(medium, name)
+    clip = as_clip(value, name)
     if clip.frames == 1:
         return clip
     notice(f"{name or 'a clip'} moves, and an image is wanted: the first of its {clip.frames} frames is taken")
@@ -125,37 +125,37 @@ def _at_model_rate(clip: Clip, name: str) -> Clip:
     return Clip(clip.pixels[wanted], MODEL_FPS)
 
 
-def _from_mapping(medium: Mapping, name: str | None) -> Clip:
+def _from_mapping(value: Mapping, name: str | None) -> Clip:
     """Hugging Face's form of a file: its bytes, or where they are missing its path."""
     for key in ("bytes", "path"):
-        if medium.get(key) is not None:
-            return as_clip(medium[key], name)
-    keys = ", ".join(map(repr, list(medium)[:4])) or "nothing"
+        if value.get(key) is not None:
+            return as_clip(value[key], name)
+    keys = ", ".join(map(repr, list(value)[:4])) or "nothing"
     raise UserError(f"{name or 'a dictionary'} with {keys} holds no image: give its file as 'bytes' or 'path'")
 
 
-def _from_frames(media: list | tuple, name: str | None) -> Clip:
+def _from_frames(values: list | tuple, name: str | None) -> Clip:
     """The frames of one clip."""
     called = name or "the list of frames"
-    if not media:
+    if not values:
         raise UserError(f"{called} is empty: give at least one image")
     frames = []
-    for number, medium in enumerate(media, start=1):
-        own = isinstance(medium, (str, Path, Mapping))  # its file names it better
-        clip = as_clip(medium, name if own else f"{called}, entry {number}")
+    for number, value in enumerate(values, start=1):
+        own = isinstance(value, (str, Path, Mapping))  # its file names it better
+        clip = as_clip(value, name if own else f"{called}, entry {number}")
         if clip.frames != 1:
             raise UserError(f"entry {number} of {called} is a clip of {clip.frames} frames: give clips one by one")
         frames.append(clip.pixels[0])
     return joined(frames, called)
 
 
-def _array(medium: Any, name: str) -> np.ndarray:
+def _array(value: Any, name: str) -> np.ndarray:
     """Pixels of an array or tensor with the channels last; of anything else a UserError."""
-    if isinstance(medium, np.ndarray):
-        return medium
-    if all(hasattr(medium, method) for method in ("detach", "cpu", "numpy")):  # a tensor, without importing torch
+    if isinstance(value, np.ndarray):
+        return value
+    if all(hasattr(value, method) for method in ("detach", "cpu", "numpy")):  # a tensor, without importing torch
         try:
-            held = medium.detach().cpu()
+            held = value.detach().cpu()
             if "bfloat16" in str(held.dtype):  # numpy has no such numbers
                 held = held.float()
             pixels = held.numpy()
@@ -164,9 +164,9 @@ def _array(medium: Any, name: str) -> np.ndarray:
             raise UserError(f"{name} is a tensor that is no pixels ({why}): {EXPECTED}") from error
         first = pixels.ndim in (3, 4) and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[-3] in (1, 3, 4)
         return np.moveaxis(pixels, -3, -1) if first else pixels  # channels before rows
-    if hasattr(medium, "__array__") and not isinstance(medium, np.generic):
-        return np.asarray(medium)
-    what = "None" if medium is None else f"of type {type(medium).__name__}"
+    if hasattr(value, "__array__") and not isinstance(value, np.generic):
+        return np.asarray(value)
+    what = "None" if value is None else f"of type {type(value).__name__}"
     raise UserError(f"{name} is {what}, which is not an image or clip: {EXPECTED}")
 
 
