@@ -58,7 +58,9 @@ def chat(
     from openlance.inference.dialogue import Dialogue
 
     settings |= {"seed": drawing.seed, "history": history, "max_new_tokens": max_new_tokens}
-    session = Session(Dialogue(checkpoint.load(), **settings), checkpoint, output)
+    pipe = checkpoint.load()
+    pipe.metadata = drawing.metadata
+    session = Session(Dialogue(pipe, **settings), checkpoint, output)
     if first is not None:
         session.talk.show(first)
     terminal = options.is_terminal(sys.stdin)

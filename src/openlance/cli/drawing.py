@@ -85,6 +85,7 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
     from openlance.media.inputs import as_clip
 
     pipe = checkpoint.load()
+    pipe.metadata = how.metadata
     pipe.enable_parallelism()
     seed = pipe.processes.agreed(secrets.randbelow(2**31) if how.seed in (None, -1) else how.seed)
     leads = pipe.processes.leads

@@ -100,8 +100,7 @@ class Inputs:
 
 def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Texts and files, told apart by their suffixes."""
-    from openlance.media.image import IMAGE_SUFFIXES
-    from openlance.media.video import VIDEO_SUFFIXES
+    from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     files = [Path(word) for word in words if word.lower().endswith(suffixes)]

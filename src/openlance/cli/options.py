@@ -57,6 +57,12 @@ Lora = Annotated[Path | None, typer.Option("--lora", help="Folder of an adapter 
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .pth weights too (tensors only); safetensors need no leave.")
 ]
+Metadata = Annotated[
+    bool,
+    typer.Option(
+        "--metadata/--no-metadata", help="Whether files say how they were made: prompt, seed, settings, model."
+    ),
+]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
 NegativePrompt = Annotated[
     str | None, typer.Option("--negative-prompt", help="What guidance leads away from.", show_default=False)
@@ -168,6 +174,7 @@ class Denoising(Rewriting):
     guidance_scale: Guidance = None
     negative_prompt: NegativePrompt = None
     solver: Solver = None
+    metadata: Metadata = True
 
     def settings(self) -> dict[str, Any]:
         """What the user said, as keywords of the pipeline's methods; UserError for a number out of range."""
@@ -297,13 +304,13 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
         raise
 
 
-def check_json(file: Path | None) -> None:
+def check_json(file: Path | None, option: str = "--json") -> None:
     """UserError unless a file of results can be written there, if one is wanted."""
     if file is None:
         return
     check_writable(file.parent)
     if file.is_dir():
-        raise UserError(f"--json {file} is a folder: give a file, for example {file / 'results.json'}")
+        raise UserError(f"{option} {file} is a folder: give a file, for example {file / 'results.json'}")
 
 
 def write_json(content: Any, file: Path) -> None:

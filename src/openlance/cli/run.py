@@ -69,6 +69,7 @@ def run(
     released_enhance: Rewrite = "false",
     processes: Processes = 1,
     allow_pickle: options.AllowPickle = False,
+    metadata: options.Metadata = True,
 ) -> None:
     """Run an input file of the release, or the task's example. A run that was stopped goes on where it was; entries
     that cannot run are named at the end, with exit code 3."""
@@ -101,7 +102,7 @@ def run(
     from openlance.runtime.distributed import Distributed
 
     ranks = Distributed.join(timeout=WAIT)
-    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device)
+    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device, metadata=metadata)
     size = size_for(pipe, config)
     if ranks.leads:
         say_what_is_unused(spec, asked.unused(spec))

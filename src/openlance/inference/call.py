@@ -254,9 +254,7 @@ class LanceOutput:
 
 
 def _pictures(clips: list[Clip], makes: str) -> list[Any]:
-    from PIL import Image
-
-    frames = [[Image.fromarray(frame) for frame in clip.pixels] for clip in clips]
+    frames = [clip.images() for clip in clips]
     return frames if makes == tasks.kind_of(2) else [pictures[0] for pictures in frames]
 
 

@@ -195,6 +195,20 @@ def starts(seed: Any, generator: Any, count: int) -> list[int | torch.Generator]
     return found
 
 
+def seeds_in(starts: Sequence[int | torch.Generator]) -> list[int | None]:
+    """What stands for each of these in a record: a seed, also that of a generator from which nothing was drawn yet."""
+    found, used = list[int | None](), list[torch.Generator]()
+    for start in starts:
+        if isinstance(start, torch.Generator):
+            fresh = torch.Generator(start.device).manual_seed(start.initial_seed()).get_state()
+            known = start not in used and torch.equal(start.get_state(), fresh)
+            used.append(start)
+            found.append(start.initial_seed() if known else None)
+        else:
+            found.append(start)
+    return found
+
+
 def device_of(name: torch.device | str | int | None) -> torch.device:
     """A device by its name, by default a GPU where there is one. UserError if it does not exist here."""
     if name is None:

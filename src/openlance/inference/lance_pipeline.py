@@ -39,8 +39,7 @@ from openlance.inference.call import (
     starting_noise,
     step_end,
 )  # fmt: skip
-from openlance.inference.enhance import Enhancer, rewriter
-from openlance.inference.inputs import MediaInput, Settings, a_function, asked_size, is_many, listed, starts
+from openlance.inference.inputs import MediaInput, Settings, a_function, asked_size, is_many, listed, seeds_in, starts
 from openlance.inference.methods import Methods
 from openlance.inference.processor import Processor
 from openlance.runtime.offload import parse_memory
@@ -50,6 +49,8 @@ from openlance.vae.lazy import channels_first
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from openlance.inference.enhance import Enhancer
 
 TQDM = ("desc", "leave", "position", "ncols", "colour", "file", "unit", "mininterval", "ascii", "dynamic_ncols")
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -190,9 +191,8 @@ class LancePipeline(Methods):
         media = {"image": image, "video": video, "subject": subject, "last_image": last_image}
         given = Given.of(texts, is_many(prompt), **media)
         spec = given.task(tasks.kind_of(asked[0] or 1))
-        each = zip(given.texts, given.media(), strict=True)
+        each = [pair for pair in zip(given.texts, given.media(), strict=True) for _ in range(count)]
         requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
-        requests = [r for r in requests for _ in range(count)]
         negatives = self.negatives(negative_prompt, len(given.texts), count)
         sampling = self.sampling(
             requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
@@ -202,18 +202,20 @@ class LancePipeline(Methods):
         check_output(output_type, grids)
         noise = None if latents is None else starting_noise(latents, grids, self.config.latent_channels)
         after = None if callback_on_step_end is None else step_end(callback_on_step_end, self, seen, grids)
-        rewrite, revised = rewriter(self, enhance), None
-        if rewrite is not None:
-            requests = [rewrite(request) for request in requests]
-            revised = [prompt_in(request) for request in requests[::count]]
+        requests = self._rewritten(requests, enhance)
+        revised = [prompt_in(request) for request in requests[::count]] if enhance else None
         with self.turn, Run() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
+            told = seeds_in(seeds)
             made = self.fill_latents(
                 requests, sampling, seeds, lambda *_: bar.update(), after, noise=noise, stops=lambda: run.stopped,
                 negatives=negatives,
             )  # fmt: skip
-            found = {"images" if spec.makes == "image" else "frames": self._output(made, spec.makes, output_type)}
-        output = LanceOutput(**found, revised_prompts=revised)
+            value: Any = torch.stack([channels_first(z) for z in made]) if output_type == "latent" else None
+            if value is None:
+                clips = self.signed(self.decode_latents(made), requests, sampling, told, negatives)
+                value = OUTPUT[output_type](clips, spec.makes)
+        output = LanceOutput(**{"images" if spec.makes == "image" else "frames": value}, revised_prompts=revised)
         return output if named else output.to_tuple()  # type: ignore[return-value]
 
     @property
@@ -230,8 +232,3 @@ class LancePipeline(Methods):
         run.stopped = values.flag("interrupt", value)
 
     _interrupt = interrupt  # where diffusers' examples set it
-
-    def _output(self, latents: list[Tensor], makes: str, output_type: str) -> Any:
-        if output_type == "latent":
-            return torch.stack([channels_first(z) for z in latents])
-        return OUTPUT[output_type](self.decode_latents(latents), makes)

@@ -139,7 +139,7 @@ class Methods(Engine):
             height: In pixels, a multiple of the VAE's stride, as `width`.
             num_images: How many of each prompt; they come prompt after prompt.
             requests: With `input_ids` what `processor` gave: `generate(**processor(text=..., images=...))`.
-            **how: See `How`; of answers, see `words.answer_ids`.
+            **how: See `How`; of answers, see `processor.answer_ids`.
 
         Returns:
             Pictures; or the (B, L + new) token ids of answers.
@@ -161,7 +161,7 @@ class Methods(Engine):
         asked = asked_size(None, height, width)
         task = tasks.the_task(tasks.text_to_visual, "image")
         requests = [self.front.request(task, text, asked=asked) for text in wanted]
-        return [_picture(clip) for clip in self._draw(requests, **how)]
+        return [clip.images()[0] for clip in self._draw(requests, **how)]
 
     def generate_video(
         self,
@@ -221,7 +221,7 @@ class Methods(Engine):
             task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
             requests.append(self.front.request(task, text, clips))
         made = self._draw(requests, **how)
-        return [clip if clip.frames > 1 else _picture(clip) for clip in made]  # type: ignore[return-value]
+        return [clip if clip.frames > 1 else clip.images()[0] for clip in made]  # type: ignore[return-value]
 
     def subject(
         self,
@@ -242,7 +242,7 @@ class Methods(Engine):
         listed(prompt, "prompt", "the circle on a white background")
         groups = grouped(images, prompt)
         made = self._draw([self.front.request(task, text, clips, asked=asked) for clips, text in groups], **how)
-        return made if task.makes != "image" else [_picture(clip) for clip in made]
+        return made if task.makes != "image" else [clip.images()[0] for clip in made]
 
     def ask(
         self,
@@ -298,6 +298,14 @@ class Methods(Engine):
             raise UserError("there is no picture or clip to describe: give at least one")
         return self.ask(media, [""] * len(media) if isinstance(media, list) else "", **options)
 
+    def _rewritten(self, requests: list[Segments], enhance: Any) -> list[Segments]:
+        if enhance is None:
+            return requests
+        from openlance.inference.enhance import rewriter
+
+        rewrite = rewriter(self, enhance)
+        return requests if rewrite is None else [rewrite(request) for request in requests]
+
     def _draw(
         self,
         requests: list[Segments],
@@ -313,11 +321,7 @@ class Methods(Engine):
         negatives = self.negatives(negative_prompt, len(requests))
         how = [self.sampling([request], **settings) for request in requests]
         seeds, shown = starts(seed, generator, len(requests)), values.flag("progress", progress)
-        if enhance is not None:
-            from openlance.inference.enhance import rewriter
-
-            rewrite = rewriter(self, enhance)
-            requests = [rewrite(request) for request in requests] if rewrite is not None else requests
+        requests = self._rewritten(requests, enhance)
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
         with _bar(shown, sum(s.num_inference_steps for s in how)) as bar:
@@ -344,12 +348,6 @@ def _batches(
 def question_about(clips: Sequence[Clip]) -> tasks.TaskSpec:
     """The task of a question, by whether one of its media moves."""
     return tasks.the_task(tasks.understand, tasks.kind_of(max(clip.frames for clip in clips)))
-
-
-def _picture(clip: Clip) -> Image:
-    from PIL import Image
-
-    return Image.fromarray(clip.pixels[0])
 
 
 def _bar(show: bool, total: int):

@@ -1,21 +1,23 @@
-"""The one form in which images and videos travel, a block of frames; which frames of a video the model sees; and the
-notices of what a reader left out."""
+"""The one form in which images and videos travel, a block of frames, and which frames of a video the model sees."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from openlance.config.values import brief, number
 from openlance.errors import UserError
+from openlance.media.files import notice
+from openlance.media.provenance import KEY, Provenance
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Frames per second of every clip the model reads or makes (released code).
 MODEL_FPS = 12.0
@@ -26,10 +28,6 @@ UNKNOWN_FPS = 24
 # The temporal stride of the VAE; the first frame stands alone, so clips have 4k + 1 frames.
 TEMPORAL_STRIDE = 4
 
-# Without a handler of the application's own, Python's last resort prints warnings of a logger on stderr as they are.
-log = logging.getLogger("openlance.media")
-_gathered: ContextVar[list[str] | None] = ContextVar("openlance_media_notices", default=None)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Clip:
@@ -38,6 +36,7 @@ class Clip:
     Args:
         pixels: uint8 (T, H, W, 3), RGB, 0..255.
         fps: frames per second, without meaning for an image.
+        made: how, where a model drew it here and that is to be known; files and Pillow images carry it along.
 
     Raises:
         UserError: the pixels are of another type or shape, or the rate is not positive.
@@ -45,6 +44,7 @@ class Clip:
 
     pixels: np.ndarray
     fps: float = MODEL_FPS
+    made: Provenance | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, np.ndarray):
@@ -87,8 +87,18 @@ class Clip:
 
         write_media(path, self)
 
+    def images(self) -> list[Image]:
+        """Return the frames as Pillow images, with how they were made in their `info`, as in a PNG file of ours."""
+        from PIL import Image
+
+        frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in self.pixels]
+        if self.made is not None:
+            for frame in frames:
+                frame.info[KEY] = self.made.text
+        return frames
+
     def with_pixels(self, pixels: np.ndarray) -> Clip:
-        """Return a clip of the same frame rate with other frames."""
+        """Return a clip of the same frame rate with other frames, of which nobody knows how they were made."""
         return Clip(pixels, self.fps)
 
 
@@ -192,31 +202,3 @@ def tell_speed(name: str, seconds: float, frames: int) -> None:
     if seconds > MAX_SECONDS + 1 / MODEL_FPS:
         faster = f"{seconds / (frames / MODEL_FPS):.1f} times faster; cut it to {MAX_SECONDS:g} s to keep its speed"
         notice(f"{name} lasts {seconds:.1f} s: {frames} frames, evenly spread, are kept, so it looks {faster}")
-
-
-def notice(text: str) -> None:
-    """Say in one line on stderr what was shortened, resampled, skipped or dropped.
-
-    Args:
-        text: a sentence that names the file; line breaks in it become spaces.
-    """
-    line = " ".join(text.splitlines())
-    lines = _gathered.get()
-    if lines is None:
-        log.warning("%s", line)
-    else:
-        lines.append(line)
-
-
-@contextmanager
-def collected() -> Iterator[list[str]]:
-    """Gather the notices of a block in the list it yields instead of printing them, the innermost block first.
-
-    Holds in the thread or task that opened the block, as context variables do.
-    """
-    lines: list[str] = []
-    token = _gathered.set(lines)
-    try:
-        yield lines
-    finally:
-        _gathered.reset(token)

@@ -1,13 +1,16 @@
-"""Files: writing one in a single step, reading one from disk or memory, and what its first bytes say it is."""
+"""Files: writing one in a single step, reading one from disk or memory, what its first bytes say it is, and notices of
+what was left out of it."""
 
 from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,8 +42,15 @@ VIDEO_STARTS = (
     b"DKIF",  # IVF
     b"\x12\x00\x0a",  # AV1 in OBUs
 )
+IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 TS_PACKET = 188  # an MPEG transport stream has the byte 0x47 at the beginning of each (ISO/IEC 13818-1)
 HEAD = 3 * TS_PACKET
+
+# Without a handler of the application's own, Python's last resort prints warnings of a logger on stderr as they are.
+log = logging.getLogger("openlance.media")
+_gathered: ContextVar[list[str] | None] = ContextVar("openlance_media_notices", default=None)
 
 
 @contextmanager
@@ -107,6 +117,11 @@ class Source:
             raise UserError(f"there is no file {path}: check the path")
         raise UserError(f"{path} is {what}: give the path of one image or video")
 
+    def size(self) -> int:
+        """Return the length in bytes."""
+        with self.open() as file:
+            return file.seek(0, io.SEEK_END)
+
     def head(self, size: int = HEAD) -> bytes:
         """Read the first bytes."""
         with self.open() as file:
@@ -131,3 +146,39 @@ def begins_as_video(head: bytes) -> bool:
     riff = head[:4] == b"RIFF" and head[8:12] == b"AVI "
     packets = len(head) == HEAD and all(head[i] == 0x47 for i in range(0, HEAD, TS_PACKET))
     return riff or packets or head.startswith(VIDEO_STARTS)
+
+
+def is_media(path: Path) -> bool:
+    """Return whether a path is a file that begins, or is named, as an image or video does."""
+    if not path.is_file():
+        return False
+    head, named = Source(path).head(), path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    return named or head.startswith(IMAGE_STARTS) or begins_as_video(head)
+
+
+def notice(text: str) -> None:
+    """Say in one line on stderr what was shortened, resampled, skipped or dropped.
+
+    Args:
+        text: a sentence that names the file; line breaks in it become spaces.
+    """
+    line = " ".join(text.splitlines())
+    lines = _gathered.get()
+    if lines is None:
+        log.warning("%s", line)
+    else:
+        lines.append(line)
+
+
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """Gather the notices of a block in the list it yields instead of printing them, the innermost block first.
+
+    Holds in the thread or task that opened the block, as context variables do.
+    """
+    lines: list[str] = []
+    token = _gathered.set(lines)
+    try:
+        yield lines
+    finally:
+        _gathered.reset(token)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import MODEL_FPS, Clip, frames_by_time, joined, notice, tell_speed
-from openlance.media.files import Source, atomic_path, begins_as_video, still_form
+from openlance.media.clip import MODEL_FPS, Clip, frames_by_time, joined, tell_speed
+from openlance.media.files import Source, atomic_path, begins_as_video, notice, still_form
+from openlance.media.provenance import save_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 # A decoded image of this size takes 192 MB; larger ones are nearly always a mistake or an attack.
 MAX_PIXELS = 64_000_000
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 WRITTEN_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 WRITABLE_SUFFIXES = tuple(WRITTEN_AS)
+MOST_BYTES = 1 << 28  # of a file whose metadata are read: Pillow takes some kinds into memory whole
 # Formats that Pillow knows by their first bytes but cannot decode by itself.
 STUBS = ("MPEG", "BUFR", "GRIB", "HDF5", "WMF")
 # Formats whose frames are moments or pages. Of others they are previews, depth maps (MPO), layers (PSD) or sizes (ICO).
@@ -104,6 +105,24 @@ def one_image(image: PillowImage, name: str) -> Clip:
     """Read the frame on which a Pillow image stands, as it is to be shown. UserError if it is damaged or too large."""
     with _readable(name):
         return Clip(upright_rgb(image, name)[None])
+
+
+def metadata(source: Source, ifd: int) -> dict[Any, Any]:
+    """Read what an image's file says beside its pixels, which are not decoded.
+
+    Returns:
+        Pillow's `info`, and the directory of that number of its EXIF.
+
+    Raises:
+        UserError: it is not an image, damaged or too large.
+    """
+    if source.size() > MOST_BYTES:
+        raise UserError(f"{source.name} is larger than the {MOST_BYTES >> 20} MiB up to which metadata are read")
+    image = open_image(source)
+    if image is None:
+        raise UserError(f"{source.name} is not an image or video that can be read: give a PNG or MP4 file")
+    with image, _readable(source.name):
+        return {**image.info, **image.getexif().get_ifd(ifd)}
 
 
 def frames_of(image: PillowImage, name: str) -> int:
@@ -327,7 +346,8 @@ def _transform(profile: bytes) -> tuple[str, ImageCmsTransform | None]:
 
 
 def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
-    """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all.
+    """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all. The
+    file says how the clip was made, if that is known.
 
     Raises:
         UserError: the name ends otherwise, or the place cannot be written (a full disk, say).
@@ -337,9 +357,10 @@ def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
     target = Path(path)
     if target.suffix.lower() not in WRITABLE_SUFFIXES:
         raise UserError(f"cannot write an image as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
-    pixels = picture.pixels[0] if isinstance(picture, Clip) else picture
-    options: dict[str, Any] = {} if target.suffix.lower() == ".png" else {"quality": 95}
+    form = WRITTEN_AS[target.suffix.lower()]
+    pixels, made = (picture.pixels[0], picture.made) if isinstance(picture, Clip) else (picture, None)
+    options = save_options(made, form, target.name) | ({} if form == "PNG" else {"quality": 95})
     memory = io.BytesIO()  # writing to a full disk itself, Pillow may leave out the end of a JPEG without a word
-    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, WRITTEN_AS[target.suffix.lower()], **options)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, form, **options)
     with atomic_path(target) as temporary:
         temporary.write_bytes(memory.getvalue())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, notice, tell_speed
-from openlance.media.files import Source
+from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, tell_speed
+from openlance.media.files import Source, notice
 from openlance.media.image import frames_of, on_white, one_image, open_image, read_animation
+from openlance.media.provenance import carried
 from openlance.media.video import opened, read_video_file
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def as_clip(value: MediaInput, name: str | None = None) -> Clip:
     if isinstance(value, (list, tuple)):
         return _from_frames(value, name)
     if hasattr(value, "getexif") and not isinstance(value, type):  # Pillow, which only then is imported
-        return one_image(value, name or "the PIL image")
+        return replace(one_image(value, name or "the PIL image"), made=carried(value.info))
     return Clip(_pixels(_array(value, name or "it"), name or "an array of pixels"))
 
 

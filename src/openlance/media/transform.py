@@ -20,7 +20,8 @@ import numpy as np
 
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
-from openlance.media.clip import Clip, notice
+from openlance.media.clip import Clip
+from openlance.media.files import notice
 
 # width : height of the six buckets, in the order in which ties are settled (released code).
 RATIOS = {"21:9": 21 / 9, "16:9": 16 / 9, "4:3": 4 / 3, "1:1": 1.0, "3:4": 3 / 4, "9:16": 9 / 16}

@@ -16,12 +16,12 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import UNKNOWN_FPS, Clip, frame_indices, frames_by_time, joined, notice, tell_speed
+from openlance.media.clip import UNKNOWN_FPS, Clip, frame_indices, frames_by_time, joined, tell_speed
 from openlance.media.color import display_matrix, shown
-from openlance.media.files import Source, atomic_path, begins_as_video
+from openlance.media.files import Source, atomic_path, begins_as_video, notice
 from openlance.media.image import check_pixels
+from openlance.media.provenance import written
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 # What FFmpeg may take a file for. It would also take any text for a video (tty and a dozen formats of subtitles), and
 # follow a list of other files (concat, hls, sdp ...) wherever it leads; images are Pillow's. Formats of sound alone
 # are here to be refused by their true name.
@@ -307,7 +307,8 @@ def _tell(name: str, line: Timeline, damage: Counter[str], kept: int) -> None:
 def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
     """Write a clip as H.264, yuv420p, .mp4, at clip.fps; the file appears whole or not at all.
 
-    Its colors are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers.
+    Its colors are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers. It
+    says how the clip was made, if that is known.
 
     Args:
         crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless.
@@ -324,6 +325,8 @@ def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
         raise UserError(f"a video of {clip.height}x{clip.width} has an odd side: use sides that are even")
     index_first = {"movflags": "faststart"}
     with atomic_path(target) as temporary, av.open(str(temporary), "w", format="mp4", options=index_first) as container:
+        if text := written(clip.made, target.name):
+            container.metadata["comment"] = text
         stream = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001))
         for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
             setattr(stream.codec_context, name, 1)  # BT.709 of limited range, in ffmpeg's numbers

@@ -13,6 +13,7 @@ from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path
 from openlance.media.image import WRITABLE_SUFFIXES, write_image
+from openlance.media.provenance import save_options
 from openlance.media.video import write_video
 
 ANIMATED_SUFFIXES = (".webp", ".gif")
@@ -46,10 +47,9 @@ def write_animation(path: str | Path, clip: Clip) -> None:
 
 def encode_animation(clip: Clip, form: str = "webp") -> bytes:
     """Encode a clip as an animation of form "webp" or "gif"."""
-    from PIL import Image
-
-    first, *others = (Image.fromarray(np.ascontiguousarray(frame)) for frame in clip.pixels)
+    first, *others = clip.images()
     options: dict[str, Any] = {"quality": 90, "method": 4} if form == "webp" else {"disposal": 1}
+    options |= save_options(clip.made, form.upper(), f"the {form}")
     memory = io.BytesIO()
     first.save(memory, form, save_all=True, append_images=others, duration=_durations(clip), loop=0, **options)
     return memory.getvalue()
