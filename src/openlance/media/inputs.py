@@ -63,8 +63,10 @@ def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
     """
     file = Source(source, name)
     image = _still_or_animation(file)
-    if image is not None and image.format != "GIF" and frames_of(image, file.name) == 1:
-        raise UserError(f"{file.name} is a still image, not a video: give an MP4, WebM or animated file")
+    if image is not None:
+        with image:
+            if image.format != "GIF" and frames_of(image, file.name) == 1:
+                raise UserError(f"{file.name} is a still image, not a video: give an MP4, WebM or animated file")
     return read_media(source, name)
 
 
@@ -73,6 +75,7 @@ def _still_or_animation(file: Source) -> PillowImage | None:
     image = open_image(file)
     if image is not None and image.format in UNSIGNED:
         with suppress(UserError), opened(file):
+            image.close()
             return None
     return image
 

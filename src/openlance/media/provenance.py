@@ -101,7 +101,7 @@ class Provenance:
 
 
 def carried(info: Mapping[Any, Any]) -> Provenance | None:
-    """The record that a Pillow image carries in its `info`, if it is a whole one."""
+    """Return the record that a Pillow image carries in its `info`; None if there is no whole one."""
     text = info.get(KEY)
     try:
         return Provenance.parse(text, "the image") if isinstance(text, str) else None
@@ -110,7 +110,13 @@ def carried(info: Mapping[Any, Any]) -> Provenance | None:
 
 
 def save_options(made: Provenance | None, form: str, name: str) -> dict[str, Any]:
-    """What Pillow's `save` is told so that a file of a form ("PNG", "JPEG", "WEBP", "GIF") carries a record."""
+    """Make the options of Pillow's `save` with which a file carries a record.
+
+    Args:
+        made: the record; None for a file without one.
+        form: "PNG", "JPEG", "WEBP" or "GIF".
+        name: of the file, in notices.
+    """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -134,7 +140,7 @@ def save_options(made: Provenance | None, form: str, name: str) -> dict[str, Any
 
 
 def written(made: Provenance | None, name: str) -> str:
-    """The text of a record, empty if there is none or it is too long to be read again, which is noticed."""
+    """Return the text of a record: empty if there is none, or if it is too long to be read again, which is noticed."""
     text = "" if made is None else made.text
     if len(text.encode()) <= LONGEST:
         return text

@@ -88,10 +88,16 @@ def choose_bucket(height: int, width: int, base: int, stride: int = BUCKET_STRID
 
 
 def ratio_crop(height: int, width: int, ratio: float) -> tuple[int, int, int, int]:
-    """Find the largest window (top, left, height, width) of a given width / height in the middle of a frame.
+    """Find the largest window of a given ratio in the middle of a frame.
 
-    If a window of the frame's own area fits, its ratio is the frame's up to rounding; otherwise one side is kept and
-    the other cut.
+    Args:
+        height: of the frame, in pixels.
+        width: of the frame, in pixels.
+        ratio: width / height of the window.
+
+    Returns:
+        (top, left, height, width) in pixels. If a window of the frame's own area fits, its ratio is the frame's up to
+        rounding; otherwise one side is kept and the other cut.
     """
     crop_w, crop_h = round(math.sqrt(height * width * ratio)), round(math.sqrt(height * width / ratio))
     if not (0 < crop_w <= width and 0 < crop_h <= height):

@@ -118,11 +118,17 @@ def _video_track(container: Any, name: str) -> Any:
 class Timeline:
     """When the frames of a video are shown.
 
-    form: the container, as FFmpeg names it. count: frames. packets: those that should decode to a frame each.
-    starts: seconds, ascending, (N,), or None where the file has no times. end: second at which the last frame goes.
-    rate: frames per second as the file has them. tick: resolution of its clock, seconds. declared: frames it should
-    have, 0 if it does not say. told: whether it says how long it lasts, in frames or in seconds. missing: whether its
-    end is.
+    Args:
+        form: the container, as FFmpeg names it.
+        count: frames.
+        packets: those that should decode to a frame each.
+        starts: seconds at which the frames appear, ascending, (N,); None where the file has no times.
+        end: second at which the last frame goes.
+        rate: frames per second as the file has them.
+        tick: resolution of its clock in seconds.
+        declared: frames it should have; 0 if it does not say.
+        told: whether it says how long it lasts, in frames or in seconds.
+        missing: whether its end is missing.
     """
 
     form: str
@@ -137,7 +143,7 @@ class Timeline:
     missing: bool
 
     def chosen(self) -> list[int]:
-        """The numbers of the frames that the model sees."""
+        """Return the numbers of the frames that the model sees."""
         if self.starts is None:
             return frame_indices(self.count, self.rate)
         return frames_by_time(self.starts, self.end, self.rate, tick=self.tick)
@@ -235,7 +241,20 @@ def _pick(source: Source, line: Timeline) -> tuple[dict[int, np.ndarray], list[M
 
 
 def decoded(container: Any, track: Any, damage: Counter[str], name: str) -> Iterator[Any]:
-    """Every frame that decodes, as PyAV frames in the order of display; what does not is counted in `damage`."""
+    """Decode every frame that can be decoded.
+
+    Args:
+        container: of PyAV, as `opened` yields it.
+        track: its video track.
+        damage: counts what cannot be decoded, by what notices call it.
+        name: what errors call the file.
+
+    Yields:
+        Frames of PyAV in the order of display.
+
+    Raises:
+        UserError: a frame is too large.
+    """
     import av
 
     context = _decoder(track)
@@ -311,6 +330,8 @@ def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
     says how the clip was made, if that is known.
 
     Args:
+        path: a name that ends in .mp4.
+        clip: frames with even sides.
         crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless.
 
     Raises:

@@ -20,23 +20,23 @@ from openlance.vae.frames import FrameVAE, NormalizedVAE
 
 
 def to_signed(pixels_FHW3: Tensor) -> Tensor:
-    """uint8 (F, H, W, 3) -> float32 (3, F, H, W) in [-1, 1]."""
+    """Turn uint8 (F, H, W, 3) into float32 (3, F, H, W) in [-1, 1]."""
     return (pixels_FHW3.permute(3, 0, 1, 2).float() / 255.0 - 0.5) / 0.5
 
 
 def to_uint8(pixels_3FHW: Tensor) -> Tensor:
-    """(3, F, H, W) in [-1, 1] -> uint8 (F, H, W, 3), rounded as the release writes its files."""
+    """Turn (3, F, H, W) in [-1, 1] into uint8 (F, H, W, 3), rounded as the release writes its files."""
     scaled = (pixels_3FHW.float().clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0
     return scaled.round().to(torch.uint8).permute(1, 2, 3, 0)
 
 
 def channels_last(z_CTYX: Tensor) -> Tensor:
-    """(..., C, T, Y, X) -> (..., T, Y, X, C), the layout in which the model reads latents."""
+    """Turn (..., C, T, Y, X) into (..., T, Y, X, C), the layout in which the model reads latents."""
     return z_CTYX.movedim(-4, -1)
 
 
 def channels_first(z_TYXC: Tensor) -> Tensor:
-    """(..., T, Y, X, C) -> (..., C, T, Y, X), the layout of the VAE."""
+    """Turn (..., T, Y, X, C) into (..., C, T, Y, X), the layout of the VAE."""
     return z_TYXC.movedim(-1, -4)
 
 
