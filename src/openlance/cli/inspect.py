@@ -32,9 +32,9 @@ def inspect(
 ) -> None:
     """Say what a model is, or how a picture or clip was made. The exit code is 0 for a complete checkpoint, a good file
     or a result that says how it was made, and 1 for anything less."""
-    from openlance.media.source import is_picture
+    from openlance.media.files import is_media
 
-    if is_picture(Path(path)):
+    if is_media(Path(path)):
         return show_making(path, as_json)
     from openlance.checkpoint.hub import SHIPPED, folder_of
     from openlance.runtime.inspection import inspect as look
