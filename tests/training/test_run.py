@@ -56,7 +56,7 @@ def test_data_that_nothing_mixes_in_and_tasks_without_data_are_named(tmp_path):
 def test_data_of_a_recipe_may_be_for_some_of_its_stages(tmp_path):
     stages = (replace(SMALL, name="one", mixture={"t2i": 1}), replace(SMALL, name="two"))
     check_plan(stages, settings(tmp_path, data={"x2t_image": {"path": "world"}}, validate_every=1))
-    with pytest.raises(UserError, match="no stage mixes in t2v, for which there are data: add it, mixture="):
+    with pytest.raises(UserError, match="no stage mixes in t2v, for which there are data: use mixture="):
         run_recipe(stages, settings(tmp_path / "no", data={"t2v": "world"}))
 
 

@@ -16,8 +16,7 @@ from openlance.data.source import BrokenRow, Row, Sample
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import read_image
-from openlance.media.inputs import as_clip
-from openlance.media.read import read_video
+from openlance.media.inputs import as_clip, read_video
 from openlance.sequence.segment import Segments
 from openlance.sequence.tasks import spec_of
 
@@ -179,7 +178,7 @@ def read_value(value: Any, column: str, folder: Path, kind: str) -> Clip:
         value = next((value[key] for key in ("bytes", "path") if value.get(key) is not None), value)
     read = read_video if kind == "video" else read_image
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return read(column, bytes(value))
+        return read(bytes(value), column)
     if isinstance(value, str) and value:
         return read(folder / value)
     if value is None or isinstance(value, (str, dict, int, float)):

@@ -1,7 +1,7 @@
 """The front: words and media become segments here, for every caller. A training sample is a request whose target is
 filled; what both have before the target comes out of the same lines.
 
-    front = Front(transform=MediaTransform.of(config), style=RELEASED_RUN)
+    front = Front(transform=MediaTransform(config), style=RELEASED_RUN)
     front.request("image_edit", "make it blue", [clip])
     front.sample("image_edit", "make it blue", [clip], fill=blue)
 """
@@ -142,7 +142,7 @@ class Fit:
         sides: Of the same sources: shortest and longest side in pixels.
     """
 
-    front: Front = field(default_factory=lambda: Front(transform=MediaTransform.of(ModelConfig())))
+    front: Front = field(default_factory=lambda: Front(transform=MediaTransform(ModelConfig())))
     drop_text: float = 0.0
     drop_all: float = 0.0
     jitter: float = 1.0
@@ -163,7 +163,7 @@ class Fit:
         (low, high), along = stage.spread, min(step / stage.steps, 1.0)
         r = stage.resolution(step)
         bases = {"image": r.image, "video": r.video, "text": r.video}
-        transform = MediaTransform.of(config, bases=bases, max_frames=stage.max_frames)
+        transform = MediaTransform(config, bases=bases, max_frames=stage.max_frames)
         return cls(
             front=Front(transform=transform, style=style), drop_text=stage.drop_text, drop_all=stage.drop_all,
             jitter=low + (high - low) * along, sides=stage.sides,

@@ -27,8 +27,7 @@ from openlance.data.encoded import MARK, EncodedSource
 from openlance.data.front import Fit
 from openlance.data.source import BrokenRow, Files, Row, Sample, Source, readable, shuffled
 from openlance.errors import UserError
-from openlance.media.image import IMAGE_SUFFIXES
-from openlance.media.video import VIDEO_SUFFIXES
+from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 KEYS = ("path", "type", "columns")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz")

@@ -30,7 +30,7 @@ from openlance.data.mixture import Mixture
 from openlance.data.pool import Pool
 from openlance.data.source import BrokenRow, Reader, Reading, Row, Sample, Source, check_broken
 from openlance.errors import UserError
-from openlance.media.notices import collected
+from openlance.media.files import collected
 from openlance.sequence.pack import Codec, spans
 from openlance.sequence.segment import Kind, Role, Segments
 from openlance.text.tokenizer import SequenceCodec
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # Rows that are with the workers. A constant, since it decides at which resolution of a curriculum a row is decoded.
 AHEAD = 32
+Ticket = tuple[int, int, str, Row]  # number of the row in the stream, step of the stage, task, row
 COUNTS = ("packs", "tokens", "rows", "too_long")
 
 
@@ -78,13 +79,9 @@ def next_pack(lengths: list[int], budget: int) -> list[int]:
 
 
 def decode(
-    sources: Mapping[str, Source],
-    fit_at: Callable[[int], Fit],
-    seed: tuple[int, int],
-    ticket: tuple[int, int, str, Row],
+    sources: Mapping[str, Source], fit_at: Callable[[int], Fit], seed: tuple[int, int], ticket: Ticket
 ) -> Sample | BrokenRow:
-    """Do what the workers do, as a pure function of a ticket: number of the row in the stream, step of the stage, task,
-    row."""
+    """Do what the workers do: a pure function of a ticket."""
     number, step, task, row = ticket
     fit, rng = fit_at(step), np.random.default_rng((*seed, number))
     try:

@@ -13,25 +13,24 @@ from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path
 from openlance.media.image import WRITABLE_SUFFIXES, write_image
+from openlance.media.provenance import save_options
 from openlance.media.video import write_video
 
 ANIMATED_SUFFIXES = (".webp", ".gif")
 CLIP_SUFFIXES = (".mp4", *ANIMATED_SUFFIXES)
 
 
-def suffixes_for(frames: int) -> tuple[str, ...]:
-    """What the name of a file with so many frames may end in."""
-    return WRITABLE_SUFFIXES if frames == 1 else CLIP_SUFFIXES
-
-
 def write_media(path: str | Path, clip: Clip) -> None:
-    """Write a picture (.png .jpg .webp) or a clip (.mp4, or animated .webp and .gif); UserError for another suffix."""
+    """Write an image (.png .jpg .webp) or a video (.mp4, or animated .webp and .gif).
+
+    Raises:
+        UserError: the suffix is another one, or the place cannot be written.
+    """
     path = path_of("the file to write", path)
     suffix = path.suffix.lower()
-    if suffix not in (WRITABLE_SUFFIXES + CLIP_SUFFIXES if clip.frames == 1 else CLIP_SUFFIXES):
-        what = "picture" if clip.frames == 1 else "video"
-        good = ", ".join(suffixes_for(clip.frames))
-        raise UserError(f"cannot write a {what} as {Path(path).name!r}: end its name in {good}")
+    what, good = ("an image", WRITABLE_SUFFIXES) if clip.frames == 1 else ("a video", CLIP_SUFFIXES)
+    if suffix not in (*good, *CLIP_SUFFIXES):
+        raise UserError(f"cannot write {what} as {path.name!r}: end its name in {', '.join(good)}")
     if clip.frames == 1 and suffix in WRITABLE_SUFFIXES:
         write_image(path, clip)
     elif suffix in ANIMATED_SUFFIXES:
@@ -41,17 +40,16 @@ def write_media(path: str | Path, clip: Clip) -> None:
 
 
 def write_animation(path: str | Path, clip: Clip) -> None:
-    """Write a clip as an endless .webp (quality 90) or .gif (256 colours, times in hundredths of a second)."""
+    """Write a clip as an endless .webp (quality 90) or .gif (256 colors, times in hundredths of a second)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode_animation(clip, Path(path).suffix.lower().lstrip(".")))
 
 
 def encode_animation(clip: Clip, form: str = "webp") -> bytes:
-    """The bytes of an animated picture, "webp" or "gif"."""
-    from PIL import Image
-
-    first, *others = (Image.fromarray(np.ascontiguousarray(frame)) for frame in clip.pixels)
+    """Encode a clip as an animation of form "webp" or "gif"."""
+    first, *others = clip.images()
     options: dict[str, Any] = {"quality": 90, "method": 4} if form == "webp" else {"disposal": 1}
+    options |= save_options(clip.made, form.upper(), f"the {form}")
     memory = io.BytesIO()
     first.save(memory, form, save_all=True, append_images=others, duration=_durations(clip), loop=0, **options)
     return memory.getvalue()

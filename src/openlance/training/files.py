@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import importlib
 import json
-import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openlance.config.train import Stage
 from openlance.config.values import as_data
+from openlance.config.versions import versions
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.runtime.distributed import Distributed
@@ -30,7 +28,6 @@ from openlance.training.checkpoint import Checkpoints, disk
 if TYPE_CHECKING:
     from openlance.training.trainer import Trainer
 
-PACKAGES = ("openlance", "torch", "transformers", "diffusers", "numpy", "safetensors")
 REPORTERS = ("tensorboard", "wandb", "trackio")
 Data = Mapping[str, Any]  # task: what `open_source` reads
 
@@ -205,14 +202,6 @@ def stage_folders(folder: Path) -> list[Path]:
     """Return the folders of the stages of a recipe, NUMBER-NAME, that have begun, in order."""
     found = {int(p.name.partition("-")[0]): p for p in folder.glob("*-*") if p.name.partition("-")[0].isdecimal()}
     return [found[number] for number in sorted(found) if starts_of(found[number])]
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def commit() -> str | None:

@@ -142,7 +142,7 @@ def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
     for task in (*settings.data, *settings.held_out):
         if task not in mixed:
             which = f"the stage {stages[0].name} does not mix" if len(stages) == 1 else "no stage mixes"
-            raise UserError(f'{which} in {task}, for which there are data: add it, mixture={{"{task}": 1}}')
+            raise UserError(f"{which} in {task}, for which there are data", fix={"mixture": {task: 1}})
     for stage in stages:
         sources_of(stage, settings)
 
@@ -161,8 +161,8 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
     """Open what a stage reads, by task.
 
     Returns:
-        The sources that train, those given or else the stage's own; and those that validate, which are never trained on:
-        those held out, or endless ones, of which another seed validates.
+        The sources that train, those given or else the stage's own; and those that validate, which are never trained
+        on: those held out, or endless ones, of which another seed validates.
 
     Raises:
         UserError: For a task in the mixture that has none, or whose source cannot be opened.
@@ -178,10 +178,7 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
     held_out = {task: open_source(settings.held_out[task], task) for task in wanted if task in settings.held_out}
     for task, source in sources.items():
         if settings.validate_every and task not in held_out and not isinstance(source, Endless):
-            raise UserError(
-                f'nothing is held out for {task}: name a source, held_out={{"{task}": PATH}}, or do not validate, '
-                f"validate_every=0"
-            )
+            raise UserError(f"nothing is held out for {task} to validate", fix={"held_out": {task: "PATH"}})
     return sources, sources | held_out
 
 
