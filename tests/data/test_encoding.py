@@ -210,13 +210,15 @@ def test_a_stream_reads_shards_as_it_reads_their_source(job, stage, tiny):
 @pytest.mark.skipif("OPENLANCE_RAY" not in os.environ, reason="OPENLANCE_RAY=1 starts Ray; it needs an idle machine")
 def test_ray_makes_the_same_shards(job, tmp_path):
     ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
     for ours in (job.source, job.make):  # Ray's workers cannot import a test
         ray.cloudpickle.register_pickle_by_value(sys.modules[type(ours).__module__])
     finish(job)
     other = replace(job, out=tmp_path / "other")
     assert finish(other, ray="local", workers=1)["rows"] == 20
     assert shards(job.out) == shards(other.out)
+    with pytest.raises(UserError, match="damaged"):
+        (other.out / f"00000-000{MARK}").write_bytes(b"")
+        finish(other, ray="local", workers=2)
 
 
 def test_the_command_encodes_a_folder_with_nano(picture, tmp_path, capsys):

@@ -85,13 +85,14 @@ class Layout:
     def of(cls, task: str, type: str | None = None, names: Mapping[str, str] | None = None) -> Layout:
         """Return the layout of a task; UserError if task or type is unknown, or the two do not go together."""
         spec, names = spec_of(task), names or {}
-        chosen = type or spec.columns
-        if not isinstance(chosen, str) or chosen not in TYPES:
+        chosen = str(type or spec.columns)
+        if chosen not in TYPES:
             raise UserError(f"the dataset type {chosen!r} is unknown: use one of {', '.join(TYPES)}")
-        if TYPES[chosen].makes != spec.makes:
+        makes = TYPES[chosen].makes
+        if makes != spec.makes:
             raise UserError(
-                f"the dataset type {chosen} holds {TYPES[chosen].makes}s to make but the task {task} makes "
-                f"{spec.makes}: use {spec.columns}"
+                f"the dataset type {chosen} holds {makes}s to make but the task {task} makes {spec.makes}: use "
+                f"{spec.columns}"
             )
         if not isinstance(names, Mapping) or not all(isinstance(v, str) for v in names.values()):
             raise UserError(f"columns is {names!r}: write our names and yours, for example {{caption: title}}")

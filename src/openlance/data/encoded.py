@@ -280,41 +280,25 @@ def encode(job: Job, workers: int = 0, ray: str | None = None, gpus: float = 0) 
         yield total | {"parts": parts, "of": count}
 
 
-class _RayWorker:
-    def __init__(self, job: Job) -> None:
-        self.encode = PartEncoder(job)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {"done": json.dumps(self.encode(int(row["id"])))}
-        except UserError as error:  # Ray would wrap it in its own
-            return {"done": json.dumps(str(error))}
-
-
 def _on_ray(job: Job, count: int, workers: int, address: str, gpus: float) -> Iterator[dict[str, Any]]:
-    """The same on Ray Data: one row per part, one actor per worker. Paths must mean the same on every machine."""
+    """The same on Ray: one call per part, one actor per worker. Paths must mean the same on every machine."""
     try:
         import ray
-        import ray.data
+        from ray.util import ActorPool
     except ImportError as error:
         raise UserError("a Ray cluster needs Ray: pip install 'openlance[scale]', or leave ray out") from error
-    if not ray.is_initialized():
-        try:
-            ray.init(address, log_to_driver=False, include_dashboard=False)
-        except ConnectionError as error:
-            raise UserError(f"there is no Ray cluster at {address!r}: start one, or choose ray='local'") from error
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
-        make: Any = _RayWorker  # a class: Ray makes one object per worker
-        pool = ray.data.ActorPoolStrategy(size=workers)
-        rows = ray.data.range(count, override_num_blocks=count).map(
-            make, compute=pool, fn_constructor_kwargs={"job": job}, num_cpus=1, num_gpus=gpus
-        )
-        for row in rows.iter_rows():
-            done = json.loads(row["done"])
-            if isinstance(done, str):
-                raise UserError(done)
-            yield done
+        if not ray.is_initialized():
+            ray.init(address, log_to_driver=False, include_dashboard=False)
+        actor = ray.remote(num_cpus=1, num_gpus=gpus)(PartEncoder)
+        pool = ActorPool([actor.remote(job) for _ in range(workers)])
+        yield from pool.map(lambda encoder, number: encoder.__call__.remote(number), range(count))
+    except ConnectionError as error:
+        raise UserError(f"there is no Ray cluster at {address!r}: start one, or choose ray='local'") from error
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
     finally:
         if address == "local":
             ray.shutdown()

@@ -25,7 +25,7 @@ from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
 # Frames, height, width of a target image or video as the caller wants them; None leaves one to the input or the model.
 Asked = tuple[int | None, int | None, int | None]
 ANY: Asked = (None, None, None)
-NO_SIZE: Size = (1, 1, 1)  # where a text is made
+NO_SIZE: Size = (1, 1, 1)  # where the target is a text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Front:
             task: A task or its name.
             prompt: What to do; a question; empty for a description.
             media: What is read, in order; a task for images reads the first frame of each.
-            asked: Size of what is made: frames, height and width in pixels.
+            asked: Size of the target: frames, height and width in pixels.
             said: A system prompt of its own, for a model that has one.
 
         Raises:
@@ -69,8 +69,8 @@ class Front:
         views, size = self._sized(spec, clips, asked)
         if size[0] > 1 and asked[0] not in (None, size[0]):
             raise UserError(
-                f"num_frames is {asked[0]}, but what is made has {size[0]}, as its input has: leave num_frames out, or "
-                f"cut the input"
+                f"num_frames is {asked[0]}, but the result has {size[0]} frames, as its input has: leave num_frames out, "
+                f"or cut the input"
             )
         self.transform.vae.check(size)
         least = self.transform.vae.temporal_stride + 1

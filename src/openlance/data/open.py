@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +191,10 @@ class TarSource(Table):
     """
 
     def rows(self, part: Path) -> Iterator[Row]:
-        number, held, values = 0, None, dict[str, bytes]()
-        for name, data in _members(part):
-            key, _, field = name.partition(".")
-            if key != held and values:
-                yield Row(f"{part}, row {number} ({held})", values, part.parent)
-                number, values = number + 1, {}
-            held = key
-            values[field.lower()] = data
-        if values:
-            yield Row(f"{part}, row {number} ({held})", values, part.parent)
+        samples = groupby(_members(part), key=lambda member: member[0].partition(".")[0])
+        for number, (key, members) in enumerate(samples):
+            values = {name.partition(".")[2].lower(): data for name, data in members}
+            yield Row(f"{part}, row {number} ({key})", values, part.parent)
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         try:

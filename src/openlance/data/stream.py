@@ -1,6 +1,7 @@
 """The stream of packs that training reads: rows of every source by the mixture, decoded by workers, packed to a budget.
 
-    with Stream({"t2i": open_source("pictures/", "t2i")}, stage("sft", "nano"), codec, workers=2) as stream:
+    sources = {"t2i": open_source("pictures/", "t2i")}
+    with Stream(sources, stage("sft", "nano"), codec, reading=Reading(workers=2)) as stream:
         for samples in stream:                 # list[Sample]; pack() of them fits stage.pack_tokens
             ...
             state = stream.state_dict()        # plain data; load_state_dict(state) goes on exactly there

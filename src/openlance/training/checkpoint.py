@@ -76,11 +76,9 @@ class Checkpoints:
         found = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.glob("step-*"))
         return sorted(int(match[1]) for match in found if match)
 
-    def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
-    def _partial(self, step: int) -> Path:
-        return self.folder / f".step-{step:08d}"
+    def path(self, step: int, partial: bool = False) -> Path:
+        """Return the folder of a checkpoint, or of one that is being written."""
+        return self.folder / f"{'.' * partial}step-{step:08d}"
 
     def save(self, step: int, tensors: dict[str, Tensor], own: dict[str, Any]) -> None:
         """Begin to write a checkpoint.
@@ -91,7 +89,7 @@ class Checkpoints:
             own: Plain data of this process.
         """
         self.finish()
-        partial = self._partial(step)
+        partial = self.path(step, partial=True)
         with disk(self.folder):
             if self.processes.leads:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -112,12 +110,12 @@ class Checkpoints:
                 future.result()
                 if self.processes.leads:
                     shutil.rmtree(self.path(step), ignore_errors=True)
-                    self._partial(step).rename(self.path(step))
+                    self.path(step, partial=True).rename(self.path(step))
                     for old in self.steps()[: -self.keep]:
                         shutil.rmtree(self.path(old))
             finally:
                 if self.processes.leads:  # nothing stays of one that failed
-                    shutil.rmtree(self._partial(step), ignore_errors=True)
+                    shutil.rmtree(self.path(step, partial=True), ignore_errors=True)
 
     def finish(self) -> None:
         """Wait until everything has its name, on all processes."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from openlance.config.train import Stage
 from openlance.config.values import as_data
@@ -26,6 +26,7 @@ from openlance.runtime.lora import Lora
 from openlance.training.checkpoint import Checkpoints, disk
 
 if TYPE_CHECKING:
+    from openlance.data.stream import Stream
     from openlance.training.trainer import Trainer
 
 REPORTERS = ("tensorboard", "wandb", "trackio")
@@ -102,14 +103,6 @@ class Settings:
         return cls(**said | {"lora": Lora(**said["lora"]) if said["lora"] else None})
 
 
-class Batches(Protocol):
-    """Packs of samples with a position, such as `data.stream.Stream`."""
-
-    def __next__(self) -> list: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class RunFolder:
     """Files of a run; only rank 0 writes what is not a checkpoint."""
 
@@ -154,7 +147,7 @@ class RunFolder:
             return
         self.checkpoints.save(run.step, run.tensors(), run.state() | {"data": place})
 
-    def resume(self, run: Trainer, batches: Batches, at_most: int | None = None) -> bool:
+    def resume(self, run: Trainer, batches: Stream, at_most: int | None = None) -> bool:
         """Go on from the last whole checkpoint, of step `at_most` or before; False if there is none."""
         steps = [s for s in self.checkpoints.steps() if at_most is None or s <= at_most]
         if not steps:
@@ -208,13 +201,13 @@ def commit() -> str | None:
     """Return the git commit of this package's sources; `+` marks changes that are not in it. None where there is no
     repository."""
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
             cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() or None
+    return done.stdout.strip() or None
 
 
 def reporters(folder: Path, asked: tuple[str, ...]) -> Iterator[Callable[[dict[str, float], int], Any]]:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from openlance.config.train import Stage
+from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.layers import Expert, fuse
 from openlance.model.precision import autocast, lowered
 from openlance.runtime.distributed import Distributed
 from openlance.training.batch import Batch, Preparer
-from openlance.training.files import Batches, RunFolder
+from openlance.training.files import RunFolder
 from openlance.training.learner import Learner
 from openlance.training.optim import Ema, Optimizer
 from openlance.training.parallel import full, only_last, recompute, shard, sum_gradients
@@ -175,14 +176,14 @@ class Work:
 
     Args:
         folder: Of the run, with its settings.
-        batches: What it trains on.
+        batches: What it trains on, packs of samples.
         prepare: Makes batches of samples.
         held_out: Packs whose losses are measured.
         show: Called on every process, every `show_every` steps; exports the model.
     """
 
     folder: RunFolder
-    batches: Batches
+    batches: Stream
     prepare: Preparer
     held_out: Sequence[list] = ()
     show: Callable[[Trainer], Any] | None = None
