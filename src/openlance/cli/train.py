@@ -9,6 +9,7 @@ torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +95,7 @@ def stage(
         command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     show = sheet(output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
-    with replayable():
+    with as_options():
         if from_nothing:
             done = from_nothing(output, stages=stages, settings=start, show=show)
         elif len(stages) > 1:
@@ -147,7 +148,7 @@ def lora(
         lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
-    with replayable():
+    with as_options():
         done = run_stage(plan, start)
     ended(f'{done}\ntry: openlance generate t2i "a caption" --model {model} --lora {done} -o out.png')
 
@@ -237,9 +238,16 @@ def ended(text: str) -> None:
         typer.echo(text)
 
 
+# Fixes that the floors below name: sources by task, and fields of a stage.
+SOURCES, FIELDS = (
+    re.compile(r"\b(data|held_out)={'(\w+)': '(\w+)'}"),
+    re.compile(r"\b((?:mixture|frozen)=[{\[].*?[}\]])"),
+)
+
+
 @contextmanager
-def replayable() -> Iterator[None]:
-    """Where a step is not finite, say which command does it again."""
+def as_options() -> Iterator[None]:
+    """Say what is wrong with a run as this command does, and how to do a step again that is not finite."""
     from openlance.training.trainer import TrainingDiverged
 
     try:
@@ -248,6 +256,9 @@ def replayable() -> Iterator[None]:
         size = os.environ.get("WORLD_SIZE", "1")
         start = "openlance" if size == "1" else f"torchrun --nproc-per-node {size} -m openlance.cli.main"
         raise UserError(f"{error} (`{start} train resume {error.folder} --only-step {error.step}`)") from error
+    except UserError as error:
+        said = SOURCES.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2]}={m[3]}", str(error))
+        raise UserError(FIELDS.sub(r'--set "\1"', said)) from error
 
 
 def sheet(out: Path, prompts: tuple[str, ...], columns: int = 8, scale: int = 2) -> Callable[[Path], None]:

@@ -69,8 +69,8 @@ class Front:
         views, size = self._sized(spec, clips, asked)
         if size[0] > 1 and asked[0] not in (None, size[0]):
             raise UserError(
-                f"num_frames is {asked[0]}, but the result has {size[0]} frames, as its input has: leave num_frames out, "
-                f"or cut the input"
+                f"num_frames is {asked[0]}, but the result has {size[0]}, as its input has: leave num_frames out, or "
+                f"cut the input"
             )
         self.transform.vae.check(size)
         least = self.transform.vae.temporal_stride + 1

@@ -172,7 +172,7 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
     if missing and not stage.source:
         raise UserError(
             f"the stage {stage.name} mixes in {', '.join(missing)} without data: name a source for each, such as "
-            f'data={{"{missing[0]}": PATH}}, or say what to mix, such as mixture={{"t2i": 1}}'
+            f"data={{'{missing[0]}': 'PATH'}}, or say what to mix, such as mixture={{'t2i': 1}}"
         )
     sources = {task: open_source(settings.data.get(task, stage.source), task) for task in wanted}
     held_out = {task: open_source(settings.held_out[task], task) for task in wanted if task in settings.held_out}

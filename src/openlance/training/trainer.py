@@ -255,8 +255,8 @@ def stop(run: Trainer, work: Work, place: dict, outcome: Outcome) -> None:
     values = " ".join(f"{k} {v:.4g}" for k, v in outcome.values.items())
     folder = work.folder.path
     raise TrainingDiverged(
-        f"step {run.step} is not finite ({values}), samples {named}: replay it with replay_step({str(folder)!r}, "
-        f"step={run.step}), then take the samples out or lower lr",
+        f"step {run.step} is not finite ({values}), samples {named}: take them out or lower lr, after a look at "
+        f"replay_step({str(folder)!r}, {run.step})",
         folder,
         run.step,
     )
