@@ -59,10 +59,7 @@ def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pict
         (["lora", "--data", "nowhere", "-o", "x"], "there is no data at nowhere"),
         (["lora", "--data", "nowhere", "-o", "x", "--set", "frozen=[vitt]"], "nowhere"),
         (["nano/sft", "-o", "x", "--data", "t2i={path: ["], "is not YAML"),
-        (
-            ["nano/sft", "-o", "x", "--set", "mixture={t2i: 1}", "--data", "t2v=world"],
-            "use --set \"mixture={'t2v': 1}\"",
-        ),
+        (["lora", "--data", "world", "-o", "x", "--set", "mixture={t2v: 1}"], "use --set \"mixture={'t2i': 1}\""),
         (["nano/sft", "-o", "x", "--set", "source=''"], "such as --data t2v=PATH, or say"),
         (["resume", "nowhere"], "nowhere is no run"),
         (["nano", "-o", "x", "--minutes", "0"], "leave no time"),

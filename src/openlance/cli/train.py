@@ -239,10 +239,8 @@ def ended(text: str) -> None:
 
 
 # Fixes that the floors below name: sources by task, and fields of a stage.
-SOURCES, FIELDS = (
-    re.compile(r"\b(data|held_out)={'(\w+)': '(\w+)'}"),
-    re.compile(r"\b((?:mixture|frozen)=[{\[].*?[}\]])"),
-)
+SOURCES = re.compile(r"\b(data|held_out)={'(\w+)': '(\w+)'}")
+FIELDS = re.compile(r"\b((?:mixture|frozen)=[{\[].*?[}\]])")
 
 
 @contextmanager

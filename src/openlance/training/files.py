@@ -109,7 +109,7 @@ class RunFolder:
     def __init__(self, settings: Settings, processes: Distributed) -> None:
         self.path, self.processes, self.settings = settings.out, processes, settings
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file: choose a folder, for example out='runs/mine'")
+            raise UserError(f"{self.path} is a file: choose a folder for the run")
         with disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(self.path, processes, settings.keep)
