@@ -329,22 +329,19 @@ def _files(path: str, layout: Layout) -> Source:
         shards = sorted(place.glob(f"*{MARK}"))
         if shards:
             return EncodedSource(tuple(shards), layout.task)
-        files = sorted(place.rglob("*"))
-    else:
-        files = [place] if place.is_file() else sorted(place.parent.glob(place.name))
+    found = [place] if place.is_file() else place.rglob("*") if place.is_dir() else place.parent.glob(place.name)
+    files = sorted(file for file in found if file.name.endswith((".parquet", *TAR_SUFFIXES)))
     tables = tuple(file for file in files if file.suffix == ".parquet")
     if tables:
-        table = ParquetSource(tables, layout)
-        assert table.groups is not None  # reads the footers: errors come now
-        return table
-    tars = tuple(file for file in files if file.name.endswith(TAR_SUFFIXES))
-    if tars:
-        return TarSource(tars, layout)
-    if place.is_dir():
-        folder = FolderSource((place,), layout)
-        assert folder.found
-        return folder
-    raise UserError(
-        f"there is no data at {path}: give a folder, *.parquet or *.tar files, "
-        f"{''.join(f'{name}, ' for name in plugins('sources'))}or hf:NAME"
-    )
+        source: Source = ParquetSource(tables, layout)
+    elif files:
+        source = TarSource(tuple(files), layout)
+    elif place.is_dir():
+        source = FolderSource((place,), layout)
+    else:
+        raise UserError(
+            f"there is no data at {path}: give a folder, *.parquet or *.tar files, "
+            f"{''.join(f'{name}, ' for name in plugins('sources'))}or hf:NAME"
+        )
+    source.parts(0, None)  # reads footers and captions: errors come now
+    return source

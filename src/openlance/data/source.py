@@ -183,7 +183,7 @@ class Reading:
     max_broken: float = 0.001
 
 
-class Reader:
+class Reader(Iterator[Row]):
     """The rows of a source for one rank, epoch after epoch; iterating takes the next row.
 
     Parts are dealt to the ranks in turn; where there are fewer parts than ranks, rows are. So no two ranks of an epoch
@@ -194,9 +194,6 @@ class Reader:
         self.source, self.reading, self.seed = source, reading or Reading(), seed
         self.epoch = self.part = self.row = 0  # of the row that comes next
         self._rows = self._read()
-
-    def __iter__(self) -> Reader:
-        return self
 
     def __next__(self) -> Row:
         return next(self._rows)

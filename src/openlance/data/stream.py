@@ -105,7 +105,7 @@ class Waiting:
     length: int = 0
 
 
-class Stream(AbstractContextManager):
+class Stream(AbstractContextManager, Iterator[list[Sample]]):
     """Iterates over packs, lists of samples.
 
     Condition dropout, the resolution curriculum and placement jitter are applied here, since lengths depend on them.
@@ -151,9 +151,6 @@ class Stream(AbstractContextManager):
         self.tally = {"samples": Counter[str](), "tokens": Counter[str]()}  # of the packs, by task
         self.broken = dict[str, str]()  # reasons by place
         self._barren = Counter[str]()  # places of the broken rows since the last one that was not
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        return self
 
     def __next__(self) -> list[Sample]:
         low, high = self.stage.pack_tokens

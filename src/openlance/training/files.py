@@ -92,9 +92,8 @@ class Settings:
                 raise UserError(f"{name} is not installed: pip install {name}, or leave it out of report_to")
 
     def recorded(self) -> dict[str, Any]:
-        """Return what all processes have to agree on, as plain data."""
-        options = {k: v for k, v in asdict(self).items() if k not in ("command", "minutes")}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        """Return what all processes have to agree on."""
+        return {k: v for k, v in asdict(self).items() if k not in ("command", "minutes")}
 
     @classmethod
     def of_record(cls, options: dict[str, Any]) -> Settings:
