@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openlance.compat.interleave import request
-from openlance.compat.verify.checks import Checks, Noted
+from openlance.compat.verify.checks import Checks
 from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.layout import that_reads, where
 from openlance.compat.verify.parts import PLAIN, Parts
@@ -73,13 +73,11 @@ class Case:
 
     Attributes:
         file: What the released code made of it.
-        inputs: The file in float32 that has its inputs; the same one unless the former is in half precision.
         parts: The model in the form of the run.
         request: The segments, with clips for media.
     """
 
     file: GoldenFile
-    inputs: GoldenFile
     parts: Parts
     request: Segments
 
@@ -87,7 +85,8 @@ class Case:
 
     def __post_init__(self) -> None:
         self.run, self.velocities, self.answer = cache(self._run), cache(self._velocities), cache(self._answer)
-        self.prefix = "" if self.file is self.inputs else self.parts.form.prefix
+        self.inputs = self.file.inputs or self.file  # what is in float32
+        self.prefix = "" if self.inputs is self.file else self.parts.form.prefix
 
     @property
     def draws(self) -> bool:
@@ -203,17 +202,17 @@ class Case:
             renorm_min=gen.get("cfg_renorm_min", 0.0),
         )
 
-    def drawn_noise(self) -> Noted:
+    def drawn_noise(self) -> Tensor:
         """Draw the starting noise (N, C) of all latent rows."""
         seed = self.file.get("gen", {}).get("noise_seed", self.file.get("seed", 42))
         shape = len(self.moves), self.parts.config.latent_channels
-        return Noted(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), f"drawn from seed {seed}")
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     @property
     def noise(self) -> Tensor:
         """The starting noise (N, C) of all latent rows in the form's precision: stored with the inputs, or drawn."""
         stored = self.inputs.get("gen.noise")
-        return (self.drawn_noise().value if stored is None else stored).to(self.parts.form.dtype).float()
+        return (self.drawn_noise() if stored is None else stored).to(self.parts.form.dtype).float()
 
     @cached_property
     def state(self) -> Tensor:
@@ -305,7 +304,7 @@ class Case:
     @cached_property
     def trace(self) -> dict[str, Tensor]:
         """What the request leaves inside the decoder, of the rows that are stored, by the names of the format."""
-        made = trace(self.parts.lance, self.packed if self.draws else self.question, self.context, self.target_state)
-        rows = {"prefix": self.file.get("rows.prefix"), "joined": self.file.get("rows.joined")}
-        at = {name: rows["prefix" if name.startswith("prefix.") else "joined"] for name in made}
-        return {name: y if at[name] is None else y[at[name]] for name, y in made.items()}
+        packed = self.packed if self.draws else self.question
+        attention, hidden = trace(self.parts.lance, packed, self.context, self.target_state)
+        joined, prefix = (self.file.get(f"rows.{name}", slice(None)) for name in ("joined", "prefix"))
+        return {name: y[joined] for name, y in attention.items()} | {name: y[prefix] for name, y in hidden.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -86,20 +85,12 @@ def apart(tolerance: float) -> Measure:
     return Measure(tolerance, length, relative=True)
 
 
-class Noted(NamedTuple):
-    """Our side of a comparison, with something to say about it."""
-
-    value: Any
-    note: str
-
-
 # Of each quantity, by the pattern of its names (`GoldenFile.matching`): how ours is made of the thing under test and of
 # what the pattern's fields stand for, and how it is compared.
 Table = dict[str, tuple[Callable[..., Any], Measure]]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One comparison. error: largest difference, or the number of entries that differ where it must be exact."""
 
     case: str
@@ -135,16 +126,16 @@ class Checks:
                 with self.part(name):
                     self.compare(name, ours(subject, **found), measure)
 
-    def compare(self, name: str, ours: Any, measure: Measure) -> None:
+    def compare(self, name: str, ours: Any, measure: Measure, note: str = "") -> None:
         """Compare a tensor or a fact of the file.
 
         Args:
             name: In the file.
-            ours: A tensor or what becomes one; for a text or a list in the JSON, its equal; any of them `Noted`.
+            ours: A tensor or what becomes one; for a text or a list in the JSON, its equal.
             measure: How far it may be away.
+            note: What is to be said about ours.
         """
         want = self.file.take(name)
-        ours, note = ours if isinstance(ours, Noted) else (ours, "")
         if isinstance(want, str | list):
             error = float(want != ours)
             note = f"{_short(ours)}, not {_short(want)}" if error else note

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load
 
@@ -23,12 +23,17 @@ PACKED = ".xz"
 
 @dataclass
 class GoldenFile:
-    """Facts and tensors of one file, and which of them have been looked at."""
+    """Facts and tensors of one file.
+
+    Attributes:
+        inputs: The float32 file that has the inputs of a file in half precision.
+        seen: Names of those that have been looked at.
+    """
 
     name: str
     facts: dict[str, Any]
     source: TensorSource
-    folder: Path = Path()  # that it lies in
+    inputs: GoldenFile | None = None
     seen: set[str] = field(default_factory=set)
 
     def __contains__(self, name: str) -> bool:
@@ -64,37 +69,17 @@ class GoldenFile:
         found = self.take(name) if name in self else None
         return default if found is None else found
 
-    @property
-    def half(self) -> bool:
-        """Whether it holds vectors in half precision, whose inputs are those of another file."""
-        return self.facts.get("dtype") == "bfloat16" and "inputs_from" in self.facts
-
     def absent(self) -> list[str]:
         """List the tensors that the JSON names and the file lacks."""
         return sorted(set(self.facts.get("tensors", {})) - self.source.shapes.keys())
 
 
-@dataclass(frozen=True)
-class GoldenSet:
-    """A folder: its files, and where weights, tokenizer and the inputs of vectors in half precision are, if named."""
+class GoldenSet(NamedTuple):
+    """A folder: its files, and where weights and tokenizer are."""
 
     files: list[GoldenFile]
     weights: Path
     tokenizer: Path
-    inputs: Path | None
-
-    def inputs_of(self, file: GoldenFile) -> GoldenFile:
-        """Open the float32 case that a file in half precision names.
-
-        Raises:
-            UserError: It is not where it should be.
-        """
-        name = f"{Path(str(file.facts['inputs_from'])).name}.json"
-        places = [self.inputs] if self.inputs is not None else [file.folder.parent / "cases", file.folder / "cases"]
-        found = next((place / name for place in places if (place / name).is_file()), None)
-        if found is None:
-            raise UserError(f"{places[0]} has no {name}, which {file.name} is about: pass its folder as inputs=DIR")
-        return _golden_file(found)
 
 
 @contextmanager
@@ -103,6 +88,13 @@ def open_folder(
 ) -> Iterator[GoldenSet]:
     """Open the golden files of a root (with weights/, tokenizer/, cases/ and bf16/) or of a flat folder.
 
+    Args:
+        folder: The root or the flat folder.
+        weights: Folder of the model; left out, weights/ in or beside the folder.
+        tokenizer: Likewise.
+        inputs: Folder of the float32 files that have the inputs of those in half precision; left out, cases/ in or
+            beside theirs.
+
     Raises:
         UserError: There are none, a file of a pair is missing, or weights or tokenizer are not to be found.
     """
@@ -110,24 +102,28 @@ def open_folder(
         raise UserError(f"{folder} is not a folder: give one that holds golden vectors, for example tests/golden")
     jsons = [p for place in (folder, folder / "cases", folder / "bf16") for p in sorted(place.glob("*.json"))]
     # Vectors have a table of tensors, configurations have none.
-    files = [_golden_file(p) for p in jsons if '"tensors":' in p.read_text(encoding="utf-8", errors="replace")]
+    files = [_golden_file(p, inputs) for p in jsons if '"tensors":' in p.read_text(encoding="utf-8", errors="replace")]
     if not files:
         raise UserError(f"{folder} holds no golden vectors: expected X.json with X.safetensors, there or in cases/")
     weights, tokenizer = _beside(folder, weights, "weights"), _beside(folder, tokenizer, "tokenizer")
     with TemporaryDirectory(prefix="openlance-verify-") as scratch:
-        yield GoldenSet(files, _plain(weights, Path(scratch)), tokenizer, inputs)
+        yield GoldenSet(files, _plain(weights, Path(scratch)), tokenizer)
 
 
-def _golden_file(path: Path) -> GoldenFile:
-    tensors = path.with_suffix(".safetensors")
+def _golden_file(path: Path, inputs: Path | None) -> GoldenFile:
+    tensors, facts, name = path.with_suffix(".safetensors"), read_json(path), path.stem.removeprefix("case_")
     packed = tensors.with_name(tensors.name + PACKED)
     if not tensors.is_file() and not packed.is_file():
         raise UserError(f"{path} has no {tensors.name} beside it: restore the file")
     source = open_tensors(tensors) if tensors.is_file() else TensorSource.of(load(_unpacked(packed)))
-    file = GoldenFile(path.stem.removeprefix("case_"), read_json(path), source, path.parent)
-    if file.half:
-        file.name += ".bf16"
-    return file
+    if facts.get("dtype") != "bfloat16" or "inputs_from" not in facts:
+        return GoldenFile(name, facts, source)
+    other = f"{Path(str(facts['inputs_from'])).name}.json"
+    places = [inputs] if inputs is not None else [path.parent.parent / "cases", path.parent / "cases"]
+    found = next((place / other for place in places if (place / other).is_file()), None)
+    if found is None:
+        raise UserError(f"{places[0]} has no {other}, which {path} is about: pass its folder as inputs=DIR")
+    return GoldenFile(f"{name}.bf16", facts, source, _golden_file(found, None))
 
 
 def _beside(folder: Path, given: Path | None, name: str) -> Path:

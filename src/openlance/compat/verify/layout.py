@@ -32,67 +32,60 @@ class Split(NamedTuple):
     prompt: bool
 
 
-def _documents(packed: Pack) -> Iterator[tuple[int, list[Split]]]:
-    """The first row of each sample, and its splits exactly as our rows have them, counted from there."""
-    offset = 0
-    for n in packed.lengths:
-        rows = packed.rows.at(torch.arange(offset, offset + n))
-        _, counts = torch.unique_consecutive(rows.segment, return_counts=True)
-        starts = (counts.cumsum(0) - counts).tolist()
-        pairs = zip(starts, counts.tolist())
-        yield offset, [Split(at, k, _mode(rows, at), int(rows.code[at]) == PROMPT) for at, k in pairs]
-        offset += n
+def _documents(packed: Pack) -> Iterator[list[Split]]:
+    """The splits of each sample exactly as our rows have them, counted from its first row."""
+    for doc in range(len(packed.lengths)):
+        rows = packed.rows.at(where(packed.rows.doc == doc))
+        counts = torch.unique_consecutive(rows.segment, return_counts=True)[1].tolist()
+        parts = [(at, rows.at(at)) for at in torch.arange(len(rows)).split(counts)]
+        yield [Split(int(at[0]), len(at), _mode(part), int(part.code[0]) == PROMPT) for at, part in parts]
 
 
-def _mode(rows: Rows, start: int) -> str:
-    """The first row of a split is text or a marker; the second row of a visual one says what it is."""
-    if not rows.full[start]:
+def _mode(split: Rows) -> str:
+    if not split.full[0]:
         return "causal"
-    if rows.noisy[start]:
-        return "noise"
-    return "full" if int(rows.kind[start + 1]) == PATCHES else "full_noise"
+    return "noise" if split.noisy[0] else "full" if split.is_patch.any() else "full_noise"
 
 
-def recorded_splits(packed: Pack) -> tuple[list[int], list[str]]:
-    """List lengths and modes as the release writes them down.
+def recorded_splits(packed: Pack) -> list[tuple[int, str]]:
+    """List length and mode of the splits as the release writes them down.
 
     It cuts the prompt out of the text before a visual block by comparing its offset in the sample with a range of the
     pack (released code), so that later samples of a pack mostly show one split where there are three. The mask is
     the same either way.
     """
-    lengths, modes = list[int](), list[str]()
-    for n, (offset, own) in zip(packed.lengths, _documents(packed)):
+    found, offset = list[tuple[int, str]](), 0
+    for n, own in zip(packed.lengths, _documents(packed)):
         prompt = next((s for s in own if s.prompt), None)
         for _, neighbors in groupby(own, key=lambda s: s.mode if s.mode == "causal" else s.start):
             run = list(neighbors)
-            start, length = run[0].start, sum(s.length for s in run)
-            before = prompt.start - start - offset if prompt is not None and start + length < n else -1
+            start, length, mode = run[0].start, sum(s.length for s in run), run[0].mode
             parts = [length]
-            if prompt is not None and run[0].mode == "causal" and 0 <= before < length:
-                parts = [p for p in (before, prompt.length, length - before - prompt.length) if p]
-            lengths += parts
-            modes += [run[0].mode] * len(parts)
-    return lengths, modes
+            if prompt is not None and mode == "causal" and start + length < n:
+                before = prompt.start - start - offset
+                if 0 <= before < length:
+                    parts = [before, prompt.length, length - before - prompt.length]
+            found += [(part, mode) for part in parts if part]
+        offset += n
+    return found
 
 
-def without_prompt(packed: Pack) -> tuple[list[int], list[str]]:
+def without_prompt(packed: Pack) -> list[tuple[int, str]]:
     """List the `recorded_splits` of a single sample without those that hold the prompt: the release keeps the others
     as they are, so that the text around the prompt stays two splits."""
-    pairs = list(zip(*recorded_splits(packed)))
-    held = (packed.rows.code == PROMPT).split([n for n, _ in pairs])
-    kept = [pair for pair, part in zip(pairs, held) if not part.any()]
-    return [n for n, _ in kept], [mode for _, mode in kept]
+    recorded = recorded_splits(packed)
+    held = (packed.rows.code == PROMPT).split([n for n, _ in recorded])
+    return [pair for pair, part in zip(recorded, held) if not part.any()]
 
 
 def legacy_positions(packed: Pack) -> list[int]:
     """List the 1-D positions that the release writes but does not use: a visual block counts as one."""
     out = list[int]()
-    for _, own in _documents(packed):
+    for own in _documents(packed):
         at = 0
         for s in own:
-            causal = s.mode == "causal"
-            out += range(at, at + s.length) if causal else [at] * s.length
-            at += s.length if causal else 1
+            out += range(at, at + s.length) if s.mode == "causal" else [at] * s.length
+            at = out[-1] + 1
     return out
 
 
@@ -132,8 +125,8 @@ def _label_weights(packed: Pack) -> Tensor:
 
 # Of whatever has `parts`, `samples`, `packed` and `tail`: how much padding follows them in the lists of the JSON.
 _EXACT: dict[str, Callable] = {
-    "split_lens": lambda s: recorded_splits(s.packed)[0] + s.tail,
-    "attn_modes": lambda s: recorded_splits(s.packed)[1] + ["causal"] * len(s.tail),
+    "split_lens": lambda s: [n for n, _ in recorded_splits(s.packed)] + s.tail,
+    "attn_modes": lambda s: [mode for _, mode in recorded_splits(s.packed)] + ["causal"] * len(s.tail),
     "sample_lens": lambda s: s.packed.lengths + s.tail,
     "sample_type": lambda s: _kinds(s.packed) + ["pad"] * len(s.tail),
     "sample_N_target": lambda s: [1] * len(s.samples) + [0] * len(s.tail),

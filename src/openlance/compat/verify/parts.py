@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,20 +18,19 @@ from openlance.media.clip import Clip
 from openlance.model.lance import Lance
 from openlance.model.vit import ViT
 from openlance.runtime.components import Components
-from openlance.runtime.media_encoder import features, pixels_of
+from openlance.runtime.media_encoder import features, latents, pixels_of
 from openlance.runtime.offload import Plan
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.segment import Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.vae.lazy import LazyVAE, channels_last, to_signed
-from openlance.vae.tiling import Tiling, encode_tiled
+from openlance.vae.tiling import Tiling
 
 # What may be on while the numbers stay the same: ways to spend less time or memory.
 WAYS = ("compile", "offload", "tiling", "prefix", "batch")
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """One run of the released code.
 
     Attributes:
@@ -111,10 +111,5 @@ class Parts:
     def moments(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Encode how a clip looks: mean and log-variance (T, Y, X, C); frames beyond 1 + 4k are cut (released code)."""
         frames = self.config.vae.whole_frames(clip.frames)
-        pixels = to_signed(pixels_of(clip)[:frames])
-        if "tiling" in self.ways:
-            moments = encode_tiled(lambda x: torch.cat(self.vae.encode(x)), pixels, self.config.vae.stride, Tiling())
-            mean, logvar = moments.chunk(2)
-        else:
-            mean, logvar = self.vae.encode(pixels)
-        return channels_last(mean), channels_last(logvar)
+        logvar = self.vae.encode(to_signed(pixels_of(clip)[:frames]))[1]
+        return latents(self.vae, [clip], Tiling() if "tiling" in self.ways else None)[0], channels_last(logvar)

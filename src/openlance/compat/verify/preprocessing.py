@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from openlance.compat.verify.checks import Checks, Measure, Noted
+from openlance.compat.verify.checks import Checks, Measure
 from openlance.media.buckets import RESOLUTIONS, VAE_STRIDE, VIT_STRIDE, bucket_table, resolution, to_bucket
 from openlance.media.video import frame_indices
 
@@ -32,7 +32,7 @@ class Draws:
         return self.numbers[len(self.choices) - 1]
 
 
-def view(want: np.ndarray, rgb: np.ndarray, base: int, branch: str) -> Noted:
+def view(want: np.ndarray, rgb: np.ndarray, base: int, branch: str) -> tuple[np.ndarray, str]:
     """Cut decoded frames for one branch.
 
     A medium of almost the bucket's ratio is cropped by a pixel or so at a place that the release draws; of all places
@@ -44,6 +44,9 @@ def view(want: np.ndarray, rgb: np.ndarray, base: int, branch: str) -> Noted:
         rgb: The frames (T, H, W, 3).
         base: Base size of the buckets.
         branch: "vae" or "vit".
+
+    Returns:
+        Our view, and which place it is of if that was drawn.
     """
 
     def cut(rng: Any = None) -> np.ndarray:
@@ -59,9 +62,9 @@ def view(want: np.ndarray, rgb: np.ndarray, base: int, branch: str) -> Noted:
     room, ours = Draws(0, 0), cut()
     cut(room)
     if np.array_equal(ours, want) or not room.choices:
-        return Noted(ours, "")
+        return ours, ""
     place = min(product(*map(range, room.choices)), key=levels)
-    return Noted(cut(Draws(*place)), f"crop at {place[0]}, {place[1]}")
+    return cut(Draws(*place)), f"crop at {place[0]}, {place[1]}"
 
 
 def _views(checks: Checks, pattern: str, source: str, base: Callable[[dict], int]) -> None:
@@ -70,8 +73,8 @@ def _views(checks: Checks, pattern: str, source: str, base: Callable[[dict], int
         if source.format(**found) in checks.file:
             with checks.part(name):
                 rgb, want = checks.file.take(source.format(**found)).numpy(), checks.file.take(name).numpy()
-                ours = view(want, rgb if rgb.ndim == 4 else rgb[None], base(found), found["branch"])
-                checks.compare(name, ours, LEVELS)
+                ours, note = view(want, rgb if rgb.ndim == 4 else rgb[None], base(found), found["branch"])
+                checks.compare(name, ours, LEVELS, note)
 
 
 def check_media(checks: Checks) -> None:

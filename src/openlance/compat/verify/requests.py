@@ -8,7 +8,7 @@ form. Tolerances are those of the golden format's description.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import product
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from openlance.compat.verify.case import Case, read_request
 from openlance.compat.verify.checks import DEEP, EXACT, LATENT, ULP, UNIT, VAE, Checks, Measure, Table, apart, average
-from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.layout import LAYOUT, packed_mask, where, without_prompt
 from openlance.compat.verify.parts import FORMS, PLAIN, RELEASED, ROUNDED, UNROUNDED, Form, Parts
 from openlance.compat.verify.preprocessing import check_media
@@ -27,7 +26,7 @@ from openlance.sequence.tasks import spec_of
 from openlance.vae.autoencoder import sample
 from openlance.vae.lazy import channels_first, to_uint8
 
-BLOCK = 128  # the release pads its full-forward sequences to a multiple of this
+BLOCK = 128  # rows
 SHARE = Measure(0.5)  # of what rounding the frequencies changes
 COSINES = Measure(4e-3)
 
@@ -43,8 +42,10 @@ def _until_target(case: Case) -> Tensor:
     return rows.position[: int(where(rows.noisy)[-1]) + 1].T
 
 
-def _padding(case: Case) -> list[int]:
-    return [n for n in [-len(case.unprompted) % BLOCK] if n]
+def _shortened(case: Case) -> list[tuple[int, str]]:
+    """Length and mode of the splits without the prompt, padded as the release pads its full-forward sequences."""
+    padding = -len(case.unprompted) % BLOCK
+    return without_prompt(case.packed) + [(padding, "causal")] * bool(padding)
 
 
 def _sampled(case: Case, n: int, eps: str) -> Tensor:
@@ -79,8 +80,8 @@ CASE: Table = LAYOUT | {
     "uncond.pos_nocache": (lambda c: c.unprompted.rows.position.T, EXACT),
     "uncond.pos_kvcache": (lambda c: c.unprompted.rows.position.T, EXACT),
     "uncond.mask.packbits": (lambda c: packed_mask(c.unprompted.rows), EXACT),
-    "uncond_split_lens": (lambda c: without_prompt(c.packed)[0] + _padding(c), EXACT),
-    "uncond_attn_modes": (lambda c: without_prompt(c.packed)[1] + ["causal"] * len(_padding(c)), EXACT),
+    "uncond_split_lens": (lambda c: [n for n, _ in _shortened(c)], EXACT),
+    "uncond_attn_modes": (lambda c: [mode for _, mode in _shortened(c)], EXACT),
     "uncond_kv_context_len": (lambda c: int(where(_unconditional(c).noisy)[0]), EXACT),
     "uncond.pos_kvcache_effective": (_until_target, EXACT),
     **{name: (ours, plain) for name, (ours, plain, _) in RUN.items()},
@@ -108,7 +109,7 @@ def check_request(checks: Checks, parts: Parts) -> None:
     """Make all comparisons of one file in float32."""
     check_media(checks)
     with checks.part("segments"):
-        case = Case(checks.file, checks.file, parts, read_request(checks, parts))
+        case = Case(checks.file, parts, read_request(checks, parts))
         checks.table(CASE | (DRAWING if case.draws else ANSWERING), case)
 
 
@@ -138,29 +139,25 @@ HALF: Table = {
     "vae.decoded_u8": (_decoded, Measure(1.2, average, note="levels on average")),
 }
 CONDITIONS = ("cond.latent{n}", "cond.latent{n}_first_frame")  # those of the inputs, rounded
-SHARED: dict[str, Callable[[Case], Tensor]] = {
-    "layer0.k": lambda c: c.trace["layer0.k"],
-    "prefix.hidden_last": lambda c: c.trace["prefix.hidden_last"],
-    "gen.kv.v_cond_step0": lambda c: c.velocities("kv")[0],
-}
+SHARED = ("layer0.k", "prefix.hidden_last", "gen.{path}.v_cond_step0")
 
 
 @torch.no_grad()
-def check_half(checks: Checks, inputs: GoldenFile, parts: Parts) -> None:
+def check_half(checks: Checks, parts: Parts) -> None:
     """Make all comparisons of one file in half precision.
 
     Args:
         checks: Those of the file.
-        inputs: The float32 case whose inputs it has.
         parts: The model.
     """
     with checks.part("inputs"):
-        quiet = Checks(inputs)
+        assert checks.file.inputs is not None
+        quiet = Checks(checks.file.inputs)
         request = read_request(quiet, parts)
         for row in quiet.rows:
             if not row.passed:
                 checks.add(f"inputs: {row.quantity}", row.error, note=row.note)
-        cases = {form: Case(checks.file, inputs, parts.of(form), request) for form in FORMS}
+        cases = {form: Case(checks.file, parts.of(form), request) for form in FORMS}
         for form, case in cases.items():
             runs = {name: (ours, half if form.half else min(plain, DEEP)) for name, (ours, plain, half) in RUN.items()}
             checks.table({form.prefix + name: run for name, run in runs.items()}, case)
@@ -179,12 +176,13 @@ def _check_shares(checks: Checks, cases: Mapping[Form, Case]) -> None:
     """
     codes = cases[PLAIN].rows.code
     far = bool(((codes == SOURCE) | (codes == REFERENCE)).any())
-    for form, (name, made) in product((RELEASED, UNROUNDED), SHARED.items()):
-        stored, rounded = form.prefix + name, ROUNDED.prefix + name
-        if (far or name == "layer0.k") and stored in checks.file and rounded in checks.file:
-            with checks.part(f"{stored}: share"):
-                plain, ours = made(cases[PLAIN]).double(), made(cases[form]).double()
-                change = checks.file.take(rounded).double() - plain
-                share = float((ours - plain).mul(change).sum() / change.square().sum())
-                error = 1 - share if form.rounded else share
-                checks.add(f"{stored}: share", max(error, 0.0), SHARE, f"share {share:.2f}")
+    for form, pattern in product((RELEASED, UNROUNDED), SHARED if far else SHARED[:1]):
+        for name, found in checks.file.matching(form.prefix + pattern):
+            rounded = ROUNDED.prefix + name.removeprefix(form.prefix)
+            if rounded in checks.file:
+                with checks.part(f"{name}: share"):
+                    plain, ours = (RUN[pattern][0](case, **found).double() for case in (cases[PLAIN], cases[form]))
+                    change = checks.file.take(rounded).double() - plain
+                    share = float((ours - plain).mul(change).sum() / change.square().sum())
+                    error = 1 - share if form.rounded else share
+                    checks.add(f"{name}: share", max(error, 0.0), SHARE, f"share {share:.2f}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openlance.compat.verify.checks import Checks, Row
-from openlance.compat.verify.files import GoldenSet, open_folder
+from openlance.compat.verify.files import open_folder
 from openlance.compat.verify.modules import check_modules
 from openlance.compat.verify.parts import WAYS, Parts
 from openlance.compat.verify.preprocessing import check_preprocessing
@@ -63,22 +63,17 @@ def verify(
             if on_file is not None:
                 on_file(file.name, len(golden.files))
             checks = Checks(file, on_row)
-            _check(checks, parts, golden)
+            if file.inputs is not None:
+                check_half(checks, parts)
+            elif "input" in file.facts:
+                check_request(checks, parts)
+            elif "samples" in file.facts:
+                check_training(checks, parts)
+            else:
+                check_modules(checks, parts)
+                check_preprocessing(checks)
             checks.close()
             report.rows += checks.rows
             if checks.uncovered():
                 report.uncovered[file.name] = checks.uncovered()
     return report
-
-
-def _check(checks: Checks, parts: Parts, golden: GoldenSet) -> None:
-    file = checks.file
-    if file.half:
-        check_half(checks, golden.inputs_of(file), parts)
-    elif "input" in file.facts:
-        check_request(checks, parts)
-    elif "samples" in file.facts:
-        check_training(checks, parts)
-    else:
-        check_modules(checks, parts)
-        check_preprocessing(checks)

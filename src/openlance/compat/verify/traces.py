@@ -16,6 +16,8 @@ from openlance.model.layers import Layer
 from openlance.sequence.pack import Pack
 from openlance.sequence.rows import Rows
 
+Named = dict[str, Tensor]
+
 
 @contextmanager
 def passing(*modules: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
@@ -29,7 +31,7 @@ def passing(*modules: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
             hook.remove()
 
 
-def trace(model: Lance, packed: Pack, prefix: int, state: Tensor) -> dict[str, Tensor]:
+def trace(model: Lance, packed: Pack, prefix: int, state: Tensor) -> tuple[Named, Named]:
     """Run a prefix, and the split of its visual target on top of it.
 
     Args:
@@ -39,8 +41,8 @@ def trace(model: Lance, packed: Pack, prefix: int, state: Tensor) -> dict[str, T
         state: (N, C) of the target's latent rows at the first step; there is none for an answer.
 
     Returns:
-        By the names of the golden format: what the attention of the first layer is given, the prefix in sequence order
-        and then the target's split; of the prefix alone the rows after the first and the last layer.
+        By the names of the golden format what the attention of the first layer is given, of the prefix in sequence
+        order and then of the target's split; and the rows of the prefix after the first and after the last layer.
     """
     rows, cache = packed.rows, Cache()
     patches, clean, _ = conditions(packed)
@@ -49,12 +51,10 @@ def trace(model: Lance, packed: Pack, prefix: int, state: Tensor) -> dict[str, T
     if bool(rows.noisy.any()):
         target = _run(model, rows.at(where(rows.noisy)), cache, None, state)[0]
         attention = {name: torch.cat([y, target[name]]) for name, y in attention.items()}
-    return attention | hidden
+    return attention, hidden
 
 
-def _run(
-    model: Lance, rows: Rows, cache: Cache, patches: Tensor | None, latents: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _run(model: Lance, rows: Rows, cache: Cache, patches: Tensor | None, latents: Tensor) -> tuple[Named, Named]:
     """In row order: queries and keys with their tables, and hidden rows; the cache grows by what is no target."""
     laid = model.layout(rows, cache if cache.rows is not None else None)
     x = model.inputs(laid, patches, latents, rows.denoise[rows.is_latent].float())

@@ -67,7 +67,7 @@ def _candidates(
     file: GoldenFile, described: dict, number: int, latents: Iterator[Tensor], held: list[list[int]]
 ) -> list[Segments]:
     """The layouts of one row. held: gets the known frames of its target that are not given to the segment."""
-    template, role = RELATIONS.get(described.get("sample_task"), RELATIONS["t2v"])
+    template, role = RELATIONS.get(described.get("sample_task", "t2v"), RELATIONS["t2v"])
     blocks, target = list[Segment](), None
     for k, step in enumerate(described["plan"]):
         kind = step["type"].removesuffix("_video")
@@ -219,15 +219,15 @@ def check_training(checks: Checks, parts: Parts) -> None:
     with checks.part("samples"):
         batch = read_batch(checks, parts)
         checks.table(BATCH, batch)
-        ends = torch.tensor(batch.packed.lengths).cumsum(0).tolist()
-        for number, (described, end) in enumerate(zip(checks.file.take("samples"), ends)):
-            span = [end - batch.packed.lengths[number], end]
+        end = 0
+        for number, (described, n) in enumerate(zip(checks.file.take("samples"), batch.packed.lengths)):
+            start, end = end, end + n
             if "span" in described:
-                checks.add(f"sample {number}: span", float(described["span"] != span), note=f"{span}")
+                checks.add(f"sample {number}: span", float(described["span"] != [start, end]), note=f"{start}, {end}")
         with checks.part("gradients"):
+            parts.lance.zero_grad(set_to_none=True)
             batch.total.backward()
             check_gradients(checks, gradients(parts.lance))
-            parts.lance.zero_grad(set_to_none=True)
 
 
 def gradients(lance: Lance) -> dict[str, Tensor]:
