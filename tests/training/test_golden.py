@@ -30,7 +30,8 @@ def test_golden_packs_have_the_released_losses_and_gradients_in_the_trainer(fold
         for file in packs:
             checks = Checks(file)
             weights = file.get("loss_weights", {})
-            run = Trainer(stage(weights), Learner(parts.lance, parts.vit, len(parts.tokenizer)), Distributed())
+            learner = Learner(parts.lance, parts.components.vit(), len(parts.tokenizer))
+            run = Trainer(stage(weights), learner, Distributed())
             found, _ = run.backward([batch(checks, parts, run)])
             total = float((run.weights * found).sum())
             ours = {"loss": total, "mse_mean": float(found[1]), "ce_mean": float(found[0])}

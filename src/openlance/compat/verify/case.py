@@ -50,12 +50,10 @@ def read_request(checks: Checks, parts: Parts) -> Segments:
     """
     file = checks.file
 
-    def shown(element: object, branch: str) -> Clip | None:
-        pixels = file.get(f"in.media{re.findall('[0-9]+', str(element))[0]}.{branch}_u8")
-        return None if pixels is None else Clip(pixels.numpy())
-
     def views(element: object, kind: str) -> Views:
-        return Views(shown(element, "vit"), shown(element, "vae"))
+        number = re.findall("[0-9]+", str(element))[0]
+        names = [f"in.media{number}.{branch}_u8" for branch in ("vit", "vae")]
+        return Views(*(Clip(file.take(name).numpy()) if name in file else None for name in names))
 
     # Where the arguments are silent, a target has the stored size.
     stored = file.take("pack.video_sizes")[-1].tolist() if "pack.video_sizes" in file else [None] * 3
@@ -103,7 +101,7 @@ class Case:
     @cached_property
     def rotation(self) -> tuple[Tensor, Tensor, Tensor]:
         """What our tower rotates patches by, in their order: angles, cosines and sines."""
-        rounded: Any = self.parts.vit.tower.rotary_pos_emb
+        rounded: Any = self.parts.components.vit().tower.rotary_pos_emb
         with passing(rounded) as calls:
             self.parts.features([s.value for s in self.request if s.kind is Kind.PATCHES])
         (_, position), (cos, sin) = calls[0]
@@ -128,9 +126,9 @@ class Case:
         return [part.reshape(x.shape) for part, x in zip(parts, self.features, strict=True)]
 
     def latents(self, number: int) -> Tensor:
-        """Give the clean latents (T, Y, X, C) of a medium as stored; what stands nowhere is the encoder's mean."""
+        """Give the clean latents (T, Y, X, C) of a clip as stored; what stands nowhere is the encoder's mean."""
         form, names = self.parts.form, (f"cond.latent{number}_first_frame", f"cond.latent{number}")
-        files = (self.file, self.inputs) if form.half else (self.inputs,)
+        files = (self.file, self.inputs) if form.dtype is torch.bfloat16 else (self.inputs,)
         stored = [file.take(name) for file in files for name in names if name in file]
         return stored[0].to(form.dtype) if stored else self.moments[number][0]
 

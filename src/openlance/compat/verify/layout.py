@@ -50,8 +50,8 @@ def _mode(split: Rows) -> str:
 def recorded_splits(packed: Pack) -> list[tuple[int, str]]:
     """List length and mode of the splits as the release writes them down.
 
-    It cuts the prompt out of the text before a visual block by comparing its offset in the sample with a range of the
-    pack (released code), so that later samples of a pack mostly show one split where there are three. The mask is
+    It cuts the prompt out of the text before an image or a video by comparing its offset in the sample with a range of
+    the pack (released code), so that later samples of a pack mostly show one split where there are three. The mask is
     the same either way.
     """
     found, offset = list[tuple[int, str]](), 0
@@ -79,7 +79,7 @@ def without_prompt(packed: Pack) -> list[tuple[int, str]]:
 
 
 def legacy_positions(packed: Pack) -> list[int]:
-    """List the 1-D positions that the release writes but does not use: a visual block counts as one."""
+    """List the 1-D positions that the release writes but does not use: an image or a video counts as one."""
     out = list[int]()
     for own in _documents(packed):
         at = 0
@@ -97,7 +97,7 @@ def relations(packed: Pack) -> Tensor:
 
 
 def grids(packed: Pack, *kinds: int, doc: int | None = None) -> Tensor:
-    """Give (n, 3) grids of the visual blocks of some kinds, of one sample or all, h and w doubled as the release stores
+    """Give (n, 3) grids of the clips of some kinds, of one sample or all, h and w doubled as the release stores
     them."""
     chosen = [v for v in packed.visuals if v.kind in kinds and doc in (None, int(packed.rows.doc[v.rows[0]]))]
     return torch.tensor([(v.grid[0], 2 * v.grid[1], 2 * v.grid[2]) for v in chosen]).reshape(-1, 3)

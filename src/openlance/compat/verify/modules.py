@@ -22,8 +22,9 @@ class Modules:
     """
 
     def __init__(self, checks: Checks, parts: Parts) -> None:
-        self.file, self.parts, self.config, self.lance = checks.file, parts, parts.config, parts.lance
-        self.encoded = cache(lambda name: parts.vae.encode(self.file.take(f"vae.{name}.pixels")))
+        self.file, self.config, self.lance = checks.file, parts.config, parts.lance
+        self.vit, self.vae = parts.components.vit(), parts.components.vae()
+        self.encoded = cache(lambda name: self.vae.encode(self.file.take(f"vae.{name}.pixels")))
 
     def table(self, ids: Tensor, width: int) -> Tensor:
         """Give rows of the fixed position table."""
@@ -82,14 +83,14 @@ MODULES: Table = {
     "mrope.sin_3axis": (lambda m: m.axes[1], UNIT),
     "vit.{name}.patches": (lambda m, name: torch.cat([to_patches(x, m.config.vit)[0] for x in m.clips(name)]), UNIT),
     "vit.{name}.grid_thw": (lambda m, name: m.grid(name), EXACT),
-    "vit.{name}.out": (lambda m, name: m.parts.vit(m.clips(name)), DEEP),
+    "vit.{name}.out": (lambda m, name: m.vit(m.clips(name)), DEEP),
     "vit.{name}.window_index": (lambda m, name: m.windows(name)[0], EXACT),
     "vit.{name}.cu_window_seqlens": (lambda m, name: m.windows(name)[1], EXACT),
     "vae.{name}.mu_normalised": (lambda m, name: m.encoded(name)[0], VAE),
     "vae.{name}.logvar": (lambda m, name: m.encoded(name)[1], VAE),
     "vae.{name}.latent_sampled_thwc": (lambda m, name: channels_last(m.drawn(name)), VAE),
-    "vae.{name}.recon_from_sample": (lambda m, name: m.parts.vae.decode(m.drawn(name)), VAE),
-    "vae.{name}.recon_from_mu": (lambda m, name: m.parts.vae.decode(m.encoded(name)[0]), VAE),
+    "vae.{name}.recon_from_sample": (lambda m, name: m.vae.decode(m.drawn(name)), VAE),
+    "vae.{name}.recon_from_mu": (lambda m, name: m.vae.decode(m.encoded(name)[0]), VAE),
     "vae.mean": (lambda m: m.config.vae.mean, Measure(1e-6)),
     "vae.std": (lambda m: m.config.vae.std, Measure(1e-6)),
     "vae.inv_std": (lambda m: 1 / torch.tensor(m.config.vae.std), UNIT),
@@ -99,4 +100,5 @@ MODULES: Table = {
 @torch.no_grad()
 def check_modules(checks: Checks, parts: Parts) -> None:
     """Make all comparisons of a file of unit-level vectors."""
-    checks.table(MODULES, Modules(checks, parts))
+    with checks.part("modules"):
+        checks.table(MODULES, Modules(checks, parts))

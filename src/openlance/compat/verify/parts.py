@@ -16,14 +16,13 @@ from openlance.config.model import Faithful
 from openlance.inference.prefix import PrefixStore
 from openlance.media.clip import Clip
 from openlance.model.lance import Lance
-from openlance.model.vit import ViT
 from openlance.runtime.components import Components
 from openlance.runtime.media_encoder import features, latents, pixels_of
 from openlance.runtime.offload import Plan
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.segment import Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
-from openlance.vae.lazy import LazyVAE, channels_last, to_signed
+from openlance.vae.lazy import channels_last, to_signed
 from openlance.vae.tiling import Tiling
 
 # What may be on while the numbers stay the same: ways to spend less time or memory.
@@ -42,11 +41,6 @@ class Form(NamedTuple):
     prefix: str
     dtype: torch.dtype
     rounded: bool
-
-    @property
-    def half(self) -> bool:
-        """Whether it runs in half precision."""
-        return self.dtype == torch.bfloat16
 
 
 RELEASED, UNROUNDED = Form("", torch.bfloat16, True), Form("unrounded.", torch.bfloat16, False)
@@ -72,12 +66,13 @@ class Parts:
         self.codec = SequenceCodec(self.tokenizer, self.config)
         files = replace(files, config=self.config)
         self._open = partial(Components, files, device=torch.device("cpu"), dtype=form.dtype)
+        self.components = self._open()
         self.of = cache(lambda other: self if other is form else Parts(weights, tokenizer, ways, other))
 
-    @cached_property
+    @property
     def lance(self) -> Lance:
         """The decoder."""
-        return self._open().lance("und", "gen")
+        return self.components.lance("und", "gen")
 
     @cached_property
     def runner(self) -> Lance:
@@ -88,16 +83,6 @@ class Parts:
         streamed.plan = Plan(away=("und", "gen", "ends"))
         return streamed.lance("und", "gen")
 
-    @cached_property
-    def vit(self) -> ViT:
-        """The vision tower."""
-        return self._open().vit()
-
-    @cached_property
-    def vae(self) -> LazyVAE:
-        """The VAE."""
-        return self._open().vae()
-
     def pack(self, samples: list[Segments], shift: bool = True) -> Pack:
         """Pack samples. shift: whether positions get the modality shift."""
         return pack(samples, self.codec, replace(self.config.position, shift=shift))
@@ -105,11 +90,11 @@ class Parts:
     @torch.no_grad()
     def features(self, clips: list[Clip]) -> list[Tensor]:
         """Encode what clips mean: (T, Y, X, D) of each, from one pass of the ViT."""
-        return features(self.vit, clips) if clips else []
+        return features(self.components.vit(), clips) if clips else []
 
     @torch.no_grad()
     def moments(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Encode how a clip looks: mean and log-variance (T, Y, X, C); frames beyond 1 + 4k are cut (released code)."""
-        frames = self.config.vae.whole_frames(clip.frames)
-        logvar = self.vae.encode(to_signed(pixels_of(clip)[:frames]))[1]
-        return latents(self.vae, [clip], Tiling() if "tiling" in self.ways else None)[0], channels_last(logvar)
+        vae, frames = self.components.vae(), self.config.vae.whole_frames(clip.frames)
+        mean = latents(vae, [clip], Tiling() if "tiling" in self.ways else None)[0]
+        return mean, channels_last(vae.encode(to_signed(pixels_of(clip)[:frames]))[1])

@@ -35,7 +35,7 @@ class Draws:
 def view(want: np.ndarray, rgb: np.ndarray, base: int, branch: str) -> tuple[np.ndarray, str]:
     """Cut decoded frames for one branch.
 
-    A medium of almost the bucket's ratio is cropped by a pixel or so at a place that the release draws; of all places
+    A clip of almost the bucket's ratio is cropped by a pixel or so at a place that the release draws; of all places
     the one that comes nearest is taken.
 
     Args:
@@ -84,11 +84,11 @@ def check_media(checks: Checks) -> None:
     bases = dict(zip(("vae", "vit"), resolution(preset) if preset else (SMALL_VAE, SMALL_VIT)))
     bases |= {branch: arguments[f"r_{branch}"] for branch in bases if arguments.get(f"r_{branch}")}
     _views(checks, "in.media{n}.{branch}_u8", "in.media{n}.rgb", lambda found: bases[found["branch"]])
-    for medium, indices in checks.file.get("frame_indices", {}).items():
+    for name, indices in checks.file.get("frame_indices", {}).items():
         total = indices[-1] + 1
         rate = next((r for r in RATES if frame_indices(total, r) == indices), None)
         note = f"{total} frames at {rate}/s" if rate else "no frame rate up to 120 gives these"
-        checks.add(f"frame_indices {medium}", float(rate is None), note=note)
+        checks.add(f"frame_indices {name}", float(rate is None), note=note)
 
 
 def check_preprocessing(checks: Checks) -> None:

@@ -118,7 +118,7 @@ def check_request(checks: Checks, parts: Parts) -> None:
 
 def _decoded(case: Case) -> Tensor:
     """Pixels of the stored final latents; of a video its ends, if no more are stored."""
-    ours = to_uint8(case.parts.vae.decode(channels_first(case.file.take("gen.kv.latent_final"))))
+    ours = to_uint8(case.parts.components.vae().decode(channels_first(case.file.take("gen.kv.latent_final"))))
     return ours[[0, -1]] if len(case.file.take("vae.decoded_u8")) == 2 < len(ours) else ours
 
 
@@ -128,7 +128,7 @@ HALF: Table = {
     "target_rows": (lambda c: int(c.rows.noisy.sum()), EXACT),
     "largest_position": (lambda c: int(c.rows.position[: c.context].max()), EXACT),
     "rope.inv_freq": (lambda c: frequencies(c.parts.config), EXACT),
-    "vit.inv_freq": (lambda c: c.parts.vit.tower.rotary_pos_emb.inv_freq, EXACT),
+    "vit.inv_freq": (lambda c: c.parts.components.vit().tower.rotary_pos_emb.inv_freq, EXACT),
     "vit.angle": (lambda c: c.rotation[0], EXACT),
     "vit.cos": (lambda c: c.rotation[1], COSINES),
     "vit.sin": (lambda c: c.rotation[2], COSINES),
@@ -159,8 +159,9 @@ def check_half(checks: Checks, parts: Parts) -> None:
                 checks.add(f"inputs: {row.quantity}", row.error, note=row.note)
         cases = {form: Case(checks.file, parts.of(form), request) for form in FORMS}
         for form, case in cases.items():
-            runs = {name: (ours, half if form.half else min(plain, DEEP)) for name, (ours, plain, half) in RUN.items()}
-            checks.table({form.prefix + name: run for name, run in runs.items()}, case)
+            for name, (ours, plain, half) in RUN.items():
+                measure = half if form.dtype is torch.bfloat16 else min(plain, DEEP)
+                checks.table({form.prefix + name: (ours, measure)}, case)
         checks.table(HALF, cases[RELEASED])
         checks.table({name: (lambda c, n: c.latents(n).bfloat16(), ULP) for name in CONDITIONS}, cases[PLAIN])
         _check_shares(checks, cases)

@@ -32,7 +32,7 @@ def passing(*modules: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
 
 
 def trace(model: Lance, packed: Pack, prefix: int, state: Tensor) -> tuple[Named, Named]:
-    """Run a prefix, and the split of its visual target on top of it.
+    """Run a prefix, and the split of its image or video target on top of it.
 
     Args:
         model: The decoder.
@@ -56,16 +56,16 @@ def trace(model: Lance, packed: Pack, prefix: int, state: Tensor) -> tuple[Named
 
 def _run(model: Lance, rows: Rows, cache: Cache, patches: Tensor | None, latents: Tensor) -> tuple[Named, Named]:
     """In row order: queries and keys with their tables, and hidden rows; the cache grows by what is no target."""
-    laid = model.layout(rows, cache if cache.rows is not None else None)
-    x = model.inputs(laid, patches, latents, rows.denoise[rows.is_latent].float())
-    layer, half = model.layers[0], model.config.head_dim // 2
+    laid, times = model.layout(rows, cache if cache.rows is not None else None), rows.denoise[rows.is_latent].float()
+    layer, half, known = model.layers[0], model.config.head_dim // 2, not bool(rows.noisy.any())
     assert isinstance(layer, Layer)
-    q, k, _ = layer.project(x, laid.rotary)
-    (und_cos, und_sin, _), (gen_cos, gen_sin, _) = laid.rotary
+    with passing(layer, model.layers[-1]) as calls:
+        model(laid, patches=patches, latents=latents, times=times, cache=cache, keep=known)
+    ((x, rotary, *_), (first, _)), (_, (last, _)) = calls
+    q, k, _ = layer.project(x, rotary)
+    (und_cos, und_sin, _), (gen_cos, gen_sin, _) = rotary
     cos, sin = (torch.cat(pair)[:, :half] for pair in ((und_cos, gen_cos), (und_sin, gen_sin)))
     made = {"layer0.q": q, "layer0.k": k, "rope.cos": cos, "rope.sin": sin}
-    with passing(layer, model.layers[-1]) as calls:
-        model.through(x, laid, cache, keep=not bool(rows.noisy.any()))
-    first, last = (model.restore(laid, out[0]) for _, out in calls)
-    hidden = {"prefix.hidden_layer0": first, "prefix.hidden_last": last}
-    return {name: torch.empty_like(y).index_copy(0, laid.order, y) for name, y in made.items()}, hidden
+    attention = {name: torch.empty_like(y).index_copy(0, laid.order, y) for name, y in made.items()}
+    hidden = {"prefix.hidden_layer0": model.restore(laid, first), "prefix.hidden_last": model.restore(laid, last)}
+    return attention, hidden

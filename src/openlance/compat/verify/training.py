@@ -119,7 +119,7 @@ def _target(pixels: Clip, latent: Tensor, conditions: list[int]) -> tuple[Segmen
 
 
 def _held_still(packed: Pack, held: list[list[int]]) -> Pack:
-    """The pack with the rows of known frames left out of the flow. held: of each visual target, in order."""
+    """The pack with the rows of known frames left out of the flow. held: of each image or video target, in order."""
     denoise = packed.rows.denoise.clone()
     targets = [v for v in packed.visuals if v.segment.role is Role.TARGET]
     for v, frames in zip(targets, held, strict=True):
