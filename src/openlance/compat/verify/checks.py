@@ -15,13 +15,11 @@ from openlance.compat.verify.files import GoldenFile
 # What a computation on foreign data may raise: such a case fails, the others go on.
 FAULTS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AssertionError, AttributeError, StopIteration)
 
-# Facts that describe a run rather than state a result.
+# Facts that describe a run rather than state a result, and that nothing needs to know.
 DESCRIPTION = {
-    "about", "case", "cases", "dataset_args", "distances_rel_l2", "dtype", "dtypes", "extra", "frame_sampler", "gen",
-    "input", "inputs_from", "kv_vs_nocache", "loss_weights", "max_num_tokens", "name", "proof_uncond", "samples",
-    "seed", "target_modality", "task", "tensors", "timestep_shift", "und_kv_min_top2_gap", "und_kv_top2_gaps",
-    "und_nocache_min_top2_gap", "unrounded_und_kv_min_top2_gap", "unrounded_und_kv_top2_gaps", "vae_layout",
-    "variants", "visual_gen",
+    "about", "case", "cases", "distances_rel_l2", "dtype", "dtypes", "extra", "gen", "inputs_from", "kv_vs_nocache",
+    "name", "proof_uncond", "seed", "target_modality", "task", "tensors", "timestep_shift", "und_kv_min_top2_gap",
+    "und_nocache_min_top2_gap", "unrounded_und_kv_min_top2_gap", "vae_layout", "variants", "visual_gen",
 }  # fmt: skip
 
 

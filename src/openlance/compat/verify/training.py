@@ -17,6 +17,7 @@ from openlance.compat.verify.checks import DEEP, GRADIENT, LOSS, UNIT, Checks, M
 from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.layout import LAYOUT, that_reads
 from openlance.compat.verify.parts import Parts
+from openlance.compat.verify.traces import passing
 from openlance.data.front import NO_SIZE
 from openlance.flow import shift_times
 from openlance.inference.visual import conditions
@@ -169,30 +170,26 @@ class Batch:
         clean = torch.cat([v.segment.value.flatten(0, 2) for v in visuals])
         return noised(self.packed, clean, times, self.file.take("in.noise"))
 
-    @torch.no_grad()
-    def hidden(self) -> list[Tensor]:
-        """Give (L, D) embedded rows, and what the layers make of them."""
-        lance, noise = self.parts.lance, self.noise
-        laid, patches = lance.layout(self.packed.rows), conditions(self.packed)[0]
-        x = lance.inputs(laid, patches, *((noise.x, noise.times) if noise is not None else (None, None)))
-        return [lance.restore(laid, streams) for streams in (x, lance.through(x, laid, None))]
-
     @cached_property
-    def losses(self) -> Losses:
-        """Those of one step."""
+    def step(self) -> tuple[Losses, Tensor, Tensor]:
+        """The losses of one step, and the rows (L, D) before and after the layers."""
         lance, patches = self.parts.lance, conditions(self.packed)[0]
-        return objective(lance, lance.layout(self.packed.rows), self.noise, patches, len(self.parts.tokenizer))
+        laid = lance.layout(self.packed.rows)
+        with passing(lance.layers[0], lance) as calls:
+            losses = objective(lance, laid, self.noise, patches, len(self.parts.tokenizer))
+        ((embedded, *_), _), (_, last) = calls
+        return losses, lance.restore(laid, embedded), lance.restore(laid, last)
 
     @property
     def total(self) -> Tensor:
         """The loss of the step."""
         given = self.file.get("loss_weights", {})
-        return self.losses.total(Weights(text=given.get("ce_weight", 0.25), flow=given.get("mse_weight", 1.0)))
+        return self.step[0].total(Weights(text=given.get("ce_weight", 0.25), flow=given.get("mse_weight", 1.0)))
 
     def reweighted(self) -> Tensor:
         """Give the text loss with the stored weights of its tokens."""
         weights = self.file.take("pack.ce_loss_weights")
-        return (self.losses.per_token * weights).sum() / weights.sum()
+        return (self.step[0].per_token * weights).sum() / weights.sum()
 
 
 def _still(raw: Tensor, still: Tensor) -> Tensor:
@@ -203,12 +200,12 @@ def _still(raw: Tensor, still: Tensor) -> Tensor:
 BATCH: Table = LAYOUT | {
     "pack.packed_timesteps": (lambda b: ~b.moves, Measure(0.0, _still, note="clean rows are those at minus infinity")),
     "out.timesteps_shifted": (lambda b: b.drawn_times, UNIT),
-    "out.input_sequence": (lambda b: b.hidden()[0], DEEP),
-    "out.last_hidden_state": (lambda b: b.hidden()[1], DEEP),
-    "out.mse": (lambda b: b.losses.per_latent, LOSS),
-    "out.ce": (lambda b: b.losses.per_token, LOSS),
-    "mse_mean": (lambda b: b.losses.flow, LOSS),
-    "ce_mean": (lambda b: b.losses.text, LOSS),
+    "out.input_sequence": (lambda b: b.step[1], DEEP),
+    "out.last_hidden_state": (lambda b: b.step[2], DEEP),
+    "out.mse": (lambda b: b.step[0].per_latent, LOSS),
+    "out.ce": (lambda b: b.step[0].per_token, LOSS),
+    "mse_mean": (lambda b: b.step[0].flow, LOSS),
+    "ce_mean": (lambda b: b.step[0].text, LOSS),
     "ce_mean_reweighted": (lambda b: b.reweighted(), LOSS),
     "loss": (lambda b: b.total, LOSS),
 }
