@@ -20,8 +20,8 @@ from denoise import gemm_rate
 from forms import operations
 from torch import Tensor
 
+from openlance import LancePipeline, load
 from openlance.flow import schedule
-from openlance.inference.lance_pipeline import LancePipeline, load
 from openlance.inference.visual import denoise
 
 LIMIT, EQUAL = 4.0, 1e-4

@@ -148,7 +148,7 @@ def compare_bf16(name: str, model: Lance, codec: Any, request: list, repeat: int
 
 
 def nano_case(model: str, scratch: Path, repeat: int) -> dict:
-    from openlance.inference.lance_pipeline import load
+    from openlance import load
 
     folder, what = checkpoint(model, scratch)
     pipe = load(folder)

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from common import RESULTS, markdown, write_results
 
+from openlance import load
 from openlance.eval.suite import row
-from openlance.inference.lance_pipeline import load
 from toyworld.render import render
 from toyworld.scene import sample_scene
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from common import RESULTS, markdown, put, write_results
 
-from openlance.inference.lance_pipeline import load
+from openlance import load
 from openlance.runtime.quantization import RECIPES
 from toyworld.suites.quality import Comparison, Drawn, draw, measure
 

@@ -9,7 +9,11 @@ import os
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # ruff: noqa: E402  (torch reads the variable when it is imported)
+import json
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -181,3 +185,63 @@ def tokenizer() -> Tokenizer:
 def tiny(tokenizer: Tokenizer) -> Tiny:
     assert len(tokenizer) <= CONFIG.vocab_size
     return Tiny(Lance(CONFIG), SequenceCodec(tokenizer, CONFIG)).build()
+
+
+class ChatServer(ThreadingHTTPServer):
+    """A real server on this machine that speaks OpenAI's chat form.
+
+    asked: what it was sent, as (path, key, body). answer: prompt -> the text that it answers. reply: a status and a
+    body in the place of that.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ChatAnswers)
+        self.asked: list[tuple[str, str | None, dict]] = []
+        self.answer = lambda prompt: f"{prompt} in soft light"
+        self.reply: tuple[int, bytes] | None = None
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts that it was asked to rewrite, in order."""
+        return [said(body)[0] for _, _, body in self.asked]
+
+    @property
+    def shown(self) -> list[list[str]]:
+        """The pictures that came with each of them, as addresses."""
+        return [said(body)[1] for _, _, body in self.asked]
+
+
+def said(body: dict) -> tuple[str, list[str]]:
+    content = body["messages"][0]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    text = parts[0]["text"].rpartition("Prompt: ")[2]
+    return text, [part["image_url"]["url"] for part in parts[1:]]
+
+
+class ChatAnswers(BaseHTTPRequestHandler):
+    server: ChatServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, self.headers.get("Authorization"), body))
+        text = self.server.answer(said(body)[0])
+        usual = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+        status, content = self.server.reply or (200, json.dumps(usual).encode())
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def chat_server() -> Iterator[ChatServer]:
+    with ChatServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()

@@ -9,25 +9,28 @@ pipe.ask("out.png", "how many squares are there?")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from openlance.inference.enhance import Enhancer
     from openlance.inference.lance_pipeline import LancePipeline
+    from openlance.media.inputs import read_provenance
     from openlance.sequence.segment import Kind, Role, Segment
 
 __version__ = "0.1.0"
-__all__ = ["Kind", "LancePipeline", "Pipeline", "Role", "Segment", "load"]
+__all__ = ["Enhancer", "Kind", "LancePipeline", "Pipeline", "Role", "Segment", "load", "read_provenance"]
 
 
 def load(model: str = "nano", **options: Any) -> "LancePipeline":
     """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/checkpoints.md`), or a repository
     of the hub; options as for `LancePipeline.from_pretrained`, which gives the same."""
-    from openlance.inference.lance_pipeline import load as load_model
+    from openlance.inference.lance_pipeline import LancePipeline
 
-    return load_model(model, **options)
+    return LancePipeline.from_pretrained(model, **options)
 
 
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    homes = {"LancePipeline": "inference.lance_pipeline"}
+    homes = {"LancePipeline": "inference.lance_pipeline", "Enhancer": "inference.enhance"}
+    homes["read_provenance"] = "media.inputs"
     homes |= dict.fromkeys(("Kind", "Role", "Segment"), "sequence.segment")
     name = "LancePipeline" if name == "Pipeline" else name  # its former name
     if name not in homes:

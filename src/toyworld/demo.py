@@ -69,6 +69,7 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the page.")] = Path("outputs/demo"),
     model: options.Model = "nano",
     seed: options.Seed = None,
+    metadata: options.Metadata = True,
 ) -> None:
     """Draw, ask, animate and edit, and write index.html: the same page on every run unless seeded."""
     if output.exists() and not output.is_dir():
@@ -80,7 +81,7 @@ def demo(
     import openlance
     from openlance.media.inputs import as_clip
 
-    pipe = openlance.load(model)
+    pipe = openlance.load(model, metadata=metadata)
     loaded = time.perf_counter() - start
     seed = secrets.randbelow(2**31) if seed == -1 else 7 if seed is None else seed
     cards = [show(pipe, wish, seed) for wish in progress(WISHES)]

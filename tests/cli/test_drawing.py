@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import openlance
 from openlance.cli.main import main
 from openlance.media import Clip, read_media, write_video
 
@@ -72,3 +73,69 @@ def test_a_mistake_in_a_dialogue_is_one_sentence_and_the_rest_goes_on(folder, ca
     out, err = capfd.readouterr()
     assert err.count("error: ") == len(err.splitlines()) == 6 and "Traceback" not in err
     assert out == "16x16, 1 frame(s)\n" and not (folder / "talk").exists()
+
+
+def test_prompts_are_rewritten_once_and_before_anything_is_drawn(folder, capfd, caplog, chat_server, monkeypatch):
+    enhance = ["--enhance-prompt", "--enhance-url", chat_server.url, "--enhance-model", "m"]
+    line = ["generate", "t2i", "a ring", "--size", "16x16", *STEP]
+    assert main([*line, "--num-images", "9", "-o", "many/a.png", *enhance]) == 0
+    assert chat_server.prompts == ["a ring"], "two batches"
+    assert "note: prompt rewritten to 'a ring in soft light'" in caplog.text
+    assert main([*line[:2], "a ring in soft light", *line[3:], "-o", "one.png"]) == 0
+    drawn, same = (np.asarray(Image.open(p)).astype(int) for p in ("many/a-0.png", "one.png"))
+    assert np.abs(drawn - same).max() <= 1
+    chat_server.answer = lambda prompt: prompt if prompt != "line 9" else ""
+    (folder / "lines.txt").write_text("\n".join(f"line {n}" for n in range(11)))
+    capfd.readouterr()
+    assert main([*line[:2], *line[3:], "--prompts-file", "lines.txt", "-o", "none", *enhance]) == 2
+    assert capfd.readouterr().err == (
+        "error: the rewrite of 'line 9' is empty: choose another --enhance-model, or draw the prompt as it is without "
+        "--enhance-prompt\n"
+    )
+    assert not (folder / "none").exists()
+    monkeypatch.setenv("LANCE_REWRITE_BASE_URL", chat_server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    for command, shown in (("flf2v a.png a.mp4 x --num-frames 9", 2), ("subject a.png --prompt x --size 16x16", 1)):
+        assert main(["generate", *command.split(), *STEP, "--enhance-prompt"]) == 0
+        assert len(chat_server.shown[-1]) == shown and chat_server.asked[-1][1] == "Bearer secret"
+    assert main(["edit", "a.mp4", "x", *STEP, "--enhance-prompt"]) == 0 and len(chat_server.shown[-1]) == 1
+
+
+def test_a_dialogue_rewrites_too(folder, caplog, monkeypatch, chat_server):
+    monkeypatch.setattr("sys.stdin", io.StringIO("draw a ring\nmake it blue\n"))
+    enhance = ["--enhance-prompt", "--enhance-url", chat_server.url]
+    assert main(["chat", "-o", "talk", "--size", "16x16", *STEP, *enhance]) == 0
+    assert chat_server.prompts == ["a ring", "make it blue"] and "'make it blue in soft light'" in caplog.text
+
+
+def test_every_command_leads_away_from_what_is_not_wanted(folder, monkeypatch):
+    nano, strong = openlance.load("nano"), ["--guidance-scale", "9", *STEP]
+    how = {"guidance_scale": 9, "num_inference_steps": 1, "seed": 3}
+    wanted = nano.generate("a ring", negative_prompt="a star", height=32, width=32, **how)[0]
+    assert not np.array_equal(wanted, nano.generate("a ring", height=32, width=32, **how)[0])
+    line = ["--size", "32x32", "--negative-prompt", "a star", *strong]
+    assert main(["generate", "t2i", "a ring", *line, "-o", "drawn.png"]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("draw a ring\n"))
+    assert main(["chat", *line, "-o", "talk"]) == 0
+    assert main(["edit", "drawn.png", "make it blue", "--negative-prompt", "a star", *strong, "-o", "changed.png"]) == 0
+    assert all(np.array_equal(wanted, Image.open(p)) for p in ("drawn.png", "talk/000.png"))
+    edited = nano.edit("drawn.png", "make it blue", negative_prompt="a star", **how)[0]
+    assert np.array_equal(edited, Image.open("changed.png"))
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--enhance-url", "http://localhost"], "add --enhance-prompt"), (["--enhance-model", "m"], "add --enhance-prompt"),
+    (["--enhance-prompt", "--enhance-model", "m"], "'m' rewrites prompts on a server: say which with --enhance-url"),
+    (["--enhance-prompt", "--enhance-url", "nowhere"], "'nowhere' is no address"),
+    (["--enhance-prompt", "--enhance-url", "http://127.0.0.1:9"], "start it, or give another --enhance-url"),
+    (["--negative-prompt", "a star", "--guidance-scale", "1"], "--negative-prompt does nothing at --guidance-scale 1"),
+])  # fmt: skip
+def test_options_that_do_nothing_are_named(folder, capfd, monkeypatch, more, said):
+    for name in ("LANCE_REWRITE_BASE_URL", "LANCE_REWRITE_MODEL_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    before = set(folder.iterdir())
+    for line in (["generate", "t2i", "x"], ["edit", "a.png", "x"]):
+        assert main([*line, *more]) == 2
+        err = capfd.readouterr().err
+        assert said in err and err.count("\n") == 1
+    assert set(folder.iterdir()) == before

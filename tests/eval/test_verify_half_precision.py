@@ -130,7 +130,7 @@ def test_inputs_that_are_not_there_are_one_sentence(flat, capsys, tmp_path):
     named = ["--weights", str(WEIGHTS[0]), "--tokenizer", str(GOLDEN / "tokenizer")]
     for more in ([], ["--inputs", str(tmp_path)]):
         assert main(["verify", str(flat), *named, *more]) == 2
-        assert "inputs=DIR" in capsys.readouterr().err
+        assert "--inputs DIR" in capsys.readouterr().err
     assert main(["verify", str(flat), *named, "--inputs", str(GOLDEN / "cases"), "--only-failed"]) == 0
 
 

@@ -35,6 +35,12 @@ def lance(checkpoint) -> LancePipeline:
     return checkpoint.load()
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """What the checkpoint itself rewrites has no end."""
+    monkeypatch.setattr("openlance.inference.enhance.OWN_TOKENS", 1)
+
+
 @pytest.fixture(scope="module")
 def talk(pipe) -> Dialogue:
     made = Dialogue(pipe, seed=1, num_inference_steps=1, max_new_tokens=1)
@@ -58,7 +64,7 @@ def by_name(call, fixed, *names):
 DRAWING = (
     "seed", "generator", "progress", "num_inference_steps", "guidance_scale", "image_guidance_scale", "shift",
     "interval", "renorm", "renorm_min", "solver", "step_cache", "cached",
-    "negative_prompt",
+    "negative_prompt", "enhance",
 )  # fmt: skip
 
 
@@ -102,7 +108,8 @@ def of_diffusers(lance):
     fixed = SMALL | {"prompt": "a"}
     names = ("prompt", "image", "video", "subject", "last_image", "height", "width", "num_frames", "generator",
              "num_inference_steps", "guidance_scale", "num_images_per_prompt", "output_type", "negative_prompt",
-             "image_guidance_scale", "latents", "return_dict", "callback_on_step_end_tensor_inputs")  # fmt: skip
+             "image_guidance_scale", "latents", "return_dict", "callback_on_step_end_tensor_inputs",
+             "enhance")  # fmt: skip
     inputs = lance.processor("a", images=PICTURE) | FEW
     words = (
         "input_ids",
@@ -163,7 +170,9 @@ def of_loading(folder):
 
 
 def of_dialogue(talk):
-    names = ("seed", "history", "height", "width", "max_new_tokens", "num_inference_steps")
+    names = (
+        "seed", "history", "height", "width", "max_new_tokens", "num_inference_steps", "negative_prompt", "enhance",
+    )  # fmt: skip
     return {
         **by_name(lambda **o: Dialogue(talk.pipe, **o), {}, *names),
         **{name: getattr(talk, name) for name in ("say", "draw", "edit", "ask", "show")},

@@ -37,7 +37,7 @@ def asked(pipe, monkeypatch) -> list:
     """The requests, instead of what would come of them."""
     seen: list = []
     monkeypatch.setattr(
-        pipe, "fill_visual", lambda r, *_: [seen.append(r[0]) or Clip(np.zeros((*r[0][-1].size, 3), "u1"))]
+        pipe, "fill_visual", lambda r, *_, **__: [seen.append(r[0]) or Clip(np.zeros((*r[0][-1].size, 3), "u1"))]
     )
     monkeypatch.setattr(pipe, "fill_text", lambda r, *_: [seen.append(r[0]) or "blue"])
     return seen

@@ -34,11 +34,12 @@ def test_several_processes_draw_what_one_process_draws(checkpoint, tmp_path, cou
             torch.testing.assert_close(ranks[0][name], expected, atol=5e-5, rtol=1e-4, msg=name)
 
 
-def test_the_command_line_draws_with_all_processes_and_writes_once(checkpoint, tmp_path):
+def test_the_command_line_draws_with_all_processes_and_writes_once(checkpoint, tmp_path, chat_server):
     line = ["-m", "openlance.cli.main", "generate", "t2i", "a red circle", "--model", str(checkpoint.folder)]
     line += ["--size", "64x64", "--num-inference-steps", "2", "-o", str(tmp_path / "out.png")]
+    line += ["--enhance-prompt", "--enhance-url", chat_server.url]
     assert torchrun(2, *line).stdout.count("seed") == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out.png"] and chat_server.prompts == ["a red circle"]
 
 
 def test_a_launcher_that_says_half_is_told_what_is_missing(monkeypatch):

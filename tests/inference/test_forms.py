@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import openlance
+from openlance import load
 from openlance.checkpoint.formats import CLIPS, IMAGES, TOWER, find
 from openlance.checkpoint.hub import check_hashes
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.errors import UserError
-from openlance.inference.lance_pipeline import load
 from openlance.runtime.conversion import FORMS, gather, random_checkpoint, write
 from openlance.runtime.inspection import inspect, needs
 

@@ -11,8 +11,8 @@ from openlance.checkpoint import hub
 from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.flow import SOLVERS
+from openlance.inference.call import SCHEDULERS
 from openlance.inference.lance_pipeline import LancePipeline
-from openlance.inference.views import SCHEDULERS
 
 
 def latents(pipe, **more):

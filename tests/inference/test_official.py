@@ -1,14 +1,11 @@
 """Entries as requests: what becomes of answers, sizes and priors; prompts that a server rewrites."""
 
-import json
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from openlance.compat.inputs import Entry
-from openlance.compat.requests import Job, build, find_file
+from openlance.compat.requests import Job, build, find_file, size_for
 from openlance.config.sampling import NO_PRIOR
 from openlance.errors import UserError
 from openlance.inference.enhance import Enhancer
@@ -53,6 +50,20 @@ def test_an_edit_has_the_size_of_its_source(pipe, picture):
     assert segments[-1].size[1] > segments[-1].size[2]
 
 
+def test_only_a_size_beyond_four_times_the_usual_area_is_shrunk(pipe):
+    d, stride = pipe.defaults, pipe.config.vae.stride
+
+    def made(frames, height, width):
+        return size_for(pipe, replace(d, num_frames=frames, height=height, width=width))
+
+    within = (10 * d.num_frames + 1, 2 * d.height, 2 * d.width)
+    assert made(*within) == within and made(1, d.height, 4 * d.width) == (1, d.height, 4 * d.width)
+    assert made(d.num_frames, 3 * d.height, 3 * d.width) == (d.num_frames, d.height, d.width)
+    assert made(1, 3 * d.height, 3 * d.width)[0] == 1
+    _, height, width = made(d.num_frames, 4 * d.height, 8 * d.width)
+    assert height < width and height % stride == width % stride == 0
+
+
 def test_paths_are_looked_up_from_the_file_upwards(tmp_path, tiny, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a")
@@ -62,53 +73,15 @@ def test_paths_are_looked_up_from_the_file_upwards(tmp_path, tiny, monkeypatch):
         find_file("nothing.png", tmp_path / "a" / "b")
 
 
-class Chat(BaseHTTPRequestHandler):
-    asked: list = []
-    answer = {"choices": [{"message": {"content": " a red circle in soft light \n"}}]}
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.asked.append((self.path, self.headers.get("Authorization"), json.loads(body)))
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(self.answer).encode())
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    """A real server on this machine that speaks the chat form."""
-    found = HTTPServer(("127.0.0.1", 0), Chat)
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{found.server_port}/v1"
-    found.shutdown()
-    found.server_close()
-
-
-def test_prompts_are_rewritten_and_pictures_shown(pipe, picture, server):
-    Chat.asked.clear()
-    enhancer = Enhancer(url=server, model="m", key="secret")
-    job = Job(task="t2i", size=(1, 16, 16), enhancer=enhancer)
+def test_prompts_are_rewritten_and_pictures_shown(pipe, picture, chat_server):
+    enhancer = Enhancer(url=chat_server.url)
+    job = Job(task="t2i", size=(1, 16, 16), enhance=enhancer)
     segments, prompt = build(pipe, entry("a red circle"), job)
     assert prompt == "a red circle in soft light" and prompt in [s.value for s in segments]
-    path, key, body = Chat.asked[0]
-    assert (
-        path == "/v1/chat/completions" and key == "Bearer secret" and "a red circle" in body["messages"][0]["content"]
-    )
     data = arrays(["it moves", str(picture)], ["text", "image"], [0, 0])
-    build(pipe, entry(data), Job(task="i2v", size=(5, 16, 16), enhancer=enhancer))
-    assert Chat.asked[1][2]["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
-    edit = Job(task="image_edit", size=(1, 16, 16), enhancer=enhancer)
-    assert build(pipe, entry(data), edit)[1] == "it moves" and len(Chat.asked) == 2, "instructions stay as they are"
-
-
-def test_a_server_that_fails_is_one_sentence(server):
-    with pytest.raises(UserError, match="does not answer"):
-        Enhancer(url="http://127.0.0.1:9/v1", model="m", timeout=2).rewrite("a ring", "image")
-    Chat.answer, before = {"error": "no"}, Chat.answer
-    with pytest.raises(UserError, match="another form"):
-        Enhancer(url=server, model="m").rewrite("a ring", "image")
-    Chat.answer = before
+    for task, size in (("i2v", (5, 16, 16)), ("image_edit", (1, 16, 16))):
+        segments, prompt = build(pipe, entry(data), Job(task=task, size=size, enhance=enhancer))
+        assert prompt == "it moves in soft light" and segments[-1].is_hole
+    assert [len(urls) for urls in chat_server.shown] == [0, 1, 1]
+    with pytest.raises(UserError, match="x2t_image draws nothing"):
+        Job(task="x2t_image", size=(1, 16, 16), enhance=True)

@@ -179,10 +179,6 @@ def unfilled() -> Iterator[None]:
         yield
 
 
-def _keep(name: str, view: Tensor) -> None:
-    """Tensors that live in memory have nowhere to go."""
-
-
 @dataclass(frozen=True)
 class TensorSource:
     """Tensors that can be looked up before any is read: shapes by name, and a way to read one. `release` tells that a
@@ -192,7 +188,7 @@ class TensorSource:
     origin: str
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
-    release: Callable[[str, Tensor], None] = _keep
+    release: Callable[[str, Tensor], None] = lambda name, view: None
     checked: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -325,8 +321,10 @@ def _plan(tensors: TensorSource, rename: Rename | Mapping[str, str | None]) -> d
     return plan
 
 
-def compare(tensors: TensorSource, plan: Mapping[str, str], places: Mapping[str, tuple[int, ...]]) -> None:
-    """UserError unless names and shapes agree both ways."""
+def misfits(
+    tensors: TensorSource, plan: Mapping[str, str], places: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[str]]:
+    """Names that are "missing", "unexpected" or of a "wrong shape", where they are to go by `plan` to `places`."""
     missing = sorted(places.keys() - plan.values())
     unexpected = sorted(name for name, target in plan.items() if target not in places)
     misshapen = sorted(
@@ -334,9 +332,12 @@ def compare(tensors: TensorSource, plan: Mapping[str, str], places: Mapping[str,
         for name, target in plan.items()
         if target in places and tensors.shapes[name] != places[target]
     )
-    found = (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
-    faults = "; ".join(f"{fault}: {first(names)}" for fault, names in found if names)
-    if faults:
+    return {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
+
+
+def compare(tensors: TensorSource, plan: Mapping[str, str], places: Mapping[str, tuple[int, ...]]) -> None:
+    """UserError unless names and shapes agree both ways."""
+    if faults := "; ".join(f"{n}: {first(names)}" for n, names in misfits(tensors, plan, places).items() if names):
         raise UserError(f"{tensors.origin} does not fit this model ({faults}): give the weights made for it")
 
 

@@ -49,7 +49,7 @@ def chat(
     checkpoint: options.Checkpoint,
 ) -> None:
     """Draw, edit and ask in one dialogue; reads lines from the terminal or from a pipe."""
-    settings = drawing.settings()
+    settings = drawing.settings() | {"enhance": drawing.enhance()}
     options.at_least("--history", history, 0)
     options.check_tokens(max_new_tokens)
     options.check_writable(output)
@@ -58,7 +58,9 @@ def chat(
     from openlance.inference.dialogue import Dialogue
 
     settings |= {"seed": drawing.seed, "history": history, "max_new_tokens": max_new_tokens}
-    session = Session(Dialogue(checkpoint.load(), **settings), checkpoint, output)
+    pipe = checkpoint.load()
+    pipe.metadata = drawing.metadata
+    session = Session(Dialogue(pipe, **settings), checkpoint, output)
     if first is not None:
         session.talk.show(first)
     terminal = options.is_terminal(sys.stdin)

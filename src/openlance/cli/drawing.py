@@ -16,6 +16,7 @@ from openlance.cli import options
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
+    from openlance.inference.enhance import Enhancer
     from openlance.inference.lance_pipeline import LancePipeline
 
 BATCH = 8  # drawn between two writes; on two cores eight pictures take less than four times one
@@ -28,9 +29,9 @@ class Job:
     """What to draw and where it goes, in the order of the seeds.
 
     Args:
-        task: its name, for the warning of a model that was not trained for it.
+        task: its name.
         call: the method of a pipeline that draws: lists in, list out.
-        inputs: its arguments, a list with one entry per result each.
+        inputs: its arguments, a list with one entry per result each: media, then the prompts.
         settings: keywords of its own, beside those of the options.
     """
 
@@ -75,7 +76,7 @@ def choose_paths(
 def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> None:
     """Load the model and draw the job in batches; every file is written whole or not at all. The processes of a
     torchrun draw together."""
-    settings = how.settings() | job.settings  # before the model is loaded
+    settings, enhance = how.settings() | job.settings, how.enhance()  # before the model is loaded
 
     from tqdm import tqdm
 
@@ -84,17 +85,19 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
     from openlance.media.inputs import as_clip
 
     pipe = checkpoint.load()
+    pipe.metadata = how.metadata
     pipe.enable_parallelism()
     seed = pipe.processes.agreed(secrets.randbelow(2**31) if how.seed in (None, -1) else how.seed)
     leads = pipe.processes.leads
-    call, total, start = job.call(pipe), len(job.paths), time.perf_counter()
+    start, inputs = time.perf_counter(), rewritten(pipe, job, enhance, settings)
+    call, total = job.call(pipe), len(job.paths)
     settings = {"progress": total <= BATCH and leads and options.is_terminal(sys.stderr)} | settings
     quiet = None if total > BATCH and leads else True
     bar = tqdm(total=total, unit="file", delay=2.0, disable=quiet, leave=False)
     with options.no_empty_folders(job.paths[0].parent), bar:
         for first in range(0, total, BATCH):
             part = slice(first, first + BATCH)
-            made = call(*(some[part] for some in job.inputs), seed=later_seed(seed, first), **settings)
+            made = call(*(some[part] for some in inputs), seed=later_seed(seed, first), **settings)
             if not leads:
                 continue
             if first == 0:  # only now is it clear that what was asked for can be done
@@ -108,3 +111,24 @@ def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> No
     seconds, path, last = time.perf_counter() - start, job.paths[0], job.paths[-1]
     where = str(path) if total == 1 else f"{total} files, {path} to {last.name}"
     typer.echo(f"{where}  (seed {seed}, {seconds:.1f} s)")
+
+
+def rewritten(
+    pipe: LancePipeline, job: Job, enhance: bool | Enhancer | None, settings: dict[str, Any]
+) -> list[list[Any]]:
+    """The inputs of a job with its prompts rewritten, where that is wanted: all of them before the first is drawn."""
+    from tqdm import tqdm
+
+    from openlance.inference.enhance import rewriter
+    from openlance.inference.inputs import asked_size, clips_of
+    from openlance.sequence.segment import prompt_in
+
+    rewrite, quiet = rewriter(pipe, enhance), None if pipe.processes.leads else True
+    if rewrite is None:
+        return job.inputs
+    asked = asked_size(*(settings.get(name) for name in ("num_frames", "height", "width")))
+    texts = list[str]()
+    for *media, text in tqdm(zip(*job.inputs), total=len(job.paths), unit="prompt", delay=2.0, disable=quiet):
+        clips = [clip for medium in media for clip in clips_of(medium)]
+        texts.append(prompt_in(rewrite(pipe.front.request(job.task, text, clips, asked=asked))))
+    return [*job.inputs[:-1], texts]

@@ -23,6 +23,16 @@ NO_MEMORY = ("t allocate memory", "out of memory")  # torch on the CPU ("can't .
 # What shells report for Ctrl-C (128 + SIGINT), and for a program whose reader has gone (128 + SIGPIPE).
 USER_MISTAKE, INTERRUPTED, CLOSED = 2, 130, 141
 
+# Keywords that the floors below name in their fixes, and what they are called here.
+FLAGS = {
+    "Enhancer(url=...)": "--enhance-url",
+    "Enhancer(model=...)": "--enhance-model",
+    "with enhance=None": "without --enhance-prompt",
+    "weights=DIR": "--weights DIR",
+    "tokenizer=DIR": "--tokenizer DIR",
+    "inputs=DIR": "--inputs DIR",
+}
+
 # The parser's base class of "the command line is wrong". Newer versions of typer carry their parser inside, older ones
 # use click, so the class is found from what both publish.
 ParserError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -45,10 +55,17 @@ def _raised_here(trace: TracebackType | None) -> bool:
     return name.partition(".")[0] == "openlance"
 
 
+def with_flags(text: str) -> str:
+    """A sentence from below as it is said on the command line."""
+    for keyword, flag in FLAGS.items():
+        text = text.replace(keyword, flag)
+    return text
+
+
 def sentence(error: Any) -> str | None:
     """The one sentence for a mistake of the user, or None where the error is a defect that must keep its traceback."""
     if isinstance(error, UserError) or (isinstance(error, ValueError) and _raised_here(error.__traceback__)):
-        return one_line(error)
+        return with_flags(one_line(error))
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return one_line(f"there is no file {error.filename}: check the path")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in NO_MEMORY)):

@@ -100,8 +100,7 @@ class Inputs:
 
 def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Texts and files, told apart by their suffixes."""
-    from openlance.media.image import IMAGE_SUFFIXES
-    from openlance.media.video import VIDEO_SUFFIXES
+    from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     files = [Path(word) for word in words if word.lower().endswith(suffixes)]
@@ -133,7 +132,7 @@ def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     files = find_model("nano" if model == RELEASED else model)
     d = GenerationConfig() if model == RELEASED else GenerationConfig.read(files.tokenizer)
     config = ModelConfig() if model == RELEASED else files.config
-    transform = MediaTransform.of(config, usual=(d.height, d.width), buckets=d.buckets)
+    transform = MediaTransform(config, usual=(d.height, d.width), bases=d.buckets)
     return Numbers(
         config=config,
         front=Front(transform=transform, style=d.style, num_frames=FRAMES),
@@ -156,13 +155,13 @@ def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
 
 def media_of(given: Inputs, reads: str, front: Front) -> list[Clip]:
     """The files, or as many placeholders."""
-    from openlance.media.inputs import as_clip, as_picture
+    from openlance.media.inputs import as_clip, as_image
     from openlance.planning.lengths import placeholder
 
     if not reads:
         return []
     if given.files:
-        return [as_clip(path) if reads == "video" else as_picture(path) for path in given.files]
+        return [as_clip(path) if reads == "video" else as_image(path) for path in given.files]
     frames = (given.frames or FRAMES) if reads == "video" else 1
     return [placeholder(frames, *(given.size or front.transform.usual)) for _ in range(given.media)]
 

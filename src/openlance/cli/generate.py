@@ -10,13 +10,17 @@ The same from Python: `generate`, `generate_video`, `animate` and `subject` of `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from openlance.cli import options
 from openlance.cli.drawing import CLIPS, PICTURES, Job, choose_paths, choose_prompts, draw
+
+if TYPE_CHECKING:
+    from openlance.inference.lance_pipeline import LancePipeline
 
 app = typer.Typer()
 
@@ -99,10 +103,12 @@ def flf2v(
     """Make a clip between two pictures, its first and its last frame."""
     prompts = choose_prompts(prompt, prompts_file, f"generate flf2v {first} {last} 'the circle moves left'")
     paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
-    inputs: list[list[Any]] = [[options.read_medium(first)] * len(prompts), prompts]
-    end = {"last": options.read_medium(last)}
-    job = Job(task="flf2v", call=lambda pipe: pipe.animate, inputs=inputs, paths=paths, settings=end)
-    draw(job, filming, checkpoint)
+    ends = [[options.read_medium(end)] * len(prompts) for end in (first, last)]
+
+    def call(pipe: LancePipeline) -> Callable[..., list[Any]]:
+        return lambda begin, end, text, **how: pipe.animate(begin, text, last=end, **how)
+
+    draw(Job(task="flf2v", call=call, inputs=[*ends, prompts], paths=paths), filming, checkpoint)
 
 
 @app.command()

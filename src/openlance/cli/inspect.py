@@ -1,12 +1,14 @@
 """`openlance inspect downloads`: what a path holds, whether it is complete, its sizes and types, and what it can do.
 
-The same from Python: `openlance.runtime.inspection.inspect(Path("downloads"))`.
+    openlance inspect out.png           # how a picture or clip was made
+
+The same from Python: `openlance.runtime.inspection.inspect(Path("downloads"))`, `openlance.read_provenance("out.png")`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,12 +22,20 @@ app = typer.Typer()
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A folder, a file of weights, or a shipped model.", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(help="A model: its folder, a file of weights, nano; or a picture or clip.", show_default=False),
+    ],
     allow_pickle: options.AllowPickle = False,
     values: Annotated[bool, typer.Option("--values", help="Read every number and check that it is finite.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Say what a path holds. The exit code is 0 for a complete checkpoint or a good file and 1 for anything less."""
+    """Say what a model is, or how a picture or clip was made. The exit code is 0 for a complete checkpoint, a good file
+    or a result that says how it was made, and 1 for anything less."""
+    from openlance.media.files import is_media
+
+    if is_media(Path(path)):
+        return show_making(path, as_json)
     from openlance.checkpoint.hub import SHIPPED, folder_of
     from openlance.runtime.inspection import inspect as look
 
@@ -38,6 +48,31 @@ def inspect(
         show(report)
     if not report.complete:
         raise typer.Exit(1)
+
+
+def show_making(path: str, as_json: bool) -> None:
+    """Print how a result was made, or that its file does not say."""
+    from openlance.media.inputs import read_provenance
+
+    made = read_provenance(path)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(None if made is None else made.as_data(), indent=1))
+    elif made is None:
+        typer.echo(f"{path}: does not say how it was made: not by openlance, or its metadata were taken out")
+    else:
+        rows = {name: value for name, value in made.as_data().items() if value not in ("", [], ())}
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            typer.echo(f"{printable(name).ljust(width)}  {printable(value)}")
+    if made is None:
+        raise typer.Exit(1)
+
+
+def printable(value: Any) -> str:
+    """A value on one line; a file can hold codes that do something to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def show(report: Report) -> None:

@@ -25,6 +25,7 @@ from openlance.config.values import NUMBER_TYPES, lines_of, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
+    from openlance.inference.enhance import Enhancer
     from openlance.inference.lance_pipeline import LancePipeline
     from openlance.inference.text import Answer
     from openlance.media import Clip
@@ -56,7 +57,26 @@ Lora = Annotated[Path | None, typer.Option("--lora", help="Folder of an adapter 
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .pth weights too (tensors only); safetensors need no leave.")
 ]
+Metadata = Annotated[
+    bool,
+    typer.Option(
+        "--metadata/--no-metadata", help="Whether files say how they were made: prompt, seed, settings, model."
+    ),
+]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
+NegativePrompt = Annotated[
+    str | None, typer.Option("--negative-prompt", help="What guidance leads away from.", show_default=False)
+]
+Enhance = Annotated[
+    bool, typer.Option("--enhance-prompt", help="Rewrite prompts first: by the model itself, or by a server.")
+]
+EnhanceUrl = Annotated[
+    str | None,
+    typer.Option("--enhance-url", help="An OpenAI-compatible server, or LANCE_REWRITE_BASE_URL.", show_default=False),
+]
+EnhanceModel = Annotated[
+    str | None, typer.Option("--enhance-model", help="Its model, or LANCE_REWRITE_MODEL_NAME.", show_default=False)
+]
 
 # The words that are being run, without the name of the program: a command is run from Python and from others too.
 COMMAND_LINE: ContextVar[tuple[str, ...]] = ContextVar("COMMAND_LINE", default=())
@@ -120,22 +140,53 @@ class Adapted(Checkpoint):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising:
+class Rewriting:
+    """Who rewrites the prompts before anything is drawn."""
+
+    enhance_prompt: Enhance = False
+    enhance_url: EnhanceUrl = None
+    enhance_model: EnhanceModel = None
+
+    def enhance(self) -> bool | Enhancer | None:
+        """The keyword of the pipeline's methods. UserError for options that go unused, or an address that is none."""
+        if not self.enhance_prompt:
+            if self.enhance_url is not None or self.enhance_model is not None:
+                raise UserError("--enhance-url and --enhance-model rewrite nothing on their own: add --enhance-prompt")
+            return None
+        url = self.enhance_url or os.environ.get("LANCE_REWRITE_BASE_URL")
+        model = self.enhance_model or os.environ.get("LANCE_REWRITE_MODEL_NAME")
+        if not url:
+            if model:
+                raise UserError(f"the model {model!r} rewrites prompts on a server: say which with --enhance-url")
+            return True
+        from openlance.inference.enhance import Enhancer
+
+        key = os.environ.get("LANCE_REWRITE_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        return Enhancer(url=url, **given(model=model, key=key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising(Rewriting):
     """How something is drawn, whatever it is."""
 
     seed: Seed = None
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
+    negative_prompt: NegativePrompt = None
     solver: Solver = None
+    metadata: Metadata = True
 
     def settings(self) -> dict[str, Any]:
         """What the user said, as keywords of the pipeline's methods; UserError for a number out of range."""
         at_least("--seed", self.seed, -1, LARGEST_SEED)
         at_least("--num-inference-steps", self.num_inference_steps, 1, MOST_STEPS)
         check_guidance(self.guidance_scale)
+        if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
+            raise UserError(f"--negative-prompt does nothing at --guidance-scale {self.guidance_scale:g}: give above 1")
         return given(
-            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver
-        )
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
+            negative_prompt=self.negative_prompt, solver=self.solver,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,13 +304,13 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
         raise
 
 
-def check_json(file: Path | None) -> None:
+def check_json(file: Path | None, option: str = "--json") -> None:
     """UserError unless a file of results can be written there, if one is wanted."""
     if file is None:
         return
     check_writable(file.parent)
     if file.is_dir():
-        raise UserError(f"--json {file} is a folder: give a file, for example {file / 'results.json'}")
+        raise UserError(f"{option} {file} is a folder: give a file, for example {file / 'results.json'}")
 
 
 def write_json(content: Any, file: Path) -> None:

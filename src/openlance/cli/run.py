@@ -11,6 +11,7 @@ import os
 import secrets
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,36 +19,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.cli.errors import one_line, with_flags
+from openlance.cli.run_settings import Asked, shown
+from openlance.config.values import flag
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.compat.inputs import Entry
     from openlance.compat.requests import Job
     from openlance.runtime.distributed import Distributed
+    from openlance.sequence.tasks import TaskSpec
 
 SOME_FAILED = 3  # exit code
 LAUNCHED = "OPENLANCE_LAUNCHED"  # set in the processes that --processes starts
 
-# Each option under our name and under the release's.
-Input = Annotated[Path, typer.Argument(help="JSON or JSON lines, in a form of the release.", show_default=False)]
+# Each option under our name and under the release's, with values in its form.
+Input = Annotated[
+    str | None, typer.Argument(help="JSON or JSON lines, in a form of the release; the task's example if left out.")
+]
+Config = Annotated[str | None, typer.Option("--CONFIG_PATH", help="FILE, as the release names it.")]
 Task = Annotated[str, typer.Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")]
-Output = Annotated[Path, typer.Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
+]
 Model = Annotated[str, typer.Option("--model", "--MODEL_PATH", help="A preset or a folder with weights.")]
-Resolution = Annotated[str | None, typer.Option("--resolution", "--RESOLUTION", help="Preset for what is read.")]
-Height = Annotated[int | None, typer.Option("--height", "--VIDEO_HEIGHT", help="Pixels of what is made.")]
-Width = Annotated[int | None, typer.Option("--width", "--VIDEO_WIDTH", help="Pixels of what is made.")]
-Frames = Annotated[int | None, typer.Option("--num-frames", "--NUM_FRAMES", help="Of a video that is made.")]
-Steps = Annotated[int | None, typer.Option("--num-inference-steps", "--VALIDATION_NUM_TIMESTEPS", help="Steps.")]
-Shift = Annotated[float | None, typer.Option("--shift", "--VALIDATION_TIMESTEP_SHIFT", help="Of the times.")]
-Guidance = Annotated[float | None, typer.Option("--guidance-scale", "--CFG_TEXT_SCALE", help="1 is none.")]
-Seed = Annotated[int, typer.Option("--seed", "--VALIDATION_DATA_SEED", help="Of the noise of every entry.")]
-Solver = Annotated[str | None, typer.Option("--solver", help="euler, dpm++ or unipc.")]
-Cache = Annotated[float | None, typer.Option("--step-cache", help="Share of change below which a step is reused.")]
-Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the steps first; with CUDA graphs on a GPU.")]
-Enhance = Annotated[bool, typer.Option("--enhance-prompt", help="Rewrite prompts on a server first.")]
-Url = Annotated[str, typer.Option("--enhance-url", envvar="LANCE_REWRITE_BASE_URL", help="OpenAI-compatible.")]
-Writer = Annotated[str, typer.Option("--enhance-model", envvar="LANCE_REWRITE_MODEL_NAME", help="Its model.")]
-Processes = Annotated[int, typer.Option("--processes", help="Share the entries among so many processes.")]
+Show = Annotated[bool, typer.Option("--show-defaults", help="Print what the run would use and stop.")]
+Template = Annotated[str, typer.Option("--TEXT_TEMPLATE", metavar="true", help="There is no other way here.")]
+Rewrite = Annotated[str, typer.Option("--ENHANCE_PROMPT", metavar="true|false", help="As --enhance-prompt.")]
+Processes = Annotated[int, typer.Option("--processes", "--NUM_GPUS", help="Share the entries among so many processes.")]
 
 MOST_PROCESSES = 1024
 WAIT = timedelta(days=30)  # for the slowest process, once the others are done
@@ -55,78 +54,84 @@ app = typer.Typer()
 
 
 @app.command()
+@options.grouped
 def run(
-    file: Input,
+    file: Input = None,
+    config_path: Config = None,
+    *,
     task: Task,
-    output: Output = Path("results"),
+    output: Output = None,
     model: Model = "nano",
-    resolution: Resolution = None,
-    height: Height = None,
-    width: Width = None,
-    num_frames: Frames = None,
-    num_inference_steps: Steps = None,
-    shift: Shift = None,
-    guidance_scale: Guidance = None,
-    seed: Seed = 42,
-    solver: Solver = None,
-    step_cache: Cache = None,
-    compile: Compiled = False,
-    max_new_tokens: options.NewTokens = 256,
-    enhance_prompt: Enhance = False,
-    enhance_url: Url = "http://localhost:8000/v1",
-    enhance_model: Writer = "default",
+    asked: Asked,
+    rewriting: options.Rewriting,
+    show_defaults: Show = False,
+    text_template: Template = "true",
+    released_enhance: Rewrite = "false",
     processes: Processes = 1,
     allow_pickle: options.AllowPickle = False,
+    metadata: options.Metadata = True,
 ) -> None:
-    """Run an input file of the release. A run that was stopped goes on where it was; entries that cannot run are named
-    at the end, with exit code 3."""
-    size = (num_frames, height, width)
-    for option, value, most in (
-        ("--num-frames", num_frames, options.LONGEST), ("--height", height, options.LARGEST_SIDE),
-        ("--width", width, options.LARGEST_SIDE), ("--processes", processes, MOST_PROCESSES),
-        ("--num-inference-steps", num_inference_steps, options.MOST_STEPS),
-    ):  # fmt: skip
-        options.at_least(option, value, 1, most)
-    options.check_tokens(max_new_tokens)
-    options.at_least("--seed", seed, -1, options.LARGEST_SEED)
-    options.check_guidance(guidance_scale)
-    options.check_writable(output)
-    from openlance.compat.inputs import read_entries
-    from openlance.media import buckets
+    """Run an input file of the release, or the task's example. A run that was stopped goes on where it was; entries
+    that cannot run are named at the end, with exit code 3."""
+    asked.check()
+    options.at_least("--processes", processes, 1, MOST_PROCESSES)
+    if not flag("--TEXT_TEMPLATE", text_template):
+        raise UserError("--TEXT_TEMPLATE false is not supported, checkpoints know the template only: leave it out")
+    if flag("--ENHANCE_PROMPT", released_enhance):
+        rewriting = replace(rewriting, enhance_prompt=True)
+    enhance = rewriting.enhance()
+    from openlance.compat.inputs import example_of, located, read_entries
     from openlance.sequence.tasks import spec_of
 
-    spec_of(task)
-    if resolution is not None:
-        buckets.resolution(resolution)
-    entries = read_entries(file)
+    spec = spec_of(task)
+    if show_defaults:
+        return typer.echo("\n".join(shown(spec, asked.layers(model))))
+    output = output or Path("results") / f"{task}_sample"
+    options.check_writable(output)
+    if file and config_path and file != config_path:
+        raise UserError(f"there are two files of requests, {file} and --CONFIG_PATH {config_path}: give one of them")
+    said = file or config_path
+    place = located(said) if said else example_of(task)
+    entries = read_entries(place)
+    config = asked.layers(model)[-1][1]
     if processes > 1 and "RANK" not in os.environ:
         return launch(processes, output)
 
     import openlance
-    from openlance.compat.requests import Job, default_preset
-    from openlance.inference.enhance import Enhancer
+    from openlance.compat.requests import Job, size_for
     from openlance.runtime.distributed import Distributed
 
-    key = os.environ.get("LANCE_REWRITE_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
-    enhancer = Enhancer(url=enhance_url, model=enhance_model, key=key) if enhance_prompt else None
     ranks = Distributed.join(timeout=WAIT)
-    seed = ranks.agreed(drawn_seed(output) if seed == -1 else seed)
-    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device)
-    d = pipe.defaults
-    usual = (d.num_frames, d.height, d.width)
-    settings = options.given(
-        num_inference_steps=num_inference_steps, shift=shift, guidance_scale=guidance_scale, solver=solver,
-        step_cache=step_cache, compile=compile or None,
-    )  # fmt: skip
-    pipe.sampling(**settings)  # says now what is wrong with them
+    pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device, metadata=metadata)
+    size = size_for(pipe, config)
+    if ranks.leads:
+        say_what_is_unused(spec, asked.unused(spec))
+        say_what_was_shrunk(spec, config, size, model)
     job = Job(
-        task=task, size=tuple(said or default for said, default in zip(size, usual)),  # type: ignore[arg-type]
-        preset=resolution or default_preset(d), settings=settings, seed=seed, max_new_tokens=max_new_tokens,
-        root=file.parent, enhancer=enhancer,
+        task=task, size=size, preset=config.resolution, settings=asked.sampling(), max_new_tokens=config.max_new_tokens,
+        seed=ranks.agreed(drawn_seed(output) if config.seed == -1 else config.seed), root=place.parent, enhance=enhance,
     )  # fmt: skip
     failures = share(pipe, entries, job, output, model, ranks)
     if failures is not None:
         report(failures, len(entries), output, job)
+
+
+def say_what_is_unused(spec: TaskSpec, unused: list[str]) -> None:
+    """One line on stderr for options that say nothing of a task; the release passes some of them to every task."""
+    if unused:
+        typer.echo(f"note: {spec.name} has no use for {', '.join(unused)}", err=True)
+
+
+def say_what_was_shrunk(spec: TaskSpec, config: Any, size: tuple[int, int, int], model: str) -> None:
+    """One line on stderr for a size that the model is too small for."""
+    names = ("num_frames", "height", "width")
+    changed = [
+        f"--{name.replace('_', '-')} {made} in the place of {said}"
+        for name, made, said in zip(names, size, (config.num_frames, config.height, config.width))
+        if made != said and name in spec.takes
+    ]
+    if changed:
+        typer.echo(f"note: {model} is too small for what was asked: it makes {', '.join(changed)}", err=True)
 
 
 def drawn_seed(output: Path) -> int:
@@ -171,7 +176,7 @@ def report(failures: list[tuple[str, str]], total: int, output: Path, job: Job) 
     """Say what was made and what could not be; exit code 3 if anything could not."""
     say_what_was_cut(output, job.max_new_tokens)
     for key, why in failures:
-        print(f"error: entry {key!r}: {' '.join(why.split())}", file=sys.stderr)
+        print(f"error: entry {key!r}: {with_flags(one_line(why))}", file=sys.stderr)
     typer.echo(f"{output}: {total - len(failures)} of {total} entries  (seed {job.seed})")
     if os.environ.get(LAUNCHED):
         options.write_json(failures, output / ".run" / "failed.json")

@@ -1,4 +1,6 @@
-"""`openlance verify tests/golden --json report.json`
+"""`openlance verify tests/golden --json results.json`
+
+    openlance verify --checkpoint DIR --report report.json     # what a checkpoint is and does on this machine
 
 The same from Python: `openlance.compat.verify.run.verify(Path("tests/golden")).failed`.
 """
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.compat.verify.checks import Row
@@ -24,7 +27,10 @@ app = typer.Typer()
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Golden vectors: a root with cases/ and bf16/, or a flat folder.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Golden vectors: a root with cases/ and bf16/, or a flat folder.", show_default=False),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Folder of the model.  \\[default: weights/ in or beside DIR]")
     ] = None,
@@ -40,12 +46,33 @@ def verify(
         str, typer.Option("--with", help="What to turn on: compile, offload, tiling, prefix, batch, with commas.")
     ] = "",
     only_failed: Annotated[bool, typer.Option("--only-failed", help="Leave out of the table what passes.")] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Report on this model instead: a folder, nano, owner/name.")
+    ] = None,
+    report_file: Annotated[Path, typer.Option("--report", help="The file of that report.")] = Path("report.json"),
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Another such report to compare it with.", show_default=False)
+    ] = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Time for it; what does not fit is left out.")] = 10.0,
+    memory: options.Memory = None,
+    allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Compare this code with golden vectors of the released model, quantity by quantity.
+    """Compare this code with golden vectors of the released model, quantity by quantity; or, with --checkpoint, write
+    down what a checkpoint is and does here: tensors, pictures, clips and answers, with their hashes, time and memory.
 
     The exit code is 0 if all pass and 1 if one does not. Entries of the files that nothing is compared with are listed
     below the table; they count neither way.
     """
+    if (folder is None) == (checkpoint is None):
+        raise UserError("give one of the two: a folder of golden vectors, or --checkpoint DIR for a report on a model")
+    if checkpoint is not None:
+        from openlance.cli.verify_report import write_report
+
+        model = options.Checkpoint(model=checkpoint, memory=memory, allow_pickle=allow_pickle)
+        if not write_report(model, report_file, minutes, against):
+            raise typer.Exit(1)
+        return
+    assert folder is not None
     options.check_json(json_file)
 
     from openlance.compat.verify.run import verify as run

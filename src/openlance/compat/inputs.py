@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ LONGEST_NAME = 200  # bytes of an output's name without its ending; file systems
 ENDINGS = (".mp4", ".jpg", ".png", ".jpeg", ".webp")
 NAMES = ("index", "id", "key")  # of an entry in a line of its own
 PROMPTS = ("prompt", "caption", "text")
+EXAMPLE = "config/examples/{task}_example.json"  # of a task, in the release and, with media of ours, in this package
+SHIPPED = Path(str(files("openlance"))) / "assets"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,21 @@ class Entry:
     name: str
     data: Any
     error: str = ""
+
+
+def located(path: str | Path) -> Path:
+    """A file of requests: the one that a path names or, where there is none, the shipped one of that name, such as
+    `config/examples/t2v_example.json`."""
+    shipped = SHIPPED / path
+    return shipped if shipped.is_file() and not Path(path).exists() else Path(path)
+
+
+def example_of(task: str) -> Path:
+    """The example of a task. UserError if it has none."""
+    path = located(EXAMPLE.format(task=task))
+    if not path.is_file():
+        raise UserError(f"there is no example for {task}: give a JSON or JSON-lines file of requests")
+    return path
 
 
 def read_entries(path: str | Path) -> list[Entry]:

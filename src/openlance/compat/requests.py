@@ -17,15 +17,11 @@ from openlance.compat.interleave import request
 from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
-from openlance.inference.enhance import Enhancer
-from openlance.media.buckets import BUCKET_STRIDE, resolution
-from openlance.media.inputs import as_clip, as_picture
-from openlance.media.transform import MediaTransform
+from openlance.inference.enhance import Enhancer, rewriter
+from openlance.media.inputs import as_clip, as_image
+from openlance.media.transform import BUCKET_STRIDE, LARGER, MediaTransform, resolution
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 from openlance.sequence.tasks import TaskSpec, spec_of
-
-SEED, PRESET = 42, "video_480p"  # released script
-ANSWER = 256  # tokens (released code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,36 +29,50 @@ class Job:
     """How all entries of a run are made.
 
     Args:
-        task: a key of `tasks.TASKS`; preset: of `media.buckets.RESOLUTIONS`, for what is read; None lets the model's
+        task: a key of `tasks.TASKS`; preset: of `media.transform.RESOLUTIONS`, for what is read; None lets the model's
             own sizes decide.
         size: (frames, height, width) of what is made, where no input decides it.
         settings: fields of `Sampling` that the checkpoint does not decide.
         seed: of the starting noise, the same for every entry (released code).
         root: the folder of the input file, where relative paths may begin.
+        enhance: who rewrites the prompts first (see `enhance.rewriter`).
     """
 
     task: str
     size: tuple[int, int, int]
     preset: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    seed: int = SEED
-    max_new_tokens: int = ANSWER
+    seed: int = GenerationConfig.seed
+    max_new_tokens: int = GenerationConfig.max_new_tokens
     root: Path = Path()
-    enhancer: Enhancer | None = None
+    enhance: bool | str | Enhancer | None = None
 
     def __post_init__(self) -> None:
-        spec_of(self.task)
         if self.preset is not None:
             resolution(self.preset)
+        if self.spec.makes == "text" and self.enhance:
+            raise UserError(f"{self.task} draws nothing, so no prompt is rewritten: run it with enhance=None")
 
     @property
     def spec(self) -> TaskSpec:
         return spec_of(self.task)
 
 
-def default_preset(d: GenerationConfig) -> str | None:
-    """The release's preset for checkpoints of its kind; a model that was trained without buckets has none."""
-    return PRESET if d.buckets else None
+def size_for(engine: Engine, asked: GenerationConfig) -> tuple[int, int, int]:
+    """Frames, height and width of what is made.
+
+    What is asked for, unless a frame of it has more than four times the area of the model's usual picture (`LARGER`, as
+    for what is read). Then it counts as said of the release's model: it is made in the same ratio with the usual area,
+    and frames beyond the usual ones are to these as they were to the release's.
+    """
+    usual, vae, released = engine.defaults, engine.config.vae, GenerationConfig()
+    scale = ((usual.height * usual.width) / (asked.height * asked.width)) ** 0.5
+    if scale >= LARGER**-0.5:
+        return asked.num_frames, asked.height, asked.width
+    share = (usual.num_frames - 1) / (released.num_frames - 1)
+    frames = max(min(asked.num_frames, usual.num_frames), vae.whole_frames(1 + round((asked.num_frames - 1) * share)))
+    height, width = (max(round(side * scale / vae.stride), 1) * vae.stride for side in (asked.height, asked.width))
+    return frames, height, width
 
 
 def find_file(element: Any, root: Path) -> Path:
@@ -86,7 +96,7 @@ def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
     """The request of an entry, and its prompt as it was used; UserError if a file is missing or a size cannot be."""
     if entry.error:
         raise UserError(entry.error)
-    data, style = enhanced(entry.data, job), engine.defaults.style
+    data, style = entry.data, engine.defaults.style
     # The release draws one of its caption prompts; here the entry decides, so that a second run draws the same.
     caption = random.Random(f"{job.seed}/{entry.key}").randrange(len(style.captions))
     found = request(job.task, data, _views(engine, job), size=job.size, caption=caption, style=style)
@@ -95,7 +105,10 @@ def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
             frames = engine.codec.latent_grid(segment.size)[0]
             if segment.given is not None and frames == 1:
                 raise UserError(f"{segment.size[0]} frames are the given picture alone: use --num-frames 5 or more")
-    return [_hole(s) for s in found], prompt_of(data)
+    if (rewrite := rewriter(engine, job.enhance)) is None:
+        return [_hole(s) for s in found], prompt_of(data)
+    drawn = rewrite(found)
+    return drawn, "".join(s.value for s in drawn if s.kind is Kind.TEXT and s.role is not Role.SYSTEM)
 
 
 def _hole(segment: Segment) -> Segment:
@@ -111,7 +124,7 @@ def _views(engine: Engine, job: Job) -> Callable[[Any, str], Any]:
 
     def views(element: Any, kind: str) -> Any:
         path = find_file(element, job.root)
-        return transform.views(as_picture(path) if kind == "image" else as_clip(path), job.spec.makes)
+        return transform.views(as_image(path) if kind == "image" else as_clip(path), job.spec.makes)
 
     return views
 
@@ -124,7 +137,7 @@ def _bases(d: GenerationConfig, transform: MediaTransform, preset: str) -> tuple
         return vae, vit
     released = GenerationConfig()
     scale = ((d.height * d.width) / (released.height * released.width)) ** 0.5
-    strides = transform.vae.stride, transform.vit_stride
+    strides = transform.vae.stride, transform.config.vit.stride
     return max(round(vae * scale), 2 * strides[0]), max(round(vit * scale), 2 * strides[1])
 
 
@@ -135,20 +148,6 @@ def prompt_of(data: Any) -> str:
     kinds, values = data["element_dtype_array"], data["interleave_array"]
     texts = [value for kind, value in zip(kinds, values, strict=True) if kind == "text"]
     return "".join(text if isinstance(text, str) else str(text[1]) if len(text) > 1 else "" for text in texts)
-
-
-def enhanced(data: Any, job: Job) -> Any:
-    """The entry with its prompt rewritten, where that is wanted and the model is not shown what it should change."""
-    if job.enhancer is None or job.spec.prompt not in ("image", "video"):
-        return data
-    if isinstance(data, str):
-        return job.enhancer.rewrite(data, job.spec.makes)
-    values, kinds = list(data["interleave_array"]), data["element_dtype_array"]
-    first = next((find_file(v, job.root) for v, kind in zip(values, kinds, strict=True) if kind == "image"), None)
-    at = kinds.index("text") if "text" in kinds else None
-    if at is not None:
-        values[at] = job.enhancer.rewrite(values[at], job.spec.makes, first)
-    return {**data, "interleave_array": values}
 
 
 def media_of(data: Any) -> tuple[str, str] | None:

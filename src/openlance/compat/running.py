@@ -121,7 +121,7 @@ def settings_of(job: Job, model: str) -> dict[str, Any]:
     return {
         "model": model, "task": job.task, "preset": job.preset, "size": job.size, "seed": job.seed,
         "sampling": job.settings, "max_new_tokens": job.max_new_tokens,
-        "enhance": job.enhancer.model if job.enhancer else None,
+        "enhance": getattr(job.enhance, "model", job.enhance),
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from openlance.config.values import brief, convert, known, no_others, read_json, whole
+from openlance.config.values import brief, build, convert, known, no_others, read_json, unknown, whole
 from openlance.errors import UserError
 
 # Prompts that name the kind of an element of the request; the others name the kind of what is made or read.
@@ -124,6 +124,10 @@ SOLVERS = ("euler", "dpm++", "unipc")
 
 # Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
 RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
+
+
+# What may be asked of a single run in the place of what the checkpoint's file says: fields of `GenerationConfig`.
+ASKED = ("num_frames", "height", "width", "resolution", "sampling", "seed", "max_new_tokens")
 
 
 def later_seed(seed: int, k: int) -> int:
@@ -262,6 +266,9 @@ class GenerationConfig:
             input keeps its size (see `media.transform`).
         history: Earlier turns that a dialogue shows it.
         batch: Pictures made together; of clips fewer, by their latent frames.
+        resolution: Resolution preset of a run over an input file (`compat`), for what is read; None: `buckets` decide.
+        seed: Of such a run, the same for every entry; -1 draws one. Elsewhere a seed is drawn where none is given.
+        max_new_tokens: Of an answer in such a run.
     """
 
     height: int = 768
@@ -274,6 +281,15 @@ class GenerationConfig:
     buckets: dict[str, str] = field(default_factory=RELEASED_BUCKETS.copy)
     history: int = 0
     batch: int = 16
+    resolution: str | None = RELEASED_BUCKETS["video"]
+    seed: int = 42
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "num_frames", "batch", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be positive")
+        whole("seed", self.seed, -1, LARGEST_SEED)
 
     def knows(self, task: str) -> bool:
         """Whether the checkpoint was trained for a task, as far as it says."""
@@ -284,6 +300,26 @@ class GenerationConfig:
         roles = self.sampling_with.items()
         kept = {role: {k: v for k, v in given.items() if k not in settings} for role, given in roles}
         return replace(self, sampling=replace(self.sampling, **settings), sampling_with=kept)
+
+    def changed(self, said: Mapping[str, Any]) -> GenerationConfig:
+        """The same with what a caller says otherwise.
+
+        Args:
+            said: Fields of `ASKED`, in the form of the file; those of `sampling` hold for every request.
+
+        Raises:
+            UserError: For another field, or a value that cannot be.
+        """
+        hints, sampling = get_type_hints(GenerationConfig), said.get("sampling", {})
+        try:
+            build(Sampling, sampling, "sampling")
+            for name in said:
+                if name not in ASKED:
+                    raise ValueError(unknown("field", str(name), ASKED))
+            plain = {name: convert(hints[name], value, name) for name, value in said.items() if name != "sampling"}
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return replace(self, **plain).denoising(**sampling)
 
     def sampling_for(self, roles: Iterable[str], **settings: Any) -> Sampling:
         """How a request denoises.
@@ -326,12 +362,9 @@ class GenerationConfig:
         differs = {role.lower(): known(Sampling, given) for role, given in found.get("sampling_with", {}).items()}
         for given in differs.values():
             replace(sampling, **given)
-        hints, said = get_type_hints(cls), {"buckets": {}} | known(cls, found)
+        preset = cls.resolution if found.get("buckets") else None
+        hints, said = get_type_hints(cls), {"buckets": {}, "resolution": preset} | known(cls, found)
         own = said.keys() - {"sampling", "sampling_with", "style"}
         plain = {name: convert(hints[name], said[name], name) for name in said if name in own}
         style = style_of(found.get("prompt_style"), found.get("system_prompts"))
-        made = cls(**plain, sampling=sampling, sampling_with=differs, style=style)
-        for name in ("height", "width", "num_frames", "batch"):
-            if getattr(made, name) < 1:
-                raise ValueError(f"{name}={getattr(made, name)} must be positive")
-        return made
+        return cls(**plain, sampling=sampling, sampling_with=differs, style=style)

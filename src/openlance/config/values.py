@@ -33,7 +33,7 @@ NUMBER_TYPES = {
     "fp16": "float16",
 }  # fmt: skip
 LONGEST_SHOWN = 80  # characters of a value in an error
-WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 # Texts come as the programs of the world write them: UTF-8, with or without a byte order mark, lines ended by LF, CRLF

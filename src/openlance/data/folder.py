@@ -22,8 +22,7 @@ from openlance.data.columns import Layout
 from openlance.data.fit import Fit
 from openlance.data.source import Row, Sample, shuffled
 from openlance.errors import UserError
-from openlance.media.image import IMAGE_SUFFIXES
-from openlance.media.video import VIDEO_SUFFIXES
+from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 METADATA = ("metadata.jsonl", "captions.jsonl")
 # Rows of a part: small enough that a folder spreads over ranks and workers, large enough for a shard of latents.

@@ -22,8 +22,7 @@ from openlance.data.columns import Layout
 from openlance.data.fit import Fit
 from openlance.data.source import BrokenRow, Row, Sample, shuffled
 from openlance.errors import UserError
-from openlance.media.image import IMAGE_SUFFIXES
-from openlance.media.video import VIDEO_SUFFIXES
+from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

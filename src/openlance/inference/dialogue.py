@@ -16,13 +16,14 @@ from typing import Any
 from openlance.config import values
 from openlance.config.sampling import Decoding, later_seed
 from openlance.errors import UserError
-from openlance.inference.inputs import Medium, a_function, as_clip, asked_size, check_texts, random_seed, seed_of
+from openlance.inference.enhance import Enhancer, rewriter
+from openlance.inference.inputs import MediaInput, a_function, as_clip, asked_size, check_texts, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.methods import question_about
 from openlance.inference.text import Answer, Shown
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import Segments, prompt_in
 
 # The rule for free words, in this order; words without any of these change the picture that is there.
 NEW = re.compile(
@@ -49,13 +50,18 @@ class Turn:
     picture: Clip | None
     answer: Answer | None = None
 
+    @property
+    def prompt(self) -> str:
+        """What was drawn or asked: the words of what was said, or what they were rewritten to."""
+        return prompt_in(self.segments)
+
 
 class Dialogue:
     """Turns with one model. A turn sees the picture on the table, and before it the last `history` turns as context;
     by default as many as the checkpoint was trained with, often none.
 
     seed: result number k is drawn with seed + k, so that the same words give the same dialogue. max_new_tokens: the
-    longest answer. settings: keywords of `LancePipeline.generate`.
+    longest answer. negative_prompt, enhance: of everything that is drawn or changed. settings: fields of `Sampling`.
     """
 
     def __init__(
@@ -67,6 +73,8 @@ class Dialogue:
         height: int | None = None,
         width: int | None = None,
         max_new_tokens: int = Decoding.max_new_tokens,
+        negative_prompt: str | None = None,
+        enhance: bool | str | Enhancer | None = None,
         **settings: Any,
     ) -> None:
         self.pipe, self.turns, self.drawn = pipe, list[Turn](), 0
@@ -75,6 +83,7 @@ class Dialogue:
         _, rows, columns = asked_size(None, height, width)
         self.size = (1, rows or pipe.defaults.height, columns or pipe.defaults.width)
         self.settings, self.decoding = settings, Decoding(max_new_tokens=max_new_tokens)
+        self.negatives, self.rewrite = pipe.negatives(negative_prompt, 1), rewriter(pipe, enhance)
         pipe.sampling(**settings)  # says now what is wrong with them
         pipe.config.vae.check(self.size)
 
@@ -118,7 +127,7 @@ class Dialogue:
         shown.up_to(answer)
         return self._keep(Turn(said=question, segments=_filled(turn, answer), picture=clip, answer=answer))
 
-    def show(self, medium: Medium) -> Turn:
+    def show(self, medium: MediaInput) -> Turn:
         """Put a picture or clip of one's own on the table."""
         return self._keep(Turn(said="", segments=[], picture=as_clip(medium)))
 
@@ -143,7 +152,8 @@ class Dialogue:
 
     def _fill(self, said: str, turn: Segments) -> Turn:
         seed, sampling = later_seed(self.seed, self.drawn), self.pipe.sampling([turn], **self.settings)
-        clip = self.pipe.fill_visual([self._with_past(turn)], sampling, [seed])[0]
+        turn = turn if self.rewrite is None else self.rewrite(turn)
+        clip = self.pipe.fill_visual([self._with_past(turn)], sampling, [seed], negatives=self.negatives)[0]
         self.drawn += 1
         return self._keep(Turn(said=said, segments=_filled(turn, clip), picture=clip))
 

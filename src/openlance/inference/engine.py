@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openlance.checkpoint.fingerprint import fingerprint
 from openlance.checkpoint.formats import Files, find
 from openlance.config.sampling import LARGEST_SIDE, Decoding, GenerationConfig, Sampling
-from openlance.config.values import brief, whole
+from openlance.config.values import brief, flag, whole
+from openlance.config.versions import versions
 from openlance.data.front import Front
 from openlance.errors import UserError
-from openlance.inference.inputs import device_of, dtype_of, is_many, seed_of
+from openlance.inference.inputs import device_of, dtype_of, is_many, seed_of, seeds_in
 from openlance.inference.prefix import PrefixStore
 from openlance.inference.text import Answer, decode, stopping, up_to_stop
 from openlance.inference.visual import denoise
 from openlance.media.clip import Clip
+from openlance.media.provenance import Provenance
 from openlance.media.transform import MediaTransform
 from openlance.model.lance import Lance
 from openlance.runtime.components import Components, usual_dtype
@@ -32,6 +36,7 @@ from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
 from openlance.sequence.segment import Kind, Role, Segments, about_clips
+from openlance.sequence.tasks import task_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.vae.lazy import LazyVAE, channels_first, to_uint8
 from openlance.vae.tiling import Tiling, decode_tiled
@@ -61,9 +66,11 @@ class Engine:
         dtype: torch.dtype | str | None = None,
         allow_pickle: bool = False,
         memory: str | int | None = None,
+        metadata: bool = True,
     ) -> None:
         """device: a GPU where there is one. dtype: float32, or bfloat16 for large models, as released; also by name.
-        memory: a budget such as "12GB", which is kept by moving parts in and out; "auto" or None: what is free."""
+        memory: a budget such as "12GB", which is kept by moving parts in and out; "auto" or None: what is free.
+        metadata: whether results say how they were made (`media.provenance`)."""
         files = folder if isinstance(folder, Files) else find(folder)
         self.folder, self.config = files.root, files.config
         self.device = device_of(device)
@@ -73,7 +80,7 @@ class Engine:
             device=self.device,
             dtype=self.dtype,
             allow_pickle=allow_pickle,
-            memory=parse_memory(memory),
+            memory=None if memory is None else parse_memory(memory),
             say=memory is not None,
         )
         self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
@@ -84,6 +91,8 @@ class Engine:
                 raise UserError(f"sampling_with of {files.root} names the role {role!r}: use one of {', '.join(ROLES)}")
         self.media = MediaEncoder(self.parts.vit, self.parts.vae)
         self.prefixes = PrefixStore()  # give it a limit, and conditions of earlier calls need not run again
+        self.metadata = flag("metadata", metadata)
+        self._hashes = dict[bool, str]()  # of the weights that draw pictures, and clips
         self.processes = Distributed()  # that share every picture and clip
         self.shared: Shared | None = None  # ... and how
         self.turn = threading.RLock()  # held by the request that runs
@@ -168,7 +177,7 @@ class Engine:
     def front(self) -> Front:
         """Puts requests together as this checkpoint wants them."""
         d = self.defaults
-        transform = MediaTransform.of(self.config, buckets=d.buckets, usual=(d.height, d.width))
+        transform = MediaTransform(self.config, bases=d.buckets, usual=(d.height, d.width))
         return Front(transform=transform, style=d.style, num_frames=d.num_frames)
 
     def sampling(self, requests: Sequence[Segments] = (), **settings: Any) -> Sampling:
@@ -245,7 +254,8 @@ class Engine:
         stops) are those of `denoise`; with `noise` there need not be seeds."""
         seeds = [seed if isinstance(seed, torch.Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
-            if seeds and all(isinstance(s, int) for s in seeds):  # what nobody chose has to be the same everywhere
+            # What nobody chose has to be the same everywhere.
+            if self.shared is not None and seeds and all(isinstance(s, int) for s in seeds):
                 seeds = self.processes.agreed(seeds)
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
@@ -285,8 +295,48 @@ class Engine:
         **more: Any,
     ) -> list[Clip]:
         """The visual target of each request; `more` as for `fill_latents`."""
+        told = seeds_in(seeds)
         with self.turn:
-            return self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step, **more))
+            clips = self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step, **more))
+            return self.signed(clips, requests, sampling, told, more.get("negatives", ()))
+
+    def signed(
+        self,
+        clips: list[Clip],
+        requests: list[Segments],
+        sampling: Sampling,
+        seeds: Sequence[int | None] = (),
+        negatives: Sequence[str] = (),
+    ) -> list[Clip]:
+        """Clips with a record of their making, unless `metadata` is off; arguments as they were denoised."""
+        if not self.metadata:
+            return clips
+        moving, files = about_clips(requests), self.parts.files
+        if moving not in self._hashes:
+            try:
+                self._hashes[moving] = fingerprint(files.decoder(moving), files.vae)
+            except (OSError, UserError):  # gone or replaced since it was read: nobody can tell any more
+                self._hashes[moving] = ""
+        signed = list[Clip]()
+        for k, (clip, request) in enumerate(zip(clips, requests, strict=True)):
+            task = task_of(request)
+            made = Provenance(
+                openlance=versions("openlance").get("openlance", ""),
+                task=task.name if task is not None else "",
+                prompt=next((s.value for s in reversed(request) if s.role is Role.PROMPT), ""),
+                negative_prompt=negatives[k] if negatives else "",
+                seed=seeds[k] if seeds else None,
+                width=clip.width,
+                height=clip.height,
+                num_frames=clip.frames,
+                model=files.repo or files.root.absolute().name,
+                model_hash=self._hashes[moving],
+                dtype=str(self.dtype).removeprefix("torch."),
+                lora=tuple(adapter.name for adapter in self.parts.adapters),
+                settings=asdict(sampling) | ({"quantise": few} if (few := self.parts.few_bits) else {}),
+            )
+            signed.append(replace(clip, made=made))
+        return signed
 
     def fill_ids(
         self,

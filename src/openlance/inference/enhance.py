@@ -1,77 +1,256 @@
-"""Prompts rewritten by a language model behind any server that speaks OpenAI's chat form, before a picture is made."""
+"""Prompts in more words before anything is drawn: by the checkpoint's own text side, or by a language model behind any
+server that speaks OpenAI's chat form.
+
+pipe("a red circle", enhance=True).revised_prompts
+pipe.generate("a red circle", enhance=Enhancer(url="http://localhost:8000/v1", model="Qwen/Qwen3-8B"))
+
+Both are a `Writer`: a text and pictures in, an answer out. What is asked and what becomes of the answer stands once, in
+`rewriter`: the new prompt takes the place of the old one in a request, whoever put that together.
+"""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
-import mimetypes
+import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from http.client import HTTPException
-from pathlib import Path
-from urllib.error import URLError
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from openlance.config.sampling import Decoding, checked
+from openlance.config.values import brief, flag
+from openlance.data.front import NO_SIZE
 from openlance.errors import UserError
+from openlance.media.clip import Clip
+from openlance.sequence import tasks
+from openlance.sequence.segment import Kind, Role, Segments, instead, prompt_in
+
+if TYPE_CHECKING:
+    from openlance.inference.engine import Engine
+    from openlance.runtime.distributed import Distributed
+
+# Without a handler of the application's own, Python's last resort prints warnings of a logger on stderr as they are.
+log = logging.getLogger(__name__)
 
 INSTRUCTION = (
-    "Rewrite the prompt below for a model that draws {what}s. Keep its subject, action, place and every detail it"
-    " names; add light, texture, framing{motion} where it is silent, and nothing that contradicts it{picture}."
-    " Translate it into English if it is not. Answer with the new prompt alone, as one plain paragraph."
+    "Rewrite the prompt below for a model that {does}. {rule} Copy every text in quotation marks letter by letter, with"
+    " its marks. Translate all else into English if it is not. Answer with the new prompt alone, as a plain paragraph."
     "\n\nPrompt: {prompt}"
 )
-TEMPERATURE, TOKENS = 0.3, 2048  # released code
+DRAWN = (
+    "Keep its subject, action, place and every detail it names; where it is silent, add light, texture and framing, and"
+    " nothing that contradicts it."
+)
+MOVING = " Say how things and the camera move."
+SHOWN = " Say what the pictures given with it show as they show it."
+CHANGED = (
+    "Keep every change that it asks for and add none; name what is changed by how the pictures given with it show it."
+)
+TEMPERATURE, TOKENS = 0.3, 2048  # of a server (released code)
+OWN_TOKENS = 512  # of the checkpoint's own text side: a page
+SELF = "self"
+QUOTED = re.compile(
+    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)['‘]([^'‘’]+)['’](?!\w)"
+)
+THOUGHT = "</think>"  # what a reasoning model says before this is not its answer
+INSTEAD = "choose another Enhancer(model=...), or draw the prompt as it is with enhance=None"
+
+# (a text, pictures it is about) -> the answer, and why it ended: "length" where it was cut.
+Writer = Callable[[str, Sequence[Clip]], tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Enhancer:
-    """url: base of the server, up to and with `/v1`; key: sent as a bearer token if there is one; timeout: seconds."""
+    """A server that speaks OpenAI's chat form.
+
+    Args:
+        url: Its base, up to and with `/v1`.
+        model: The name by which it knows its model.
+        key: Sent as a bearer token, if there is one.
+        timeout: Seconds to wait for it.
+
+    Raises:
+        UserError: If a value makes no sense.
+    """
 
     url: str
-    model: str
-    key: str = ""
+    model: str = "default"
+    key: str = field(default="", repr=False)
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
+        checked(self)
         try:
             parts = urlsplit(self.url)
-            fits = parts.scheme in ("http", "https") and bool(parts.netloc) and not re.search(r"\s", self.url)
+            fits = parts.scheme in ("http", "https") and parts.hostname and re.fullmatch("[!-~]+", self.url)
         except ValueError:
-            fits = False
+            fits = None
         if not fits:
-            raise UserError(f"{self.url!r} is no address of a server: give for example http://localhost:8000/v1")
+            raise UserError(f"{brief(self.url)} is no address of a server: give for example http://localhost:8000/v1")
+        if not re.fullmatch("[!-~]*", self.key):
+            raise UserError("the key of the server has a blank or a letter in it that no key has: copy it anew")
+        if not 0 < self.timeout <= 86400:
+            raise UserError(f"timeout is {self.timeout:g}: it must be above 0 and at most a day, for example 120")
 
-    def rewrite(self, prompt: str, makes: str, picture: Path | None = None) -> str:
-        """The prompt in more words. makes: "image" or "video"; picture: what a video begins with.
-
-        UserError if the server cannot be reached or does not answer as expected.
-        """
-        motion = ", motion and camera" if makes == "video" else ""
-        shown = ", and describe the picture given with it" if picture is not None else ""
-        text = INSTRUCTION.format(what=makes, motion=motion, picture=shown, prompt=prompt)
-        content: list[dict] = [{"type": "text", "text": text}]
-        if picture is not None:
-            content.append({"type": "image_url", "image_url": {"url": data_url(picture)}})
-        answer = self._ask([{"role": "user", "content": content if picture is not None else text}])
-        if not answer.strip():
-            raise UserError(f"{self.url} rewrote the prompt to nothing: try another --enhance-model")
-        return answer.strip()
-
-    def _ask(self, messages: list[dict]) -> str:
+    def __call__(self, text: str, pictures: Sequence[Clip]) -> tuple[str, str]:
+        """Answer as a `Writer`. UserError if the server cannot be reached, or answers something else."""
+        shown = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
+        content = [{"type": "text", "text": text}, *shown] if shown else text
+        messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "temperature": TEMPERATURE, "max_tokens": TOKENS}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         address = f"{self.url.rstrip('/')}/chat/completions"
         try:
             with urlopen(Request(address, json.dumps(body).encode(), headers), timeout=self.timeout) as reply:
-                found = json.load(reply)
-            return str(found["choices"][0]["message"]["content"])
-        except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
-            raise UserError(f"{address} does not answer ({error}): check --enhance-url") from None
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{address} answered in another form than OpenAI's chat ({error!r})") from None
+                return _answer(json.load(reply))
+        except HTTPError as error:
+            raise UserError(f"{address} refused with {error.code}{_why(error)}: {INSTEAD}") from None
+        except (OSError, HTTPException) as error:
+            said = getattr(error, "reason", error)
+            raise UserError(
+                f"{address} does not answer ({said}): start it, or give another Enhancer(url=...)"
+            ) from None
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            said = f"{type(error).__name__}: {brief(str(error))}"
+            raise UserError(
+                f"{address} answers otherwise than OpenAI's chat ({said}): give another Enhancer(url=...)"
+            ) from None
 
 
-def data_url(path: Path) -> str:
-    kind = mimetypes.guess_type(path.name)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _answer(found: Any) -> tuple[str, str]:
+    choice = found["choices"][0]
+    text, reason = choice["message"]["content"], choice.get("finish_reason")
+    if not isinstance(text, str) and reason != "length":  # a model that was cut while it thought has none
+        raise TypeError(f"content is {brief(text)}")
+    return text or "", str(reason)
+
+
+def _why(error: HTTPError) -> str:
+    """What a server said beside the number, on one line."""
+    with error, suppress(OSError, HTTPException):
+        said = error.read(4096).decode(errors="replace").strip()
+        return f" ({brief(said)})" if said else ""
+    return ""
+
+
+def data_url(picture: Clip) -> str:
+    from PIL import Image
+
+    memory = io.BytesIO()
+    Image.fromarray(picture.pixels[0]).save(memory, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(memory.getvalue()).decode()}"
+
+
+def own_side(engine: Engine) -> Writer:
+    """The checkpoint's own text side: the text is a question, about the pictures if there are any; greedy."""
+
+    def write(text: str, pictures: Sequence[Clip]) -> tuple[str, str]:
+        about = tasks.the_task(tasks.understand, "image")
+        asked = engine.front.request(about, text, pictures) if pictures else tasks.understand(text, [], NO_SIZE)
+        answer = engine.fill_text([asked], Decoding(max_new_tokens=OWN_TOKENS))[0]
+        return answer, answer.finish_reason
+
+    return write
+
+
+def rewriter(engine: Engine, enhance: bool | str | Enhancer | None) -> Callable[[Segments], Segments] | None:
+    """Find what rewrites the prompts of requests; None where nobody wants that.
+
+    A prompt is rewritten once however often it comes, with the first frame of each picture and clip that it is about.
+    What is drawn is said through the logger `openlance.inference.enhance`. A rewrite that lost a text in quotation
+    marks is dropped, and the prompt stays as it was. With several processes the leading one's rewrite holds.
+
+    Args:
+        engine: Whose requests these are.
+        enhance: True or "self" for the checkpoint's own text side; an `Enhancer`, or the address of one.
+
+    Returns:
+        A request -> the request with its new prompt. UserError if there is none: the answer was empty or cut, or the
+        server is none.
+
+    Raises:
+        UserError: If `enhance` is something else.
+    """
+    if isinstance(enhance, str) and enhance != SELF:
+        enhance = Enhancer(url=enhance)
+    if enhance is None or not (isinstance(enhance, (str, Enhancer)) or _wanted(enhance)):
+        return None
+    write = enhance if isinstance(enhance, Enhancer) else own_side(engine)
+    untrained = write is not enhance and engine.defaults.tasks  # which lists all that it was trained for
+    caveat = " (the model was not trained to rewrite: expect little)" if untrained else ""
+    known = dict[tuple, str]()
+
+    def rewrite(request: Segments) -> Segments:
+        prompt, pictures = prompt_in(request), shown_in(request)
+        if not prompt.strip():
+            return request
+        text = instruction(request)
+        key = (text, *(picture.key for picture in pictures))
+        if key not in known:
+            known[key] = _agreed(engine.processes, lambda: revised(prompt, *write(text, pictures), caveat))
+        return instead(request, known[key])
+
+    return rewrite
+
+
+def _wanted(enhance: Any) -> bool:
+    try:
+        return flag("enhance", enhance)
+    except UserError:
+        raise UserError(
+            f'enhance is {brief(enhance)}: expected True, the address of a server, or Enhancer(url="...", model="...")'
+        ) from None
+
+
+def shown_in(request: Segments) -> list[Clip]:
+    """The first frame of each picture and clip that a request reads, what the target begins with first."""
+    kept = [s for s in request if s.kind is Kind.LATENTS]
+    return [Clip(clip.pixels[:1]) for clip in (*(s.given for s in kept), *(s.value for s in kept)) if clip is not None]
+
+
+def instruction(request: Segments) -> str:
+    """What a writer is asked for the prompt of a request."""
+    moves, changes = request[-1].size[0] > 1, any(s.role is Role.SOURCE for s in request)  # type: ignore[index]
+    rule = CHANGED if changes else DRAWN + (MOVING if moves else "") + (SHOWN if shown_in(request) else "")
+    does = f"{'changes' if changes else 'draws'} {'videos' if moves else 'images'}"
+    return INSTRUCTION.format(does=does, rule=rule, prompt=prompt_in(request))
+
+
+def revised(prompt: str, answer: str, finish_reason: str, caveat: str = "") -> str:
+    """The prompt that is drawn, which is said. UserError for an answer that was cut, or is none."""
+    text = " ".join(answer.rpartition(THOUGHT)[2].split())
+    if finish_reason == "length" or not text:
+        wrong = "was cut at its limit" if finish_reason == "length" else "is empty"
+        raise UserError(f"the rewrite of {brief(prompt)} {wrong}: {INSTEAD}")
+    lost = sorted(quoted(prompt) - quoted(text))
+    if lost:
+        log.warning("note: prompt kept as it was: its rewrite lost the quoted text %r", lost[0])
+        return prompt
+    log.warning("note: prompt rewritten to %r%s", text, caveat)
+    return text
+
+
+def quoted(text: str) -> set[str]:
+    """What stands in quotation marks of any kind, without them."""
+    return {" ".join("".join(found).split()) for found in QUOTED.findall(text)}
+
+
+def _agreed(processes: Distributed, make: Callable[[], str]) -> str:
+    """What the leading process makes, or its failure, in every process that draws along."""
+    said: Any = None
+    if processes.leads:
+        try:
+            said = make()
+        except UserError as error:
+            said = error
+    said = processes.agreed(said)
+    if isinstance(said, UserError):
+        raise said
+    return said

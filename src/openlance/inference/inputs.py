@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
@@ -14,12 +14,57 @@ from openlance.config.values import NUMBER_TYPES, brief, convert
 from openlance.data.front import Asked
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.media.inputs import Medium, as_clip, as_picture
+from openlance.media.inputs import MediaInput, as_clip, as_image
+
+if TYPE_CHECKING:
+    from openlance.inference.enhance import Enhancer
 
 __all__ = [
-    "Medium", "a_function", "as_clip", "as_picture", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
+    "MediaInput", "a_function", "as_clip", "as_image", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
     "listed", "paired", "random_seed", "seed_of", "starts", "videos_of", "whole",
 ]  # fmt: skip
+
+
+class Settings(TypedDict, total=False):
+    """Fields of `Sampling` that diffusers has no names for."""
+
+    shift: float | None
+    interval: tuple[float, float] | None
+    renorm: str | None
+    renorm_min: float | None
+    cached: bool | None
+    solver: str | None
+    step_cache: float | None
+    compile: bool | None
+
+
+class How(Settings, total=False):
+    """What every method that draws takes beside its media and words; None means the checkpoint's own.
+
+    seed: Random if left out, or -1. generator: One for all, or one each. progress: Whether to show a bar.
+    negative_prompt: What guidance leads away from, one or one each. enhance: Who rewrites the prompts first, see
+    `enhance.rewriter`. The rest are fields of `Sampling`.
+    """
+
+    seed: int | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    progress: bool
+    negative_prompt: str | Sequence[str] | None
+    enhance: bool | str | Enhancer | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    image_guidance_scale: float | None
+
+
+class Words(TypedDict, total=False):
+    """Fields of `Decoding`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    stop: str | Sequence[str]
 
 
 def is_many(value: Any) -> bool:
@@ -34,7 +79,7 @@ def videos_of(medium: Any) -> list[Clip]:
     return [as_clip(medium)] if all(clip.frames == 1 for clip in clips) else clips
 
 
-def paired(media: Medium | Sequence[Medium], texts: str | Sequence[str]) -> list[tuple[Medium, str]]:
+def paired(media: MediaInput | Sequence[MediaInput], texts: str | Sequence[str]) -> list[tuple[MediaInput, str]]:
     """One medium per text; a single one of either goes with all of the other. UserError if the numbers differ.
 
     Only a list is several media: a tuple may be one item."""
@@ -46,7 +91,7 @@ def paired(media: Medium | Sequence[Medium], texts: str | Sequence[str]) -> list
     return list(zip(*_equally_many(found, said), strict=True))
 
 
-def grouped(media: Medium | Sequence, texts: str | Sequence[str]) -> list[tuple[list[Clip], str]]:
+def grouped(media: MediaInput | Sequence, texts: str | Sequence[str]) -> list[tuple[list[Clip], str]]:
     """Several media per text: a list of them for one text, a list of such lists for a list of texts."""
     groups = list(media) if is_many(texts) and isinstance(media, list) else [media]
     found, said = _equally_many(groups, list(texts) if is_many(texts) else [texts])
@@ -147,6 +192,20 @@ def starts(seed: Any, generator: Any, count: int) -> list[int | torch.Generator]
         )
     if len(found) != count:
         raise UserError(f"there are {len(found)} generators for {count} results: give one, or one each")
+    return found
+
+
+def seeds_in(starts: Sequence[int | torch.Generator]) -> list[int | None]:
+    """What stands for each of these in a record: a seed, also that of a generator from which nothing was drawn yet."""
+    found, used = list[int | None](), list[torch.Generator]()
+    for start in starts:
+        if isinstance(start, torch.Generator):
+            fresh = torch.Generator(start.device).manual_seed(start.initial_seed()).get_state()
+            known = start not in used and torch.equal(start.get_state(), fresh)
+            used.append(start)
+            found.append(start.initial_seed() if known else None)
+        else:
+            found.append(start)
     return found
 
 

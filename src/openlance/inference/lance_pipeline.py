@@ -14,57 +14,46 @@ pipe.processor.batch_decode(pipe.generate(**inputs, streamer=streamer))
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import Hub
 from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS
 from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
-from openlance.inference.engine import Engine
-from openlance.inference.given import Given
-from openlance.inference.inputs import Medium, a_function, asked_size, is_many, listed, starts
+from openlance.inference.call import (
+    OUTPUT,
+    RUN,
+    TENSORS,
+    Given,
+    LanceOutput,
+    Run,
+    Scheduler,
+    check_output,
+    check_tensors,
+    solver_settings,
+    starting_noise,
+    step_end,
+)  # fmt: skip
+from openlance.inference.inputs import MediaInput, Settings, a_function, asked_size, is_many, listed, seeds_in, starts
 from openlance.inference.methods import Methods
-from openlance.inference.output import OUTPUT, LanceOutput, check_output
 from openlance.inference.processor import Processor
-from openlance.inference.stepping import RUN, TENSORS, Run, check_tensors, starting_noise, step_end
-from openlance.inference.views import Scheduler, device_in, solver_settings
-from openlance.inference.words import answer_ids
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import prompt_in
 from openlance.vae.lazy import channels_first
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from typing_extensions import Unpack
+
+    from openlance.inference.enhance import Enhancer
 
 TQDM = ("desc", "leave", "position", "ncols", "colour", "file", "unit", "mininterval", "ascii", "dynamic_ncols")
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
-
-
-class Settings(TypedDict, total=False):
-    """Fields of `Sampling` that diffusers has no names for."""
-
-    shift: float | None
-    interval: tuple[float, float] | None
-    renorm: str | None
-    renorm_min: float | None
-    cached: bool | None
-    solver: str | None
-    step_cache: float | None
-    compile: bool | None
-
-
-def load(model: str | Path = "nano", **options: Any) -> LancePipeline:
-    """See `openlance.load`."""
-    return LancePipeline.from_pretrained(model, **options)
 
 
 class LancePipeline(Methods):
@@ -72,52 +61,6 @@ class LancePipeline(Methods):
     `Methods`); a call is diffusers', and `generate` with the inputs of `processor` is transformers'."""
 
     _bar: Mapping[str, Any] = {"disable": True}  # of calls, as tqdm takes it
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path = "nano",
-        *,
-        torch_dtype: torch.dtype | str | None = None,
-        device_map: str | Mapping[str, Any] | torch.device | int | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        subfolder: str | None = None,
-        variant: str | None = None,
-        base: str | Path | None = None,
-        **options: Any,
-    ) -> LancePipeline:
-        """A shipped model, a folder of any form, or owner/name on the hub.
-
-        Args:
-            model: "nano", a folder, or a repository.
-            torch_dtype: A dtype, its name, or "auto", the model's own; also `dtype`.
-            device_map: A device, or "auto", the usual one; also `device`.
-            revision: Of a repository a branch, tag or commit, with `cache_dir`, `local_files_only` and `token`.
-            subfolder: Where the model is in its folder or repository.
-            variant: There are none: weights have one form, and `torch_dtype` says in which numbers they are used.
-            base: A folder with what `model` lacks, such as the VAE of a trainer's output.
-            **options: Of `Engine`: tokenizer, device, dtype, allow_pickle, memory.
-
-        Raises:
-            UserError: If there is no such model, or an argument is unknown or none.
-        """
-        from openlance.checkpoint.hub import find_model
-
-        known = inspect.getfullargspec(Engine.__init__).kwonlyargs
-        values.no_others(options, [*known, *inspect.getfullargspec(cls.from_pretrained).kwonlyargs])
-        if variant is not None:
-            raise UserError(f"variant is {values.brief(variant)}: weights have one form here, so choose a torch_dtype")
-        if torch_dtype is not None:
-            options["dtype"] = torch_dtype
-        if device_map is not None:
-            options["device"] = device_in(device_map)
-        hub = Hub(
-            revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, subfolder=subfolder
-        )
-        return cls(find_model(model, base=base, hub=hub), **options)
 
     def save_pretrained(self, folder: str | Path, *, form: str = "openlance") -> None:
         """Write the checkpoint into a new folder, from which `from_pretrained` reads the same, few bits included. form:
@@ -198,9 +141,9 @@ class LancePipeline(Methods):
     def __call__(
         self,
         prompt: str | Sequence[str],
-        image: Medium | Sequence[Medium] | None = None,
-        last_image: Medium | Sequence[Medium] | None = None,
-        video: Medium | Sequence[Medium] | None = None,
+        image: MediaInput | Sequence[MediaInput] | None = None,
+        last_image: MediaInput | Sequence[MediaInput] | None = None,
+        video: MediaInput | Sequence[MediaInput] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -215,7 +158,8 @@ class LancePipeline(Methods):
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
-        subject: Medium | Sequence[Medium] | None = None,
+        subject: MediaInput | Sequence[MediaInput] | None = None,
+        enhance: bool | str | Enhancer | None = None,
         **settings: Unpack[Settings],
     ) -> LanceOutput:
         """Draw, animate or change. What is given decides: nothing but words, an `image` to edit (or to begin a clip of
@@ -229,6 +173,8 @@ class LancePipeline(Methods):
             return_dict: False gives a tuple.
             callback_on_step_end: f(pipe, step, t, {"latents": (B, C, T, Y, X)}) may give other latents back, and end
                 the call early with `pipe.interrupt = True`.
+            enhance: Who rewrites the prompts first: True for the checkpoint itself, an `Enhancer`, or its address. The
+                output has what was drawn as `revised_prompts`.
             **settings: Further fields of `Sampling`.
 
         Raises:
@@ -245,9 +191,8 @@ class LancePipeline(Methods):
         media = {"image": image, "video": video, "subject": subject, "last_image": last_image}
         given = Given.of(texts, is_many(prompt), **media)
         spec = given.task(tasks.kind_of(asked[0] or 1))
-        each = zip(given.texts, given.media(), strict=True)
+        each = [pair for pair in zip(given.texts, given.media(), strict=True) for _ in range(count)]
         requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
-        requests = [r for r in requests for _ in range(count)]
         negatives = self.negatives(negative_prompt, len(given.texts), count)
         sampling = self.sampling(
             requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
@@ -257,13 +202,20 @@ class LancePipeline(Methods):
         check_output(output_type, grids)
         noise = None if latents is None else starting_noise(latents, grids, self.config.latent_channels)
         after = None if callback_on_step_end is None else step_end(callback_on_step_end, self, seen, grids)
+        requests = self._rewritten(requests, enhance)
+        revised = [prompt_in(request) for request in requests[::count]] if enhance else None
         with self.turn, Run() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
+            told = seeds_in(seeds)
             made = self.fill_latents(
                 requests, sampling, seeds, lambda *_: bar.update(), after, noise=noise, stops=lambda: run.stopped,
                 negatives=negatives,
             )  # fmt: skip
-            output = self._output(made, spec.makes, output_type)
+            value: Any = torch.stack([channels_first(z) for z in made]) if output_type == "latent" else None
+            if value is None:
+                clips = self.signed(self.decode_latents(made), requests, sampling, told, negatives)
+                value = OUTPUT[output_type](clips, spec.makes)
+        output = LanceOutput(**{"images" if spec.makes == "image" else "frames": value}, revised_prompts=revised)
         return output if named else output.to_tuple()  # type: ignore[return-value]
 
     @property
@@ -280,34 +232,3 @@ class LancePipeline(Methods):
         run.stopped = values.flag("interrupt", value)
 
     _interrupt = interrupt  # where diffusers' examples set it
-
-    def _output(self, latents: list[Tensor], makes: str, output_type: str) -> LanceOutput:
-        name = "images" if makes == "image" else "frames"
-        if output_type == "latent":
-            return LanceOutput(**{name: torch.stack([channels_first(z) for z in latents])})
-        clips = self.decode_latents(latents)
-        return LanceOutput(**{name: OUTPUT[output_type](clips, makes)})
-
-    # Words.
-
-    @overload
-    def generate(self, prompt: str | Sequence[str], **options: Any) -> list[Image]: ...
-
-    @overload
-    def generate(self, *, requests: list[Segments], input_ids: Tensor | None = None, **options: Any) -> Tensor: ...
-
-    def generate(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        *,
-        requests: list[Segments] | None = None,
-        input_ids: Tensor | None = None,
-        **options: Any,
-    ) -> list[Image] | Tensor:
-        """Pictures for one prompt or several (see `Methods.generate`); or, called as `generate(**processor(text=...,
-        images=...))`, the (B, L + new) token ids of answers (see `words.answer_ids`)."""
-        if requests is None and input_ids is None:
-            return super().generate(prompt, **options)  # type: ignore[arg-type]
-        if prompt is not None:
-            raise UserError("a prompt draws pictures and a processor's inputs give token ids: give one of the two")
-        return answer_ids(self, requests, input_ids, **options)  # type: ignore[arg-type]

@@ -9,20 +9,25 @@ pipe.ask("out.png", "how many squares are there?")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, islice, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
+from torch import Tensor
 
+from openlance.checkpoint.formats import Hub
 from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS, Decoding, Sampling
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.inputs import (
-    Medium,
+    How,
+    MediaInput,
+    Words,
     a_function,
-    as_picture,
+    as_image,
     asked_size,
     clips_of,
     grouped,
@@ -38,7 +43,10 @@ from openlance.sequence import tasks
 from openlance.sequence.segment import Segments, about_clips
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
+    from typing_extensions import Self, Unpack
 
 
 class Methods(Engine):
@@ -46,11 +54,60 @@ class Methods(Engine):
 
     A list gives a list: result k of a list has the seed `seed + k` and equals that of the same call for item k alone
     with that seed. All methods that draw take `**how`: `seed` (random if left out, or -1), `generator` (one for all, or
-    one each), `progress` (a bar), `negative_prompt` (what guidance leads away from, one or one each), and the fields of
-    `Sampling`, such as `num_inference_steps` and `guidance_scale`;
-    None means the checkpoint's own. Bad input is a UserError of one sentence.
+    one each), `progress` (a bar), `negative_prompt` (what guidance leads away from, one or one each), `enhance` (who
+    rewrites the prompts first, see `enhance.rewriter`), and the fields of `Sampling`, such as `num_inference_steps` and
+    `guidance_scale`; None means the checkpoint's own. Bad input is a UserError of one sentence.
     """
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "nano",
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: str | Mapping[str, Any] | torch.device | int | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        base: str | Path | None = None,
+        **options: Any,
+    ) -> Self:
+        """A shipped model, a folder of any form, or owner/name on the hub.
+
+        Args:
+            model: "nano", a folder, or a repository.
+            torch_dtype: A dtype, its name, or "auto", the model's own; also `dtype`.
+            device_map: A device, or "auto", the usual one; also `device`.
+            revision: Of a repository a branch, tag or commit, with `cache_dir`, `local_files_only` and `token`.
+            subfolder: Where the model is in its folder or repository.
+            variant: There are none: weights have one form, and `torch_dtype` says in which numbers they are used.
+            base: A folder with what `model` lacks, such as the VAE of a trainer's output.
+            **options: Of `Engine`: tokenizer, device, dtype, allow_pickle, memory.
+
+        Raises:
+            UserError: If there is no such model, or an argument is unknown or none.
+        """
+        from openlance.checkpoint.hub import find_model
+
+        known = inspect.getfullargspec(Engine.__init__).kwonlyargs
+        values.no_others(options, [*known, *inspect.getfullargspec(cls.from_pretrained).kwonlyargs])
+        if variant is not None:
+            raise UserError(f"variant is {values.brief(variant)}: weights have one form here, so choose a torch_dtype")
+        if torch_dtype is not None:
+            options["dtype"] = torch_dtype
+        if device_map is not None:
+            from openlance.inference.call import device_in
+
+            options["device"] = device_in(device_map)
+        hub = Hub(
+            revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, subfolder=subfolder
+        )
+        return cls(find_model(model, base=base, hub=hub), **options)
+
+    @overload
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -58,21 +115,53 @@ class Methods(Engine):
         height: int | None = None,
         width: int | None = None,
         num_images: int = 1,
-        negative_prompt: str | Sequence[str] | None = None,
-        **how: Any,
-    ) -> list[Image]:
-        """Pictures for one prompt or several, `num_images` of each, prompt after prompt.
+        **how: Unpack[How],
+    ) -> list[Image]: ...
 
-        height, width: pixels, multiples of the codec's stride. how: see `Methods`.
+    @overload
+    def generate(self, *, requests: list[Segments], input_ids: Tensor | None = None, **how: Any) -> Tensor: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_images: int = 1,
+        requests: list[Segments] | None = None,
+        input_ids: Tensor | None = None,
+        **how: Any,
+    ) -> list[Image] | Tensor:
+        """Draw pictures, or answer as transformers' `generate` does.
+
+        Args:
+            prompt: One or several.
+            height: In pixels, a multiple of the VAE's stride, as `width`.
+            num_images: How many of each prompt; they come prompt after prompt.
+            requests: With `input_ids` what `processor` gave: `generate(**processor(text=..., images=...))`.
+            **how: See `How`; of answers, see `processor.answer_ids`.
+
+        Returns:
+            Pictures; or the (B, L + new) token ids of answers.
+
+        Raises:
+            UserError: On bad input.
         """
+        if requests is not None or input_ids is not None:
+            if prompt is not None:
+                raise UserError("a prompt draws pictures and a processor's inputs give token ids: give one of the two")
+            from openlance.inference.processor import answer_ids
+
+            said = {"height": height, "width": width}
+            return answer_ids(self, requests, input_ids, **{k: v for k, v in said.items() if v is not None}, **how)  # type: ignore[arg-type]
         count = values.whole("num_images", num_images, 1, MOST_RESULTS)
         texts = listed(prompt, "prompt", "a red circle")
         wanted = [text for text in texts for _ in range(count)]
-        negatives = self.negatives(negative_prompt, len(texts), count)
+        how["negative_prompt"] = self.negatives(how.get("negative_prompt"), len(texts), count)
         asked = asked_size(None, height, width)
         task = tasks.the_task(tasks.text_to_visual, "image")
         requests = [self.front.request(task, text, asked=asked) for text in wanted]
-        return [_picture(clip) for clip in self._draw(requests, negative_prompt=negatives, **how)]
+        return [clip.images()[0] for clip in self._draw(requests, **how)]
 
     def generate_video(
         self,
@@ -81,7 +170,7 @@ class Methods(Engine):
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        **how: Any,
+        **how: Unpack[How],
     ) -> list[Clip]:
         """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Methods`."""
         asked = asked_size(num_frames, height, width)
@@ -92,14 +181,14 @@ class Methods(Engine):
 
     def animate(
         self,
-        image: Medium | Sequence[Medium],
+        image: MediaInput | Sequence[MediaInput],
         prompt: str | Sequence[str],
         *,
-        last: Medium | Sequence[Medium] | None = None,
+        last: MediaInput | Sequence[MediaInput] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        **how: Any,
+        **how: Unpack[How],
     ) -> list[Clip]:
         """Clips that begin with given pictures and, with `last`, end on others; they have the size of the first.
 
@@ -111,13 +200,13 @@ class Methods(Engine):
         asked = asked_size(num_frames, height, width)
         requests = list[Segments]()
         for (medium, text), ending in zip(pairs, ends, strict=True):
-            given = [as_picture(medium), *([] if ending is None else [as_picture(ending)])]
+            given = [as_image(medium), *([] if ending is None else [as_image(ending)])]
             template = tasks.image_to_video if ending is None else tasks.first_and_last
             requests.append(self.front.request(tasks.the_task(template, "video"), text, given, asked=asked))
         return self._draw(requests, **how)
 
     def edit(
-        self, source: Medium | Sequence[Medium], instruction: str | Sequence[str], **how: Any
+        self, source: MediaInput | Sequence[MediaInput], instruction: str | Sequence[str], **how: Unpack[How]
     ) -> list[Image] | list[Clip]:
         """Pictures or clips changed as told, each of the size and length of its source, rounded to the strides.
 
@@ -132,17 +221,17 @@ class Methods(Engine):
             task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
             requests.append(self.front.request(task, text, clips))
         made = self._draw(requests, **how)
-        return [clip if clip.frames > 1 else _picture(clip) for clip in made]  # type: ignore[return-value]
+        return [clip if clip.frames > 1 else clip.images()[0] for clip in made]  # type: ignore[return-value]
 
     def subject(
         self,
-        images: Medium | Sequence[Medium] | Sequence[Sequence[Medium]],
+        images: MediaInput | Sequence[MediaInput] | Sequence[Sequence[MediaInput]],
         prompt: str | Sequence[str],
         *,
         num_frames: int = 1,
         height: int | None = None,
         width: int | None = None,
-        **how: Any,
+        **how: Unpack[How],
     ) -> list[Image] | list[Clip]:
         """The given subjects in a new scene: a picture, or a clip of `num_frames`.
 
@@ -153,17 +242,17 @@ class Methods(Engine):
         listed(prompt, "prompt", "the circle on a white background")
         groups = grouped(images, prompt)
         made = self._draw([self.front.request(task, text, clips, asked=asked) for clips, text in groups], **how)
-        return made if task.makes != "image" else [_picture(clip) for clip in made]
+        return made if task.makes != "image" else [clip.images()[0] for clip in made]
 
     def ask(
         self,
-        media: Medium | Sequence[Medium] | Sequence[Sequence[Medium]],
+        media: MediaInput | Sequence[MediaInput] | Sequence[Sequence[MediaInput]],
         question: str | Sequence[str],
         *,
         stream: Callable[[str], None] | None = None,
         seed: int | None = None,
         return_info: bool = False,
-        **decoding: Any,
+        **decoding: Unpack[Words],
     ) -> Any:
         """The answer to a question about pictures or clips; lists of equal length give a list of answers in one batch.
 
@@ -181,7 +270,8 @@ class Methods(Engine):
         several = is_many(question)
         values.no_others(decoding, Decoding.__dataclass_fields__)
         a_function("stream", stream, 1, "print")
-        d, told = Decoding(**{"max_new_tokens": 96} | decoding), values.flag("return_info", return_info)
+        d = Decoding(**{"max_new_tokens": 96} | decoding)  # type: ignore[arg-type]  # converted
+        told = values.flag("return_info", return_info)
         if stream is not None and several:
             raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
         wrong = [text for text in (question if several else [question]) if not isinstance(text, str)]
@@ -202,11 +292,19 @@ class Methods(Engine):
         given = [AnswerInfo(text=str(a), finish_reason=a.finish_reason) for a in answers] if told else answers
         return given if several else given[0]
 
-    def caption(self, media: Medium | Sequence[Medium], **options: Any) -> Any:
+    def caption(self, media: MediaInput | Sequence[MediaInput], **options: Any) -> Any:
         """A description of a picture or clip, or a list of them; options as for `ask`."""
         if isinstance(media, list) and not media:
             raise UserError("there is no picture or clip to describe: give at least one")
         return self.ask(media, [""] * len(media) if isinstance(media, list) else "", **options)
+
+    def _rewritten(self, requests: list[Segments], enhance: Any) -> list[Segments]:
+        if enhance is None:
+            return requests
+        from openlance.inference.enhance import rewriter
+
+        rewrite = rewriter(self, enhance)
+        return requests if rewrite is None else [rewrite(request) for request in requests]
 
     def _draw(
         self,
@@ -216,15 +314,17 @@ class Methods(Engine):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress: bool = False,
         negative_prompt: str | Sequence[str] | None = None,
+        enhance: Any = None,
         **settings: Any,
     ) -> list[Clip]:
         """The visual target of each request, batch by batch."""
         negatives = self.negatives(negative_prompt, len(requests))
         how = [self.sampling([request], **settings) for request in requests]
-        seeds = starts(seed, generator, len(requests))
+        seeds, shown = starts(seed, generator, len(requests)), values.flag("progress", progress)
+        requests = self._rewritten(requests, enhance)
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        with _bar(values.flag("progress", progress), sum(s.num_inference_steps for s in how)) as bar:
+        with _bar(shown, sum(s.num_inference_steps for s in how)) as bar:
             for some, s in _batches(requests, per, how):
                 at, count = len(clips), len(some)
                 mine = slice(at, at + count)
@@ -248,12 +348,6 @@ def _batches(
 def question_about(clips: Sequence[Clip]) -> tasks.TaskSpec:
     """The task of a question, by whether one of its media moves."""
     return tasks.the_task(tasks.understand, tasks.kind_of(max(clip.frames for clip in clips)))
-
-
-def _picture(clip: Clip) -> Image:
-    from PIL import Image
-
-    return Image.fromarray(clip.pixels[0])
 
 
 def _bar(show: bool, total: int):

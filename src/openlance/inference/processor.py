@@ -1,20 +1,26 @@
-"""transformers' processor for questions: text and media in, inputs of `generate` out, and ids back to text."""
+"""transformers' side of questions: a processor (text and media in, inputs of `generate` out, ids back to text) and what
+`generate` does with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from openlance.config.values import brief, no_others
+from openlance.config.sampling import Decoding
+from openlance.config.values import brief, flag, no_others
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
-from openlance.inference.inputs import Medium, as_picture, clips_of, is_many, videos_of
+from openlance.inference.inputs import MediaInput, as_image, clips_of, is_many, videos_of
 from openlance.sequence.pack import pack
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import Segment, Segments
 from openlance.sequence.tasks import kind_of, the_task, understand
+
+if TYPE_CHECKING:
+    from transformers.feature_extraction_utils import BatchFeature
 
 PADDING = "<|endoftext|>"  # the release's
 # Options of transformers' processors that ask for what is always so here.
@@ -31,14 +37,26 @@ class Processor:
     def __call__(
         self,
         text: str | Sequence[str],
-        images: Medium | Sequence[Medium] | None = None,
-        videos: Medium | Sequence[Medium] | None = None,
+        images: MediaInput | Sequence[MediaInput] | None = None,
+        videos: MediaInput | Sequence[MediaInput] | None = None,
         **more: Any,
-    ) -> dict[str, Any]:
-        """Inputs of `generate`. Lists of questions pair up with lists of media, of which each may be a list itself.
+    ) -> BatchFeature:
+        """Make the inputs of `generate`.
 
-        more: transformers' options of tensors, which change nothing here (`IDLE`).
+        Args:
+            text: A question, or several.
+            images: What one question is about (several as a list), or a list with that of each question.
+            videos: Clips in the place of images.
+            **more: transformers' options of tensors, which change nothing here (`IDLE`).
+
+        Returns:
+            `input_ids` (B, L) and `requests`; `.to(device)` moves the tensors.
+
+        Raises:
+            UserError: If questions and media do not pair up.
         """
+        from transformers.feature_extraction_utils import BatchFeature
+
         no_others(more, IDLE)
         several = is_many(text)
         texts: list[Any] = list(text) if is_many(text) else [text]
@@ -54,12 +72,12 @@ class Processor:
         requests = []
         for group, question in zip(groups, texts, strict=True):
             if images is not None:
-                clips = clips_of(group, as_picture)
+                clips = clips_of(group, as_image)
             else:
                 clips = videos_of(group)
             task = the_task(understand, kind_of(max(clip.frames for clip in clips)))
             requests.append(self.engine.front.request(task, question.strip(), clips))
-        return {"requests": requests, "input_ids": self.ids(requests)}
+        return BatchFeature({"requests": requests, "input_ids": self.ids(requests)})
 
     def ids(self, requests: list[Segments]) -> Tensor:
         """(B, L) ids of the rendered requests up to where the answer begins, padded on the left."""
@@ -87,3 +105,73 @@ class Processor:
         if not is_many(ids) and getattr(ids, "ndim", 0) != 2:
             raise UserError(f"the ids are {brief(ids)}: expected the rows that `generate` gives")
         return [self.decode(row, **more) for row in ids]
+
+
+# Options of transformers' `generate` that ask for what is always so here.
+IDLE_IN_GENERATE = ("attention_mask", "pad_token_id", "eos_token_id", "use_cache")
+
+
+class Streamer(Protocol):
+    """What transformers' streamers offer: `put` gets the ids of the request, then each new one; then `end`."""
+
+    def put(self, value: Tensor) -> None: ...
+    def end(self) -> None: ...
+
+
+@torch.inference_mode()
+def answer_ids(
+    engine: Engine,
+    requests: list[Segments],
+    input_ids: Tensor | None = None,
+    *,
+    max_new_tokens: int = 96,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] | str = (),
+    generator: torch.Generator | None = None,
+    streamer: Streamer | None = None,
+    **more: Any,
+) -> Tensor:
+    """(B, L + new) token ids: those of the request in front, as transformers gives them, then the answer, filled up
+    with the padding id; a text of `stop` that ends one is its end. more: options of transformers that change nothing
+    here (`IDLE_IN_GENERATE`). UserError on bad input."""
+    no_others(more, IDLE_IN_GENERATE)
+    check_requests(requests, input_ids, generator, streamer)
+    if streamer is not None and len(requests) > 1:
+        raise UserError("answers to several questions cannot be streamed: ask one at a time")
+    processor = Processor(engine)
+    if input_ids is None:
+        input_ids = processor.ids(requests)
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+    on_token = None if streamer is None else (lambda _, token: streamer.put(torch.tensor([token])))
+    d = Decoding(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        repetition_penalty=repetition_penalty, stop=stop,  # type: ignore[arg-type]  # converted
+    )  # fmt: skip
+    drawn = do_sample is not None and flag("do_sample", do_sample)
+    d = d if drawn else replace(d, temperature=0.0)
+    answers = engine.fill_ids(requests, d, generator, on_token)
+    if streamer is not None:
+        streamer.end()
+    return torch.cat([input_ids, processor.padded(answers, left=False).to(input_ids)], dim=1)
+
+
+def check_requests(requests: Any, input_ids: Any, generator: Any, streamer: Any) -> None:
+    """UserError unless these are requests and ids of a processor, a generator and a streamer, or None."""
+    made = "call it as generate(**processor(text=..., images=...))"
+    if not (isinstance(requests, list) and requests and all(is_request(r) for r in requests)):
+        raise UserError(f"requests is {brief(requests)}: {made}")
+    if input_ids is not None and not (isinstance(input_ids, Tensor) and input_ids.shape[:-1] == (len(requests),)):
+        raise UserError(f"input_ids is {brief(input_ids)}: {made}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise UserError(f"generator is {brief(generator)}: expected a torch.Generator")
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise UserError(f"streamer is {brief(streamer)}: expected an object with put and end, as transformers'")
+
+
+def is_request(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(segment, Segment) for segment in value)

@@ -28,13 +28,18 @@ if TYPE_CHECKING:
     from openlance.runtime.lora import Adapter
 
 LARGE = 1e9  # numbers in a decoder from which on it runs in half precision: the release's own, and half the memory
+SMALL = 1e8  # ... up to which it and all that goes with it stay where they are, unless there is a budget
 GUESTS = ("vit", "vae")
+
+
+def numbers(c: ModelConfig) -> int:
+    """About how many a decoder has: those of its feed-forward layers."""
+    return 6 * c.layers * c.width * c.mlp_width
 
 
 def usual_dtype(files: Files) -> torch.dtype:
     """float32 for small models; bfloat16 for large ones, as released."""
-    c = files.config
-    return torch.bfloat16 if 6 * c.layers * c.width * c.mlp_width > LARGE else torch.float32
+    return torch.bfloat16 if numbers(files.config) > LARGE else torch.float32
 
 
 def load_lance(
@@ -91,6 +96,7 @@ class Components:
         self.plan = Plan()
         self.take_turns = False  # only what works is on the device, whatever would fit
         self._plans: dict[tuple, Plan] = {}
+        self._said = Plan()
         self._held: dict[str, tuple[Any, Any]] = {}  # what it was made from, and the part
         self._checked: dict[Path, set[str]] = {}  # names known to be good, by file
         self._towers: dict[bool, tuple[Path, str]] = {}
@@ -103,17 +109,22 @@ class Components:
     ) -> None:
         """Decide for a request: which experts and which guests it needs, whether it is about clips, what else it takes.
         UserError if a given budget does not hold it."""
-        needed = (work or Work()).bytes(self.files.config, self.dtype.itemsize)
-        key = (streams, tuple(guests), clips, needed)
-        if key not in self._plans:
-            self._plans[key] = self._decide(*key)
-            if self.say and self._plans[key] != self.plan:
-                print(f"memory: {self._plans[key]}", file=sys.stderr)
-        self.plan = self._plans[key]
+        self.plan = Plan()
+        if self.memory is not None or numbers(self.files.config) > SMALL:
+            needed = (work or Work()).bytes(self.files.config, self.dtype.itemsize)
+            self.plan = self._planned(streams, tuple(guests), clips, needed)
         if self.take_turns:
             self.plan = replace(self.plan, guests_leave=True, turns=True)
         for name in GUESTS:
             self.done(name)
+
+    def _planned(self, *key: Any) -> Plan:
+        if key not in self._plans:
+            self._plans[key] = self._decide(*key)
+            if self.say and self._plans[key] != self._said:
+                print(f"memory: {self._plans[key]}", file=sys.stderr)
+        self._said = self._plans[key]
+        return self._said
 
     def _decide(self, streams: tuple[str, ...], guests: tuple[str, ...], clips: bool, work: int) -> Plan:
         c, itemsize = self.files.config, self.dtype.itemsize
@@ -181,12 +192,13 @@ class Components:
             return torch.device("cpu") if group(name) in away else self.device
 
         tensors = self._open(lambda: self.files.decoder(clips))
-        lance = load_lance(tensors, self.files.config, streams=streams, dtype=self.dtype, device=place)
+        where = place if away else self.device
+        lance = load_lance(tensors, self.files.config, streams=streams, dtype=self.dtype, device=where)
         for adapter in self.adapters:
             adapter.merge(lance)
         if self.few_bits is not None:
             quantise(lance, self.few_bits)
-        return settle(self._widened(lance), away, self.device)
+        return settle(self._widened(lance), away, self.device) if away else self._widened(lance)
 
     def _widened(self, part: M) -> M:
         """Its products in float32 where the device is slow at those of its numbers."""

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openlance.checkpoint.formats import INSIDE, Files, find
 from openlance.checkpoint.hub import check_hashes
 from openlance.checkpoint.names import COMPUTED, released_names
@@ -24,8 +22,7 @@ from openlance.checkpoint.tensors import (
     open_tensors,
 )
 from openlance.errors import UserError
-from openlance.media.clip import Clip
-from openlance.runtime.expected import expected
+from openlance.runtime.expected import Shapes, expected
 from openlance.runtime.quantization import stored_shapes
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind
@@ -80,7 +77,7 @@ def inspect(path: Path, *, allow_pickle: bool = False, values: bool = False) -> 
                       tasks=[], hashes=check_hashes(path))  # fmt: skip
     files = find(path)
     parts, hashes = [], 0
-    for name, weights, prefix in _weights(files):
+    for name, weights, prefix in weights_of(files):
         part, compared = _look(files, name, weights, prefix, allow_pickle, values)
         parts.append(part)
         hashes += compared
@@ -93,7 +90,7 @@ def inspect(path: Path, *, allow_pickle: bool = False, values: bool = False) -> 
     )  # fmt: skip
 
 
-def _weights(files: Files) -> list[tuple[str, Path, str]]:
+def weights_of(files: Files) -> list[tuple[str, Path, str]]:
     """(part, its file, prefix of its names there), the decoder for clips after that for pictures."""
     decoders = [("decoder", files.decoder(), "")]
     if len(files.decoders) > 1:
@@ -112,20 +109,16 @@ def _look(
     names = [str(p) for p in listed_files(weights)]
     if files.missing(weights):
         return Part(name=name, files=names, fault="missing"), 0
-    kind, compared = name.split()[0], 0
+    compared = 0
     try:
         compared = check_hashes(weights)
         if weights.suffix in PICKLE_SUFFIXES and not allow_pickle:
             note = "a pickle, which is only opened with --allow-pickle"
             return Part(name=name, files=names, bytes=weights.stat().st_size, note=note), compared
-        source = open_tensors(weights, allow_pickle=allow_pickle)
-        source = source.only(lambda n: _counts(n, kind, prefix))
-        wan = released_names(files.config.vae)
-        plan = {n: _released(n, kind, prefix, wan) for n in source.shapes}
+        source, plan, wanted = opened(files, name, weights, prefix, allow_pickle)
         fault = ""
         try:
-            wanted = expected(files.config, [kind])[kind]
-            compare(source, plan, stored_shapes(source, wanted) if kind == "decoder" else wanted)
+            compare(source, plan, wanted)
             for tensor in source.shapes if values else ():
                 check_finite(tensor, source.read(tensor), source.origin)
         except UserError as error:
@@ -133,6 +126,18 @@ def _look(
         return _part(name, weights, source, fault), compared
     except UserError as error:
         return Part(name=name, files=names, fault=str(error)), compared
+
+
+def opened(
+    files: Files, name: str, weights: Path, prefix: str, allow_pickle: bool
+) -> tuple[TensorSource, dict[str, str], Shapes]:
+    """A part (a row of `weights_of`) as its file has it: its tensors, the released name of each, and the shapes that
+    the configuration asks for by that. UserError if the file cannot be read."""
+    kind, wan = name.split()[0], released_names(files.config.vae)
+    source = open_tensors(weights, allow_pickle=allow_pickle).only(lambda n: _counts(n, kind, prefix))
+    wanted = expected(files.config, [kind])[kind]
+    plan = {n: _released(n, kind, prefix, wan) for n in source.shapes}
+    return source, plan, stored_shapes(source, wanted) if kind == "decoder" else wanted
 
 
 def _counts(name: str, kind: str, prefix: str) -> bool:
@@ -160,11 +165,7 @@ def _part(name: str, weights: Path, source: TensorSource, fault: str) -> Part:
 
 def needs(task: str) -> set[str]:
     """The parts without which a task cannot run, read from its template."""
-    read, made = tasks.TASKS[task].reads, tasks.TASKS[task].makes
-    clip = Clip(np.zeros((5 if read == "video" else 1, 8, 8, 3), np.uint8))
-    media = [tasks.Views(clip, clip)] if read else []
-    segments = tasks.request(task, "x", media, (5 if made == "video" else 1, 8, 8))
-    kinds = {s.kind for s in segments}
+    kinds = {s.kind for s in tasks.outline(tasks.TASKS[task])}
     return {"decoder"} | {part for kind, part in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds}
 
 

@@ -76,10 +76,17 @@ def inject(lance: Lance, lora: Lora, seed: int = 0) -> None:
 
 @dataclass(frozen=True)
 class Adapter:
-    """updates: per module of the decoder, (B, A) of shapes (out, r) and (r, in), the scale already in B."""
+    """updates: per module of the decoder, (B, A) of shapes (out, r) and (r, in), the scale already in B;
+    weight: how much of it that is."""
 
     origin: str
     updates: Mapping[str, tuple[Tensor, Tensor]]
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Of its folder, with its strength."""
+        return f"{Path(self.origin).absolute().name}:{self.weight:g}"
 
     @torch.no_grad()
     def merge(self, lance: Lance) -> None:
@@ -131,4 +138,4 @@ def read_adapter(folder: str | Path, weight: float = 1.0) -> Adapter:
         pairs = {n: (tensors[f"{n}.lora_B.weight"] * scale, tensors[f"{n}.lora_A.weight"]) for n in names}
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{folder} is not a whole adapter ({error!r}): train or download it again") from error
-    return Adapter(str(folder), pairs)
+    return Adapter(str(folder), pairs, weight)

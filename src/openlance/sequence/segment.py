@@ -65,6 +65,11 @@ def drop(segments: Segments, roles: Iterable[Role]) -> Segments:
     return [s for s in segments if s.role not in roles or s.role is Role.TARGET]
 
 
+def prompt_in(segments: Segments) -> str:
+    """The words of a request; empty where it has none."""
+    return next((s.value for s in segments if s.role in WORDS), "")
+
+
 def instead(segments: Segments, text: str) -> Segments:
     """The same with another text in the place of the words; with none they are dropped."""
     if not text:

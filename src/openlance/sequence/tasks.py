@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
-from openlance.config.sampling import EXACT, NO_PRIOR, RELEASED_RUN, RELEASED_TRAINING, USUALLY_LAST, PromptStyle
+from openlance.config.sampling import ASKED, EXACT, NO_PRIOR, RELEASED_RUN, RELEASED_TRAINING, USUALLY_LAST, PromptStyle
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 
 __all__ = [
     "EXACT", "NO_PRIOR", "RELEASED_RUN", "RELEASED_TRAINING", "TASKS", "PromptStyle", "TaskSpec", "Views", "dialogue",
-    "edit", "first_and_last", "image_to_video", "kind_of", "keep", "look", "make", "prior", "reply", "request", "say",
-    "spec_of", "subject_driven", "system", "text_to_visual", "the_task", "understand",
+    "edit", "first_and_last", "image_to_video", "kind_of", "keep", "look", "make", "outline", "prior", "reply",
+    "request", "say", "spec_of", "subject_driven", "system", "task_of", "text_to_visual", "the_task", "understand",
 ]  # fmt: skip
 
 Size = tuple[int, int, int]
@@ -150,6 +151,23 @@ class TaskSpec:
         """Whether frames, height and width of the target are those of its input."""
         return self.keeps_size and self.reads == self.makes
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Fields of `config.sampling.ASKED` that it has a use for."""
+        uses = {
+            "num_frames": self.makes == "video" and not self.sized_by_source,
+            "height": self.makes != "text" and not self.keeps_size,
+            "width": self.makes != "text" and not self.keeps_size,
+            "resolution": bool(self.reads), "sampling": self.makes != "text", "seed": True,
+            "max_new_tokens": self.makes == "text",
+        }  # fmt: skip
+        return tuple(name for name in ASKED if uses[name])
+
+    @property
+    def shown(self) -> bool:
+        """Whether its prompt says what is to be seen, so that a fuller one can stand in its place."""
+        return self.prompt in ("image", "video")
+
 
 _SPECS = (
     TaskSpec(
@@ -213,6 +231,23 @@ def prior(spec: TaskSpec, style: PromptStyle, *, last: str = USUALLY_LAST, capti
     if caption is None:
         return system(style.prior(spec.prompt, spec.kind, last))
     return system(style.captions[caption % len(style.captions)].format(m=spec.kind))
+
+
+def outline(spec: TaskSpec) -> Segments:
+    """The segments of a task, with a placeholder for each of its media."""
+    blank = SimpleNamespace(pixels=SimpleNamespace(shape=(1, 8, 8, 3)))
+    return spec.template("x", [Views(blank, blank)] * bool(spec.reads), (1 if spec.makes == "image" else 5, 8, 8), None)
+
+
+def task_of(segments: Segments) -> TaskSpec | None:
+    """The task whose template puts such segments together; None for what is none alone, such as a dialogue."""
+
+    def shape(some: Segments) -> set[Any]:
+        words = (Role.SYSTEM, Role.PROMPT)
+        return {(s.kind, s.role, s.given is not None, s.role is Role.TARGET and s.size is not None and s.size[0] > 1)
+                for s in some if s.role not in words}  # fmt: skip
+
+    return next((spec for spec in _SPECS if shape(outline(spec)) == shape(segments)), None)
 
 
 # What a model that has no prompts for descriptions is asked instead.

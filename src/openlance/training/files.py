@@ -8,17 +8,15 @@ checkpoints/      see `checkpoint.py`
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from openlance.config.train import Stage
 from openlance.config.values import as_data
+from openlance.config.versions import versions
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.runtime.distributed import Distributed
@@ -26,7 +24,6 @@ from openlance.training.checkpoint import Checkpoints, disk
 from openlance.training.report import read_log
 from openlance.training.trainer import Trainer
 
-PACKAGES = ("openlance", "torch", "transformers", "diffusers", "numpy", "safetensors")
 REPORTERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -116,14 +113,6 @@ def stage_folders(folder: Path) -> list[Path]:
     """Folders of the stages of a recipe, NUMBER-NAME, that have begun, in order."""
     found = {int(p.name.partition("-")[0]): p for p in folder.glob("*-*") if p.name.partition("-")[0].isdecimal()}
     return [found[number] for number in sorted(found) if starts_of(found[number])]
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def commit() -> str | None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
-from typing import Any
 
 import numpy as np
 
 from openlance.compat.verify.checks import Checks, Measure
-from openlance.media.buckets import RESOLUTIONS, VAE_STRIDE, VIT_STRIDE, bucket_table, resolution, to_bucket
-from openlance.media.video import frame_indices
+from openlance.media.clip import frame_indices
+from openlance.media.transform import (
+    RESOLUTIONS,
+    VAE_STRIDE,
+    VIT_STRIDE,
+    bucket_table,
+    center_crop_to_multiple,
+    choose_bucket,
+    resize,
+    resolution,
+    to_bucket,
+)
 
 # Base sizes of the small examples, where a case names no other (golden format).
 SMALL_VAE, SMALL_VIT = 96, 112
@@ -20,23 +30,8 @@ MULTIPLE = {"vae": VAE_STRIDE, "vit": VIT_STRIDE}
 LEVELS = Measure(0.0)
 
 
-class Draws:
-    """Stands where a crop draws its place: gives the numbers it was made with, and notes how many there were."""
-
-    def __init__(self, *numbers: int) -> None:
-        self.numbers, self.choices = list(numbers), list[int]()
-
-    def integers(self, choices: int) -> int:
-        """Give the next number."""
-        self.choices.append(choices)
-        return self.numbers[len(self.choices) - 1]
-
-
 def view(want: np.ndarray, rgb: np.ndarray, base: int, branch: str) -> tuple[np.ndarray, str]:
     """Cut decoded frames for one branch.
-
-    A clip of almost the bucket's ratio is cropped by a pixel or so at a place that the release draws; of all places
-    the one that comes nearest is taken.
 
     Args:
         want: The view of the release: one frame (h, w, 3), or (T, h, w, 3), of the ViT with the last of an odd number
@@ -46,25 +41,31 @@ def view(want: np.ndarray, rgb: np.ndarray, base: int, branch: str) -> tuple[np.
         branch: "vae" or "vit".
 
     Returns:
-        Our view, and which place it is of if that was drawn.
+        Our view, or, of those at places that the release may draw, the nearest one with its place.
     """
 
-    def cut(rng: Any = None) -> np.ndarray:
-        ours = to_bucket(rgb, base, MULTIPLE[branch], rng=rng)
+    def shown(pixels: np.ndarray) -> np.ndarray:
         if want.ndim == 3:
-            return ours[0]
-        return np.concatenate([ours, ours[-1:]]) if branch == "vit" and len(ours) % 2 else ours
+            return pixels[0]
+        return np.concatenate([pixels, pixels[-1:]]) if branch == "vit" and len(pixels) % 2 else pixels
 
-    def levels(place: tuple[int, ...]) -> float:
-        ours = cut(Draws(*place))
-        return float(np.abs(want.astype(int) - ours).max()) if ours.shape == want.shape else np.inf
+    def levels(made: tuple[np.ndarray, str]) -> float:
+        return float(np.abs(want.astype(int) - made[0]).max()) if made[0].shape == want.shape else np.inf
 
-    room, ours = Draws(0, 0), cut()
-    cut(room)
-    if np.array_equal(ours, want) or not room.choices:
-        return ours, ""
-    place = min(product(*map(range, room.choices)), key=levels)
-    return cut(Draws(*place)), f"crop at {place[0]}, {place[1]}"
+    ours = shown(to_bucket(rgb, base, MULTIPLE[branch])), ""
+    if np.array_equal(ours[0], want):
+        return ours
+    return min([ours, *((shown(pixels), place) for pixels, place in _drawn(rgb, base, MULTIPLE[branch]))], key=levels)
+
+
+def _drawn(rgb: np.ndarray, base: int, multiple: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Frames of almost the bucket's ratio, cropped by a pixel or so at each place that the release may draw."""
+    height, width = rgb.shape[1:3]
+    bucket = choose_bucket(height, width, base)
+    crop_h, crop_w = round(math.sqrt(height * width / bucket.ratio)), round(math.sqrt(height * width * bucket.ratio))
+    for top, left in product(range(height - crop_h + 1), range(width - crop_w + 1)):
+        window = resize(rgb[:, top : top + crop_h, left : left + crop_w], bucket.height, bucket.width)
+        yield center_crop_to_multiple(window, multiple), f"crop at {top}, {left}"
 
 
 def _views(checks: Checks, pattern: str, source: str, base: Callable[[dict], int]) -> None:

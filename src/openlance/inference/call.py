@@ -1,0 +1,278 @@
+"""diffusers' side of a call: what is given and the task that it makes, schedulers, steps, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openlance.config import values
+from openlance.errors import UserError
+from openlance.inference.inputs import as_image, clips_of, is_many, videos_of
+from openlance.media.clip import Clip
+from openlance.sequence import tasks
+from openlance.vae.lazy import channels_first, channels_last
+
+# What diffusers calls our solvers.
+SCHEDULERS = {
+    "FlowMatchEulerDiscreteScheduler": "euler", "DPMSolverMultistepScheduler": "dpm++",
+    "UniPCMultistepScheduler": "unipc",
+}  # fmt: skip
+# Where accelerate would put parts on several devices, which is not needed here: the usual device, within `memory`.
+USUAL_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """What is at `pipe.scheduler`: how a pipeline denoises where a call does not say. solver, shift: of `Sampling`."""
+
+    solver: str
+    shift: float
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What diffusers' schedulers read, for `from_config`."""
+        return {
+            "_class_name": next(name for name, solver in SCHEDULERS.items() if solver == self.solver),
+            "shift": self.shift, "flow_shift": self.shift, "use_flow_sigmas": True,
+            "prediction_type": "flow_prediction", "num_train_timesteps": 1000,
+        }  # fmt: skip
+
+
+def solver_settings(value: Any) -> dict[str, Any]:
+    """The fields of `Sampling` that a scheduler means: a name of ours or of diffusers, a `Scheduler`, or an object or
+    class of diffusers, whose shift counts where it is one of flows. UserError for anything else."""
+    if isinstance(value, Scheduler):
+        return {"solver": value.solver, "shift": value.shift}
+    name = value if isinstance(value, str) else (value if isinstance(value, type) else type(value)).__name__
+    solver = SCHEDULERS.get(name, name if name in SCHEDULERS.values() else None)
+    if solver is None:
+        raise UserError(f"the scheduler is {values.brief(value)}: use one of {', '.join(SCHEDULERS)}, or its name")
+    config = getattr(value, "config", None)
+    config = config if isinstance(config, Mapping) else {}
+    shift = config.get("shift") if solver == "euler" else config.get("use_flow_sigmas") and config.get("flow_shift")
+    return {"solver": solver} | ({"shift": shift} if shift else {})
+
+
+def device_in(device_map: Any) -> Any:
+    """The device that a map of accelerate names, None for the usual one. UserError for a map over several."""
+    if isinstance(device_map, str) and device_map in USUAL_MAPS:
+        return None
+    if not isinstance(device_map, Mapping):
+        return device_map
+    places = list({str(place): place for place in device_map.values()}.values())
+    if len(places) != 1:
+        raise UserError(f"device_map is {values.brief(device_map)}: a model here is on one device, so name one")
+    return places[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The media of a call and its prompts. several: lists of media pair up with those."""
+
+    image: Any
+    video: Any
+    subject: Any
+    last_image: Any
+    texts: list[str]
+    several: bool
+
+    @classmethod
+    def of(cls, texts: list[str], several: bool, **media: Any) -> Given:
+        """What was handed in, batches that a call gave as "np" or "pt" taken apart: one prompt goes with all of a
+        batch."""
+        split = {name: _unbatched(value, 5 if name == "video" else 4) for name, value in media.items()}
+        counts = {len(split[name]) for name, value in media.items() if split[name] is not value}
+        if not several and counts and counts != {1}:
+            texts, several = texts * max(counts), True
+        return cls(texts=texts, several=several, **split)
+
+    def task(self, makes: str) -> tasks.TaskSpec:
+        """The task that reads what is given and makes a kind; UserError if two inputs exclude each other."""
+        there = [name for name in ("image", "video", "subject") if getattr(self, name) is not None]
+        if len(there) > 1:
+            raise UserError(f"{' and '.join(there)} are given: give one of them, as a list if several")
+        if self.last_image is not None and (there != ["image"] or makes == "image"):
+            raise UserError("last_image ends a clip that an image begins: give image and num_frames with it")
+        if not there:
+            return tasks.the_task(tasks.text_to_visual, makes)
+        if self.subject is not None:
+            return tasks.the_task(tasks.subject_driven, makes)
+        if self.video is not None:
+            return tasks.the_task(tasks.edit, "video")
+        if makes == "image":
+            return tasks.the_task(tasks.edit, "image")
+        return tasks.the_task(tasks.image_to_video if self.last_image is None else tasks.first_and_last, makes)
+
+    def media(self) -> list[list[Clip]]:
+        """What each of the prompts reads."""
+        count = len(self.texts)
+        found: list[list[Clip]] = [[] for _ in range(count)]
+        for name, read in (("image", _pictures_of), ("subject", _pictures_of), ("last_image", _pictures_of),
+                           ("video", videos_of)):  # fmt: skip
+            value = getattr(self, name)
+            if value is None:
+                continue
+            each = list(value) if self.several and is_many(value) else [value] * count
+            if len(each) != count:
+                raise UserError(f"{len(each)} inputs and {count} prompts do not pair up: give as many of each")
+            for clips, medium in zip(found, each, strict=True):
+                clips += read(medium)
+        return found
+
+
+def _unbatched(value: Any, dimensions: int) -> Any:
+    """The items of an array or tensor with so many dimensions, anything else as it is."""
+    return list(value) if getattr(value, "ndim", None) == dimensions and hasattr(value, "shape") else value
+
+
+def _pictures_of(medium: Any) -> list[Clip]:
+    return clips_of(medium, as_image)
+
+
+Grid: TypeAlias = tuple[int, int, int]
+TENSORS = ("latents",)  # what a callback may see and change
+
+
+class Run:
+    """A call in progress, known to the thread that makes it alone: `stopped` in the middle of it ends it early."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._before: Token | None = None
+
+    def __enter__(self) -> Run:
+        self._before = RUN.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._before is not None
+        RUN.reset(self._before)
+
+
+RUN: ContextVar[Run | None] = ContextVar("RUN", default=None)
+
+
+def starting_noise(latents: Any, grids: Sequence[Grid], channels: int) -> list[Tensor]:
+    """(N, C) of each result from (B, C, T, Y, X). UserError if it is of another kind or shape."""
+    if len(set(grids)) > 1:
+        raise UserError("latents need results of one size: give inputs of one size, or height and width")
+    shape = (len(grids), channels, *grids[0])
+    expected = f"expected a tensor of floating-point numbers of the shape {shape}"
+    if not isinstance(latents, Tensor):
+        raise UserError(f"latents is {values.brief(latents)}: {expected}")
+    if latents.shape != shape or not latents.is_floating_point():
+        raise UserError(f"latents is a tensor of {latents.dtype} of the shape {tuple(latents.shape)}: {expected}")
+    if not latents.isfinite().all():
+        raise UserError(f"latents has infinities or NaN in it: {expected}, such as torch.randn gives")
+    return list(channels_last(latents).flatten(1, 3).float())
+
+
+def check_tensors(names: Any) -> tuple[str, ...]:
+    """The names of what a callback wants to see. UserError if there is no such thing."""
+    found = TENSORS if names is None else names
+    if not isinstance(found, (list, tuple)) or not all(isinstance(n, str) and n in TENSORS for n in found):
+        raise UserError(f"callback_on_step_end_tensor_inputs is {values.brief(names)}: use {list(TENSORS)}")
+    return tuple(found)
+
+
+def step_end(
+    callback: Callable[[Any, int, float, dict[str, Tensor]], Any],
+    pipe: Any,
+    names: Sequence[str],
+    grids: Sequence[Grid],
+) -> Callable[[int, float, Tensor], Tensor | None]:
+    """diffusers' callback as the sampler's: packed rows to latents of equal size, and back."""
+    if len(set(grids)) > 1:
+        raise UserError("callback_on_step_end needs results of one size: give inputs of one size")
+
+    def after_step(step: int, t: float, x: Tensor) -> Tensor | None:
+        latents = channels_first(x.reshape(len(grids), *grids[0], -1))
+        changed = changed_latents(callback(pipe, step, t, dict.fromkeys(names, latents)), latents)
+        return None if changed is None else channels_last(changed).reshape(x.shape)
+
+    return after_step
+
+
+def changed_latents(answer: Any, latents: Tensor) -> Tensor | None:
+    """What a callback wants in the place of the latents; None for nothing. UserError if it is of another kind."""
+    if answer is None:
+        return None
+    expected = 'expected None, or {"latents": ...} with a tensor of the shape ' + f"{tuple(latents.shape)}"
+    if not isinstance(answer, Mapping):
+        raise UserError(f"callback_on_step_end gave {values.brief(answer)} back: {expected}")
+    changed = answer.get("latents")
+    if changed is not None and not (isinstance(changed, Tensor) and changed.shape == latents.shape):
+        what = f"a tensor of the shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else values.brief(changed)
+        raise UserError(f"callback_on_step_end gave {what} back as latents: {expected}")
+    return changed
+
+
+OUTPUTS = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class LanceOutput:
+    """What a call made, in `images` or, where it is clips, in `frames`; the other one is None.
+
+    "pil": pictures, or a list of pictures per clip. "np" and "pt": float32 in [0, 1], (B, H, W, 3) and (B, 3, H, W);
+    of clips (B, T, H, W, 3) and (B, T, 3, H, W). "latent": (B, C, T, Y, X). revised_prompts: the text that was drawn of
+    each prompt, where they were rewritten. It has the manners of diffusers' outputs, without the seconds that it takes
+    to import them.
+    """
+
+    images: Any = None
+    frames: Any = None
+    revised_prompts: list[str] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """What was made, and after it the rewritten prompts if there are any."""
+        return tuple(value for _, value in self.items())
+
+    def __getitem__(self, key: int | slice | str) -> Any:
+        """By name, or as in `to_tuple`."""
+        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.to_tuple())
+
+    def keys(self) -> list[str]:
+        """Names of what was made."""
+        return [name for name, _ in self.items()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Names and values of what was made."""
+        return [(name, value) for name, value in vars(self).items() if value is not None]
+
+
+def _pictures(clips: list[Clip], makes: str) -> list[Any]:
+    frames = [clip.images() for clip in clips]
+    return frames if makes == tasks.kind_of(2) else [pictures[0] for pictures in frames]
+
+
+def _array(clips: list[Clip], makes: str) -> np.ndarray:
+    found = np.stack([clip.pixels for clip in clips]).astype(np.float32) / 255
+    return found if makes == tasks.kind_of(2) else found[:, 0]
+
+
+def _tensor(clips: list[Clip], makes: str) -> Tensor:
+    return torch.from_numpy(_array(clips, makes)).movedim(-1, -3)
+
+
+def check_output(output_type: Any, sizes: Sequence[Any]) -> None:
+    """UserError unless it is a form of output, and one that results of these sizes can have together."""
+    if not isinstance(output_type, str) or output_type not in OUTPUTS:
+        raise UserError(f"output_type {values.brief(output_type)} is unknown: use one of {', '.join(OUTPUTS)}")
+    if output_type != OUTPUTS[0] and len(set(sizes)) > 1:
+        raise UserError('results of several sizes do not stack: use output_type="pil", or give height and width')
+
+
+OUTPUT: dict[str, Callable[[list[Clip], str], Any]] = {"pil": _pictures, "np": _array, "pt": _tensor}
