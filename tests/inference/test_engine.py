@@ -17,7 +17,8 @@ from openlance.errors import UserError
 from openlance.inference.dialogue import Dialogue
 from openlance.inference.inputs import as_clip
 from openlance.media.clip import Clip
-from openlance.media.image import MAX_PIXELS, write_image
+from openlance.media.image import MAX_PIXELS
+from openlance.media.write import write_image
 
 SRC = Path(__file__).parents[2] / "src"
 PROMPTS = ["a red circle", "a blue square left of a star", "three rings"]

@@ -9,9 +9,8 @@ from openlance.config.sampling import RELEASED_BUCKETS
 from openlance.errors import UserError
 from openlance.inference.inputs import as_clip, grouped, paired
 from openlance.media.clip import Clip
-from openlance.media.image import write_image
 from openlance.media.transform import MediaTransform
-from openlance.media.video import write_video
+from openlance.media.write import write_image, write_video
 from openlance.sequence.segment import Kind, Role
 from openlance.sequence.tasks import TASKS
 

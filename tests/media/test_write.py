@@ -12,8 +12,7 @@ from PIL import Image
 
 from openlance.errors import UserError
 from openlance.media import Clip, atomic_path, read_media, write_media
-from openlance.media.image import WRITABLE_SUFFIXES
-from openlance.media.write import CLIP_SUFFIXES
+from openlance.media.write import CLIP_SUFFIXES, WRITABLE_SUFFIXES
 
 
 def ramp(frames: int) -> Clip:

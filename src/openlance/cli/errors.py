@@ -28,6 +28,9 @@ FLAGS = {
     "Enhancer(url=...)": "--enhance-url",
     "Enhancer(model=...)": "--enhance-model",
     "with enhance=None": "without --enhance-prompt",
+    "weights=DIR": "--weights DIR",
+    "tokenizer=DIR": "--tokenizer DIR",
+    "inputs=DIR": "--inputs DIR",
 }
 
 # The parser's base class of "the command line is wrong". Newer versions of typer carry their parser inside, older ones

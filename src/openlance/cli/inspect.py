@@ -52,7 +52,7 @@ def inspect(
 
 def show_making(path: str, as_json: bool) -> None:
     """Print how a result was made, or that its file does not say."""
-    from openlance.media.provenance import read_provenance
+    from openlance.media.inputs import read_provenance
 
     made = read_provenance(path)
     if as_json:

@@ -2,11 +2,10 @@
 
 from openlance.media.clip import MODEL_FPS, Clip, frame_indices
 from openlance.media.files import atomic_path, collected, notice
-from openlance.media.image import read_image, write_image
-from openlance.media.inputs import MediaInput, as_clip, as_image, read_media, read_video
-from openlance.media.provenance import Provenance, read_provenance
-from openlance.media.video import write_video
-from openlance.media.write import write_media
+from openlance.media.image import read_image
+from openlance.media.inputs import MediaInput, as_clip, as_image, read_media, read_provenance, read_video
+from openlance.media.provenance import Provenance
+from openlance.media.write import write_image, write_media, write_video
 
 __all__ = [
     "MODEL_FPS", "Clip", "MediaInput", "Provenance", "as_clip", "as_image", "atomic_path", "collected", "frame_indices",

@@ -16,8 +16,7 @@ import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip, frames_by_time, joined, tell_speed
-from openlance.media.files import Source, atomic_path, begins_as_video, notice, still_form
-from openlance.media.provenance import save_options
+from openlance.media.files import Source, begins_as_video, notice, still_form
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 # A decoded image of this size takes 192 MB; larger ones are nearly always a mistake or an attack.
 MAX_PIXELS = 64_000_000
-WRITTEN_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-WRITABLE_SUFFIXES = tuple(WRITTEN_AS)
 MOST_BYTES = 1 << 28  # of a file whose metadata are read: Pillow takes some kinds into memory whole
 # Formats that Pillow knows by their first bytes but cannot decode by itself.
 STUBS = ("MPEG", "BUFR", "GRIB", "HDF5", "WMF")
@@ -343,24 +340,3 @@ def _transform(profile: bytes) -> tuple[str, ImageCmsTransform | None]:
         if change.max() <= 1:
             return space, None
     return space, transform
-
-
-def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
-    """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all. The
-    file says how the clip was made, if that is known.
-
-    Raises:
-        UserError: the name ends otherwise, or the place cannot be written (a full disk, say).
-    """
-    from PIL import Image
-
-    target = Path(path)
-    if target.suffix.lower() not in WRITABLE_SUFFIXES:
-        raise UserError(f"cannot write an image as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
-    form = WRITTEN_AS[target.suffix.lower()]
-    pixels, made = (picture.pixels[0], picture.made) if isinstance(picture, Clip) else (picture, None)
-    options = save_options(made, form, target.name) | ({} if form == "PNG" else {"quality": 95})
-    memory = io.BytesIO()  # writing to a full disk itself, Pillow may leave out the end of a JPEG without a word
-    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, form, **options)
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(memory.getvalue())

@@ -6,15 +6,24 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, tell_speed
-from openlance.media.files import Source, notice
-from openlance.media.image import frames_of, on_white, one_image, open_image, read_animation
-from openlance.media.provenance import carried
+from openlance.media.files import Source, begins_as_video, notice
+from openlance.media.image import frames_of, metadata, on_white, one_image, open_image, read_animation
+from openlance.media.provenance import (
+    BEGIN,
+    EXIF_IFD,
+    KEY,
+    LONGEST,
+    UNICODE,
+    USER_COMMENT,
+    Provenance,
+    carried,
+)
 from openlance.media.video import opened, read_video_file
 
 if TYPE_CHECKING:
@@ -27,6 +36,8 @@ EXPECTED = (
     "give a path, the bytes of a file, a PIL image, an array or tensor of pixels (uint8, or float from 0 to 1), "
     "a Clip, or a list of frames"
 )
+COMMENT = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")  # boxes, each inside the one before
+MOST_BOXES = 10_000
 ROUNDING = 1e-3  # how far numbers that should lie in [0, 1] may be off
 # Formats of images without a signature: a video may look like one by chance.
 UNSIGNED = ("TGA",)
@@ -200,3 +211,55 @@ def _levels(values: np.ndarray, described: str) -> np.ndarray:
         span = f"values from {low:.4g} to {high:.4g}"
         raise UserError(f"{described} has {span}: floating-point pixels go from 0 to 1, those of uint8 from 0 to 255")
     return (values.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def read_provenance(path: str | Path | bytes) -> Provenance | None:
+    """Read how an image or video was made, as its file says; None where the file does not say, or not in our words.
+
+    Args:
+        path: A PNG, JPEG, WebP, GIF or MP4 file, or its bytes.
+
+    Raises:
+        UserError: If there is no such file, it is neither image nor video, or what it says is damaged.
+    """
+    source = Source(path)
+    if not begins_as_video(source.head()):
+        text = _in_image(metadata(source, EXIF_IFD))
+    else:
+        with source.open() as file:
+            text = _in_video(file, source.size())
+    return Provenance.parse(text, source.name) if text.startswith(BEGIN) else None
+
+
+def _in_image(found: Mapping[Any, Any]) -> str:
+    """The record among what Pillow found beside the pixels."""
+    text = found.get(KEY) or found.get("comment") or found.get(USER_COMMENT) or ""
+    if isinstance(text, bytes):
+        wide = text.startswith(UNICODE)
+        text = text.removeprefix(UNICODE).decode("utf-16-be" if wide else "utf-8", "replace")
+    return text if isinstance(text, str) else ""
+
+
+def _in_video(file: BinaryIO, end: int) -> str:
+    """The comment of an MP4 file. Its boxes are walked here, since ffmpeg would read one of any size into memory."""
+    at, wanted = 0, list(COMMENT)
+    for _ in range(MOST_BOXES):
+        if at + 8 > end:
+            break
+        file.seek(at)
+        head = file.read(16)
+        size, name = int.from_bytes(head[:4], "big"), head[4:8]
+        inside = at + (16 if size == 1 else 8)
+        size = int.from_bytes(head[8:], "big") if size == 1 else size or end - at
+        if size < inside - at:
+            break
+        if name != wanted[0]:
+            at += size
+            continue
+        end = min(end, at + size)
+        at = inside + 4 * (name == b"meta")  # which begins with its version
+        del wanted[0]
+        if not wanted:
+            file.seek(at + 8)  # behind type and language
+            return file.read(min(end - at - 8, LONGEST + 1)).decode("utf-8", "replace") if end - at > 8 else ""
+    return ""

@@ -9,20 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, BinaryIO, get_type_hints
+from typing import Any, get_type_hints
 
 from openlance.config.values import convert
 from openlance.errors import UserError
-from openlance.media.files import Source, begins_as_video, notice
+from openlance.media.files import notice
 
 KEY = "openlance"
 BEGIN = f'{{"{KEY}": '  # of every record: comments of other programs begin otherwise
 LONGEST = 1 << 20  # bytes of a record; Pillow reads no longer text either
 LONGEST_JPEG = 60_000  # bytes of EXIF, which is one segment there
 EXIF_IFD, USER_COMMENT, UNICODE = 0x8769, 0x9286, b"UNICODE\0"
-COMMENT = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")  # boxes, each inside the one before
-MOST_BOXES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,58 +142,4 @@ def written(made: Provenance | None, name: str) -> str:
     if len(text.encode()) <= LONGEST:
         return text
     notice(f"{name} does not say how it was made: that takes more than {LONGEST} bytes")
-    return ""
-
-
-def read_provenance(path: str | Path | bytes) -> Provenance | None:
-    """Read how an image or video was made, as its file says; None where the file does not say, or not in our words.
-
-    Args:
-        path: A PNG, JPEG, WebP, GIF or MP4 file, or its bytes.
-
-    Raises:
-        UserError: If there is no such file, it is neither image nor video, or what it says is damaged.
-    """
-    from openlance.media.image import metadata
-
-    source = Source(path)
-    if not begins_as_video(source.head()):
-        text = _in_image(metadata(source, EXIF_IFD))
-    else:
-        with source.open() as file:
-            text = _in_video(file, source.size())
-    return Provenance.parse(text, source.name) if text.startswith(BEGIN) else None
-
-
-def _in_image(found: Mapping[Any, Any]) -> str:
-    """The record among what Pillow found beside the pixels."""
-    text = found.get(KEY) or found.get("comment") or found.get(USER_COMMENT) or ""
-    if isinstance(text, bytes):
-        wide = text.startswith(UNICODE)
-        text = text.removeprefix(UNICODE).decode("utf-16-be" if wide else "utf-8", "replace")
-    return text if isinstance(text, str) else ""
-
-
-def _in_video(file: BinaryIO, end: int) -> str:
-    """The comment of an MP4 file. Its boxes are walked here, since ffmpeg would read one of any size into memory."""
-    at, wanted = 0, list(COMMENT)
-    for _ in range(MOST_BOXES):
-        if at + 8 > end:
-            break
-        file.seek(at)
-        head = file.read(16)
-        size, name = int.from_bytes(head[:4], "big"), head[4:8]
-        inside = at + (16 if size == 1 else 8)
-        size = int.from_bytes(head[8:], "big") if size == 1 else size or end - at
-        if size < inside - at:
-            break
-        if name != wanted[0]:
-            at += size
-            continue
-        end = min(end, at + size)
-        at = inside + 4 * (name == b"meta")  # which begins with its version
-        del wanted[0]
-        if not wanted:
-            file.seek(at + 8)  # behind type and language
-            return file.read(min(end - at - 8, LONGEST + 1)).decode("utf-8", "replace") if end - at > 8 else ""
     return ""

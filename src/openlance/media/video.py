@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -18,9 +16,8 @@ import numpy as np
 from openlance.errors import UserError
 from openlance.media.clip import UNKNOWN_FPS, Clip, frame_indices, frames_by_time, joined, tell_speed
 from openlance.media.color import display_matrix, shown
-from openlance.media.files import Source, atomic_path, begins_as_video, notice
+from openlance.media.files import Source, begins_as_video, notice
 from openlance.media.image import check_pixels
-from openlance.media.provenance import written
 
 # What FFmpeg may take a file for. It would also take any text for a video (tty and a dozen formats of subtitles), and
 # follow a list of other files (concat, hls, sdp ...) wherever it leads; images are Pillow's. Formats of sound alone
@@ -321,39 +318,3 @@ def _tell(name: str, line: Timeline, damage: Counter[str], kept: int) -> None:
         read = f"{line.count} frames ({seconds:.1f} s)"
         notice(f"{name} is {form}, which does not say where it ends: it was read as far as it goes, {read}")
     tell_speed(name, seconds, kept)
-
-
-def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
-    """Write a clip as H.264, yuv420p, .mp4, at clip.fps; the file appears whole or not at all.
-
-    Its colors are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers. It
-    says how the clip was made, if that is known.
-
-    Args:
-        path: a name that ends in .mp4.
-        clip: frames with even sides.
-        crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless.
-
-    Raises:
-        UserError: another suffix, an odd side (4:2:0 color needs even ones), or a place that cannot be written.
-    """
-    import av
-
-    target = Path(path)
-    if target.suffix.lower() != ".mp4":
-        raise UserError(f"cannot write a video as {target.name!r}: end its name in .mp4")
-    if clip.height % 2 or clip.width % 2:
-        raise UserError(f"a video of {clip.height}x{clip.width} has an odd side: use sides that are even")
-    index_first = {"movflags": "faststart"}
-    with atomic_path(target) as temporary, av.open(str(temporary), "w", format="mp4", options=index_first) as container:
-        if text := written(clip.made, target.name):
-            container.metadata["comment"] = text
-        stream = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001))
-        for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
-            setattr(stream.codec_context, name, 1)  # BT.709 of limited range, in ffmpeg's numbers
-        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "medium"}
-        for pixels in clip.pixels:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
-        container.mux(stream.encode(None))
