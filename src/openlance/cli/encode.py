@@ -46,7 +46,7 @@ class MakeEncoder:
         vit = self.vit
 
         class Encoder:
-            codec = probed(latents(pipe.vae(), [PROBE])[0])
+            probe = probed(latents(pipe.vae(), [PROBE])[0])
 
             def __call__(self, sample: Sample) -> Sample:
                 wanted = [s for s in sample.segments if vit or s.kind is not Kind.PATCHES]
@@ -79,7 +79,7 @@ def encode(
     allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Turn media into latents and features ahead of time. Shards are kept whose part of the source is as it was."""
-    from openlance.data.encoding import Job
+    from openlance.data.encoded import Job
 
     spec = {"path": source} | options.given(type=type, columns=_mapping(columns) or None)
     found, fit = _opened(spec, task, samples, seed), _fit(model, stage)
@@ -109,7 +109,7 @@ def _opened(spec: dict[str, Any], task: str, samples: int, seed: int) -> Any:
 
 
 def _fit(model: str, stage: str | None) -> Any:
-    """How media are resized: as at the end of a stage, by default the last of the recipe whose codec has the model's
+    """How media are resized: as at the end of a stage, by default the last of the recipe whose VAE has the model's
     stride."""
     from dataclasses import replace
 
@@ -117,7 +117,7 @@ def _fit(model: str, stage: str | None) -> Any:
     from openlance.config import train
     from openlance.config.model import VAEConfig
     from openlance.config.sampling import GenerationConfig
-    from openlance.data.fit import Fit
+    from openlance.data.front import Fit
 
     files = find_model(model)
     usual = "3b/sft" if files.config.vae.stride == VAEConfig().stride else "nano/sft"
@@ -131,7 +131,7 @@ def run(job: Any, workers: int, ray: str | None, device: str) -> None:
     """Encode with a bar, then say what lies where; broken rows are named as they come."""
     from tqdm import tqdm
 
-    from openlance.data.encoding import encode as encode_all
+    from openlance.data.encoded import encode as encode_all
 
     total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
     bar = tqdm(unit="part", delay=2.0, disable=None, leave=False)

@@ -9,7 +9,9 @@ torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +80,8 @@ def stage(
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
     from openlance.config.train import presets, recipe_of
-    from openlance.training.run import Settings, run_recipe, run_stage
+    from openlance.training.files import Settings
+    from openlance.training.run import run_recipe, run_stage
 
     stages = chosen_stages(name, only, settings or [])
     scale = stages[0].scale
@@ -92,13 +95,14 @@ def stage(
         command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     show = sheet(output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
-    if from_nothing:
-        done = from_nothing(output, stages=stages, settings=start, show=show)
-    elif len(stages) > 1:
-        done = run_recipe(stages, start, show)
-    else:
-        done = run_stage(stages[0], start, show)
-    then = "the same command goes on"  # with the codec
+    with as_options():
+        if from_nothing:
+            done = from_nothing(output, stages=stages, settings=start, show=show)
+        elif len(stages) > 1:
+            done = run_recipe(stages, start, show)
+        else:
+            done = run_stage(stages[0], start, show)
+    then = "the same command goes on"  # with the VAE
     if (done / "model.safetensors").is_file():
         then = f'try: openlance generate t2i "a red circle" --model {done} -o out.png'
     ended(f"{done}\n{then}")
@@ -135,15 +139,17 @@ def lora(
     """Fine-tune on a folder of captioned pictures: an adapter for `generate --lora`, in PEFT's format."""
     from openlance.config.train import override
     from openlance.runtime.lora import Lora
-    from openlance.training.lora import lora_stage
-    from openlance.training.run import Settings, run_stage
+    from openlance.training.files import Settings
+    from openlance.training.run import run_stage
+    from openlance.training.start import lora_stage
 
     start = Settings(
         out=output, model=start_folder(model, "nano"), data={"t2i": str(data)}, save_every=save_every, keep=1,
         lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
-    done = run_stage(plan, start)
+    with as_options():
+        done = run_stage(plan, start)
     ended(f'{done}\ntry: openlance generate t2i "a caption" --model {model} --lora {done} -o out.png')
 
 
@@ -192,7 +198,6 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
 
 def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
     """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md)."""
-    from openlance.config.values import from_yaml
     from openlance.sequence.tasks import TASKS
 
     found: dict[str, Any] = {}
@@ -200,10 +205,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
         task, equals, path = text.partition("=")
         if not equals or task not in TASKS or not path:
             raise UserError(f"{option} {text} is not TASK=PATH with a task of {', '.join(TASKS)}: write t2i=pictures")
-        try:
-            found[task] = from_yaml(path) if path.startswith("{") else path
-        except ValueError as error:
-            raise UserError(f"{option} {text} is not YAML: write {task}='{{path: PATH, type: TYPE}}'") from error
+        found[task] = path
     return found
 
 
@@ -236,17 +238,43 @@ def ended(text: str) -> None:
         typer.echo(text)
 
 
-def sheet(out: Path, prompts: tuple[str, ...]) -> Callable[[Path], None]:
-    """A function that writes the pictures that a checkpoint draws now."""
+# Fixes that the floors below name: sources by task, and fields of a stage.
+SOURCES = re.compile(r"\b(data|held_out)={'(\w+)': '(\w+)'}")
+FIELDS = re.compile(r"\b((?:mixture|frozen)=[{\[].*?[}\]])")
+
+
+@contextmanager
+def as_options() -> Iterator[None]:
+    """Say what is wrong with a run as this command does, and how to do a step again that is not finite."""
+    from openlance.training.trainer import TrainingDiverged
+
+    try:
+        yield
+    except TrainingDiverged as error:
+        size = os.environ.get("WORLD_SIZE", "1")
+        start = "openlance" if size == "1" else f"torchrun --nproc-per-node {size} -m openlance.cli.main"
+        raise UserError(f"{error} (`{start} train resume {error.folder} --only-step {error.step}`)") from error
+    except UserError as error:
+        said = SOURCES.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2]}={m[3]}", str(error))
+        raise UserError(FIELDS.sub(r'--set "\1"', said)) from error
+
+
+def sheet(out: Path, prompts: tuple[str, ...], columns: int = 8, scale: int = 2) -> Callable[[Path], None]:
+    """A function that writes the pictures that a checkpoint draws now, as a grid."""
 
     def draw(folder: Path) -> None:
-        import numpy as np
+        from PIL import Image
 
         import openlance
-        from openlance.training.report import write_sheet
+        from openlance.media.files import atomic_path
 
-        write_sheet(
-            [np.asarray(picture) for picture in openlance.load(str(folder)).generate(list(prompts), seed=0)], out
-        )
+        pictures = openlance.load(str(folder)).generate(list(prompts), seed=0)
+        width, height = ((side + 2) * scale for side in pictures[0].size)
+        grid = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), (80, 80, 80))
+        for n, picture in enumerate(pictures):
+            tile = picture.resize((width - 2 * scale, height - 2 * scale), Image.Resampling.NEAREST)
+            grid.paste(tile, (n % columns * width, n // columns * height))
+        with atomic_path(out) as path:
+            grid.save(path, format="PNG")
 
     return draw

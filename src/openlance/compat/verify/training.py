@@ -27,7 +27,7 @@ from openlance.sequence import tasks
 from openlance.sequence.pack import Pack
 from openlance.sequence.rows import LATENTS
 from openlance.sequence.segment import Kind, Role, Segment, Segments
-from openlance.training.objective import Losses, Noised, Weights, noised, objective
+from openlance.training.objective import Losses, Noised, noised, objective
 
 # How a training row relates conditions and target (released code, "sample_task"): the template and the role.
 RELATIONS: dict[str, tuple[tasks.Template, Role]] = {
@@ -184,7 +184,7 @@ class Batch:
     def total(self) -> Tensor:
         """The loss of the step."""
         given = self.file.get("loss_weights", {})
-        return self.step[0].total(Weights(text=given.get("ce_weight", 0.25), flow=given.get("mse_weight", 1.0)))
+        return self.step[0].total(text=given.get("ce_weight", 0.25), flow=given.get("mse_weight", 1.0))
 
     def reweighted(self) -> Tensor:
         """Give the text loss with the stored weights of its tokens."""
