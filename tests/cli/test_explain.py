@@ -10,7 +10,7 @@ from openlance.cli.explain import WIDTH
 from openlance.cli.main import main
 from openlance.errors import UserError
 from openlance.media import write_image
-from openlance.planning.lengths import placeholder
+from openlance.planning.workload import placeholder
 from openlance.sequence import tasks
 from openlance.sequence.explain import explain, mask_picture
 from openlance.sequence.rows import dense_mask

@@ -157,7 +157,7 @@ def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
 def media_of(given: Inputs, reads: str, front: Front) -> list[Clip]:
     """The files, or as many placeholders."""
     from openlance.media.inputs import as_clip, as_picture
-    from openlance.planning.lengths import placeholder
+    from openlance.planning.workload import placeholder
 
     if not reads:
         return []

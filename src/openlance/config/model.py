@@ -6,7 +6,7 @@ Sizes are (frames, height, width) in pixels; grids are (frames, rows, columns) o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -221,35 +221,3 @@ class ModelConfig:
             raise ValueError(f"rope_sections {self.rope_sections} must add up to head_dim/2 = {self.head_dim // 2}")
         if self.latent_channels != self.vae.z_dim:
             raise ValueError(f"latent_channels={self.latent_channels} must equal the VAE's z_dim={self.vae.z_dim}")
-
-
-def lance_parameters(c: ModelConfig) -> Iterator[tuple[str, int]]:
-    """(name, numbers) of every tensor of the decoder, under the names of `model.lance.Lance`."""
-    yield "embed.weight", c.vocab_size * c.width
-    for layer in range(c.layers):
-        for stream in ("und", "gen"):
-            yield from ((f"layers.{layer}.{stream}.{name}", n) for name, n in expert_parameters(c))
-    for stream in ("und", "gen"):
-        yield f"norm.{stream}.weight", c.width
-    yield "head.weight", c.vocab_size * c.width
-    yield from _linear("time.up", c.time_features, c.width)
-    yield from _linear("time.out", c.width, c.width)
-    yield from _linear("latent_in", c.latent_channels, c.width)
-    yield from _linear("latent_out", c.width, c.latent_channels)
-
-
-def expert_parameters(c: ModelConfig) -> Iterator[tuple[str, int]]:
-    """One stream's tensors of one layer."""
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    yield "attention_norm.weight", c.width
-    for name, size in (("q", q), ("k", kv), ("v", kv)):
-        yield from _linear(name, c.width, size)
-    yield from (("q_norm.weight", c.head_dim), ("k_norm.weight", c.head_dim))
-    yield "o.weight", q * c.width
-    yield "mlp_norm.weight", c.width
-    yield from ((f"{name}.weight", c.width * c.mlp_width) for name in ("gate", "up", "down"))
-
-
-def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, int]]:
-    yield f"{name}.weight", inputs * outputs
-    yield f"{name}.bias", outputs
