@@ -117,7 +117,7 @@ def test_a_norm_never_grows(renorm):
 
 def test_bad_settings_are_refused():
     for settings in [{"num_inference_steps": 0}, {"renorm": "half"}, {"guidance_scale": -1}, {"shift": 0}]:
-        with pytest.raises(ValueError, match="use "):
+        with pytest.raises(ValueError, match="must be at least|expected one of"):
             Sampling(**settings)
     for settings in [{"num_inference_steps": "many"}, {"interval": [0.4]}, {"cached": 3}, {"shift": float("nan")}]:
         with pytest.raises(UserError, match=f"{next(iter(settings))}.* (is|has) .*expected"):

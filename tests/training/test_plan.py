@@ -8,7 +8,8 @@ import torch
 
 from openlance.config.model import ModelConfig
 from openlance.config.presets import nano
-from openlance.config.train import override, recipe, stage
+from openlance.config.train import recipe, stage
+from openlance.config.values import override
 from openlance.model.lance import Lance
 from openlance.planning.hardware import parse_devices
 from openlance.planning.memory import activations

@@ -177,7 +177,7 @@ def said(stage: Stage) -> None:
 
 def compared(one: Stage, other: Stage, as_json: bool) -> None:
     """The fields in which two stages differ."""
-    from openlance.config.train import differences
+    from openlance.config.values import differences
 
     found = differences(one, other)
     if as_json:

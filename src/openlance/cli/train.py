@@ -133,7 +133,7 @@ def lora(
     save_every: SaveEvery = 50,
 ) -> None:
     """Fine-tune on a folder of captioned pictures: an adapter for `generate --lora`, in PEFT's format."""
-    from openlance.config.train import override
+    from openlance.config.values import override
     from openlance.runtime.lora import Lora
     from openlance.training.lora import lora_stage
     from openlance.training.run import Settings, run_stage
@@ -174,8 +174,9 @@ def resume(
 
 def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Stage, ...]:
     """The stages that a first word means, with the changes of the command line."""
-    from openlance.config.train import override, read_recipe, read_stage, recipe
+    from openlance.config.train import read_recipe, read_stage, recipe
     from openlance.config.train import stage as preset
+    from openlance.config.values import override
 
     from_file = name.endswith((".yaml", ".yml", ".json"))
     if only is not None and not from_file:
