@@ -128,7 +128,7 @@ def random_checkpoint(folder: Path) -> Path:
 
 def checkpoint(model: str, scratch: Path) -> tuple[str, str]:
     """(folder, what it is): a shipped model or a folder, or random weights in its place where there is none."""
-    from openlance.checkpoint.hub import folder_of
+    from openlance.checkpoint.formats import folder_of
 
     if model != "random" and (folder_of(model) / "model.safetensors").is_file():
         return model, model

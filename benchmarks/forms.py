@@ -15,7 +15,7 @@ import torch
 from common import timed
 from torch import Tensor
 
-from openlance.config.model import EXACT, ModelConfig
+from openlance.config.model import NO_QUIRKS, ModelConfig
 from openlance.config.sampling import Sampling
 from openlance.flow import euler
 from openlance.inference.visual import Denoiser, branch_out, guide, renormalise
@@ -27,10 +27,10 @@ from openlance.sequence.rows import LATENTS, PATCHES, visible
 from openlance.sequence.segment import Segments
 
 # Four of the 36 layers of the released 3B, at its widths: 308 million parameters per stream, of which a token uses one.
-CONFIG_300M = ModelConfig(layers=4, vocab_size=4096, faithful=EXACT)
+CONFIG_300M = ModelConfig(layers=4, vocab_size=4096, quirks=NO_QUIRKS)
 QUICK = ModelConfig(
     layers=2, vocab_size=4096, width=256, heads=8, kv_heads=2, head_dim=32, mlp_width=1024, rope_sections=(4, 6, 6),
-    faithful=EXACT,
+    quirks=NO_QUIRKS,
 )  # fmt: skip
 GUIDED = Sampling(guidance_scale=4.0, interval=(0.0, 1.0))
 PROMPT = " ".join(["a"] * 60)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common import RESULTS, markdown, timed, verdict, write_results
 
-from openlance.checkpoint.hub import folder_of
+from openlance.checkpoint.formats import folder_of
 from openlance.config.train import Stage, stage
 from openlance.data.open import open_source
 from openlance.data.source import Sample

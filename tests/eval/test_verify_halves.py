@@ -136,5 +136,5 @@ def test_inputs_that_are_not_there_are_one_sentence(flat, capsys, tmp_path):
 
 def test_the_forms_of_a_family_differ_in_dtype_and_rounding():
     family = Family(GOLDEN / "weights", GOLDEN / "tokenizer")
-    rounded = [family.of(form).config.faithful.rounded_frequencies for form in (RELEASED, UNROUNDED, PLAIN)]
+    rounded = [family.of(form).config.quirks.rounded_frequencies for form in (RELEASED, UNROUNDED, PLAIN)]
     assert rounded == [True, False, False] and family.of(PLAIN) is family.of(PLAIN)

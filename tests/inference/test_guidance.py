@@ -134,7 +134,7 @@ def test_settings_come_from_files_and_arrays_too():
 def test_other_words_stand_where_words_stand(tiny, habit):
     """The branch without the prompt is, with another text, the request for that text, at its own positions even where
     the release keeps those of the prompt for a branch without words; and a batch has each alone."""
-    mine = tiny.build(faithful=replace(tiny.model.config.faithful, uncond_keeps_positions=habit))
+    mine = tiny.build(quirks=replace(tiny.model.config.quirks, uncond_keeps_positions=habit))
     requests = [mine.encoded(mine.edit("make it blue", None)), mine.encoded(mine.edit("make it red", None))]
     s = Sampling(guidance_scale=3.0)
     branches = branch_out(mine.model, mine.codec, requests, s, ["", "a star"])

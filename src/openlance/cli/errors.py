@@ -48,7 +48,7 @@ def _raised_here(trace: TracebackType | None) -> bool:
 def sentence(error: Any) -> str | None:
     """The one sentence for a mistake of the user, or None where the error is a defect that must keep its traceback."""
     if isinstance(error, UserError) or (isinstance(error, ValueError) and _raised_here(error.__traceback__)):
-        return one_line(error)
+        return one_line(error).replace("allow_pickle=True", "--allow-pickle")
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return one_line(f"there is no file {error.filename}: check the path")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in NO_MEMORY)):

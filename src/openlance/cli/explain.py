@@ -123,7 +123,7 @@ def check_task(task: str, files: list[Path], answer: str | None) -> None:
 
 def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     """Configuration and tokenizer of a name or folder; no tensor is read."""
-    from openlance.checkpoint.hub import find_model
+    from openlance.checkpoint.formats import find_model
     from openlance.config.model import ModelConfig
     from openlance.config.sampling import GenerationConfig
     from openlance.data.front import Front

@@ -46,7 +46,7 @@ def init(
 
     import torch
 
-    from openlance.checkpoint.hub import folder_of
+    from openlance.checkpoint.formats import folder_of
     from openlance.config.model import ModelConfig
     from openlance.config.presets import nano
     from openlance.runtime.conversion import random_checkpoint, write

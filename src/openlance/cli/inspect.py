@@ -26,7 +26,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a path holds. The exit code is 0 for a complete checkpoint or a good file and 1 for anything less."""
-    from openlance.checkpoint.hub import SHIPPED, folder_of
+    from openlance.checkpoint.formats import SHIPPED, folder_of
     from openlance.runtime.inspection import inspect as look
 
     report = look(folder_of(path) if path in SHIPPED else Path(path), allow_pickle=allow_pickle, values=values)

@@ -209,7 +209,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
 
 
 def start_folder(model: str | None, scale: str) -> Path:
-    from openlance.checkpoint.hub import SHIPPED, folder_of
+    from openlance.checkpoint.formats import SHIPPED, folder_of
 
     if model is None and scale not in SHIPPED:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openlance.config.model import EXACT, ModelConfig, PositionConfig, VAEConfig, ViTConfig
+from openlance.config.model import NO_QUIRKS, ModelConfig, PositionConfig, VAEConfig, ViTConfig
 
 NANO_VOCABULARY = 640
 
@@ -26,5 +26,5 @@ def nano(vae: VAEConfig | None = None) -> ModelConfig:
             depth=4, hidden_size=192, intermediate_size=512, num_heads=6, patch_size=8, window_size=64,
             fullatt_block_indexes=(0, 1, 2, 3), out_hidden_size=256,
         ),
-        vae=vae or nano_vae(), position=PositionConfig(patch_table=6.0), faithful=EXACT,
+        vae=vae or nano_vae(), position=PositionConfig(patch_table=6.0), quirks=NO_QUIRKS,
     )  # fmt: skip

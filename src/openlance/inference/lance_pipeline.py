@@ -104,7 +104,7 @@ class LancePipeline(Methods):
         Raises:
             UserError: If there is no such model, or an argument is unknown or none.
         """
-        from openlance.checkpoint.hub import find_model
+        from openlance.checkpoint.formats import find_model
 
         known = inspect.getfullargspec(Engine.__init__).kwonlyargs
         values.no_others(options, [*known, *inspect.getfullargspec(cls.from_pretrained).kwonlyargs])

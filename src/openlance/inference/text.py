@@ -43,7 +43,7 @@ def decode(
     """
     if not all(any(s.kind is Kind.TEXT and s.is_hole for s in r) for r in requests):
         raise ValueError("a request has no text to fill: end it with tasks.reply()")
-    shift = model.config.position.shift and not model.config.faithful.decode_without_shift
+    shift = model.config.position.shift and not model.config.quirks.decode_without_shift
     packed = pack(requests, codec, replace(model.config.position, shift=shift))
     features, context, _ = conditions(packed, model.device)
     rows = packed.rows

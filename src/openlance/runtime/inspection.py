@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from openlance.checkpoint.formats import INSIDE, Files, find
-from openlance.checkpoint.hub import check_hashes
+from openlance.checkpoint.formats import INSIDE, Files, check_hashes, find
 from openlance.checkpoint.names import COMPUTED, released_names
 from openlance.checkpoint.tensors import (
     NAMES,

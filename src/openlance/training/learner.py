@@ -88,7 +88,7 @@ def fresh(config: ModelConfig, vocabulary: int, seed: int, classes: tuple[int, .
     """A learner with initial weights, a function of the seed; classes, point: of the auxiliary loss, see DenseHead."""
     torch.manual_seed(seed)
     head = DenseHead(config.width, config.vit.stride, classes, point) if classes else None
-    vit = ViT(config.vit, rounded_frequencies=config.faithful.rounded_frequencies)
+    vit = ViT(config.vit, rounded_frequencies=config.quirks.rounded_frequencies)
     learner = Learner(Lance(config), vit, vocabulary, head)
     initialise(learner, seed)
     return learner
