@@ -29,8 +29,8 @@ from openlance.data.stream import Reading, Stream
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder
-from openlance.sequence.rows import NO_LABEL, Rows, visible
-from openlance.sequence.rows import TEXT as TEXT_KIND
+from openlance.sequence.segment import NO_LABEL, Rows, visible
+from openlance.sequence.segment import TEXT as TEXT_KIND
 from openlance.training.batch import Batch, Preparer
 from openlance.training.measured import PeakMemory
 from openlance.training.start import Base, open_base

@@ -21,12 +21,13 @@ from forms import CONFIG_300M, QUICK, Words
 
 from openlance.config.model import ModelConfig
 from openlance.config.presets import nano
+from openlance.config.sampling import RELEASED_TRAINING
 from openlance.config.train import Stage
 from openlance.planning.training import flops, trainable
 from openlance.planning.workload import Load, load_of, placeholder
 from openlance.sequence.pack import document, pack
 from openlance.sequence.segment import Kind, Segments
-from openlance.sequence.tasks import RELEASED_TRAINING, Views, request
+from openlance.sequence.tasks import Views, request
 from openlance.training.batch import Batch
 from openlance.training.learner import fresh
 from openlance.training.objective import noised

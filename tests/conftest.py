@@ -22,8 +22,7 @@ from openlance.media.clip import Clip
 from openlance.model.lance import Lance
 from openlance.sequence import tasks
 from openlance.sequence.pack import Pack, pack
-from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.sequence.segment import Kind, Segments
+from openlance.sequence.segment import LATENTS, PATCHES, Kind, Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer, train_tokenizer
 from openlance.training.objective import Losses, Noised, noised, objective
 

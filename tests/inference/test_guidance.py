@@ -93,7 +93,7 @@ def test_branches_are_the_requests_without_their_conditions(tiny):
 def velocities(tiny, requests, s, x):
     branches = branch_out(tiny.model, tiny.codec, requests, s)
     packed = branches.pack
-    targets = [v for v in packed.visuals if v.segment.is_hole]
+    targets = [v for v in packed.visuals if v.segment.is_empty]
     without = replace(packed, visuals=[v for v in packed.visuals if v not in targets])
     features, context = tiny.media(without)
     denoiser = Denoiser(tiny.model, branches, features, context if context is not None else x[:0], True)

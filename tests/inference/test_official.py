@@ -33,7 +33,7 @@ def picture(tmp_path, tiny):
 def test_a_known_answer_is_a_hole_to_fill(pipe, picture):
     data = arrays([str(picture), ["Look.", "what?", "a ring"]], ["image", "text"], [0, 1])
     segments, prompt = build(pipe, entry(data), Job(task="x2t_image", size=(1, 16, 16)))
-    assert prompt == "what?" and segments[-1].is_hole
+    assert prompt == "what?" and segments[-1].is_empty
     assert [s.value for s in segments if s.kind is Kind.TEXT] == ["Look.", "what?", None]
 
 

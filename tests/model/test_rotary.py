@@ -9,7 +9,7 @@ from openlance.config.model import NO_QUIRKS, ModelConfig, Quirks
 from openlance.inference.visual import Denoiser, Sampling, branch_out
 from openlance.model import layers
 from openlance.model.layers import Expert, Wide, fuse, marker_rows, rotary_table, rotate
-from openlance.sequence.rows import LATENTS, TEXT
+from openlance.sequence.segment import LATENTS, TEXT
 from openlance.training.objective import objective
 
 ROUNDED = replace(NO_QUIRKS, rounded_frequencies=True)

@@ -84,7 +84,7 @@ def test_peak_memory_counts_what_is_alive_and_no_views():
 
 
 def test_pairs_and_squares_are_those_of_the_mask():
-    from openlance.sequence.rows import dense_mask
+    from openlance.sequence.segment import dense_mask
 
     for sample in samples():
         made = pack([sample], ruler(SMALL), SMALL.position, DRAWS)

@@ -13,7 +13,7 @@ from typing import Any
 from openlance.config.values import known
 from openlance.errors import UserError
 
-Grid = tuple[int, int, int]
+Size = Grid = tuple[int, int, int]
 
 
 def nearest_good_size(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -100,7 +100,7 @@ class ViTConfig:
         """Read a vit_config.json as released; what it says beyond our fields is left aside."""
         return cls(**known(cls, values))
 
-    def patch_grid(self, size: Grid) -> Grid:
+    def patch_grid(self, size: Size) -> Grid:
         """Count the patches, before merging, of an image or video of a size.
 
         Raises:
@@ -110,7 +110,7 @@ class ViTConfig:
         check_size(height, width, self.stride)
         return -(-frames // self.temporal_patch_size), height // self.patch_size, width // self.patch_size
 
-    def cell_grid(self, size: Grid) -> Grid:
+    def cell_grid(self, size: Size) -> Grid:
         """Count the merged cells, one token each, of an image or video of a size; errors as `patch_grid`."""
         t, h, w = self.patch_grid(size)
         return t, h // self.spatial_merge_size, w // self.spatial_merge_size
@@ -152,7 +152,7 @@ class VAEConfig:
         """Find the longest 1 + k * temporal stride within a number of frames: the first frame stands alone."""
         return (frames - 1) // self.temporal_stride * self.temporal_stride + 1
 
-    def latent_grid(self, size: Grid) -> Grid:
+    def latent_grid(self, size: Size) -> Grid:
         """Count the latents of an image or video of a size; frames beyond `whole_frames` have none (released code).
 
         Raises:
@@ -162,7 +162,7 @@ class VAEConfig:
         check_size(height, width, self.stride)
         return (frames - 1) // self.temporal_stride + 1, height // self.stride, width // self.stride
 
-    def check(self, size: Grid) -> None:
+    def check(self, size: Size) -> None:
         """Check that an image or video of exactly this size can be made.
 
         Raises:
@@ -175,7 +175,7 @@ class VAEConfig:
             good = f"{low} or {low + step}" if frames > 1 else "1"
             raise UserError(f"a video of {frames} frames does not fit the temporal stride {step}: use {good} frames")
 
-    def pixel_size(self, grid: Grid) -> Grid:
+    def pixel_size(self, grid: Grid) -> Size:
         """Return the size of what latents of a grid decode to; the inverse of `latent_grid`."""
         return (grid[0] - 1) * self.temporal_stride + 1, grid[1] * self.stride, grid[2] * self.stride
 

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openlance.config.model import Size
 from openlance.config.sampling import EXACT, PromptStyle
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.transform import ClipViews, MediaTransform
 from openlance.sequence.segment import Segments
-from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
+from openlance.sequence.tasks import TaskSpec, Views, request, spec_of
 
 # Frames, height, width of a visual target as the caller wants them; None leaves one to the input or to the model.
 Asked = tuple[int | None, int | None, int | None]

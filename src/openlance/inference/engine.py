@@ -31,7 +31,7 @@ from openlance.runtime.components import Components, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
-from openlance.sequence.segment import Kind, Role, Segments, about_clips
+from openlance.sequence.segment import Kind, Role, Segments, any_video
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.vae.lazy import LazyVAE, channels_first, to_uint8
 from openlance.vae.tiling import Tiling, decode_tiled
@@ -214,7 +214,7 @@ class Engine:
         media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
         made = [s for s in media if s.kind is Kind.LATENTS and s.role is Role.TARGET]
         sizes = [(s, s.size) for s in media if s.size is not None]
-        clips = about_clips(requests)
+        clips = any_video(requests)
         cut = {Kind.LATENTS: self.codec.latent_grid, Kind.PATCHES: self.codec.patch_grid}
         cells = [(s.role, int(np.prod(cut[s.kind](size)))) for s, size in sizes]
         noisy = branches * sum(n for role, n in cells if role is Role.TARGET)

@@ -35,7 +35,7 @@ from openlance.inference.inputs import (
 from openlance.inference.text import Answer, AnswerInfo, Shown
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments, about_clips
+from openlance.sequence.segment import Segments, any_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -240,7 +240,7 @@ def _batches(
     """At most so many at a time, in order, with how they denoise. What differs in that stays apart, and what moves from
     what does not: a release has weights for each."""
     both = zip_longest(requests, how)
-    for (_, s), alike in groupby(both, lambda one: (about_clips([one[0]]), one[1])):
+    for (_, s), alike in groupby(both, lambda one: (any_video([one[0]]), one[1])):
         while some := list(islice(alike, per)):
             yield [request for request, _ in some], s
 

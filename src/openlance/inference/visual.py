@@ -20,8 +20,19 @@ from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
 from openlance.runtime.distributed import Shared
 from openlance.sequence.pack import Codec, Pack, Visual, pack
-from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, Rows
-from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop, instead
+from openlance.sequence.segment import (
+    CONDITIONS,
+    LATENTS,
+    PATCHES,
+    PROMPT,
+    WORDS,
+    Kind,
+    Role,
+    Rows,
+    Segments,
+    drop,
+    with_prompt,
+)
 
 
 @dataclass
@@ -54,7 +65,7 @@ def branch_out(
     has_none = seen and s.image_guidance_scale > 1
     documents = list(requests)
     if has_text:
-        documents += [instead(r, text) for r, text in zip(requests, negatives, strict=True)]
+        documents += [with_prompt(r, text) for r, text in zip(requests, negatives, strict=True)]
     if has_none:
         documents += [drop(r, CONDITIONS) for r in requests]
     packed = pack(documents, codec, model.config.position)

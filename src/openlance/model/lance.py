@@ -27,7 +27,7 @@ from openlance.model.layers import (
     marker_rows,
     rotary_table,
 )
-from openlance.sequence.rows import Rows
+from openlance.sequence.segment import Rows
 
 
 @dataclass

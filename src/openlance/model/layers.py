@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from openlance.config.model import ModelConfig
 from openlance.model.attention import Plan, attend
 from openlance.model.precision import HALVES
-from openlance.sequence.rows import Rows
+from openlance.sequence.segment import Rows
 
 
 def frequencies(c: ModelConfig, device: torch.device | str = "cpu") -> Tensor:

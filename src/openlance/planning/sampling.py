@@ -19,8 +19,7 @@ from openlance.planning.size import decoder_half, encoder_half, vit_size
 from openlance.planning.workload import ruler, sized
 from openlance.runtime.offload import Work, plans, sizes
 from openlance.sequence.pack import document
-from openlance.sequence.rows import PATCHES
-from openlance.sequence.segment import Kind, Role, Segments
+from openlance.sequence.segment import PATCHES, Kind, Role, Segments
 from openlance.sequence.tasks import spec_of
 
 ITEM = 2  # bytes of a number in bfloat16

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from openlance.config.model import Grid, ModelConfig
+from openlance.config.model import ModelConfig, Size
 from openlance.config.sampling import EXACT, NO_PRIOR, PromptStyle
 from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
@@ -21,8 +21,7 @@ from openlance.media.buckets import BUCKET_STRIDE, bucket_table
 from openlance.media.clip import Clip
 from openlance.planning.size import encoder_half
 from openlance.sequence.pack import Visual, document
-from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import LATENTS, PATCHES, Segments
 from openlance.sequence.tasks import TaskSpec, Views, request, spec_of
 from openlance.text.tokenizer import SequenceCodec
 
@@ -51,7 +50,7 @@ def placeholder(frames: int, height: int, width: int) -> Clip:
 
 
 def sized(
-    spec: TaskSpec, seen: tuple[int, int], size: Grid, tokens: int, style: PromptStyle = EXACT, filled: bool = False
+    spec: TaskSpec, seen: tuple[int, int], size: Size, tokens: int, style: PromptStyle = EXACT, filled: bool = False
 ) -> Segments:
     """Put a request together from media that have only a size.
 

@@ -13,8 +13,7 @@ import torch
 
 from openlance.config.model import PositionConfig
 from openlance.sequence.pack import Codec, Pack, Span, pack, spans
-from openlance.sequence.rows import NO_LABEL, TEXT, Rows, visible
-from openlance.sequence.segment import Kind, Segment, Segments
+from openlance.sequence.segment import NO_LABEL, TEXT, Kind, Rows, Segment, Segments, visible
 
 Text = Callable[[list[int]], str]  # ids -> text, special tokens shown
 Ends = tuple[tuple[int, int, int], tuple[int, int, int]]  # (t, h, w) of a first and of a last token
@@ -85,7 +84,7 @@ def explain(segments: Segments, codec: Codec, config: PositionConfig, text: Text
 
 def _part(segment: Segment, written: list[Span]) -> Part:
     own = [span for span in written if span.owner is segment]
-    open_text = segment.kind is Kind.TEXT and segment.is_hole
+    open_text = segment.kind is Kind.TEXT and segment.is_empty
     return Part(
         kind=segment.kind.name,
         role=segment.role.name,
@@ -101,7 +100,7 @@ def _content(segment: Segment) -> str:
     frames, height, width = segment.size
     shape = f"{frames} frame{'s' * (frames != 1)} of {width}x{height}"
     given = getattr(getattr(segment.given, "pixels", segment.given), "shape", (0,))[0]
-    return shape + (", to be drawn" if segment.is_hole else "") + (f", first {given} given" if given else "")
+    return shape + (", to be drawn" if segment.is_empty else "") + (f", first {given} given" if given else "")
 
 
 def _split(number: int, before: Pack, after: Pack, text: Text) -> Split:

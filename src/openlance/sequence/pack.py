@@ -1,21 +1,23 @@
-"""Packing: many lists of segments become one set of rows plus the media that fill its visual rows.
+"""Packing: many lists of segments become one set of rows plus the images and videos that fill its visual rows.
+
+Positions are multimodal: the Qwen2.5-VL index, then the modality shift (MaPE) of Lance.
 
 Around the segments stands a chat. Its template is the one of Qwen2.5-VL as the release renders it: a system turn, then
-user and assistant turns. Text is tokenised per stretch between special tokens, so that ids equal those of the whole
+user and assistant turns. Text is tokenized per stretch between special tokens, so that ids equal those of the whole
 rendered string, while a special token spelled out inside user text stays plain text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from openlance.config.model import PositionConfig
-from openlance.sequence.rows import (
+from openlance.config.model import Grid, PositionConfig
+from openlance.sequence.segment import (
     LAST,
     NO_LABEL,
     PATCH,
@@ -24,15 +26,12 @@ from openlance.sequence.rows import (
     SOURCE,
     TARGET,
     TEXT,
+    Kind,
+    Role,
     Rows,
-    block_advance,
-    grid_positions,
-    latent_cells,
-    modality_shift,
+    Segment,
+    Segments,
 )
-from openlance.sequence.segment import Kind, Role, Segment, Segments
-
-Grid = tuple[int, int, int]
 
 
 class Codec(Protocol):
@@ -67,7 +66,7 @@ ASSISTANT = (Role.TARGET, Role.HISTORY)
 
 
 def turns(segments: Segments) -> Iterator[tuple[str, Segments]]:
-    """(speaker, segments) in order; there is always a user turn before the first assistant turn."""
+    """Group segments as (speaker, segments) in order; there is always a user turn before the first assistant turn."""
     system = [s for s in segments if s.role is Role.SYSTEM]
     if system:
         yield "system", system
@@ -84,7 +83,7 @@ def turns(segments: Segments) -> Iterator[tuple[str, Segments]]:
 
 
 class Writer:
-    """Collects spans; text waits until the next special token and is then tokenised in one stretch."""
+    """Collects spans; text waits until the next special token and is then tokenized in one stretch."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec, self.spans = codec, list[Span]()
@@ -111,7 +110,7 @@ class Writer:
 
 
 def spans(segments: Segments, codec: Codec) -> list[Span]:
-    """Render. Stops at the first empty text target, where decoding begins."""
+    """Render the chat. It stops at the first empty text target, where decoding begins."""
     out = Writer(codec)
     for number, (speaker, held) in enumerate(turns(segments)):
         if number:
@@ -133,6 +132,54 @@ def spans(segments: Segments, codec: Codec) -> list[Span]:
     return out.spans
 
 
+def grid_positions(grid: Grid, tokens_per_second: int) -> np.ndarray:
+    """Compute the (n, 3) offsets of a block of (T, Y, X) tokens in raster order."""
+    t, y, x = np.indices(grid).reshape(3, -1)
+    return np.stack([t * tokens_per_second, y, x], axis=1)
+
+
+def block_advance(grid: Grid, tokens_per_second: int) -> int:
+    """Compute how far the text counter moves over a visual block."""
+    t, y, x = grid
+    return max(tokens_per_second * (t - 1), y - 1, x - 1) + 1
+
+
+def latent_cells(grid: Grid, config: PositionConfig) -> np.ndarray:
+    """Compute the (n,) rows of the latent position table; a side above `max_latent_side` runs into the next row as
+    released."""
+    t, y, x = np.indices(grid).reshape(3, -1)
+    side = config.max_latent_side
+    return (t * side + y) * side + x
+
+
+def modality_shift(position: np.ndarray, code: np.ndarray, config: PositionConfig, draws: int = 1) -> np.ndarray:
+    """Shift one document.
+
+    ViT blocks and reference latents start at a fixed frame; the latents of an edit's source lend their coordinates to
+    each draw of the target when the two have equally many tokens (released code; only the counts are compared). A
+    last frame takes the coordinates of the target's last frame.
+
+    Args:
+        position: (L, 3), of the Qwen2.5-VL index.
+        code: (L,) modality codes.
+        config: Where the blocks begin.
+        draws: How many copies of the target there are.
+    """
+    shifted = position.copy()
+    for which, start in ((PATCH, config.patches_start), (REFERENCE, config.reference_start)):
+        rows = np.flatnonzero(code == which)
+        if len(rows):
+            shifted[rows, 0] += start - position[rows[0], 0]
+    source, target = np.flatnonzero(code == SOURCE), np.flatnonzero(code == TARGET)
+    if len(source) and draws * len(source) == len(target):
+        shifted[target] = np.tile(position[source], (draws, 1))
+    last = np.flatnonzero(code == LAST)[1:-1]  # without its markers
+    if len(last) and len(target):
+        closing = len(target) // draws - 1  # the marker behind the first draw
+        shifted[last] = shifted[target[closing - len(last) : closing]]
+    return shifted
+
+
 CODES = {
     (Kind.PATCHES, Role.REFERENCE): PATCH,
     (Kind.PATCHES, Role.SOURCE): PATCH,
@@ -147,12 +194,19 @@ CODES = {
 
 @dataclass(frozen=True)
 class Visual:
-    """Where one medium goes: `rows` are the first and last+1 row of its tokens in the pack, markers excluded."""
+    """Where one image or video goes.
+
+    Args:
+        segment: What it is.
+        grid: Its tokens.
+        rows: The first and last+1 row of its tokens in the pack, markers excluded.
+        given: Leading tokens of a target that are already known.
+    """
 
     segment: Segment
-    grid: tuple[int, int, int]
+    grid: Grid
     rows: tuple[int, int]
-    given: int = 0  # leading tokens of a target that are already known
+    given: int = 0
 
     @property
     def kind(self) -> int:
@@ -161,7 +215,7 @@ class Visual:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows of all documents in order, and their media in order of appearance."""
+    """Rows of all documents in order, and their images and videos in order of appearance."""
 
     rows: Rows
     visuals: list[Visual] = field(default_factory=list)
@@ -172,7 +226,7 @@ class Pack:
 
 
 def _code(span: Span, draws: bool) -> int:
-    """Text is template text but for the prompt of a picture or clip, which is what guidance drops."""
+    """Text is template text but for the prompt of an image or video, which is what guidance drops."""
     if span.owner is None or span.owner.kind is Kind.TEXT:
         return PROMPT if draws and span.owner is not None and span.owner.role is Role.PROMPT else -1
     return CODES[span.owner.kind, span.owner.role]
@@ -209,8 +263,11 @@ def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: 
 
 
 def document(segments: Segments, codec: Codec, config: PositionConfig, draws: int = 1) -> tuple[dict, list[Visual]]:
-    """Compile one sample to columns. `draws` repeats each visual target at the same positions: the mask rule makes
-    every copy an island, so that several noise levels of one target share one context in a single pass."""
+    """Compile one sample to columns.
+
+    `draws` repeats each visual target at the same positions: the mask rule makes every copy an island, so that several
+    noise samples of one target share one context in a single pass.
+    """
     parts, visuals = list[dict[str, Any]](), list[Visual]()
     paints = any(s.kind is Kind.LATENTS and s.role is Role.TARGET for s in segments)
     counter, length, segment, targets, last = 0, 0, -1, 0, None
@@ -243,7 +300,7 @@ def _column(part: dict[str, Any], name: str) -> np.ndarray:
     return value if value.ndim else np.full(len(part["token"]), value)
 
 
-def _given(owner: Segment, grid: tuple[int, int, int], codec: Codec) -> int:
+def _given(owner: Segment, grid: Grid, codec: Codec) -> int:
     if owner.given is None:
         return 0
     pixels = getattr(owner.given, "pixels", None)
@@ -251,7 +308,7 @@ def _given(owner: Segment, grid: tuple[int, int, int], codec: Codec) -> int:
     return frames * grid[1] * grid[2]
 
 
-def _last_frame(grid: tuple[int, int, int], segments: Segments, codec: Codec) -> int:
+def _last_frame(grid: Grid, segments: Segments, codec: Codec) -> int:
     """The latent frame of the target on which a picture of this grid stands."""
     size = next((s.size for s in segments if s.kind is Kind.LATENTS and s.role is Role.TARGET), None)
     frames, *sides = codec.latent_grid(size) if size else (1, *grid[1:])
@@ -264,7 +321,14 @@ def pack(samples: list[Segments], codec: Codec, config: PositionConfig | None = 
     """Concatenate samples into one row set. Attention never crosses a document (`visible`), so that a pack equals
     its samples one by one.
 
-    Raises ValueError when there is nothing to pack.
+    Args:
+        samples: At least one.
+        codec: Tokenizer and grids.
+        config: How tokens are placed.
+        draws: Noise samples per visual target.
+
+    Raises:
+        ValueError: If there is nothing to pack.
     """
     if not samples:
         raise ValueError("nothing to pack: pass at least one list of segments")
@@ -279,7 +343,7 @@ def pack(samples: list[Segments], codec: Codec, config: PositionConfig | None = 
         c["target"] = np.where(c["target"] >= 0, c["target"] + targets, -1)
         c["segment"] = c["segment"] + (documents[-1]["segment"][-1] + 1 if documents else 0)
         targets = max(targets, int(c["target"].max()) + 1)
-        visuals += [Visual(v.segment, v.grid, (v.rows[0] + offset, v.rows[1] + offset), v.given) for v in seen]
+        visuals += [replace(v, rows=(v.rows[0] + offset, v.rows[1] + offset)) for v in seen]
         documents.append(c)
         offset += n
     joined = {name: torch.from_numpy(np.concatenate([c[name] for c in documents])) for name in documents[0]}

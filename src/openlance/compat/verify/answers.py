@@ -12,7 +12,7 @@ from openlance.compat.verify.checks import DEEP
 from openlance.config.sampling import Decoding
 from openlance.inference.text import decode
 from openlance.inference.visual import conditions
-from openlance.sequence.rows import Rows
+from openlance.sequence.segment import Rows
 
 
 def check_decoding(case: Case) -> None:

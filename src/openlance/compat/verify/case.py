@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from openlance.compat.verify.checks import Checks
 from openlance.compat.verify.parts import Parts
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import Rows
-from openlance.sequence.segment import Kind, Role, Segments
+from openlance.sequence.segment import Kind, Role, Rows, Segments
 
 
 @dataclass

@@ -14,7 +14,7 @@ from openlance.compat.verify.checks import DEEP, EXACT, LATENT, UNIT
 from openlance.config.sampling import Sampling
 from openlance.flow import schedule
 from openlance.inference.visual import Denoiser, branch_out, conditions, denoise
-from openlance.sequence.rows import LATENTS
+from openlance.sequence.segment import LATENTS
 
 PATHS = {"kv": True, "nocache": False}
 

@@ -20,7 +20,7 @@ from openlance.compat.verify.runs import PLAIN, RELEASED, ROUNDED, UNROUNDED, Fa
 from openlance.compat.verify.traces import embedded
 from openlance.model.layers import frequencies
 from openlance.model.vit import RoundedRotation
-from openlance.sequence.rows import REFERENCE, SOURCE
+from openlance.sequence.segment import REFERENCE, SOURCE
 from openlance.vae.lazy import channels_first, to_uint8
 
 # Largest difference of a table of cosines, in bfloat16; of everything in float32.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openlance.compat.verify.checks import Checks
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, REFERENCE, SOURCE, TEXT, Rows, dense_mask
+from openlance.sequence.segment import LATENTS, PATCHES, PROMPT, REFERENCE, SOURCE, TEXT, Rows, dense_mask
 from openlance.text.tokenizer import SPECIAL, Tokenizer
 
 # The release's code of a sample's relation between conditions and target ("sample_task").

@@ -13,11 +13,11 @@ from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.generation import check_generation
 from openlance.compat.verify.parts import Parts
 from openlance.compat.verify.preprocessing import check_encoders, check_media
-from openlance.config.sampling import Sampling
+from openlance.config.sampling import RELEASED_RUN, Sampling
 from openlance.inference.visual import branch_out
 from openlance.media.clip import Clip
 from openlance.sequence.segment import Kind, Role, Segments, drop
-from openlance.sequence.tasks import RELEASED_RUN, Views, spec_of
+from openlance.sequence.tasks import Views, spec_of
 
 BLOCK = 128  # the release pads its full-forward sequences to a multiple of this
 

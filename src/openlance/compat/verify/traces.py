@@ -17,7 +17,7 @@ from openlance.compat.verify.layout import where
 from openlance.inference.visual import conditions
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Layer, Streams
-from openlance.sequence.rows import Rows
+from openlance.sequence.segment import Rows
 
 
 @dataclass(frozen=True)

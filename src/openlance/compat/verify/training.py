@@ -17,15 +17,14 @@ from openlance.compat.verify import layout
 from openlance.compat.verify.checks import DEEP, EXACT, GRADIENT, LOSS, UNIT, Checks
 from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.parts import Parts
+from openlance.config.sampling import RELEASED_TRAINING
 from openlance.data.front import NO_SIZE
 from openlance.flow import shift_times
 from openlance.inference.visual import conditions
 from openlance.media.clip import Clip
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import LATENTS
-from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.segment import LATENTS, Kind, Role, Segment, Segments
 from openlance.sequence.tasks import (
-    RELEASED_TRAINING,
     Template,
     edit,
     kind_of,
