@@ -13,7 +13,8 @@ from typing import Any
 from openlance.config.values import known
 from openlance.errors import UserError
 
-Size = Grid = tuple[int, int, int]
+Size = tuple[int, int, int]
+Grid = tuple[int, int, int]
 
 
 def nearest_good_size(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
