@@ -246,7 +246,13 @@ def find(path: str | Path, *, base: str | Path | None = None) -> Files:
         )
     if base is not None:
         files = _filled(files, find(base))
-    return _checked(files)
+    width, given = files.config.width, files.config.vit.out_hidden_size
+    if width != given:
+        raise UserError(
+            f"{files.root} mixes models of different kinds: its vision tower gives {given} channels per cell and its "
+            f"decoder takes {width}; use parts that belong together"
+        )
+    return files
 
 
 def _filled(files: Files, base: Files) -> Files:
@@ -261,15 +267,8 @@ def _filled(files: Files, base: Files) -> Files:
 
 
 def _openlance(folder: Path) -> Files:
-    return Files(
-        form="openlance",
-        root=folder,
-        decoders=(folder,),
-        vit=weights_in(folder, ("vit",)),
-        vae=first_file(folder, "vae.safetensors", f"{CODEC}.pth"),
-        tokenizer=folder,
-        config=read_config(folder),
-    )
+    vit, vae = weights_in(folder, ("vit",)), first_file(folder, "vae.safetensors", f"{CODEC}.pth")
+    return Files("openlance", folder, (folder,), vit, vae, folder, read_config(folder))
 
 
 def _released(root: Path, decoders: tuple[Path, ...], places: list[Path]) -> Files:
@@ -281,52 +280,27 @@ def _released(root: Path, decoders: tuple[Path, ...], places: list[Path]) -> Fil
     if configs[0] != configs[-1]:
         raise UserError(f"{root} mixes models of different kinds: {decoders[0].name} and {decoders[1].name} differ in "
                         f"their configurations; keep one of them")  # fmt: skip
-    return Files(
-        form="released",
-        root=root,
-        decoders=decoders,
-        vit=weights_in(tower, ("vit", "model")),
-        vae=first_file(near, *CODECS) if any((near / n).is_file() for n in CODECS) else near / CODECS[-1],
-        tokenizer=decoders[0],
-        config=configs[0],
-    )
+    vae = next((near / name for name in CODECS if (near / name).is_file()), near / CODECS[-1])
+    return Files("released", root, decoders, weights_in(tower, ("vit", "model")), vae, decoders[0], configs[0])
 
 
 def _released_config(decoder: Path, tower: Path, near: Path) -> ModelConfig:
     llm = read_json(decoder / "llm_config.json")
     vit = read_json(tower / "config.json") if (tower / "config.json").is_file() else llm
-    lance, vae = (
-        {} if not p.is_file() else read_json(p) for p in (decoder / "lance_config.json", near / "vae_config.json")
-    )
+    own = (decoder / "lance_config.json", near / "vae_config.json")
+    lance, vae = (read_json(path) if path.is_file() else {} for path in own)
     return model_config(decoder, llm, PUBLISHED | lance, vit.get("vision_config", vit), vae)
 
 
 def _diffusers(folder: Path) -> Files:
-    transformer, tower, codec = folder / "transformer", folder / "vision_tower", folder / "vae"
-    own, vae = read_json(transformer / "config.json"), config_of_diffusers(read_json(codec / "config.json"))
-    lacking = [name for name in ("llm", "lance") if name not in own]
-    if lacking:
+    transformer, tower = folder / "transformer", folder / "vision_tower"
+    own, vae = read_json(transformer / "config.json"), config_of_diffusers(read_json(folder / "vae" / "config.json"))
+    if lacking := [name for name in ("llm", "lance") if name not in own]:
         raise UserError(f"{transformer / 'config.json'} has no {lacking[0]!r}: it is of another model; use one that "
                         f"`openlance convert` wrote")  # fmt: skip
-    return Files(
-        form="diffusers",
-        root=folder,
-        decoders=(transformer,),
-        vit=weights_in(tower),
-        vae=weights_in(codec),
-        tokenizer=folder / "tokenizer",
-        config=model_config(folder, own["llm"], own["lance"], read_json(tower / "config.json"), vae),
-    )
-
-
-def _checked(files: Files) -> Files:
-    width, given = files.config.width, files.config.vit.out_hidden_size
-    if width != given:
-        raise UserError(
-            f"{files.root} mixes models of different kinds: its vision tower gives {given} channels per cell and its "
-            f"decoder takes {width}; use parts that belong together"
-        )
-    return files
+    config = model_config(folder, own["llm"], own["lance"], read_json(tower / "config.json"), vae)
+    parts = weights_in(tower), weights_in(folder / "vae")
+    return Files("diffusers", folder, (transformer,), *parts, folder / "tokenizer", config)
 
 
 def _steps(folder: Path) -> list[Path]:

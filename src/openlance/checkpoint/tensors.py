@@ -53,22 +53,20 @@ def files_of(path: Path) -> list[Path]:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """List the files that an index names, all of them plain names beside it."""
-    names = sorted(set(weight_map(index).values()))
-    if any(Path(n).name != n for n in names):
-        raise UserError(f"{index} names shards outside of its folder: get the file again")
-    missing = [n for n in names if not (index.parent / n).is_file()]
-    if missing or not names:
+    """List the files that an index names; UserError if there are none, or some are not there."""
+    _, *shards = listed_files(index)
+    missing = [file.name for file in shards if not file.is_file()]
+    if missing or not shards:
         raise UserError(f"{index} names shards that are not there ({first(missing) or 'none at all'}): get them first")
-    return [index.parent / n for n in names]
+    return shards
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Read tensor name -> shard from an index; UserError if it is none."""
+    """Read tensor name -> shard, a plain name beside it, from an index; UserError if it is none."""
     try:
         table = read_json(index)["weight_map"]
-        if not all(isinstance(file, str) for file in table.values()):
-            raise TypeError("a shard has no name")
+        if any(Path(file).name != file for file in table.values()):
+            raise TypeError("it names shards outside of its folder")
     except (UserError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is not an index of weight shards ({error}): get the file again") from error
     return table

@@ -176,10 +176,6 @@ class VAEConfig:
             good = f"{low} or {low + step}" if frames > 1 else "1"
             raise UserError(f"a video of {frames} frames does not fit the temporal stride {step}: use {good} frames")
 
-    def pixel_size(self, grid: Grid) -> Size:
-        """Return the size of what latents of a grid decode to; the inverse of `latent_grid`."""
-        return (grid[0] - 1) * self.temporal_stride + 1, grid[1] * self.stride, grid[2] * self.stride
-
 
 @dataclass(frozen=True, kw_only=True)
 class Quirks:

@@ -8,8 +8,10 @@ Memory is counted (`planning/memory.py`), speed is not: it is the device's peak 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from openlance.config.model import ModelConfig
 from openlance.config.train import Stage
@@ -252,52 +254,50 @@ def _notes(c: ModelConfig, stage: Stage) -> Iterator[str]:
 
 def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:
     """Changes that make the stage fit: of each kind the smallest one."""
-    again = ""
-    if not stage.checkpointing:
-        stage, again = replace(stage, checkpointing=True), " checkpointing=true"
-        if _fits(c, stage, machine):
-            yield f"compute layers again:{again}"
-    adapters = replace(machine, lora=64)
-    larger = [replace(machine, count=2**k, shard="full") for k in range(1, 9) if 2**k > machine.count]
+    again = {} if stage.checkpointing else {"checkpointing": True}
+    if again and _fits(c, stage, machine, again):
+        yield f"compute layers again: {_settings(machine, again)}"
+    adapters = {"lora": 64}
+    larger = [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count]
     cuts = [shortened(stage, part) for part in (2, 4, 8, 16)]
-    kinds: list[list[tuple[str, Stage, Machine]]] = [
-        [("shard over all devices: shard=full", stage, replace(machine, shard="full"))],
-        [(f"more devices: {_named(m)}", stage, m) for m in larger],
-        [(f"shorter packs, as many tokens: {_short(cut)}", cut, machine) for cut in cuts],
-        [("adapters: lora=64", stage, adapters)],
-        [(f"adapters and shorter packs: lora=64 {_short(cut)}", cut, adapters) for cut in cuts],
-        [(f"more devices and shorter packs: {_named(m)} {_short(cuts[1])}", cuts[1], m) for m in larger],
-    ]
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "shard over all devices": [{"shard": "full"}],
+        "more devices": larger,
+        "shorter packs, as many tokens": cuts,
+        "adapters": [adapters],
+        "adapters and shorter packs": [adapters | cut for cut in cuts],
+        "more devices and shorter packs": [wider | cuts[1] for wider in larger],
+    }
     enough = set[str]()  # what fits by itself is not combined
-    for kind in kinds:
-        if kind and kind[0][0].partition(" and ")[0] in enough:
-            continue
-        first = next((text for text, changed, other in kind if _fits(c, changed, other)), None)
-        if first is not None:
-            enough.add(first.partition(":")[0])
-            yield first + again
+    for words, options in kinds.items():
+        if words.partition(" and ")[0] not in enough:
+            for option in options:
+                if _fits(c, stage, machine, option | again):
+                    enough.add(words)
+                    yield f"{words}: {_settings(machine, option | again)}"
+                    break
 
 
-def shortened(stage: Stage, part: int) -> Stage:
-    """Cut the packs of a stage to a part of the length, with as many more per update."""
-    low, high = (n // part for n in stage.pack_tokens)
-    longest = min(stage.max_sample_tokens, high)
-    return replace(stage, pack_tokens=(low, high), max_sample_tokens=longest, accumulate=stage.accumulate * part)
+def shortened(stage: Stage, part: int) -> dict[str, Any]:
+    """Cut packs to a part of the length, with as many more per update: the fields of the stage that change."""
+    packs = tuple(n // part for n in stage.pack_tokens)
+    longest = min(stage.max_sample_tokens, packs[1])
+    return {"pack_tokens": packs, "max_sample_tokens": longest, "accumulate": stage.accumulate * part}
 
 
-def _short(stage: Stage) -> str:
-    low, high = stage.pack_tokens
-    return f"pack_tokens=[{low},{high}] max_sample_tokens={stage.max_sample_tokens} accumulate={stage.accumulate}"
+def _settings(machine: Machine, changes: dict[str, Any]) -> str:
+    if "count" in changes:
+        changes = {"gpus": f"{changes['count']}x{machine.device.name}"} | changes
+    plain = {name: json.dumps(v, separators=(",", ":")) for name, v in changes.items() if name != "count"}
+    return " ".join(f"{name}={value}" for name, value in plain.items()).replace('"', "")
 
 
-def _named(machine: Machine) -> str:
-    return f"gpus={machine.count}x{machine.device.name} shard={machine.shard}"
-
-
-def _fits(c: ModelConfig, stage: Stage, machine: Machine) -> bool:
-    """Whether the longest pack of a stage fits. Packs too short for the longest samples leave these out."""
+def _fits(c: ModelConfig, stage: Stage, machine: Machine, changes: dict[str, Any]) -> bool:
+    """Whether the longest pack of a changed stage fits. Packs too short for the longest samples leave these out."""
+    devices = {name: value for name, value in changes.items() if name in ("count", "shard", "lora")}
+    stage = replace(stage, **{name: value for name, value in changes.items() if name not in devices})
     try:
-        needed = memory(c, stage, machine, stage.checkpointing)["peak"]
+        needed = memory(c, stage, replace(machine, **devices), stage.checkpointing)["peak"]
     except UserError:  # not even the shortest sample of some task fits into such a pack
         return False
     return needed <= machine.device.memory * USABLE

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -52,14 +53,14 @@ class Codec(Protocol):
     def latent_grid(self, size: Grid) -> Grid: ...
 
 
-@dataclass
-class Span:
-    """Tokens of one owner: a segment, or the template (None)."""
+class Span(NamedTuple):
+    """Tokens of one owner: a segment, or the template (None). answer: they are of an assistant turn whose text is to be
+    learned."""
 
     owner: Segment | None
     ids: list[int]
     grid: Grid | None = None
-    answer: bool = False  # part of an assistant turn whose text is to be learned
+    answer: bool = False
 
 
 ASSISTANT = (Role.TARGET, Role.HISTORY)
@@ -67,69 +68,60 @@ ASSISTANT = (Role.TARGET, Role.HISTORY)
 
 def turns(segments: Segments) -> Iterator[tuple[str, Segments]]:
     """Group segments as (speaker, segments) in order; there is always a user turn before the first assistant turn."""
-    system = [s for s in segments if s.role is Role.SYSTEM]
-    if system:
+    if system := [s for s in segments if s.role is Role.SYSTEM]:
         yield "system", system
-    speaker, held = "user", list[Segment]()
-    for s in segments:
-        if s.role is Role.SYSTEM:
-            continue
-        now = "assistant" if s.role in ASSISTANT else "user"
-        if now != speaker:
-            yield speaker, held
-            speaker, held = now, []
-        held.append(s)
-    yield speaker, held
-
-
-class Writer:
-    """Collects spans; text waits until the next special token and is then tokenized in one stretch."""
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec, self.spans = codec, list[Span]()
-        self.waiting: list[tuple[str, Segment | None, bool]] = []
-
-    def text(self, text: str, owner: Segment | None = None, answer: bool = False) -> None:
-        self.waiting.append((text, owner, answer))
-
-    def flush(self) -> None:
-        """Share the ids of the stretch out among the owners of its pieces."""
-        whole = self.codec.ids("".join(piece for piece, _, _ in self.waiting))
-        text, start = "", 0
-        for n, (piece, owner, answer) in enumerate(self.waiting, 1):
-            text += piece
-            end = len(whole) if n == len(self.waiting) else min(len(self.codec.ids(text)), len(whole))
-            self.spans.append(Span(owner, whole[start:end], answer=answer))
-            start = end
-        self.waiting.clear()
-
-    def special(self, ids: list[int], owner: Segment | None = None, grid: Grid | None = None, answer: bool = False):
-        if self.waiting:
-            self.flush()
-        self.spans.append(Span(owner, ids, grid, answer))
+    rest = [s for s in segments if s.role is not Role.SYSTEM]
+    if not rest or rest[0].role in ASSISTANT:
+        yield "user", []
+    for answers, held in groupby(rest, lambda s: s.role in ASSISTANT):
+        yield "assistant" if answers else "user", list(held)
 
 
 def spans(segments: Segments, codec: Codec) -> list[Span]:
     """Render the chat. It stops at the first empty text target, where decoding begins."""
-    out = Writer(codec)
+    found = list[Span]()
+    for special, run in groupby(_pieces(segments, codec), lambda piece: isinstance(piece, Span)):
+        pieces = list(run)
+        found += pieces if special else _tokenized(pieces, codec)  # type: ignore[arg-type]
+    return found
+
+
+class _Text(NamedTuple):
+    """A text that is yet to be tokenized, together with its neighbors up to the next special tokens."""
+
+    text: str
+    owner: Segment | None = None
+    answer: bool = False
+
+
+def _pieces(segments: Segments, codec: Codec) -> Iterator[Span | _Text]:
     for number, (speaker, held) in enumerate(turns(segments)):
         if number:
-            out.text("\n")
-        out.special([codec.im_start])
-        out.text(speaker + "\n")
+            yield _Text("\n")
+        yield Span(None, [codec.im_start])
+        yield _Text(speaker + "\n")
         for s in held:
             if s.kind is not Kind.TEXT:
                 assert s.size is not None
                 grid = codec.patch_grid(s.size) if s.kind is Kind.PATCHES else codec.latent_grid(s.size)
                 pads = [codec.visual_pad] * (grid[0] * grid[1] * grid[2])
-                out.special([codec.vision_start, *pads, codec.vision_end], s, grid)
+                yield Span(s, [codec.vision_start, *pads, codec.vision_end], grid)
             elif s.value is None:
-                out.flush()
-                return out.spans
+                return
             else:
-                out.text(s.value, s, answer=s.role is Role.TARGET)
-        out.special([codec.im_end], answer=any(s.kind is Kind.TEXT and s.role is Role.TARGET for s in held))
-    return out.spans
+                yield _Text(s.value, s, s.role is Role.TARGET)
+        answers = any(s.kind is Kind.TEXT and s.role is Role.TARGET for s in held)
+        yield Span(None, [codec.im_end], answer=answers)
+
+
+def _tokenized(stretch: list[_Text], codec: Codec) -> Iterator[Span]:
+    """The ids of a stretch between special tokens, shared out among the owners of its texts."""
+    written = list(accumulate(piece.text for piece in stretch))
+    ids, start = codec.ids(written[-1]), 0
+    for piece, text in zip(stretch, written):
+        end = len(ids) if piece is stretch[-1] else min(len(codec.ids(text)), len(ids))
+        yield Span(piece.owner, ids[start:end], answer=piece.answer)
+        start = end
 
 
 def grid_positions(grid: Grid, tokens_per_second: int) -> np.ndarray:
@@ -309,11 +301,11 @@ def _given(owner: Segment, grid: Grid, codec: Codec) -> int:
 
 
 def _last_frame(grid: Grid, segments: Segments, codec: Codec) -> int:
-    """The latent frame of the target on which a picture of this grid stands."""
+    """The latent frame of the target on which an image of this grid stands."""
     size = next((s.size for s in segments if s.kind is Kind.LATENTS and s.role is Role.TARGET), None)
     frames, *sides = codec.latent_grid(size) if size else (1, *grid[1:])
     if (1, *sides) != grid:
-        raise ValueError(f"a last frame of {grid} latents does not fit a clip of {sides}: give one picture of its size")
+        raise ValueError(f"a last frame of {grid} latents does not fit a video of {sides}: give one image of its size")
     return frames - 1
 
 
