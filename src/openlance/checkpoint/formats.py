@@ -193,11 +193,8 @@ def folder_of(model: str | Path) -> Path:
     if path.is_file():
         raise UserError(f"{path} is a file, neither a name nor a folder: give its folder, {path.absolute().parent}")
     if not path.is_dir():
-        shipped = ", ".join(SHIPPED)
-        raise UserError(
-            f"no model {brief(str(model))}: it is neither shipped ({shipped}) nor a folder nor owner/name on the hub; "
-            f"try {SHIPPED[0]}"
-        )
+        good = f"{', '.join(SHIPPED)} (shipped), a folder, or owner/name on the hub"
+        raise UserError(f"no model {brief(str(model))} here: use {good}")
     return path
 
 
@@ -240,18 +237,16 @@ def find(path: str | Path, *, base: str | Path | None = None) -> Files:
     elif steps := _steps(folder):
         return find(steps[-1], base=base)
     else:
+        lacks = f"it lacks llm_config.json (or {IMAGES}/, or model_index.json)"
         raise UserError(
-            f"{folder} is no checkpoint: it lacks llm_config.json (or {IMAGES}/, or model_index.json); the released "
-            f"one comes with `openlance download -o {folder}`"
+            f"{folder} is no checkpoint: {lacks}; run `openlance download -o {folder}` for the released one"
         )
     if base is not None:
         files = _filled(files, find(base))
     width, given = files.config.width, files.config.vit.out_hidden_size
     if width != given:
-        raise UserError(
-            f"{files.root} mixes models of different kinds: its vision tower gives {given} channels per cell and its "
-            f"decoder takes {width}; use parts that belong together"
-        )
+        parts = f"its vision tower gives {given} channels per cell and its decoder takes {width}"
+        raise UserError(f"{files.root} mixes models of different kinds: {parts}; use parts that belong together")
     return files
 
 

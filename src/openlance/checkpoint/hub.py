@@ -75,10 +75,8 @@ def fetch(repo: str, patterns: Sequence[str] | None = None, *, folder: Path | No
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no repository name: give owner/model, for example {RELEASED}") from error
     except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{repo} is not on this machine and the hub cannot be reached: run `{again}` where there is a network, or "
-            f"give a local folder"
-        ) from error
+        fix = f"run `{again}` where there is a network, or give a local folder"
+        raise UserError(f"{repo} is not on this machine and the hub cannot be reached: {fix}") from error
     except (HfHubHTTPError, HTTPError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"the hub does not give {repo} ({reason}): check the name, then run `{again}`") from error
@@ -97,10 +95,8 @@ def check_hash(path: Path, wanted: str) -> None:
         return
     found = sha256(path)
     if found != wanted:
-        raise UserError(
-            f"{path} is not what the hub has (sha256 {found[:12]}, expected {wanted[:12]}): delete it and get it "
-            f"again with `openlance download`"
-        )
+        hashes = f"sha256 {found[:12]}, expected {wanted[:12]}"
+        raise UserError(f"{path} is not what the hub has ({hashes}): delete it and run `openlance download` again")
     try:
         with atomic_path(_memory()) as memory:
             memory.write_text(json.dumps(_remembered() | {seen: wanted}), encoding="utf-8")

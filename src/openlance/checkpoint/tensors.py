@@ -345,10 +345,8 @@ def _is_pickle(path: Path) -> bool:
 
 def _open_pickle(path: Path, allow_pickle: bool) -> TensorSource:
     if not allow_pickle:
-        raise UserError(
-            f"{path} is a pickle, which can run code when it is opened: give a .safetensors file, or pass "
-            f"allow_pickle=True to take only its tensors"
-        )
+        safe = "give a .safetensors file, or pass allow_pickle=True to take only its tensors"
+        raise UserError(f"{path} is a pickle, which can run code when it is opened: {safe}")
     if path.suffix == ".safetensors":
         raise UserError(f"{path} is a pickle under a wrong name: rename it to {path.stem}.pth")
     try:
@@ -368,9 +366,7 @@ def check_finite(name: str, value: Tensor, origin: str) -> None:
         return
     for bound in torch.aminmax(value if value.dtype.itemsize > 1 else value.float()):
         if not bool(torch.isfinite(bound)):
-            raise UserError(
-                f"{origin} holds numbers that are not finite in {name}: get the file again or train it anew"
-            )
+            raise UserError(f"{origin} holds values that are not finite in {name}: get or train the weights again")
 
 
 def _by(shape: tuple[int, ...]) -> str:

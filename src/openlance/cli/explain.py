@@ -222,7 +222,7 @@ def position_table(found: Explanation) -> Table:
     return made
 
 
-def triple(position: tuple[int, int, int]) -> str:
+def triple(position: tuple[int, ...]) -> str:
     return ", ".join(map(str, position))
 
 

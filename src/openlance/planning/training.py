@@ -56,10 +56,7 @@ class Machine:
         if self.shard not in ("full", "hybrid", "none") and not self.shard.isdigit():
             raise UserError(f"shard is {self.shard!r}: use full, hybrid, none, or a number of devices")
         if not 0 < self.group <= self.count or self.count % self.group:
-            raise UserError(
-                f"{self.count} devices cannot share weights in groups of {self.group}: use a divisor of {self.count}, "
-                f"shard=full or shard=none"
-            )
+            raise UserError(f"shard={self.shard} does not divide {self.count} devices: use a divisor, full or none")
 
     @property
     def gpu(self) -> bool:

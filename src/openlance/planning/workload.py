@@ -139,10 +139,8 @@ def typical(task: str, stage: Stage, config: ModelConfig, at: Resolution) -> Typ
         load = _load(spec, stage.scale, stage.draws, at.image if spec.makes == "image" else at.video, frames, config)
         if load.rows <= most:
             return Typical(load, frames, wanted)
-    raise UserError(
-        f"no sample of {task} fits into max_sample_tokens={most} at base size {at.video[0]}: give it more, such as "
-        f"max_sample_tokens={int(load.rows)}, or a smaller resolution"
-    )
+    more = f"use max_sample_tokens={int(load.rows)} or more, or a smaller resolution than {at.video[0]}"
+    raise UserError(f"no sample of {task} fits into max_sample_tokens={most}: {more}")
 
 
 @lru_cache(maxsize=512)
