@@ -237,10 +237,8 @@ def find(path: str | Path, *, base: str | Path | None = None) -> Files:
     elif steps := _steps(folder):
         return find(steps[-1], base=base)
     else:
-        lacks = f"it lacks llm_config.json (or {IMAGES}/, or model_index.json)"
-        raise UserError(
-            f"{folder} is no checkpoint: {lacks}; run `openlance download -o {folder}` for the released one"
-        )
+        fix = f"run `openlance download -o {folder}` for the released one"
+        raise UserError(f"{folder} is no checkpoint: it lacks llm_config.json; {fix}, or give another folder")
     if base is not None:
         files = _filled(files, find(base))
     width, given = files.config.width, files.config.vit.out_hidden_size

@@ -70,13 +70,8 @@ def our_name(released: str) -> str | None:
 
 # Released module -> ours, for the modules outside of the two halves, with the half that needs them.
 _JOINTS = {"conv1": ("quant_conv", "encoder"), "conv2": ("post_quant_conv", "decoder")}
-_RESIDUAL = {
-    "residual.0": "norm1",
-    "residual.2": "conv1",
-    "residual.3": "norm2",
-    "residual.6": "conv2",
-    "shortcut": "conv_shortcut",
-}
+_RESIDUAL = {f"residual.{n}": name for n, name in ((0, "norm1"), (2, "conv1"), (3, "norm2"), (6, "conv2"))}
+_RESIDUAL["shortcut"] = "conv_shortcut"
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-# Numbers that are checked, converted and let go of at a time: little beside any model, much beside a system call.
+# Elements that are checked, converted and let go of at a time: little beside any model, much beside a system call.
 PIECE = 1 << 22
 
 Rename = Callable[[str], str | None]
@@ -121,7 +121,7 @@ class _NoInit(TorchFunctionMode):
 
 @contextmanager
 def unfilled() -> Iterator[None]:
-    """Modules built inside have shapes but no memory, for `load_into`. Initialisers are left out: on the meta device
+    """Modules built inside have shapes but no memory, for `load_into`. Initializers are left out: on the meta device
     they do nothing, but the first of them would import torch's compiler, which takes seconds."""
     with torch.device("meta"), _NoInit():
         yield
@@ -178,19 +178,15 @@ def open_tensors(path: str | Path | TensorSource, *, allow_pickle: bool = False)
     """
     if isinstance(path, TensorSource):
         return path
-    files = files_of(Path(path))
-    sources = [_open_pickle(file, allow_pickle) if _is_pickle(file) else _open_mapped(file) for file in files]
-    shapes: dict[str, tuple[int, ...]] = {}
     owner: dict[str, TensorSource] = {}
-    for file, source in zip(files, sources, strict=True):
-        twice = sorted(source.shapes.keys() & shapes.keys())
-        if twice:
+    for file in files_of(Path(path)):
+        source = _open_pickle(file, allow_pickle) if _is_pickle(file) else _open_mapped(file)
+        if twice := sorted(source.shapes.keys() & owner.keys()):
             raise UserError(f"{first(twice)} occur in {file} and in another shard: give a folder with one model only")
-        shapes.update(source.shapes)
-        owner.update(dict.fromkeys(source.shapes, source))
-    return TensorSource(
-        str(path), shapes, lambda name: owner[name].read(name), lambda name, view: owner[name].release(name, view)
-    )
+        owner |= dict.fromkeys(source.shapes, source)
+    shapes = {name: source.shapes[name] for name, source in owner.items()}
+    read, release = (lambda name: owner[name].read(name)), (lambda name, view: owner[name].release(name, view))
+    return TensorSource(str(path), shapes, read, release)
 
 
 def read_tensors(
@@ -361,7 +357,7 @@ def _open_pickle(path: Path, allow_pickle: bool) -> TensorSource:
 
 
 def check_finite(name: str, value: Tensor, origin: str) -> None:
-    """Check that all numbers are finite, or raise UserError. Least and largest show it in one pass without a copy."""
+    """Check that all values are finite, or raise UserError. Least and largest show it in one pass without a copy."""
     if not value.is_floating_point() or not value.numel():
         return
     for bound in torch.aminmax(value if value.dtype.itemsize > 1 else value.float()):

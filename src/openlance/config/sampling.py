@@ -180,7 +180,7 @@ class Sampling:
 
     @property
     def branches(self) -> int:
-        """How many forms of a request run side by side: as it is, without its words, without pictures as well."""
+        """How many forms of a request run side by side: as it is, without its prompt, without images too."""
         return 1 + (self.guidance_scale > 1) + (self.image_guidance_scale > 1)
 
     def acts_at(self, t: float) -> bool:

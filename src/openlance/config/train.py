@@ -1,6 +1,6 @@
 """Training as data: a stage is one frozen value; presets are the recipes of `openlance/recipes` and of plugins.
 
-    stage("ct-i")                                   # the paper's numbers for the 3B
+    stage("ct-i")                                   # as the paper trains the 3B
     stage("sft", "nano")                            # the same stage in small
     read_stage(Path("mine.yaml"))                   # {base: 3b/sft, steps: 2000, mixture: {image_edit: 1}}
     override(stage("pt"), ["lr=3e-5", "mixture.t2v=10"])
@@ -21,11 +21,7 @@ from openlance.config.plugins import plugin, plugins
 from openlance.config.values import as_data, build, from_yaml, one_of, override, read_text, unknown
 from openlance.errors import UserError
 
-CHOICES = {
-    "schedule": ("constant", "cosine"),
-    "optimizer": ("adamw", "muon"),
-    "dtype": ("bfloat16", "float32", "auto"),
-}
+CHOICES = {"schedule": ("constant", "cosine"), "optimizer": ("adamw", "muon"), "dtype": ("bfloat16", "float32", "auto")}
 REQUIRED = ("name", "steps", "lr", "mixture", "pack_tokens", "max_sample_tokens")
 POSITIVE = ("steps", "lr", "max_norm", "draws", "max_sample_tokens", "accumulate", "shift", "max_frames")
 NOT_NEGATIVE = ("warmup", "eps", "weight_decay", "text_weight", "flow_weight", "dense_weight")
@@ -54,7 +50,7 @@ class Resolution:
 class Stage:
     """Everything about a stretch of training that is not the model, the machine or the place of the data.
 
-    Lengths: steps are updates; tokens are rows of a pack, text and visual alike. Sources of the numbers: the comments
+    Lengths: steps are updates; tokens are rows of a pack, text and visual alike. Sources of the values: the comments
     in `recipes/*.yaml`.
     """
 

@@ -243,10 +243,8 @@ def _notes(c: ModelConfig, stage: Stage) -> Iterator[str]:
         for at in stage.resolutions if weight else ():
             found = typical(task, stage, c, at)
             if found.frames < found.wanted:
-                yield (
-                    f"{task}: {found.frames} frames of base size {at.video[0]} fit into max_sample_tokens="
-                    f"{stage.max_sample_tokens}; videos of {found.wanted} are left out"
-                )
+                fit = f"fit into max_sample_tokens={stage.max_sample_tokens}; videos of {found.wanted} are left out"
+                yield f"{task}: {found.frames} frames of base size {at.video[0]} {fit}"
 
 
 def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:

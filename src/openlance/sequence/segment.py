@@ -90,7 +90,7 @@ def any_video(samples: Iterable[Segments]) -> bool:
 
 # The release's modality codes, one per token: what the shift below reads.
 TEMPLATE, PROMPT, TARGET, SOURCE, REFERENCE, PATCH = -1, 0, 1, 2, 3, 4
-LAST = 5  # ours: the picture on which a clip is to end
+LAST = 5  # ours: the image on which a video is to end
 
 
 # What the tokens of a segment are; the values of the column `kind`.
@@ -142,7 +142,7 @@ class Rows(Place):
         return self.index.shape[0]
 
     def at(self, i: Tensor) -> Rows:
-        """Pick rows by their numbers."""
+        """Pick rows by their indices."""
         return Rows(*(getattr(self, f.name)[i] for f in fields(self)))
 
     def to(self, device: torch.device | str) -> Rows:

@@ -116,7 +116,7 @@ def subject_driven(prompt: str, media: Media, size: Size, fill: Any = None) -> S
     return [*_user(prompt, media, *_both(Role.REFERENCE)), make(size, fill)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TaskSpec:
     """All that the project knows of a task.
 
@@ -124,21 +124,21 @@ class TaskSpec:
         name: Of the command line, of recipes, and of checkpoints that say what they were trained for.
         title: What it does, for people.
         template: Its segments.
-        reads: "image" or "video", what it is given beside words; empty for words alone.
         makes: "image", "video" or "text".
-        keeps_size: A visual target has the height and width of its input, and its frames if that is a video.
         columns: Dataset type of its training tables (`data.columns`).
         prompt: Text of a `PromptStyle` that stands in front.
+        reads: "image" or "video", what it is given beside words; empty for words alone.
+        keeps_size: A visual target has the height and width of its input, and its frames if that is a video.
     """
 
     name: str
     title: str
     template: Template
-    reads: str = ""
     makes: str
-    keeps_size: bool = False
     columns: str
     prompt: str
+    reads: str = ""
+    keeps_size: bool = False
 
     @property
     def kind(self) -> str:
@@ -151,47 +151,26 @@ class TaskSpec:
         return self.keeps_size and self.reads == self.makes
 
 
+# name, title, template, makes, columns, prompt, reads, keeps_size
 _SPECS = (
-    TaskSpec(
-        name="t2i", title="make an image from words", template=text_to_visual, makes="image",
-        columns="text2image_general", prompt="image",
-    ),
-    TaskSpec(
-        name="t2v", title="make a video from words", template=text_to_visual, makes="video",
-        columns="text2video_general", prompt="video",
-    ),
-    TaskSpec(
-        name="i2v", title="make a video that begins with an image", template=image_to_video, reads="image",
-        makes="video", keeps_size=True, columns="text2video_general", prompt="video",
-    ),
-    TaskSpec(
-        name="flf2v", title="make a video between two images", template=first_and_last, reads="image",
-        makes="video", keeps_size=True, columns="text2video_general", prompt="video",
-    ),
-    TaskSpec(
-        name="image_edit", title="change an image as told", template=edit, reads="image", makes="image",
-        keeps_size=True, columns="image2image", prompt="edit",
-    ),
-    TaskSpec(
-        name="video_edit", title="change a video as told", template=edit, reads="video", makes="video",
-        keeps_size=True, columns="video2video", prompt="edit",
-    ),
-    TaskSpec(
-        name="image_idip", title="show given subjects in a new image", template=subject_driven, reads="image",
-        makes="image", columns="image2image", prompt="subject",
-    ),
-    TaskSpec(
-        name="video_idip", title="show given subjects in a new video", template=subject_driven, reads="image",
-        makes="video", columns="image2video", prompt="subject",
-    ),
-    TaskSpec(
-        name="x2t_image", title="answer questions about images, or describe them", template=understand,
-        reads="image", makes="text", columns="x2t_general", prompt="question",
-    ),
-    TaskSpec(
-        name="x2t_video", title="answer questions about videos, or describe them", template=understand,
-        reads="video", makes="text", columns="x2t_general", prompt="question",
-    ),
+    TaskSpec("t2i", "make an image from words", text_to_visual, "image", "text2image_general", "image"),
+    TaskSpec("t2v", "make a video from words", text_to_visual, "video", "text2video_general", "video"),
+    TaskSpec("i2v", "make a video that begins with an image", image_to_video, "video", "text2video_general", "video",
+             reads="image", keeps_size=True),
+    TaskSpec("flf2v", "make a video between two images", first_and_last, "video", "text2video_general", "video",
+             reads="image", keeps_size=True),
+    TaskSpec("image_edit", "change an image as told", edit, "image", "image2image", "edit",
+             reads="image", keeps_size=True),
+    TaskSpec("video_edit", "change a video as told", edit, "video", "video2video", "edit",
+             reads="video", keeps_size=True),
+    TaskSpec("image_idip", "show given subjects in a new image", subject_driven, "image", "image2image", "subject",
+             reads="image"),
+    TaskSpec("video_idip", "show given subjects in a new video", subject_driven, "video", "image2video", "subject",
+             reads="image"),
+    TaskSpec("x2t_image", "answer questions about images, or describe them", understand, "text", "x2t_general",
+             "question", reads="image"),
+    TaskSpec("x2t_video", "answer questions about videos, or describe them", understand, "text", "x2t_general",
+             "question", reads="video"),
 )  # fmt: skip
 TASKS = {spec.name: spec for spec in _SPECS}
 
