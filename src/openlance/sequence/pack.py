@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from openlance.config.model import Grid, PositionConfig
+from openlance.config.model import Grid, PositionConfig, Size
 from openlance.sequence.segment import (
     LAST,
     NO_LABEL,
@@ -38,19 +38,15 @@ from openlance.sequence.segment import (
 class Codec(Protocol):
     """What the sequence must know of tokenizer, ViT and VAE; nothing else of them is visible here."""
 
-    @property
-    def im_start(self) -> int: ...
-    @property
-    def im_end(self) -> int: ...
-    @property
-    def vision_start(self) -> int: ...
-    @property
-    def vision_end(self) -> int: ...
-    @property
-    def visual_pad(self) -> int: ...
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    visual_pad: int
+
     def ids(self, text: str) -> list[int]: ...
-    def patch_grid(self, size: Grid) -> Grid: ...
-    def latent_grid(self, size: Grid) -> Grid: ...
+    def patch_grid(self, size: Size) -> Grid: ...
+    def latent_grid(self, size: Size) -> Grid: ...
 
 
 class Span(NamedTuple):
