@@ -104,8 +104,7 @@ def random_checkpoint(folder: Path) -> Path:
     from openlance.checkpoint.formats import write_config
     from openlance.checkpoint.names import released_name
     from openlance.checkpoint.writer import write_tensors
-    from openlance.config.model import ModelConfig
-    from openlance.config.presets import nano
+    from openlance.config.model import ModelConfig, nano
     from openlance.model.lance import Lance
     from openlance.model.vit import ViT
     from openlance.text.tokenizer import train_tokenizer

@@ -11,8 +11,7 @@ from dataclasses import replace
 import common
 import torch
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
+from openlance.config.model import ModelConfig, nano
 from openlance.config.sampling import NO_PRIOR
 from openlance.data.front import NO_SIZE
 from openlance.planning.memory import activations

@@ -19,8 +19,7 @@ from common import markdown, seconds, spread, timed, verdict, write_results
 from denoise import gemm_rate
 from forms import CONFIG_300M, QUICK, Words
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
+from openlance.config.model import ModelConfig, nano
 from openlance.config.sampling import RELEASED_TRAINING
 from openlance.config.train import Stage
 from openlance.planning.training import flops, trainable

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
+from openlance.config.model import ModelConfig, nano
 from openlance.model.lance import lance_parameters
 from openlance.model.vit import ViT
 from openlance.planning.hardware import DEVICES, parse_devices

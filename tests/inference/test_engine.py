@@ -307,7 +307,7 @@ def test_a_pickle_is_refused_even_under_another_name(spoiled, file):
     torch.save({"a": torch.zeros(2)}, spoiled.folder / file)
     with pytest.raises(UserError, match="pickle") as error:
         USES[file](spoiled.load())
-    assert "--allow-pickle" in sentence(error)
+    assert "allow_pickle=True" in sentence(error)
 
 
 def test_the_released_codec_is_read_if_pickles_are_allowed(spoiled, pipe):

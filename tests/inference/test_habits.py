@@ -9,8 +9,7 @@ import torch
 
 import openlance
 from openlance.checkpoint.formats import find, read_config
-from openlance.config.model import NO_QUIRKS, Quirks
-from openlance.config.presets import nano
+from openlance.config.model import NO_QUIRKS, Quirks, nano
 from openlance.config.train import Stage
 from openlance.model.layers import frequencies
 from openlance.runtime.conversion import FORMS, gather, write

@@ -2,8 +2,7 @@
 
 import pytest
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
+from openlance.config.model import ModelConfig, nano
 from openlance.planning.sampling import Wanted, plan
 from openlance.sequence.tasks import TASKS
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
+from openlance.config.model import ModelConfig, nano
 from openlance.config.train import recipe, stage
 from openlance.config.values import override
 from openlance.model.lance import Lance

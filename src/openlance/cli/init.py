@@ -47,8 +47,7 @@ def init(
     import torch
 
     from openlance.checkpoint.formats import folder_of
-    from openlance.config.model import ModelConfig
-    from openlance.config.presets import nano
+    from openlance.config.model import ModelConfig, nano
     from openlance.runtime.conversion import random_checkpoint, write
 
     config = ModelConfig() if preset == "3b" else nano()

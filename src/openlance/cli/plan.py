@@ -111,8 +111,7 @@ def plan(
 
 def numbers_of(model: str) -> tuple[ModelConfig, str]:
     """Configuration of a name or folder, and the scale whose stages are meant for it; no tensor is read."""
-    from openlance.config.model import ModelConfig
-    from openlance.config.presets import nano
+    from openlance.config.model import ModelConfig, nano
     from openlance.config.train import presets
 
     shipped: dict[str, Callable[[], ModelConfig]] = {RELEASED: ModelConfig, "nano": nano}

@@ -255,7 +255,7 @@ def read_stage(path: Path, name: str | None = None) -> Stage:
     stages = read_recipe(path)
     if name is None and len(stages) > 1:
         names = ", ".join(s.name for s in stages)
-        raise UserError(f"{path} holds the stages {names}: say which, such as name={stages[0].name!r}")
+        raise UserError(f"{path} holds the stages {names}: say which of them")
     return stages[0] if name is None else chosen(stages, name)
 
 

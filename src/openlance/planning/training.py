@@ -53,10 +53,9 @@ class Machine:
     def __post_init__(self) -> None:
         if not 0 < self.utilization <= 1:
             raise UserError(f"utilization is {self.utilization}: it must be above 0 and at most 1, such as 0.4")
-        if self.shard not in ("full", "hybrid", "none") and not self.shard.isdigit():
-            raise UserError(f"shard is {self.shard!r}: use full, hybrid, none, or a number of devices")
-        if not 0 < self.group <= self.count or self.count % self.group:
-            raise UserError(f"shard={self.shard} does not divide {self.count} devices: use a divisor, full or none")
+        if not self.group or self.count % self.group:
+            good = f"full, hybrid, none, or a number that divides the {self.count} devices"
+            raise UserError(f"shard is {self.shard!r}: use {good}")
 
     @property
     def gpu(self) -> bool:
@@ -66,7 +65,7 @@ class Machine:
     def group(self) -> int:
         """How many devices share one copy of the weights."""
         named = {"full": self.count, "hybrid": min(self.count, PER_NODE), "none": 1}
-        return named[self.shard] if self.shard in named else int(self.shard)
+        return named.get(self.shard) or (int(self.shard) if self.shard.isdigit() else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,10 +280,11 @@ def shortened(stage: Stage, part: int) -> dict[str, Any]:
 
 
 def _settings(machine: Machine, changes: dict[str, Any]) -> str:
-    if "count" in changes:
-        changes = {"gpus": f"{changes['count']}x{machine.device.name}"} | changes
-    plain = {name: json.dumps(v, separators=(",", ":")) for name, v in changes.items() if name != "count"}
-    return " ".join(f"{name}={value}" for name, value in plain.items()).replace('"', "")
+    """The changes as `openlance plan` takes them: "gpus=16xA100-80GB shard=full"."""
+    said = {name: json.dumps(value, separators=(",", ":")).strip('"') for name, value in changes.items()}
+    if "count" in said:
+        said = {"gpus": f"{said.pop('count')}x{machine.device.name}"} | said
+    return " ".join(f"{name}={value}" for name, value in said.items())
 
 
 def _fits(c: ModelConfig, stage: Stage, machine: Machine, changes: dict[str, Any]) -> bool:
