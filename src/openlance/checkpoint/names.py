@@ -31,41 +31,36 @@ IN_LAYER = {
     **{f"{name}_norm": f"self_attn.{name}_norm@" for name in "qk"},
 }
 SUFFIX = {"und": "", "gen": "_moe_gen"}
-LAYER = re.compile(r"layers\.(\d+)\.(und|gen)\.(\w+)")
+# Modules of the decoder both ways; `*` is the number of a layer.
+_RELEASED = FIXED | {
+    f"layers.*.{stream}.{name}": f"language_model.model.layers.*.{part.replace('@', suffix)}"
+    for name, part in IN_LAYER.items()
+    for stream, suffix in SUFFIX.items()
+}
+_OURS = {released: name for name, released in _RELEASED.items()}
+_NUMBER = re.compile(r"(?<=layers\.)\d+")
 
 # A fixed table that some checkpoints carry; we compute it.
 COMPUTED = ("latent_pos_embed.pos_embed",)
 
 
+def _renamed(name: str, modules: Mapping[str, str]) -> str | None:
+    module, _, leaf = name.rpartition(".")
+    number, found = _NUMBER.search(module), modules.get(_NUMBER.sub("*", module, count=1))
+    return None if found is None else f"{found.replace('*', number[0] if number else '')}.{leaf}"
+
+
 def released_name(name: str) -> str:
     """Translate the name of one of our parameters, `layers.3.gen.q.bias`, say; KeyError if it has no released one."""
-    module, _, leaf = name.rpartition(".")
-    if module in FIXED:
-        return f"{FIXED[module]}.{leaf}"
-    match = LAYER.fullmatch(module)
-    if not match or match[3] not in IN_LAYER:
+    found = _renamed(name, _RELEASED)
+    if found is None:
         raise KeyError(f"{name} has no released name")
-    number, stream, part = match.groups()
-    return f"language_model.model.layers.{number}.{IN_LAYER[part].replace('@', SUFFIX[stream])}.{leaf}"
-
-
-_OURS = {released: name for name, released in FIXED.items()}
-_PARTS = {
-    part.replace("@", suffix): (stream, name) for name, part in IN_LAYER.items() for stream, suffix in SUFFIX.items()
-}
-_RELEASED_LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.(.+)")
+    return found
 
 
 def our_name(released: str) -> str | None:
     """Translate the name of a released parameter; None for one that the decoder does not have."""
-    module, _, leaf = released.rpartition(".")
-    if module in _OURS:
-        return f"{_OURS[module]}.{leaf}"
-    match = _RELEASED_LAYER.fullmatch(module)
-    if not match or match[2] not in _PARTS:
-        return None
-    stream, part = _PARTS[match[2]]
-    return f"layers.{match[1]}.{stream}.{part}.{leaf}"
+    return _renamed(released, _OURS)
 
 
 # Released module -> ours, for the modules outside of the two halves, with the half that needs them.
