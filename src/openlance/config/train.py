@@ -117,11 +117,12 @@ class Stage:
             ("pack_tokens", 0 < low <= high, "two lengths, the smaller one first"),
             ("max_sample_tokens", self.max_sample_tokens <= high, f"at most the pack's {high} tokens"),
         ]
-        wrong = next(((name, expected) for name, holds, expected in rules if not holds), None)
-        if wrong is not None:
-            field, _, task = wrong[0].partition(".")
-            value = self.mixture[task] if task else getattr(self, field, "wrong")
-            raise UserError(f"{wrong[0]} of the stage {self.name} is {value}: it must be {wrong[1]}")
+        values = vars(self) | {f"mixture.{task}": weight for task, weight in self.mixture.items()}
+        for name, holds, expected in rules:
+            if not holds:
+                raise UserError(
+                    f"{name} of the stage {self.name} is {values.get(name, 'wrong')}: it must be {expected}"
+                )
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: a linear warm-up, then constant or half a cosine down to
