@@ -104,8 +104,7 @@ def random_checkpoint(folder: Path) -> Path:
     from openlance.checkpoint.formats import write_config
     from openlance.checkpoint.names import released_name
     from openlance.checkpoint.writer import write_tensors
-    from openlance.config.model import ModelConfig
-    from openlance.config.presets import nano
+    from openlance.config.model import ModelConfig, nano
     from openlance.model.lance import Lance
     from openlance.model.vit import ViT
     from openlance.text.tokenizer import train_tokenizer
@@ -128,7 +127,7 @@ def random_checkpoint(folder: Path) -> Path:
 
 def checkpoint(model: str, scratch: Path) -> tuple[str, str]:
     """(folder, what it is): a shipped model or a folder, or random weights in its place where there is none."""
-    from openlance.checkpoint.hub import folder_of
+    from openlance.checkpoint.formats import folder_of
 
     if model != "random" and (folder_of(model) / "model.safetensors").is_file():
         return model, model

@@ -15,22 +15,21 @@ import torch
 from common import timed
 from torch import Tensor
 
-from openlance.config.model import EXACT, ModelConfig
-from openlance.config.sampling import Sampling
+from openlance.config.model import NO_QUIRKS, ModelConfig
+from openlance.config.sampling import RELEASED_RUN, Sampling
 from openlance.flow import euler
 from openlance.inference.visual import Denoiser, branch_out, guide, renormalise
 from openlance.media.clip import Clip
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
 from openlance.sequence import tasks
-from openlance.sequence.rows import LATENTS, PATCHES, visible
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import LATENTS, PATCHES, Segments, visible
 
 # Four of the 36 layers of the released 3B, at its widths: 308 million parameters per stream, of which a token uses one.
-CONFIG_300M = ModelConfig(layers=4, vocab_size=4096, faithful=EXACT)
+CONFIG_300M = ModelConfig(layers=4, vocab_size=4096, quirks=NO_QUIRKS)
 QUICK = ModelConfig(
     layers=2, vocab_size=4096, width=256, heads=8, kv_heads=2, head_dim=32, mlp_width=1024, rope_sections=(4, 6, 6),
-    faithful=EXACT,
+    quirks=NO_QUIRKS,
 )  # fmt: skip
 GUIDED = Sampling(guidance_scale=4.0, interval=(0.0, 1.0))
 PROMPT = " ".join(["a"] * 60)
@@ -60,11 +59,11 @@ class Words:
 def edit_request(side: int) -> Segments:
     """At 768 as released: the VAE keeps 48 x 48 cells, the ViT sees 672 pixels as 24 x 24."""
     seen, kept = (Clip(np.zeros((1, n, n, 3), np.uint8)) for n in (side * 7 // 8, side))
-    return tasks.request("image_edit", PROMPT, [tasks.Views(seen, kept)], (1, side, side), None, tasks.RELEASED_RUN)
+    return tasks.request("image_edit", PROMPT, [tasks.Views(seen, kept)], (1, side, side), None, RELEASED_RUN)
 
 
 def draw_request(side: int) -> Segments:
-    return tasks.request("t2i", PROMPT, [], (1, side, side), None, tasks.RELEASED_RUN)
+    return tasks.request("t2i", PROMPT, [], (1, side, side), None, RELEASED_RUN)
 
 
 @dataclass
@@ -84,11 +83,11 @@ class Stepper:
         c, generator = self.model.config, torch.Generator().manual_seed(0)
         dtype = self.model.embed.weight.dtype
         self.branches = branch_out(self.model, self.codec, [self.request], self.sampling)
-        clean = [v for v in self.branches.pack.visuals if not v.segment.is_hole]
+        clean = [v for v in self.branches.pack.visuals if not v.segment.is_empty]
         count = {kind: sum(v.rows[1] - v.rows[0] for v in clean if v.kind == kind) for kind in (PATCHES, LATENTS)}
         patches = torch.randn(count[PATCHES], c.width, generator=generator) if count[PATCHES] else None
         latents = torch.randn(count[LATENTS], c.latent_channels, generator=generator)
-        self.target = next(v.rows[1] - v.rows[0] for v in self.branches.pack.visuals if v.segment.is_hole)
+        self.target = next(v.rows[1] - v.rows[0] for v in self.branches.pack.visuals if v.segment.is_empty)
         self.x = torch.randn(self.target, c.latent_channels, generator=generator)
         features = patches.to(dtype) if patches is not None else None
 

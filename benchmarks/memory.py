@@ -12,14 +12,13 @@ import common
 import torch
 from measured import PeakMemory
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
+from openlance.config.model import ModelConfig, nano
+from openlance.config.sampling import NO_PRIOR
 from openlance.data.front import NO_SIZE
-from openlance.planning.lengths import placeholder, ruler
 from openlance.planning.memory import activations
-from openlance.planning.workload import Load, load_of
+from openlance.planning.workload import Load, load_of, placeholder, ruler
 from openlance.sequence.pack import document, pack
-from openlance.sequence.tasks import NO_PRIOR, Views, request
+from openlance.sequence.tasks import Views, request
 from openlance.training.batch import Batch
 from openlance.training.learner import fresh
 from openlance.training.objective import noised

@@ -22,7 +22,7 @@ import torch
 from common import RESULTS, markdown, timed, verdict, write_results
 from measured import PeakMemory
 
-from openlance.checkpoint.hub import folder_of
+from openlance.checkpoint.formats import folder_of
 from openlance.config.train import Stage, stage
 from openlance.data.open import open_source
 from openlance.data.source import Reading, Sample
@@ -30,8 +30,8 @@ from openlance.data.stream import Stream
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder
-from openlance.sequence.rows import NO_LABEL, Rows, visible
-from openlance.sequence.rows import TEXT as TEXT_KIND
+from openlance.sequence.segment import NO_LABEL, Rows, visible
+from openlance.sequence.segment import TEXT as TEXT_KIND
 from openlance.training.batch import Batch, Preparer
 from openlance.training.start import Base, open_base
 from openlance.training.trainer import Trainer

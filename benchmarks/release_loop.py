@@ -32,7 +32,7 @@ from openlance.flow import schedule
 from openlance.inference.visual import branch_out, denoise, target_noise
 from openlance.model.lance import Lance
 from openlance.model.layers import Expert, latent_table, rotary_table, rotate
-from openlance.sequence.rows import Rows
+from openlance.sequence.segment import Rows
 
 FASTER = 1.5
 # glibc: blocks from 4 MB are mapped one by one, and the heap is cut where it ends with 8 MB free.

@@ -19,15 +19,14 @@ from common import markdown, seconds, spread, timed, verdict, write_results
 from denoise import gemm_rate
 from forms import CONFIG_300M, QUICK, Words
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
+from openlance.config.model import ModelConfig, nano
+from openlance.config.sampling import RELEASED_TRAINING
 from openlance.config.train import Stage
-from openlance.planning.lengths import placeholder
 from openlance.planning.training import flops, trainable
-from openlance.planning.workload import Load, load_of
+from openlance.planning.workload import Load, load_of, placeholder
 from openlance.sequence.pack import document, pack
 from openlance.sequence.segment import Kind, Segments
-from openlance.sequence.tasks import RELEASED_TRAINING, Views, request
+from openlance.sequence.tasks import Views, request
 from openlance.training.batch import Batch
 from openlance.training.learner import fresh
 from openlance.training.objective import noised
@@ -71,7 +70,7 @@ def measure(config: ModelConfig, side: int, dtype: str, repeat: int) -> dict[str
     wanted = samples(side)
     load = sum((load_of(*document(s, Words(config), config.position, 1), config) for s in wanted), Load())
     plan = stage(dtype, int(load.rows))
-    work = flops(config, replace(load, patches=0.0, codec=0.0), trainable(config, plan))
+    work = flops(config, replace(load, patches=0.0, vae=0.0), trainable(config, plan))
     rate = [gemm_rate(config, int(load.rows), getattr(torch, dtype))]
     run = Trainer(plan, fresh(config, config.vocab_size, 0))
     batch = batch_of(config, wanted)

@@ -20,14 +20,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
+from openlance.config.model import NO_QUIRKS, ModelConfig, VAEConfig, ViTConfig
 from openlance.config.sampling import PromptStyle
 from openlance.media.clip import Clip
 from openlance.model.lance import Lance
 from openlance.sequence import tasks
 from openlance.sequence.pack import Pack, pack
-from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.sequence.segment import Kind, Segments
+from openlance.sequence.segment import LATENTS, PATCHES, Kind, Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer, train_tokenizer
 from openlance.training.objective import Losses, Noised, noised, objective
 
@@ -54,7 +53,7 @@ CONFIG = ModelConfig(
     vae=VAEConfig(
         z_dim=CHANNELS, dim_mult=(1, 1), temporal_downsample=(True,), mean=(0.0,) * CHANNELS, std=(1.0,) * CHANNELS
     ),
-    faithful=EXACT,
+    quirks=NO_QUIRKS,
 )  # 4 pixels per latent side and 2 frames per latent frame, 8 pixels per ViT cell
 
 

@@ -15,10 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from openlance.checkpoint.formats import write_config
-from openlance.checkpoint.hub import folder_of
-from openlance.config.model import VAEConfig
-from openlance.config.presets import NANO_VOCABULARY, nano
+from openlance.checkpoint.formats import folder_of, write_config
+from openlance.config.model import NANO_VOCABULARY, VAEConfig, nano
 from openlance.config.train import Stage, recipe
 from openlance.errors import UserError
 from openlance.media.files import atomic_path

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from openlance.cli.errors import guarded, sentence
@@ -199,3 +200,9 @@ def test_an_interrupt_is_130(capfd):
 def test_a_sentence_stays_on_one_line():
     assert sentence(UserError("first\n  second")) == "first second"
     assert sentence(PermissionError(13, "Permission denied", "out.png")) == "out.png: Permission denied"
+
+
+def test_a_keyword_of_the_library_becomes_the_option_of_the_commands(tmp_path, capsys):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "model.pth")
+    assert main(["inspect", str(tmp_path / "model.pth")]) == 2
+    assert "pass --allow-pickle to take only" in capsys.readouterr().err

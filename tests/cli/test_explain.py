@@ -10,11 +10,10 @@ from openlance.cli.explain import WIDTH
 from openlance.cli.main import main
 from openlance.errors import UserError
 from openlance.media import write_image
-from openlance.planning.lengths import placeholder
+from openlance.planning.workload import placeholder
 from openlance.sequence import tasks
 from openlance.sequence.explain import explain, mask_picture
-from openlance.sequence.rows import dense_mask
-from openlance.sequence.segment import Kind, Role
+from openlance.sequence.segment import Kind, Role, dense_mask
 
 TEXT, PATCHES, LATENTS = Kind
 
@@ -76,7 +75,7 @@ def test_the_released_model_is_explained_without_its_files_and_at_its_buckets(sa
 def test_the_table_of_tasks_says_what_the_templates_do():
     for task, spec in tasks.TASKS.items():
         made = request(task)
-        assert made[-1].is_hole and (made[-1].kind is TEXT) == (spec.makes == "text")
+        assert made[-1].is_empty and (made[-1].kind is TEXT) == (spec.makes == "text")
         assert any(s.kind is PATCHES or s.given is not None for s in made) == bool(spec.reads)
         assert tasks.the_task(spec.template, spec.kind) is spec
     with pytest.raises(UserError, match="leave them out"):
@@ -107,7 +106,7 @@ def test_what_a_token_does_follows_from_its_segment(tiny, task):
     found = read(tiny, segments)
     for segment in segments:
         target = segment.role is Role.TARGET
-        if segment.is_hole and segment.kind is TEXT:
+        if segment.is_empty and segment.kind is TEXT:
             continue
         name = {TEXT: segment.value, PATCHES: "1x2x2 patches", LATENTS: "1x4x4 latents"}[segment.kind]
         split = next(s for s in found.splits if s.later != target and name in s.content)

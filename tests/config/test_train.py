@@ -9,15 +9,14 @@ from openlance.config.train import (
     Resolution,
     Stage,
     changed,
-    differences,
     dump,
-    override,
     presets,
     read_recipe,
     read_stage,
     recipe,
     stage,
 )
+from openlance.config.values import differences, override
 
 ALL = [one for scale in ("3b", "nano") for one in recipe(scale)]
 
@@ -153,7 +152,7 @@ def test_overrides_reach_every_field():
         ("lr", "field=value"),
         ("lr=[", "not YAML"),
         ("lr=2024-13-45", "not YAML"),
-        ("schedule=cosin", "use 'cosine'"),
+        ("schedule=cosin", "expected one of constant, cosine"),
         ("mixture={}", "at least one is above 0"),
         ("mixture.t2v=-1", "mixture.t2v of the stage ct-i is -1"),
         ("drop_all=1.2", "drop_all of the stage ct-i is 1.2"),

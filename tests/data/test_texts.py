@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from openlance.config.presets import nano
+from openlance.config.model import nano
 from openlance.data.front import Fit, Front
 from openlance.data.open import open_source
 from openlance.data.source import BrokenRow, Reader, Reading

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import openlance
-from openlance.checkpoint.hub import folder_of
+from openlance.checkpoint.formats import folder_of
 from openlance.cli.main import main
 from openlance.compat import report as r
 from openlance.compat.against import differences

@@ -12,7 +12,7 @@ from safetensors.torch import load, load_file, save_file
 from openlance.cli.main import main
 from openlance.compat.verify.parts import PLAIN, RELEASED, UNROUNDED, Parts
 from openlance.compat.verify.run import verify
-from openlance.config.model import Faithful
+from openlance.config.model import Quirks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FULL = Path(__file__).parents[3] / "shared" / "golden"  # all vectors at full precision, where they are to be had
@@ -120,8 +120,8 @@ def test_any_of_them_may_be_missing(flat, lost):
 
 
 def test_frequencies_that_are_not_rounded_are_found(flat, monkeypatch):
-    plain = Faithful(rounded_frequencies=False)
-    monkeypatch.setattr("openlance.compat.verify.parts.Faithful", lambda rounded_frequencies: plain)
+    plain = Quirks(rounded_frequencies=False)
+    monkeypatch.setattr("openlance.compat.verify.parts.Quirks", lambda rounded_frequencies: plain)
     found = wrong(run(flat))
     assert {"rope.cos", "rope.sin", "layer0.k", "layer0.k: share", "prefix.hidden_last: share"} <= found
 
@@ -136,5 +136,5 @@ def test_inputs_that_are_not_there_are_one_sentence(flat, capsys, tmp_path):
 
 def test_the_forms_of_a_model_differ_in_dtype_and_rounding():
     parts = Parts(GOLDEN / "weights", GOLDEN / "tokenizer")
-    rounded = [parts.of(form).config.faithful.rounded_frequencies for form in (RELEASED, UNROUNDED, PLAIN)]
+    rounded = [parts.of(form).config.quirks.rounded_frequencies for form in (RELEASED, UNROUNDED, PLAIN)]
     assert rounded == [True, False, False] and parts.of(RELEASED) is parts.of(RELEASED) and parts.of(PLAIN) is parts

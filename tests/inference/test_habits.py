@@ -9,8 +9,7 @@ import torch
 
 import openlance
 from openlance.checkpoint.formats import find, read_config
-from openlance.config.model import EXACT, Faithful
-from openlance.config.presets import nano
+from openlance.config.model import NO_QUIRKS, Quirks, nano
 from openlance.config.train import Stage
 from openlance.model.layers import frequencies
 from openlance.runtime.conversion import FORMS, gather, write
@@ -30,29 +29,31 @@ def said(folder, habits):
 
 def older(**changes):
     """A table from before the frequencies were a habit."""
-    return {name: value for name, value in asdict(replace(EXACT, **changes)).items() if name != "rounded_frequencies"}
+    return {
+        name: value for name, value in asdict(replace(NO_QUIRKS, **changes)).items() if name != "rounded_frequencies"
+    }
 
 
 @pytest.mark.parametrize(
     "habits, wanted",
     [
-        (None, Faithful()),
-        ({}, Faithful()),
-        (older(), EXACT),
-        (older(norm_includes_given=True), replace(EXACT, norm_includes_given=True, rounded_frequencies=True)),
-        ({"decode_without_shift": False}, Faithful(decode_without_shift=False)),
-        (older() | {"rounded_frequencies": True}, replace(EXACT, rounded_frequencies=True)),
-        (asdict(Faithful(rounded_frequencies=False)), Faithful(rounded_frequencies=False)),
+        (None, Quirks()),
+        ({}, Quirks()),
+        (older(), NO_QUIRKS),
+        (older(norm_includes_given=True), replace(NO_QUIRKS, norm_includes_given=True, rounded_frequencies=True)),
+        ({"decode_without_shift": False}, Quirks(decode_without_shift=False)),
+        (older() | {"rounded_frequencies": True}, replace(NO_QUIRKS, rounded_frequencies=True)),
+        (asdict(Quirks(rounded_frequencies=False)), Quirks(rounded_frequencies=False)),
     ],
     ids=["nothing", "empty", "older exact", "older mixed", "one of the older", "exact but rounded", "rounded off"],
 )
 def test_a_folder_gets_the_habits_that_it_names_and_else_those_of_the_release(spoiled, habits, wanted):
-    assert read_config(said(spoiled.folder, habits)).faithful == wanted
+    assert read_config(said(spoiled.folder, habits)).quirks == wanted
 
 
 def test_nano_is_exact_by_name():
-    assert json.loads((NANO / "lance_config.json").read_text())["faithful"] == asdict(EXACT)
-    assert read_config(NANO).faithful == nano().faithful == EXACT
+    assert json.loads((NANO / "lance_config.json").read_text())["faithful"] == asdict(NO_QUIRKS)
+    assert read_config(NANO).quirks == nano().quirks == NO_QUIRKS
 
 
 @pytest.mark.parametrize("habits", [None, older()], ids=["released", "older exact"])
@@ -78,4 +79,4 @@ def test_training_and_requests_of_a_folder_have_the_same_tables(spoiled, habits)
 def test_every_form_that_is_written_carries_them(spoiled, tmp_path, form, habits):
     files = find(said(spoiled.folder, habits))
     write(tmp_path / form, gather(files), form, show=False)
-    assert find(tmp_path / form).config.faithful == files.config.faithful == (EXACT if habits else Faithful())
+    assert find(tmp_path / form).config.quirks == files.config.quirks == (NO_QUIRKS if habits else Quirks())

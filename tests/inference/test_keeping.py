@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import openlance
-from openlance.checkpoint import hub
+from openlance.checkpoint.formats import find_model
 from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.flow import SOLVERS
@@ -99,7 +99,7 @@ def test_the_hub_is_asked_as_told(checkpoint, monkeypatch, tmp_path):
     assert calls[1].items() >= (how | {"revision": "2222"}).items() and calls[1]["allow_patterns"] == ["deep/*"]
     (cache / "refs").mkdir()
     (cache / "refs" / "v2").write_text("2222")
-    hub.find_repository("owner/other", pipe.parts.files.hub)
+    find_model("owner/other", hub=pipe.parts.files.hub)
     assert len(calls) == 2, "what the cache has of a branch is used"
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 import openlance
-from openlance.checkpoint.hub import SHIPPED, folder_of
+from openlance.checkpoint.formats import SHIPPED, folder_of
 from openlance.errors import UserError
 
 

@@ -30,7 +30,7 @@ def picture(tmp_path, tiny):
 def test_a_known_answer_is_a_hole_to_fill(pipe, picture):
     data = arrays([str(picture), ["Look.", "what?", "a ring"]], ["image", "text"], [0, 1])
     segments, prompt = build(pipe, entry(data), Job(task="x2t_image", size=(1, 16, 16)))
-    assert prompt == "what?" and segments[-1].is_hole
+    assert prompt == "what?" and segments[-1].is_empty
     assert [s.value for s in segments if s.kind is Kind.TEXT] == ["Look.", "what?", None]
 
 
@@ -81,7 +81,7 @@ def test_prompts_are_rewritten_and_pictures_shown(pipe, picture, chat_server):
     data = arrays(["it moves", str(picture)], ["text", "image"], [0, 0])
     for task, size in (("i2v", (5, 16, 16)), ("image_edit", (1, 16, 16))):
         segments, prompt = build(pipe, entry(data), Job(task=task, size=size, enhance=enhancer))
-        assert prompt == "it moves in soft light" and segments[-1].is_hole
+        assert prompt == "it moves in soft light" and segments[-1].is_empty
     assert [len(urls) for urls in chat_server.shown] == [0, 1, 1]
     with pytest.raises(UserError, match="x2t_image draws nothing"):
         Job(task="x2t_image", size=(1, 16, 16), enhance=True)

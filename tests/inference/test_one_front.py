@@ -191,7 +191,7 @@ TALKED = {"text_to_visual", "edit", "understand"}  # what a dialogue can do; its
 def same(asked: list, sample: list, pipe) -> None:
     """Token by token, and medium by medium; the hole of the request is filled as the sample's target is."""
     target = sample[-1]
-    assert asked[-1].is_hole and asked[-1].role is target.role and asked[-1].size == target.size
+    assert asked[-1].is_empty and asked[-1].role is target.role and asked[-1].size == target.size
     filled = [*asked[:-1], replace(asked[-1], value=target.value)]
     one, other = (pack([s], pipe.codec, pipe.config.position).rows for s in (filled, sample))
     for f in fields(one):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
+from openlance.config.model import ModelConfig, nano
 from openlance.planning.sampling import Wanted, plan
 from openlance.sequence.tasks import TASKS
 
@@ -12,9 +11,9 @@ C = ModelConfig()
 
 def test_only_what_a_task_needs_is_loaded():
     drawn, asked, edited = (set(plan(C, Wanted(task=t)).weights) for t in ("t2i", "x2t_image", "image_edit"))
-    assert {"generation expert", "codec decoder"} <= drawn and not {"vision tower", "codec encoder"} & drawn
-    assert "vision tower" in asked and not {"generation expert", "codec decoder", "codec encoder"} & asked
-    assert {"vision tower", "codec encoder", "codec decoder"} <= edited
+    assert {"generation expert", "VAE decoder"} <= drawn and not {"vision tower", "VAE encoder"} & drawn
+    assert "vision tower" in asked and not {"generation expert", "VAE decoder", "VAE encoder"} & asked
+    assert {"vision tower", "VAE encoder", "VAE decoder"} <= edited
 
 
 def test_tokens_of_the_released_sizes():

@@ -11,7 +11,7 @@ from PIL import Image
 
 import openlance
 from openlance.checkpoint import fingerprint as f
-from openlance.checkpoint.hub import folder_of
+from openlance.checkpoint.formats import folder_of
 from openlance.cli.main import main
 from openlance.media import Clip, as_clip, read_provenance
 from openlance.sequence import tasks

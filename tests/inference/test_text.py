@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openlance.config.model import Faithful
+from openlance.config.model import Quirks
 from openlance.config.sampling import Decoding
 from openlance.inference.text import choose, decode
 from openlance.sequence import tasks
@@ -28,7 +28,7 @@ def plainly(tiny, request, count: int) -> tuple[list[int], torch.Tensor]:
     """Greedy without a cache: everything anew for each token. Ids and the logits of each step."""
     ids, seen = list[int](), list[torch.Tensor]()
     config = tiny.model.config
-    shift = config.position.shift and not config.faithful.decode_without_shift
+    shift = config.position.shift and not config.quirks.decode_without_shift
     packed = pack([request], tiny.codec, replace(config.position, shift=shift))
     rows, features = packed.rows, tiny.media(packed)[0]
     for _ in range(count):
@@ -53,7 +53,7 @@ def plainly(tiny, request, count: int) -> tuple[list[int], torch.Tensor]:
 @pytest.mark.parametrize("text", ["how many squares?", ""])
 @pytest.mark.parametrize("faithful", [False, True])
 def test_cached_decoding_equals_recomputing_everything(tiny, faithful, text):
-    mine, seen = tiny.build(faithful=Faithful()) if faithful else tiny, list[torch.Tensor]()
+    mine, seen = tiny.build(quirks=Quirks()) if faithful else tiny, list[torch.Tensor]()
     hook = mine.model.head.register_forward_hook(lambda head, given, logits: seen.append(logits[0]))
     ids = run(mine, [question(mine, text)])[0][0]
     hook.remove()
@@ -63,7 +63,7 @@ def test_cached_decoding_equals_recomputing_everything(tiny, faithful, text):
 
 
 def test_the_released_form_leaves_the_shift_out(tiny):
-    exact, faithful = tiny, tiny.build(faithful=Faithful())
+    exact, faithful = tiny, tiny.build(quirks=Quirks())
     logits = [run(t, [question(t)])[1] for t in (exact, faithful)]
     assert float((logits[0] - logits[1]).abs().max()) > 1e-3
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openlance.config.model import EXACT, Faithful
+from openlance.config.model import NO_QUIRKS, Quirks
 from openlance.config.sampling import Sampling
 from openlance.inference.visual import Denoiser, branch_out, denoise
 from openlance.sequence import tasks
@@ -133,8 +133,8 @@ def test_steps_are_shown_as_they_come(tiny):
 
 def test_the_habits_of_the_released_sampler_change_guidance_only(tiny):
     """The release's cached form differs from the exact one, in the unconditional branch alone."""
-    faithful = tiny.build(faithful=Faithful(rounded_frequencies=False))
-    exact = tiny.build(faithful=EXACT)
+    faithful = tiny.build(quirks=Quirks(rounded_frequencies=False))
+    exact = tiny.build(quirks=NO_QUIRKS)
     request = tiny.edit(seed=None)
     plain = replace(FEW, guidance_scale=1.0)
     close(run(faithful, [request], plain), run(exact, [request], plain), atol=0)

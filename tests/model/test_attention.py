@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from openlance.model.attention import PADDED_UP_TO, attend, flex_pays, plan_units
 from openlance.model.lance import Cache
-from openlance.sequence.rows import Rows, visible
+from openlance.sequence.segment import Rows, visible
 from openlance.training.objective import Noised
 
 

@@ -5,7 +5,7 @@ import torch
 
 from openlance.model.attention import attend, plan_units
 from openlance.model.flex import BLOCK, attend_blocks, block_mask
-from openlance.sequence.rows import Rows, dense_mask
+from openlance.sequence.segment import Rows, dense_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 

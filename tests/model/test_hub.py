@@ -3,6 +3,7 @@
 import pytest
 
 from openlance.checkpoint import hub
+from openlance.checkpoint.formats import Hub, find_model
 from openlance.cli.main import main
 from openlance.errors import UserError
 
@@ -53,13 +54,13 @@ def test_download_takes_the_pinned_commit_of_the_released_model_alone(asked, cap
 
 def test_the_cache_is_looked_up_at_the_pinned_commit_whatever_main_is(asked, tmp_path):
     snapshot(tmp_path, hub.RELEASED, "1" * 40, main=True)
-    assert hub._cached(hub.RELEASED) is None
+    assert hub.cached(hub.RELEASED, Hub()) is None
     with pytest.raises(UserError, match="not on this machine"):
-        hub.find_repository(hub.RELEASED)
+        find_model(hub.RELEASED)
     assert asked == [(hub.RELEASED, PIN)]
-    assert snapshot(tmp_path, hub.RELEASED, PIN) == hub._cached(hub.RELEASED)
+    assert snapshot(tmp_path, hub.RELEASED, PIN) == hub.cached(hub.RELEASED, Hub())
 
 
 def test_other_repositories_follow_their_main(asked, tmp_path):
-    assert hub._cached("owner/other") is None
-    assert snapshot(tmp_path, "owner/other", "2" * 40, main=True) == hub._cached("owner/other")
+    assert hub.cached("owner/other", Hub()) is None
+    assert snapshot(tmp_path, "owner/other", "2" * 40, main=True) == hub.cached("owner/other", Hub())

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openlance.config.model import EXACT, Faithful, ModelConfig
+from openlance.config.model import NO_QUIRKS, ModelConfig, Quirks
 from openlance.inference.visual import Denoiser, Sampling, branch_out
 from openlance.model import layers
 from openlance.model.layers import Expert, Wide, fuse, marker_rows, rotary_table, rotate
-from openlance.sequence.rows import LATENTS, TEXT
+from openlance.sequence.segment import LATENTS, TEXT
 from openlance.training.objective import objective
 
-ROUNDED = replace(EXACT, rounded_frequencies=True)
+ROUNDED = replace(NO_QUIRKS, rounded_frequencies=True)
 POSITIONS = torch.tensor([[0, 0, 0], [3, 3, 3], [80, 80, 80], [1004, 1003, 1009], [2000, 2012, 2001]])
 # Rows that need no more than half precision may differ by so much between two orders of the same sums: a few units of
 # the last place of bfloat16, over the depth of a tiny model.
@@ -50,16 +50,16 @@ def released_turn(x_LAE, norm, cos_LE, sin_LE, wide):
     return (y * cos + rotate_half(y) * sin).bfloat16()
 
 
-@pytest.mark.parametrize("faithful, dtype", [(EXACT, torch.float32), (ROUNDED, torch.bfloat16)])
+@pytest.mark.parametrize("faithful, dtype", [(NO_QUIRKS, torch.float32), (ROUNDED, torch.bfloat16)])
 @pytest.mark.parametrize("c", [ModelConfig(), ModelConfig(head_dim=32, rope_sections=(4, 6, 6))], ids=["3b", "small"])
 def test_the_table_is_the_released_one_before_and_after_the_cast(c, faithful, dtype):
-    found, wanted = rotary_table(POSITIONS, replace(c, faithful=faithful)), released_table(POSITIONS, c, dtype)
+    found, wanted = rotary_table(POSITIONS, replace(c, quirks=faithful)), released_table(POSITIONS, c, dtype)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted))
 
 
 def test_at_the_positions_of_references_the_tables_lie_far_apart():
-    exact, rounded = (rotary_table(POSITIONS, ModelConfig(faithful=f))[0] for f in (EXACT, ROUNDED))
-    assert Faithful().rounded_frequencies  # as released unless a folder says otherwise
+    exact, rounded = (rotary_table(POSITIONS, ModelConfig(quirks=f))[0] for f in (NO_QUIRKS, ROUNDED))
+    assert Quirks().rounded_frequencies  # as released unless a folder says otherwise
     assert float((exact - rounded).abs().max()) > 0.2
 
 
@@ -180,7 +180,7 @@ def test_marker_rows_of_a_layer_are_as_in_float32_also_in_pieces(tiny, monkeypat
 
 
 def test_in_bfloat16_the_cache_changes_velocities_by_no_more_than_another_kernel_would(tiny):
-    made = half(tiny, faithful=ROUNDED)
+    made = half(tiny, quirks=ROUNDED)
     for request in (made.draw(), made.edit(), made.place(), made.animate()):
         found = []
         for cached in (True, False):
@@ -195,7 +195,7 @@ def test_in_bfloat16_the_cache_changes_velocities_by_no_more_than_another_kernel
 
 
 def test_a_pack_learns_under_autocast_with_wide_rows(tiny):
-    made = tiny.build(faithful=ROUNDED)
+    made = tiny.build(quirks=ROUNDED)
     packed = made.pack(made.samples())
     noise = made.noised(packed)
     exact = made.losses(packed, noise)
@@ -215,6 +215,6 @@ def test_unrounded_results_of_a_request_differ_from_rounded_ones(tiny):
     """The habit reaches what is made, and only through the frequencies."""
     packed = tiny.pack([tiny.edit()])
     with torch.no_grad():
-        made = [tiny.build(faithful=f).hidden(packed, tiny.noised(packed)) for f in (EXACT, ROUNDED, EXACT)]
+        made = [tiny.build(quirks=f).hidden(packed, tiny.noised(packed)) for f in (NO_QUIRKS, ROUNDED, NO_QUIRKS)]
     exact, rounded, again = made
     assert torch.equal(exact, again) and float((exact - rounded).abs().max()) > 1e-4

@@ -102,7 +102,7 @@ def test_the_past_never_depends_on_the_future(tiny):
     torch.testing.assert_close(tiny.encode(clip[:, :5])[0], mean[:, :2], rtol=0, atol=1e-5)
     torch.testing.assert_close(tiny.encode(clip[:, :1])[0], mean[:, :1], rtol=0, atol=1e-5)
     pixels = tiny.decode(mean)
-    assert pixels.shape == (3, *TINY.pixel_size((3, 2, 3))) == clip.shape
+    assert pixels.shape == clip.shape
     torch.testing.assert_close(tiny.decode(mean[:, :1]), pixels[:, :1], rtol=0, atol=1e-5)
 
 
@@ -246,7 +246,7 @@ def test_a_file_that_does_not_fit_is_refused(tiny, tmp_path):
         with pytest.raises(UserError, match=hint):
             VAE.load(tmp_path / f"{name}.safetensors", TINY)
     torch.save(state, tmp_path / "vae.pth")
-    with pytest.raises(UserError, match="--allow-pickle"):
+    with pytest.raises(UserError, match="allow_pickle=True"):
         VAE.load(tmp_path / "vae.pth", TINY)
     loaded = VAE.load(tmp_path / "vae.pth", TINY, allow_pickle=True).released_state()
     assert all(torch.equal(loaded[name], state[name]) for name in state)

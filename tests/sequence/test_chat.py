@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from openlance.config.sampling import NO_PRIOR
 from openlance.sequence import tasks
 from openlance.sequence.pack import spans
-from openlance.sequence.rows import SOURCE, TARGET
-from openlance.sequence.segment import Role
+from openlance.sequence.segment import SOURCE, TARGET, Role
 
 
 def ids(tiny, segments) -> list[int]:
@@ -82,7 +82,7 @@ def test_turns_alternate_and_history_is_an_answer(tiny):
 
 
 def test_without_a_prior_there_is_no_system_turn(tiny):
-    request = tasks.request("t2i", "a red circle", [], tiny.size, style=tasks.NO_PRIOR)
+    request = tasks.request("t2i", "a red circle", [], tiny.size, style=NO_PRIOR)
     assert not any(s.role is Role.SYSTEM for s in request)
     assert ids(tiny, request)[1:3] == rendered(tiny, "user\n")[:2]
 

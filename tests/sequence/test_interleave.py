@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from openlance.compat.interleave import request, triple
+from openlance.config.sampling import EXACT, RELEASED_RUN, RELEASED_TRAINING
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, drop
-from openlance.sequence.tasks import EXACT, RELEASED_RUN, RELEASED_TRAINING, TASKS, Views
+from openlance.sequence.tasks import TASKS, Views
 
 
 def clip(frames=1, height=32, width=48):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import LATENTS, PATCHES, Place, dense_mask, visible
+from openlance.sequence.segment import LATENTS, PATCHES, Place, dense_mask, visible
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one draw", "three draws"])

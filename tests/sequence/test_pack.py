@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from openlance.sequence import tasks
-from openlance.sequence.rows import NO_LABEL, SOURCE, TARGET, Rows
-from openlance.sequence.segment import Kind, Role, Segment, drop
+from openlance.sequence.segment import NO_LABEL, SOURCE, TARGET, Kind, Role, Rows, Segment, drop
 
 COUNTED = {"doc", "segment", "target"}  # columns that number things through the whole pack
 
@@ -23,7 +22,7 @@ def makers(tiny):
 def test_a_request_is_a_sample_with_its_target_empty(tiny):
     for make in makers(tiny):
         sample, request = make(), make(seed=None)
-        assert [s.is_hole for s in request] == [s.role is Role.TARGET for s in sample]
+        assert [s.is_empty for s in request] == [s.role is Role.TARGET for s in sample]
         assert same(tiny.pack([sample]).rows, tiny.pack([request]).rows, ignore=set())
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from openlance.config.model import PositionConfig
-from openlance.sequence.pack import pack
-from openlance.sequence.rows import LAST, LATENTS, PATCH, PATCHES, REFERENCE, SOURCE, TARGET, modality_shift
+from openlance.sequence.pack import modality_shift, pack
+from openlance.sequence.segment import LAST, LATENTS, PATCH, PATCHES, REFERENCE, SOURCE, TARGET
 
 
 def test_by_hand():
     """Two template tokens, a 2 x 3 x 1 clip between its markers, one token after it."""
-    from openlance.sequence.rows import block_advance, grid_positions, latent_cells
+    from openlance.sequence.pack import block_advance, grid_positions, latent_cells
 
     grid = (2, 3, 1)
     assert grid_positions(grid, 2).tolist() == [[0, 0, 0], [0, 1, 0], [0, 2, 0], [2, 0, 0], [2, 1, 0], [2, 2, 0]]

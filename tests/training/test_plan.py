@@ -7,15 +7,14 @@ import pytest
 import torch
 from measured import PeakMemory
 
-from openlance.config.model import ModelConfig
-from openlance.config.presets import nano
-from openlance.config.train import override, recipe, stage
+from openlance.config.model import ModelConfig, nano
+from openlance.config.train import recipe, stage
+from openlance.config.values import override
 from openlance.model.lance import Lance
 from openlance.planning.hardware import parse_devices
-from openlance.planning.lengths import placeholder, ruler
 from openlance.planning.memory import activations
 from openlance.planning.training import Machine, flops, plan, trainable
-from openlance.planning.workload import Load, load_of, packed, typical
+from openlance.planning.workload import Load, load_of, packed, placeholder, ruler, typical
 from openlance.sequence.pack import document, pack
 from openlance.sequence.tasks import Views, edit, text_to_visual, understand
 from openlance.training.objective import noised, objective
@@ -84,7 +83,7 @@ def test_peak_memory_counts_what_is_alive_and_no_views():
 
 
 def test_pairs_and_squares_are_those_of_the_mask():
-    from openlance.sequence.rows import dense_mask
+    from openlance.sequence.segment import dense_mask
 
     for sample in samples():
         made = pack([sample], ruler(SMALL), SMALL.position, DRAWS)
@@ -97,7 +96,7 @@ def test_operations_of_a_row_are_two_per_weight_and_three_passes():
     learns = trainable(SMALL, stage("pt", "nano"))
     work = flops(SMALL, Load(und=1.0), learns)
     inner = sum(p.numel() for n, p in Lance(SMALL).named_parameters() if ".und." in n and n.startswith("layers"))
-    assert work["experts"] == 6 * inner and work["attention"] == work["codec"] == 0
+    assert work["experts"] == 6 * inner and work["attention"] == work["VAE"] == 0
 
 
 def test_what_is_frozen_does_not_train():
@@ -130,7 +129,7 @@ def test_more_devices_are_faster_and_hold_less():
 def test_what_is_said_to_make_it_fit_makes_it_fit():
     at = machine("1xA100-80GB")
     found = plan(ModelConfig(), stage("sft"), at)
-    assert not found.fits and any("--lora" in change for change in found.changes)
+    assert not found.fits and any("lora=64" in change for change in found.changes)
     assert plan(ModelConfig(), stage("sft"), replace(at, lora=64)).fits
 
 
@@ -149,7 +148,7 @@ def test_clips_are_cut_to_what_a_sample_may_hold():
         typical("t2v", override(ct, ["max_sample_tokens=100"]), ModelConfig(), ct.resolutions[0])
 
 
-@pytest.mark.parametrize("options", [{"shard": "most"}, {"shard": "3"}, {"utilisation": 0.0}, {"utilisation": 1.5}])
+@pytest.mark.parametrize("options", [{"shard": "most"}, {"shard": "3"}, {"utilization": 0.0}, {"utilization": 1.5}])
 def test_a_machine_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError):
         machine("8xH100", **options)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 from PIL import Image
 
-from openlance.checkpoint.hub import folder_of
+from openlance.checkpoint.formats import folder_of
 from openlance.config.train import stage
 from openlance.errors import UserError
 from openlance.training.files import Settings, stage_folders

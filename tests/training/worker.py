@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openlance.config.model import EXACT, ModelConfig, VAEConfig, ViTConfig
+from openlance.config.model import NO_QUIRKS, ModelConfig, VAEConfig, ViTConfig
 from openlance.config.sampling import PromptStyle
 from openlance.config.train import Stage
 from openlance.data.source import Sample
@@ -31,7 +31,7 @@ from toyworld.labels import CHANNELS
 TEXTS = ("a red circle left of a blue square", "how many stars are there?", "three of them.", "make it yellow", "ring")
 CONFIG = ModelConfig(
     vocab_size=320, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=48, rope_theta=1e4,
-    rope_sections=(2, 3, 3), latent_channels=3, time_features=16, faithful=EXACT,
+    rope_sections=(2, 3, 3), latent_channels=3, time_features=16, quirks=NO_QUIRKS,
     vit=ViTConfig(depth=1, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=4, window_size=16,
                   fullatt_block_indexes=(0,), out_hidden_size=32),
     vae=VAEConfig(z_dim=3, dim_mult=(1, 1), temporal_downsample=(True,), mean=(0.0,) * 3, std=(1.0,) * 3),

@@ -45,6 +45,7 @@ def _read(path: Path, size: int) -> Iterator[tuple[int, int]]:
         return
     yield 0, ENDS
     if path.suffix == ".safetensors":
-        for begin, end in sorted(entry["data_offsets"] for entry in read_header(path).values()):
-            yield begin, min(SAMPLE, end - begin)
+        entries, start = read_header(path)
+        for begin, end in sorted(entry["data_offsets"] for entry in entries.values()):
+            yield start + begin, min(SAMPLE, end - begin)
     yield size - ENDS, ENDS

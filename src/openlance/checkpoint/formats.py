@@ -1,4 +1,5 @@
-"""A checkpoint folder: its configuration, and where its parts are, in each of the forms that it can have.
+"""From a name to files: a shipped model, a repository of the hub, or a checkpoint folder with its configuration and its
+parts in each of the forms that it can have.
 
     openlance   one folder with four JSON files, model, vit and vae .safetensors, tokenizer.json
     released    Lance_3B/, Lance_3B_Video/, Qwen2.5-VL-ViT/, Wan2.2_VAE.pth; or one of the first two, or the output of
@@ -14,101 +15,48 @@ nano ships in the first form; what the release does not know (the exact form of 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
+from openlance.checkpoint import hub as network
 from openlance.checkpoint.names import config_of_diffusers
 from openlance.checkpoint.tensors import first, first_file, listed_files, open_tensors, weight_map, weights_in
-from openlance.config.model import EXACT, Faithful, ModelConfig, PositionConfig, VAEConfig, ViTConfig
-from openlance.config.values import brief, flag, known, path_of, read_json
+from openlance.config.model import ModelConfig
+from openlance.config.values import brief, flag, path_of, read_json
 from openlance.errors import UserError
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """The configuration of a checkpoint folder; UserError if a file is missing or its numbers contradict each other."""
+    """Read the configuration of a checkpoint folder.
+
+    Raises:
+        UserError: If a file is missing or its values contradict each other.
+    """
     folder = Path(folder)
     return model_config(folder, *(read_json(folder / f"{name}_config.json") for name in ("llm", "lance", "vit", "vae")))
 
 
 def model_config(folder: Path, llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
-    """The configuration that the JSON files of a folder make; an empty `vae` is the published codec."""
+    """Make the configuration that the JSON files of a folder mean; an empty `vae` is the published VAE."""
     try:
-        return _config(llm, lance, vit, vae)
+        return ModelConfig.of(llm, lance, vit, vae)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the configuration in {folder} does not fit together: {error}") from error
 
 
-def _config(llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
-    codec = VAEConfig.of(vae) if vae else VAEConfig()
-    heads = llm["num_attention_heads"]
-    position = PositionConfig(
-        tokens_per_second=vit.get("tokens_per_second", 2),
-        max_latent_side=lance["max_latent_size"],
-        max_latent_frames=lance["max_num_frames"] // 4 + 1,
-        **known(PositionConfig, lance.get("position", {})),
-    )
-    return ModelConfig(
-        vocab_size=llm["vocab_size"],
-        width=llm["hidden_size"],
-        layers=llm["num_hidden_layers"],
-        heads=heads,
-        kv_heads=llm["num_key_value_heads"],
-        head_dim=llm.get("head_dim") or llm["hidden_size"] // heads,
-        mlp_width=llm["intermediate_size"],
-        rms_eps=llm["rms_norm_eps"],
-        rope_theta=llm["rope_theta"],
-        rope_sections=tuple(llm["rope_scaling"]["mrope_section"]),
-        latent_channels=codec.z_dim,
-        time_features=lance.get("time_features", 256),
-        position=position,
-        vit=ViTConfig.of(vit),
-        vae=codec,
-        faithful=_habits(lance.get("faithful", {})),
-    )
-
-
-def _habits(said: Mapping[str, Any]) -> Faithful:
-    """The habits that a folder names; what it leaves out is as released. A table from before the frequencies were a
-    habit that turns all others off is of an exact model, which goes on as it was trained."""
-    habits = Faithful(**known(Faithful, said))
-    older = {f.name for f in fields(Faithful)} - {"rounded_frequencies"}
-    if "rounded_frequencies" not in said and not any(said.get(name, True) for name in older):
-        return EXACT
-    return habits
-
-
-def config_files(c: ModelConfig) -> dict[str, dict[str, Any]]:
-    """What each of the four JSON files of a folder says, by name, as `read_config` reads them."""
-    vae = asdict(c.vae)
-    vae["temperal_downsample"] = vae.pop("temporal_downsample")  # spelled so in the release
-    position = asdict(c.position)
-    return {
-        "llm_config.json": {
-            "model_type": "qwen2", "vocab_size": c.vocab_size, "hidden_size": c.width, "num_hidden_layers": c.layers,
-            "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
-            "intermediate_size": c.mlp_width, "rms_norm_eps": c.rms_eps, "rope_theta": c.rope_theta,
-            "rope_scaling": {"type": "mrope", "mrope_section": list(c.rope_sections)}, "tie_word_embeddings": False,
-        },
-        "vit_config.json": asdict(c.vit) | {"tokens_per_second": position.pop("tokens_per_second")},
-        "vae_config.json": vae,
-        "lance_config.json": {
-            "max_latent_size": position.pop("max_latent_side"),
-            "max_num_frames": 4 * (position.pop("max_latent_frames") - 1) + 1,
-            "time_features": c.time_features, "position": position, "faithful": asdict(c.faithful),
-        },
-    }  # fmt: skip
-
-
 def write_config(folder: str | Path, c: ModelConfig) -> None:
-    """The four JSON files of a folder."""
-    for name, content in config_files(c).items():
+    """Write the four JSON files of a folder."""
+    for name, content in c.files().items():
         write_json(Path(folder) / name, content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
     from openlance.media.files import atomic_path
 
     with atomic_path(path) as temporary:
@@ -122,13 +70,26 @@ INSIDE = "vit_model."
 PUBLISHED = {"max_latent_size": 64, "max_num_frames": 121}
 CODECS = (f"{CODEC}.safetensors", "vae.safetensors", f"{CODEC}.pth")
 REVISION = re.compile(r"[\w./-]{1,200}")
-ABOVE = 4  # folders above a decoder in which its vision tower and codec are looked for: a run lies deep
+REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+SHIPPED = ("nano",)
+ABOVE = 4  # folders above a decoder in which its vision tower and VAE are looked for: a run lies deep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """How a repository of the hub is read: a branch, tag or commit, where its files are kept, whether the network may
-    be asked, as whom, and the folder in it. UserError for what is none of these."""
+    """How a repository of the hub is read.
+
+    Args:
+        revision: A branch, tag or commit.
+        cache_dir: Where its files are kept.
+        local_files_only: Without asking the network.
+        token: As whom.
+        subfolder: The folder in it.
+
+    Raises:
+        UserError: For what is none of these.
+    """
 
     revision: str | None = None
     cache_dir: str | Path | None = None
@@ -150,7 +111,7 @@ class Hub:
             raise UserError(f"subfolder is {brief(inside)}: expected the name of a folder inside the model's")
 
     def below(self, folder: Path) -> Path:
-        """The folder that is meant, inside that of the repository or model."""
+        """Find the folder that is meant, inside that of the repository or model."""
         return folder / (self.subfolder or "")
 
 
@@ -158,8 +119,16 @@ class Hub:
 class Files:
     """A checkpoint as it lies on disk. Paths of weights are files, or what is missing where there is none.
 
-    decoders: folder of the one for pictures, and of the one for clips if that is another. repo: the repository of the
-    hub that what is missing comes from, if any; hub: how.
+    Args:
+        form: "openlance", "released" or "diffusers".
+        root: Its folder.
+        decoders: Folder of the one for images, and of the one for videos if that is another.
+        vit: Weights of the vision tower.
+        vae: Weights of the VAE.
+        tokenizer: Its folder.
+        config: What the JSON files say.
+        repo: The repository of the hub that what is missing comes from, if any.
+        hub: How.
     """
 
     form: str
@@ -173,25 +142,26 @@ class Files:
     hub: Hub = Hub()
 
     def decoder(self, clips: bool = False) -> Path:
-        """The decoder's file for pictures and questions about them, or for clips."""
+        """Find the decoder's file for images and questions about them, or for videos."""
         return weights_in(self.decoders[-1 if clips else 0])
 
     def vit_of(self, clips: bool = False, allow_pickle: bool = False) -> tuple[Path, str]:
-        """Where the vision tower's weights are, and the prefix of their names there."""
+        """Find the vision tower's weights, and the prefix of their names there."""
         decoder = self.decoder(clips)
         if decoder.is_file() and any(n.startswith(INSIDE) for n in tensor_names(decoder, allow_pickle)):
             return decoder, INSIDE
         return self.vit, ""
 
     def missing(self, *parts: Path) -> list[Path]:
-        """Files that these parts (left out: all) need and that are not there, shards included."""
+        """List the files that these parts (left out: all) need and that are not there, shards included."""
         wanted = parts or (*(weights_in(d) for d in self.decoders), self.vit_of()[0], self.vae)
         return [file for part in wanted for file in listed_files(part) if not file.is_file()]
 
     def require(self, *parts: Path) -> None:
-        """UserError that names what is missing of these parts, and the command that completes the folder."""
+        """Raise UserError if something of these parts is missing; it names the command that completes the folder."""
         if lost := self.missing(*parts):
-            names = first(_below(path, self.root) for path in lost)
+            root = self.root
+            names = first(p.relative_to(root).as_posix() if p.is_relative_to(root) else str(p) for p in lost)
             raise UserError(f"{self.root} is incomplete (missing: {names}): {self.remedy}")
 
     @property
@@ -203,10 +173,57 @@ class Files:
             return f"run `openlance download -o {self.root}`, or put them there"
         return "copy them from where the folder came from"
 
+    def completed(self, part: Path) -> Files:
+        """Fetch what is missing of a part (a path of these files) and look again; the revision stays the same."""
+        assert self.repo is not None
+        deep = len(Path(self.hub.subfolder or "").parts)
+        root = self.root.parents[deep - 1] if deep else self.root
+        inside = part.parent.relative_to(root).as_posix()
+        stems = (CODEC, "vae") if part == self.vae else (part.name.split(".")[0],)
+        patterns = [f"{inside}/*"] if inside != "." else [f"{stem}*" for stem in stems]
+        folder = network.fetch(self.repo, patterns, hub=replace(self.hub, revision=root.name))
+        return replace(find(self.hub.below(folder)), repo=self.repo, hub=self.hub)
+
+
+def folder_of(model: str | Path) -> Path:
+    """Find the folder of a shipped model or of a path; UserError if there is none."""
+    if isinstance(model, str) and model in SHIPPED:
+        return Path(str(resources("openlance"))) / "assets" / model
+    path = path_of("the model", model)
+    if path.is_file():
+        raise UserError(f"{path} is a file, neither a name nor a folder: give its folder, {path.absolute().parent}")
+    if not path.is_dir():
+        good = f"{', '.join(SHIPPED)} (shipped), a folder, or owner/name on the hub"
+        raise UserError(f"no model {brief(str(model))} here: use {good}")
+    return path
+
+
+def find_model(model: str | Path, *, base: str | Path | None = None, hub: Hub = Hub()) -> Files:  # noqa: B008
+    """Find the parts of a model; of a repository of the hub the small files are fetched, weights when they are needed.
+
+    Args:
+        model: A shipped one, a folder, or owner/name on the hub.
+        base: Another one that has what the folder lacks.
+        hub: How the hub is read.
+
+    Raises:
+        UserError: If there is no such model, or it is incomplete in what says what it is.
+    """
+    if isinstance(model, str) and REPOSITORY.fullmatch(model) and not path_of("the model", model).exists():
+        return replace(find(hub.below(network.small_files(model, hub))), repo=model, hub=hub)
+    return find(hub.below(folder_of(model)), base=None if base is None else folder_of(base))
+
 
 def find(path: str | Path, *, base: str | Path | None = None) -> Files:
-    """The parts of a checkpoint folder of any form. base: another folder that has what this one lacks (a trainer's
-    output has no codec). UserError if it is none, lacks a configuration, or mixes models of two kinds."""
+    """Find the parts of a checkpoint folder of any form.
+
+    Args:
+        path: The folder.
+        base: Another one that has what this one lacks (a trainer's output has no VAE).
+
+    Raises:
+        UserError: If it is none, lacks a configuration, or mixes models of two kinds.
+    """
     folder = path_of("the checkpoint", path)
     if (folder / "model_index.json").is_file():
         files = _diffusers(folder)
@@ -220,17 +237,19 @@ def find(path: str | Path, *, base: str | Path | None = None) -> Files:
     elif steps := _steps(folder):
         return find(steps[-1], base=base)
     else:
-        raise UserError(
-            f"{folder} is no checkpoint: it lacks llm_config.json (or {IMAGES}/, or model_index.json); the released "
-            f"one comes with `openlance download -o {folder}`"
-        )
+        fix = f"run `openlance download -o {folder}` for the released one"
+        raise UserError(f"{folder} is no checkpoint: it lacks llm_config.json; {fix}, or give another folder")
     if base is not None:
         files = _filled(files, find(base))
-    return _checked(files)
+    width, given = files.config.width, files.config.vit.out_hidden_size
+    if width != given:
+        parts = f"its vision tower gives {given} channels per cell and its decoder takes {width}"
+        raise UserError(f"{files.root} mixes models of different kinds: {parts}; use parts that belong together")
+    return files
 
 
 def _filled(files: Files, base: Files) -> Files:
-    """Vision tower and codec that are not there are those of another checkpoint, with its numbers for them."""
+    """Vision tower and VAE that are not there are those of another checkpoint, with its configuration of them."""
     config = files.config
     if not files.vit_of()[0].is_file():
         files, config = replace(files, vit=base.vit), replace(config, vit=base.config.vit)
@@ -241,19 +260,12 @@ def _filled(files: Files, base: Files) -> Files:
 
 
 def _openlance(folder: Path) -> Files:
-    return Files(
-        form="openlance",
-        root=folder,
-        decoders=(folder,),
-        vit=weights_in(folder, ("vit",)),
-        vae=first_file(folder, "vae.safetensors", f"{CODEC}.pth"),
-        tokenizer=folder,
-        config=read_config(folder),
-    )
+    vit, vae = weights_in(folder, ("vit",)), first_file(folder, "vae.safetensors", f"{CODEC}.pth")
+    return Files("openlance", folder, (folder,), vit, vae, folder, read_config(folder))
 
 
 def _released(root: Path, decoders: tuple[Path, ...], places: list[Path]) -> Files:
-    """places: where the vision tower and the codec may be, nearest first."""
+    """places: where the vision tower and the VAE may be, nearest first."""
     usual = places[-1] if len(places) == 1 else places[1]
     near = next((p for p in places if any((p / name).is_file() for name in CODECS)), usual)
     tower = next((p / TOWER for p in places if (p / TOWER).is_dir()), usual / TOWER)
@@ -261,52 +273,27 @@ def _released(root: Path, decoders: tuple[Path, ...], places: list[Path]) -> Fil
     if configs[0] != configs[-1]:
         raise UserError(f"{root} mixes models of different kinds: {decoders[0].name} and {decoders[1].name} differ in "
                         f"their configurations; keep one of them")  # fmt: skip
-    return Files(
-        form="released",
-        root=root,
-        decoders=decoders,
-        vit=weights_in(tower, ("vit", "model")),
-        vae=first_file(near, *CODECS) if any((near / n).is_file() for n in CODECS) else near / CODECS[-1],
-        tokenizer=decoders[0],
-        config=configs[0],
-    )
+    vae = next((near / name for name in CODECS if (near / name).is_file()), near / CODECS[-1])
+    return Files("released", root, decoders, weights_in(tower, ("vit", "model")), vae, decoders[0], configs[0])
 
 
 def _released_config(decoder: Path, tower: Path, near: Path) -> ModelConfig:
     llm = read_json(decoder / "llm_config.json")
     vit = read_json(tower / "config.json") if (tower / "config.json").is_file() else llm
-    lance, vae = (
-        {} if not p.is_file() else read_json(p) for p in (decoder / "lance_config.json", near / "vae_config.json")
-    )
+    own = (decoder / "lance_config.json", near / "vae_config.json")
+    lance, vae = (read_json(path) if path.is_file() else {} for path in own)
     return model_config(decoder, llm, PUBLISHED | lance, vit.get("vision_config", vit), vae)
 
 
 def _diffusers(folder: Path) -> Files:
-    transformer, tower, codec = folder / "transformer", folder / "vision_tower", folder / "vae"
-    own, vae = read_json(transformer / "config.json"), config_of_diffusers(read_json(codec / "config.json"))
-    lacking = [name for name in ("llm", "lance") if name not in own]
-    if lacking:
+    transformer, tower = folder / "transformer", folder / "vision_tower"
+    own, vae = read_json(transformer / "config.json"), config_of_diffusers(read_json(folder / "vae" / "config.json"))
+    if lacking := [name for name in ("llm", "lance") if name not in own]:
         raise UserError(f"{transformer / 'config.json'} has no {lacking[0]!r}: it is of another model; use one that "
                         f"`openlance convert` wrote")  # fmt: skip
-    return Files(
-        form="diffusers",
-        root=folder,
-        decoders=(transformer,),
-        vit=weights_in(tower),
-        vae=weights_in(codec),
-        tokenizer=folder / "tokenizer",
-        config=model_config(folder, own["llm"], own["lance"], read_json(tower / "config.json"), vae),
-    )
-
-
-def _checked(files: Files) -> Files:
-    width, given = files.config.width, files.config.vit.out_hidden_size
-    if width != given:
-        raise UserError(
-            f"{files.root} mixes models of different kinds: its vision tower gives {given} numbers per cell and its "
-            f"decoder takes {width}; use parts that belong together"
-        )
-    return files
+    config = model_config(folder, own["llm"], own["lance"], read_json(tower / "config.json"), vae)
+    parts = weights_in(tower), weights_in(folder / "vae")
+    return Files("diffusers", folder, (transformer,), *parts, folder / "tokenizer", config)
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -317,11 +304,36 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def tensor_names(weights: Path, allow_pickle: bool = False) -> Iterable[str]:
-    """Names of the tensors of a file or an index; of an index without opening a shard."""
+    """List the names of the tensors of a file or an index; of an index without opening a shard."""
     if weights.suffix == ".json":
         return weight_map(weights)
     return open_tensors(weights, allow_pickle=allow_pickle).shapes
 
 
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+def known_hash(path: Path) -> str | None:
+    """Find the sha256 that the hub has for a file: in the name of the cached blob, or in what it wrote beside a folder
+    that it filled. None for files from elsewhere and small ones, which have no such hash."""
+    if path.is_symlink() and SHA256.fullmatch(name := Path(os.readlink(path)).name):
+        return name
+    for folder in path.absolute().parents:
+        notes = folder / ".cache" / "huggingface" / "download"
+        if notes.is_dir():
+            note = notes / f"{path.absolute().relative_to(folder)}.metadata"
+            lines = note.read_text(encoding="utf-8").split("\n") if note.is_file() else []
+            return lines[1].strip() if len(lines) > 1 and SHA256.fullmatch(lines[1].strip()) else None
+    return None
+
+
+def check_hashes(weights: Path) -> int:
+    """Compare a file, or an index and its shards, with what the hub has, where that is known.
+
+    Returns:
+        How many were compared.
+
+    Raises:
+        UserError: If one differs.
+    """
+    hashes = {path: wanted for path in listed_files(weights) if (wanted := known_hash(path)) is not None}
+    for path, wanted in hashes.items():
+        network.check_hash(path, wanted)
+    return len(hashes)

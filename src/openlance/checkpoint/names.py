@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from openlance.config.model import VAEConfig
+from openlance.config.values import as_data
 
 FIXED = {
     "embed": "language_model.model.embed_tokens",
@@ -30,52 +31,42 @@ IN_LAYER = {
     **{f"{name}_norm": f"self_attn.{name}_norm@" for name in "qk"},
 }
 SUFFIX = {"und": "", "gen": "_moe_gen"}
-LAYER = re.compile(r"layers\.(\d+)\.(und|gen)\.(\w+)")
+# Modules of the decoder both ways; `*` is the number of a layer.
+_RELEASED = FIXED | {
+    f"layers.*.{stream}.{name}": f"language_model.model.layers.*.{part.replace('@', suffix)}"
+    for name, part in IN_LAYER.items()
+    for stream, suffix in SUFFIX.items()
+}
+_OURS = {released: name for name, released in _RELEASED.items()}
+_NUMBER = re.compile(r"(?<=layers\.)\d+")
 
 # A fixed table that some checkpoints carry; we compute it.
 COMPUTED = ("latent_pos_embed.pos_embed",)
 
 
-def released_name(name: str) -> str:
-    """The released name of one of our parameters, e.g. `layers.3.gen.q.bias`."""
+def _renamed(name: str, modules: Mapping[str, str]) -> str | None:
     module, _, leaf = name.rpartition(".")
-    if module in FIXED:
-        return f"{FIXED[module]}.{leaf}"
-    match = LAYER.fullmatch(module)
-    if not match or match[3] not in IN_LAYER:
+    number, found = _NUMBER.search(module), modules.get(_NUMBER.sub("*", module, count=1))
+    return None if found is None else f"{found.replace('*', number[0] if number else '')}.{leaf}"
+
+
+def released_name(name: str) -> str:
+    """Translate the name of one of our parameters, `layers.3.gen.q.bias`, say; KeyError if it has no released one."""
+    found = _renamed(name, _RELEASED)
+    if found is None:
         raise KeyError(f"{name} has no released name")
-    number, stream, part = match.groups()
-    return f"language_model.model.layers.{number}.{IN_LAYER[part].replace('@', SUFFIX[stream])}.{leaf}"
-
-
-_OURS = {released: name for name, released in FIXED.items()}
-_PARTS = {
-    part.replace("@", suffix): (stream, name) for name, part in IN_LAYER.items() for stream, suffix in SUFFIX.items()
-}
-_RELEASED_LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.(.+)")
+    return found
 
 
 def our_name(released: str) -> str | None:
-    """Our name of a released parameter; None for one that the decoder does not have."""
-    module, _, leaf = released.rpartition(".")
-    if module in _OURS:
-        return f"{_OURS[module]}.{leaf}"
-    match = _RELEASED_LAYER.fullmatch(module)
-    if not match or match[2] not in _PARTS:
-        return None
-    stream, part = _PARTS[match[2]]
-    return f"layers.{match[1]}.{stream}.{part}.{leaf}"
+    """Translate the name of a released parameter; None for one that the decoder does not have."""
+    return _renamed(released, _OURS)
 
 
 # Released module -> ours, for the modules outside of the two halves, with the half that needs them.
 _JOINTS = {"conv1": ("quant_conv", "encoder"), "conv2": ("post_quant_conv", "decoder")}
-_RESIDUAL = {
-    "residual.0": "norm1",
-    "residual.2": "conv1",
-    "residual.3": "norm2",
-    "residual.6": "conv2",
-    "shortcut": "conv_shortcut",
-}
+_RESIDUAL = {f"residual.{n}": name for n, name in ((0, "norm1"), (2, "conv1"), (3, "norm2"), (6, "conv2"))}
+_RESIDUAL["shortcut"] = "conv_shortcut"
 
 
 @dataclass(frozen=True)
@@ -83,22 +74,23 @@ class ReleasedNames:
     """Both ways between the tensor names of `Wan2.2_VAE.pth` and those of diffusers' modules."""
 
     ours: dict[str, str]  # released module path -> our module path
-    part: dict[str, str]  # released module path -> "encoder" or "decoder"
 
     def to_ours(self, name: str, parts: Iterable[str] = ("encoder", "decoder")) -> str | None:
-        """Our name of a released tensor, or of one that diffusers wrote; None if it belongs to a half that is not
-        wanted.
+        """Translate the name of a released tensor, or keep one that diffusers wrote.
 
-        A name that neither has comes back marked, so that strict loading reports it as unexpected.
+        Returns:
+            Our name, None if it belongs to a half that is not wanted, and a marked name if it is of neither, so that
+            strict loading reports it as unexpected.
         """
         module, _, leaf = name.rpartition(".")
-        module = self._theirs.get(module, module)
-        if module not in self.ours:
+        released = self._theirs.get(module, module)
+        if released not in self.ours:
             return f"unknown:{name}"
-        return f"{self.ours[module]}.{leaf}" if self.part[module] in parts else None
+        half = _JOINTS[released][1] if released in _JOINTS else released.partition(".")[0]
+        return f"{self.ours[released]}.{leaf}" if half in parts else None
 
     def to_released(self, name: str) -> str:
-        """The released name of one of our tensors; KeyError if it has none."""
+        """Translate the name of one of our tensors; KeyError if it has no released one."""
         module, _, leaf = name.rpartition(".")
         return f"{self._theirs[module]}.{leaf}"
 
@@ -108,30 +100,29 @@ class ReleasedNames:
 
 
 def released_names(config: VAEConfig) -> ReleasedNames:
-    """The table of module names for a codec of these numbers."""
-    levels, blocks = len(config.dim_mult), config.num_res_blocks
+    """Make the table of module names for a VAE."""
+    blocks = config.num_res_blocks
     ours = {released: mine for released, (mine, _) in _JOINTS.items()}
-    part = {released: half for released, (_, half) in _JOINTS.items()}
     for half, theirs, mine, sampler, count in (
         ("encoder", "downsamples", "down_blocks", "downsampler", blocks),
         ("decoder", "upsamples", "up_blocks", "upsampler", blocks + 1),
     ):
         table = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
-        for released, block in (("middle.0", "mid_block.resnets.0"), ("middle.2", "mid_block.resnets.1")):
+        residuals = {"middle.0": "mid_block.resnets.0", "middle.2": "mid_block.resnets.1"}
+        for level in range(len(config.dim_mult)):
+            inside, ours_inside = f"{theirs}.{level}.{theirs}", f"{mine}.{level}"
+            residuals |= {f"{inside}.{n}": f"{ours_inside}.resnets.{n}" for n in range(count)}
+            for leaf in ("resample.1", "time_conv"):
+                table[f"{inside}.{count}.{leaf}"] = f"{ours_inside}.{sampler}.{leaf}"
+        for released, block in residuals.items():
             table |= {f"{released}.{a}": f"{block}.{b}" for a, b in _RESIDUAL.items()}
         for leaf in ("norm", "to_qkv", "proj"):
             table[f"middle.1.{leaf}"] = f"mid_block.attentions.0.{leaf}"
-        for i in range(levels):
-            for j in range(count):
-                table |= {f"{theirs}.{i}.{theirs}.{j}.{a}": f"{mine}.{i}.resnets.{j}.{b}" for a, b in _RESIDUAL.items()}
-            for leaf in ("resample.1", "time_conv"):
-                table[f"{theirs}.{i}.{theirs}.{count}.{leaf}"] = f"{mine}.{i}.{sampler}.{leaf}"
         ours |= {f"{half}.{a}": f"{half}.{b}" for a, b in table.items()}
-        part |= {f"{half}.{a}": half for a in table}
-    return ReleasedNames(ours, part)
+    return ReleasedNames(ours)
 
 
-# Ours -> diffusers', for the numbers of AutoencoderKLWan that differ between models.
+# Ours -> diffusers', for the hyper-parameters of AutoencoderKLWan that differ between models.
 _SETTINGS = {
     "z_dim": "z_dim", "dim": "base_dim", "dec_dim": "decoder_base_dim", "dim_mult": "dim_mult",
     "num_res_blocks": "num_res_blocks", "temperal_downsample": "temperal_downsample", "patch_size": "patch_size",
@@ -140,19 +131,15 @@ _SETTINGS = {
 
 
 def config_of_diffusers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a released vae_config.json says, from the config.json of diffusers' AutoencoderKLWan."""
+    """Turn the config.json of diffusers' AutoencoderKLWan into what a released vae_config.json says."""
     return {mine: values[theirs] for mine, theirs in _SETTINGS.items() if theirs in values}
 
 
 def config_for_diffusers(config: VAEConfig) -> dict[str, Any]:
-    """The arguments of diffusers' AutoencoderKLWan for a codec of these numbers."""
+    """Make the arguments of diffusers' AutoencoderKLWan for a VAE."""
     values = {"temperal_downsample": config.temporal_downsample, **vars(config)}
     channels = 3 * config.patch_size**2
-    return {theirs: _plain(values[mine]) for mine, theirs in _SETTINGS.items()} | {
+    return as_data({theirs: values[mine] for mine, theirs in _SETTINGS.items()}) | {
         "is_residual": True, "in_channels": channels, "out_channels": channels,
         "scale_factor_temporal": config.temporal_stride, "scale_factor_spatial": config.stride,
     }  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

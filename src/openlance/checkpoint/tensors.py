@@ -32,7 +32,8 @@ STEMS = ("model", "diffusion_pytorch_model", "ema")
 
 
 def files_of(path: Path) -> list[Path]:
-    """A file itself, the shards of an index, or what makes up the one model of a folder. UserError if there is none."""
+    """List a file itself, the shards of an index, or what makes up the one model of a folder; UserError if there is
+    none."""
     if path.is_file():
         return [path] if path.suffix != ".json" else shards_of(path)
     if not path.is_dir():
@@ -48,50 +49,50 @@ def files_of(path: Path) -> list[Path]:
     if singles:
         return singles
     pickles = [f.name for f in sorted(path.iterdir()) if f.suffix in PICKLE_SUFFIXES]
-    hint = f"; {pickles[0]} is a pickle, name it and pass --allow-pickle if you trust it" if pickles else ""
+    hint = f"; {pickles[0]} is a pickle, name it and pass allow_pickle=True if you trust it" if pickles else ""
     raise UserError(f"{path} holds no .safetensors file: give a folder that does{hint}")
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The files that an index names, all of them plain names beside it."""
-    names = sorted(set(weight_map(index).values()))
-    if any(Path(n).name != n for n in names):
-        raise UserError(f"{index} names shards outside of its folder: get the file again")
-    missing = [n for n in names if not (index.parent / n).is_file()]
-    if missing or not names:
+    """List the files that an index names; UserError if there are none, or some are not there."""
+    _, *shards = listed_files(index)
+    missing = [file.name for file in shards if not file.is_file()]
+    if missing or not shards:
         raise UserError(f"{index} names shards that are not there ({first(missing) or 'none at all'}): get them first")
-    return [index.parent / n for n in names]
+    return shards
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> shard of an index; UserError if it is none."""
+    """Read tensor name -> shard, a plain name beside it, from an index; UserError if it is none."""
     try:
         table = read_json(index)["weight_map"]
-        if not all(isinstance(file, str) for file in table.values()):
-            raise TypeError("a shard has no name")
+        if any(Path(file).name != file for file in table.values()):
+            raise TypeError("it names shards outside of its folder")
     except (UserError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is not an index of weight shards ({error}): get the file again") from error
     return table
 
 
 def listed_files(weights: Path) -> list[Path]:
-    """A file itself, or an index and its shards, whether they are there or not."""
+    """List a file itself, or an index and its shards, whether they are there or not."""
     if weights.suffix != ".json" or not weights.is_file():
         return [weights]
     return [weights, *(weights.parent / name for name in sorted(set(weight_map(weights).values())))]
 
 
 def weights_in(folder: Path, stems: tuple[str, ...] = STEMS) -> Path:
-    """The file of the weights in the folder of a part, or the index of its shards; the usual name if there is none."""
+    """Find the file of the weights in the folder of a part, or the index of its shards; the usual name if there is
+    none."""
     return first_file(folder, *(f"{stem}.safetensors{end}" for stem in stems for end in ("", ".index.json")))
 
 
 def first_file(folder: Path, *names: str) -> Path:
-    """The first of these files that is there, or else the first."""
+    """Find the first of these files that is there, or else take the first."""
     return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
 def first(names: Iterable[str], count: int = 5) -> str:
+    """List the first names, and how many more there are."""
     listed = list(names)
     rest = f" and {len(listed) - count} more" if len(listed) > count else ""
     return ", ".join(listed[:count]) + rest
@@ -105,59 +106,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """`dtype`, `shape` and `data_offsets` (in the file) by tensor; UserError if the file is cut short or damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt"):  # checks the header against itself and against the length of the file
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}): get the file again") from error
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise UserError(f"{path} holds {name} as {entry['dtype']}, which is not read here: convert it to BF16")
-        entry["data_offsets"] = [8 + length + at for at in entry["data_offsets"]]
-    return header
-
-
-class Mapped:
-    """The tensors of one file as writable private views: a change stays in this process, the file is never written."""
-
-    def __init__(self, path: Path) -> None:
-        self.header = read_header(path)
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._base = torch.frombuffer(self._map, dtype=torch.uint8).data_ptr()
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(entry["shape"]) for name, entry in self.header.items()}
-
-    def read(self, name: str) -> Tensor:
-        entry = self.header[name]
-        begin, end = entry["data_offsets"]
-        dtype = DTYPES[entry["dtype"]]
-        if begin == end:
-            return torch.empty(entry["shape"], dtype=dtype)
-        count = (end - begin) // dtype.itemsize
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=begin).reshape(entry["shape"])
-
-    def release(self, view: Tensor) -> None:
-        """Let the pages of an unchanged view (or of a contiguous piece of one) leave memory; touching it reads them
-        again. A changed view would lose its changes."""
-        page = mmap.PAGESIZE
-        begin = view.data_ptr() - self._base
-        first, last = -(-begin // page) * page, (begin + view.nbytes) // page * page
-        if first < last and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
-# Numbers that are checked, converted and let go of at a time: little beside any model, much beside a system call.
+# Elements that are checked, converted and let go of at a time: little beside any model, much beside a system call.
 PIECE = 1 << 22
 
 Rename = Callable[[str], str | None]
@@ -173,7 +122,7 @@ class _NoInit(TorchFunctionMode):
 
 @contextmanager
 def unfilled() -> Iterator[None]:
-    """Modules built inside have shapes but no memory, for `load_into`. Initialisers are left out: on the meta device
+    """Modules built inside have shapes but no memory, for `load_into`. Initializers are left out: on the meta device
     they do nothing, but the first of them would import torch's compiler, which takes seconds."""
     with torch.device("meta"), _NoInit():
         yield
@@ -181,9 +130,16 @@ def unfilled() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Tensors that can be looked up before any is read: shapes by name, and a way to read one. `release` tells that a
-    tensor, or a contiguous piece of it, has been used: what is mapped from a file may leave memory. `checked` are the
-    names that were found finite, so that a source that is kept and read again is not checked again."""
+    """Tensors that can be looked up before any is read.
+
+    Args:
+        origin: What errors call it.
+        shapes: By name.
+        read: Gives a tensor by its name.
+        release: Is told that a tensor, or a contiguous piece of it, has been used: what is mapped from a file may leave
+            memory, what lives in memory has nowhere to go.
+        checked: Names that were found finite, so that a source that is kept and read again is not checked again.
+    """
 
     origin: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -197,11 +153,11 @@ class TensorSource:
 
     @property
     def has_scales(self) -> bool:
-        """Whether there may be matrices in few bits (`runtime.quantization`): their scales stand beside them."""
+        """Whether there may be quantized matrices (`runtime.quantization`): their scales stand beside them."""
         return any(name.endswith(".scale") for name in self.shapes)
 
     def only(self, keep: Callable[[str], bool]) -> TensorSource:
-        """The tensors whose names pass; the others are never read."""
+        """Pick the tensors whose names pass; the others are never read."""
         return replace(self, shapes={n: s for n, s in self.shapes.items() if keep(n)})
 
     @staticmethod
@@ -212,32 +168,32 @@ class TensorSource:
 
 
 def open_tensors(path: str | Path | TensorSource, *, allow_pickle: bool = False) -> TensorSource:
-    """The tensors of a file, or of a folder that holds one file or the shards of one index, without reading them yet;
-    a source that is open already stays as it is.
+    """Open the tensors of a file, or of a folder that holds one file or the shards of one index; nothing is read yet.
 
-    UserError if there is nothing, the file is damaged, or it is a pickle and allow_pickle is False.
+    Args:
+        path: The file or folder; a source that is open already stays as it is.
+        allow_pickle: Take tensors from pickles, too.
+
+    Raises:
+        UserError: If there is nothing, the file is damaged, or it is a pickle that is not allowed.
     """
     if isinstance(path, TensorSource):
         return path
-    files = files_of(Path(path))
-    sources = [_open_file(file, allow_pickle) for file in files]
-    shapes: dict[str, tuple[int, ...]] = {}
     owner: dict[str, TensorSource] = {}
-    for file, source in zip(files, sources, strict=True):
-        twice = sorted(source.shapes.keys() & shapes.keys())
-        if twice:
+    for file in files_of(Path(path)):
+        source = _open_pickle(file, allow_pickle) if _is_pickle(file) else _open_mapped(file)
+        if twice := sorted(source.shapes.keys() & owner.keys()):
             raise UserError(f"{first(twice)} occur in {file} and in another shard: give a folder with one model only")
-        shapes.update(source.shapes)
-        owner.update(dict.fromkeys(source.shapes, source))
-    return TensorSource(
-        str(path), shapes, lambda name: owner[name].read(name), lambda name, view: owner[name].release(name, view)
-    )
+        owner |= dict.fromkeys(source.shapes, source)
+    shapes = {name: source.shapes[name] for name, source in owner.items()}
+    read, release = (lambda name: owner[name].read(name)), (lambda name, view: owner[name].release(name, view))
+    return TensorSource(str(path), shapes, read, release)
 
 
 def read_tensors(
     path: str | Path, keep: Callable[[str], bool] | None = None, *, allow_pickle: bool = False
 ) -> dict[str, Tensor]:
-    """All tensors of open_tensors(path) whose names pass `keep`, in memory; every one is checked to be finite."""
+    """Read all tensors of open_tensors(path) whose names pass `keep`; every one is checked to be finite."""
     source = open_tensors(path, allow_pickle=allow_pickle)
     found = dict(source.only(keep) if keep else source)
     for name, tensor in found.items():
@@ -255,34 +211,43 @@ def load_into(
 ) -> None:
     """Fill every parameter and persistent buffer of a module; each tensor is used once and has the shape of its place.
 
-    rename: released name -> name in the module, None for a tensor that is dropped on purpose; a mapping must know every
-    name. dtype, device: given to a module made on the meta device; otherwise the module keeps its own. The device may
-    be a function of the name in the module.
     All names and shapes are compared before anything is read, so a wrong file leaves the module as it was.
-    UserError naming the first five tensors that are missing, unexpected or misshapen, or one that is not finite.
+
+    Args:
+        module: The module.
+        source: The tensors.
+        rename: Released name -> name in the module, None for a tensor that is dropped on purpose; a mapping must know
+            every name.
+        dtype: Of floating-point tensors in a module made on the meta device; any other module keeps its own.
+        device: Likewise; it may be a function of the name in the module.
+
+    Raises:
+        UserError: If tensors are missing, unexpected or misshapen, of which it names five, or one is not finite.
     """
     tensors = source if isinstance(source, TensorSource) else TensorSource.of(source)
     places = module.state_dict(keep_vars=True)
     plan = _plan(tensors, rename)
     compare(tensors, plan, {name: tuple(place.shape) for name, place in places.items()})
+    filled = dict[str, Tensor]()
     for name, target in plan.items():
         place = places[target]
         if place.is_meta:
-            kept = None if place.dtype.itemsize == 1 else dtype  # levels are not numbers to be converted
-            _assign(module, target, stream(tensors, name, kept, device(target) if callable(device) else device))
+            kept = None if place.dtype.itemsize == 1 else dtype  # codes are not numbers to be converted
+            filled[target] = stream(tensors, name, kept, device(target) if callable(device) else device)
         else:
             value = tensors.read(name)
             check_finite(name, value, tensors.origin)
             with torch.no_grad():
                 place.copy_(value)
             tensors.release(name, value)
+    module.load_state_dict(filled, strict=False, assign=True)
 
 
 def stream(
     tensors: TensorSource, name: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """One tensor on its device in its final form (dtype is for floating-point ones), checked to be finite; beside it
-    only a piece of the source is in memory. What needs no change stays a view of the file."""
+    """Read one tensor to its device in its final form (dtype is for floating-point ones), checked to be finite; beside
+    it only a piece of the source is in memory. What needs no change stays a view of the file."""
     value = tensors.read(name)
     dtype = dtype if dtype is not None and value.is_floating_point() else value.dtype
     device = torch.device(device or "cpu")
@@ -302,17 +267,9 @@ def stream(
 
 def _plan(tensors: TensorSource, rename: Rename | Mapping[str, str | None]) -> dict[str, str]:
     """Source name -> name in the module, for the tensors that are used."""
-    if isinstance(rename, Mapping):
-        unknown = sorted(tensors.shapes.keys() - rename.keys())
-        if unknown:
-            raise UserError(
-                f"{tensors.origin} does not fit (unexpected: {first(unknown)}): give the weights made for this model"
-            )
-    lookup = rename.__getitem__ if isinstance(rename, Mapping) else rename
-    plan: dict[str, str] = {}
-    taken: dict[str, str] = {}
+    plan, taken = dict[str, str](), dict[str, str]()
     for name in tensors.shapes:
-        target = lookup(name)
+        target = rename.get(name, f"unknown:{name}") if isinstance(rename, Mapping) else rename(name)
         if target is None:
             continue
         if target in taken:
@@ -341,20 +298,49 @@ def compare(tensors: TensorSource, plan: Mapping[str, str], places: Mapping[str,
         raise UserError(f"{tensors.origin} does not fit this model ({faults}): give the weights made for it")
 
 
-def _assign(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a real tensor in the place of one on the meta device."""
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    old = getattr(owner, leaf)
-    is_parameter = isinstance(old, nn.Parameter)
-    setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Read the entries of a safetensors file by name, and where its data begin."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    header.pop("__metadata__", None)
+    return header, start
 
 
-def _open_file(path: Path, allow_pickle: bool) -> TensorSource:
-    if _is_pickle(path):
-        return _open_pickle(path, allow_pickle)
-    mapped = Mapped(path)
-    return TensorSource(str(path), mapped.shapes, mapped.read, lambda name, view: mapped.release(view))
+def _open_mapped(path: Path) -> TensorSource:
+    """Tensors of one file as writable private views: a change stays in this process, the file is never written."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):  # checks the header against itself and against the length of the file
+            pass
+        header, start = read_header(path)
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}): get the file again") from error
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise UserError(f"{path} holds {name} as {entry['dtype']}, which is not read here: convert it to BF16")
+    base = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
+
+    def read(name: str) -> Tensor:
+        entry = header[name]
+        (begin, end), dtype = entry["data_offsets"], DTYPES[entry["dtype"]]
+        if begin == end:
+            return torch.empty(entry["shape"], dtype=dtype)
+        count = (end - begin) // dtype.itemsize
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=start + begin).reshape(entry["shape"])
+
+    def release(name: str, view: Tensor) -> None:
+        """Pages of an unchanged view leave memory, and are read again when touched; a changed one would lose its
+        changes."""
+        page, begin = mmap.PAGESIZE, view.data_ptr() - base
+        first, last = -(-begin // page) * page, (begin + view.nbytes) // page * page
+        if first < last and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    return TensorSource(str(path), {name: tuple(entry["shape"]) for name, entry in header.items()}, read, release)
 
 
 def _is_pickle(path: Path) -> bool:
@@ -368,10 +354,8 @@ def _is_pickle(path: Path) -> bool:
 
 def _open_pickle(path: Path, allow_pickle: bool) -> TensorSource:
     if not allow_pickle:
-        raise UserError(
-            f"{path} is a pickle, which can run code when it is opened: give a .safetensors file, or pass "
-            f"--allow-pickle to take only its tensors"
-        )
+        safe = "give a .safetensors file, or pass allow_pickle=True to take only its tensors"
+        raise UserError(f"{path} is a pickle, which can run code when it is opened: {safe}")
     if path.suffix == ".safetensors":
         raise UserError(f"{path} is a pickle under a wrong name: rename it to {path.stem}.pth")
     try:
@@ -386,14 +370,12 @@ def _open_pickle(path: Path, allow_pickle: bool) -> TensorSource:
 
 
 def check_finite(name: str, value: Tensor, origin: str) -> None:
-    """UserError unless all numbers are finite. Least and largest show it in one pass and without a copy."""
+    """Check that all values are finite, or raise UserError. Least and largest show it in one pass without a copy."""
     if not value.is_floating_point() or not value.numel():
         return
     for bound in torch.aminmax(value if value.dtype.itemsize > 1 else value.float()):
         if not bool(torch.isfinite(bound)):
-            raise UserError(
-                f"{origin} holds numbers that are not finite in {name}: get the file again or train it anew"
-            )
+            raise UserError(f"{origin} holds values that are not finite in {name}: get or train the weights again")
 
 
 def _by(shape: tuple[int, ...]) -> str:

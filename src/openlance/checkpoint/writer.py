@@ -19,7 +19,7 @@ from openlance.media.files import atomic_path
 
 @dataclass(frozen=True)
 class Stream:
-    """A tensor that is yet to be written: its form, and its numbers as flat pieces in order."""
+    """A tensor that is yet to be written: its form, and its content as flat pieces in order."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -31,7 +31,7 @@ class Stream:
 
 
 def stream_of(source: TensorSource, name: str, dtype: torch.dtype | None = None) -> Stream:
-    """A tensor of a file, checked to be finite on its way; floating-point ones become `dtype` if one is given."""
+    """Stream a tensor of a file, checked to be finite on its way; floating-point ones become `dtype` if given."""
     stored = source.read(name).dtype
     final = dtype if dtype is not None and stored.is_floating_point else stored
 
@@ -45,7 +45,7 @@ def stream_of(source: TensorSource, name: str, dtype: torch.dtype | None = None)
 
 
 def write_file(path: Path, tensors: Mapping[str, Stream], on_bytes: Callable[[int], Any] = lambda _: None) -> None:
-    """One safetensors file, whole or not at all; on_bytes(n) is called as it grows."""
+    """Write one safetensors file, whole or not at all; on_bytes(n) is called as it grows."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     # Larger elements first, so that every tensor begins at a multiple of its element.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
@@ -69,9 +69,16 @@ def write_shards(
     shards: int = 1,
     on_bytes: Callable[[int], Any] = lambda _: None,
 ) -> list[Path]:
-    """`stem.safetensors`, or that many shards of about equal size, in order, and `stem.safetensors.index.json`."""
+    """Write `stem.safetensors`, or that many shards of about equal size, in order, and `stem.safetensors.index.json`.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: If there are more shards than tensors, or none.
+    """
     if not 1 <= shards <= max(len(tensors), 1):
-        raise UserError(f"{shards} shards of {len(tensors)} tensors make no sense: use --shards 1 to {len(tensors)}")
+        raise UserError(f"{len(tensors)} tensors make no {shards} shards: expected shards=1 to {len(tensors)}")
     if shards == 1:
         write_file(folder / f"{stem}.safetensors", tensors, on_bytes)
         return [folder / f"{stem}.safetensors"]
@@ -104,7 +111,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 @contextmanager
 def progress(total: int, what: str, show: bool = True) -> Iterator[Callable[[int], Any]]:
-    """A bar over bytes on the error stream, from two seconds on; gives what is called with each number of bytes."""
+    """Show a bar over bytes on the error stream, from two seconds on; gives what to call with each number."""
     from tqdm import tqdm
 
     bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, delay=2.0, leave=False, disable=not show)

@@ -43,7 +43,7 @@ def convert(
 
     import torch
 
-    from openlance.checkpoint.hub import find_model
+    from openlance.checkpoint.formats import find_model
     from openlance.runtime.conversion import gather, write
 
     files = find_model(source, base=base)

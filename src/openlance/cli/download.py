@@ -37,9 +37,10 @@ def download(
     if output is not None:
         options.check_writable(output)
 
+    from openlance.checkpoint.formats import Hub
     from openlance.checkpoint.hub import fetch
     from openlance.runtime.inspection import inspect, summary
 
     patterns = [name.strip() for name in only.split(",")] if only else None
-    folder = fetch(repo, patterns, folder=output, revision=revision)
+    folder = fetch(repo, patterns, folder=output, hub=Hub(revision=revision))
     typer.echo(folder if patterns else summary(inspect(folder)))

@@ -113,7 +113,7 @@ def _fit(model: str, stage: str | None) -> Any:
     stride."""
     from dataclasses import replace
 
-    from openlance.checkpoint.hub import find_model
+    from openlance.checkpoint.formats import find_model
     from openlance.config import train
     from openlance.config.model import VAEConfig
     from openlance.config.sampling import GenerationConfig

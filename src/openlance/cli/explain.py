@@ -122,7 +122,7 @@ def check_task(task: str, files: list[Path], answer: str | None) -> None:
 
 def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     """Configuration and tokenizer of a name or folder; no tensor is read."""
-    from openlance.checkpoint.hub import find_model
+    from openlance.checkpoint.formats import find_model
     from openlance.config.model import ModelConfig
     from openlance.config.sampling import GenerationConfig
     from openlance.data.front import Front
@@ -156,7 +156,7 @@ def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
 def media_of(given: Inputs, reads: str, front: Front) -> list[Clip]:
     """The files, or as many placeholders."""
     from openlance.media.inputs import as_clip, as_image
-    from openlance.planning.lengths import placeholder
+    from openlance.planning.workload import placeholder
 
     if not reads:
         return []
@@ -221,7 +221,7 @@ def position_table(found: Explanation) -> Table:
     return made
 
 
-def triple(position: tuple[int, int, int]) -> str:
+def triple(position: tuple[int, ...]) -> str:
     return ", ".join(map(str, position))
 
 

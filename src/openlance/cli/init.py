@@ -46,9 +46,8 @@ def init(
 
     import torch
 
-    from openlance.checkpoint.hub import folder_of
-    from openlance.config.model import ModelConfig
-    from openlance.config.presets import nano
+    from openlance.checkpoint.formats import folder_of
+    from openlance.config.model import ModelConfig, nano
     from openlance.runtime.conversion import random_checkpoint, write
 
     config = ModelConfig() if preset == "3b" else nano()

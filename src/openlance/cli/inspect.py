@@ -36,7 +36,7 @@ def inspect(
 
     if is_media(Path(path)):
         return show_making(path, as_json)
-    from openlance.checkpoint.hub import SHIPPED, folder_of
+    from openlance.checkpoint.formats import SHIPPED, folder_of
     from openlance.runtime.inspection import inspect as look
 
     report = look(folder_of(path) if path in SHIPPED else Path(path), allow_pickle=allow_pickle, values=values)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,16 +89,17 @@ def plan(
     if diff is not None:
         return compared(chosen, pick(diff, scale, file, []), as_json)
     from openlance.data.mixture import Mixture
-    from openlance.planning.hardware import adjusted, parse_devices
+    from openlance.planning.hardware import parse_devices
     from openlance.planning.training import Machine
     from openlance.planning.training import plan as planned
 
     Mixture(chosen.mixture)  # names of tasks that do not exist
     count, device = parse_devices(gpus or ("CPU" if is_small(config) else "8xA100-80GB"))
+    given: dict[str, Any] = {"memory": limit and limit / 2**30, "tflops": tflops, "price": price}
     machine = Machine(
         count=count,
-        device=adjusted(device, limit and limit / 2**30, tflops, price),
-        utilisation=utilisation,
+        device=replace(device, **{name: value for name, value in given.items() if value is not None}),
+        utilization=utilisation,
         shard=shard,
         lora=lora,
     )
@@ -110,8 +111,7 @@ def plan(
 
 def numbers_of(model: str) -> tuple[ModelConfig, str]:
     """Configuration of a name or folder, and the scale whose stages are meant for it; no tensor is read."""
-    from openlance.config.model import ModelConfig
-    from openlance.config.presets import nano
+    from openlance.config.model import ModelConfig, nano
     from openlance.config.train import presets
 
     shipped: dict[str, Callable[[], ModelConfig]] = {RELEASED: ModelConfig, "nano": nano}
@@ -126,7 +126,7 @@ def numbers_of(model: str) -> tuple[ModelConfig, str]:
 
 
 def is_small(config: ModelConfig) -> bool:
-    from openlance.config.model import lance_parameters
+    from openlance.model.lance import lance_parameters
 
     return sum(n for _, n in lance_parameters(config)) < SMALL
 
@@ -176,7 +176,7 @@ def said(stage: Stage) -> None:
 
 def compared(one: Stage, other: Stage, as_json: bool) -> None:
     """The fields in which two stages differ."""
-    from openlance.config.train import differences
+    from openlance.config.values import differences
 
     found = differences(one, other)
     if as_json:

@@ -30,7 +30,7 @@ def table(rows: list[tuple[str, str, str]]) -> str:
 def training(found: Plan, stage: Stage, machine: Machine) -> str:
     """The plan of a stage."""
     parts = [
-        f"{found.stage} on {machine.count} x {machine.device.name}, {_sharing(machine)}, at {machine.utilisation:.0%} "
+        f"{found.stage} on {machine.count} x {machine.device.name}, {_sharing(machine)}, at {machine.utilization:.0%} "
         f"of {machine.device.tflops:g} TFLOP/s",
         "Model\n" + _model(found, stage, machine),
         "Memory per device, for the longest pack, in GiB\n" + _memory(found, stage),
@@ -50,7 +50,7 @@ def _model(found: Plan, stage: Stage, machine: Machine) -> str:
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in found.flops_per_token.items() if value)
     trained = f"adapters of rank {machine.lora}" if machine.lora else "the rest is frozen"
     whole = f"decoder {short(m['decoder'])}, vision tower {short(m['vision tower'])}"
-    whole += f"; codec encoder {short(m['codec encoder'])} beside them"
+    whole += f"; VAE encoder {short(m['VAE encoder'])} beside them"
     return table(
         [
             ("parameters", short(m["decoder"] + m["vision tower"]), whole),
@@ -59,7 +59,7 @@ def _model(found: Plan, stage: Stage, machine: Machine) -> str:
             ("operations per token", short(total), f"forward and backward: {shares}"),
             (
                 "tokens of a pack", short(found.pack["tokens"]),
-                f"mean: {short(found.pack['generation'])} latents, {short(found.pack['labels'])} labels; clips of "
+                f"mean: {short(found.pack['generation'])} latents, {short(found.pack['labels'])} labels; videos of "
                 f"{stage.max_frames} frames assumed",
             ),
         ]
@@ -68,7 +68,7 @@ def _model(found: Plan, stage: Stage, machine: Machine) -> str:
 
 def _memory(found: Plan, stage: Stage) -> str:
     notes = {
-        "weights": "float32" + (", with those of the codec's encoder" if stage.dtype else ""),
+        "weights": "float32" + (", with those of the VAE's encoder" if stage.dtype else ""),
         "whole layers": "copies in which a pass computes",
         "activations": "at the end of the forward pass, " + ("recomputed" if stage.checkpointing else "all kept"),
         "backward": "the layer at work",
@@ -124,8 +124,16 @@ def _verdict(found: Plan, stage: Stage) -> str:
     if not found.changes:
         return f"Verdict: does NOT fit, {peak} at the peak; nothing that this command tries makes it fit."
     return f"Verdict: does NOT fit, {peak} at the peak. Any one of these makes it fit:\n" + "\n".join(
-        f"  {change}" for change in found.changes
+        f"  {flags(change)}" for change in found.changes
     )
+
+
+def flags(change: str) -> str:
+    """A change of a plan with its settings as options of this command."""
+    words, _, settings = change.partition(": ")
+    own = {"gpus", "shard", "lora"}
+    pairs = [(setting.partition("=")[0], setting) for setting in settings.split()]
+    return f"{words}: " + " ".join(f"--{s.replace('=', ' ')}" if name in own else f"--set {s}" for name, s in pairs)
 
 
 def sampling(found: SamplingPlan) -> str:
@@ -144,7 +152,7 @@ def sampling(found: SamplingPlan) -> str:
             f"{w.task} at {w.width}x{w.height}{clip}: {made}{t['context']:,.0f} of context",
             "What it needs in bfloat16, in GB\n" + table(rows),
             "What is on the device at once, in GB\n" + table(places),
-            f"Verdict: {found.verdict}.",
+            f"Verdict: {found.verdict}{'; --memory says what you have' if found.memory is None else ''}.",
         ]
     )
 

@@ -105,7 +105,7 @@ class Asked:
     def layers(self, model: str) -> list[tuple[str, GenerationConfig]]:
         """(where from, what holds) of the release, the checkpoint, the file and the options, the last word last; no
         tensor is read. UserError for what cannot be."""
-        from openlance.checkpoint.hub import find_model
+        from openlance.checkpoint.formats import find_model
         from openlance.config.sampling import FILE, GenerationConfig
 
         own = GenerationConfig.read(find_model(model).tokenizer)
@@ -149,7 +149,7 @@ def shown(spec: TaskSpec, layers: list[tuple[str, GenerationConfig]]) -> Iterato
 
 
 def _leaves(spec: TaskSpec, config: GenerationConfig) -> Iterator[tuple[str, Any]]:
-    from openlance.planning.lengths import placeholder
+    from openlance.planning.workload import placeholder
     from openlance.sequence.tasks import Views, request
 
     view = placeholder(1, 1, 1)

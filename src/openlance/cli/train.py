@@ -137,7 +137,7 @@ def lora(
     save_every: SaveEvery = 50,
 ) -> None:
     """Fine-tune on a folder of captioned pictures: an adapter for `generate --lora`, in PEFT's format."""
-    from openlance.config.train import override
+    from openlance.config.values import override
     from openlance.runtime.lora import Lora
     from openlance.training.files import Settings
     from openlance.training.run import run_stage
@@ -180,8 +180,9 @@ def resume(
 
 def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Stage, ...]:
     """The stages that a first word means, with the changes of the command line."""
-    from openlance.config.train import override, read_recipe, read_stage, recipe
+    from openlance.config.train import read_recipe, read_stage, recipe
     from openlance.config.train import stage as preset
+    from openlance.config.values import override
 
     from_file = name.endswith((".yaml", ".yml", ".json"))
     if only is not None and not from_file:
@@ -210,7 +211,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
 
 
 def start_folder(model: str | None, scale: str) -> Path:
-    from openlance.checkpoint.hub import SHIPPED, folder_of
+    from openlance.checkpoint.formats import SHIPPED, folder_of
 
     if model is None and scale not in SHIPPED:
         raise UserError(

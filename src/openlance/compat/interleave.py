@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openlance.config.model import Size
 from openlance.config.sampling import RELEASED_RUN, PromptStyle
 from openlance.data.front import NO_SIZE
 from openlance.errors import UserError
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segment, Segments
-from openlance.sequence.tasks import Size
 
 # (element, "image" or "video") -> its `tasks.Views`
 Views = Callable[[Any, str], Any]

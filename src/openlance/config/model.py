@@ -1,39 +1,40 @@
-"""Numbers of a model, and the grids of tokens that follow from them. Presets live beside the classes; a checkpoint
-folder carries its own.
+"""Hyper-parameters of a model, the grids of tokens that follow from them, and the JSON files in which a checkpoint
+folder carries them. Presets live beside the classes.
 
 Sizes are (frames, height, width) in pixels; grids are (frames, rows, columns) of tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from openlance.config.values import known
 from openlance.errors import UserError
 
+Size = tuple[int, int, int]
 Grid = tuple[int, int, int]
 
 
 def nearest_good_size(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The next smaller and the next larger (height, width) with sides that are positive multiples of stride."""
-
-    def below(side: int) -> int:
-        return max(side // stride * stride, stride)
-
-    def above(side: int) -> int:
-        return max(-(-side // stride) * stride, stride)
-
-    return (below(height), below(width)), (above(height), above(width))
+    """Find the next smaller and the next larger (height, width) with sides that are positive multiples of stride."""
+    small = [max(side // stride, 1) * stride for side in (height, width)]
+    large = [max(-(-side // stride), 1) * stride for side in (height, width)]
+    return (small[0], small[1]), (large[0], large[1])
 
 
 def check_size(height: int, width: int, stride: int) -> None:
-    """UserError, naming the nearest good sizes as WIDTHxHEIGHT, unless both sides are positive multiples of stride."""
+    """Check that both sides, in pixels, are positive multiples of stride.
+
+    Raises:
+        UserError: If not; it names the nearest good sizes as WIDTHxHEIGHT.
+    """
     if height > 0 and width > 0 and height % stride == 0 and width % stride == 0:
         return
     small, large = nearest_good_size(height, width, stride)
     sizes = " or ".join(f"{w}x{h}" for h, w in dict.fromkeys((small, large)))
-    raise UserError(f"a size of {width}x{height} is not a multiple of {stride} on both sides: use --size {sizes}")
+    raise UserError(f"a size of {width}x{height} is not a multiple of {stride} on both sides: use {sizes}")
 
 
 # Wan2.2 channel statistics (released code).
@@ -53,11 +54,18 @@ WAN22_STD = (
 
 @dataclass(frozen=True, kw_only=True)
 class PositionConfig:
-    """`patches_start` and `reference_start` are the frame positions at which ViT blocks and reference latents begin,
-    so that they never collide with what is being made (paper: MaPE offsets; values from the released code).
-    With `shift=False` only the Qwen2.5-VL index is left (the paper's ablation). `patch_table` is how
-    strongly ViT tokens carry rows of the latent position table, 0 in the release: a small model has a hard time to
-    learn from rotations alone where they stand."""
+    """How tokens are placed (paper: MaPE; values from the released code).
+
+    Args:
+        shift: Without it only the Qwen2.5-VL index is left (the paper's ablation).
+        patches_start: The frame position at which ViT blocks begin, so that they never collide with what is made.
+        reference_start: Likewise of reference latents.
+        tokens_per_second: Frame positions of a second of video.
+        max_latent_side: Rows and columns of the latent position table.
+        max_latent_frames: Its frames.
+        patch_table: How strongly ViT tokens carry rows of that table, 0 in the release: a small model has a hard time
+            to learn from rotations alone where they stand.
+    """
 
     shift: bool = True
     patches_start: int = 1000
@@ -90,14 +98,11 @@ class ViTConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ViTConfig:
-        """The configuration in a vit_config.json as released; what it says beyond our fields is left aside."""
-        said = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        if "fullatt_block_indexes" in said:
-            said["fullatt_block_indexes"] = tuple(said["fullatt_block_indexes"])
-        return cls(**said)
+        """Read a vit_config.json as released; what it says beyond our fields is left aside."""
+        return cls(**known(cls, values))
 
-    def patch_grid(self, size: Grid) -> Grid:
-        """Patches, before merging, of a clip of a size.
+    def patch_grid(self, size: Size) -> Grid:
+        """Count the patches, before merging, of an image or video of a size.
 
         Raises:
             UserError: If a side is not a multiple of the stride; it names the nearest good sizes.
@@ -106,15 +111,15 @@ class ViTConfig:
         check_size(height, width, self.stride)
         return -(-frames // self.temporal_patch_size), height // self.patch_size, width // self.patch_size
 
-    def cell_grid(self, size: Grid) -> Grid:
-        """Merged cells, one token each, of a clip of a size; errors as `patch_grid`."""
+    def cell_grid(self, size: Size) -> Grid:
+        """Count the merged cells, one token each, of an image or video of a size; errors as `patch_grid`."""
         t, h, w = self.patch_grid(size)
         return t, h // self.spatial_merge_size, w // self.spatial_merge_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """The codec (diffusers' AutoencoderKLWan in its Wan2.2 form). Defaults: the published one."""
+    """The VAE (diffusers' AutoencoderKLWan in its Wan2.2 form). Defaults: the published one."""
 
     z_dim: int = 48
     dim: int = 160
@@ -141,17 +146,15 @@ class VAEConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> VAEConfig:
-        """The configuration in a vae_config.json as released: the constructor arguments of its VAE class."""
-        said = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        said |= {name: tuple(said[name]) for name in ("dim_mult", "mean", "std") if name in said}
-        return cls(**said | {"temporal_downsample": tuple(values["temperal_downsample"])})
+        """Read a vae_config.json as released: the constructor arguments of its VAE class."""
+        return cls(**known(cls, values) | {"temporal_downsample": tuple(values["temperal_downsample"])})
 
     def whole_frames(self, frames: int) -> int:
-        """The longest 1 + k * temporal stride within a number of frames: the first frame stands alone."""
+        """Find the longest 1 + k * temporal stride within a number of frames: the first frame stands alone."""
         return (frames - 1) // self.temporal_stride * self.temporal_stride + 1
 
-    def latent_grid(self, size: Grid) -> Grid:
-        """Latents of a clip of a size; frames beyond `whole_frames` have none (released code).
+    def latent_grid(self, size: Size) -> Grid:
+        """Count the latents of an image or video of a size; frames beyond `whole_frames` have none (released code).
 
         Raises:
             UserError: If a side is not a multiple of the stride; it names the nearest good sizes.
@@ -160,37 +163,56 @@ class VAEConfig:
         check_size(height, width, self.stride)
         return (frames - 1) // self.temporal_stride + 1, height // self.stride, width // self.stride
 
-    def check(self, size: Grid) -> None:
-        """UserError, naming the nearest good numbers, unless a clip of exactly this size can be made."""
+    def check(self, size: Size) -> None:
+        """Check that an image or video of exactly this size can be made.
+
+        Raises:
+            UserError: If not; it names the nearest good sizes or numbers of frames.
+        """
         frames, step = size[0], self.temporal_stride
         self.latent_grid(size)
         if frames < 1 or frames != self.whole_frames(frames):
             low = max(self.whole_frames(frames), 1)
             good = f"{low} or {low + step}" if frames > 1 else "1"
-            raise UserError(f"a clip of {frames} frames does not fit the temporal stride {step}: use {good} frames")
-
-    def pixel_size(self, grid: Grid) -> Grid:
-        """The size of what latents of a grid decode to; the inverse of `latent_grid`."""
-        return (grid[0] - 1) * self.temporal_stride + 1, grid[1] * self.stride, grid[2] * self.stride
+            raise UserError(f"a video of {frames} frames does not fit the temporal stride {step}: use {good} frames")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faithful:
-    """Four habits of the release (`docs/compatibility.md`): three of its sampler, which its training does not share,
-    and one of its rotary tables, which its training has too.
+class Quirks:
+    """Reference quirks (`docs/compatibility.md`): three of the released sampler, which its training does not share, and
+    one of its rotary tables, which its training has too.
 
     Released checkpoints get them by default: their published results were made with them. Off is the exact form.
+
+    Args:
+        uncond_keeps_positions: The cached unconditional prefix keeps the conditional positions.
+        norm_includes_given: Guidance norms include the known first frame of image-to-video.
+        decode_without_shift: Answers are decoded without the modality shift.
+        rounded_frequencies: Rotary frequencies are bfloat16 numbers; in the ViT angle, cosine and sine too.
     """
 
-    uncond_keeps_positions: bool = True  # the cached unconditional prefix keeps the conditional positions
-    norm_includes_given: bool = True  # guidance norms include the known first frame of image-to-video
-    decode_without_shift: bool = True  # answers are decoded without the modality shift
-    rounded_frequencies: bool = True  # rotary frequencies are bfloat16 numbers; in the ViT angle, cosine and sine too
+    uncond_keeps_positions: bool = True
+    norm_includes_given: bool = True
+    decode_without_shift: bool = True
+    rounded_frequencies: bool = True
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Quirks:
+        """Read the entry `faithful` of a lance_config.json; what it leaves out is as released. An entry from before
+        the frequencies were among them that turns all others off is of an exact model, which goes on as trained."""
+        older = {f.name for f in fields(cls)} - {"rounded_frequencies"}
+        if "rounded_frequencies" not in values and not any(values.get(name, True) for name in older):
+            return NO_QUIRKS
+        return cls(**known(cls, values))
 
 
-EXACT = Faithful(
-    uncond_keeps_positions=False, norm_includes_given=False, decode_without_shift=False, rounded_frequencies=False
-)
+NO_QUIRKS = Quirks(**{f.name: False for f in fields(Quirks)})
+# Ours -> the names in a llm_config.json.
+LLM = {
+    "vocab_size": "vocab_size", "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads", "mlp_width": "intermediate_size", "rms_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +234,7 @@ class ModelConfig:
     position: PositionConfig = field(default_factory=PositionConfig)
     vit: ViTConfig = field(default_factory=ViTConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
-    faithful: Faithful = field(default_factory=Faithful)
+    quirks: Quirks = field(default_factory=Quirks)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -222,34 +244,79 @@ class ModelConfig:
         if self.latent_channels != self.vae.z_dim:
             raise ValueError(f"latent_channels={self.latent_channels} must equal the VAE's z_dim={self.vae.z_dim}")
 
+    @classmethod
+    def of(cls, llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
+        """Read what the JSON files of a folder say; an empty `vae` is the published VAE.
 
-def lance_parameters(c: ModelConfig) -> Iterator[tuple[str, int]]:
-    """(name, numbers) of every tensor of the decoder, under the names of `model.lance.Lance`."""
-    yield "embed.weight", c.vocab_size * c.width
-    for layer in range(c.layers):
-        for stream in ("und", "gen"):
-            yield from ((f"layers.{layer}.{stream}.{name}", n) for name, n in expert_parameters(c))
-    for stream in ("und", "gen"):
-        yield f"norm.{stream}.weight", c.width
-    yield "head.weight", c.vocab_size * c.width
-    yield from _linear("time.up", c.time_features, c.width)
-    yield from _linear("time.out", c.width, c.width)
-    yield from _linear("latent_in", c.latent_channels, c.width)
-    yield from _linear("latent_out", c.width, c.latent_channels)
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: If an entry is missing or does not fit.
+        """
+        sizes = {ours: llm[theirs] for ours, theirs in LLM.items()}
+        made = VAEConfig.of(vae) if vae else VAEConfig()
+        position = PositionConfig(
+            tokens_per_second=vit.get("tokens_per_second", 2),
+            max_latent_side=lance["max_latent_size"],
+            max_latent_frames=lance["max_num_frames"] // 4 + 1,
+            **known(PositionConfig, lance.get("position", {})),
+        )
+        return cls(
+            **sizes,
+            head_dim=llm.get("head_dim") or sizes["width"] // sizes["heads"],
+            rope_sections=tuple(llm["rope_scaling"]["mrope_section"]),
+            latent_channels=made.z_dim,
+            time_features=lance.get("time_features", 256),
+            position=position,
+            vit=ViTConfig.of(vit),
+            vae=made,
+            quirks=Quirks.of(lance.get("faithful", {})),
+        )
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Return the content of the four JSON files of a folder, by name, as `of` reads it."""
+        vae, position = asdict(self.vae), asdict(self.position)
+        vae["temperal_downsample"] = vae.pop("temporal_downsample")  # spelled so in the release
+        rope = {"type": "mrope", "mrope_section": list(self.rope_sections)}
+        llm = {theirs: getattr(self, ours) for ours, theirs in LLM.items()}
+        llm |= {"model_type": "qwen2", "head_dim": self.head_dim, "rope_scaling": rope, "tie_word_embeddings": False}
+        return {
+            "llm_config.json": llm,
+            "vit_config.json": asdict(self.vit) | {"tokens_per_second": position.pop("tokens_per_second")},
+            "vae_config.json": vae,
+            "lance_config.json": {
+                "max_latent_size": position.pop("max_latent_side"),
+                "max_num_frames": 4 * (position.pop("max_latent_frames") - 1) + 1,
+                "time_features": self.time_features,
+                "position": position,
+                "faithful": asdict(self.quirks),
+            },
+        }
 
 
-def expert_parameters(c: ModelConfig) -> Iterator[tuple[str, int]]:
-    """One stream's tensors of one layer."""
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    yield "attention_norm.weight", c.width
-    for name, size in (("q", q), ("k", kv), ("v", kv)):
-        yield from _linear(name, c.width, size)
-    yield from (("q_norm.weight", c.head_dim), ("k_norm.weight", c.head_dim))
-    yield "o.weight", q * c.width
-    yield "mlp_norm.weight", c.width
-    yield from ((f"{name}.weight", c.width * c.mlp_width) for name in ("gate", "up", "down"))
+NANO_VOCABULARY = 640
 
 
-def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, int]]:
-    yield f"{name}.weight", inputs * outputs
-    yield f"{name}.bias", outputs
+def nano_vae(mean: tuple[float, ...] = (0.0,) * 16, std: tuple[float, ...] = (1.0,) * 16) -> VAEConfig:
+    """Make Wan2.2's VAE with stride 8 and 16 channels: a 64x64 image has 8x8 latent cells.
+
+    Args:
+        mean: Of each latent channel, known once it is trained.
+        std: Likewise.
+    """
+    return VAEConfig(
+        z_dim=16, dim=32, dec_dim=48, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True),
+        mean=mean, std=std,
+    )  # fmt: skip
+
+
+def nano(vae: VAEConfig | None = None) -> ModelConfig:
+    """Make the 3B's configuration in small, 12.5 million parameters without the VAE. There is no second code path: a
+    64x64 image is 64 latent tokens or 16 ViT tokens."""
+    return ModelConfig(
+        vocab_size=NANO_VOCABULARY, width=256, layers=6, heads=8, kv_heads=4, head_dim=32, mlp_width=768,
+        rope_theta=1e4, rope_sections=(4, 6, 6), latent_channels=16, time_features=128,
+        vit=ViTConfig(
+            depth=4, hidden_size=192, intermediate_size=512, num_heads=6, patch_size=8, window_size=64,
+            fullatt_block_indexes=(0, 1, 2, 3), out_hidden_size=256,
+        ),
+        vae=vae or nano_vae(), position=PositionConfig(patch_table=6.0), quirks=NO_QUIRKS,
+    )  # fmt: skip

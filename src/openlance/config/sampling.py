@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from openlance.config.values import brief, build, convert, known, no_others, read_json, unknown, whole
+from openlance.config.values import (
+    build,
+    checked,
+    convert,
+    hints,
+    known,
+    no_others,
+    one_of,
+    read_json,
+    unknown,
+    whole,
+    within,
+)  # fmt: skip
 from openlance.errors import UserError
 
 # Prompts that name the kind of an element of the request; the others name the kind of what is made or read.
@@ -24,15 +35,15 @@ USUALLY_LAST = "text"
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStyle:
-    """The task prior in front of a request, and the habits with which it is put together.
+    """The task prior in front of a request, and the quirks with which it is put together.
 
     Texts are the released ones (released code; paper, appendix). In them `{m}` becomes "image" or "video"; an empty
     text leaves the turn out.
 
     Args:
-        image: For pictures drawn from words.
-        video: For clips drawn from words, and from pictures that they begin or end with.
-        edit: For pictures and clips that are changed.
+        image: For images from words.
+        video: For videos from words, and from images that they begin or end with.
+        edit: For images and videos that are changed.
         subject: For given subjects in a new scene.
         question: For questions.
         captions: For descriptions; the release draws one of them.
@@ -83,7 +94,7 @@ class PromptStyle:
 
 EXACT = PromptStyle()
 RELEASED_RUN = replace(EXACT, names_last=True, strips=False)
-# Training draws pictures with the prompt of clips (dataset_x2v_interleave.py), the sampler with one of their own.
+# Training makes images with the prompt of videos (dataset_x2v_interleave.py), the sampler with one of their own.
 RELEASED_TRAINING = replace(EXACT, image=EXACT.video)
 STYLES = {"exact": EXACT, "released_run": RELEASED_RUN, "released_training": RELEASED_TRAINING}
 # For a model trained without task priors: the system turn is left out and the segments alone say what to do.
@@ -95,18 +106,17 @@ def style_of(name: str | None, texts: Mapping[str, Any] | None = None) -> Prompt
 
     Args:
         name: A key of `STYLES`. None: "exact", or "released_run" where there are no texts either.
-        texts: Texts and habits that differ from those of the style, by field.
+        texts: Fields that differ from those of the style.
 
     Raises:
-        ValueError: If there is no such style, or a text is none.
+        UserError: If there is no such style, or a text is none.
     """
     chosen = name if name is not None else "exact" if texts else "released_run"
-    if chosen not in STYLES:
-        raise ValueError(f"prompt_style is {chosen!r}: expected one of {', '.join(STYLES)}")
-    hints = get_type_hints(PromptStyle)
-    said = {k: convert(hints[k], v, f"system_prompts.{k}") for k, v in (texts or {}).items() if k in hints}
+    one_of("prompt_style", chosen, STYLES)
+    kinds = hints(PromptStyle)
+    said = {k: convert(kinds[k], v, f"system_prompts.{k}") for k, v in (texts or {}).items() if k in kinds}
     if not said.get("captions", EXACT.captions):
-        raise ValueError("system_prompts.captions is empty: expected at least one text, which may be blank")
+        raise UserError("system_prompts.captions is empty: expected at least one text, which may be blank")
     return replace(STYLES[chosen], **said)
 
 
@@ -118,7 +128,7 @@ LONGEST = 10_000  # frames; the released model makes 121
 MOST_RESULTS = 10_000  # of one prompt
 MOST_STEPS = 10_000  # of denoising; the release takes 30
 MOST_TOKENS = 100_000  # of an answer; the release takes 256
-STRONGEST = 1000.0  # guidance, and shift of the times
+STRONGEST = 1000  # guidance, and shift of the times
 RENORMS = ("global", "channel", "none")
 SOLVERS = ("euler", "dpm++", "unipc")
 
@@ -131,22 +141,8 @@ ASKED = ("num_frames", "height", "width", "resolution", "sampling", "seed", "max
 
 
 def later_seed(seed: int, k: int) -> int:
-    """The seed of result number k; after the largest comes 0."""
+    """Return the seed of result number k; after the largest comes 0."""
     return (seed + k) % (LARGEST_SEED + 1)
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def checked(value: Any) -> None:
-    """Convert the fields of a frozen dataclass of plain numbers to their types; UserError for one that means none."""
-    for name, kind in _hints(value.__class__).items():
-        try:
-            object.__setattr__(value, name, convert(kind, getattr(value, name), name))
-        except ValueError as error:
-            raise UserError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,17 +150,21 @@ class Sampling:
     """How to denoise. Defaults: the released script (30 steps, shift 3.5, guidance 4 where 0.4 < t <= 1).
 
     Args:
-        num_inference_steps: one evaluation per branch each, whatever the solver.
-        guidance_scale: 1 is off; the prompt against no prompt.
-        image_guidance_scale: 1 is off; visual conditions against none (the release has it, but it crashes there).
-        shift: see `flow.shift_times`.
-        interval: guidance acts where lo < t <= hi, t after the shift.
+        num_inference_steps: One evaluation per branch each, whatever the solver.
+        guidance_scale: The prompt against no prompt; 1 is off.
+        image_guidance_scale: Visual conditions against none (the release has it, but it crashes there); 1 is off.
+        shift: See `flow.shift_times`.
+        interval: Guidance acts where lo < t <= hi, t after the shift.
         renorm: "global" limits the guided velocity to the norm of the conditional one over a whole target, "channel"
-            per token, "none" not at all; `renorm_min` is the least factor.
-        cached: keep what the conditions contribute instead of running the whole sequence at every step.
+            per token, "none" not at all.
+        renorm_min: The least factor of that, from 0 to 1.
+        cached: Keep what the conditions contribute instead of running the whole sequence at every step.
         solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
-        step_cache: a velocity that is expected to change by a smaller share than this is used again; 0 is off.
-        compile: run the experts through torch.compile, for which the first picture waits; CUDA graphs on a GPU.
+        step_cache: A velocity that is expected to change by a smaller share than this is used again, below 1; 0: off.
+        compile: Run the experts through torch.compile, for which the first image waits; CUDA graphs on a GPU.
+
+    Raises:
+        UserError: If a value means none, or is out of its range.
     """
 
     num_inference_steps: int = 30
@@ -181,31 +181,22 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checked(self)
-        if self.num_inference_steps < 1:
-            steps = brief(self.num_inference_steps)
-            raise UserError(f"{steps} steps cannot draw anything: use --num-inference-steps 1 or more")
-        whole("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
-        if self.renorm not in RENORMS:
-            raise UserError(f"renorm {brief(self.renorm)} is unknown: use one of {', '.join(RENORMS)}")
-        if (scale := min(self.guidance_scale, self.image_guidance_scale)) < 0:
-            raise UserError(f"a guidance scale of {scale} makes no sense: use 1 (off) or more")
-        if (scale := max(self.guidance_scale, self.image_guidance_scale)) > STRONGEST:
-            raise UserError(f"a guidance scale of {scale:g} makes no sense: use {STRONGEST:g} or less, for example 3")
-        if not 1 / STRONGEST <= self.shift <= STRONGEST:
-            raise UserError(f"a time shift of {self.shift:g} makes no sense: use a positive number such as 3.5")
+        within("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
+        one_of("renorm", self.renorm, RENORMS)
+        one_of("solver", self.solver, SOLVERS)
+        for name in ("guidance_scale", "image_guidance_scale"):
+            within(name, getattr(self, name), 0, STRONGEST, "; 1 is off, 4 is usual")
+        within("shift", self.shift, 1 / STRONGEST, STRONGEST, "; 3.5 is usual")
+        within("renorm_min", self.renorm_min, 0, 1)
+        if not 0 <= self.step_cache < 1:
+            raise UserError(f"step_cache is {self.step_cache:g}: expected 0 (off) or a share below 1, such as 0.05")
         if self.interval[0] > self.interval[1]:
             low, high = self.interval
             raise UserError(f"interval ({low:g}, {high:g}) ends before it begins: write the lower time first")
-        if not 0 <= self.renorm_min <= 1:
-            raise UserError(f"renorm_min is {self.renorm_min:g}: it is a factor from 0 to 1")
-        if self.solver not in SOLVERS:
-            raise UserError(f"the solver {brief(self.solver)} is unknown: use one of {', '.join(SOLVERS)}")
-        if not 0 <= self.step_cache < 1:
-            raise UserError(f"a step cache of {self.step_cache:g} makes no sense: use 0 (off) or a share such as 0.05")
 
     @property
     def branches(self) -> int:
-        """How many forms of a request run side by side: as it is, without its words, without pictures as well."""
+        """How many forms of a request run side by side: as it is, without its prompt, without images too."""
         return 1 + (self.guidance_scale > 1) + (self.image_guidance_scale > 1)
 
     def acts_at(self, t: float) -> bool:
@@ -224,6 +215,9 @@ class Decoding:
         repetition_penalty: Above 1, tokens of the request and of the answer so far become less likely, also where the
             likeliest is taken (transformers' rule); 1 is off.
         stop: Texts that end an answer, which is cut before them.
+
+    Raises:
+        UserError: If a value means none, or is out of its range.
     """
 
     max_new_tokens: int = 256
@@ -235,17 +229,12 @@ class Decoding:
 
     def __post_init__(self) -> None:
         checked(self)
-        if self.max_new_tokens < 1:
-            tokens = brief(self.max_new_tokens)
-            raise UserError(f"{tokens} new tokens leave no room for an answer: use --max-new-tokens 1 or more")
-        whole("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
-        if self.temperature < 0:
-            raise UserError(f"a temperature of {self.temperature:g} makes no sense: use 0 (greedy) or more")
+        within("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
+        within("temperature", self.temperature, 0, hint="; 0 is greedy")
+        within("top_k", self.top_k, 0, MOST_TOKENS)
+        within("repetition_penalty", self.repetition_penalty, 1 / STRONGEST, STRONGEST, "; 1 is off, 1.1 is usual")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p:g}: it must be above 0 and at most 1")
-        whole("top_k", self.top_k, 0, MOST_TOKENS)
-        if not 1 / STRONGEST <= self.repetition_penalty <= STRONGEST:
-            raise UserError(f"repetition_penalty is {self.repetition_penalty:g}: use 1 (off) or a little more, as 1.1")
+            raise UserError(f"top_p is {self.top_p:g}: it must be above 0 and at most 1, such as 0.9")
         if "" in self.stop:
             raise UserError("stop has an empty text in it, which every answer holds: leave that one out")
 
@@ -255,9 +244,9 @@ class GenerationConfig:
     """What a checkpoint prefers when the caller says nothing; the defaults are the release's.
 
     Args:
-        height: Of pictures and clips that are made, in pixels.
+        height: Of images and videos that are made, in pixels.
         width: Likewise.
-        num_frames: Of clips that are made.
+        num_frames: Of videos that are made.
         sampling: How it denoises.
         sampling_with: Fields of `Sampling` that differ where a request has a segment of a role, by the role's name.
         style: How its requests and samples are worded.
@@ -265,7 +254,7 @@ class GenerationConfig:
         buckets: Resolution preset of what is read, by what is made of it ("image", "video", "text"); without one an
             input keeps its size (see `media.transform`).
         history: Earlier turns that a dialogue shows it.
-        batch: Pictures made together; of clips fewer, by their latent frames.
+        batch: Images made together; of videos fewer, by their latent frames.
         resolution: Resolution preset of a run over an input file (`compat`), for what is read; None: `buckets` decide.
         seed: Of such a run, the same for every entry; -1 draws one. Elsewhere a seed is drawn where none is given.
         max_new_tokens: Of an answer in such a run.
@@ -292,11 +281,11 @@ class GenerationConfig:
         whole("seed", self.seed, -1, LARGEST_SEED)
 
     def knows(self, task: str) -> bool:
-        """Whether the checkpoint was trained for a task, as far as it says."""
+        """Say whether the checkpoint was trained for a task, as far as it says."""
         return not self.tasks or task in self.tasks
 
     def denoising(self, **settings: Any) -> GenerationConfig:
-        """The same with these fields of `Sampling` for every request that does not say otherwise."""
+        """Copy it with these fields of `Sampling` for every request that does not say otherwise."""
         roles = self.sampling_with.items()
         kept = {role: {k: v for k, v in given.items() if k not in settings} for role, given in roles}
         return replace(self, sampling=replace(self.sampling, **settings), sampling_with=kept)
@@ -310,19 +299,19 @@ class GenerationConfig:
         Raises:
             UserError: For another field, or a value that cannot be.
         """
-        hints, sampling = get_type_hints(GenerationConfig), said.get("sampling", {})
+        kinds, sampling = hints(GenerationConfig), said.get("sampling", {})
         try:
             build(Sampling, sampling, "sampling")
             for name in said:
                 if name not in ASKED:
                     raise ValueError(unknown("field", str(name), ASKED))
-            plain = {name: convert(hints[name], value, name) for name, value in said.items() if name != "sampling"}
+            plain = {name: convert(kinds[name], value, name) for name, value in said.items() if name != "sampling"}
         except ValueError as error:
             raise UserError(str(error)) from None
         return replace(self, **plain).denoising(**sampling)
 
     def sampling_for(self, roles: Iterable[str], **settings: Any) -> Sampling:
-        """How a request denoises.
+        """Choose how a request denoises.
 
         Args:
             roles: Names of the roles of its segments, in lower case.
@@ -363,8 +352,8 @@ class GenerationConfig:
         for given in differs.values():
             replace(sampling, **given)
         preset = cls.resolution if found.get("buckets") else None
-        hints, said = get_type_hints(cls), {"buckets": {}, "resolution": preset} | known(cls, found)
-        own = said.keys() - {"sampling", "sampling_with", "style"}
-        plain = {name: convert(hints[name], said[name], name) for name in said if name in own}
         style = style_of(found.get("prompt_style"), found.get("system_prompts"))
-        return cls(**plain, sampling=sampling, sampling_with=differs, style=style)
+        said = {"buckets": {}, "resolution": preset} | known(cls, found)
+        said |= {"sampling": sampling, "sampling_with": {}, "style": style}
+        plain = {name: convert(kind, said[name], name) for name, kind in hints(cls).items() if name in said}
+        return cls(**plain | {"sampling_with": differs})

@@ -1,11 +1,11 @@
 """Training as data: a stage is one frozen value; presets are the recipes of `openlance/recipes` and of plugins.
 
-    stage("ct-i")                                   # the paper's numbers for the 3B
+    stage("ct-i")                                   # as the paper trains the 3B
     stage("sft", "nano")                            # the same stage in small
     read_stage(Path("mine.yaml"))                   # {base: 3b/sft, steps: 2000, mixture: {image_edit: 1}}
     override(stage("pt"), ["lr=3e-5", "mixture.t2v=10"])
 
-A recipe is a file with `stages`, run in order. ValueError with one sentence for whatever a user can get wrong.
+A recipe is a file with `stages`, run in order. UserError with one sentence for whatever a user can get wrong.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from openlance.config.plugins import plugin, plugins
-from openlance.config.values import as_data, build, differences, override, read_text, unknown
+from openlance.config.values import as_data, build, from_yaml, one_of, override, read_text, unknown
+from openlance.errors import UserError
 
-__all__ = [
-    "Recipe", "Resolution", "Stage", "changed", "differences", "dump", "override", "presets", "read_recipe",
-    "read_stage", "recipe", "recipe_of", "stage",
-]  # fmt: skip
-
-CHOICES = {
-    "schedule": ("constant", "cosine"),
-    "optimizer": ("adamw", "muon"),
-    "dtype": ("bfloat16", "float32", "auto"),
-}
+CHOICES = {"schedule": ("constant", "cosine"), "optimizer": ("adamw", "muon"), "dtype": ("bfloat16", "float32", "auto")}
+REQUIRED = ("name", "steps", "lr", "mixture", "pack_tokens", "max_sample_tokens")
+POSITIVE = ("steps", "lr", "max_norm", "draws", "max_sample_tokens", "accumulate", "shift", "max_frames")
+NOT_NEGATIVE = ("warmup", "eps", "weight_decay", "text_weight", "flow_weight", "dense_weight")
+SHARES = ("drop_text", "drop_all", "ema", "lr_end")
+MOST = {"draws": 1000, "max_frames": 100_000, "accumulate": 1_000_000}  # above are slips of the hand
 NUMERALS = str.maketrans({"1": "i", "2": "ii", "3": "iii", "-": None, "_": None, " ": None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """One step of the resolution curriculum. Base sizes in pixels, (for the VAE, for the ViT): the aspect bucket
-    nearest to a picture has about base * base pixels (`media.transform`)."""
+    """One step of the resolution curriculum.
 
-    until: float = 1.0  # share of the stage's steps at which this resolution ends
+    Args:
+        until: Share of the stage's steps at which this resolution ends.
+        image: Base sizes in pixels, for the VAE and for the ViT: the aspect bucket nearest to an image has about base *
+            base pixels (`media.transform`).
+        video: Likewise.
+    """
+
+    until: float = 1.0
     image: tuple[int, int] = (768, 672)
     video: tuple[int, int] = (640, 616)
 
@@ -47,7 +50,7 @@ class Resolution:
 class Stage:
     """Everything about a stretch of training that is not the model, the machine or the place of the data.
 
-    Lengths: steps are updates; tokens are rows of a pack, text and visual alike. Sources of the numbers: the comments
+    Lengths: steps are updates; tokens are rows of a pack, text and visual alike. Sources of the values: the comments
     in `recipes/*.yaml`.
     """
 
@@ -66,13 +69,13 @@ class Stage:
     ema: float = 0.9999  # decay of the averaged weights; 0 keeps none
     text_weight: float = 0.25  # of the next-token loss
     flow_weight: float = 1.0  # of the velocity loss
-    dense_weight: float = 0.0  # of the auxiliary loss on the vision tower, for sources with labelled points
+    dense_weight: float = 0.0  # of the auxiliary loss on the vision tower, for sources with labeled points
     dense_classes: tuple[int, ...] = ()  # how many classes each channel of these labels has
-    dense_point: int = 4  # pixels between two labelled points
+    dense_point: int = 4  # pixels between two labeled points
     shift: float = 1.0  # of the training times
     mixture: dict[str, float]  # task: weight. Ratios count samples, not tokens (paper); need not add up to anything
     source: str = ""  # where the samples of tasks come from that nobody gives data for
-    draws: int = 1  # noise levels of one target that share one context
+    draws: int = 1  # noise samples per target that share one context
     pack_tokens: tuple[int, int]  # a pack is closed once it has the first; it never has more than the second
     max_sample_tokens: int  # longer samples are left out, and counted
     accumulate: int = 1  # packs of one rank per update
@@ -85,7 +88,7 @@ class Stage:
     drop_text: float = 0.0  # share of samples that lose their prompt alone
     drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
     frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
-    spread: tuple[float, float] = (1.0, 1.0)  # world only: see `Fit`; at the first and the last step
+    spread: tuple[float, float] = (1.0, 1.0)  # of placements, by sources that have such; at the first and the last step
     checkpointing: bool = False  # layers are computed again in the backward pass instead of kept
     dtype: str = "bfloat16"  # auto: bfloat16 where the device is fast at it, else float32
     seed: int = 0
@@ -93,50 +96,37 @@ class Stage:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(unknown(f"{name} called", getattr(self, name), choices))
-        for name in (
-            "steps",
-            "lr",
-            "max_norm",
-            "draws",
-            "max_sample_tokens",
-            "accumulate",
-            "shift",
-            "max_frames",
-        ):
-            self._check(name, getattr(self, name) > 0, "more than 0")
-        for name in ("warmup", "eps", "weight_decay", "text_weight", "flow_weight", "dense_weight"):
-            self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("drop_text", "drop_all", "ema", "lr_end"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        self._check("drop_text + drop_all", self.drop_text + self.drop_all <= 1, "1 or less together")
-        labelled = bool(self.dense_classes) and self.dense_point > 0
-        self._check("dense_classes", not self.dense_weight or labelled, "classes of each channel of labelled points")
-        self._check("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
-        self._check("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
-        for name, most in (("draws", 1000), ("max_frames", 100_000), ("accumulate", 1_000_000)):
-            self._check(name, getattr(self, name) <= most, f"at most {most}")
-        sides = [side for r in self.resolutions for base in (r.image, r.video) for side in base]
-        self._check("resolutions", all(0 < side <= 10_000 for side in sides), "base sizes from 1 to 10000 pixels")
+            one_of(name, getattr(self, name), choices)
         low, high = self.pack_tokens
-        self._check("pack_tokens", 0 < low <= high, "two lengths, the smaller one first")
-        self._check("max_sample_tokens", self.max_sample_tokens <= high, f"at most the pack's {high} tokens")
-        for task, weight in self.mixture.items():
-            if weight < 0:
-                raise ValueError(f"mixture.{task} of the stage {self.name} is {weight:g}: it must be 0 or more")
-        self._check("mixture", sum(self.mixture.values()) > 0, "weights of which at least one is above 0")
+        sides = [side for r in self.resolutions for base in (r.image, r.video) for side in base]
         ends = [r.until for r in self.resolutions]
-        self._check("resolutions", bool(ends) and ends == sorted(ends) and ends[-1] == 1, "rising `until`, the last 1")
-
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(
-                f"{name} of the stage {self.name} is {getattr(self, name, 'wrong')}: it must be {expected}"
-            )
+        labeled = bool(self.dense_classes) and self.dense_point > 0
+        rules = [
+            *((name, getattr(self, name) > 0, "more than 0") for name in POSITIVE),
+            *((name, getattr(self, name) >= 0, "0 or more") for name in NOT_NEGATIVE),
+            *((name, 0 <= getattr(self, name) <= 1, "from 0 to 1") for name in SHARES),
+            *((name, getattr(self, name) <= most, f"at most {most}") for name, most in MOST.items()),
+            *((f"mixture.{task}", weight >= 0, "0 or more") for task, weight in self.mixture.items()),
+            ("mixture", sum(self.mixture.values()) > 0, "weights of which at least one is above 0"),
+            ("drop_text + drop_all", self.drop_text + self.drop_all <= 1, "1 or less together"),
+            ("dense_classes", not self.dense_weight or labeled, "classes of each channel of labeled points"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1"),
+            ("resolutions", all(0 < side <= 10_000 for side in sides), "base sizes from 1 to 10000 pixels"),
+            ("resolutions", bool(ends) and ends == sorted(ends) and ends[-1] == 1, "rising `until`, the last 1"),
+            ("pack_tokens", 0 < low <= high, "two lengths, the smaller one first"),
+            ("max_sample_tokens", self.max_sample_tokens <= high, f"at most the pack's {high} tokens"),
+        ]
+        values = vars(self) | {f"mixture.{task}": weight for task, weight in self.mixture.items()}
+        for name, holds, expected in rules:
+            if not holds:
+                raise UserError(
+                    f"{name} of the stage {self.name} is {values.get(name, 'wrong')}: it must be {expected}"
+                )
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step counted from 0: a linear warm-up, then constant or half a cosine down to `lr_end`."""
+        """Return the learning rate of a step, counted from 0: a linear warm-up, then constant or half a cosine down to
+        `lr_end`."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         if self.schedule == "constant":
@@ -145,11 +135,11 @@ class Stage:
         return self.lr * (self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * along)))
 
     def resolution(self, step: int) -> Resolution:
-        """The resolution of a step of the curriculum."""
+        """Return the resolution of a step, counted from 0."""
         return next((r for r in self.resolutions if step < r.until * self.steps), self.resolutions[-1])
 
     def freezes(self, parameter: str) -> bool:
-        """Whether a parameter is left alone: `vit` freezes vit.*, `lance.layers.*.und` one expert of every layer."""
+        """Tell if a parameter is left alone: `vit` freezes vit.*, `lance.layers.*.und` one expert of every layer."""
         from fnmatch import fnmatchcase
 
         return any(fnmatchcase(parameter, pattern + "*") for pattern in self.frozen)
@@ -159,8 +149,11 @@ class Stage:
 class Recipe:
     """Stages in order, of models of one scale.
 
-    file: the stages. prompts: what is drawn with each export while it trains. from_nothing: trains what the stages
-    stand on (tokenizer, VAE) and then the stages: (out, stages=, settings=, show=) -> the folder of the model.
+    Args:
+        file: The stages.
+        prompts: What is drawn with each export while it trains.
+        from_nothing: Trains what the stages stand on (tokenizer, VAE) and then the stages: (out, stages=, settings=,
+            show=) -> the folder of the model.
     """
 
     file: Path
@@ -172,44 +165,40 @@ RELEASED = {"3b": Recipe(file=Path(__file__).parents[1] / "recipes" / "3b.yaml")
 
 
 def presets() -> list[str]:
-    """Scales that have a recipe."""
+    """List the scales that have a recipe."""
     return sorted(RELEASED.keys() | plugins("recipes").keys())
 
 
 def recipe_of(scale: str) -> Recipe:
-    """The recipe of a scale. ValueError if there is none."""
+    """Find the recipe of a scale; UserError if there is none."""
     found = RELEASED.get(scale) or plugin("recipes", scale)
     if found is None:
-        raise ValueError(unknown("recipe", scale, presets()))
+        raise UserError(unknown("recipe", scale, presets()))
     return found
 
 
 @lru_cache(maxsize=8)
 def recipe(scale: str) -> tuple[Stage, ...]:
-    """The stages of a recipe in order: `recipe("nano")`, also under the name `recipe/nano`."""
+    """Read the stages of a recipe in order: `recipe("nano")`, also under the name `recipe/nano`."""
     return read_recipe(recipe_of(scale.removeprefix("recipe/")).file)
 
 
-def _squeezed(name: str) -> str:
-    return name.lower().translate(NUMERALS)
-
-
 def stage(name: str, scale: str = "3b") -> Stage:
-    """A preset by its name (pt, ct-i, ct-ii, ct-iii, sft, rl; CT1 and ct_i are read too) and scale (3b, nano)."""
+    """Find a preset by its name (pt, ct-i, ct-ii, ct-iii, sft, rl; CT1 and ct_i are read too) and scale (3b, nano)."""
     return chosen(recipe(scale), name)
 
 
 def chosen(stages: tuple[Stage, ...], name: str) -> Stage:
-    """The stage of that name."""
-    for one in stages:
-        if _squeezed(one.name) == _squeezed(name):
-            return one
-    raise ValueError(unknown("stage", name, [s.name for s in stages], name.lower()))
+    """Find the stage of a name, as people write it: "CT1" and "ct_i" are "ct-i"."""
+    named = {one.name.lower().translate(NUMERALS): one for one in reversed(stages)}
+    if (found := named.get(name.lower().translate(NUMERALS))) is None:
+        raise UserError(unknown("stage", name, [s.name for s in stages], name.lower()))
+    return found
 
 
 def changed(start: Stage, settings: Iterable[str]) -> Stage:
-    """A preset with `field=value` settings (see `override`). With other steps or packs it is no longer the paper's, so
-    what that says of its tokens is dropped."""
+    """Change a preset by `field=value` settings (see `override`). With other steps or packs it is no longer the
+    paper's, so what that says of its tokens is dropped."""
     return _own(start, override(start, settings))
 
 
@@ -219,18 +208,29 @@ def _own(start: Stage, now: Stage) -> Stage:
 
 
 def read_recipe(path: Path) -> tuple[Stage, ...]:
-    """The stages of a file: all under `stages`, or the file is one stage. Each may begin with `base`, a preset
-    ("3b/sft") or the name of a stage above it, whose fields it then changes; a mixture is replaced as a whole. Fields
-    beside `stages` are of every stage that does not set them."""
-    data = _load(path)
+    """Read the stages of a file: all under `stages`, or the file is one stage.
+
+    Each may begin with `base`, a preset ("3b/sft") or the name of a stage above it, whose fields it then changes; a
+    mixture is replaced as a whole. Fields beside `stages` are of every stage that does not set them.
+
+    Raises:
+        UserError: If the file does not fit; it names the place.
+    """
+    text = read_text(path)
+    try:
+        data = from_yaml(text)
+    except UserError as error:
+        raise UserError(f"{path} is {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds {type(data).__name__}, not fields and values: write `field: value` lines")
     entries = data.get("stages", [data])
     common = {key: value for key, value in data.items() if key != "stages"} if "stages" in data else {}
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"`stages` of {path} is {entries!r}: expected a list of stages, each with a name")
+        raise UserError(f"`stages` of {path} is {entries!r}: expected a list of stages, each with a name")
     made: list[Stage] = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
-            raise ValueError(f"stage {number} of {path} is {entry!r}: expected fields and values, such as name: pt")
+            raise UserError(f"stage {number} of {path} is {entry!r}: expected fields and values, such as name: pt")
         inherits = made and "base" in entry and "/" not in str(entry["base"])  # from one that has them already
         made.append(_resolved(dict(entry) if inherits else {**common, **entry}, tuple(made), path))
     return tuple(made)
@@ -242,45 +242,26 @@ def _resolved(entry: dict[str, Any], above: tuple[Stage, ...], path: Path) -> St
         scale, slash, name = str(base).rpartition("/")
         start = stage(name, scale) if slash else chosen(above, name) if above else stage(name)
         entry = as_data(start) | entry
-    missing = [
-        name for name in ("name", "steps", "lr", "mixture", "pack_tokens", "max_sample_tokens") if name not in entry
-    ]
-    if missing:
-        raise ValueError(f"a stage of {path} lacks {', '.join(missing)}: add them, or begin with `base: 3b/sft`")
+    if missing := [name for name in REQUIRED if name not in entry]:
+        raise UserError(f"a stage of {path} lacks {', '.join(missing)}: add them, or begin with `base: 3b/sft`")
     try:
         found = build(Stage, entry)
         return found if start is None or start in above else _own(start, found)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _load(path: Path) -> dict[str, Any]:
-    import yaml
-
-    text = read_text(path)
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        at = f" (line {place.line + 1}, column {place.column + 1})" if place else ""
-        raise ValueError(f"{path} is not YAML{at}: write `field: value` lines, see `openlance plan --dump`") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as YAML ({error}): write `field: value` lines") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds {type(data).__name__}, not fields and values: see `openlance plan --dump`")
-    return data
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_stage(path: Path, name: str | None = None) -> Stage:
-    """One stage of a YAML or JSON file; `name` chooses among several."""
+    """Read one stage of a YAML or JSON file; `name` chooses among several."""
     stages = read_recipe(path)
     if name is None and len(stages) > 1:
-        raise ValueError(f"{path} holds the stages {', '.join(s.name for s in stages)}: say which with --stage")
+        names = ", ".join(s.name for s in stages)
+        raise UserError(f"{path} holds the stages {names}: say which of them")
     return stages[0] if name is None else chosen(stages, name)
 
 
 def dump(value: Stage) -> str:
-    """A stage as YAML that `read_stage` reads back."""
+    """Write a stage as YAML that `read_stage` reads back."""
     import yaml
 
     return yaml.safe_dump(as_data(value), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)

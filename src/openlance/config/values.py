@@ -4,7 +4,7 @@
     override(stage, ["mixture.t2v=10"])    # dotted fields, values in YAML's notation
     differences(one, other)                # {"lr": (1e-4, 2.5e-5)}
 
-Every error is a ValueError of one sentence: which field, what was expected, what is nearest.
+Every error is a UserError of one sentence: which field, what was expected, what is nearest.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import operator
 import os
 import re
 import types
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -35,7 +36,6 @@ NUMBER_TYPES = {
 LONGEST_SHOWN = 80  # characters of a value in an error
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
-
 # Texts come as the programs of the world write them: UTF-8, with or without a byte order mark, lines ended by LF, CRLF
 # or CR and by nothing else. (`str.splitlines` also splits at U+2028, U+0085, form feeds and more, which texts hold.)
 MARK = "\ufeff"
@@ -44,7 +44,11 @@ OTHER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # UTF-32 begins wi
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint folder; UserError if it is missing or damaged."""
+    """Read the object in a JSON file of a checkpoint folder.
+
+    Raises:
+        UserError: If it is missing, damaged, or no object.
+    """
     if not path.is_file():
         raise UserError(f"{path.parent} lacks {path.name}: pass a complete checkpoint folder")
     text = read_text(path)
@@ -58,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: str | Path, more: str = "") -> str:
-    """The text of a file, without its byte order mark, every line end as a line feed.
+    """Read the text of a file, without its byte order mark, every line end as a line feed.
 
     Args:
         path: A file.
@@ -75,7 +79,7 @@ def read_text(path: str | Path, more: str = "") -> str:
 
 
 def decoded(data: bytes, name: object, more: str = "") -> str:
-    """The text of bytes; arguments and errors as of `read_text`, `name` for the errors."""
+    """Decode the text of bytes; arguments and errors as of `read_text`, `name` for the errors."""
     what = OTHER_MARKS.get(data[:2])
     try:
         text = data.decode("utf-8-sig")
@@ -88,13 +92,17 @@ def decoded(data: bytes, name: object, more: str = "") -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text without their ends, the empty one after the last end included. A byte order mark in front of
-    a line is left by files that were put together, and dropped."""
+    """Split a text into lines without their ends, the empty one after the last end included. A byte order mark in front
+    of a line is left by files that were put together, and dropped."""
     return [line.removeprefix(MARK) for line in LINE_END.split(text)]
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Add a line to a file, whole or not at all. UserError if it cannot be written."""
+    """Add a line to a file, whole or not at all.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
     rest = memoryview(f"{line}\n".encode())
     try:
         with open(path, "ab", buffering=0) as file:
@@ -111,7 +119,7 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def brief(value: Any) -> str:
-    """A value as errors show it: on one line, its end left out where it is long."""
+    """Show a value in an error: on one line, its end left out where it is long."""
     if isinstance(value, (str, bytes, bytearray)):
         value = value[:LONGEST_SHOWN]
     try:
@@ -122,36 +130,42 @@ def brief(value: Any) -> str:
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number of any type that means one. UserError for anything else, or one out of range."""
-    try:
-        number = convert(int, value, name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if number < least:
-        raise UserError(f"{name} must be at least {least}, got {brief(number)}")
-    if most is not None and number > most:
-        raise UserError(f"{name} must be at most {most}, got {brief(number)}")
+    """Read a whole number of any type that means one.
+
+    Raises:
+        UserError: For anything else, or one out of range.
+    """
+    number = convert(int, value, name)
+    within(name, number, least, most)
     return number
 
 
+def within(name: str, value: float, least: float, most: float | None = None, hint: str = "") -> None:
+    """Check a range; UserError, with a hint such as ": 1 is off", for a value outside of it."""
+    wrong = f"at least {least}" if value < least else f"at most {most}" if most is not None and value > most else ""
+    if wrong:
+        raise UserError(f"{name} must be {wrong}, got {brief(value)}{hint}")
+
+
+def one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    """Check a choice; UserError that lists them for anything else."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise UserError(f"{name} is {brief(value)}: expected one of {', '.join(choices)}")
+
+
 def flag(name: str, value: Any) -> bool:
-    """True or false in any form that means one. UserError for anything else."""
-    try:
-        return convert(bool, value, name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    """Read true or false in any form that means one; UserError for anything else."""
+    return convert(bool, value, name)
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number of any type that means one. UserError for anything else."""
-    try:
-        return convert(float, value, name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    """Read a finite number of any type that means one; UserError for anything else."""
+    return convert(float, value, name)
 
 
 def path_of(name: str, value: Any) -> Path:
-    """A path as text or in any form of a path. UserError for anything else, or what can be none."""
+    """Read a path as text or in any form of a path; UserError for anything else, or what can be none."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(value):
         raise UserError(f"{name} is {brief(value)}: expected the path of a folder or file")
     try:
@@ -164,42 +178,56 @@ def path_of(name: str, value: Any) -> Path:
 
 
 def no_others(given: Iterable[str], known: Iterable[str]) -> None:
-    """UserError naming an option that is not among the known ones."""
+    """Check names of options; UserError that lists the known ones for any other."""
     names = list(known)
     for name in sorted(set(given) - set(names)):
         raise UserError(f"there is no option {name!r}: use one of {', '.join(names)}")
 
 
+hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)  # types of the fields of a dataclass, by name
+
+
+def checked(value: Any) -> None:
+    """Convert the fields of a frozen dataclass of plain values to their types; UserError for one that means none."""
+    for name, kind in hints(value.__class__).items():
+        object.__setattr__(value, name, convert(kind, getattr(value, name), name))
+
+
 def known(kind: type[T], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are fields of a configuration, lists as tuples."""
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+    """Pick the entries that are fields of a configuration, lists as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in hints(kind)}
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
-    """An instance of a dataclass from a mapping; `where` is the dotted path that errors begin with."""
+    """Make an instance of a dataclass from a mapping; `where` is the dotted path that errors begin with."""
+    kinds, prefix = hints(cls), f"{where}." if where else ""
     if not isinstance(data, Mapping):
-        raise ValueError(
-            f"{where or cls.__name__} is {brief(data)}: expected fields and values, such as {_example(cls)}"
-        )
-    hints = get_type_hints(cls)
+        example = ", ".join(f"{name}: .." for name in [*kinds][:2])
+        raise UserError(f"{where or cls.__name__} is {brief(data)}: expected fields and values, such as {{{example}}}")
     for name in data:
-        if name not in hints:
-            raise ValueError(unknown("field", f"{where}.{name}" if where else str(name), hints, str(name)))
-    return cls(
-        **{name: convert(hints[name], value, f"{where}.{name}" if where else name) for name, value in data.items()}
-    )
+        if name not in kinds:
+            raise UserError(unknown("field", f"{prefix}{name}", kinds, str(name)))
+    return cls(**{name: convert(kinds[name], value, prefix + name) for name, value in data.items()})
 
 
 def unknown(what: str, name: str, known: Iterable[str], written: str | None = None) -> str:
-    """The sentence for a name that is not known: the nearest one, or all."""
+    """Word the sentence for a name that is not known: the nearest one, or all."""
     known = [str(k) for k in known]
     close = difflib.get_close_matches(written or name, known, n=1, cutoff=0.5)
     return f"there is no {what} {name!r}: " + (f"use {close[0]!r}?" if close else f"use one of {', '.join(known)}")
 
 
 def convert(kind: Any, value: Any, where: str) -> Any:
-    """A value as the type `kind`: a plain type, T | None, tuple, dict[str, T] or a dataclass."""
+    """Convert a value to a type.
+
+    Args:
+        kind: A plain type, T | None, tuple, dict[str, T] or a dataclass.
+        value: Anything. numpy's and torch's numbers mean numbers, and "2e4" means 20000 also where it is whole.
+        where: The name that errors begin with.
+
+    Raises:
+        UserError: If it does not mean one.
+    """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return None if value is None else convert(next(k for k in inner if k is not type(None)), value, where)
@@ -209,7 +237,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return _tuple(inner, value, where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is {brief(value)}: expected names and values, such as {{name: 1}}")
+            raise UserError(f"{where} is {brief(value)}: expected names and values, such as {{name: 1}}")
         return {str(name): convert(inner[1], v, f"{where}.{name}") for name, v in value.items()}
     return _plain(kind, value, where)
 
@@ -219,17 +247,17 @@ def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple:
         value = [value]  # one entry may go without brackets
     unordered = isinstance(value, (str, bytes, bytearray, Set, Mapping)) or not hasattr(value, "__len__")
     if unordered or getattr(value, "ndim", 1) == 0:  # an array of one number says that it can be iterated over
-        raise ValueError(f"{where} is {brief(value)}: expected a list, such as [{', '.join('..' for _ in inner)}]")
+        raise UserError(f"{where} is {brief(value)}: expected a list, such as [{', '.join('..' for _ in inner)}]")
     values = list(value)
     if inner[-1] is Ellipsis:
         inner = inner[:1] * len(values)
     if len(values) != len(inner):
-        raise ValueError(f"{where} has {len(values)} values: expected {len(inner)}")
+        raise UserError(f"{where} has {len(values)} values: expected {len(inner)}")
     return tuple(convert(kind, v, f"{where}.{n}") for n, (kind, v) in enumerate(zip(inner, values)))
 
 
 def plain(value: Any) -> Any:
-    """A single number of numpy or torch as one of Python; anything else as it is."""
+    """Turn a single number of numpy or torch into one of Python; anything else stays as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
@@ -243,7 +271,7 @@ def _plain(kind: type, value: Any, where: str) -> Any:
         return value
     if kind is str and isinstance(value, str):
         return str(value)
-    raise ValueError(f"{where} is {brief(given)}: expected {EXPECTED[kind]}")
+    raise UserError(f"{where} is {brief(given)}: expected {EXPECTED[kind]}")
 
 
 def _number(value: Any, kind: type) -> Any:
@@ -262,12 +290,8 @@ def _number(value: Any, kind: type) -> Any:
     return value if type(value) is kind else kind(number)
 
 
-def _example(cls: type) -> str:
-    return "{" + ", ".join(f"{f.name}: .." for f in fields(cls)[:2]) + "}"
-
-
 def as_data(value: Any) -> Any:
-    """The plain data that `build` reads: dataclasses become dicts, tuples lists."""
+    """Make the plain data that `build` reads: dataclasses become dicts, tuples lists."""
     if is_dataclass(value):
         return {f.name: as_data(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -276,34 +300,43 @@ def as_data(value: Any) -> Any:
 
 
 def from_yaml(text: str) -> Any:
-    """The plain data of a text in YAML. ValueError where it is none, which PyYAML tells in several ways: "2024-13-45"
-    is a date without such a month, thousands of brackets are too deep."""
+    """Read the plain data of a text in YAML.
+
+    Raises:
+        UserError: Where it is none, which PyYAML tells in several ways: "2024-13-45" is a date without such a month,
+            thousands of brackets are too deep.
+    """
     import yaml
 
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        place = getattr(error, "problem_mark", None)
+        where = f"line {place.line + 1}, column {place.column + 1}" if place else error
+        raise UserError(f"not YAML ({where}): write `field: value` lines") from error
 
 
 def override(value: T, settings: Iterable[str]) -> T:
-    """A copy of a dataclass with `a.b=c` applied in order: c is read as YAML, list entries go by number (`a.0=c`), and
-    a dict takes new names. ValueError naming the setting if it does not fit."""
+    """Copy a dataclass with `a.b=c` applied in order.
+
+    Args:
+        value: The dataclass.
+        settings: c is read as YAML, list entries go by number (`a.0=c`), and a dict takes new names.
+
+    Raises:
+        UserError: If a setting does not fit; it is named.
+    """
     data = as_data(value)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path.strip():
-            raise ValueError(f"{setting!r} is not a setting: write field=value, such as {_first_field(value)}=..")
+            raise UserError(f"{setting!r} is not a setting: write field=value, such as {next(iter(data))}=..")
         try:
             new = from_yaml(text)
-        except ValueError as error:
-            raise ValueError(f"the value of {path} cannot be read: {text!r} is not YAML") from error
+        except UserError as error:
+            raise UserError(f"the value of {path} cannot be read: {text!r} is not YAML") from error
         _put(data, path.strip().split("."), new, path.strip())
     return build(type(value), data)
-
-
-def _first_field(value: Any) -> str:
-    return fields(value)[0].name
 
 
 def _put(data: Any, path: list[str], value: Any, whole: str) -> None:
@@ -311,14 +344,14 @@ def _put(data: Any, path: list[str], value: Any, whole: str) -> None:
     name, rest = path[0], path[1:]
     if isinstance(data, list):
         if not name.isdigit() or int(name) >= len(data):
-            raise ValueError(f"there is no entry {name!r} in {whole!r}: its list has entries 0 to {len(data) - 1}")
+            raise UserError(f"there is no entry {name!r} in {whole!r}: its list has entries 0 to {len(data) - 1}")
         key: Any = int(name)
     elif isinstance(data, dict):
         key = name
         if rest and name not in data:
-            raise ValueError(unknown("field", whole, data, name))
+            raise UserError(unknown("field", whole, data, name))
     else:
-        raise ValueError(f"there is no field {whole!r}: what stands before {name!r} is the single value {brief(data)}")
+        raise UserError(f"there is no field {whole!r}: what stands before {name!r} is the single value {brief(data)}")
     if rest:
         _put(data[key], rest, value, whole)
     else:
@@ -326,7 +359,7 @@ def _put(data: Any, path: list[str], value: Any, whole: str) -> None:
 
 
 def differences(one: Any, other: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted fields in which two values of one kind differ, with both values; a missing entry is None."""
+    """List the dotted fields in which two values of one kind differ, with both values; a missing entry is None."""
     one, other = as_data(one), as_data(other)
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return {} if one == other else {where: (one, other)}

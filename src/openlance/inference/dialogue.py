@@ -163,4 +163,4 @@ class Dialogue:
 
 
 def _filled(turn: Segments, value: Any) -> Segments:
-    return [s.filled(value) if s.is_hole else s for s in turn]
+    return [s.filled(value) if s.is_empty else s for s in turn]

@@ -35,7 +35,7 @@ from openlance.runtime.components import Components, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
-from openlance.sequence.segment import Kind, Role, Segments, about_clips
+from openlance.sequence.segment import Kind, Role, Segments, any_video
 from openlance.sequence.tasks import task_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.vae.lazy import LazyVAE, channels_first, to_uint8
@@ -223,7 +223,7 @@ class Engine:
         media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
         made = [s for s in media if s.kind is Kind.LATENTS and s.role is Role.TARGET]
         sizes = [(s, s.size) for s in media if s.size is not None]
-        clips = about_clips(requests)
+        clips = any_video(requests)
         cut = {Kind.LATENTS: self.codec.latent_grid, Kind.PATCHES: self.codec.patch_grid}
         cells = [(s.role, int(np.prod(cut[s.kind](size)))) for s, size in sizes]
         noisy = branches * sum(n for role, n in cells if role is Role.TARGET)
@@ -311,7 +311,7 @@ class Engine:
         """Clips with a record of their making, unless `metadata` is off; arguments as they were denoised."""
         if not self.metadata:
             return clips
-        moving, files = about_clips(requests), self.parts.files
+        moving, files = any_video(requests), self.parts.files
         if moving not in self._hashes:
             try:
                 self._hashes[moving] = fingerprint(files.decoder(moving), files.vae)

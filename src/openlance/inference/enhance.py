@@ -30,7 +30,7 @@ from openlance.data.front import NO_SIZE
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Kind, Role, Segments, instead, prompt_in
+from openlance.sequence.segment import Kind, Role, Segments, prompt_in, with_prompt
 
 if TYPE_CHECKING:
     from openlance.inference.engine import Engine
@@ -195,7 +195,7 @@ def rewriter(engine: Engine, enhance: bool | str | Enhancer | None) -> Callable[
         key = (text, *(picture.key for picture in pictures))
         if key not in known:
             known[key] = _agreed(engine.processes, lambda: revised(prompt, *write(text, pictures), caveat))
-        return instead(request, known[key])
+        return with_prompt(request, known[key])
 
     return rewrite
 

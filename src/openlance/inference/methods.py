@@ -40,7 +40,7 @@ from openlance.inference.inputs import (
 from openlance.inference.text import Answer, AnswerInfo, Shown
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments, about_clips
+from openlance.sequence.segment import Segments, any_video
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +90,7 @@ class Methods(Engine):
         Raises:
             UserError: If there is no such model, or an argument is unknown or none.
         """
-        from openlance.checkpoint.hub import find_model
+        from openlance.checkpoint.formats import find_model
 
         known = inspect.getfullargspec(Engine.__init__).kwonlyargs
         values.no_others(options, [*known, *inspect.getfullargspec(cls.from_pretrained).kwonlyargs])
@@ -340,7 +340,7 @@ def _batches(
     """At most so many at a time, in order, with how they denoise. What differs in that stays apart, and what moves from
     what does not: a release has weights for each."""
     both = zip_longest(requests, how)
-    for (_, s), alike in groupby(both, lambda one: (about_clips([one[0]]), one[1])):
+    for (_, s), alike in groupby(both, lambda one: (any_video([one[0]]), one[1])):
         while some := list(islice(alike, per)):
             yield [request for request, _ in some], s
 

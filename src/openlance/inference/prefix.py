@@ -1,6 +1,6 @@
 """Conditions that run once: documents with equal prefixes share one pass, and a store keeps prefixes between calls.
 
-That is legal because a prefix never depends on what follows it (`sequence.rows.visible`). Two rows are the same if
+That is legal because a prefix never depends on what follows it (`sequence.segment.visible`). Two rows are the same if
 their token, position, place in the sequence and, where they are visual, their whole medium are; so seeds of one prompt,
 the branches without a prompt of a batch, and the turns of a dialogue find what is there already. Outputs are the same.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import LATENTS, PATCHES, Rows
+from openlance.sequence.segment import LATENTS, PATCHES, Rows
 
 
 @dataclass

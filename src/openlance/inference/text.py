@@ -14,8 +14,7 @@ from openlance.inference.prefix import PrefixStore, prefill
 from openlance.inference.visual import conditions
 from openlance.model.lance import Lance
 from openlance.sequence.pack import Codec, pack
-from openlance.sequence.rows import NO_LABEL, TEXT, Rows
-from openlance.sequence.segment import Kind, Segments
+from openlance.sequence.segment import NO_LABEL, TEXT, Kind, Rows, Segments
 from openlance.text.tokenizer import Tokenizer
 
 # The likeliest token has all of the probability at lower temperatures, where logits over them overflow.
@@ -41,9 +40,9 @@ def decode(
     on_token(request, id) is called as tokens come. store: see `prefix`. ended: whether an answer so far
     is whole. Raises ValueError for a request without a text hole.
     """
-    if not all(any(s.kind is Kind.TEXT and s.is_hole for s in r) for r in requests):
+    if not all(any(s.kind is Kind.TEXT and s.is_empty for s in r) for r in requests):
         raise ValueError("a request has no text to fill: end it with tasks.reply()")
-    shift = model.config.position.shift and not model.config.faithful.decode_without_shift
+    shift = model.config.position.shift and not model.config.quirks.decode_without_shift
     packed = pack(requests, codec, replace(model.config.position, shift=shift))
     features, context, _ = conditions(packed, model.device)
     rows = packed.rows

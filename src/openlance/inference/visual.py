@@ -20,8 +20,19 @@ from openlance.model.lance import Cache, Lance, Layout
 from openlance.model.layers import Streams
 from openlance.runtime.distributed import Shared
 from openlance.sequence.pack import Codec, Pack, Visual, pack
-from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, Rows
-from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop, instead
+from openlance.sequence.segment import (
+    CONDITIONS,
+    LATENTS,
+    PATCHES,
+    PROMPT,
+    WORDS,
+    Kind,
+    Role,
+    Rows,
+    Segments,
+    drop,
+    with_prompt,
+)
 
 
 @dataclass
@@ -54,11 +65,11 @@ def branch_out(
     has_none = seen and s.image_guidance_scale > 1
     documents = list(requests)
     if has_text:
-        documents += [instead(r, text) for r, text in zip(requests, negatives, strict=True)]
+        documents += [with_prompt(r, text) for r, text in zip(requests, negatives, strict=True)]
     if has_none:
         documents += [drop(r, CONDITIONS) for r in requests]
     packed = pack(documents, codec, model.config.position)
-    if has_text and s.cached and model.config.faithful.uncond_keeps_positions:
+    if has_text and s.cached and model.config.quirks.uncond_keeps_positions:
         wordless = [doc for doc, text in enumerate(negatives) if not text]
         packed = replace(packed, rows=_keep_positions(packed.rows, len(requests), wordless))
     return Branches(packed, len(requests), has_text, has_none)
@@ -245,7 +256,7 @@ def denoise(
         model, branches, features, context, s.cached, store=store, compile=s.compile, shared=shared, on_pass=on_pass
     )
     velocities = _branch_velocities(denoiser, s, targets)
-    counted = torch.ones_like(moves) if s.cached and model.config.faithful.norm_includes_given else moves
+    counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
     times, solver, guided_before = schedule(s.num_inference_steps, s.shift), SOLVERS[s.solver](), 0
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openlance.sequence.rows import Rows, visible
+from openlance.sequence.segment import Rows, visible
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

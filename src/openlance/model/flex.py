@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from openlance.sequence.rows import Place, visible
+from openlance.sequence.segment import Place, visible
 
 BLOCK = 128  # rows per side of a block: torch's default, and what its kernels are tuned for
 AT_ONCE = 16  # query blocks compared with all keys in one go

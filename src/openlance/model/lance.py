@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from openlance.checkpoint.tensors import unfilled
 from openlance.config.model import ModelConfig
 from openlance.model.attention import Plan, plan_attention
 from openlance.model.layers import (
@@ -25,7 +27,7 @@ from openlance.model.layers import (
     marker_rows,
     rotary_table,
 )
-from openlance.sequence.rows import Rows
+from openlance.sequence.segment import Rows
 
 
 @dataclass
@@ -189,3 +191,10 @@ class Lance(nn.Module):
 def is_generation(name: str) -> bool:
     """Whether one of our parameters belongs to the generation side."""
     return ".gen." in f".{name}" or name.startswith(("time.", "latent_in.", "latent_out."))
+
+
+@lru_cache(maxsize=8)
+def lance_parameters(c: ModelConfig) -> tuple[tuple[str, int], ...]:
+    """List (name, number of parameters) of every tensor of a decoder; nothing is filled."""
+    with unfilled():
+        return tuple((name, p.numel()) for name, p in Lance(c).named_parameters())

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from openlance.config.model import ModelConfig
 from openlance.model.attention import Plan, attend
 from openlance.model.precision import HALVES
-from openlance.sequence.rows import Rows
+from openlance.sequence.segment import Rows
 
 
 def frequencies(c: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
     """Give the inverse frequencies of the rotary embedding.
 
     The release casts its whole model to bfloat16, which rounds this buffer too, and goes on in float32 with the rounded
-    numbers (Qwen2_5_VLRotaryEmbedding under `.to(bfloat16)`); `Faithful.rounded_frequencies` asks for the same.
+    numbers (Qwen2_5_VLRotaryEmbedding under `.to(bfloat16)`); `Quirks.rounded_frequencies` asks for the same.
 
     Args:
         c: Numbers of the model.
@@ -38,7 +38,7 @@ def frequencies(c: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
     half = c.head_dim // 2
     # In this order of operations: at positions beyond 1000 another rounding of the frequencies shows (3e-5).
     inverse = 1.0 / c.rope_theta ** (torch.arange(half, dtype=torch.float32, device=device) / half)
-    return inverse.bfloat16().float() if c.faithful.rounded_frequencies else inverse
+    return inverse.bfloat16().float() if c.quirks.rounded_frequencies else inverse
 
 
 def rotary_table(position_L3: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:

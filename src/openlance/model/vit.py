@@ -62,7 +62,7 @@ class ViT(nn.Module):
 
         Args:
             config: Numbers of the tower.
-            rounded_frequencies: The habit of that name (`Faithful`), which belongs to the model that the tower is of.
+            rounded_frequencies: The quirk of that name (`Quirks`), which belongs to the model that the tower is of.
         """
         super().__init__()
         self.config = config

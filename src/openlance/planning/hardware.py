@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from openlance.config.values import unknown
+from openlance.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """One kind of device.
 
-    memory: GiB. tflops: 10^12 operations a second in bfloat16 with float32 sums, without sparsity (makers' data
-    sheets). price: an hour in dollars; typical offers to rent, an order of magnitude and not a quote.
+    Args:
+        name: As makers write it.
+        memory: GiB.
+        tflops: 10^12 operations a second in bfloat16 with float32 sums, without sparsity (makers' data sheets).
+        price: An hour in dollars; typical offers to rent, an order of magnitude and not a quote.
+
+    Raises:
+        UserError: If one of these is not a positive number; a price may be 0.
     """
 
     name: str
     memory: float
     tflops: float
     price: float
+
+    def __post_init__(self) -> None:
+        for name in ("memory", "tflops", "price"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf") or not (value or name == "price"):
+                raise UserError(f"{name} is {value:g}: it must be more than 0, such as {name}=80")
 
 
 DEVICES = tuple(
@@ -32,37 +45,28 @@ DEVICES = tuple(
         ("L40S", 48, 362, 1.0),
         ("RTX4090", 24, 165, 0.4),
         ("RTX3090", 24, 71, 0.25),
-        ("CPU", 16, 0.8, 0.1),  # two cores of a server with AMX; --memory and --tflops say what yours has
+        ("CPU", 16, 0.8, 0.1),  # two cores of a server with AMX
     )
 )
 PER_NODE = 8  # devices of one machine, which hybrid sharding keeps one copy of the weights on
 
 
 def parse_devices(text: str) -> tuple[int, Device]:
-    """ "128xA100-80GB" -> (128, the device); a device alone is one of them. ValueError naming the nearest device."""
+    """Read a number of devices, such as "128xA100-80GB"; a device alone is one of them.
+
+    Raises:
+        UserError: If it is none; it names the nearest device.
+    """
     match = re.fullmatch(r"\s*(?:(\d{1,6})\s*[x×*]\s*)?([A-Za-z0-9 _-]+?)\s*", text)
     if match is None or match[1] == "0":
-        raise ValueError(f"--gpus {text!r} is not a number of devices: write it as 8xH100-80GB or 128xA100-80GB")
+        raise UserError(f"gpus={text!r} is not a number of devices: write it as 8xH100-80GB or 128xA100-80GB")
     wanted = _plain(match[2])
     for device in DEVICES:
         known = _plain(device.name)
         if wanted in (known, known.removeprefix("rtx"), known.removesuffix("80gb"), f"{known}{device.memory:g}gb"):
             return int(match[1] or 1), device
-    raise ValueError(unknown("device", match[2], [d.name for d in DEVICES], match[2].upper()))
+    raise UserError(unknown("device", match[2], [d.name for d in DEVICES], match[2].upper()))
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[ _-]", "", name).lower()
-
-
-def adjusted(device: Device, memory: float | None, tflops: float | None, price: float | None) -> Device:
-    """The device with the numbers that were given."""
-    for name, value in (("memory", memory), ("tflops", tflops), ("price", price)):
-        if value is not None and not (0 <= value < float("inf") and (value or name == "price")):
-            raise ValueError(f"--{name} is {value}: it must be more than 0")
-    return replace(
-        device,
-        memory=device.memory if memory is None else memory,
-        tflops=device.tflops if tflops is None else tflops,
-        price=device.price if price is None else price,
-    )

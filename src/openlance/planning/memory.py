@@ -13,12 +13,18 @@ from openlance.planning.workload import Load
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """Bytes kept per number of a row in one layer.
+class Kept:
+    """Bytes kept per channel of a row in one layer.
 
-    width: of D, by stream (understanding, generation). queries: of Q. keys: of K, before attention. attended: of one
-    key and its value as attention reads them. mlp: of F. weight: of an attention weight, where they are written out.
-    carried: of D, the row between two layers. tower: of the vision tower's width and MLP width, per patch.
+    Args:
+        width: Of D, by stream (understanding, generation).
+        queries: Of Q.
+        keys: Of K, before attention.
+        attended: Of one key and its value as attention reads them.
+        mlp: Of F.
+        weight: Of an attention weight, where they are written out.
+        carried: Of D, the row between two layers, by stream.
+        tower: Of the vision tower's width and MLP width, per patch.
     """
 
     width: tuple[int, int]
@@ -31,28 +37,30 @@ class Numbers:
     tower: tuple[int, int]
 
 
-# Two norms: their input, normalised, scaled (each D); queries: projected, normalised, rotated, mixed (each Q); keys:
-# projected, normalised (each K); MLP: gate, its SiLU, up, product (each F).
+# Two norms: their input, normalized, scaled (each D); queries: projected, normalized, rotated, mixed (each Q); keys:
+# projected, normalized (each K); MLP: gate, its SiLU, up, product (each F).
 KEPT = {
-    "float32": Numbers(
-        width=(24, 24), queries=16, keys=8, attended=8, mlp=16, weight=4, carried=(4, 4), tower=(48, 16)
-    ),
+    "float32": Kept(width=(24, 24), queries=16, keys=8, attended=8, mlp=16, weight=4, carried=(4, 4), tower=(48, 16)),
     # float32 weights under autocast: norms read float32, and every product casts its input anew.
-    "autocast": Numbers(
-        width=(26, 22), queries=10, keys=6, attended=4, mlp=8, weight=2, carried=(4, 2), tower=(40, 8)
-    ),
+    "autocast": Kept(width=(26, 22), queries=10, keys=6, attended=4, mlp=8, weight=2, carried=(4, 2), tower=(40, 8)),
     # bfloat16 weights (sharded training): norms still read a float32 copy.
-    "bfloat16": Numbers(
-        width=(16, 16), queries=10, keys=6, attended=4, mlp=8, weight=2, carried=(2, 2), tower=(32, 8)
-    ),
-}  # fmt: skip
+    "bfloat16": Kept(width=(16, 16), queries=10, keys=6, attended=4, mlp=8, weight=2, carried=(2, 2), tower=(32, 8)),
+}
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a forward pass that wait for the backward pass. layer: of one layer; carried: rows between two layers;
-    tables: positions, held throughout; ends: after the layers; tower: of a vision tower that learns; working: what one
-    layer's backward makes besides."""
+    """Bytes of a forward pass that wait for the backward pass.
+
+    Args:
+        layers: How many.
+        layer: Of one layer.
+        carried: Rows between two layers.
+        tables: Positions, held throughout.
+        ends: After the layers.
+        tower: Of a vision tower that learns.
+        working: What one layer's backward makes besides.
+    """
 
     layers: int
     layer: float
@@ -63,12 +71,12 @@ class Activations:
     working: float
 
     def kept(self, checkpointing: bool) -> float:
-        """At the end of the forward pass."""
+        """Count the bytes at the end of the forward pass."""
         inner = self.layers * self.carried if checkpointing else self.tower + self.layers * self.layer
         return self.tables + self.ends + inner
 
     def peak(self, checkpointing: bool, gradients: float) -> float:
-        """Most bytes at once in a step, gradients among them: while these come, the activations go."""
+        """Count the most bytes at once in a step, gradients among them: while these come, the activations go."""
         if checkpointing:  # a layer is computed again when its turn comes
             held = max(self.ends + self.layers * self.carried, gradients) + max(self.layer, self.tower) - self.carried
         else:
@@ -77,8 +85,15 @@ class Activations:
 
 
 def activations(c: ModelConfig, load: Load, precision: str, *, gpu: bool = False, tower: bool = False) -> Activations:
-    """Of one pack. precision: a key of KEPT. gpu: attention is fused and keeps no weights. tower: the vision tower
-    learns."""
+    """Count the activations of one pack.
+
+    Args:
+        c: The model.
+        load: What the pack holds.
+        precision: A key of `KEPT`.
+        gpu: Attention is fused and keeps no weights.
+        tower: The vision tower learns.
+    """
     n, low = KEPT[precision], 4 if precision == "float32" else 2
     q, k = c.heads * c.head_dim, c.kv_heads * c.head_dim
     by_stream = n.width[0] * load.und + n.width[1] * load.gen
@@ -104,7 +119,7 @@ def activations(c: ModelConfig, load: Load, precision: str, *, gpu: bool = False
     )
 
 
-def _tower(c: ModelConfig, load: Load, n: Numbers) -> float:
+def _tower(c: ModelConfig, load: Load, n: Kept) -> float:
     """Kept by all blocks of the vision tower; attention is within windows, whose weights are written out."""
     v = c.vit
     patches, window = load.patches * v.spatial_merge_size**2, (v.window_size // v.patch_size) ** 2

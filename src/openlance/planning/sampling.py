@@ -1,38 +1,43 @@
-"""What one request takes: weights by part, keys and values, activations, codec; and where everything would go.
+"""What one request takes: weights by part, keys and values, activations, VAE; and where everything would go.
 
     found = plan(ModelConfig(), Wanted(task="t2v", height=480, width=848, frames=121), memory=16e9)
     found.verdict
 
-Placements and their sizes are those between which `--memory` chooses (`runtime/offload.py`). Numbers are for
+Placements and their sizes are those between which a memory budget chooses (`runtime/offload.py`). Sizes are for
 bfloat16 and a pair of guidance branches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import RELEASED_BUCKETS, Sampling
 from openlance.errors import UserError
 from openlance.media.transform import MediaTransform
-from openlance.planning.lengths import placeholder, ruler, text
 from openlance.planning.size import decoder_half, encoder_half, vit_size
-from openlance.runtime.offload import Plan as Placement
+from openlance.planning.workload import ruler, sized
 from openlance.runtime.offload import Work, plans, sizes
 from openlance.sequence.pack import document
-from openlance.sequence.rows import PATCHES
-from openlance.sequence.segment import Kind, Role, Segments
-from openlance.sequence.tasks import Views, request, spec_of
+from openlance.sequence.segment import PATCHES, Kind, Role, Segments
+from openlance.sequence.tasks import spec_of
 
 ITEM = 2  # bytes of a number in bfloat16
-USUAL = (768, 768)  # released defaults: height, width; frames of a clip
+USUAL = (768, 768)  # released defaults: height, width; frames of a video
 FRAMES = 49
 PROMPT = 120  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A request. height, width in pixels and frames of what is made, or of what is asked about; 0: the usual ones."""
+    """A request.
+
+    Args:
+        task: A name of `sequence.tasks.TASKS`.
+        height: Pixels of what is made, or of what is asked about; 0: the usual ones.
+        width: Likewise.
+        frames: Likewise.
+    """
 
     task: str
     height: int = 0
@@ -42,7 +47,8 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
-    """Bytes, but for `tokens`. placements: text and bytes at the fullest, cache included, the roomiest first."""
+    """What a request takes, in bytes but for `tokens`; placements: (text, bytes at the fullest, cache included), the
+    roomiest first."""
 
     wanted: Wanted
     tokens: dict[str, float]
@@ -63,39 +69,42 @@ class SamplingPlan:
 
     @property
     def verdict(self) -> str:
-        least = min(needed for _, needed in self.placements)
+        least = _gb(min(needed for _, needed in self.placements))
         if self.memory is None:
-            roomy = self.placements[0][1]
-            return f"with {_gb(roomy)} everything stays, with {_gb(least)} it still runs; --memory says what you have"
+            return f"with {_gb(self.placements[0][1])} everything stays, with {least} it still runs"
         if self.chosen is None:
-            return (
-                f"does NOT fit into {_gb(self.memory)}: it takes {_gb(least)}; ask for fewer frames or a smaller size"
-            )
+            return f"does NOT fit into {_gb(self.memory)}: it takes {least}; ask for fewer frames or a smaller size"
         words, needed = self.chosen
         return f"fits into {_gb(self.memory)}: {words}, {_gb(needed)} at the fullest"
 
 
 def plan(c: ModelConfig, wanted: Wanted, memory: float | None = None) -> SamplingPlan:
-    """The plan of a request for a model; memory in bytes, None for no limit. UserError if sizes do not fit."""
-    wanted = _complete(c, wanted)
-    segments = _request(c, wanted)
+    """Plan a request for a model.
+
+    Args:
+        c: The model.
+        wanted: The request.
+        memory: A budget in bytes; None for no limit.
+
+    Raises:
+        UserError: For an unknown task, or sizes that do not fit the strides.
+    """
+    wanted, segments = _request(c, wanted)
     columns, _ = document(segments, ruler(c), c.position)
     noisy, total = int(columns["noisy"].sum()), len(columns["noisy"])
     makes = any(s.kind is Kind.LATENTS and s.role is Role.TARGET for s in segments)
-    reads = [s for s in segments if s.kind is Kind.LATENTS and (s.role is not Role.TARGET or s.given is not None)]
-    streams = ("und", "gen") if makes else ("und",)
-    decoder = sizes(c, streams)
+    reads = any(s.kind is Kind.LATENTS and (s.role is not Role.TARGET or s.given is not None) for s in segments)
+    decoder = sizes(c, ("und", "gen") if makes else ("und",))
     tower = vit_size(c.vit) if any(s.kind is Kind.PATCHES for s in segments) else 0
-    halves = {
-        "codec decoder": decoder_half(c.vae).size * makes,
-        "codec encoder": encoder_half(c.vae).size * bool(reads),
-    }
+    halves = {"VAE decoder": decoder_half(c.vae).size * makes, "VAE encoder": encoder_half(c.vae).size * reads}
     branches, context = Sampling().branches if makes else 1, total - noisy
     work = Work(
         rows=branches * max(noisy, context), context=branches * context,
         pixels=wanted.height * wanted.width if makes else 0, moving=wanted.frames > 1,
     )  # fmt: skip
     options = plans(decoder, [tower, sum(halves.values())], layers=c.layers, work=work.bytes(c, ITEM), itemsize=ITEM)
+    needs = [option.bytes for option in options]
+    distinct = [option for n, option in enumerate(options) if option.bytes < min(needs[:n], default=float("inf"))]
     weights = {
         "understanding expert": decoder["und"], "generation expert": decoder["gen"],
         "embedding and head": decoder["ends"], "connectors": decoder["rest"], "vision tower": tower, **halves,
@@ -109,54 +118,26 @@ def plan(c: ModelConfig, wanted: Wanted, memory: float | None = None) -> Samplin
         weights={name: float(ITEM * n) for name, n in weights.items() if n},
         cache=float(ITEM * work.cache(c)),
         activations=float(ITEM * work.activations(c)),
-        placements=tuple((_words(option), float(option.bytes)) for option in _distinct(options)),
+        placements=tuple((str(option).rpartition(" (")[0], float(option.bytes)) for option in distinct),
         memory=memory,
     )  # fmt: skip
-
-
-def _distinct(options: list[Placement]) -> list[Placement]:
-    """Without those that take as much as a roomier one."""
-    kept: list[Placement] = []
-    for option in options:
-        if all(option.bytes < other.bytes for other in kept):
-            kept.append(option)
-    return kept
 
 
 def _gb(value: float) -> str:
     return f"{value / 1e9:.3g} GB"
 
 
-def _words(option: Placement) -> str:
-    return str(option).rpartition(" (")[0]
-
-
-def _complete(c: ModelConfig, wanted: Wanted) -> Wanted:
-    """Usual numbers where none were given. UserError for an unknown task or sizes that do not fit the strides."""
+def _request(c: ModelConfig, wanted: Wanted) -> tuple[Wanted, Segments]:
+    """The request with the usual numbers where none were given, those of the release or of nano, and its segments;
+    what is looked at has the size that presets make of it."""
     spec = spec_of(wanted.task)
-    moving = "video" in (spec.reads, spec.makes)
+    moving, released = "video" in (spec.reads, spec.makes), c.vae.stride >= 16
     if wanted.frames > 1 and not moving:
-        raise UserError(f"the task {wanted.task} is about single pictures: leave --frames {wanted.frames} out")
-    usual = usual_size(c)
-    found = Wanted(
-        task=wanted.task, height=wanted.height or usual[0], width=wanted.width or usual[1],
-        frames=(wanted.frames or (FRAMES if usual == USUAL else 9)) if moving else 1,
-    )  # fmt: skip
-    c.vae.check((found.frames, found.height, found.width))
-    return found
-
-
-def usual_size(c: ModelConfig) -> tuple[int, int]:
-    """(height, width) where none is given: the release's, or nano's for codecs of its stride."""
-    return USUAL if c.vae.stride >= 16 else (64, 64)
-
-
-def _request(c: ModelConfig, wanted: Wanted) -> Segments:
-    """The request with media that have only a size; what is looked at has the one that presets make of it."""
-    spec, usual = spec_of(wanted.task), usual_size(c)
-    read = wanted.frames if spec.reads == "video" else 1
-    transform = MediaTransform(c, usual=usual, bases=RELEASED_BUCKETS if usual == USUAL else {})
-    seen = transform.seen_size(wanted.height, wanted.width, spec.makes)
-    media = [Views(placeholder(read, *seen), placeholder(read, wanted.height, wanted.width))] if spec.reads else []
-    size = (wanted.frames if spec.makes == "video" else 1, wanted.height, wanted.width)
-    return request(spec, text(PROMPT), media, size)
+        raise UserError(f"frames={wanted.frames} of {spec.name}, which is about single images: leave the frames out")
+    usual = USUAL if released else (64, 64)
+    frames = (wanted.frames or (FRAMES if released else 9)) if moving else 1
+    height, width = wanted.height or usual[0], wanted.width or usual[1]
+    c.vae.check((frames, height, width))
+    transform = MediaTransform(c, usual=usual, bases=RELEASED_BUCKETS if released else {})
+    segments = sized(spec, transform.seen_size(height, width, spec.makes), (frames, height, width), PROMPT)
+    return replace(wanted, height=height, width=width, frames=frames), segments

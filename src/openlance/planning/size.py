@@ -1,22 +1,24 @@
-"""How large a model is, from its numbers alone: parameters by name, products per row, kernels of the codec.
+"""How large a model is, from its hyper-parameters alone: products per row, parameters of the vision tower, kernels of
+the VAE.
 
 Nothing is built; tests hold these counts equal to the modules and to the published tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import lru_cache
 
-from openlance.config.model import ModelConfig, VAEConfig, ViTConfig, expert_parameters
+from openlance.config.model import Grid, ModelConfig, VAEConfig, ViTConfig
+from openlance.model.lance import lance_parameters
 
 
 def expert_size(c: ModelConfig) -> int:
-    """Numbers of one stream in one layer: what a row of that stream meets there."""
-    return sum(n for _, n in expert_parameters(c))
+    """Count the parameters of one stream in one layer: what a row of that stream meets there."""
+    return sum(n for name, n in lance_parameters(c) if name.startswith("layers.0.und."))
 
 
 def linear_sizes(c: ModelConfig) -> list[tuple[int, int]]:
-    """(inputs, outputs) of the seven linear layers of one stream in one layer: where adapters go."""
+    """List (inputs, outputs) of the seven linear layers of one stream in one layer: where adapters go."""
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     mlp = [(c.width, c.mlp_width), (c.width, c.mlp_width), (c.mlp_width, c.width)]
     return [(c.width, q), (c.width, kv), (c.width, kv), (q, c.width), *mlp]
@@ -33,107 +35,93 @@ def vit_merger_size(v: ViTConfig) -> int:
 
 
 def vit_size(v: ViTConfig) -> int:
-    """Numbers of the vision tower."""
+    """Count the parameters of the vision tower."""
     patch = 3 * v.temporal_patch_size * v.patch_size**2 * v.hidden_size
     return patch + v.depth * vit_block_size(v) + vit_merger_size(v)
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One convolution of the codec. weights: of the kernel, bias apart; side, frames: how many positions it has per
-    latent cell, along a side and in time."""
-
-    weights: int
-    bias: int
-    side: int
-    frames: int
-
-
-@dataclass(frozen=True)
 class Half:
-    """One half of the codec: its convolutions, and the numbers of its norms."""
+    """One half of the VAE, filled while walking through its levels.
 
-    kernels: tuple[Kernel, ...]
-    gains: int
-
-    @property
-    def size(self) -> int:
-        return self.gains + sum(k.weights + k.bias for k in self.kernels)
-
-    def flops(self, grid: tuple[int, int, int]) -> float:
-        """Of one pass over a clip with these latent cells (t, y, x); frames after the first come in whole groups."""
-        t, y, x = grid
-        return sum(2.0 * k.weights * (1 + (t - 1) * k.frames) * y * x * k.side**2 for k in self.kernels)
-
-
-class _Builder:
-    """Collects the kernels of a half while walking through its levels."""
+    Args:
+        side: Positions per latent cell along a side, where the walk begins.
+        frames: Likewise in time.
+    """
 
     def __init__(self, side: int, frames: int) -> None:
-        self.kernels: list[Kernel] = []
-        self.gains, self.side, self.frames = 0, side, frames
+        self.side, self.frames = side, frames
+        self.size = 0  # parameters
+        self.products: list[tuple[int, int, int]] = []  # of each convolution: weights, positions in a plane and in time
 
     def conv(self, inputs: int, outputs: int, taps: int) -> None:
-        self.kernels.append(Kernel(taps * inputs * outputs, outputs, self.side, self.frames))
+        self.products.append((taps * inputs * outputs, self.side**2, self.frames))
+        self.size += taps * inputs * outputs + outputs
 
     def residual(self, inputs: int, outputs: int) -> None:
-        self.gains += inputs + outputs
+        self.size += inputs + outputs  # gains of the norms
         self.conv(inputs, outputs, 27)
         self.conv(outputs, outputs, 27)
         if inputs != outputs:
             self.conv(inputs, outputs, 1)
 
+    def level(self, inputs: int, outputs: int, blocks: int) -> None:
+        for n in range(blocks):
+            self.residual(inputs if n == 0 else outputs, outputs)
+
     def middle(self, width: int) -> None:
         self.residual(width, width)
-        self.gains += width
+        self.size += width
         self.conv(width, 3 * width, 1)
         self.conv(width, width, 1)
         self.residual(width, width)
 
     def end(self, width: int, outputs: int) -> None:
-        self.gains += width
+        self.size += width
         self.conv(width, outputs, 27)
 
-    def half(self) -> Half:
-        return Half(tuple(self.kernels), self.gains)
+    def flops(self, grid: Grid) -> float:
+        """Count the operations of one pass over a clip with these latent cells; frames after the first come in whole
+        groups."""
+        t, y, x = grid
+        return sum(2.0 * weights * (1 + (t - 1) * frames) * y * x * plane for weights, plane, frames in self.products)
 
 
+@lru_cache(maxsize=8)
 def encoder_half(v: VAEConfig) -> Half:
-    """The encoder with its joint, level by level from the pixels inwards."""
+    """Walk the encoder with its joint, level by level from the pixels inwards."""
     widths = [v.dim * m for m in (1, *v.dim_mult)]
-    b = _Builder(v.stride // v.patch_size, v.temporal_stride)
-    b.conv(3 * v.patch_size**2, widths[0], 27)
+    half = Half(v.stride // v.patch_size, v.temporal_stride)
+    half.conv(3 * v.patch_size**2, widths[0], 27)
     for level, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
-        for n in range(v.num_res_blocks):
-            b.residual(inputs if n == 0 else outputs, outputs)
+        half.level(inputs, outputs, v.num_res_blocks)
         if level < len(v.temporal_downsample):
-            b.side //= 2
-            b.conv(outputs, outputs, 9)
+            half.side //= 2
+            half.conv(outputs, outputs, 9)
             if v.temporal_downsample[level]:
-                b.frames //= 2
-                b.conv(outputs, outputs, 3)
-    b.middle(widths[-1])
-    b.end(widths[-1], 2 * v.z_dim)
-    b.conv(2 * v.z_dim, 2 * v.z_dim, 1)
-    return b.half()
+                half.frames //= 2
+                half.conv(outputs, outputs, 3)
+    half.middle(widths[-1])
+    half.end(widths[-1], 2 * v.z_dim)
+    half.conv(2 * v.z_dim, 2 * v.z_dim, 1)
+    return half
 
 
+@lru_cache(maxsize=8)
 def decoder_half(v: VAEConfig) -> Half:
-    """The decoder with its joint, level by level from the latents outwards."""
+    """Walk the decoder with its joint, level by level from the latents outwards."""
     widths = [v.dec_dim * m for m in (v.dim_mult[-1], *reversed(v.dim_mult))]
-    b = _Builder(1, 1)
-    b.conv(v.z_dim, v.z_dim, 1)
-    b.conv(v.z_dim, widths[0], 27)
-    b.middle(widths[0])
-    temporal = tuple(reversed(v.temporal_downsample))
+    half = Half(1, 1)
+    half.conv(v.z_dim, v.z_dim, 1)
+    half.conv(v.z_dim, widths[0], 27)
+    half.middle(widths[0])
+    temporal = v.temporal_downsample[::-1]
     for level, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
-        for n in range(v.num_res_blocks + 1):
-            b.residual(inputs if n == 0 else outputs, outputs)
+        half.level(inputs, outputs, v.num_res_blocks + 1)
         if level < len(temporal):
             if temporal[level]:
-                b.conv(outputs, 2 * outputs, 3)
-                b.frames *= 2
-            b.side *= 2
-            b.conv(outputs, outputs, 9)
-    b.end(widths[-1], 3 * v.patch_size**2)
-    return b.half()
+                half.conv(outputs, 2 * outputs, 3)
+                half.frames *= 2
+            half.side *= 2
+            half.conv(outputs, outputs, 9)
+    half.end(widths[-1], 3 * v.patch_size**2)
+    return half

@@ -3,17 +3,20 @@
     found = plan(ModelConfig(), stage("pt"), Machine(count=128, device=a100))
     found.fits, found.memory["peak"], found.tokens_per_second, found.days
 
-Memory is counted (`planning/memory.py`), speed is not: it is the device's peak times a utilisation that you give.
+Memory is counted (`planning/memory.py`), speed is not: it is the device's peak times a utilization that you give.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from openlance.config.model import ModelConfig, lance_parameters
-from openlance.config.train import Resolution, Stage
+from openlance.config.model import ModelConfig
+from openlance.config.train import Stage
 from openlance.errors import UserError
+from openlance.model.lance import lance_parameters
 from openlance.planning.hardware import PER_NODE, Device
 from openlance.planning.memory import activations
 from openlance.planning.size import encoder_half, expert_size, linear_sizes, vit_block_size, vit_merger_size, vit_size
@@ -26,26 +29,33 @@ CONTEXT = {True: 1.0, False: 0.4}  # GiB that are gone before the first tensor: 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where a stage runs. utilisation: share of the device's peak that goes into the model's own operations (MFU;
-    recomputation does not count). shard: the weights over all devices ("full"), over those of one machine ("hybrid"),
-    over so many ("4"), or not at all ("none"). lora: rank of adapters that train in place of the weights; 0: none."""
+    """Where a stage runs.
+
+    Args:
+        count: Devices.
+        device: Their kind.
+        utilization: Share of the device's peak that goes into the model's own operations (MFU; recomputation does not
+            count), above 0 and at most 1.
+        shard: The weights over all devices ("full"), over those of one machine ("hybrid"), over so many ("4"), or not
+            at all ("none").
+        lora: Rank of adapters that train in place of the weights; 0: none.
+
+    Raises:
+        UserError: If a value cannot be.
+    """
 
     count: int
     device: Device
-    utilisation: float = 0.4
+    utilization: float = 0.4
     shard: str = "hybrid"
     lora: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.utilisation <= 1:
-            raise UserError(f"--utilisation is {self.utilisation}: it must be above 0 and at most 1, such as 0.4")
-        if self.shard not in ("full", "hybrid", "none") and not self.shard.isdigit():
-            raise UserError(f"--shard is {self.shard!r}: use full, hybrid, none, or a number of devices")
-        if not 0 < self.group <= self.count or self.count % self.group:
-            raise UserError(
-                f"{self.count} devices cannot share weights in groups of {self.group}: give --shard a divisor of "
-                f"{self.count}, full or none"
-            )
+        if not 0 < self.utilization <= 1:
+            raise UserError(f"utilization is {self.utilization}: it must be above 0 and at most 1, such as 0.4")
+        if not self.group or self.count % self.group:
+            good = f"full, hybrid, none, or a number that divides the {self.count} devices"
+            raise UserError(f"shard is {self.shard!r}: use {good}")
 
     @property
     def gpu(self) -> bool:
@@ -55,13 +65,14 @@ class Machine:
     def group(self) -> int:
         """How many devices share one copy of the weights."""
         named = {"full": self.count, "hybrid": min(self.count, PER_NODE), "none": 1}
-        return named[self.shard] if self.shard in named else int(self.shard)
+        return named.get(self.shard) or (int(self.shard) if self.shard.isdigit() else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that `openlance plan` prints. memory: GiB per device by use, `peak` the most at once. counted: the
-    stage's steps at one pack per device and accumulation. paper: tokens that the paper printed, 0 where it did not."""
+    stage's steps at one pack per device and accumulation. paper: tokens that the paper printed, empty where it did not.
+    changes: what to change, each as words and `keyword=value` settings: "words: a=1 b=2"."""
 
     stage: str
     model: dict[str, float]  # parameters
@@ -87,33 +98,32 @@ class Plan:
 
 
 def trainable(c: ModelConfig, stage: Stage, lora: int = 0) -> dict[str, float]:
-    """Parameters of all parts, and of those that learn."""
-    decoder = [(f"lance.{name}", n) for name, n in lance_parameters(c)]
-    tower = float(vit_size(c.vit))
+    """Count the parameters of all parts, and of those that learn."""
+    decoder = {f"lance.{name}": n for name, n in lance_parameters(c)}
+    learning = {name: n for name, n in decoder.items() if not stage.freezes(name)}
+    tower, tower_learns = vit_size(c.vit), not lora and not stage.freezes("vit.tower")
     if lora:
-        live = float(2 * c.layers * sum(lora * (i + o) for i, o in linear_sizes(c)))
-        inner = live
+        live = inner = 2 * c.layers * sum(lora * (i + o) for i, o in linear_sizes(c))
     else:
-        live = float(sum(n for name, n in decoder if not stage.freezes(name)))
-        inner = float(sum(n for name, n in decoder if ".layers." in name and n > c.width and not stage.freezes(name)))
-    tower_learns = not lora and not stage.freezes("vit.tower")
+        live = sum(learning.values())
+        inner = sum(n for name, n in learning.items() if ".layers." in name and n > c.width)
     expert = expert_size(c) * c.layers
-    return {
-        "decoder": float(sum(n for _, n in decoder)),
+    found = {
+        "decoder": sum(decoder.values()),
         "vision tower": tower,
-        "codec encoder": float(encoder_half(c.vae).size),
-        "active, understanding": float(expert),
-        "active, generation": float(expert),
-        "trained": live + (tower if tower_learns else 0.0),
+        "VAE encoder": encoder_half(c.vae).size,
+        "active, understanding": expert,
+        "active, generation": expert,
+        "trained": live + tower * tower_learns,
         "trained matrices": inner,
-        "tower learns": float(tower_learns),
+        "tower learns": tower_learns,
     }
+    return {name: float(value) for name, value in found.items()}
 
 
 def flops(c: ModelConfig, load: Load, learns: dict[str, float], lora: int = 0) -> dict[str, float]:
-    """Operations of one training step of a pack, by part; the backward pass counts twice the forward one
-    (once where weights are frozen below adapters). Windows of
-    the tower's attention are left out."""
+    """Count the operations of one training step of a pack, by part; the backward pass counts twice the forward one
+    (once where weights are frozen below adapters). Windows of the tower's attention are left out."""
     expert, vit = 2.0 * expert_size(c) * c.layers, c.vit
     blocks = vit.depth * vit_block_size(vit) * vit.spatial_merge_size**2
     seen = 2.0 * (blocks + vit_merger_size(vit)) * load.patches
@@ -122,12 +132,12 @@ def flops(c: ModelConfig, load: Load, learns: dict[str, float], lora: int = 0) -
         "attention": 3 * 4.0 * c.heads * c.head_dim * c.layers * load.pairs,
         "heads": 3 * 2.0 * c.width * (c.vocab_size * load.labels + 2 * c.latent_channels * load.gen),
         "vision tower": seen * (3 if learns["tower learns"] else 1),
-        "codec": load.codec,
+        "VAE": load.vae,
     }
 
 
 def memory(c: ModelConfig, stage: Stage, machine: Machine, checkpointing: bool) -> dict[str, float]:
-    """GiB per device by use, for the longest pack, at the resolution that needs most."""
+    """Count GiB per device by use, for the longest pack, at the resolution that needs most."""
     loads = (packed(stage, c, at, stage.pack_tokens[1]) for at in stage.resolutions)
     return max((_memory(c, stage, machine, load, checkpointing) for load in loads), key=lambda found: found["peak"])
 
@@ -145,33 +155,44 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, load: Load, checkpoi
         gathered = 2.0 * ((layer + outside) if checkpointing else whole) if low else 0.0
     moments = 8 * live - (4 * learns["trained matrices"] / group if stage.optimizer == "muon" else 0.0)
     kept = activations(c, load, precision, gpu=machine.gpu, tower=bool(learns["tower learns"]))
-    found = {
-        "weights": 4 * whole / group + 4 * learns["codec encoder"],
+    lasting = {
+        "weights": 4 * whole / group + 4 * learns["VAE encoder"],
         "whole layers": gathered,
         "optimizer": moments,
         "average": 4 * live if stage.ema else 0.0,
+    }
+    passing = {
         "gradients": 4 * live,
         "activations": kept.kept(checkpointing),
         "backward": kept.peak(checkpointing, 0.0) - kept.kept(checkpointing),
     }
-    lasting = sum(found[name] for name in ("weights", "whole layers", "optimizer", "average"))
-    if stage.accumulate > 1:  # gradients of the pack before are still there
-        peak = lasting + 4 * live + kept.peak(checkpointing, 0.0)
-    else:
-        peak = lasting + kept.peak(checkpointing, 4 * live)
-    return {name: value / GIB for name, value in found.items()} | {"peak": peak / GIB + CONTEXT[machine.gpu]}
+    # with accumulation the gradients of the pack before are still there
+    apart, along = (4 * live, 0.0) if stage.accumulate > 1 else (0.0, 4 * live)
+    peak = sum(lasting.values()) + apart + kept.peak(checkpointing, along)
+    found = {name: value / GIB for name, value in (lasting | passing).items()}
+    return found | {"peak": peak / GIB + CONTEXT[machine.gpu]}
 
 
 def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True) -> Plan:
-    """The plan of one stage; with `changes`, what would make it fit if it does not."""
+    """Plan one stage.
+
+    Args:
+        c: The model.
+        stage: The stage.
+        machine: Where it runs.
+        changes: Find what would make it fit if it does not.
+
+    Raises:
+        UserError: If a task of its mixture is unknown, or has no sample that fits.
+    """
     learns = trainable(c, stage, machine.lora)
     rows = sum(stage.pack_tokens) / 2
-    spans = list(_spans(stage))
-    loads = [(share, packed(stage, c, at, rows)) for share, at in spans]
-    mean = sum((load.times(share) for share, load in loads), Load())
+    starts = (0.0, *(at.until for at in stage.resolutions))
+    loads = (packed(stage, c, at, rows).times(at.until - start) for start, at in zip(starts, stage.resolutions))
+    mean = sum(loads, Load())
     work = flops(c, mean, learns, machine.lora)
-    sizes = {flag: memory(c, stage, machine, flag) for flag in (False, True)}
-    speed = machine.count * machine.device.tflops * 1e12 * machine.utilisation * rows / sum(work.values())
+    sizes = {checkpointing: memory(c, stage, machine, checkpointing) for checkpointing in (False, True)}
+    speed = machine.count * machine.device.tflops * 1e12 * machine.utilization * rows / sum(work.values())
     per_step = rows * machine.count * stage.accumulate
     tokens = stage.paper_tokens or per_step * stage.steps
     days = tokens / speed / 86400
@@ -193,33 +214,25 @@ def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True
         tokens=tokens,
         days=days,
         cost=days * 24 * machine.count * machine.device.price,
-        paper=_paper(stage, machine),
+        paper=_paper(stage, per_step),
         notes=tuple(_notes(c, stage)),
     )  # fmt: skip
     return replace(found, changes=tuple(_changes(c, stage, machine))) if changes and not found.fits else found
 
 
-def _spans(stage: Stage) -> Iterator[tuple[float, Resolution]]:
-    """(share of the steps, resolution) of the curriculum."""
-    start = 0.0
-    for at in stage.resolutions:
-        yield at.until - start, at
-        start = at.until
-
-
-def _paper(stage: Stage, machine: Machine) -> dict[str, float]:
-    """What the paper's printed token count says about its packs and ranks; empty where it printed none."""
+def _paper(stage: Stage, here: float) -> dict[str, float]:
+    """What the paper's printed token count says about its packs and ranks; empty where it printed none. here: tokens
+    of a step on these devices."""
     if not stage.paper_tokens:
         return {}
     per_step, (low, high) = stage.paper_tokens / stage.steps, stage.pack_tokens
-    rows = (low + high) / 2
     return {
         "tokens": stage.paper_tokens,
         "tokens_per_step": per_step,
         "packs_per_step_low": per_step / high,
         "packs_per_step_high": per_step / low,
-        "steps_here": stage.paper_tokens / (rows * machine.count * stage.accumulate),
-        "tokens_of_all_steps_here": rows * machine.count * stage.accumulate * stage.steps,
+        "steps_here": stage.paper_tokens / here,
+        "tokens_of_all_steps_here": here * stage.steps,
     }
 
 
@@ -229,65 +242,57 @@ def _notes(c: ModelConfig, stage: Stage) -> Iterator[str]:
         for at in stage.resolutions if weight else ():
             found = typical(task, stage, c, at)
             if found.frames < found.wanted:
-                yield (
-                    f"{task}: {found.frames} frames of base size {at.video[0]} fit into max_sample_tokens="
-                    f"{stage.max_sample_tokens}; clips of {found.wanted} are left out"
-                )
+                fit = f"fit into max_sample_tokens={stage.max_sample_tokens}; videos of {found.wanted} are left out"
+                yield f"{task}: {found.frames} frames of base size {at.video[0]} {fit}"
 
 
 def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:
     """Changes that make the stage fit: of each kind the smallest one."""
-    again = ""
-    if not stage.checkpointing:
-        stage, again = replace(stage, checkpointing=True), " checkpointing=true"
-        if _fits(c, stage, machine):
-            yield "compute layers again: --set checkpointing=true"
-    adapters, again = replace(machine, lora=64), again and f" --set{again}"
-    more = [n for n in (2**k for k in range(1, 9)) if n > machine.count]
-    larger = [replace(machine, count=n, shard="full") for n in more]
+    again = {} if stage.checkpointing else {"checkpointing": True}
+    if again and _fits(c, stage, machine, again):
+        yield f"compute layers again: {_settings(machine, again)}"
+    adapters = {"lora": 64}
+    larger = [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count]
     cuts = [shortened(stage, part) for part in (2, 4, 8, 16)]
-    kinds: list[list[tuple[str, Stage, Machine]]] = [
-        [(f"shard over all devices: --shard full{again}", stage, replace(machine, shard="full"))],
-        [(f"more devices: {_named(m)}{again}", stage, m) for m in larger],
-        [(f"shorter packs, as many tokens: {_short(cut)}{again}", cut, machine) for cut in cuts],
-        [(f"adapters: --lora 64{again}", stage, adapters)],
-        [(f"adapters and shorter packs: --lora 64 {_short(cut)}{again}", cut, adapters) for cut in cuts],
-        [
-            (f"more devices and shorter packs: {_named(m)} {_short(cut)}{again}", cut, m)
-            for m in larger for cut in cuts[1:2]
-        ],
-    ]  # fmt: skip
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "shard over all devices": [{"shard": "full"}],
+        "more devices": larger,
+        "shorter packs, as many tokens": cuts,
+        "adapters": [adapters],
+        "adapters and shorter packs": [adapters | cut for cut in cuts],
+        "more devices and shorter packs": [wider | cuts[1] for wider in larger],
+    }
     enough = set[str]()  # what fits by itself is not combined
-    for kind in kinds:
-        if kind and kind[0][0].partition(" and ")[0] in enough:
-            continue
-        first = next((text for text, changed, other in kind if _fits(c, changed, other)), None)
-        if first is not None:
-            enough.add(first.partition(":")[0])
-            yield first
+    for words, options in kinds.items():
+        if words.partition(" and ")[0] not in enough:
+            for option in options:
+                if _fits(c, stage, machine, option | again):
+                    enough.add(words)
+                    yield f"{words}: {_settings(machine, option | again)}"
+                    break
 
 
-def shortened(stage: Stage, part: int) -> Stage:
-    """The stage with packs of a part of the length, and as many more per update."""
-    low, high = (n // part for n in stage.pack_tokens)
-    longest = min(stage.max_sample_tokens, high)
-    return replace(stage, pack_tokens=(low, high), max_sample_tokens=longest, accumulate=stage.accumulate * part)
+def shortened(stage: Stage, part: int) -> dict[str, Any]:
+    """Cut packs to a part of the length, with as many more per update: the fields of the stage that change."""
+    packs = tuple(n // part for n in stage.pack_tokens)
+    longest = min(stage.max_sample_tokens, packs[1])
+    return {"pack_tokens": packs, "max_sample_tokens": longest, "accumulate": stage.accumulate * part}
 
 
-def _short(stage: Stage) -> str:
-    low, high = stage.pack_tokens
-    longest = f" --set max_sample_tokens={stage.max_sample_tokens}"
-    return f"--set pack_tokens=[{low},{high}]{longest} --set accumulate={stage.accumulate}"
+def _settings(machine: Machine, changes: dict[str, Any]) -> str:
+    """The changes as `openlance plan` takes them: "gpus=16xA100-80GB shard=full"."""
+    said = {name: json.dumps(value, separators=(",", ":")).strip('"') for name, value in changes.items()}
+    if "count" in said:
+        said = {"gpus": f"{said.pop('count')}x{machine.device.name}"} | said
+    return " ".join(f"{name}={value}" for name, value in said.items())
 
 
-def _named(machine: Machine) -> str:
-    return f"--gpus {machine.count}x{machine.device.name} --shard {machine.shard}"
-
-
-def _fits(c: ModelConfig, stage: Stage, machine: Machine) -> bool:
-    """Whether the longest pack of a stage fits. Packs too short for the longest samples leave these out."""
+def _fits(c: ModelConfig, stage: Stage, machine: Machine, changes: dict[str, Any]) -> bool:
+    """Whether the longest pack of a changed stage fits. Packs too short for the longest samples leave these out."""
+    devices = {name: value for name, value in changes.items() if name in ("count", "shard", "lora")}
+    stage = replace(stage, **{name: value for name, value in changes.items() if name not in devices})
     try:
-        needed = memory(c, stage, machine, stage.checkpointing)["peak"]
+        needed = memory(c, stage, replace(machine, **devices), stage.checkpointing)["peak"]
     except UserError:  # not even the shortest sample of some task fits into such a pack
         return False
     return needed <= machine.device.memory * USABLE

@@ -1,7 +1,7 @@
 """What packs of a stage hold, on average: rows by stream, labels, pairs that attend, pixels to encode.
 
 The templates and the packing themselves are asked, with media that have a size and no pixels; so a new task is counted
-without a line here. What is assumed: square pictures (an aspect bucket has about the same area), clips of the greatest
+without a line here. What is assumed: square images (an aspect bucket has about the same area), videos of the greatest
 length that fits, texts of a fixed length.
 """
 
@@ -13,24 +13,66 @@ from functools import lru_cache
 
 import numpy as np
 
-from openlance.config.model import ModelConfig
+from openlance.config.model import ModelConfig, Size
+from openlance.config.sampling import EXACT, NO_PRIOR, PromptStyle
 from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
+from openlance.media.clip import Clip
 from openlance.media.transform import BUCKET_STRIDE, bucket_table
-from openlance.planning.lengths import placeholder, ruler, text
 from openlance.planning.size import encoder_half
 from openlance.sequence.pack import Visual, document
-from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.sequence.segment import Segments
-from openlance.sequence.tasks import EXACT, NO_PRIOR, Views, request, spec_of
+from openlance.sequence.segment import LATENTS, PATCHES, Segments
+from openlance.sequence.tasks import TaskSpec, Views, request, spec_of
+from openlance.text.tokenizer import SequenceCodec
 
-TEXT = {"nano": 12}  # tokens of a prompt or an answer, by scale; elsewhere DETAILED, a paragraph as captioners write it
-DETAILED = 120
+CHARACTERS = 4  # per token of English text
+DETAILED = 120  # tokens of a prompt or an answer: a paragraph as captioners write it
+TEXT = {"nano": 12}  # scales with shorter ones
+
+
+class Lengths:
+    """In place of a tokenizer: ids that are only counted."""
+
+    im_start = im_end = vision_start = vision_end = visual_pad = 0
+
+    def ids(self, text: str) -> list[int]:
+        return [0] * -(-len(text) // CHARACTERS)
+
+
+def ruler(config: ModelConfig) -> SequenceCodec:
+    """Make a codec that only measures."""
+    return SequenceCodec(Lengths(), config)  # type: ignore[arg-type]
+
+
+def placeholder(frames: int, height: int, width: int) -> Clip:
+    """Make a clip of a size, in pixels, that takes no memory."""
+    return Clip(np.broadcast_to(np.uint8(0), (frames, height, width, 3)))
+
+
+def sized(
+    spec: TaskSpec, seen: tuple[int, int], size: Size, tokens: int, style: PromptStyle = EXACT, filled: bool = False
+) -> Segments:
+    """Put a request together from media that have only a size.
+
+    Args:
+        spec: Its task.
+        seen: Height and width of what the ViT reads, in pixels.
+        size: Frames, height and width of what is read or made; where only one of them is a video the other has 1 frame.
+        tokens: Length of its texts.
+        style: How it is worded.
+        filled: Whether it is a training sample.
+    """
+    frames, *sides = size
+    read, made = (frames if kind == "video" else 1 for kind in (spec.reads, spec.makes))
+    media = [Views(placeholder(read, *seen), placeholder(read, *sides))] if spec.reads else []
+    text = "x" * (CHARACTERS * tokens)
+    fill = (text if spec.makes == "text" else placeholder(made, *sides)) if filled else None
+    return request(spec, text, media, (made, sides[0], sides[1]), fill, style)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Numbers that add up over samples: of one sample, of the mean sample, or of a pack."""
+    """Counts that add up over samples: of one sample, of the mean sample, or of a pack."""
 
     und: float = 0.0  # rows of the understanding stream: text, markers, ViT tokens
     gen: float = 0.0  # rows of the generation stream: latents
@@ -40,7 +82,7 @@ class Load:
     queries: float = 0.0  # rows as attention splits them on a CPU (each once), and the keys that it gathers for them
     keys: float = 0.0
     squares: float = 0.0  # query x key products computed there, masked ones included
-    codec: float = 0.0  # operations of the codec's encoder, every clip once
+    vae: float = 0.0  # operations of the VAE's encoder, every image or video once
     largest: float = 0.0  # squares of the largest unit; adding keeps the maximum
 
     @property
@@ -55,34 +97,24 @@ class Load:
         return Load(**{f.name: getattr(self, f.name) * n for f in fields(self)} | {"largest": self.largest})
 
 
-def measured(segments: Segments, config: ModelConfig, draws: int = 1) -> Load:
-    """The load of one sample."""
-    columns, visuals = document(segments, ruler(config), config.position, draws)
-    return load_of(columns, visuals, config)
-
-
 def load_of(columns: Mapping[str, np.ndarray], visuals: list[Visual], config: ModelConfig) -> Load:
-    """The load of the columns of one document."""
+    """Count the load of the columns of one document."""
     kind, noisy, full = columns["kind"], columns["noisy"].astype(bool), columns["full"].astype(bool)
-    segment = columns["segment"]
-    sizes = np.unique(segment, return_counts=True)[1]
-    first = np.unique(segment, return_index=True)[1]
-    clean_before, pairs, squares, keys, largest = 0, 0.0, [], 0.0, 0.0
+    _, first, sizes = np.unique(columns["segment"], return_index=True, return_counts=True)
+    clean_before, pairs, squares, keys = 0, 0.0, [], 0.0
     for start, n in zip(first.tolist(), sizes.tolist()):
         pairs += n * clean_before + (n * n if full[start] else n * (n + 1) / 2)
         if noisy[start]:
             squares.append(n * (clean_before + n))
             keys += clean_before + n
         else:
-            clean_before += int(n)
+            clean_before += n
     squares.append(float(clean_before) ** 2)
-    keys, largest = keys + clean_before, max(squares)
-    encoder = encoder_half(config.vae)
-    encoded = {v.segment: v.grid for v in visuals if v.kind == LATENTS}
+    encoder, encoded = encoder_half(config.vae), {v.segment: v.grid for v in visuals if v.kind == LATENTS}
     return Load(
         und=float((kind != LATENTS).sum()), gen=float((kind == LATENTS).sum()), labels=float(columns["learn"].sum()),
-        patches=float((kind == PATCHES).sum()), pairs=pairs, queries=float(len(kind)), keys=keys,
-        squares=sum(squares), codec=sum(map(encoder.flops, encoded.values())), largest=largest,
+        patches=float((kind == PATCHES).sum()), pairs=pairs, queries=float(len(kind)), keys=keys + clean_before,
+        squares=sum(squares), vae=sum(map(encoder.flops, encoded.values())), largest=max(squares),
     )  # fmt: skip
 
 
@@ -96,46 +128,28 @@ class Typical:
 
 
 def typical(task: str, stage: Stage, config: ModelConfig, at: Resolution) -> Typical:
-    """The longest sample of a task within the stage's limits, at one resolution."""
-    return _typical(_Kind(task, stage.scale, stage.draws, at), stage.max_frames, stage.max_sample_tokens, config)
+    """Find the longest sample of a task within the stage's limits, at one resolution.
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """What decides how a sample looks, but for its frames."""
-
-    task: str
-    scale: str
-    draws: int
-    at: Resolution
-
-
-@lru_cache(maxsize=512)
-def _typical(kind: _Kind, most_frames: int, most_tokens: int, config: ModelConfig) -> Typical:
-    stride, ends = config.vae.temporal_stride, spec_of(kind.task)
-    wanted = config.vae.whole_frames(most_frames) if "video" in (ends.reads, ends.makes) else 1
-    for frames in range(wanted, 0, -stride):
-        load = _load(kind, frames, config)
-        if load.rows <= most_tokens:
+    Raises:
+        UserError: If not even the shortest fits.
+    """
+    spec, vae, most = spec_of(task), config.vae, stage.max_sample_tokens
+    wanted = vae.whole_frames(stage.max_frames) if "video" in (spec.reads, spec.makes) else 1
+    for frames in range(wanted, 0, -vae.temporal_stride):
+        load = _load(spec, stage.scale, stage.draws, at.image if spec.makes == "image" else at.video, frames, config)
+        if load.rows <= most:
             return Typical(load, frames, wanted)
-    raise UserError(
-        f"no sample of {kind.task} fits into max_sample_tokens={most_tokens} at base size {kind.at.video[0]}: "
-        f"give it more, such as max_sample_tokens={int(load.rows)}, or a smaller resolution"
-    )
+    more = f"use max_sample_tokens={int(load.rows)} or more, or a smaller resolution than {at.video[0]}"
+    raise UserError(f"no sample of {task} fits into max_sample_tokens={most}: {more}")
 
 
 @lru_cache(maxsize=512)
-def _load(kind: _Kind, frames: int, config: ModelConfig) -> Load:
-    """The load of one filled sample with media that have only a size."""
-    ends, shown = spec_of(kind.task), TEXT.get(kind.scale, DETAILED)
-    bases = kind.at.image if ends.makes == "image" else kind.at.video
-    (vae_h, vae_w), (vit_h, vit_w) = _square(bases[0], config.vae.stride), _square(bases[1], config.vit.stride)
-    read = frames if ends.reads == "video" else 1
-    media = [Views(placeholder(read, vit_h, vit_w), placeholder(read, vae_h, vae_w))] if ends.reads else []
-    size = (frames if ends.makes == "video" else 1, vae_h, vae_w)
-    fill = text(shown) if ends.makes == "text" else placeholder(*size)
-    style = NO_PRIOR if kind.scale == "nano" else EXACT
-    return measured(request(ends, text(shown), media, size, fill, style), config, kind.draws)
+def _load(spec: TaskSpec, scale: str, draws: int, bases: tuple[int, int], frames: int, config: ModelConfig) -> Load:
+    """The load of one training sample; bases: sizes for the VAE and for the ViT, as of `Resolution`."""
+    sides, seen = _square(bases[0], config.vae.stride), _square(bases[1], config.vit.stride)
+    style = NO_PRIOR if scale == "nano" else EXACT
+    segments = sized(spec, seen, (frames, *sides), TEXT.get(scale, DETAILED), style, filled=True)
+    return load_of(*document(segments, ruler(config), config.position, draws), config)
 
 
 def _square(base: int, stride: int) -> tuple[int, int]:
@@ -144,14 +158,9 @@ def _square(base: int, stride: int) -> tuple[int, int]:
     return bucket.height // stride * stride, bucket.width // stride * stride
 
 
-def mean_sample(stage: Stage, config: ModelConfig, at: Resolution) -> Load:
-    """The mean sample of the stage's mixture at one resolution."""
+def packed(stage: Stage, config: ModelConfig, at: Resolution, rows: float) -> Load:
+    """Count the load of a pack of so many rows of the stage's mixture, at one resolution."""
     total = sum(stage.mixture.values())
     loads = [typical(task, stage, config, at).load.times(w / total) for task, w in stage.mixture.items() if w]
-    return sum(loads, Load())
-
-
-def packed(stage: Stage, config: ModelConfig, at: Resolution, rows: float) -> Load:
-    """A pack of so many rows."""
-    mean = mean_sample(stage, config, at)
+    mean = sum(loads, Load())
     return mean.times(rows / mean.rows)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from openlance.checkpoint import hub
-from openlance.checkpoint.formats import CLIPS, IMAGES, INSIDE, Files
+from openlance.checkpoint.formats import CLIPS, IMAGES, INSIDE, Files, check_hashes
 from openlance.checkpoint.names import COMPUTED, our_name
 from openlance.checkpoint.tensors import Placing, TensorSource, load_into, open_tensors, unfilled
 from openlance.config.model import ModelConfig
@@ -222,7 +221,7 @@ class Components:
             config = self.files.config
             vit = ViT.load(
                 tensors, config.vit, prefix=prefix, dtype=self.dtype, device=self.device,
-                rounded_frequencies=config.faithful.rounded_frequencies,
+                rounded_frequencies=config.quirks.rounded_frequencies,
             )  # fmt: skip
             return self._widened(vit.eval())
 
@@ -287,9 +286,9 @@ class Components:
         path = part()
         if path not in self._checked:
             if self.files.repo is not None and self.files.missing(path):
-                self.files = hub.complete(self.files, path)
+                self.files = self.files.completed(path)
                 path = part()
             self.files.require(path)
-            hub.check_hashes(path)
+            check_hashes(path)
         known = self._checked.setdefault(path, set())
         return replace(open_tensors(path, allow_pickle=self.allow_pickle), checked=known)

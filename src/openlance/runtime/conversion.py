@@ -23,7 +23,6 @@ from openlance.checkpoint.formats import (
     PUBLISHED,
     TOWER,
     Files,
-    config_files,
     write_config,
     write_json,
 )
@@ -186,7 +185,7 @@ def _openlance(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int
 def _released(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int], Any]) -> None:
     """As the release lies. The codec comes as safetensors too, which is read without --allow-pickle; JSON files that
     the release does not have say what differs from the published model."""
-    configs = config_files(c.config)
+    configs = c.config.files()
     vit = configs["vit_config.json"]
     lance = {k: v for k, v in configs["lance_config.json"].items() if v != _published(k)}
     write_json(folder / IMAGES / "llm_config.json", configs["llm_config.json"] | {"vision_config": vit})
@@ -207,12 +206,12 @@ def _released(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int]
 
 
 def _published(key: str) -> Any:
-    return (config_files(ModelConfig())["lance_config.json"] | PUBLISHED).get(key)
+    return (ModelConfig().files()["lance_config.json"] | PUBLISHED).get(key)
 
 
 def _diffusers(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int], Any]) -> None:
     """diffusers and transformers read their parts with `from_pretrained(folder, subfolder=...)`."""
-    configs, names = config_files(c.config), released_names(c.config.vae)
+    configs, names = c.config.files(), released_names(c.config.vae)
     write_json(folder / "model_index.json", {
         "_class_name": "LancePipeline", "_diffusers_version": "0.41.0",
         "transformer": ["openlance", "Lance"], "vae": ["diffusers", "AutoencoderKLWan"],

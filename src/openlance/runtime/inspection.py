@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openlance.checkpoint.formats import INSIDE, Files, find
-from openlance.checkpoint.hub import check_hashes
+from openlance.checkpoint.formats import INSIDE, Files, check_hashes, find
 from openlance.checkpoint.names import COMPUTED, released_names
 from openlance.checkpoint.tensors import (
     NAMES,

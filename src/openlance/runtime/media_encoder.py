@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from openlance.media.clip import Clip
-from openlance.sequence.segment import Kind, Role, Segment, Segments, about_clips
+from openlance.sequence.segment import Kind, Role, Segment, Segments, any_video
 from openlance.vae.lazy import LazyVAE, channels_last, to_signed
 from openlance.vae.tiling import Tiling, encode_tiled
 
@@ -113,7 +113,7 @@ class MediaEncoder:
             The same lists, their media as tensors on the device of the part that made them.
         """
         lists = [list(segments) for segments in samples]
-        moving = about_clips(lists)
+        moving = any_video(lists)
         wanted = {
             _key(s.kind, clip, moving): clip for segments in lists for s in segments for clip in _media(s, targets)
         }

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openlance.config.model import ModelConfig, lance_parameters
+from openlance.config.model import ModelConfig
 from openlance.config.values import brief, plain
 from openlance.errors import UserError
-from openlance.model.lance import Lance, is_generation
+from openlance.model.lance import Lance, is_generation, lance_parameters
 from openlance.model.layers import MOST_ROWS
 
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}

@@ -13,16 +13,16 @@ import torch
 
 from openlance.config.model import PositionConfig
 from openlance.sequence.pack import Codec, Pack, Span, pack, spans
-from openlance.sequence.rows import NO_LABEL, TEXT, Rows, visible
-from openlance.sequence.segment import Kind, Segment, Segments
+from openlance.sequence.segment import NO_LABEL, TEXT, Kind, Rows, Segment, Segments, visible
 
 Text = Callable[[list[int]], str]  # ids -> text, special tokens shown
-Ends = tuple[tuple[int, int, int], tuple[int, int, int]]  # (t, h, w) of a first and of a last token
+Ends = tuple[tuple[int, ...], tuple[int, ...]]  # (t, h, w) of a first and of a last token
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A segment: `content` is its text or its size; tokens is None for a hole that is written token by token."""
+    """A segment: `content` is its text or its size; tokens is None for an empty target that is written token by
+    token."""
 
     kind: str
     role: str
@@ -35,11 +35,13 @@ class Split:
     """A run of rows that attend alike.
 
     Args:
-        content: the text, or the grid of a visual.
-        first, last: rows, both included, markers of a visual too.
-        stream, attends, later, time, loss: the columns of the table in `docs/architecture.md`; the two markers around
+        content: The text, or the grid of an image or video.
+        first: Its first row, a marker included.
+        last: Its last row, likewise.
+        stream: This and the next four are the columns of the table in `docs/architecture.md`; the two markers around
             latents, whose stream is "gen", take the stream "und".
-        index, shifted: positions of the first and the last token, markers left out, before and after the shift.
+        index: Positions of the first and the last token, markers left out, before the shift.
+        shifted: Likewise after the shift.
     """
 
     content: str
@@ -60,6 +62,8 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
+    """What became of a list of segments."""
+
     parts: list[Part]
     template: int  # tokens of the chat template, which belong to no segment
     splits: list[Split]
@@ -71,7 +75,14 @@ class Explanation:
 
 
 def explain(segments: Segments, codec: Codec, config: PositionConfig, text: Text) -> Explanation:
-    """Pack one request or sample and say what every part of it became."""
+    """Pack one request or sample and say what every part of it became.
+
+    Args:
+        segments: The request or sample.
+        codec: Tokenizer and grids.
+        config: How tokens are placed.
+        text: Turns ids into text, special tokens shown.
+    """
     written = [span for span in spans(segments, codec) if span.ids]
     before = pack([segments], codec, replace(config, shift=False))
     after = pack([segments], codec, config)
@@ -84,14 +95,9 @@ def explain(segments: Segments, codec: Codec, config: PositionConfig, text: Text
 
 
 def _part(segment: Segment, written: list[Span]) -> Part:
-    own = [span for span in written if span.owner is segment]
-    open_text = segment.kind is Kind.TEXT and segment.is_hole
-    return Part(
-        kind=segment.kind.name,
-        role=segment.role.name,
-        content=_content(segment),
-        tokens=None if open_text else sum(len(span.ids) for span in own),
-    )
+    open_text = segment.kind is Kind.TEXT and segment.is_empty
+    tokens = None if open_text else sum(len(span.ids) for span in written if span.owner is segment)
+    return Part(kind=segment.kind.name, role=segment.role.name, content=_content(segment), tokens=tokens)
 
 
 def _content(segment: Segment) -> str:
@@ -101,7 +107,7 @@ def _content(segment: Segment) -> str:
     frames, height, width = segment.size
     shape = f"{frames} frame{'s' * (frames != 1)} of {width}x{height}"
     given = getattr(getattr(segment.given, "pixels", segment.given), "shape", (0,))[0]
-    return shape + (", to be drawn" if segment.is_hole else "") + (f", first {given} given" if given else "")
+    return shape + (", to be drawn" if segment.is_empty else "") + (f", first {given} given" if given else "")
 
 
 def _split(number: int, before: Pack, after: Pack, text: Text) -> Split:
@@ -110,13 +116,17 @@ def _split(number: int, before: Pack, after: Pack, text: Text) -> Split:
     first, last = int(at[0]), int(at[-1])
     inner = at[rows.kind[at] != TEXT]
     here, ends = rows.at(at), inner if len(inner) else at
+    top, bottom, end = (rows.at(torch.tensor(n)) for n in (first, last, len(rows) - 1))
+    newcomer = replace(end, index=end.index + 1, segment=end.segment + 1)  # right after all, in a split of its own
+    grids = (v for v in after.visuals if v.rows[0] == first + 1)
+    grid = next((f"{'x'.join(map(str, v.grid))} {v.segment.kind.name.lower()}" for v in grids), "")
     return Split(
-        content=_grid(first, after) or text(here.token.tolist()),
+        content=grid or text(here.token.tolist()),
         first=first,
         last=last,
         stream="gen" if bool(here.is_latent.any()) else "und",
-        attends="both ways" if _sees(rows, first, last) and last > first else "causally",
-        later=_seen_later(rows, last),
+        attends="both ways" if last > first and bool(visible(top, bottom)) else "causally",
+        later=bool(visible(newcomer, bottom)),
         time=_time(here),
         loss=_loss(here),
         index=_ends(before.rows, ends),
@@ -124,33 +134,11 @@ def _split(number: int, before: Pack, after: Pack, text: Text) -> Split:
     )
 
 
-def _grid(first: int, packed: Pack) -> str:
-    """`1x8x8 latents` for the visual whose opening marker is the row `first`, or nothing."""
-    for visual in packed.visuals:
-        if visual.rows[0] == first + 1:
-            return f"{'x'.join(map(str, visual.grid))} {visual.segment.kind.name.lower()}"
-    return ""
-
-
-def _sees(rows: Rows, query: int, key: int) -> bool:
-    return bool(visible(rows.at(torch.tensor(query)), rows.at(torch.tensor(key))))
-
-
-def _seen_later(rows: Rows, key: int) -> bool:
-    """Whether a row right after the sequence, in a split of its own, would see the row `key`."""
-    last = rows.at(torch.tensor(len(rows) - 1))
-    newcomer = replace(last, index=last.index + 1, segment=last.segment + 1)
-    return bool(visible(newcomer, rows.at(torch.tensor(key))))
-
-
 def _time(here: Rows) -> str:
-    latents = here.at(here.is_latent.nonzero()[:, 0])
-    moved = int(latents.denoise.sum())
-    if not len(latents):
-        return "-"
-    if not moved:
-        return "0"
-    return "t" if moved == len(latents) else "0, then t"
+    moved, latents = int(here.denoise.sum()), int(here.is_latent.sum())
+    if not latents or not moved:
+        return "0" if latents else "-"
+    return "t" if moved == latents else "0, then t"
 
 
 def _loss(here: Rows) -> str:
@@ -161,16 +149,19 @@ def _loss(here: Rows) -> str:
 
 
 def _ends(rows: Rows, at: torch.Tensor) -> Ends:
-    first, last = rows.position[at[0]].tolist(), rows.position[at[-1]].tolist()
-    return (first[0], first[1], first[2]), (last[0], last[1], last[2])
+    return tuple(rows.position[at[0]].tolist()), tuple(rows.position[at[-1]].tolist())
 
 
 def mask_picture(explanation: Explanation, most: int = 4) -> list[list[list[bool]]]:
-    """The mask on a few rows of each split, the first and the last always among them.
+    """Draw the mask on a few rows of each split, the first and the last always among them.
 
-    Returns, for each split as query and each split as key, the cells of one block row by row:
-    picture[query split][line][column], where the columns of all key splits follow each other.
-    A split of n rows is drawn with the cube root of n cells, at most `most`.
+    Args:
+        explanation: What is drawn.
+        most: A split of n rows is drawn with the cube root of n cells, at most this many.
+
+    Returns:
+        For each split as query the cells of one block row by row, [query split][line][column], where the columns of all
+        key splits follow each other.
     """
     rows = explanation.rows
     chosen = [_spread(split.first, split.last, most) for split in explanation.splits]

@@ -1,21 +1,24 @@
-"""Packing: many lists of segments become one set of rows plus the media that fill its visual rows.
+"""Packing: many lists of segments become one set of rows plus the images and videos that fill its visual rows.
+
+Positions are multimodal: the Qwen2.5-VL index, then the modality shift (MaPE) of Lance.
 
 Around the segments stands a chat. Its template is the one of Qwen2.5-VL as the release renders it: a system turn, then
-user and assistant turns. Text is tokenised per stretch between special tokens, so that ids equal those of the whole
+user and assistant turns. Text is tokenized per stretch between special tokens, so that ids equal those of the whole
 rendered string, while a special token spelled out inside user text stays plain text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from openlance.config.model import PositionConfig
-from openlance.sequence.rows import (
+from openlance.config.model import Grid, PositionConfig, Size
+from openlance.sequence.segment import (
     LAST,
     NO_LABEL,
     PATCH,
@@ -24,113 +27,145 @@ from openlance.sequence.rows import (
     SOURCE,
     TARGET,
     TEXT,
+    Kind,
+    Role,
     Rows,
-    block_advance,
-    grid_positions,
-    latent_cells,
-    modality_shift,
+    Segment,
+    Segments,
 )
-from openlance.sequence.segment import Kind, Role, Segment, Segments
-
-Grid = tuple[int, int, int]
 
 
 class Codec(Protocol):
     """What the sequence must know of tokenizer, ViT and VAE; nothing else of them is visible here."""
 
-    @property
-    def im_start(self) -> int: ...
-    @property
-    def im_end(self) -> int: ...
-    @property
-    def vision_start(self) -> int: ...
-    @property
-    def vision_end(self) -> int: ...
-    @property
-    def visual_pad(self) -> int: ...
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    visual_pad: int
+
     def ids(self, text: str) -> list[int]: ...
-    def patch_grid(self, size: Grid) -> Grid: ...
-    def latent_grid(self, size: Grid) -> Grid: ...
+    def patch_grid(self, size: Size) -> Grid: ...
+    def latent_grid(self, size: Size) -> Grid: ...
 
 
-@dataclass
-class Span:
-    """Tokens of one owner: a segment, or the template (None)."""
+class Span(NamedTuple):
+    """Tokens of one owner: a segment, or the template (None). answer: they are of an assistant turn whose text is to be
+    learned."""
 
     owner: Segment | None
     ids: list[int]
     grid: Grid | None = None
-    answer: bool = False  # part of an assistant turn whose text is to be learned
+    answer: bool = False
 
 
 ASSISTANT = (Role.TARGET, Role.HISTORY)
 
 
 def turns(segments: Segments) -> Iterator[tuple[str, Segments]]:
-    """(speaker, segments) in order; there is always a user turn before the first assistant turn."""
-    system = [s for s in segments if s.role is Role.SYSTEM]
-    if system:
+    """Group segments as (speaker, segments) in order; there is always a user turn before the first assistant turn."""
+    if system := [s for s in segments if s.role is Role.SYSTEM]:
         yield "system", system
-    speaker, held = "user", list[Segment]()
-    for s in segments:
-        if s.role is Role.SYSTEM:
-            continue
-        now = "assistant" if s.role in ASSISTANT else "user"
-        if now != speaker:
-            yield speaker, held
-            speaker, held = now, []
-        held.append(s)
-    yield speaker, held
-
-
-class Writer:
-    """Collects spans; text waits until the next special token and is then tokenised in one stretch."""
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec, self.spans = codec, list[Span]()
-        self.waiting: list[tuple[str, Segment | None, bool]] = []
-
-    def text(self, text: str, owner: Segment | None = None, answer: bool = False) -> None:
-        self.waiting.append((text, owner, answer))
-
-    def flush(self) -> None:
-        """Share the ids of the stretch out among the owners of its pieces."""
-        whole = self.codec.ids("".join(piece for piece, _, _ in self.waiting))
-        text, start = "", 0
-        for n, (piece, owner, answer) in enumerate(self.waiting, 1):
-            text += piece
-            end = len(whole) if n == len(self.waiting) else min(len(self.codec.ids(text)), len(whole))
-            self.spans.append(Span(owner, whole[start:end], answer=answer))
-            start = end
-        self.waiting.clear()
-
-    def special(self, ids: list[int], owner: Segment | None = None, grid: Grid | None = None, answer: bool = False):
-        if self.waiting:
-            self.flush()
-        self.spans.append(Span(owner, ids, grid, answer))
+    rest = [s for s in segments if s.role is not Role.SYSTEM]
+    if not rest or rest[0].role in ASSISTANT:
+        yield "user", []
+    for answers, held in groupby(rest, lambda s: s.role in ASSISTANT):
+        yield "assistant" if answers else "user", list(held)
 
 
 def spans(segments: Segments, codec: Codec) -> list[Span]:
-    """Render. Stops at the first empty text target, where decoding begins."""
-    out = Writer(codec)
+    """Render the chat. It stops at the first empty text target, where decoding begins."""
+    found = list[Span]()
+    for special, run in groupby(_pieces(segments, codec), lambda piece: isinstance(piece, Span)):
+        pieces = list(run)
+        found += pieces if special else _tokenized(pieces, codec)  # type: ignore[arg-type]
+    return found
+
+
+class _Text(NamedTuple):
+    """A text that is yet to be tokenized, together with its neighbors up to the next special tokens."""
+
+    text: str
+    owner: Segment | None = None
+    answer: bool = False
+
+
+def _pieces(segments: Segments, codec: Codec) -> Iterator[Span | _Text]:
     for number, (speaker, held) in enumerate(turns(segments)):
         if number:
-            out.text("\n")
-        out.special([codec.im_start])
-        out.text(speaker + "\n")
+            yield _Text("\n")
+        yield Span(None, [codec.im_start])
+        yield _Text(speaker + "\n")
         for s in held:
             if s.kind is not Kind.TEXT:
                 assert s.size is not None
                 grid = codec.patch_grid(s.size) if s.kind is Kind.PATCHES else codec.latent_grid(s.size)
                 pads = [codec.visual_pad] * (grid[0] * grid[1] * grid[2])
-                out.special([codec.vision_start, *pads, codec.vision_end], s, grid)
+                yield Span(s, [codec.vision_start, *pads, codec.vision_end], grid)
             elif s.value is None:
-                out.flush()
-                return out.spans
+                return
             else:
-                out.text(s.value, s, answer=s.role is Role.TARGET)
-        out.special([codec.im_end], answer=any(s.kind is Kind.TEXT and s.role is Role.TARGET for s in held))
-    return out.spans
+                yield _Text(s.value, s, s.role is Role.TARGET)
+        answers = any(s.kind is Kind.TEXT and s.role is Role.TARGET for s in held)
+        yield Span(None, [codec.im_end], answer=answers)
+
+
+def _tokenized(stretch: list[_Text], codec: Codec) -> Iterator[Span]:
+    """The ids of a stretch between special tokens, shared out among the owners of its texts."""
+    written = list(accumulate(piece.text for piece in stretch))
+    ids, start = codec.ids(written[-1]), 0
+    for piece, text in zip(stretch, written):
+        end = len(ids) if piece is stretch[-1] else min(len(codec.ids(text)), len(ids))
+        yield Span(piece.owner, ids[start:end], answer=piece.answer)
+        start = end
+
+
+def grid_positions(grid: Grid, tokens_per_second: int) -> np.ndarray:
+    """Compute the (n, 3) offsets of a block of (T, Y, X) tokens in raster order."""
+    t, y, x = np.indices(grid).reshape(3, -1)
+    return np.stack([t * tokens_per_second, y, x], axis=1)
+
+
+def block_advance(grid: Grid, tokens_per_second: int) -> int:
+    """Compute how far the text counter moves over a visual block."""
+    t, y, x = grid
+    return max(tokens_per_second * (t - 1), y - 1, x - 1) + 1
+
+
+def latent_cells(grid: Grid, config: PositionConfig) -> np.ndarray:
+    """Compute the (n,) rows of the latent position table; a side above `max_latent_side` runs into the next row as
+    released."""
+    t, y, x = np.indices(grid).reshape(3, -1)
+    side = config.max_latent_side
+    return (t * side + y) * side + x
+
+
+def modality_shift(position: np.ndarray, code: np.ndarray, config: PositionConfig, draws: int = 1) -> np.ndarray:
+    """Shift one document.
+
+    ViT blocks and reference latents start at a fixed frame; the latents of an edit's source lend their coordinates to
+    each draw of the target when the two have equally many tokens (released code; only the counts are compared). A
+    last frame takes the coordinates of the target's last frame.
+
+    Args:
+        position: (L, 3), of the Qwen2.5-VL index.
+        code: (L,) modality codes.
+        config: Where the blocks begin.
+        draws: How many copies of the target there are.
+    """
+    shifted = position.copy()
+    for which, start in ((PATCH, config.patches_start), (REFERENCE, config.reference_start)):
+        rows = np.flatnonzero(code == which)
+        if len(rows):
+            shifted[rows, 0] += start - position[rows[0], 0]
+    source, target = np.flatnonzero(code == SOURCE), np.flatnonzero(code == TARGET)
+    if len(source) and draws * len(source) == len(target):
+        shifted[target] = np.tile(position[source], (draws, 1))
+    last = np.flatnonzero(code == LAST)[1:-1]  # without its markers
+    if len(last) and len(target):
+        closing = len(target) // draws - 1  # the marker behind the first draw
+        shifted[last] = shifted[target[closing - len(last) : closing]]
+    return shifted
 
 
 CODES = {
@@ -147,12 +182,19 @@ CODES = {
 
 @dataclass(frozen=True)
 class Visual:
-    """Where one medium goes: `rows` are the first and last+1 row of its tokens in the pack, markers excluded."""
+    """Where one image or video goes.
+
+    Args:
+        segment: What it is.
+        grid: Its tokens.
+        rows: The first and last+1 row of its tokens in the pack, markers excluded.
+        given: Leading tokens of a target that are already known.
+    """
 
     segment: Segment
-    grid: tuple[int, int, int]
+    grid: Grid
     rows: tuple[int, int]
-    given: int = 0  # leading tokens of a target that are already known
+    given: int = 0
 
     @property
     def kind(self) -> int:
@@ -161,7 +203,7 @@ class Visual:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows of all documents in order, and their media in order of appearance."""
+    """Rows of all documents in order, and their images and videos in order of appearance."""
 
     rows: Rows
     visuals: list[Visual] = field(default_factory=list)
@@ -172,7 +214,7 @@ class Pack:
 
 
 def _code(span: Span, draws: bool) -> int:
-    """Text is template text but for the prompt of a picture or clip, which is what guidance drops."""
+    """Text is template text but for the prompt of an image or video, which is what guidance drops."""
     if span.owner is None or span.owner.kind is Kind.TEXT:
         return PROMPT if draws and span.owner is not None and span.owner.role is Role.PROMPT else -1
     return CODES[span.owner.kind, span.owner.role]
@@ -209,8 +251,11 @@ def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: 
 
 
 def document(segments: Segments, codec: Codec, config: PositionConfig, draws: int = 1) -> tuple[dict, list[Visual]]:
-    """Compile one sample to columns. `draws` repeats each visual target at the same positions: the mask rule makes
-    every copy an island, so that several noise levels of one target share one context in a single pass."""
+    """Compile one sample to columns.
+
+    `draws` repeats each visual target at the same positions: the mask rule makes every copy an island, so that several
+    noise samples of one target share one context in a single pass.
+    """
     parts, visuals = list[dict[str, Any]](), list[Visual]()
     paints = any(s.kind is Kind.LATENTS and s.role is Role.TARGET for s in segments)
     counter, length, segment, targets, last = 0, 0, -1, 0, None
@@ -243,7 +288,7 @@ def _column(part: dict[str, Any], name: str) -> np.ndarray:
     return value if value.ndim else np.full(len(part["token"]), value)
 
 
-def _given(owner: Segment, grid: tuple[int, int, int], codec: Codec) -> int:
+def _given(owner: Segment, grid: Grid, codec: Codec) -> int:
     if owner.given is None:
         return 0
     pixels = getattr(owner.given, "pixels", None)
@@ -251,12 +296,12 @@ def _given(owner: Segment, grid: tuple[int, int, int], codec: Codec) -> int:
     return frames * grid[1] * grid[2]
 
 
-def _last_frame(grid: tuple[int, int, int], segments: Segments, codec: Codec) -> int:
-    """The latent frame of the target on which a picture of this grid stands."""
+def _last_frame(grid: Grid, segments: Segments, codec: Codec) -> int:
+    """The latent frame of the target on which an image of this grid stands."""
     size = next((s.size for s in segments if s.kind is Kind.LATENTS and s.role is Role.TARGET), None)
     frames, *sides = codec.latent_grid(size) if size else (1, *grid[1:])
     if (1, *sides) != grid:
-        raise ValueError(f"a last frame of {grid} latents does not fit a clip of {sides}: give one picture of its size")
+        raise ValueError(f"a last frame of {grid} latents does not fit a video of {sides}: give one image of its size")
     return frames - 1
 
 
@@ -264,7 +309,14 @@ def pack(samples: list[Segments], codec: Codec, config: PositionConfig | None = 
     """Concatenate samples into one row set. Attention never crosses a document (`visible`), so that a pack equals
     its samples one by one.
 
-    Raises ValueError when there is nothing to pack.
+    Args:
+        samples: At least one.
+        codec: Tokenizer and grids.
+        config: How tokens are placed.
+        draws: Noise samples per visual target.
+
+    Raises:
+        ValueError: If there is nothing to pack.
     """
     if not samples:
         raise ValueError("nothing to pack: pass at least one list of segments")
@@ -279,7 +331,7 @@ def pack(samples: list[Segments], codec: Codec, config: PositionConfig | None = 
         c["target"] = np.where(c["target"] >= 0, c["target"] + targets, -1)
         c["segment"] = c["segment"] + (documents[-1]["segment"][-1] + 1 if documents else 0)
         targets = max(targets, int(c["target"].max()) + 1)
-        visuals += [Visual(v.segment, v.grid, (v.rows[0] + offset, v.rows[1] + offset), v.given) for v in seen]
+        visuals += [replace(v, rows=(v.rows[0] + offset, v.rows[1] + offset)) for v in seen]
         documents.append(c)
         offset += n
     joined = {name: torch.from_numpy(np.concatenate([c[name] for c in documents])) for name in documents[0]}

@@ -1,11 +1,16 @@
-"""The one data type of the project: a request, a sample and an answer are lists of segments."""
+"""The two data types of a sequence. A request, a sample and an answer are lists of segments; packed, they are rows, one
+per token. Mask, positions, streams, flow time and losses are read from the columns of these and nowhere else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
+
+import torch
+from torch import Tensor
 
 Kind = Enum("Kind", "TEXT PATCHES LATENTS")  # what the tokens are
 Role = Enum("Role", "SYSTEM PROMPT REFERENCE SOURCE LAST HISTORY TARGET")  # why they are in the sequence
@@ -22,11 +27,15 @@ class Segment:
     """A run of tokens of one kind.
 
     Args:
-        kind: TEXT, PATCHES (what a picture means, through the ViT) or LATENTS (how it looks, through the VAE).
-        role: why it is there; a TARGET is what the model is to produce, LAST the frame on which it is to end.
-        value: a string for TEXT, a clip (or latents of shape (T, Y, X, C)) otherwise; None on a TARGET is a hole.
-        size: frames, height, width in pixels of a visual segment; taken from the clip when there is one.
-        given: leading frames of a visual TARGET that are already known (image-to-video): a clip or latents.
+        kind: TEXT, PATCHES (what an image or video means, through the ViT) or LATENTS (how it looks, through the VAE).
+        role: Why it is there; a TARGET is what the model is to produce, LAST the frame on which it is to end.
+        value: A string for TEXT, a `Clip` (or latents of shape (T, Y, X, C)) otherwise; None on a TARGET leaves it
+            empty.
+        size: Frames, height, width in pixels of a visual segment; taken from the clip when there is one.
+        given: Leading frames of a visual TARGET that are already known (image-to-video): a clip or latents.
+
+    Raises:
+        ValueError: If the value does not go with the kind, or a visual segment has no size.
     """
 
     kind: Kind
@@ -45,14 +54,15 @@ class Segment:
             raise ValueError("a visual segment needs a clip or a (frames, height, width): pass size=(1, 64, 64)")
 
     @property
-    def is_hole(self) -> bool:
+    def is_empty(self) -> bool:
+        """Whether it is an empty target, which sampling fills."""
         return self.role is Role.TARGET and self.value is None
 
     def filled(self, value: Any) -> Segment:
         return replace(self, value=value)
 
     def as_context(self) -> Segment:
-        """A segment of an earlier turn: from now on it is only read. An answer becomes HISTORY; what it was made from
+        """Make it one of an earlier turn: from now on it is only read. An answer becomes HISTORY; what it was made from
         becomes a REFERENCE, so that guidance and positions are about the newest turn alone."""
         if self.role in (Role.PROMPT, Role.SOURCE, Role.LAST):
             return replace(self, role=Role.REFERENCE)
@@ -60,23 +70,122 @@ class Segment:
 
 
 def drop(segments: Segments, roles: Iterable[Role]) -> Segments:
-    """Condition dropout (training) and guidance (sampling) are this, then pack again. Targets always stay."""
+    """Leave out segments of some roles; targets always stay. Condition dropout (training) and guidance (sampling) are
+    this, then packing again."""
     roles = set(roles)
     return [s for s in segments if s.role not in roles or s.role is Role.TARGET]
 
 
 def prompt_in(segments: Segments) -> str:
-    """The words of a request; empty where it has none."""
+    """Read the words of a request; empty where it has none."""
     return next((s.value for s in segments if s.role in WORDS), "")
 
 
-def instead(segments: Segments, text: str) -> Segments:
-    """The same with another text in the place of the words; with none they are dropped."""
+def with_prompt(segments: Segments, text: str) -> Segments:
+    """Put another text in the place of the prompt; with an empty one it is dropped."""
     if not text:
         return drop(segments, WORDS)
     return [replace(s, value=text) if s.role in WORDS else s for s in segments]
 
 
-def about_clips(samples: Iterable[Segments]) -> bool:
-    """Whether anything in these lists moves."""
+def any_video(samples: Iterable[Segments]) -> bool:
+    """Tell if anything in these lists has more than one frame."""
     return any(s.size is not None and s.size[0] > 1 for segments in samples for s in segments)
+
+
+# The release's modality codes, one per token: what the shift below reads.
+TEMPLATE, PROMPT, TARGET, SOURCE, REFERENCE, PATCH = -1, 0, 1, 2, 3, 4
+LAST = 5  # ours: the image on which a video is to end
+
+
+# What the tokens of a segment are; the values of the column `kind`.
+TEXT, PATCHES, LATENTS = (kind.value for kind in Kind)
+NO_LABEL = -100  # the convention of torch's cross entropy
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """The columns that the mask rule reads; see `Rows`."""
+
+    index: Tensor
+    doc: Tensor
+    segment: Tensor
+    full: Tensor
+    noisy: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Place):
+    """Columns of length L (position: (L, 3)). Rows are compared, never interpreted.
+
+    Args:
+        index: Order inside the document.
+        doc: Which sample.
+        segment: Which split (attention unit) of the pack.
+        full: Sees its whole segment.
+        noisy: Belongs to a visual target, hence a secret to other segments.
+        kind: TEXT, PATCHES or LATENTS; markers around a visual are TEXT.
+        code: Modality code (above).
+        token: Text id (the pad id for visual rows).
+        position: (t, h, w) for rotary embedding.
+        cell: Row of the latent position table, -1 elsewhere.
+        label: Next token to predict, or NO_LABEL.
+        target: Number of the visual target in the pack (one flow time each), -1 elsewhere.
+        denoise: A latent that is moved by the flow and trained by the velocity loss.
+    """
+
+    kind: Tensor
+    code: Tensor
+    token: Tensor
+    position: Tensor
+    cell: Tensor
+    label: Tensor
+    target: Tensor
+    denoise: Tensor
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    def at(self, i: Tensor) -> Rows:
+        """Pick rows by their indices."""
+        return Rows(*(getattr(self, f.name)[i] for f in fields(self)))
+
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def moved(self, position: Tensor) -> Rows:
+        return replace(self, position=position)
+
+    @property
+    def is_latent(self) -> Tensor:
+        """Latent rows go through the generation stream, all others through the understanding stream."""
+        return self.kind == LATENTS
+
+    @property
+    def is_patch(self) -> Tensor:
+        return self.kind == PATCHES
+
+    @property
+    def is_target(self) -> Tensor:
+        """The visual target with its markers."""
+        return self.code == TARGET
+
+    @staticmethod
+    def concat(parts: list[Rows]) -> Rows:
+        return Rows(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
+
+
+def visible(q: Place, k: Place) -> Tensor:
+    """Decide whether query q may look at key k (paper: generalized 3D causal attention). Broadcasts: pass single tokens
+    or whole grids."""
+    same_segment = q.segment == k.segment
+    earlier_or_island = (q.index >= k.index) | (same_segment & q.full)
+    secret = k.noisy & ~same_segment  # nobody else sees a target while it is denoised
+    return (q.doc == k.doc) & earlier_or_island & ~secret
+
+
+def dense_mask(rows: Rows) -> Tensor:
+    """Make the mask as (L, L) booleans, query by key: for tests and for people; the model never builds it for a whole
+    pack."""
+    i = torch.arange(len(rows))
+    return visible(rows.at(i[:, None]), rows.at(i[None, :]))

@@ -11,66 +11,63 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
-from openlance.config.sampling import ASKED, EXACT, NO_PRIOR, RELEASED_RUN, RELEASED_TRAINING, USUALLY_LAST, PromptStyle
+from openlance.config.model import Size
+from openlance.config.sampling import ASKED, EXACT, USUALLY_LAST, PromptStyle
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 
-__all__ = [
-    "EXACT", "NO_PRIOR", "RELEASED_RUN", "RELEASED_TRAINING", "TASKS", "PromptStyle", "TaskSpec", "Views", "dialogue",
-    "edit", "first_and_last", "image_to_video", "kind_of", "keep", "look", "make", "outline", "prior", "reply",
-    "request", "say", "spec_of", "subject_driven", "system", "task_of", "text_to_visual", "the_task", "understand",
-]  # fmt: skip
-
-Size = tuple[int, int, int]
-
 
 class Views(NamedTuple):
-    """A picture or clip as the ViT sees it and as the VAE keeps it. Templates ask for what they need by name, so what
+    """An image or video as the ViT sees it and as the VAE keeps it. Templates ask for what they need by name, so what
     makes a view only when it is asked for will do as well (`media.transform`)."""
 
     seen: Any
     kept: Any
 
 
-# What stands in a user turn: a medium in its two views, or a segment as it is (a text that is only read).
+# What stands in a user turn: an image or video in its two views, or a segment as it is (a text that is only read).
 Part: TypeAlias = Any
 Media: TypeAlias = Sequence[Part]
 Template: TypeAlias = Callable[[str, Media, Size, Any], Segments]
 
 
 def system(text: str) -> Segments:
-    """The system turn, or none for an empty text."""
+    """Make the system turn, or none for an empty text."""
     return [Segment(Kind.TEXT, Role.SYSTEM, text)] if text else []
 
 
 def say(text: str) -> Segment:
+    """Make a prompt."""
     return Segment(Kind.TEXT, Role.PROMPT, text)
 
 
 def reply(text: str | None = None) -> Segment:
+    """Make a text target; empty without a text."""
     return Segment(Kind.TEXT, Role.TARGET, text)
 
 
 def look(clip: Any, role: Role = Role.REFERENCE) -> Segment:
-    """What it means (ViT)."""
+    """Show what an image or video means (ViT)."""
     return Segment(Kind.PATCHES, role, clip)
 
 
 def keep(clip: Any, role: Role = Role.REFERENCE) -> Segment:
-    """How it looks (VAE)."""
+    """Show how an image or video looks (VAE)."""
     return Segment(Kind.LATENTS, role, clip)
 
 
 def make(size: Size, clip: Any = None, given: Any = None) -> Segment:
+    """Make a visual target of a size in pixels; empty without a clip."""
     return Segment(Kind.LATENTS, Role.TARGET, clip, size, given)
 
 
 def kind_of(frames: int) -> str:
+    """Say what so many frames are, "image" or "video"."""
     return "image" if frames == 1 else "video"
 
 
 def _user(prompt: str, media: Media, *shown: Callable[[Any], Segment]) -> Segments:
-    """The user turn: each medium by the blocks that show it, segments as they are, then the prompt, if there is one."""
+    """The user turn: each image or video by the blocks that show it, segments as they are, then the prompt, if any."""
     blocks = [[part] if isinstance(part, Segment) else [show(part) for show in shown] for part in media]
     return [segment for block in blocks for segment in block] + ([say(prompt)] if prompt else [])
 
@@ -81,25 +78,28 @@ def _first(media: Media, at: int = 0) -> Any:
 
 
 def text_to_visual(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
-    """Text to image (one frame) and text to video."""
+    """Make an image (one frame) or a video from words."""
     return [*_user(prompt, media), make(size, fill)]
 
 
 def image_to_video(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
-    """A clip that begins with a picture, which fills its first frame."""
+    """Make a video that begins with an image, which fills its first frame."""
     return [*_user(prompt, media), make(size, fill, given=_first(media))]
 
 
 def first_and_last(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
-    """A clip between two pictures. The last one cannot be a given frame of the target: the codec is causal, so latents
-    of a clip's last four frames say more than one picture does. It is kept beside the target instead, coded alone as in
-    training, at the position of the target's last frame. (The release names such a task and does not contain it.)"""
+    """Make a video between two images.
+
+    The last one cannot be a given frame of the target: the VAE is causal, so latents of a video's last four frames say
+    more than one image does. It is kept beside the target instead, coded alone as in training, at the position of the
+    target's last frame. (The release names such a task and does not contain it.)
+    """
     ending = keep(_first(media, -1), Role.LAST)
     return [ending, *_user(prompt, media), make(size, fill, given=_first(media))]
 
 
 def understand(prompt: str, media: Media, size: Size, fill: str | None = None) -> Segments:
-    """Questions about images and clips; an empty question is a description."""
+    """Answer a question about images and videos; an empty one asks for a description."""
     return [*_user(prompt, media, lambda view: look(view.seen)), reply(fill)]
 
 
@@ -108,16 +108,16 @@ def _both(role: Role) -> tuple[Callable[[Any], Segment], Callable[[Any], Segment
 
 
 def edit(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
-    """Pictures or clips changed as told: each source as the ViT sees it, then as the VAE keeps it."""
+    """Change images or videos as told: each source as the ViT sees it, then as the VAE keeps it."""
     return [*_user(prompt, media, *_both(Role.SOURCE)), make(size, fill)]
 
 
 def subject_driven(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
-    """The given subjects in a new scene."""
+    """Show the given subjects in a new scene."""
     return [*_user(prompt, media, *_both(Role.REFERENCE)), make(size, fill)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TaskSpec:
     """All that the project knows of a task.
 
@@ -125,21 +125,21 @@ class TaskSpec:
         name: Of the command line, of recipes, and of checkpoints that say what they were trained for.
         title: What it does, for people.
         template: Its segments.
-        reads: "image" or "video", what it is given beside words; empty for words alone.
         makes: "image", "video" or "text".
-        keeps_size: A visual target has the height and width of its input, and its frames if that is a video.
         columns: Dataset type of its training tables (`data.columns`).
         prompt: Text of a `PromptStyle` that stands in front.
+        reads: "image" or "video", what it is given beside words; empty for words alone.
+        keeps_size: A visual target has the height and width of its input, and its frames if that is a video.
     """
 
     name: str
     title: str
     template: Template
-    reads: str = ""
     makes: str
-    keeps_size: bool = False
     columns: str
     prompt: str
+    reads: str = ""
+    keeps_size: bool = False
 
     @property
     def kind(self) -> str:
@@ -169,65 +169,51 @@ class TaskSpec:
         return self.prompt in ("image", "video")
 
 
+# name, title, template, makes, columns, prompt, reads, keeps_size
 _SPECS = (
-    TaskSpec(
-        name="t2i", title="draw a picture from words", template=text_to_visual, makes="image",
-        columns="text2image_general", prompt="image",
-    ),
-    TaskSpec(
-        name="t2v", title="make a clip from words", template=text_to_visual, makes="video",
-        columns="text2video_general", prompt="video",
-    ),
-    TaskSpec(
-        name="i2v", title="make a clip that begins with a picture", template=image_to_video, reads="image",
-        makes="video", keeps_size=True, columns="text2video_general", prompt="video",
-    ),
-    TaskSpec(
-        name="flf2v", title="make a clip between two pictures", template=first_and_last, reads="image",
-        makes="video", keeps_size=True, columns="text2video_general", prompt="video",
-    ),
-    TaskSpec(
-        name="image_edit", title="change a picture as told", template=edit, reads="image", makes="image",
-        keeps_size=True, columns="image2image", prompt="edit",
-    ),
-    TaskSpec(
-        name="video_edit", title="change a clip as told", template=edit, reads="video", makes="video",
-        keeps_size=True, columns="video2video", prompt="edit",
-    ),
-    TaskSpec(
-        name="image_idip", title="draw given subjects in a new scene", template=subject_driven, reads="image",
-        makes="image", columns="image2image", prompt="subject",
-    ),
-    TaskSpec(
-        name="video_idip", title="make a clip of given subjects", template=subject_driven, reads="image",
-        makes="video", columns="image2video", prompt="subject",
-    ),
-    TaskSpec(
-        name="x2t_image", title="answer questions about pictures, or describe them", template=understand,
-        reads="image", makes="text", columns="x2t_general", prompt="question",
-    ),
-    TaskSpec(
-        name="x2t_video", title="answer questions about clips, or describe them", template=understand,
-        reads="video", makes="text", columns="x2t_general", prompt="question",
-    ),
+    TaskSpec("t2i", "make an image from words", text_to_visual, "image", "text2image_general", "image"),
+    TaskSpec("t2v", "make a video from words", text_to_visual, "video", "text2video_general", "video"),
+    TaskSpec("i2v", "make a video that begins with an image", image_to_video, "video", "text2video_general", "video",
+             reads="image", keeps_size=True),
+    TaskSpec("flf2v", "make a video between two images", first_and_last, "video", "text2video_general", "video",
+             reads="image", keeps_size=True),
+    TaskSpec("image_edit", "change an image as told", edit, "image", "image2image", "edit",
+             reads="image", keeps_size=True),
+    TaskSpec("video_edit", "change a video as told", edit, "video", "video2video", "edit",
+             reads="video", keeps_size=True),
+    TaskSpec("image_idip", "show given subjects in a new image", subject_driven, "image", "image2image", "subject",
+             reads="image"),
+    TaskSpec("video_idip", "show given subjects in a new video", subject_driven, "video", "image2video", "subject",
+             reads="image"),
+    TaskSpec("x2t_image", "answer questions about images, or describe them", understand, "text", "x2t_general",
+             "question", reads="image"),
+    TaskSpec("x2t_video", "answer questions about videos, or describe them", understand, "text", "x2t_general",
+             "question", reads="video"),
 )  # fmt: skip
 TASKS = {spec.name: spec for spec in _SPECS}
 
 
 def spec_of(task: str) -> TaskSpec:
-    """The row of a task; UserError if there is none."""
+    """Find the row of a task; UserError if there is none."""
     if task not in TASKS:
         raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TASKS)}")
     return TASKS[task]
 
 
 def the_task(template: Template, kind: str) -> TaskSpec:
-    """The task of a template that makes a kind, or that reads it where it makes a text."""
+    """Find the task of a template that makes a kind, or that reads it where it makes a text."""
     return next(spec for spec in _SPECS if spec.template is template and spec.kind == kind)
 
 
 def prior(spec: TaskSpec, style: PromptStyle, *, last: str = USUALLY_LAST, caption: int | None = None) -> Segments:
-    """The system turn of a task. last: see `PromptStyle.prior`; caption: which of the descriptions is asked for."""
+    """Make the system turn of a task.
+
+    Args:
+        spec: The task.
+        style: How it is worded.
+        last: See `PromptStyle.prior`.
+        caption: Which of the descriptions is asked for; None where none is.
+    """
     if caption is None:
         return system(style.prior(spec.prompt, spec.kind, last))
     return system(style.captions[caption % len(style.captions)].format(m=spec.kind))
@@ -272,7 +258,7 @@ def request(
         prompt: What to do; empty for a description.
         media: `Views` in the order of the user turn.
         size: Frames, height and width in pixels of a visual target.
-        fill: What fills the target: a clip, latents or a text; None leaves a hole.
+        fill: What fills the target: a clip, latents or a text; None leaves it empty.
         style: How it is worded.
         said: A system prompt of its own, for a model that has one.
         caption: Which prompt asks for a description.
@@ -283,7 +269,7 @@ def request(
     spec = spec_of(task) if isinstance(task, str) else task
     if bool(media) != bool(spec.reads):
         wanted = f"give it at least one {spec.reads}" if spec.reads else "leave them out"
-        raise UserError(f"the task {spec.name} got {len(media)} pictures or clips to read: {wanted}")
+        raise UserError(f"the task {spec.name} got {len(media)} images or videos to read: {wanted}")
     prompt = prompt.strip() if style.strips else prompt
     describes = spec.makes == "text" and not prompt
     front = prior(spec, style, caption=caption if describes else None)
@@ -295,8 +281,8 @@ def request(
 
 
 def dialogue(*turns: Segments) -> Segments:
-    """Several turns as one sample or request: all but the last have become context, and the last brings the system
-    turn. A later turn that looks at or edits an earlier picture shows it anew, as it would alone."""
+    """Join several turns to one sample or request: all but the last have become context, and the last brings the system
+    turn. A later turn that looks at or edits an earlier image shows it anew, as it would alone."""
     *earlier, last = turns
     past = [s.as_context() for turn in earlier for s in turn if s.role is not Role.SYSTEM]
     priors = [s for s in last if s.role is Role.SYSTEM]

@@ -3,12 +3,11 @@ sequence asks for: its ids with the grids of a configuration."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openlance.config.model import Grid, ModelConfig
+from openlance.config.model import ModelConfig
 from openlance.config.values import lines_of, path_of, read_json, read_text
 from openlance.errors import UserError
 
@@ -32,9 +31,13 @@ class Tokenizer:
         # A special token spelled out inside user text is text: only the chat template places special tokens.
         backend.encode_special_tokens = True
         self.backend = backend
-        missing = [name for name in SPECIAL if backend.token_to_id(name) is None]
-        if missing:
+        ids = {name: i for name in SPECIAL if (i := backend.token_to_id(name)) is not None}
+        if missing := [name for name in SPECIAL if name not in ids]:
             raise UserError(f"the tokenizer lacks {', '.join(missing)}: use the tokenizer folder of the checkpoint")
+        self.im_start, self.im_end = ids["<|im_start|>"], ids["<|im_end|>"]
+        self.vision_start, self.vision_end = ids["<|vision_start|>"], ids["<|vision_end|>"]
+        self.visual_pad = ids["<|video_pad|>"]  # of images and videos alike (released code)
+        self.special = ids.__getitem__  # the id of a special token by its name
         self._cached = lru_cache(maxsize=1 << 14)(self._encode)
 
     @classmethod
@@ -72,59 +75,21 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    def special(self, name: str) -> int:
-        found = self.backend.token_to_id(name)
-        assert found is not None
-        return found
 
-    @cached_property
-    def im_start(self) -> int:
-        return self.special("<|im_start|>")
-
-    @cached_property
-    def im_end(self) -> int:
-        return self.special("<|im_end|>")
-
-    @cached_property
-    def vision_start(self) -> int:
-        return self.special("<|vision_start|>")
-
-    @cached_property
-    def vision_end(self) -> int:
-        return self.special("<|vision_end|>")
-
-    @cached_property
-    def visual_pad(self) -> int:
-        """Images and videos alike use the video pad (released code)."""
-        return self.special("<|video_pad|>")
-
-
-@dataclass(frozen=True)
 class SequenceCodec:
-    """Implements `openlance.sequence.pack.Codec` for a tokenizer and a configuration."""
+    """What a sequence asks for (`sequence.pack.Codec`), of a tokenizer and a configuration.
 
-    tokenizer: Tokenizer
-    config: ModelConfig
-    im_start: int = 0
-    im_end: int = 0
-    vision_start: int = 0
-    vision_end: int = 0
-    visual_pad: int = 0
+    Args:
+        tokenizer: Gives the ids.
+        config: Gives the grids: merged ViT cells and latents, (t, y, x), of (frames, height, width) in pixels.
+    """
 
-    def __post_init__(self) -> None:
-        for name in ("im_start", "im_end", "vision_start", "vision_end", "visual_pad"):
-            object.__setattr__(self, name, getattr(self.tokenizer, name))
-
-    def ids(self, text: str) -> list[int]:
-        return self.tokenizer.ids(text)
-
-    def patch_grid(self, size: Grid) -> Grid:
-        """Merged ViT cells (t, y, x) of (frames, height, width) pixels."""
-        return self.config.vit.cell_grid(size)
-
-    def latent_grid(self, size: Grid) -> Grid:
-        """Latent cells (t, y, x); surplus frames beyond 4k + 1 have none (released code)."""
-        return self.config.vae.latent_grid(size)
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        self.tokenizer, self.config, self.ids = tokenizer, config, tokenizer.ids
+        self.patch_grid, self.latent_grid = config.vit.cell_grid, config.vae.latent_grid
+        self.im_start, self.im_end = tokenizer.im_start, tokenizer.im_end
+        self.vision_start, self.vision_end = tokenizer.vision_start, tokenizer.vision_end
+        self.visual_pad = tokenizer.visual_pad
 
 
 def _empty(vocab: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None) -> Backend:

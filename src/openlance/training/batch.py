@@ -17,8 +17,7 @@ from openlance.media.clip import Clip
 from openlance.model.precision import autocast
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence.pack import Pack, pack
-from openlance.sequence.rows import LATENTS, PATCHES
-from openlance.sequence.segment import Kind, Role, Segment
+from openlance.sequence.segment import LATENTS, PATCHES, Kind, Role, Segment
 from openlance.text.tokenizer import SequenceCodec
 from openlance.training.objective import Noised, noised
 

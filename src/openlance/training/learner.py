@@ -125,7 +125,7 @@ def fresh(config: ModelConfig, vocabulary: int, seed: int, classes: tuple[int, .
     """
     torch.manual_seed(seed)
     head = DenseHead(config.width, config.vit.stride, classes, point) if classes else None
-    vit, lance = ViT(config.vit, rounded_frequencies=config.faithful.rounded_frequencies), Lance(config)
+    vit, lance = ViT(config.vit, rounded_frequencies=config.quirks.rounded_frequencies), Lance(config)
     torch.manual_seed(seed)
     for name, p in lance.named_parameters():
         if p.ndim == 2:

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openlance.config.model import VAEConfig
-from openlance.config.presets import nano_vae
+from openlance.config.model import VAEConfig, nano_vae
 from openlance.model.precision import autocast
 from openlance.training.checkpoint import disk
 from toyworld.vae.frames import PictureVAE

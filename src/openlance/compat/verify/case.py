@@ -19,14 +19,13 @@ from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.layout import that_reads, where
 from openlance.compat.verify.parts import PLAIN, Parts
 from openlance.compat.verify.traces import passing, trace
-from openlance.config.sampling import Decoding, Sampling
+from openlance.config.sampling import RELEASED_RUN, Decoding, Sampling
 from openlance.inference.text import decode
 from openlance.inference.visual import Branches, Denoiser, branch_out, conditions, denoise
 from openlance.media.clip import Clip
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import Rows
-from openlance.sequence.segment import Kind, Role, Segments, drop
-from openlance.sequence.tasks import RELEASED_RUN, Views
+from openlance.sequence.segment import Kind, Role, Rows, Segments, drop
+from openlance.sequence.tasks import Views
 
 GAP = 0.1  # between the two likeliest tokens in half precision: where it is smaller another kernel may take the other
 # What the settings of a variant are called among those of a run.

@@ -15,8 +15,7 @@ from torch import Tensor
 from openlance.compat.verify.checks import EXACT, UNIT, Checks, Table
 from openlance.compat.verify.parts import Parts
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, REFERENCE, SOURCE, TEXT, Rows, dense_mask
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import LATENTS, PATCHES, PROMPT, REFERENCE, SOURCE, TEXT, Rows, Segments, dense_mask
 from openlance.text.tokenizer import SPECIAL
 
 # The release's code of a sample's relation between conditions and target ("sample_task").

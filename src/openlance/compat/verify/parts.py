@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openlance.checkpoint.formats import find
-from openlance.config.model import Faithful
+from openlance.config.model import Quirks
 from openlance.inference.prefix import PrefixStore
 from openlance.media.clip import Clip
 from openlance.model.lance import Lance
@@ -61,7 +61,7 @@ class Parts:
         self.copies = 2 if "batch" in ways else 1  # of each request, in one batch
         files = find(weights)
         # The vectors come from the released sampler, whatever quirks the folder may ask for.
-        self.config = replace(files.config, faithful=Faithful(rounded_frequencies=form.rounded))
+        self.config = replace(files.config, quirks=Quirks(rounded_frequencies=form.rounded))
         self.tokenizer = Tokenizer.from_folder(tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
         files = replace(files, config=self.config)

@@ -21,7 +21,7 @@ from openlance.compat.verify.parts import FORMS, PLAIN, RELEASED, ROUNDED, UNROU
 from openlance.compat.verify.preprocessing import check_media
 from openlance.flow import schedule
 from openlance.model.layers import frequencies
-from openlance.sequence.rows import PROMPT, REFERENCE, SOURCE, Rows
+from openlance.sequence.segment import PROMPT, REFERENCE, SOURCE, Rows
 from openlance.sequence.tasks import spec_of
 from openlance.vae.autoencoder import sample
 from openlance.vae.lazy import channels_first, to_uint8

@@ -14,7 +14,7 @@ from openlance.inference.visual import conditions
 from openlance.model.lance import Cache, Lance
 from openlance.model.layers import Layer
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import Rows
+from openlance.sequence.segment import Rows
 
 Named = dict[str, Tensor]
 

@@ -18,6 +18,7 @@ from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.layout import LAYOUT, that_reads
 from openlance.compat.verify.parts import Parts
 from openlance.compat.verify.traces import passing
+from openlance.config.sampling import RELEASED_TRAINING
 from openlance.data.front import NO_SIZE
 from openlance.flow import shift_times
 from openlance.inference.visual import conditions
@@ -25,8 +26,7 @@ from openlance.media.clip import Clip
 from openlance.model.lance import Lance
 from openlance.sequence import tasks
 from openlance.sequence.pack import Pack
-from openlance.sequence.rows import LATENTS
-from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.segment import LATENTS, Kind, Role, Segment, Segments
 from openlance.training.objective import Losses, Noised, noised, objective
 
 # How a training row relates conditions and target (released code, "sample_task"): the template and the role.
@@ -35,7 +35,7 @@ RELATIONS: dict[str, tuple[tasks.Template, Role]] = {
     "idip": (tasks.subject_driven, Role.REFERENCE),
     "edit": (tasks.edit, Role.SOURCE),
 }
-STYLE = replace(tasks.RELEASED_TRAINING, strips=False)  # questions of a row are taken as they are
+STYLE = replace(RELEASED_TRAINING, strips=False)  # questions of a row are taken as they are
 TRIPLE = ("caption_i", "caption_q", "caption_a")
 
 
