@@ -59,7 +59,7 @@ def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pict
         (["lora", "--data", "nowhere", "-o", "x"], "there is no data at nowhere"),
         (["lora", "--data", "nowhere", "-o", "x", "--set", "frozen=[vitt]"], "nowhere"),
         (["resume", "nowhere"], "nowhere is no run"),
-        (["nano", "-o", "x", "--minutes", "0"], "leave no time"),
+        (["nano", "-o", "x", "--minutes", "0"], "--minutes"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(words, said, tmp_path, monkeypatch, capsys):

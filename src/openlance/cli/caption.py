@@ -9,27 +9,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from openlance.cli import options
+from openlance.cli.ask import answer
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 @options.grouped
 def caption(
-    medium: Annotated[Path, typer.Argument(help="A picture or video.", show_default=False)],
+    media: Annotated[Path, Argument(help="An image or a video.")],
     max_new_tokens: options.NewTokens = 128,
     *,
     checkpoint: options.Checkpoint,
 ) -> None:
-    """Describe a picture or video."""
-    options.check_tokens(max_new_tokens)
-    clip = options.read_medium(medium)
-    pipe = checkpoint.load()
-    from openlance.inference.methods import question_about
-
-    checkpoint.warn(pipe, question_about([clip]).name)
-    answer = pipe.caption(clip, max_new_tokens=max_new_tokens)
-    typer.echo(answer)
-    options.say_if_cut(answer, max_new_tokens)
+    """Describe an image or a video; the description appears as it is written."""
+    answer([media], "", max_new_tokens, checkpoint)

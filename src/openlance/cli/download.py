@@ -9,34 +9,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def download(
-    repo: Annotated[str, typer.Argument(help="owner/model on the hub.")] = "bytedance-research/Lance",
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A folder.  \\[default: the hub's cache]", show_default=False)
-    ] = None,
+    repo: Annotated[str, Argument(help="owner/name on the Hugging Face Hub.")] = "bytedance-research/Lance",
+    output: Annotated[Path | None, Option("-o", "--output", help="A folder.  \\[default: the hub's cache]")] = None,
     revision: Annotated[
         str | None,
-        typer.Option(
-            "--revision",
-            help="A branch, tag or commit.  \\[default: of the released model a fixed commit, else main]",
-            show_default=False,
-        ),
+        Option(help="A branch, tag or commit.  \\[default: a pinned commit of the released model, else main]"),
     ] = None,
-    only: Annotated[
-        str | None, typer.Option("--only", help="Names to fetch, for example 'Lance_3B/*,Qwen*,Wan*'.")
-    ] = None,
+    only: Annotated[str | None, Option(help="Files to download, for example 'Lance_3B/*,Qwen*,Wan*'.")] = None,
 ) -> None:
-    """Fetch a model from the hub; run it again to complete or to update."""
+    """Download a model from the hub; run it again to complete or to update it."""
     if output is not None:
         options.check_writable(output)
-
     from openlance.checkpoint.hub import fetch
     from openlance.runtime.inspection import inspect, summary
 

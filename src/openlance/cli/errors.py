@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,7 +25,14 @@ NO_MEMORY = ("t allocate memory", "out of memory")  # torch on the CPU ("can't .
 # What shells report for Ctrl-C (128 + SIGINT), and for a program whose reader has gone (128 + SIGPIPE).
 USER_MISTAKE, INTERRUPTED, CLOSED = 2, 130, 141
 
-# Keywords that the floors below name in their fixes, and what they are called here.
+# The command that runs, as the parser knows it: its parameters are what a sentence from below can be about.
+RUNNING: ContextVar[Any] = ContextVar("RUNNING", default=None)
+# `name=value` that stands alone: no field of another one, no argument of a call, not what --set takes already.
+KEYWORD = re.compile(
+    r"""(?<![\w.=])(?<!\w\()(?<!--set )(?<!--set ')([a-z]\w*)=("[^"]*"|'[^']*'|\[[^]]*\]|[^\s,;()]*[^\s,;:.()])"""
+)
+QUOTES = "'\""
+# Fixes that name an object of Python, and what it is called here.
 FLAGS = {
     "Enhancer(url=...)": "--enhance-url",
     "Enhancer(model=...)": "--enhance-model",
@@ -53,10 +62,29 @@ def _raised_here(trace: TracebackType | None) -> bool:
 
 
 def with_flags(text: str) -> str:
-    """A sentence from below as it is said on the command line."""
+    """Say a sentence from below as the command line does: `seed=3` becomes `--seed 3` where that is an option.
+
+    A switch goes without its value: `allow_pickle=True` becomes `--allow-pickle`, `metadata=False` `--no-metadata`.
+    What is no option of the command that runs stays as it is.
+    """
     for keyword, flag in FLAGS.items():
         text = text.replace(keyword, flag)
-    return text
+    known = dict[str, Any]()
+    for parameter in getattr(RUNNING.get(), "params", ()):
+        for name in (parameter.name, *parameter.opts):
+            if parameter.param_type_name == "option":
+                known[name.removeprefix("--").replace("-", "_")] = parameter
+
+    def said(found: re.Match[str]) -> str:
+        option, value = known.get(found[1]), found[2]
+        if option is None:
+            return found[0]
+        flag = next(opt for opt in option.opts if opt.startswith("--"))
+        if not option.is_flag:
+            return f"{flag} {value if ' ' in value else value.strip(QUOTES)}"
+        return flag if value == "True" else str(next(iter(option.secondary_opts), f"no {flag}"))
+
+    return KEYWORD.sub(said, text)
 
 
 def sentence(error: Any) -> str | None:

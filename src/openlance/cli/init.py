@@ -1,6 +1,6 @@
 """`openlance init 3b --random -o lance-random`: a checkpoint with true names and shapes and random weights.
 
-For tests of loading, memory and speed; what it draws is noise.
+For tests of loading, memory and speed; what it generates is noise.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.errors import UserError
 
 PRESETS = ("3b", "nano")
-app = typer.Typer()
+PARTS = ("decoder", "vit", "vae")
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def init(
-    preset: Annotated[str, typer.Argument(help="3b or nano.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A new folder.", show_default=False)],
-    random: Annotated[
-        bool, typer.Option("--random", help="Random weights (there are no others to begin with).")
-    ] = False,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "bfloat16",
-    shards: Annotated[int, typer.Option("--shards", help="Files of the decoder.")] = 1,
-    parts: Annotated[str, typer.Option("--parts", help="Which parts to write.")] = "decoder,vit,vae",
-    seed: Annotated[int, typer.Option("--seed", min=0, max=options.LARGEST_SEED, help="Seed of the weights.")] = 0,
-    form: Annotated[str, typer.Option("--to", help="openlance, released or diffusers.")] = "openlance",
+    preset: Annotated[str, Argument(help="3b or nano.")],
+    output: Annotated[Path, Option("-o", "--output", help="A new folder.")],
+    random: Annotated[bool, Option("--random", help="Random weights (required: there are no others).")] = False,
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    shards: options.Shards = 1,
+    parts: Annotated[str, Option(help="Which parts to write, with commas.")] = ",".join(PARTS),
+    seed: Annotated[int, Option(min=0, max=options.LARGEST_SEED, help="Seed of the weights.")] = 0,
+    form: options.Form = "openlance",
 ) -> None:
     """Write a checkpoint folder with random weights. The tokenizer is nano's; 3b takes 15 GB of disk in bfloat16."""
     if preset not in PRESETS:
@@ -38,10 +38,8 @@ def init(
             "weights to begin with can only be random: add --random; trained ones come from `openlance download`"
         )
     wanted = [part.strip() for part in parts.split(",") if part.strip()]
-    if not wanted or set(wanted) - {"decoder", "vit", "vae"}:
+    if not wanted or set(wanted) - set(PARTS):
         raise UserError(f"--parts {parts!r} is not a list of parts: use decoder, vit and vae, separated by commas")
-    options.at_least("--shards", shards, 1)
-    name = options.dtype_name(dtype)
     options.check_writable(output.parent)
 
     import torch
@@ -49,12 +47,12 @@ def init(
     from openlance.checkpoint.hub import folder_of
     from openlance.config.model import ModelConfig
     from openlance.config.presets import nano
+    from openlance.inference.inputs import dtype_of
     from openlance.runtime.conversion import random_checkpoint, write
 
-    config = ModelConfig() if preset == "3b" else nano()
+    config, number = (ModelConfig() if preset == "3b" else nano()), dtype_of(dtype) or torch.bfloat16
     checkpoint = random_checkpoint(
-        config, getattr(torch, name or ""), beside=folder_of("nano"), seed=seed, parts=wanted,
-        preferences=preset == "nano",
-    )  # fmt: skip
+        config, number, beside=folder_of("nano"), seed=seed, parts=wanted, preferences=preset == "nano"
+    )
     write(output, checkpoint, form, shards=shards)
     typer.echo(f"{output}\ntry: openlance inspect {output}")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from openlance.cli import options
-from openlance.cli.errors import guarded, hearing_ctrl_c, wants_debug
+from openlance.cli.errors import RUNNING, guarded, hearing_ctrl_c, wants_debug
 from openlance.config.plugins import plugin, plugins
 from openlance.errors import UserError
 
@@ -43,7 +44,15 @@ def load_command(name: str) -> Any:
     module, summary = COMMANDS.get(name, ("", ""))
     command = typer.main.get_command(importlib.import_module(module).app if module else plugin("commands", name))
     command.name, command.help = name, command.help or summary
+    for one in getattr(command, "commands", {name: command}).values():
+        one.callback = partial(_remembered, one, one.callback)
     return command
+
+
+def _remembered(command: Any, call: Any, *given: Any, **said: Any) -> Any:
+    """Call a command, and let its errors be said in its options."""
+    RUNNING.set(command)
+    return call(*given, **said)
 
 
 class LazyGroup(TyperGroup):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.errors import one_line, with_flags
@@ -35,22 +36,23 @@ LAUNCHED = "OPENLANCE_LAUNCHED"  # set in the processes that --processes starts
 
 # Each option under our name and under the release's, with values in its form.
 Input = Annotated[
-    str | None, typer.Argument(help="JSON or JSON lines, in a form of the release; the task's example if left out.")
+    str | None, Argument(help="JSON or JSON lines in a form of the release.  \\[default: the task's example]")
 ]
-Config = Annotated[str | None, typer.Option("--CONFIG_PATH", help="FILE, as the release names it.")]
-Task = Annotated[str, typer.Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")]
+Config = Annotated[str | None, Option("--CONFIG_PATH", help="FILE, as the release names it.")]
+Task = Annotated[str, Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")]
 Output = Annotated[
-    Path | None, typer.Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
+    Path | None, Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
 ]
-Model = Annotated[str, typer.Option("--model", "--MODEL_PATH", help="A preset or a folder with weights.")]
-Show = Annotated[bool, typer.Option("--show-defaults", help="Print what the run would use and stop.")]
-Template = Annotated[str, typer.Option("--TEXT_TEMPLATE", metavar="true", help="There is no other way here.")]
-Rewrite = Annotated[str, typer.Option("--ENHANCE_PROMPT", metavar="true|false", help="As --enhance-prompt.")]
-Processes = Annotated[int, typer.Option("--processes", "--NUM_GPUS", help="Share the entries among so many processes.")]
+Model = Annotated[str, Option("--model", "--MODEL_PATH", help="nano or a folder with weights.")]
+Show = Annotated[bool, Option("--show-defaults", help="Print the settings that the run would use, and stop.")]
+Template = Annotated[str, Option("--TEXT_TEMPLATE", metavar="true", help="Accepted for the release's command.")]
+Rewrite = Annotated[str, Option("--ENHANCE_PROMPT", metavar="true|false", help="As --enhance-prompt.")]
+Processes = Annotated[
+    int, Option("--processes", "--NUM_GPUS", min=1, max=1024, help="Share the entries among this many processes.")
+]
 
-MOST_PROCESSES = 1024
 WAIT = timedelta(days=30)  # for the slowest process, once the others are done
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -71,10 +73,8 @@ def run(
     allow_pickle: options.AllowPickle = False,
     metadata: options.Metadata = True,
 ) -> None:
-    """Run an input file of the release, or the task's example. A run that was stopped goes on where it was; entries
-    that cannot run are named at the end, with exit code 3."""
-    asked.check()
-    options.at_least("--processes", processes, 1, MOST_PROCESSES)
+    """Run an input file of the release, or the task's example. A run that was stopped continues where it was; entries
+    that fail are listed at the end, with exit code 3."""
     if not flag("--TEXT_TEMPLATE", text_template):
         raise UserError("--TEXT_TEMPLATE false is not supported, checkpoints know the template only: leave it out")
     if flag("--ENHANCE_PROMPT", released_enhance):
@@ -83,9 +83,9 @@ def run(
     from openlance.compat.inputs import example_of, located, read_entries
     from openlance.sequence.tasks import spec_of
 
-    spec = spec_of(task)
+    spec, layers = spec_of(task), asked.layers(model)
     if show_defaults:
-        return typer.echo("\n".join(shown(spec, asked.layers(model))))
+        return typer.echo("\n".join(shown(spec, layers)))
     output = output or Path("results") / f"{task}_sample"
     options.check_writable(output)
     if file and config_path and file != config_path:
@@ -93,7 +93,7 @@ def run(
     said = file or config_path
     place = located(said) if said else example_of(task)
     entries = read_entries(place)
-    config = asked.layers(model)[-1][1]
+    config = layers[-1][1]
     if processes > 1 and "RANK" not in os.environ:
         return launch(processes, output)
 
@@ -105,8 +105,8 @@ def run(
     pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device, metadata=metadata)
     size = size_for(pipe, config)
     if ranks.leads:
-        say_what_is_unused(spec, asked.unused(spec))
-        say_what_was_shrunk(spec, config, size, model)
+        note(f"{spec.name} has no use for", asked.unused(spec))
+        note(f"{model} is too small for what was asked: it makes", shrunk(spec, config, size))
     job = Job(
         task=task, size=size, preset=config.resolution, settings=asked.sampling(), max_new_tokens=config.max_new_tokens,
         seed=ranks.agreed(drawn_seed(output) if config.seed == -1 else config.seed), root=place.parent, enhance=enhance,
@@ -116,22 +116,17 @@ def run(
         report(failures, len(entries), output, job)
 
 
-def say_what_is_unused(spec: TaskSpec, unused: list[str]) -> None:
-    """One line on stderr for options that say nothing of a task; the release passes some of them to every task."""
-    if unused:
-        typer.echo(f"note: {spec.name} has no use for {', '.join(unused)}", err=True)
+def note(what: str, names: str) -> None:
+    """One line on stderr, if there is anything to name."""
+    if names:
+        typer.echo(with_flags(f"note: {what} {names}"), err=True)
 
 
-def say_what_was_shrunk(spec: TaskSpec, config: Any, size: tuple[int, int, int], model: str) -> None:
-    """One line on stderr for a size that the model is too small for."""
-    names = ("num_frames", "height", "width")
-    changed = [
-        f"--{name.replace('_', '-')} {made} in the place of {said}"
-        for name, made, said in zip(names, size, (config.num_frames, config.height, config.width))
-        if made != said and name in spec.takes
-    ]
-    if changed:
-        typer.echo(f"note: {model} is too small for what was asked: it makes {', '.join(changed)}", err=True)
+def shrunk(spec: TaskSpec, config: Any, size: tuple[int, int, int]) -> str:
+    """What is made in the place of a size that the model is too small for."""
+    made = {name: number for name, number in zip(("num_frames", "height", "width"), size) if name in spec.takes}
+    asked = {name: getattr(config, name) for name in made}
+    return ", ".join(f"{name}={made[name]} in the place of {asked[name]}" for name in made if made[name] != asked[name])
 
 
 def drawn_seed(output: Path) -> int:
@@ -143,26 +138,15 @@ def drawn_seed(output: Path) -> int:
     return before if isinstance(before, int) else secrets.randbelow(2**31)
 
 
-def say_what_was_cut(output: Path, most: int) -> None:
-    """One line on stderr for answers that ended at their limit."""
-    results = json.loads((output / "result.json").read_text(encoding="utf-8"))
-    cut = sum(row.get("finish_reason") == "length" for row in results)
-    if cut:
-        what = f"{cut} answers were" if cut > 1 else "1 answer was"
-        typer.echo(f"note: {what} cut at {most} tokens: raise --max-new-tokens, and choose another -o", err=True)
-
-
 def share(
     pipe: Any, entries: list[Entry], job: Job, output: Path, model: str, ranks: Distributed
 ) -> list[tuple[str, str]] | None:
     """Run this process's entries; on rank 0 write the tables and give (key, reason) of all that failed."""
-    from tqdm import tqdm
-
     from openlance.compat.running import Record, run, settings_of
 
     record = Record(output, settings_of(job, model), ranks.rank)
     mine = entries[ranks.rank :: ranks.size]
-    with tqdm(total=len(mine), unit="entry", delay=2.0, disable=None if ranks.leads else True) as bar:
+    with options.progress(len(mine), "entry", show=ranks.leads) as bar:
         failed = [(f.key, f.why) for f in run(pipe, mine, job, record, bar.update)]
     everywhere = ranks.gather(failed)
     ranks.leave()
@@ -173,10 +157,13 @@ def share(
 
 
 def report(failures: list[tuple[str, str]], total: int, output: Path, job: Job) -> None:
-    """Say what was made and what could not be; exit code 3 if anything could not."""
-    say_what_was_cut(output, job.max_new_tokens)
+    """Say what was made, cut and failed; exit code 3 if anything failed."""
+    results = json.loads((output / "result.json").read_text(encoding="utf-8"))
+    if cut := sum(row.get("finish_reason") == "length" for row in results):
+        what = f"{cut} answers were" if cut > 1 else "1 answer was"
+        note(f"{what} cut at {job.max_new_tokens} tokens:", "raise --max-new-tokens, and choose another -o")
     for key, why in failures:
-        print(f"error: entry {key!r}: {with_flags(one_line(why))}", file=sys.stderr)
+        typer.echo(f"error: entry {key!r}: {with_flags(one_line(why))}", err=True)
     typer.echo(f"{output}: {total - len(failures)} of {total} entries  (seed {job.seed})")
     if os.environ.get(LAUNCHED):
         options.write_json(failures, output / ".run" / "failed.json")

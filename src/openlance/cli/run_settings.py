@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from openlance.cli import options
 from openlance.config.values import as_data, flag, from_yaml, read_text
@@ -20,32 +20,34 @@ if TYPE_CHECKING:
     from openlance.config.sampling import GenerationConfig
     from openlance.sequence.tasks import TaskSpec
 
-Resolution = Annotated[str | None, typer.Option("--resolution", "--RESOLUTION", help="Preset for what is read.")]
-Height = Annotated[int | None, typer.Option("--height", "--VIDEO_HEIGHT", help="Pixels of what is made.")]
-Width = Annotated[int | None, typer.Option("--width", "--VIDEO_WIDTH", help="Pixels of what is made.")]
-Frames = Annotated[int | None, typer.Option("--num-frames", "--NUM_FRAMES", help="Of a video that is made.")]
-Steps = Annotated[int | None, typer.Option("--num-inference-steps", "--VALIDATION_NUM_TIMESTEPS", help="Steps.")]
-Shift = Annotated[float | None, typer.Option("--shift", "--VALIDATION_TIMESTEP_SHIFT", help="Of the times.")]
-Guidance = Annotated[float | None, typer.Option("--guidance-scale", "--CFG_TEXT_SCALE", help="1 is none.")]
+Resolution = Annotated[str | None, Option("--resolution", "--RESOLUTION", help="Preset for the sizes of inputs.")]
+Height = Annotated[int | None, Option("--height", "--VIDEO_HEIGHT", min=1, help="Of the output, in pixels.")]
+Width = Annotated[int | None, Option("--width", "--VIDEO_WIDTH", min=1, help="Of the output, in pixels.")]
+Frames = Annotated[int | None, Option("--num-frames", "--NUM_FRAMES", min=1, help="Frames of an output video.")]
+Steps = Annotated[
+    int | None, Option("--num-inference-steps", "--VALIDATION_NUM_TIMESTEPS", min=1, help="Denoising steps.")
+]
+Shift = Annotated[float | None, Option("--shift", "--VALIDATION_TIMESTEP_SHIFT", help="Shift of the flow times.")]
+Guidance = Annotated[
+    float | None, Option("--guidance-scale", "--CFG_TEXT_SCALE", min=0, help="Strength of the prompt; 1: off.")
+]
 Cached = Annotated[
-    str | None,
-    typer.Option("--kv-cache", "--USE_KVCACHE", metavar="true|false", help="Keep what the conditions contribute."),
+    str | None, Option("--kv-cache", "--USE_KVCACHE", metavar="true|false", help="Cache keys and values of the prompt.")
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", "--VALIDATION_DATA_SEED", help="Of the noise of every entry; -1 draws one.")
+    int | None, Option("--seed", "--VALIDATION_DATA_SEED", min=-1, help="Seed of every entry; -1: random.")
 ]
-Solver = Annotated[str | None, typer.Option("--solver", help="euler, dpm++ or unipc.")]
-Reuse = Annotated[float | None, typer.Option("--step-cache", help="Share of change below which a step is reused.")]
-Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the steps first; with CUDA graphs on a GPU.")]
-NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
-Defaults = Annotated[
-    Path | None, typer.Option("--defaults", help="YAML or JSON in the place of the model's: what --show-defaults says.")
+Reuse = Annotated[
+    float | None, Option("--step-cache", help="Relative change below which a step reuses the one before.")
 ]
+Compiled = Annotated[bool, Option("--compile", help="Compile the model first; with CUDA graphs on a GPU.")]
+NewTokens = Annotated[int | None, Option(min=1, help="Tokens of an answer at most.")]
+Defaults = Annotated[Path | None, Option(help="YAML or JSON that replaces the model's, as --show-defaults prints it.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What one run wants otherwise than its checkpoint."""
+    """What one run wants otherwise than its checkpoint: fields of `GenerationConfig`, and of its `Sampling`."""
 
     resolution: Resolution = None
     height: Height = None
@@ -54,44 +56,36 @@ class Asked:
     num_inference_steps: Steps = None
     shift: Shift = None
     guidance_scale: Guidance = None
-    kv_cache: Cached = None
+    cached: Cached = None
     seed: Seed = None
-    solver: Solver = None
+    solver: options.Solver = None
     step_cache: Reuse = None
     compile: Compiled = False
     max_new_tokens: NewTokens = None
     defaults: Defaults = None
 
-    def check(self) -> None:
-        """UserError for a number out of range."""
-        for option, value, least, most in (
-            ("--num-frames", self.num_frames, 1, options.LONGEST), ("--height", self.height, 1, options.LARGEST_SIDE),
-            ("--width", self.width, 1, options.LARGEST_SIDE), ("--seed", self.seed, -1, options.LARGEST_SEED),
-            ("--num-inference-steps", self.num_inference_steps, 1, options.MOST_STEPS),
-            ("--max-new-tokens", self.max_new_tokens, 1, options.MOST_TOKENS),
-        ):  # fmt: skip
-            options.at_least(option, value, least, most)
-        options.check_guidance(self.guidance_scale)
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by field."""
+        found = options.given(**vars(self) | {"defaults": None, "compile": self.compile or None})
+        return found | ({"cached": flag("--kv-cache", self.cached)} if self.cached is not None else {})
 
     def typed(self) -> dict[str, Any]:
-        """The options that were given, as fields of `config.sampling.ASKED`."""
-        cached = None if self.kv_cache is None else flag("--kv-cache", self.kv_cache)
-        sampling = options.given(
-            num_inference_steps=self.num_inference_steps, shift=self.shift, guidance_scale=self.guidance_scale,
-            cached=cached, solver=self.solver, step_cache=self.step_cache, compile=self.compile or None,
-        )  # fmt: skip
-        return options.given(
-            num_frames=self.num_frames, height=self.height, width=self.width, resolution=self.resolution,
-            sampling=sampling or None, seed=self.seed, max_new_tokens=self.max_new_tokens,
-        )  # fmt: skip
+        """The same in the form of a file."""
+        from openlance.config.sampling import ASKED
+
+        sampling = {name: value for name, value in self.given.items() if name not in ASKED}
+        own = {name: value for name, value in self.given.items() if name in ASKED}
+        return own | ({"sampling": sampling} if sampling else {})
 
     def filed(self) -> dict[str, Any]:
-        """What the file says, in the same fields. UserError if it cannot be read."""
+        """What the file says, in the same form. UserError if it cannot be read."""
         if self.defaults is None:
             return {}
-        text = read_text(self.defaults)
         try:
-            found = from_yaml(text)
+            found = from_yaml(read_text(self.defaults))
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"{self.defaults} is neither YAML nor JSON ({error}): mend that place") from None
         if not isinstance(found, Mapping):
@@ -120,14 +114,12 @@ class Asked:
             ("this command", last),
         ]  # fmt: skip
 
-    def unused(self, spec: TaskSpec) -> list[str]:
+    def unused(self, spec: TaskSpec) -> str:
         """The options that were given and that a task has no use for."""
         from openlance.config.sampling import ASKED
 
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "defaults"}
-        given = [name for name, value in values.items() if value is not None and value is not False]
-        idle = [name for name in given if (name if name in ASKED else "sampling") not in spec.takes]
-        return [f"--{name.replace('_', '-')}" for name in idle]
+        idle = [name for name in self.given if (name if name in ASKED else "sampling") not in spec.takes]
+        return ", ".join(f"{name}={self.given[name]}" for name in idle)
 
 
 def _changed(config: GenerationConfig, said: dict[str, Any]) -> GenerationConfig:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from openlance.cli import options
@@ -31,49 +32,50 @@ class StageGroup(TyperGroup):
         return super().resolve_command(ctx, ["stage", *args] if named else args)
 
 
-app = typer.Typer(cls=StageGroup, no_args_is_help=True)
+app = typer.Typer(cls=StageGroup, no_args_is_help=True, add_completion=False)
 
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a stopped run goes on in it.")]
-
-
-def _some(minutes: float) -> float:
-    if not minutes > 0:
-        raise UserError(f"{minutes:g} minutes leave no time to train: use --minutes 1 or more")
-    return minutes
-
-
-Minutes = Annotated[float, typer.Option(callback=_some, help="Stop after so many minutes, all saved.")]
-Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Fuse operations (C++ compiler).")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
-SaveEvery = Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
-Model = Annotated[str | None, typer.Option("--model", help="A preset or a folder with weights to start from.")]
+FOREVER = 1e9  # minutes
+Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; a stopped run in it is continued.")]
+Minutes = Annotated[
+    float,
+    Option(callback=options.positive, show_default=False, help="Stop after this time, all saved.  \\[default: none]"),
+]
+Compiled = Annotated[bool, Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler on a CPU.")]
+Set = Annotated[
+    list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage; repeatable.")
+]
+SaveEvery = Annotated[int, Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
+Model = Annotated[str | None, Option(help="nano or a folder with weights to start from.")]
+Samples = list[str] | None
 
 
 @app.callback()
 def train() -> None:
-    """Train: a stage (3b/pt, nano/sft, mine.yaml), a recipe (recipe/nano), or a LoRA adapter."""
+    """Train a stage (3b/pt, nano/sft, mine.yaml), a recipe (recipe/nano), or a LoRA adapter."""
 
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help="SCALE/NAME, recipe/SCALE, or a YAML file.")],
+    name: Annotated[str, Argument(metavar="STAGE", help="SCALE/NAME, recipe/SCALE, or a YAML file.")],
     output: Output,
     model: Model = None,
-    init: Annotated[str, typer.Option(help="model: its weights; fresh: none; a folder: Qwen2.5-VL.")] = "model",
-    data: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="Where a task's samples are.")] = None,
-    held_out: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="Samples that validate.")] = None,
+    init: Annotated[
+        str, Option(help="model: its weights; fresh: random ones; a folder: those of Qwen2.5-VL.")
+    ] = "model",
+    data: Annotated[Samples, Option(metavar="TASK=PATH", help="Training samples of a task; repeatable.")] = None,
+    held_out: Annotated[Samples, Option(metavar="TASK=PATH", help="Validation samples of a task; repeatable.")] = None,
     settings: Set = None,
-    only: Annotated[str | None, typer.Option("--stage", help="One stage of a file with several.")] = None,
-    minutes: Minutes = 1e9,
+    only: Annotated[str | None, Option("--stage", help="Which stage of a file with several.")] = None,
+    minutes: Minutes = FOREVER,
     save_every: SaveEvery = 500,
-    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 3,
-    validate_every: Annotated[int, typer.Option(min=0, help="Steps between validations; 0: none.")] = 0,
-    show_every: Annotated[int, typer.Option(min=0, help="Steps between exports with pictures; 0: at the end.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
-    max_broken: Annotated[float, typer.Option(min=0, help="Broken rows to skip: a share, or a number from 1.")] = 0.001,
-    shard: Annotated[int, typer.Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1,
+    keep: Annotated[int, Option(min=1, help="Checkpoints to keep.")] = 3,
+    validate_every: Annotated[int, Option(min=0, help="Steps between validations; 0: none.")] = 0,
+    show_every: Annotated[int, Option(min=0, help="Steps between exports with sample images; 0: at the end.")] = 0,
+    workers: Annotated[int, Option(min=0, help="Data loading processes; 0: load in this one.")] = 0,
+    max_broken: options.MaxBroken = 0.001,
+    shard: Annotated[int, Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1,
     compiled: Compiled = False,
-    report_to: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb or trackio.")] = None,
+    report_to: Annotated[list[str] | None, Option(help="tensorboard, wandb or trackio; repeatable.")] = None,
     allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
@@ -107,12 +109,12 @@ def stage(
 @app.command()
 def nano(
     output: Output,
-    minutes: Minutes = 1e9,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and noise.")] = 0,
+    minutes: Minutes = FOREVER,
+    seed: Annotated[int, Option(min=0, help="Seed of weights, data and noise.")] = 0,
     settings: Set = None,
     compiled: Compiled = True,
 ) -> None:
-    """Train nano from nothing on the procedural world: the same as recipe/nano, with pictures and curves as it goes."""
+    """Train nano from scratch on the procedural world: recipe/nano, with sample images and curves as it goes."""
     stage(
         "recipe/nano", output, settings=[f"seed={seed}", *(settings or [])], minutes=minutes, save_every=100,
         show_every=100, compiled=compiled,
@@ -121,18 +123,18 @@ def nano(
 
 @app.command()
 def lora(
-    data: Annotated[Path, typer.Option(help="Folder of captioned pictures.")],
+    data: Annotated[Path, Option(help="Folder of captioned images.")],
     output: Output,
-    model: Annotated[str, typer.Option("--model", help="A preset or a folder with weights.")] = "nano",
-    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 100,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
+    model: Annotated[str, Option(help="nano or a folder with weights.")] = "nano",
+    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 100,
+    lr: Annotated[float, Option(help="Learning rate.")] = 2e-3,
+    rank: Annotated[int, Option(min=1, help="Rank of the adapter.")] = 16,
+    seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
     settings: Set = None,
-    minutes: Minutes = 1e9,
+    minutes: Minutes = FOREVER,
     save_every: SaveEvery = 50,
 ) -> None:
-    """Fine-tune on a folder of captioned pictures: an adapter for `generate --lora`, in PEFT's format."""
+    """Fine-tune on a folder of captioned images: an adapter for `generate --lora`, in PEFT's format."""
     from openlance.config.train import override
     from openlance.runtime.lora import Lora
     from openlance.training.lora import lora_stage
@@ -150,12 +152,12 @@ def lora(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def resume(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    folder: Annotated[Path, Argument(help="Folder of a run.")],
     only_step: Annotated[
-        int | None, typer.Option(min=0, help="Do this step again, write nothing, print its losses by sample.")
+        int | None, Option(min=0, help="Repeat this step only, write nothing, and print its loss per sample.")
     ] = None,
 ) -> None:
-    """Run the command of a run folder again, which goes on where it was; further options are added to it."""
+    """Continue a stopped run with the command that started it; further options are added to it."""
     from openlance.cli.main import main
     from openlance.training.files import stage_folders, starts_of
 

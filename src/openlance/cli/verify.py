@@ -2,18 +2,19 @@
 
     openlance verify --checkpoint DIR --report report.json     # what a checkpoint is and does on this machine
 
-The same from Python: `openlance.compat.verify.run.verify(Path("tests/golden")).failed`.
+The same from Python: `openlance.compat.verify.run.verify(Path("tests/golden")).failed` and
+`openlance.compat.report.report(openlance.load("DIR"))`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.errors import UserError
@@ -22,117 +23,101 @@ if TYPE_CHECKING:
     from openlance.compat.verify.checks import Row
     from openlance.compat.verify.run import Report
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def verify(
     folder: Annotated[
-        Path | None,
-        typer.Argument(help="Golden vectors: a root with cases/ and bf16/, or a flat folder.", show_default=False),
+        Path | None, Argument(help="Golden vectors: a root with cases/ and bf16/, or a flat folder.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Folder of the model.  \\[default: weights/ in or beside DIR]")
+        Path | None, Option(help="Folder of the model.  \\[default: weights/ in or beside FOLDER]")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer.  \\[default: tokenizer/, likewise]")
+        Path | None, Option(help="Folder of the tokenizer.  \\[default: tokenizer/ in or beside FOLDER]")
     ] = None,
     inputs: Annotated[
-        Path | None,
-        typer.Option("--inputs", help="Folder of the cases whose inputs bfloat16 vectors have.  \\[default: ../cases]"),
+        Path | None, Option(help="Folder of the cases with the inputs of bfloat16 vectors.  \\[default: ../cases]")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every comparison there.")] = None,
+    json_file: options.JsonFile = None,
     ways: Annotated[
-        str, typer.Option("--with", help="What to turn on: compile, offload, tiling, prefix, batch, with commas.")
+        str, Option("--with", help="Features to turn on, with commas: compile, offload, tiling, prefix, batch.")
     ] = "",
-    only_failed: Annotated[bool, typer.Option("--only-failed", help="Leave out of the table what passes.")] = False,
+    only_failed: Annotated[bool, Option("--only-failed", help="List only the comparisons that fail.")] = False,
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Report on this model instead: a folder, nano, owner/name.")
+        str | None, Option(help="Report on this model instead: a folder, nano, or owner/name on the hub.")
     ] = None,
-    report_file: Annotated[Path, typer.Option("--report", help="The file of that report.")] = Path("report.json"),
-    against: Annotated[
-        Path | None, typer.Option("--against", help="Another such report to compare it with.", show_default=False)
-    ] = None,
-    minutes: Annotated[float, typer.Option("--minutes", help="Time for it; what does not fit is left out.")] = 10.0,
+    report_file: Annotated[Path, Option("--report", help="File of that report.")] = Path("report.json"),
+    against: Annotated[Path | None, Option(help="An earlier report to compare it with.")] = None,
+    minutes: Annotated[
+        float, Option(callback=options.positive, help="Time limit of the report; what does not fit is left out.")
+    ] = 10.0,
     memory: options.Memory = None,
     allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Compare this code with golden vectors of the released model, quantity by quantity; or, with --checkpoint, write
-    down what a checkpoint is and does here: tensors, pictures, clips and answers, with their hashes, time and memory.
+    """Compare this code with golden vectors of the released model; or, with --checkpoint, write a report of what a
+    checkpoint is and does here: tensors, images, videos and answers, with their hashes, time and memory.
 
     The exit code is 0 if all pass and 1 if one does not. Entries of the files that nothing is compared with are listed
     below the table; they count neither way.
     """
     if (folder is None) == (checkpoint is None):
         raise UserError("give one of the two: a folder of golden vectors, or --checkpoint DIR for a report on a model")
-    if checkpoint is not None:
-        from openlance.cli.verify_report import write_report
-
-        model = options.Checkpoint(model=checkpoint, memory=memory, allow_pickle=allow_pickle)
-        if not write_report(model, report_file, minutes, against):
-            raise typer.Exit(1)
-        return
-    assert folder is not None
-    options.check_json(json_file)
-
-    from openlance.compat.verify.run import verify as run
-
-    with progress() as (on_file, on_row):
+    if folder is not None:
+        options.check_json(json_file)
         chosen = [w.strip() for w in ways.split(",") if w.strip()]
-        report = run(folder, weights, tokenizer, on_file, on_row, chosen, inputs)
-    if json_file is not None:
-        write_json(report, json_file)
-    show(report, only_failed)
-    if report.failed:
+        passed = compare_vectors(folder, weights, tokenizer, inputs, chosen, json_file, only_failed)
+    else:
+        model = options.Checkpoint(model=str(checkpoint), memory=memory, allow_pickle=allow_pickle)
+        passed = write_report(model, report_file, minutes, against)
+    if not passed:
         raise typer.Exit(1)
 
 
-@contextmanager
-def progress() -> Iterator[tuple[Any, Any]]:
-    """A bar over the files, with the comparison that was last made, on the error stream."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def compare_vectors(
+    folder: Path,
+    weights: Path | None,
+    tokenizer: Path | None,
+    inputs: Path | None,
+    ways: list[str],
+    json_file: Path | None,
+    only_failed: bool,
+) -> bool:
+    """Compare with golden vectors under a bar, print the table and write the file; returns whether all pass."""
+    from openlance.compat.verify.run import verify as run
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("loading", total=None)
-    begun = list[str]()
-    try:
+    with options.progress(None, "file") as bar:
 
         def on_file(name: str, total: int) -> None:
-            bar.start()  # not before the folder is known to be good
-            bar.update(task, total=total, completed=len(begun), description=name)
-            begun.append(name)
+            bar.update(bar.total is not None)  # the one before is done
+            bar.total = total
+            bar.set_description_str(name)
 
-        def on_row(row: Row) -> None:
-            bar.update(task, description=f"{row.case} {row.quantity}")
-
-        yield on_file, on_row
-    finally:
-        if begun:
-            bar.stop()
+        report = run(folder, weights, tokenizer, on_file, lambda row: bar.set_postfix_str(row.quantity), ways, inputs)
+    if json_file is not None:
+        options.write_json(as_data(report), json_file)
+    show(report, only_failed)
+    return not report.failed
 
 
 def show(report: Report, only_failed: bool) -> None:
     """The table, what was not covered, and one line that says how it went. Names are never cut, so that the lines can
     be searched."""
     rows = report.failed if only_failed else report.rows
-    head = ("case", "quantity", "max error", "tolerance", "", "note")
-    cells = [(r.case, r.quantity, *numbers(r), "pass" if r.passed else "FAIL", r.note) for r in rows]
-    widths = [max(len(line[column]) for line in (head, *cells)) for column in range(len(head) - 1)]
+    cells = [("case", "quantity", "max error", "tolerance", "", "note")]
+    cells += [(r.case, r.quantity, *numbers(r), "pass" if r.passed else "FAIL", r.note) for r in rows]
     previous = ""
-    for line in (head, *cells) if rows else ():
-        if line[0] != previous:
-            print()
-        previous = line[0]
-        print("  ".join([c.ljust(w) for c, w in zip(line, widths)] + [line[-1]]).rstrip())
-    print()
+    for (case, *_), line in zip(cells, options.columns(cells) if rows else ()):
+        typer.echo(line if case == previous else f"\n{line}")
+        previous = case
+    typer.echo()
     for name, entries in report.uncovered.items():
-        print(f"not covered in {name}: {', '.join(entries)}")
+        typer.echo(f"not covered in {name}: {', '.join(entries)}")
     files = len({row.case for row in report.rows})
     passed = len(report.rows) - len(report.failed)
     outcome = "all pass" if not report.failed else f"{len(report.failed)} FAIL"
-    print(f"{passed} of {len(report.rows)} comparisons in {files} files pass: {outcome}")
+    typer.echo(f"{passed} of {len(report.rows)} comparisons in {files} files pass: {outcome}")
 
 
 def numbers(row: Row) -> tuple[str, str]:
@@ -142,22 +127,75 @@ def numbers(row: Row) -> tuple[str, str]:
     return f"{row.error:.1e}", f"{row.tolerance:g}{' relative' if row.relative else ''}"
 
 
-def write_json(report: Report, path: Path) -> None:
-    """Every comparison and what was not covered; the file appears whole or not at all. An error that is no finite
-    number is null."""
-    from openlance.checkpoint.formats import write_json as write
-
+def as_data(report: Report) -> dict[str, Any]:
+    """Every comparison and what was not covered. An error that is no finite number is null."""
     rows = [
         {
-            "case": row.case,
-            "quantity": row.quantity,
-            "error": row.error if math.isfinite(row.error) else None,
-            "tolerance": row.tolerance,
-            "relative": row.relative,
-            "pass": row.passed,
-            "note": row.note,
+            "case": row.case, "quantity": row.quantity, "error": row.error if math.isfinite(row.error) else None,
+            "tolerance": row.tolerance, "relative": row.relative, "pass": row.passed, "note": row.note,
         }
         for row in report.rows
-    ]
-    content = {"passed": not report.failed, "failed": len(report.failed), "rows": rows, "uncovered": report.uncovered}
-    write(path, content)
+    ]  # fmt: skip
+    return {"passed": not report.failed, "failed": len(report.failed), "rows": rows, "uncovered": report.uncovered}
+
+
+def write_report(checkpoint: options.Checkpoint, file: Path, minutes: float, against: Path | None) -> bool:
+    """Make a report, print it in short, and compare it; returns whether all is well."""
+    options.check_json(file, "--report")
+    earlier = read_report(against) if against is not None else None
+    from openlance.compat.report import report
+
+    pipe = checkpoint.load()
+    with options.progress(None, "part") as bar:
+
+        def tell(said: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description_str(said[:60])
+
+        found = report(pipe, seconds=60 * minutes, save=lambda data: options.write_json(data, file), tell=tell)
+    show_report(found)
+    differ = compare_reports(found, earlier) if earlier is not None else False
+    bad = len(found["failed"])
+    typer.echo(f"{file}: {f'{bad} parts FAIL' if bad else 'all is well'}")
+    return not bad and not differ
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """An earlier report; UserError if the file is none."""
+    from openlance.compat.against import differences
+    from openlance.compat.report import FORM
+    from openlance.config.values import read_json
+
+    if not file.is_file():
+        raise UserError(f"there is no file {file}: --against takes a report of `openlance verify --checkpoint`")
+    found = read_json(file)
+    if found.get("form") != FORM:
+        raise UserError(f"{file} is no report that can be compared: write one with `openlance verify --checkpoint DIR`")
+    differences(found, found)  # says now, not after minutes, that it is damaged
+    return found
+
+
+def show_report(found: Mapping[str, Any]) -> None:
+    """What was found, one line each; answers beside what is right."""
+    machine = found["machine"]
+    typer.echo(f"{machine.get('gpu', machine['device'])}, {machine['dtype']}, torch {machine['torch']}")
+    for name, part in found["parts"].items():
+        typer.echo(f"{name}: {len(part.get('tensors', ()))} tensors, {part.get('fingerprint', 'not read')}")
+    for name, result in found["results"].items():
+        said = f"{result['answer']!r}" if "answer" in result else result["pixels"]
+        right = f" (right: {result['expected']!r})" if result.get("expected") else ""
+        typer.echo(f"{name}: {said}{right}  {result['seconds']:.1f} s")
+    for name, why in found["failed"].items():
+        typer.echo(f"FAIL {name}: {why}")
+    if found["left_out"]:
+        typer.echo(f"left out for want of time: {', '.join(found['left_out'])}; --minutes gives more")
+
+
+def compare_reports(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+    """Print how two reports differ; returns whether they do."""
+    from openlance.compat.against import differences
+
+    rows = differences(found, earlier)
+    for row in rows:
+        typer.echo(f"{'same' if row.passed else 'DIFFERENT'}  {row.what}: {row.said}")
+    return not all(row.passed for row in rows)
