@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openlance.cli.errors import guarded, sentence
-from openlance.cli.main import main
+from openlance.cli.errors import RUNNING, guarded, sentence, with_flags
+from openlance.cli.main import load_command, main
 from openlance.errors import UserError
 
 
@@ -199,3 +199,45 @@ def test_an_interrupt_is_130(capfd):
 def test_a_sentence_stays_on_one_line():
     assert sentence(UserError("first\n  second")) == "first second"
     assert sentence(PermissionError(13, "Permission denied", "out.png")) == "out.png: Permission denied"
+
+
+@pytest.fixture
+def running(monkeypatch):
+    """Sets the command whose errors are said."""
+    before = RUNNING.get()
+
+    def choose(*words: str) -> None:
+        command = load_command(words[0])
+        RUNNING.set(command.commands[words[1]] if len(words) > 1 else command)
+
+    yield choose
+    RUNNING.set(before)
+
+
+@pytest.mark.parametrize(
+    "words, below, said",
+    [
+        (["generate", "t2i"], "use seed=3, or num_inference_steps=30.", "use --seed 3, or --num-inference-steps 30."),
+        (["generate", "t2i"], "height=48 is no option here", "height=48 is no option here"),
+        (["run"], "height=-1 must be positive", "--height -1 must be positive"),
+        (["run"], "(cached=False)", "(--kv-cache False)"),
+        (["run"], "as in sampling.shift=3 and generate(seed=3)", "as in sampling.shift=3 and generate(seed=3)"),
+        (["ask"], "pass allow_pickle=True if you trust it", "pass --allow-pickle if you trust it"),
+        (["ask"], 'such as memory="12GB": or memory=auto', "such as --memory 12GB: or --memory auto"),
+        (["edit"], "metadata=False leaves them out", "--no-metadata leaves them out"),
+        (["edit"], "give output='my file.png'", "give --output 'my file.png'"),
+        (["convert"], "use quantise=int8, to=openlance", "use --quantize int8, --to openlance"),
+        (["train", "stage"], "add held_out=t2i=DIR or compiled=True", "add --held-out t2i=DIR or --compile"),
+        (["train", "lora"], "add --set steps=5", "add --set steps=5"),
+    ],
+)
+def test_a_fix_from_below_is_said_as_an_option_of_the_command(running, words, below, said):
+    running(*words)
+    assert with_flags(below) == said
+    RUNNING.set(None)
+    assert with_flags(below) == below
+
+
+def test_the_command_that_runs_is_the_one_whose_options_are_named(folder, capfd):
+    assert main(["generate", "t2i", "a", "--num-inference-steps", "99999"]) == 2
+    assert RUNNING.get().name == "t2i"

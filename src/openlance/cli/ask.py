@@ -1,6 +1,9 @@
 """`openlance ask out.png "how many squares are there?"`, of one image or video or of several.
 
-The same from Python: `openlance.load("nano").ask("out.png", "how many squares are there?")`.
+    openlance caption out.png
+
+The same from Python: `ask("out.png", "how many squares are there?")` and `caption("out.png")` of
+`openlance.load("nano")`.
 """
 
 from __future__ import annotations
@@ -27,6 +30,18 @@ def ask(
 ) -> None:
     """Answer a question about one or several images or videos; the answer appears as it is written."""
     answer(media, options.check_text("question", question, "how many squares are there?"), max_new_tokens, checkpoint)
+
+
+@app.command()
+@options.grouped
+def caption(
+    media: Annotated[Path, Argument(help="An image or a video.")],
+    max_new_tokens: options.NewTokens = 128,
+    *,
+    checkpoint: options.Checkpoint,
+) -> None:
+    """Describe an image or a video; the description appears as it is written."""
+    answer([media], "", max_new_tokens, checkpoint)
 
 
 def answer(media: list[Path], question: str, most: int, checkpoint: options.Checkpoint) -> None:

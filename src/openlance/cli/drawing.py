@@ -1,22 +1,29 @@
-"""What the commands that generate share: prompts, names of the files, and the loop from one to the other."""
+"""What the commands that generate share: prompts, names of the files, and the loop from one to the other; and the one
+that edits, `openlance edit in.png "make the circle blue" -o out.png`: what is in the file decides what is made.
+
+The same from Python: `openlance.load("nano").edit("in.png", "make the circle blue")[0].save("out.png")`.
+"""
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
+from openlance.config.sampling import Sampling
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
+
+app = typer.Typer(add_completion=False)
 
 BATCH = 8  # generated between two writes; on two cores eight images take less than four times one
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -27,8 +34,13 @@ CLIPS = (".mp4", ".webp", ".gif")
 class Files:
     """Where prompts come from and where results go."""
 
-    output: options.Output = None
-    prompts_file: options.PromptsFile = None
+    output: Annotated[
+        Path | None,
+        Option("-o", "--output", help="File; with --prompts-file a folder.  \\[default: out.png or out.mp4; out]"),
+    ] = None
+    prompts_file: Annotated[
+        Path | None, Option(help="Text file with a prompt per line, for files 000000, 000001 ...")
+    ] = None
 
     def prompts(self, prompt: str | None, example: str) -> list[str]:
         """The texts of one run, from the line or from the file; `example` is what to type where there is none."""
@@ -99,22 +111,24 @@ def draw(
     from openlance.sequence.tasks import spec_of
 
     spec = spec_of(task)
-    settings, enhance = how.settings() | options.given(**more), how.enhance()  # before the model is loaded
+    settings, enhance = how.settings() | more, how.enhance()  # before the model is loaded
     paths = choose_paths(
         files.output, len(prompts), per_prompt, folder=files.prompts_file is not None,
         suffixes=PICTURES if spec.makes == "image" else CLIPS,
     )  # fmt: skip
+    from openlance.inference.inputs import asked_size, seed_of
     from openlance.media import write_media
     from openlance.media.inputs import as_clip
 
+    asked = asked_size(*(settings.get(name) for name in ("num_frames", "height", "width")))
+    seed = seed_of(-1 if how.seed is None else how.seed)
     pipe = checkpoint.load()
     pipe.metadata = how.metadata
     pipe.enable_parallelism()
-    seed = pipe.processes.agreed(secrets.randbelow(2**31) if how.seed in (None, -1) else how.seed)
-    leads = pipe.processes.leads
+    seed, leads = pipe.processes.agreed(seed), pipe.processes.leads
     start, total = time.perf_counter(), len(paths)
     if enhance is not None:
-        prompts = rewritten(pipe, task, prompts, list(media.values()), enhance, settings)
+        prompts = rewritten(pipe, task, prompts, list(media.values()), enhance, asked)
     inputs = [text for text in prompts for _ in range(per_prompt)]
     settings = {"progress": total <= BATCH and leads and options.is_terminal(sys.stderr)} | settings
     bar = options.progress(total, "file", show=total > BATCH and leads)
@@ -137,19 +151,43 @@ def draw(
 
 
 def rewritten(
-    pipe: LancePipeline, task: str, prompts: list[str], media: Sequence[Any], enhance: Any, settings: dict[str, Any]
+    pipe: LancePipeline, task: str, prompts: list[str], media: Sequence[Any], enhance: Any, asked: Any
 ) -> list[str]:
     """Rewrite all prompts before the first result is generated."""
     from openlance.inference.enhance import rewriter
-    from openlance.inference.inputs import asked_size, clips_of
+    from openlance.inference.inputs import clips_of
     from openlance.sequence.segment import prompt_in
 
     rewrite, texts = rewriter(pipe, enhance), list[str]()
     assert rewrite is not None
-    asked = asked_size(*(settings.get(name) for name in ("num_frames", "height", "width")))
     clips = [clip for medium in media for clip in clips_of(medium)]
     with options.progress(len(prompts), "prompt", show=pipe.processes.leads) as bar:
         for prompt in prompts:
             texts.append(prompt_in(rewrite(pipe.front.request(task, prompt, clips, asked=asked))))
             bar.update()
     return texts
+
+
+@app.command()
+@options.grouped
+def edit(
+    source: Annotated[Path, Argument(help="An image or a video.")],
+    instruction: Annotated[str | None, Argument(help="What to change.")] = None,
+    image_guidance_scale: Annotated[
+        float | None, Option(min=0, help="Strength of the source; 1: off.  \\[default: the model's]")
+    ] = None,
+    *,
+    files: Files,
+    denoising: options.Denoising,
+    checkpoint: options.Adapted,
+) -> None:
+    """Edit an image or a video as instructed; the result has its size and length."""
+    more = options.given(image_guidance_scale=image_guidance_scale)
+    Sampling(**more)  # says what is wrong with it
+    prompts = files.prompts(instruction, f"edit {source} 'make the circle blue'")
+    media = options.read_media(source)
+    from openlance.sequence.tasks import edit as template
+    from openlance.sequence.tasks import kind_of, the_task
+
+    task, given = the_task(template, kind_of(media.frames)).name, {"source": media}
+    draw(task, "edit", prompts, given, files, denoising, checkpoint, prompt_name="instruction", **more)

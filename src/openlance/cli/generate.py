@@ -18,7 +18,6 @@ from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.drawing import Files, draw
-from openlance.config.sampling import MOST_RESULTS
 
 app = typer.Typer(add_completion=False)
 
@@ -36,7 +35,7 @@ def generate() -> None:
 @options.grouped
 def t2i(
     prompt: Prompt = None,
-    num_images: Annotated[int, Option(min=1, max=MOST_RESULTS, help="Images per prompt: out-0.png, out-1.png ...")] = 1,
+    num_images: Annotated[int, Option(min=1, help="Images per prompt: out-0.png, out-1.png ...")] = 1,
     *,
     files: Files,
     drawing: options.Drawing,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 import re
 import sys
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from typer import Option
 
-from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_STEPS, MOST_TOKENS, STRONGEST
+from openlance.config.sampling import LARGEST_SIDE, Sampling
 from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 
@@ -36,13 +35,6 @@ if TYPE_CHECKING:
     from openlance.media import Clip
 
 
-def _finite(value: float | None) -> float | None:
-    """Refuse nan, which passes every check of a range."""
-    if value is not None and math.isnan(value):
-        raise typer.BadParameter("nan is not a number: give for example 3")
-    return value
-
-
 def positive(value: float) -> float:
     """Refuse what is not above zero."""
     if not value > 0:
@@ -52,48 +44,20 @@ def positive(value: float) -> float:
 
 # A model's own setting is used where the default is None.
 Model = Annotated[str, Option(help="nano, a checkpoint folder, or owner/name on the Hugging Face Hub.")]
-Seed = Annotated[
-    int | None, Option(min=-1, max=LARGEST_SEED, help="Makes a result reproducible.  \\[default: random, as with -1]")
-]
+Seed = Annotated[int | None, Option(min=-1, help="Makes a result reproducible; -1: random.")]
 Size = Annotated[str | None, Option(metavar="WIDTHxHEIGHT", help="In pixels.  \\[default: the model's]")]
-Steps = Annotated[int | None, Option(min=1, max=MOST_STEPS, help="Denoising steps.  \\[default: the model's]")]
-Guidance = Annotated[
-    float | None,
-    Option(min=0, max=STRONGEST, callback=_finite, help="Strength of the prompt; 1: off.  \\[default: the model's]"),
-]
-SourceGuidance = Annotated[
-    float | None,
-    Option(min=0, max=STRONGEST, callback=_finite, help="Strength of the source; 1: off.  \\[default: the model's]"),
-]
-Frames = Annotated[
-    int | None, Option(min=1, max=LONGEST, help="Frames, 12 a second: 9, 13, 17 ...  \\[default: the model's]")
-]
+Steps = Annotated[int | None, Option(min=1, help="Denoising steps.  \\[default: the model's]")]
+Guidance = Annotated[float | None, Option(min=0, help="Strength of the prompt; 1: off.  \\[default: the model's]")]
 Solver = Annotated[str | None, Option(help="euler, dpm++ or unipc.  \\[default: the model's]")]
 Memory = Annotated[str | None, Option(help="Memory to use, such as 12GB, or auto for what is free.")]
-Lora = Annotated[Path | None, Option(help="Folder of a LoRA adapter in PEFT's format.")]
 AllowPickle = Annotated[
     bool, Option("--allow-pickle", help="Also read .pth weights (tensors only); safetensors are always allowed.")
 ]
 Metadata = Annotated[bool, Option(help="Write prompt, seed, settings and model into the files.")]
-NewTokens = Annotated[int, Option(min=1, max=MOST_TOKENS, help="Tokens of the answer at most.")]
-NegativePrompt = Annotated[str | None, Option(help="What not to generate; needs guidance above 1.")]
-Enhance = Annotated[
-    bool, Option("--enhance-prompt", help="Rewrite prompts first: by the model itself, or by the server below.")
-]
-EnhanceUrl = Annotated[
-    str | None, Option(help="Base URL of an OpenAI-compatible server.  \\[default: $LANCE_REWRITE_BASE_URL]")
-]
-EnhanceModel = Annotated[str | None, Option(help="Name of the server's model.  \\[default: $LANCE_REWRITE_MODEL_NAME]")]
-Output = Annotated[
-    Path | None,
-    Option("-o", "--output", help="File; with --prompts-file a folder.  \\[default: out.png or out.mp4; out]"),
-]
-PromptsFile = Annotated[Path | None, Option(help="Text file with a prompt per line, for files 000000, 000001 ...")]
+NewTokens = Annotated[int, Option(min=1, help="Longest answer, in tokens.")]
 MaxBroken = Annotated[float, Option(min=0, help="Broken rows to skip: a share below 1, or a number.")]
 JsonFile = Annotated[Path | None, Option("--json", help="Write the results to this JSON file.")]
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
-Shards = Annotated[int, Option(min=1, help="Number of files for the weights of the decoder.")]
-Form = Annotated[str, Option("--to", help="Layout: openlance, released or diffusers.")]
 
 # The words that are being run, without the name of the program: a command is run from Python and from others too.
 COMMAND_LINE: ContextVar[tuple[str, ...]] = ContextVar("COMMAND_LINE", default=())
@@ -114,7 +78,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**said: Any) -> None:
-        made = {name: kind(**{f.name: said.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        made = {
+            name: kind(**{f.name: said.pop(f.name, f.default) for f in fields(kind)}) for name, kind in groups.items()
+        }
         command(**made, **said)
 
     call.__signature__ = own.replace(parameters=flat)  # type: ignore[attr-defined]
@@ -146,7 +112,7 @@ class Checkpoint:
 class Adapted(Checkpoint):
     """... with an adapter."""
 
-    lora: Lora = None
+    lora: Annotated[Path | None, Option(help="Folder of a LoRA adapter in PEFT's format.")] = None
 
     def load(self) -> LancePipeline:
         pipe = super().load()
@@ -159,9 +125,15 @@ class Adapted(Checkpoint):
 class Rewriting:
     """Who rewrites the prompts before anything is generated."""
 
-    enhance_prompt: Enhance = False
-    enhance_url: EnhanceUrl = None
-    enhance_model: EnhanceModel = None
+    enhance_prompt: Annotated[
+        bool, Option("--enhance-prompt", help="Rewrite prompts first: by the model itself, or by the server below.")
+    ] = False
+    enhance_url: Annotated[
+        str | None, Option(help="Base URL of an OpenAI-compatible server.  \\[default: $LANCE_REWRITE_BASE_URL]")
+    ] = None
+    enhance_model: Annotated[
+        str | None, Option(help="Name of the server's model.  \\[default: $LANCE_REWRITE_MODEL_NAME]")
+    ] = None
 
     def enhance(self) -> bool | Enhancer | None:
         """The keyword of the pipeline's methods. UserError for options that go unused, or an invalid address."""
@@ -188,7 +160,7 @@ class Denoising(Rewriting):
     seed: Seed = None
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
-    negative_prompt: NegativePrompt = None
+    negative_prompt: Annotated[str | None, Option(help="What not to generate; needs guidance above 1.")] = None
     solver: Solver = None
     metadata: Metadata = True
 
@@ -196,10 +168,11 @@ class Denoising(Rewriting):
         """What the user said, as keywords of the pipeline's methods."""
         if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
             raise UserError(f"--negative-prompt does nothing at --guidance-scale {self.guidance_scale:g}: give above 1")
-        return self._given("num_inference_steps", "guidance_scale", "negative_prompt", "solver")
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        return given(**{name: getattr(self, name) for name in names})
+        said = given(
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver
+        )
+        Sampling(**said)  # says what is wrong with them
+        return said | given(negative_prompt=self.negative_prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +190,10 @@ class Drawing(Denoising):
 class Filming(Drawing):
     """... and a length."""
 
-    num_frames: Frames = None
+    num_frames: Annotated[int | None, Option(min=1, help="12 a second: 9, 13, 17 ...  \\[default: the model's]")] = None
 
     def settings(self) -> dict[str, Any]:
-        return self._given("num_frames") | super().settings()
+        return given(num_frames=self.num_frames) | super().settings()
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """`openlance run requests.json --task video_edit --resolution video_480p -o results`: the release's own input files.
 
-Every JSON form of the release, its task names, presets and defaults; the release's names of the options work as well.
+Every JSON form of the release, its task names, presets and defaults; the release's names of the options work as well,
+and settings come from a file with `--defaults` and are shown, each with where it comes from, with `--show-defaults`.
 Started by `torchrun`, or with `--processes`, the entries are shared among the processes.
 """
 
@@ -11,7 +12,8 @@ import os
 import secrets
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,55 +23,147 @@ from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.errors import one_line, with_flags
-from openlance.cli.run_settings import Asked, shown
-from openlance.config.values import flag
+from openlance.config.values import as_data, flag, from_yaml, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.compat.inputs import Entry
     from openlance.compat.requests import Job
+    from openlance.config.sampling import GenerationConfig
     from openlance.runtime.distributed import Distributed
     from openlance.sequence.tasks import TaskSpec
 
 SOME_FAILED = 3  # exit code
 LAUNCHED = "OPENLANCE_LAUNCHED"  # set in the processes that --processes starts
 
-# Each option under our name and under the release's, with values in its form.
-Input = Annotated[
-    str | None, Argument(help="JSON or JSON lines in a form of the release.  \\[default: the task's example]")
-]
-Config = Annotated[str | None, Option("--CONFIG_PATH", help="FILE, as the release names it.")]
-Task = Annotated[str, Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")]
-Output = Annotated[
-    Path | None, Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
-]
-Model = Annotated[str, Option("--model", "--MODEL_PATH", help="nano or a folder with weights.")]
-Show = Annotated[bool, Option("--show-defaults", help="Print the settings that the run would use, and stop.")]
-Template = Annotated[str, Option("--TEXT_TEMPLATE", metavar="true", help="Accepted for the release's command.")]
-Rewrite = Annotated[str, Option("--ENHANCE_PROMPT", metavar="true|false", help="As --enhance-prompt.")]
-Processes = Annotated[
-    int, Option("--processes", "--NUM_GPUS", min=1, max=1024, help="Share the entries among this many processes.")
-]
-
 WAIT = timedelta(days=30)  # for the slowest process, once the others are done
+# Each option has our name and the release's, with values in its form.
 app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one run wants otherwise than its checkpoint: fields of `GenerationConfig`, and of its `Sampling`."""
+
+    resolution: Annotated[
+        str | None, Option("--resolution", "--RESOLUTION", help="Preset for the sizes of inputs.")
+    ] = None
+    height: Annotated[int | None, Option("--height", "--VIDEO_HEIGHT", min=1, help="Of the output, in pixels.")] = None
+    width: Annotated[int | None, Option("--width", "--VIDEO_WIDTH", min=1, help="Of the output, in pixels.")] = None
+    num_frames: Annotated[
+        int | None, Option("--num-frames", "--NUM_FRAMES", min=1, help="Frames of an output video.")
+    ] = None
+    num_inference_steps: Annotated[
+        int | None, Option("--num-inference-steps", "--VALIDATION_NUM_TIMESTEPS", min=1, help="Denoising steps.")
+    ] = None
+    shift: Annotated[
+        float | None, Option("--shift", "--VALIDATION_TIMESTEP_SHIFT", help="Shift of the flow times.")
+    ] = None
+    guidance_scale: Annotated[
+        float | None, Option("--guidance-scale", "--CFG_TEXT_SCALE", min=0, help="Strength of the prompt; 1: off.")
+    ] = None
+    cached: Annotated[
+        str | None,
+        Option("--kv-cache", "--USE_KVCACHE", metavar="true|false", help="Cache keys and values of the prompt."),
+    ] = None
+    seed: Annotated[
+        int | None, Option("--seed", "--VALIDATION_DATA_SEED", min=-1, help="Seed of every entry; -1: random.")
+    ] = None
+    solver: options.Solver = None
+    step_cache: Annotated[
+        float | None, Option("--step-cache", help="Relative change below which a step reuses the one before.")
+    ] = None
+    compile: Annotated[bool, Option("--compile", help="Compile the model first; with CUDA graphs on a GPU.")] = False
+    max_new_tokens: Annotated[int | None, Option(min=1, help="Tokens of an answer at most.")] = None
+    defaults: Annotated[
+        Path | None, Option(help="YAML or JSON that replaces the model's, as --show-defaults prints it.")
+    ] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by field."""
+        found = options.given(**vars(self) | {"defaults": None, "compile": self.compile or None})
+        return found | ({"cached": flag("--kv-cache", self.cached)} if self.cached is not None else {})
+
+    def typed(self) -> dict[str, Any]:
+        """The same in the form of a file."""
+        from openlance.config.sampling import ASKED
+
+        sampling = {name: value for name, value in self.given.items() if name not in ASKED}
+        own = {name: value for name, value in self.given.items() if name in ASKED}
+        return own | ({"sampling": sampling} if sampling else {})
+
+    def filed(self) -> dict[str, Any]:
+        """What the file says, in the same form. UserError if it cannot be read."""
+        if self.defaults is None:
+            return {}
+        try:
+            found = from_yaml(read_text(self.defaults))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{self.defaults} is neither YAML nor JSON ({error}): mend that place") from None
+        if not isinstance(found, Mapping):
+            raise UserError(f"{self.defaults} holds no fields: write what --show-defaults prints")
+        return dict(found)
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of `Sampling` that the checkpoint does not decide."""
+        return self.filed().get("sampling", {}) | self.typed().get("sampling", {})
+
+    def layers(self, model: str) -> list[tuple[str, GenerationConfig]]:
+        """(where from, what holds) of the release, the checkpoint, the file and the options, the last word last; no
+        tensor is read. UserError for what cannot be."""
+        from openlance.checkpoint.hub import find_model
+        from openlance.config.sampling import FILE, GenerationConfig
+
+        own = GenerationConfig.read(find_model(model).tokenizer)
+        said = self.filed()
+        try:
+            filed = _changed(own, said)
+        except UserError as error:
+            raise UserError(f"{self.defaults}: {error}") from None
+        last = _changed(filed, self.typed())
+        return [
+            ("the release", GenerationConfig()), (f"{FILE} of {model}", own), (str(self.defaults), filed),
+            ("this command", last),
+        ]  # fmt: skip
+
+    def unused(self, spec: TaskSpec) -> str:
+        """The options that were given and that a task has no use for."""
+        from openlance.config.sampling import ASKED
+
+        idle = [name for name in self.given if (name if name in ASKED else "sampling") not in spec.takes]
+        return ", ".join(f"{name}={self.given[name]}" for name in idle)
 
 
 @app.command()
 @options.grouped
 def run(
-    file: Input = None,
-    config_path: Config = None,
+    file: Annotated[
+        str | None, Argument(help="JSON or JSON lines in a form of the release.  \\[default: the task's example]")
+    ] = None,
+    config_path: Annotated[str | None, Option("--CONFIG_PATH", help="FILE, as the release names it.")] = None,
     *,
-    task: Task,
-    output: Output = None,
-    model: Model = "nano",
+    task: Annotated[str, Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")],
+    output: Annotated[
+        Path | None, Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
+    ] = None,
+    model: Annotated[str, Option("--model", "--MODEL_PATH", help="nano or a folder with weights.")] = "nano",
     asked: Asked,
     rewriting: options.Rewriting,
-    show_defaults: Show = False,
-    text_template: Template = "true",
-    released_enhance: Rewrite = "false",
-    processes: Processes = 1,
+    show_defaults: Annotated[
+        bool, Option("--show-defaults", help="Print the settings that the run would use, and stop.")
+    ] = False,
+    text_template: Annotated[
+        str, Option("--TEXT_TEMPLATE", metavar="true", help="Accepted for the release's command.")
+    ] = "true",
+    released_enhance: Annotated[
+        str, Option("--ENHANCE_PROMPT", metavar="true|false", help="As --enhance-prompt.")
+    ] = "false",
+    processes: Annotated[
+        int, Option("--processes", "--NUM_GPUS", min=1, max=1024, help="Share the entries among this many processes.")
+    ] = 1,
     allow_pickle: options.AllowPickle = False,
     metadata: options.Metadata = True,
 ) -> None:
@@ -180,3 +274,36 @@ def launch(processes: int, output: Path) -> None:
         raise UserError(f"a process of {processes} stopped with code {done.returncode}: see its message above")
     if json.loads((output / ".run" / "failed.json").read_text(encoding="utf-8")):
         raise typer.Exit(SOME_FAILED)
+
+
+def _changed(config: GenerationConfig, said: dict[str, Any]) -> GenerationConfig:
+    from openlance.media import buckets
+
+    if (changed := config.changed(said)).resolution is not None:
+        buckets.resolution(changed.resolution)
+    return changed
+
+
+def shown(spec: TaskSpec, layers: list[tuple[str, GenerationConfig]]) -> Iterator[str]:
+    """The lines of a YAML file of what a task uses, each with where its value comes from."""
+    tables = [(where, dict(_leaves(spec, config))) for where, config in layers]
+    for field, value in tables[-1][1].items():
+        where = tables[0][0]
+        for (_, before), (name, table) in zip(tables, tables[1:]):
+            where = name if table[field] != before[field] else where
+        yield f"{field}: {json.dumps(value)}".ljust(32) + f"  # {where}" if value != {} else f"{field}:"
+
+
+def _leaves(spec: TaskSpec, config: GenerationConfig) -> Iterator[tuple[str, Any]]:
+    from openlance.planning.lengths import placeholder
+    from openlance.sequence.tasks import Views, request
+
+    view = placeholder(1, 1, 1)
+    made = request(spec, "a prompt", [Views(view, view)] if spec.reads else [], (1, 1, 1))
+    sampling = as_data(config.sampling_for(segment.role.name.lower() for segment in made))
+    for name in spec.takes:
+        if name == "sampling":
+            yield name, {}
+            yield from ((f"  {field}", value) for field, value in sampling.items())
+        else:
+            yield name, getattr(config, name)

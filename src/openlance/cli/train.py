@@ -8,8 +8,10 @@ torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,19 +36,29 @@ class StageGroup(TyperGroup):
 
 app = typer.Typer(cls=StageGroup, no_args_is_help=True, add_completion=False)
 
-FOREVER = 1e9  # minutes
 Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; a stopped run in it is continued.")]
 Minutes = Annotated[
-    float,
-    Option(callback=options.positive, show_default=False, help="Stop after this time, all saved.  \\[default: none]"),
+    float, Option(callback=options.positive, show_default=False, help="Stop after this time, all saved.")
 ]
-Compiled = Annotated[bool, Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler on a CPU.")]
-Set = Annotated[
-    list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage; repeatable.")
-]
+Set = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field; repeatable.")]
 SaveEvery = Annotated[int, Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
-Model = Annotated[str | None, Option(help="nano or a folder with weights to start from.")]
-Samples = list[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a stage runs: fields of `training.run.Settings`."""
+
+    minutes: Minutes = math.inf
+    save_every: SaveEvery = 500
+    keep: Annotated[int, Option(min=1, help="Checkpoints to keep.")] = 3
+    validate_every: Annotated[int, Option(min=0, help="Steps between validations; 0: none.")] = 0
+    show_every: Annotated[int, Option(min=0, help="Steps between exports with sample images; 0: at the end.")] = 0
+    workers: Annotated[int, Option(min=0, help="Data loading processes; 0: load in this one.")] = 0
+    max_broken: options.MaxBroken = 0.001
+    shard: Annotated[int, Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1
+    compiled: Annotated[bool, Option("--compile/--no-compile", help="Compile with torch.compile.")] = False
+    report_to: Annotated[list[str] | None, Option(help="tensorboard, wandb or trackio; repeatable.")] = None
+    allow_pickle: options.AllowPickle = False
 
 
 @app.callback()
@@ -55,28 +67,18 @@ def train() -> None:
 
 
 @app.command()
+@options.grouped
 def stage(
     name: Annotated[str, Argument(metavar="STAGE", help="SCALE/NAME, recipe/SCALE, or a YAML file.")],
     output: Output,
-    model: Model = None,
-    init: Annotated[
-        str, Option(help="model: its weights; fresh: random ones; a folder: those of Qwen2.5-VL.")
-    ] = "model",
-    data: Annotated[Samples, Option(metavar="TASK=PATH", help="Training samples of a task; repeatable.")] = None,
-    held_out: Annotated[Samples, Option(metavar="TASK=PATH", help="Validation samples of a task; repeatable.")] = None,
+    model: Annotated[str | None, Option(help="nano or a folder with weights to start from.")] = None,
+    init: Annotated[str, Option(help="model: its weights; fresh: random; or a folder of Qwen2.5-VL.")] = "model",
+    data: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Training samples; repeatable.")] = None,
+    held_out: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Validation samples; repeatable.")] = None,
     settings: Set = None,
     only: Annotated[str | None, Option("--stage", help="Which stage of a file with several.")] = None,
-    minutes: Minutes = FOREVER,
-    save_every: SaveEvery = 500,
-    keep: Annotated[int, Option(min=1, help="Checkpoints to keep.")] = 3,
-    validate_every: Annotated[int, Option(min=0, help="Steps between validations; 0: none.")] = 0,
-    show_every: Annotated[int, Option(min=0, help="Steps between exports with sample images; 0: at the end.")] = 0,
-    workers: Annotated[int, Option(min=0, help="Data loading processes; 0: load in this one.")] = 0,
-    max_broken: options.MaxBroken = 0.001,
-    shard: Annotated[int, Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1,
-    compiled: Compiled = False,
-    report_to: Annotated[list[str] | None, Option(help="tensorboard, wandb or trackio; repeatable.")] = None,
-    allow_pickle: options.AllowPickle = False,
+    *,
+    running: Running,
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
     from openlance.config.train import presets, recipe_of
@@ -88,19 +90,17 @@ def stage(
     from_nothing = recipe.from_nothing if recipe and name == f"recipe/{scale}" and model is None else None
     start = Settings(
         out=output, model=output if from_nothing else start_folder(model, scale), init=init,
-        data=pairs("--data", data), held_out=pairs("--held-out", held_out), workers=workers, max_broken=max_broken,
-        save_every=save_every, keep=keep, validate_every=validate_every, show_every=show_every, shard=shard,
-        compiled=compiled, report_to=tuple(report_to or ()), minutes=minutes, allow_pickle=allow_pickle,
-        command=options.COMMAND_LINE.get(),
+        data=pairs("--data", data), held_out=pairs("--held-out", held_out), command=options.COMMAND_LINE.get(),
+        **vars(running) | {"report_to": tuple(running.report_to or ())},
     )  # fmt: skip
-    show = sheet(output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
+    show = partial(write_samples, output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
     if from_nothing:
         done = from_nothing(output, stages=stages, settings=start, show=show)
     elif len(stages) > 1:
         done = run_recipe(stages, start, show)
     else:
         done = run_stage(stages[0], start, show)
-    then = "the same command goes on"  # with the codec
+    then = "the same command continues it"  # with the VAE
     if (done / "model.safetensors").is_file():
         then = f'try: openlance generate t2i "a red circle" --model {done} -o out.png'
     ended(f"{done}\n{then}")
@@ -109,16 +109,15 @@ def stage(
 @app.command()
 def nano(
     output: Output,
-    minutes: Minutes = FOREVER,
+    minutes: Minutes = math.inf,
     seed: Annotated[int, Option(min=0, help="Seed of weights, data and noise.")] = 0,
     settings: Set = None,
-    compiled: Compiled = True,
+    compiled: Annotated[bool, Option("--compile/--no-compile", help="Compile with torch.compile.")] = True,
 ) -> None:
     """Train nano from scratch on the procedural world: recipe/nano, with sample images and curves as it goes."""
-    stage(
-        "recipe/nano", output, settings=[f"seed={seed}", *(settings or [])], minutes=minutes, save_every=100,
-        show_every=100, compiled=compiled,
-    )  # fmt: skip
+    every = {"save_every": 100, "show_every": 100}
+    changes = [f"seed={seed}", *(settings or [])]
+    stage(name="recipe/nano", output=output, settings=changes, minutes=minutes, compiled=compiled, **every)
 
 
 @app.command()
@@ -131,7 +130,7 @@ def lora(
     rank: Annotated[int, Option(min=1, help="Rank of the adapter.")] = 16,
     seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
     settings: Set = None,
-    minutes: Minutes = FOREVER,
+    minutes: Minutes = math.inf,
     save_every: SaveEvery = 50,
 ) -> None:
     """Fine-tune on a folder of captioned images: an adapter for `generate --lora`, in PEFT's format."""
@@ -213,9 +212,7 @@ def start_folder(model: str | None, scale: str) -> Path:
     from openlance.checkpoint.hub import SHIPPED, folder_of
 
     if model is None and scale not in SHIPPED:
-        raise UserError(
-            f"there is no model to start a stage of {scale} from: add --model DIR, and --init for its weights"
-        )
+        raise UserError(f"there is no model to start a stage of {scale} from: add --model DIR, and --init to train it")
     return folder_of(model or scale)
 
 
@@ -238,17 +235,11 @@ def ended(text: str) -> None:
         typer.echo(text)
 
 
-def sheet(out: Path, prompts: tuple[str, ...]) -> Callable[[Path], None]:
-    """A function that writes the pictures that a checkpoint draws now."""
+def write_samples(out: Path, prompts: tuple[str, ...], folder: Path) -> None:
+    """Write the images that a checkpoint generates now into one file."""
+    import numpy as np
 
-    def draw(folder: Path) -> None:
-        import numpy as np
+    import openlance
+    from openlance.training.report import write_sheet
 
-        import openlance
-        from openlance.training.report import write_sheet
-
-        write_sheet(
-            [np.asarray(picture) for picture in openlance.load(str(folder)).generate(list(prompts), seed=0)], out
-        )
-
-    return draw
+    write_sheet([np.asarray(image) for image in openlance.load(str(folder)).generate(list(prompts), seed=0)], out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,35 +27,86 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
-def verify(
-    folder: Annotated[
-        Path | None, Argument(help="Golden vectors: a root with cases/ and bf16/, or a flat folder.")
-    ] = None,
-    weights: Annotated[
-        Path | None, Option(help="Folder of the model.  \\[default: weights/ in or beside FOLDER]")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, Option(help="Folder of the tokenizer.  \\[default: tokenizer/ in or beside FOLDER]")
-    ] = None,
-    inputs: Annotated[
-        Path | None, Option(help="Folder of the cases with the inputs of bfloat16 vectors.  \\[default: ../cases]")
-    ] = None,
-    json_file: options.JsonFile = None,
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """How golden vectors are compared with."""
+
+    weights: Annotated[Path | None, Option(help="Folder of the model.  \\[default: weights/ in or beside FOLDER]")] = (
+        None
+    )
+    tokenizer: Annotated[Path | None, Option(help="Its tokenizer.  \\[default: tokenizer/ in or beside FOLDER]")] = None
+    inputs: Annotated[Path | None, Option(help="Cases with the inputs of bfloat16 ones.  \\[default: ../cases]")] = None
+    json_file: options.JsonFile = None
     ways: Annotated[
         str, Option("--with", help="Features to turn on, with commas: compile, offload, tiling, prefix, batch.")
-    ] = "",
-    only_failed: Annotated[bool, Option("--only-failed", help="List only the comparisons that fail.")] = False,
-    checkpoint: Annotated[
-        str | None, Option(help="Report on this model instead: a folder, nano, or owner/name on the hub.")
-    ] = None,
-    report_file: Annotated[Path, Option("--report", help="File of that report.")] = Path("report.json"),
-    against: Annotated[Path | None, Option(help="An earlier report to compare it with.")] = None,
-    minutes: Annotated[
-        float, Option(callback=options.positive, help="Time limit of the report; what does not fit is left out.")
-    ] = 10.0,
-    memory: options.Memory = None,
-    allow_pickle: options.AllowPickle = False,
+    ] = ""
+    only_failed: Annotated[bool, Option("--only-failed", help="List only the comparisons that fail.")] = False
+
+    def compare(self, folder: Path) -> bool:
+        """Compare under a bar, write the file and print the table; returns whether all pass."""
+        options.check_json(self.json_file)
+        from openlance.compat.verify.run import verify as run
+
+        ways = [way.strip() for way in self.ways.split(",") if way.strip()]
+        with options.progress(None, "file") as bar:
+
+            def on_file(name: str, total: int) -> None:
+                bar.update(bar.total is not None)  # the one before is done
+                bar.total = total
+                bar.set_description_str(name)
+
+            def on_row(row: Row) -> None:
+                bar.set_postfix_str(row.quantity)
+
+            report = run(folder, self.weights, self.tokenizer, on_file, on_row, ways, self.inputs)
+        if self.json_file is not None:
+            options.write_json(as_data(report), self.json_file)
+        show(report, self.only_failed)
+        return not report.failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What a report is written about and compared with."""
+
+    checkpoint: Annotated[str | None, Option(help="Report on this model: a folder, nano, or owner/name.")] = None
+    report_file: Annotated[Path, Option("--report", help="File of that report.")] = Path("report.json")
+    against: Annotated[Path | None, Option(help="An earlier report to compare it with.")] = None
+    minutes: Annotated[float, Option(callback=options.positive, help="Time limit; the rest is left out.")] = 10.0
+    memory: options.Memory = None
+    allow_pickle: options.AllowPickle = False
+
+    def write(self, model: str) -> bool:
+        """Make a report under a bar, print it in short, and compare it; returns whether all is well."""
+        options.check_json(self.report_file, "--report")
+        earlier = read_report(self.against) if self.against is not None else None
+        from openlance.compat.report import report
+
+        pipe = options.Checkpoint(model=model, memory=self.memory, allow_pickle=self.allow_pickle).load()
+        with options.progress(None, "part") as bar:
+
+            def tell(said: str, done: int, total: int) -> None:
+                bar.total, bar.n = total, done
+                bar.set_description_str(said[:60])
+
+            def save(data: Any) -> None:
+                options.write_json(data, self.report_file)
+
+            found = report(pipe, seconds=60 * self.minutes, save=save, tell=tell)
+        show_report(found)
+        same = earlier is None or compare_reports(found, earlier)
+        bad = len(found["failed"])
+        typer.echo(f"{self.report_file}: {f'{bad} parts FAIL' if bad else 'all is well'}")
+        return not bad and same
+
+
+@app.command()
+@options.grouped
+def verify(
+    folder: Annotated[Path | None, Argument(help="Golden vectors: a root with cases/ and bf16/, or flat.")] = None,
+    *,
+    vectors: Vectors,
+    reporting: Reporting,
 ) -> None:
     """Compare this code with golden vectors of the released model; or, with --checkpoint, write a report of what a
     checkpoint is and does here: tensors, images, videos and answers, with their hashes, time and memory.
@@ -62,43 +114,14 @@ def verify(
     The exit code is 0 if all pass and 1 if one does not. Entries of the files that nothing is compared with are listed
     below the table; they count neither way.
     """
-    if (folder is None) == (checkpoint is None):
-        raise UserError("give one of the two: a folder of golden vectors, or --checkpoint DIR for a report on a model")
-    if folder is not None:
-        options.check_json(json_file)
-        chosen = [w.strip() for w in ways.split(",") if w.strip()]
-        passed = compare_vectors(folder, weights, tokenizer, inputs, chosen, json_file, only_failed)
+    if folder is not None and reporting.checkpoint is None:
+        passed = vectors.compare(folder)
+    elif folder is None and reporting.checkpoint is not None:
+        passed = reporting.write(reporting.checkpoint)
     else:
-        model = options.Checkpoint(model=str(checkpoint), memory=memory, allow_pickle=allow_pickle)
-        passed = write_report(model, report_file, minutes, against)
+        raise UserError("give one of the two: a folder of golden vectors, or --checkpoint DIR for a report on a model")
     if not passed:
         raise typer.Exit(1)
-
-
-def compare_vectors(
-    folder: Path,
-    weights: Path | None,
-    tokenizer: Path | None,
-    inputs: Path | None,
-    ways: list[str],
-    json_file: Path | None,
-    only_failed: bool,
-) -> bool:
-    """Compare with golden vectors under a bar, print the table and write the file; returns whether all pass."""
-    from openlance.compat.verify.run import verify as run
-
-    with options.progress(None, "file") as bar:
-
-        def on_file(name: str, total: int) -> None:
-            bar.update(bar.total is not None)  # the one before is done
-            bar.total = total
-            bar.set_description_str(name)
-
-        report = run(folder, weights, tokenizer, on_file, lambda row: bar.set_postfix_str(row.quantity), ways, inputs)
-    if json_file is not None:
-        options.write_json(as_data(report), json_file)
-    show(report, only_failed)
-    return not report.failed
 
 
 def show(report: Report, only_failed: bool) -> None:
@@ -130,34 +153,10 @@ def numbers(row: Row) -> tuple[str, str]:
 def as_data(report: Report) -> dict[str, Any]:
     """Every comparison and what was not covered. An error that is no finite number is null."""
     rows = [
-        {
-            "case": row.case, "quantity": row.quantity, "error": row.error if math.isfinite(row.error) else None,
-            "tolerance": row.tolerance, "relative": row.relative, "pass": row.passed, "note": row.note,
-        }
+        asdict(row) | {"error": row.error if math.isfinite(row.error) else None, "pass": row.passed}
         for row in report.rows
-    ]  # fmt: skip
+    ]
     return {"passed": not report.failed, "failed": len(report.failed), "rows": rows, "uncovered": report.uncovered}
-
-
-def write_report(checkpoint: options.Checkpoint, file: Path, minutes: float, against: Path | None) -> bool:
-    """Make a report, print it in short, and compare it; returns whether all is well."""
-    options.check_json(file, "--report")
-    earlier = read_report(against) if against is not None else None
-    from openlance.compat.report import report
-
-    pipe = checkpoint.load()
-    with options.progress(None, "part") as bar:
-
-        def tell(said: str, done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description_str(said[:60])
-
-        found = report(pipe, seconds=60 * minutes, save=lambda data: options.write_json(data, file), tell=tell)
-    show_report(found)
-    differ = compare_reports(found, earlier) if earlier is not None else False
-    bad = len(found["failed"])
-    typer.echo(f"{file}: {f'{bad} parts FAIL' if bad else 'all is well'}")
-    return not bad and not differ
 
 
 def read_report(file: Path) -> dict[str, Any]:
@@ -192,10 +191,10 @@ def show_report(found: Mapping[str, Any]) -> None:
 
 
 def compare_reports(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
-    """Print how two reports differ; returns whether they do."""
+    """Print how two reports differ; returns whether they are the same."""
     from openlance.compat.against import differences
 
     rows = differences(found, earlier)
     for row in rows:
         typer.echo(f"{'same' if row.passed else 'DIFFERENT'}  {row.what}: {row.said}")
-    return not all(row.passed for row in rows)
+    return all(row.passed for row in rows)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.config.sampling import LARGEST_SEED
 from openlance.errors import UserError
 
 
@@ -27,7 +28,8 @@ def quality(
     ] = [],  # noqa: B006
     samples: Annotated[int, typer.Option("--samples", min=1, help="Pictures on each side.")] = 64,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=options.LARGEST_SEED, help="Same seed, same prompts and noise.")
+        int,
+        typer.Option("--seed", min=0, max=LARGEST_SEED, help="Same seed, same prompts and noise."),
     ] = 0,
     model: options.Model = "nano",
     size: options.Size = None,
