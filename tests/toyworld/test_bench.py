@@ -5,9 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from openlance.cli.bench import app as bench_app
 from openlance.cli.main import main
 from openlance.eval.suite import summary, wilson
 from toyworld.render import render
