@@ -42,9 +42,7 @@ app = typer.Typer(add_completion=False)
 def chat(
     image: Annotated[Path | None, Argument(help="An image or a video to begin with.")] = None,
     output: Annotated[Path, Option("-o", "--output", help="Folder of the results.")] = Path("chat"),
-    history: Annotated[
-        int | None, Option(min=0, help="Earlier turns that the model sees.  \\[default: the model's]")
-    ] = None,
+    history: Annotated[int | None, Option(min=0, help="Earlier turns to include.  \\[default: the model's]")] = None,
     max_new_tokens: options.NewTokens = 256,
     *,
     drawing: options.Drawing,

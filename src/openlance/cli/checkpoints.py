@@ -129,7 +129,7 @@ def convert(
     to: Layout = "openlance",
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16.  \\[default: unchanged]")] = None,
     quantize: Annotated[
-        str | None, Option("--quantize", "--quantise", help="Quantize the experts: int8, fp8 or int4.")
+        str | None, Option("--quantize", "--quantise", help="Quantize experts: int8, fp8 or int4.")
     ] = None,
     shards: Shards = 1,
     base: Annotated[Path | None, Option(help="A folder that has what is missing, such as the VAE of a run.")] = None,

@@ -38,9 +38,7 @@ class Files:
         Path | None,
         Option("-o", "--output", help="File; with --prompts-file a folder.  \\[default: out.png or out.mp4; out]"),
     ] = None
-    prompts_file: Annotated[
-        Path | None, Option(help="Text file with a prompt per line, for files 000000, 000001 ...")
-    ] = None
+    prompts_file: Annotated[Path | None, Option(help="Text file, a prompt per line; results are 000000 ...")] = None
 
     def prompts(self, prompt: str | None, example: str) -> list[str]:
         """The texts of one run, from the line or from the file; `example` is what to type where there is none."""
@@ -179,7 +177,7 @@ def edit(
     *,
     files: Files,
     denoising: options.Denoising,
-    checkpoint: options.Adapted,
+    checkpoint: options.Checkpoint,
 ) -> None:
     """Edit an image or a video as instructed; the result has its size and length."""
     more = options.given(image_guidance_scale=image_guidance_scale)

@@ -41,9 +41,7 @@ def explain(
     task: Annotated[str, Argument(help="t2i, t2v, i2v, image_edit, x2t_image ...")],
     inputs: Annotated[list[str] | None, Argument(help="A prompt or question; files of images or videos.")] = None,
     model: Annotated[str, Option(help="nano, a checkpoint folder, or 3b for the released model.")] = "nano",
-    tokenizer: Annotated[
-        Path | None, Option(help="Folder of a tokenizer.  \\[default: the model's, else nano's]")
-    ] = None,
+    tokenizer: Annotated[Path | None, Option(help="A tokenizer folder.  \\[default: the model's, else nano's]")] = None,
     size: options.Size = None,
     frames: Annotated[int | None, Option(min=1, help="Frames of every video.")] = None,
     media: Annotated[int, Option(min=1, max=16, help="Number of placeholders, where no file is given.")] = 1,

@@ -39,7 +39,7 @@ def t2i(
     *,
     files: Files,
     drawing: options.Drawing,
-    checkpoint: options.Adapted,
+    checkpoint: options.Checkpoint,
 ) -> None:
     """Generate an image from a prompt, or one per line of a file."""
     prompts = files.prompts(prompt, "generate t2i 'a red circle'")
@@ -48,7 +48,7 @@ def t2i(
 
 @app.command()
 @options.grouped
-def t2v(prompt: Motion = None, *, files: Files, filming: options.Filming, checkpoint: options.Adapted) -> None:
+def t2v(prompt: Motion = None, *, files: Files, filming: options.Filming, checkpoint: options.Checkpoint) -> None:
     """Generate a video from a prompt, or one per line of a file: .mp4, .webp or .gif."""
     prompts = files.prompts(prompt, "generate t2v 'a red circle moves left'")
     draw("t2v", "generate_video", prompts, {}, files, filming, checkpoint)
@@ -57,7 +57,7 @@ def t2v(prompt: Motion = None, *, files: Files, filming: options.Filming, checkp
 @app.command()
 @options.grouped
 def i2v(
-    image: Image, prompt: Motion = None, *, files: Files, filming: options.Filming, checkpoint: options.Adapted
+    image: Image, prompt: Motion = None, *, files: Files, filming: options.Filming, checkpoint: options.Checkpoint
 ) -> None:
     """Generate a video that begins with an image."""
     prompts = files.prompts(prompt, f"generate i2v {image} 'the circle moves left'")
@@ -73,7 +73,7 @@ def flf2v(
     *,
     files: Files,
     filming: options.Filming,
-    checkpoint: options.Adapted,
+    checkpoint: options.Checkpoint,
 ) -> None:
     """Generate a video between two images, its first and its last frame."""
     prompts = files.prompts(prompt, f"generate flf2v {first} {last} 'the circle moves left'")
@@ -89,7 +89,7 @@ def subject(
     *,
     files: Files,
     filming: options.Filming,
-    checkpoint: options.Adapted,
+    checkpoint: options.Checkpoint,
 ) -> None:
     """Generate the subjects of given images in a new scene: an image, or a video with --num-frames."""
     prompts = files.prompts(prompt, f"generate subject {images[0]} --prompt 'the circle on white'")

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
 from openlance.cli import options
@@ -91,12 +92,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def openlance(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error (or OPENLANCE_DEBUG=1).")
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_print_version, is_eager=True, help="Version.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error (or OPENLANCE_DEBUG=1).")] = False,
 ) -> None:
     """Generate, edit and understand images and videos with Lance: one model, one interleaved sequence.
 

@@ -50,9 +50,7 @@ Steps = Annotated[int | None, Option(min=1, help="Denoising steps.  \\[default: 
 Guidance = Annotated[float | None, Option(min=0, help="Strength of the prompt; 1: off.  \\[default: the model's]")]
 Solver = Annotated[str | None, Option(help="euler, dpm++ or unipc.  \\[default: the model's]")]
 Memory = Annotated[str | None, Option(help="Memory to use, such as 12GB, or auto for what is free.")]
-AllowPickle = Annotated[
-    bool, Option("--allow-pickle", help="Also read .pth weights (tensors only); safetensors are always allowed.")
-]
+AllowPickle = Annotated[bool, Option("--allow-pickle", help="Also load .pth weights; safetensors are always allowed.")]
 Metadata = Annotated[bool, Option(help="Write prompt, seed, settings and model into the files.")]
 NewTokens = Annotated[int, Option(min=1, help="Longest answer, in tokens.")]
 MaxBroken = Annotated[float, Option(min=0, help="Broken rows to skip: a share below 1, or a number.")]
@@ -95,30 +93,22 @@ class Checkpoint:
     model: Model = "nano"
     memory: Memory = None
     allow_pickle: AllowPickle = False
+    lora: Annotated[Path | None, Option(help="Folder of a LoRA adapter in PEFT's format.")] = None
 
     def load(self) -> LancePipeline:
+        """Load the model with its adapter."""
         import openlance
 
-        return openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
+        pipe = openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
+        if self.lora is not None:
+            pipe.load_lora_weights(self.lora)
+        return pipe
 
     def warn(self, pipe: LancePipeline, task: str) -> None:
         """Say in one line on stderr that the model was not trained for what it was asked to do."""
         if not pipe.defaults.knows(task):
             known = ", ".join(pipe.defaults.tasks)
             typer.echo(f"warning: {self.model} was not trained for {task}, only for {known}: expect little", err=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapted(Checkpoint):
-    """... with an adapter."""
-
-    lora: Annotated[Path | None, Option(help="Folder of a LoRA adapter in PEFT's format.")] = None
-
-    def load(self) -> LancePipeline:
-        pipe = super().load()
-        if self.lora is not None:
-            pipe.load_lora_weights(self.lora)
-        return pipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +121,7 @@ class Rewriting:
     enhance_url: Annotated[
         str | None, Option(help="Base URL of an OpenAI-compatible server.  \\[default: $LANCE_REWRITE_BASE_URL]")
     ] = None
-    enhance_model: Annotated[
-        str | None, Option(help="Name of the server's model.  \\[default: $LANCE_REWRITE_MODEL_NAME]")
-    ] = None
+    enhance_model: Annotated[str | None, Option(help="Its model.  \\[default: $LANCE_REWRITE_MODEL_NAME]")] = None
 
     def enhance(self) -> bool | Enhancer | None:
         """The keyword of the pipeline's methods. UserError for options that go unused, or an invalid address."""

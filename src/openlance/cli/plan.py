@@ -9,6 +9,7 @@ openlance plan --task t2v --size 848x480 --frames 121 --memory 16GB
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -168,12 +169,8 @@ def compared(one: Stage, other: Stage, as_json: bool) -> None:
 
 
 def plainly(value: Any) -> str:
-    """A value as `--set` takes it; `-` for an entry that is not there."""
-    if isinstance(value, list):
-        return "[" + ", ".join(plainly(entry) for entry in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {plainly(entry)}" for name, entry in value.items()) + "}"
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
+    """A value as `--set` takes it."""
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def request(

@@ -45,20 +45,14 @@ app = typer.Typer(add_completion=False)
 class Asked:
     """What one run wants otherwise than its checkpoint: fields of `GenerationConfig`, and of its `Sampling`."""
 
-    resolution: Annotated[
-        str | None, Option("--resolution", "--RESOLUTION", help="Preset for the sizes of inputs.")
-    ] = None
+    resolution: Annotated[str | None, Option("--resolution", "--RESOLUTION", help="Size preset for inputs.")] = None
     height: Annotated[int | None, Option("--height", "--VIDEO_HEIGHT", min=1, help="Of the output, in pixels.")] = None
     width: Annotated[int | None, Option("--width", "--VIDEO_WIDTH", min=1, help="Of the output, in pixels.")] = None
-    num_frames: Annotated[
-        int | None, Option("--num-frames", "--NUM_FRAMES", min=1, help="Frames of an output video.")
-    ] = None
+    num_frames: Annotated[int | None, Option("--num-frames", "--NUM_FRAMES", min=1, help="Of an output video.")] = None
     num_inference_steps: Annotated[
         int | None, Option("--num-inference-steps", "--VALIDATION_NUM_TIMESTEPS", min=1, help="Denoising steps.")
     ] = None
-    shift: Annotated[
-        float | None, Option("--shift", "--VALIDATION_TIMESTEP_SHIFT", help="Shift of the flow times.")
-    ] = None
+    shift: Annotated[float | None, Option("--shift", "--VALIDATION_TIMESTEP_SHIFT", help="Time shift.")] = None
     guidance_scale: Annotated[
         float | None, Option("--guidance-scale", "--CFG_TEXT_SCALE", min=0, help="Strength of the prompt; 1: off.")
     ] = None
@@ -70,14 +64,10 @@ class Asked:
         int | None, Option("--seed", "--VALIDATION_DATA_SEED", min=-1, help="Seed of every entry; -1: random.")
     ] = None
     solver: options.Solver = None
-    step_cache: Annotated[
-        float | None, Option("--step-cache", help="Relative change below which a step reuses the one before.")
-    ] = None
+    step_cache: Annotated[float | None, Option("--step-cache", help="Reuse a step below this relative change.")] = None
     compile: Annotated[bool, Option("--compile", help="Compile the model first; with CUDA graphs on a GPU.")] = False
     max_new_tokens: Annotated[int | None, Option(min=1, help="Tokens of an answer at most.")] = None
-    defaults: Annotated[
-        Path | None, Option(help="YAML or JSON that replaces the model's, as --show-defaults prints it.")
-    ] = None
+    defaults: Annotated[Path | None, Option(help="YAML or JSON with settings, as --show-defaults prints.")] = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -140,9 +130,7 @@ class Asked:
 @app.command()
 @options.grouped
 def run(
-    file: Annotated[
-        str | None, Argument(help="JSON or JSON lines in a form of the release.  \\[default: the task's example]")
-    ] = None,
+    file: Annotated[str | None, Argument(help="JSON or JSON lines.  \\[default: the task's example]")] = None,
     config_path: Annotated[str | None, Option("--CONFIG_PATH", help="FILE, as the release names it.")] = None,
     *,
     task: Annotated[str, Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")],
@@ -152,12 +140,8 @@ def run(
     model: Annotated[str, Option("--model", "--MODEL_PATH", help="nano or a folder with weights.")] = "nano",
     asked: Asked,
     rewriting: options.Rewriting,
-    show_defaults: Annotated[
-        bool, Option("--show-defaults", help="Print the settings that the run would use, and stop.")
-    ] = False,
-    text_template: Annotated[
-        str, Option("--TEXT_TEMPLATE", metavar="true", help="Accepted for the release's command.")
-    ] = "true",
+    show_defaults: Annotated[bool, Option("--show-defaults", help="Print the settings of the run and stop.")] = False,
+    text_template: Annotated[str, Option("--TEXT_TEMPLATE", metavar="true", help="Only true is supported.")] = "true",
     released_enhance: Annotated[
         str, Option("--ENHANCE_PROMPT", metavar="true|false", help="As --enhance-prompt.")
     ] = "false",

@@ -37,9 +37,7 @@ class StageGroup(TyperGroup):
 app = typer.Typer(cls=StageGroup, no_args_is_help=True, add_completion=False)
 
 Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; a stopped run in it is continued.")]
-Minutes = Annotated[
-    float, Option(callback=options.positive, show_default=False, help="Stop after this time, all saved.")
-]
+Minutes = Annotated[float, Option(callback=options.positive, show_default=False, help="Save and stop after this time.")]
 Set = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field; repeatable.")]
 SaveEvery = Annotated[int, Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
 
@@ -152,9 +150,7 @@ def lora(
 def resume(
     ctx: typer.Context,
     folder: Annotated[Path, Argument(help="Folder of a run.")],
-    only_step: Annotated[
-        int | None, Option(min=0, help="Repeat this step only, write nothing, and print its loss per sample.")
-    ] = None,
+    only_step: Annotated[int | None, Option(min=0, help="Only print the loss per sample of this step again.")] = None,
 ) -> None:
     """Continue a stopped run with the command that started it; further options are added to it."""
     from openlance.cli.main import main

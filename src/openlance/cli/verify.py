@@ -37,9 +37,7 @@ class Vectors:
     tokenizer: Annotated[Path | None, Option(help="Its tokenizer.  \\[default: tokenizer/ in or beside FOLDER]")] = None
     inputs: Annotated[Path | None, Option(help="Cases with the inputs of bfloat16 ones.  \\[default: ../cases]")] = None
     json_file: options.JsonFile = None
-    ways: Annotated[
-        str, Option("--with", help="Features to turn on, with commas: compile, offload, tiling, prefix, batch.")
-    ] = ""
+    ways: Annotated[str, Option("--with", help="Turn on, with commas: compile, offload, tiling, prefix, batch.")] = ""
     only_failed: Annotated[bool, Option("--only-failed", help="List only the comparisons that fail.")] = False
 
     def compare(self, folder: Path) -> bool:
