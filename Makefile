@@ -1,5 +1,6 @@
 # make demo: a fresh machine to outputs/demo/index.html.   make test: environment, lint, types, tests.
-# make nightly: what takes longer: all tests, those with Ray and many threads too; examples; every benchmark in small.
+# make nightly: what takes longer: all tests, those with Ray and many threads too; the wheel in an empty environment with
+# every line of the README; examples; every benchmark in small.
 PY ?= python3
 VENV ?= .venv
 VENV_FLAGS ?=
@@ -40,6 +41,7 @@ test: lint
 nightly: test $(VENV)/.stamp-dev,scale
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data
 	$(BIN)/openlance verify tests/golden --with compile,offload,tiling,prefix,batch
+	PATH="$(abspath $(BIN)):$$PATH" python tests/install.py
 	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && python=$(abspath $(BIN))/python && \
 	  cp -r examples benchmarks "$$scratch" && cd "$$scratch" && \
 	  $$python examples/ask.py && $$python examples/generate.py && $$python examples/new_task.py && \

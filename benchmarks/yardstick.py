@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ def results(tasks: str, samples: int, seed: int) -> dict[str, str]:
     from tqdm import tqdm
 
     import openlance
-    from toyworld.suites.bench import Bench, named_tasks, run
 
+    # Where the suites were in a checkout from before they had a package of their own.
+    own = (Path(openlance.__file__).parents[1] / "toyworld").is_dir()
+    suites = import_module("toyworld.suites.bench" if own else "openlance.eval.world")
     torch.set_num_threads(1)  # sums of several threads end in other last digits under load
     found: dict[str, str] = {}
     with tqdm(unit="result", disable=None) as bar:
@@ -58,7 +61,8 @@ def results(tasks: str, samples: int, seed: int) -> dict[str, str]:
             found[f"{scored.task}/{scored.category}/{scored.index}"] = digest
             bar.update()
 
-        run(openlance.load("nano"), Bench(tasks=named_tasks(tasks), samples=samples, seed=seed), on_scored)
+        bench = suites.Bench(tasks=suites.named_tasks(tasks), samples=samples, seed=seed)
+        suites.run(openlance.load("nano"), bench, on_scored)
     return found
 
 

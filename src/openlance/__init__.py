@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openlance.inference.enhance import Enhancer
     from openlance.inference.lance_pipeline import LancePipeline
-    from openlance.media.provenance import read_provenance
+    from openlance.media.inputs import read_provenance
     from openlance.sequence.segment import Kind, Role, Segment
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     homes = {"LancePipeline": "inference.lance_pipeline", "Enhancer": "inference.enhance"}
-    homes["read_provenance"] = "media.provenance"
+    homes["read_provenance"] = "media.inputs"
     homes |= dict.fromkeys(("Kind", "Role", "Segment"), "sequence.segment")
     name = "LancePipeline" if name == "Pipeline" else name  # its former name
     if name not in homes:

@@ -1,10 +1,32 @@
-"""The one exception that a user of the commands may see."""
+"""The one exception that a user may see, with what a program needs to say it in its own way."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class UserError(ValueError):
-    """Something a user can cause and mend: one sentence that says what is wrong, what was expected, what to type next.
+    """Something that a user caused and can mend.
 
-    Commands print it and exit with code 2; everything else that is raised is a defect of this package.
+    The command line prints it, with keywords as its own options, and exits with code 2; a server answers with status
+    400. Everything else that is raised is a defect of this package.
+
+    Args:
+        what: What is wrong, "height is 7"; or the whole sentence, where no value of a keyword would mend it.
+        expected: What would be right, "a multiple of 8".
+        fix: The keyword and a value that would do, {"height": 8}.
     """
+
+    def __init__(self, what: object = "", *, expected: str = "", fix: Mapping[str, Any] | None = None) -> None:
+        self.what, self.expected, self.fix = str(what), expected, dict(fix or {})
+        such = ", ".join(f"{name}={value!r}" for name, value in self.fix.items())
+        wanted = [f"expected {expected}"] * bool(expected) + [f"such as {such}" if expected else f"use {such}"] * bool(
+            such
+        )
+        super().__init__(": ".join([self.what, ", ".join(wanted)]) if wanted else self.what)
+
+    @property
+    def param(self) -> str | None:
+        """The keyword that is wrong, if one is."""
+        return next(iter(self.fix), None)

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld import segment_pixels as seg
 from toyworld.shapes import SIDE, Box, Match, frame, match
 from toyworld.vocabulary import BACKGROUNDS, SIZES
@@ -61,7 +62,7 @@ class _Piece:
 def analyse(pixels: np.ndarray) -> Analysis:
     """Take a picture, uint8 (H, W, 3), apart. Raises ValueError for any other array."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or min(pixels.shape[:2]) < 16:
-        raise ValueError(
+        raise UserError(
             f"a picture to judge is uint8 (height, width, 3) of at least 16x16, not {pixels.dtype} "
             f"{pixels.shape}: convert it with np.asarray(image.convert('RGB'))"
         )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.analyse import analyse
 from toyworld.clips import PLURAL, Moves, motion_words
 from toyworld.edit_words import dress
@@ -110,7 +111,7 @@ def sample_clip_edit(
     """Draw an edit, one of CLIP_EDITS, and the clip it starts from; nothing in either is held out."""
     kind = kind or CLIP_EDITS[int(rng.integers(len(CLIP_EDITS)))]
     if kind not in CLIP_EDITS:
-        raise ValueError(f"no edit of clips of kind {kind!r}: use one of {', '.join(CLIP_EDITS)}")
+        raise UserError(f"no edit of clips of kind {kind!r}: use one of {', '.join(CLIP_EDITS)}")
     about = _ABOUT.get(kind, (None,))
     for _ in range(_ATTEMPTS):
         category = about[int(rng.integers(len(about)))]
@@ -221,7 +222,7 @@ def judge_clip_edit(edit: ClipEdit, before: np.ndarray, answer: np.ndarray) -> E
     Raises ValueError where the shapes differ.
     """
     if before.shape != answer.shape:
-        raise ValueError(f"the answer has the shape {answer.shape} and the clip before {before.shape}: resize one")
+        raise UserError(f"the answer has the shape {answer.shape} and the clip before {before.shape}: resize one")
     frames = [analyse(frame) for frame in answer]
     verdicts = [
         judge_edit(edit.at(t), before[t], answer[t], seen) for t, seen in enumerate(frames)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.clips import PLURAL, SINGULAR, describe_clip, motion_words, tells_clip
 from toyworld.facts import Count, Thing
 from toyworld.motion import (
@@ -61,10 +62,10 @@ _EARLY, _LATE = (0.05, 0.25), (0.5, 0.62)
 def ask_clip(clip: ClipScene, rng: np.random.Generator, category: str) -> ClipQuestion:
     """A question of one of CLIP_QUESTIONS. Raises ValueError where the clip has none: see `askable_clip`."""
     if category not in CLIP_QUESTIONS:
-        raise ValueError(f"question category {category!r} is unknown: use one of {', '.join(CLIP_QUESTIONS)}")
+        raise UserError(f"question category {category!r} is unknown: use one of {', '.join(CLIP_QUESTIONS)}")
     found = _ASKERS[category](clip, rng)
     if found is None:
-        raise ValueError(f"this clip has no {category} question with one right answer: see askable_clip(clip)")
+        raise UserError(f"this clip has no {category} question with one right answer: see askable_clip(clip)")
     question, answer = found
     if rng.random() < 0.15:
         question = question[0].upper() + question[1:]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.clips import ClipFact, Moves, caption_clip
 from toyworld.facts import Count, Thing
 from toyworld.motion import ClipScene, sample_clip
@@ -42,7 +43,7 @@ def sample_clip_subject(
 ) -> ClipSubject:
     """Draw a request with n (1 or 2) given objects; keywords as in `sample_clip`."""
     if n not in _ABOUT:
-        raise ValueError(f"{n} given objects cannot be drawn: use 1 or 2")
+        raise UserError(f"{n} given objects cannot be drawn: use 1 or 2")
     for _ in range(_ATTEMPTS):
         category = _ABOUT[n][int(rng.integers(len(_ABOUT[n])))]
         clip = sample_clip(rng, placement=placement, category=category, aspect=aspect, frames=frames)

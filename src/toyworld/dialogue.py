@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.edit_places import at, exactly
 from toyworld.edits import Edit, edit_scene
 from toyworld.facts import Background, Fact, Within
@@ -50,7 +51,7 @@ def sample_dialogue(
     """Draw the turns of a dialogue, one of FORMS; nothing in it is held out. Each turn is about the scene that the one
     before leaves. Raises ValueError for another form."""
     if form not in FORMS:
-        raise ValueError(f"the form of dialogue {form!r} is unknown: use one of {', '.join(FORMS)}")
+        raise UserError(f"the form of dialogue {form!r} is unknown: use one of {', '.join(FORMS)}")
     for _ in range(_ATTEMPTS):
         scene = sample_scene(rng, placement=placement, category=pick(rng, _DRAWN), aspect=width / height)
         prompt, facts = caption(scene, rng)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.edit_kinds import CHANGES
 from toyworld.edit_places import Rng, at
 from toyworld.edit_words import dress
@@ -53,7 +54,7 @@ def edit_scene(scene: Scene, rng: Rng, kind: str, *, heldout: bool = False) -> E
     heldout: whether the scene after shows a combination that is never trained; the scene before is taken as it is.
     """
     if kind not in CHANGES:
-        raise ValueError(f"the kind of edit {kind!r} is unknown: use one of {', '.join(KINDS)}")
+        raise UserError(f"the kind of edit {kind!r} is unknown: use one of {', '.join(KINDS)}")
     change = CHANGES[kind](scene, rng)
     if change is None or not is_valid(change.after) or is_heldout(change.after) != heldout:
         return None
@@ -80,7 +81,7 @@ def sample_edit(
     known = HELDOUT_KINDS if heldout else KINDS
     kind = kind or pick(rng, known)
     if kind not in known:
-        raise ValueError(f"no {'held out ' if heldout else ''}edit of kind {kind!r}: use one of {', '.join(known)}")
+        raise UserError(f"no {'held out ' if heldout else ''}edit of kind {kind!r}: use one of {', '.join(known)}")
     for _ in range(_ATTEMPTS):
         category = pick(rng, _ABOUT.get(kind, _USUAL))
         scene = sample_scene(rng, placement=placement, category=category, aspect=aspect)

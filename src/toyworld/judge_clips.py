@@ -18,6 +18,7 @@ from itertools import permutations
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.analyse import UNKNOWN, Analysis, Found, analyse
 from toyworld.clips import ClipFact, Moves
 from toyworld.facts import Count, Fact, Thing, holds
@@ -86,7 +87,7 @@ class Verdict:
 def watch(pixels: np.ndarray) -> SeenClip:
     """Take a clip, uint8 (T, H, W, 3), apart. Raises ValueError for any other array."""
     if pixels.ndim != 4:
-        raise ValueError(f"a clip to judge is uint8 (frames, height, width, 3), not {pixels.dtype} {pixels.shape}")
+        raise UserError(f"a clip to judge is uint8 (frames, height, width, 3), not {pixels.dtype} {pixels.shape}")
     return follow([analyse(frame) for frame in pixels], pixels.shape[2] / pixels.shape[1])
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld import segment_pixels as seg
 from toyworld.analyse import Analysis
 from toyworld.edit_places import SLACK
@@ -21,9 +22,9 @@ from toyworld.render import pixel_box
 from toyworld.scene import Scene
 
 # Decibels over the pixels that an edit does not touch. A perfect edit has 25 or more after a round trip through nano's
-# codec (160 of 160, half of them over 38); a ground of a neighbouring colour has 13 to 16.
+# VAE (160 of 160, half of them over 38); a ground of a neighbouring colour has 13 to 16.
 KEPT_PSNR = 20.0
-RIM = 3.0 / 64  # pixels this near to a change may change with it, in shorter sides: a codec blurs
+RIM = 3.0 / 64  # pixels this near to a change may change with it, in shorter sides: a VAE blurs
 FEWEST_PIXELS = 0.02  # a part of the picture under which no PSNR is taken
 
 
@@ -46,7 +47,7 @@ def judge_edit(edit: Edit, before: np.ndarray, answer: np.ndarray, seen: Analysi
     Raises ValueError where the sizes differ, and UserError where a text is asked for and no reader is installed.
     """
     if before.shape != answer.shape:
-        raise ValueError(f"the answer has the shape {answer.shape} and the picture before {before.shape}: resize one")
+        raise UserError(f"the answer has the shape {answer.shape} and the picture before {before.shape}: resize one")
     seen = seen or analyse(answer)
     verdicts = judge(answer, (*edit.asked, *edit.kept), seen)
     kept = all(verdicts[fact] for fact in edit.kept) and _nothing_new(edit, seen, answer.shape[:2])

@@ -24,7 +24,7 @@ MOTIONS = (*DIRECTIONS, *RESIZING, STILL)
 REVERSED = {
     "left": "right", "right": "left", "up": "down", "down": "up", "growing": "shrinking", "shrinking": "growing",
 }  # fmt: skip
-FRAMES = (5, 9, 13, 17)  # 1 + 4 k, as the temporal stride of the codec wants
+FRAMES = (5, 9, 13, 17)  # 1 + 4 k, as the temporal stride of the VAE wants
 WAY = (0.22, 0.40)  # how far a moving object goes, in shorter sides
 GROWTH = (1.5, 1.9)  # the larger radius of a growing or shrinking object over the smaller one
 MOVING = {"color": 0.42, "attribute": 0.33, "two": 0.1, "mixed": 0.15}  # of the scenes that move
@@ -64,7 +64,7 @@ class ClipScene:
     def __post_init__(self) -> None:
         check_frames(self.frames)
         if len(self.motions) != len(self.scene.objects):
-            raise ValueError(f"{len(self.motions)} motions for {len(self.scene.objects)} objects: give one for each")
+            raise UserError(f"{len(self.motions)} motions for {len(self.scene.objects)} objects: give one for each")
 
     def at(self, frame: int) -> Scene:
         """The scene of one frame: where everything stands, and what has appeared by then."""

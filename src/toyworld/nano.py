@@ -1,4 +1,4 @@
-"""nano from nothing: codec, tokenizer, vision tower and backbone, all on the procedural world.
+"""nano from nothing: vae, tokenizer, vision tower and backbone, all on the procedural world.
 
     openlance train recipe/nano -o runs/nano          # the same command goes on where a stopped run was
 
@@ -41,21 +41,21 @@ def world_tokenizer(seed: int = 999, batches: int = 400) -> Tokenizer:
     return Tokenizer(train_tokenizer(words + ["system user assistant image video picture"] * 3000, NANO_VOCABULARY))
 
 
-def foundation(out: Path, codec_plan: VAERecipe, processes: Distributed, minutes: float = float("inf")) -> Path | None:
+def foundation(out: Path, vae_recipe: VAERecipe, processes: Distributed, minutes: float = float("inf")) -> Path | None:
     """What the backbone stands on, as a folder without weights of its own: sizes, tokenizer, sampling defaults and the
-    codec, which is trained first; None if the time was up before. UserError if the codec's training diverges."""
-    folder, codec = out / "foundation", out / "codec" / "final"
+    vae, which is trained first; None if the time was up before. UserError if the VAE's training diverges."""
+    folder, vae = out / "foundation", out / "vae" / "final"
     if processes.leads:
         try:
-            train_vae(codec_plan, out / "codec", minutes=minutes)
+            train_vae(vae_recipe, out / "vae", minutes=minutes)
         except FloatingPointError as error:
             raise UserError(str(error)) from error
     processes.wait()
-    if not codec.is_dir():
+    if not vae.is_dir():
         return None
     if processes.leads:
-        write_config(folder, nano(VAEConfig.of(json.loads((codec / "vae_config.json").read_text()))))
-        for source in (codec / "vae.safetensors", folder_of("nano") / "generation_config.json"):
+        write_config(folder, nano(VAEConfig.of(json.loads((vae / "vae_config.json").read_text()))))
+        for source in (vae / "vae.safetensors", folder_of("nano") / "generation_config.json"):
             with atomic_path(folder / source.name) as path:
                 shutil.copyfile(source, path)
         if not (folder / "tokenizer.json").is_file():
@@ -66,10 +66,10 @@ def foundation(out: Path, codec_plan: VAERecipe, processes: Distributed, minutes
 
 
 def train_nano(
-    out: Path, *, stages: tuple[Stage, ...] | None = None, codec_plan: VAERecipe | None = None,
+    out: Path, *, stages: tuple[Stage, ...] | None = None, vae_recipe: VAERecipe | None = None,
     settings: Settings | None = None, show: Callable[[Path], None] | None = None,
 ) -> Path:  # fmt: skip
-    """Train everything into `out` and return the checkpoint folder, `out/model`, or that of the codec if the time was
+    """Train everything into `out` and return the checkpoint folder, `out/model`, or that of the VAE if the time was
     up before that was done; resumes what `out` holds.
 
     stages: of the backbone, those of `recipes/nano.yaml` by default. settings: how to run them; their places are set
@@ -79,10 +79,10 @@ def train_nano(
     settings = settings or Settings(out=out, model=out, save_every=100, show_every=100, compiled=True)
     check_plan(stages, settings)
     processes = Distributed.join(settings.shard)
-    plan = codec_plan or VAERecipe(compile=settings.compiled, seed=stages[0].seed)
+    plan = vae_recipe or VAERecipe(compile=settings.compiled, seed=stages[0].seed)
     folder = foundation(out, plan, processes, settings.minutes)
     if folder is None:
-        return out / "codec" / "checkpoint"
+        return out / "vae" / "checkpoint"
     settings = replace(settings, minutes=settings.minutes - (time.monotonic() - began) / 60)
 
     def shown(written: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.facts import Thing
 from toyworld.render import pixel_box
 from toyworld.scene import Object, Scene, pick, relation_between, sample_scene
@@ -56,10 +57,10 @@ def ask(scene: Scene, rng: np.random.Generator, category: str, *, height: int = 
     Raises ValueError where the scene has none, such as the relation of a single object: see `askable`.
     """
     if category not in QUESTIONS:
-        raise ValueError(f"question category {category!r} is unknown: use one of {', '.join(QUESTIONS)}")
+        raise UserError(f"question category {category!r} is unknown: use one of {', '.join(QUESTIONS)}")
     found = _ask_grounding(scene, rng, height, width) if category == "grounding" else _ASKERS[category](scene, rng)
     if found is None:
-        raise ValueError(f"this scene has no {category} question with one right answer: see askable(scene)")
+        raise UserError(f"this scene has no {category} question with one right answer: see askable(scene)")
     question, answer = found
     if rng.random() < 0.15:
         question = question[0].upper() + question[1:]
@@ -96,7 +97,7 @@ def sample_question(
     if category is None:
         category = pick(rng, QUESTIONS[:-1] if heldout else QUESTIONS)
     if category not in QUESTIONS or (heldout and category == "ocr"):
-        raise ValueError(f"no {'held out ' if heldout else ''}question of category {category!r}: use one of "
+        raise UserError(f"no {'held out ' if heldout else ''}question of category {category!r}: use one of "
                          f"{', '.join(QUESTIONS[:-1] if heldout else QUESTIONS)}")  # fmt: skip
     about = [name for name in _ABOUT[category] if not (heldout and name == "text")]
     while True:

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.scene import Object, Scene, Text
 from toyworld.vocabulary import BACKGROUNDS, CELL, COLORS, HALF_BOX, SPACE
 
@@ -23,7 +24,7 @@ GLYPH = 96  # height of a cached letter in pixels; letters are sampled from it
 def render(scene: Scene, height: int, width: int) -> np.ndarray:
     """The picture of a scene, uint8 (height, width, 3). Raises ValueError under 8 pixels a side."""
     if min(height, width) < 8:
-        raise ValueError(f"a picture of {width}x{height} is too small to draw: use at least 8x8")
+        raise UserError(f"a picture of {width}x{height} is too small to draw: use at least 8x8")
     picture = np.empty((height, width, 3), np.float32)
     picture[:] = BACKGROUNDS[scene.background]
     for thing in scene.objects:

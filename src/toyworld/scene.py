@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.vocabulary import (
     BACKGROUNDS,
     BORDER,
@@ -165,10 +166,10 @@ def jitter_of(placement: str | float) -> float:
     """
     if isinstance(placement, str):
         if placement not in _JITTER:
-            raise ValueError(f"placement {placement!r} is unknown: use one of {', '.join(_JITTER)}")
+            raise UserError(f"placement {placement!r} is unknown: use one of {', '.join(_JITTER)}")
         return _JITTER[placement]
     if not 0.0 <= placement <= 1.0:
-        raise ValueError(f"a spread of {placement} is out of range: use 0 (canonical) to 1 (free)")
+        raise UserError(f"a spread of {placement} is out of range: use 0 (canonical) to 1 (free)")
     return float(_JITTER["canonical"] ** (1.0 - placement))
 
 
@@ -193,9 +194,9 @@ def sample_scene(
         category = pick(rng, known)
     if category not in known:
         what = "has no held out scenes" if heldout and category in CATEGORIES else "is unknown"
-        raise ValueError(f"category {category!r} {what}: use one of {', '.join(known)}")
+        raise UserError(f"category {category!r} {what}: use one of {', '.join(known)}")
     if not 0.25 <= aspect <= 4.0:
-        raise ValueError(f"an aspect of {aspect} is too extreme for a scene: use a width / height of 0.25 to 4")
+        raise UserError(f"an aspect of {aspect} is too extreme for a scene: use a width / height of 0.25 to 4")
     n = {"single": 1, "color": 1, "count": 2 + int(rng.integers(3)), "mixed": 1 + int(rng.integers(4))}.get(category, 2)
     for _ in range(_ATTEMPTS):  # crowded scenes fail more often, so their number is not drawn again
         scene = _draw(rng, jitter, category, n, aspect)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.edit_words import a_new, dress
 from toyworld.facts import Background, Count, Fact, Region, Relation, Thing
 from toyworld.scene import (
@@ -55,7 +56,7 @@ def sample_subject(
     placement: of the objects in the picture asked for, as in `sample_scene`; aspect: width / height of all pictures.
     """
     if n not in SUBJECTS.values():
-        raise ValueError(f"{n} given objects cannot be drawn: use 1 or 2")
+        raise UserError(f"{n} given objects cannot be drawn: use 1 or 2")
     for _ in range(_ATTEMPTS):
         category = pick(rng, _ABOUT[n])
         scene = sample_scene(rng, placement=placement, category=category, heldout=heldout, aspect=aspect)

@@ -2,7 +2,7 @@
 
     toned(scene, "darker")               # the scene with a ground one step darker; None where there is no such step
 
-Every tone stays within the colours of the world, so that small codecs can show it and the judge can name it: lighter,
+Every tone stays within the colours of the world, so that small VAEs can show it and the judge can name it: lighter,
 darker, warmer and cooler move the ground one step; black and white leaves white on black or grey; a negative turns
 every colour into the opposite one.
 """

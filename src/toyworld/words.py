@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from openlance.errors import UserError
 from toyworld.facts import Background, Count, Fact, Lettering, Region, Relation, Thing, holds
 from toyworld.scene import Object, Scene, displaced, region_of, relation_between
 from toyworld.vocabulary import BACKGROUNDS, COLORS, DEFAULT_BACKGROUND, FILLS, SHAPES, SIZES
@@ -96,7 +97,7 @@ def caption(scene: Scene, rng: np.random.Generator, category: str | None = None)
         body += say_background(scene.background, rng)
         facts.append(Background(scene.background))
     if not all(holds(scene, fact) for fact in facts):
-        raise ValueError(f"a {scene.category} scene has no caption of category {category!r}: leave the category out")
+        raise UserError(f"a {scene.category} scene has no caption of category {category!r}: leave the category out")
     return _dress(body, rng), tuple(facts)
 
 
@@ -104,7 +105,7 @@ def _say_relation(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Fac
     pair = scene.objects
     relation = relation_between(pair[0], pair[1], scene.aspect) if len(pair) == 2 else None
     if relation is None:
-        raise ValueError("the objects of this scene stand in no clear relation: caption it as 'mixed'")
+        raise UserError("the objects of this scene stand in no clear relation: caption it as 'mixed'")
     a, b = (said(o) for o in scene.objects)
     article = _article(rng)
     words = _choose(rng, (RELATION_WORDS[relation][0], *RELATION_WORDS[relation]))

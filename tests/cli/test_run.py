@@ -10,7 +10,7 @@ from PIL import Image
 import openlance
 from openlance.cli.main import main
 from openlance.compat.inputs import example_of, located
-from openlance.media.read import read_media
+from openlance.media.inputs import read_media
 
 EXAMPLES = Path(openlance.__file__).parent / "assets" / "config" / "examples"
 MAKES = {

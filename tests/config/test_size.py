@@ -9,7 +9,7 @@ from openlance.model.lance import Lance
 from openlance.model.vit import ViT
 from openlance.planning.hardware import DEVICES, parse_devices
 from openlance.planning.size import decoder_half, encoder_half, vit_size
-from openlance.vae.wan import build_wan
+from openlance.vae.autoencoder import build_wan
 
 
 def test_the_published_3b():

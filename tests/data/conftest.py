@@ -72,7 +72,7 @@ def picture():
 
 @pytest.fixture(scope="session")
 def video(tmp_path_factory) -> bytes:
-    from openlance.media.video import write_video
+    from openlance.media.write import write_video
 
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
     frames = np.stack([np.full((32, 32, 3), 20 * n, np.uint8) for n in range(9)])

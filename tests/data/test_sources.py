@@ -21,7 +21,7 @@ from toyworld.clip_batches import ClipMixture
 from toyworld.vocabulary import SHAPES
 
 BASES = dict.fromkeys(("image", "video", "text"), (32, 32))
-FIT = Fit(front=Front(transform=MediaTransform.of(nano(), bases=BASES, max_frames=9)))
+FIT = Fit(front=Front(transform=MediaTransform(nano(), bases=BASES, max_frames=9)))
 RNG = np.random.default_rng(0)
 
 
@@ -182,7 +182,7 @@ def test_wrong_columns_say_which_type_was_expected(columns, task, said, tmp_path
         ({"caption": None}, "caption is empty: expected a text"),
         ({"caption": "  "}, "caption is blank"),
         ({"image_bytes": b""}, "image_bytes holds 0 bytes"),
-        ({"image_bytes": b"not a picture"}, "image_bytes is not a picture"),
+        ({"image_bytes": b"not a picture"}, "image_bytes is not an image"),
         ({"image_bytes": None}, "image_bytes is empty"),
         ({"image_bytes": "nowhere.png"}, "there is no file .*nowhere.png"),
     ],

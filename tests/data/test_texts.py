@@ -14,7 +14,7 @@ from openlance.data.source import BrokenRow, Reader
 from openlance.errors import UserError
 from openlance.media.transform import MediaTransform
 
-FIT = Fit(front=Front(transform=MediaTransform.of(nano(), bases=dict.fromkeys(("image", "video", "text"), (32, 32)))))
+FIT = Fit(front=Front(transform=MediaTransform(nano(), bases=dict.fromkeys(("image", "video", "text"), (32, 32)))))
 INSIDE = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1e"]
 ENDS = {"LF": "\n", "CRLF": "\r\n", "CR": "\r"}
 

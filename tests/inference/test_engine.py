@@ -17,7 +17,8 @@ from openlance.errors import UserError
 from openlance.inference.dialogue import Dialogue
 from openlance.inference.inputs import as_clip
 from openlance.media.clip import Clip
-from openlance.media.image import MAX_PIXELS, write_image
+from openlance.media.image import MAX_PIXELS
+from openlance.media.write import write_image
 
 SRC = Path(__file__).parents[2] / "src"
 PROMPTS = ["a red circle", "a blue square left of a star", "three rings"]
@@ -220,8 +221,8 @@ def test_an_empty_prompt_is_refused(pipe, prompt):
 
 @pytest.mark.parametrize("name, change, said", [
     ("truncated.png", lambda whole: whole[: len(whole) // 2], "damaged or truncated"),
-    ("text.png", lambda whole: b"a picture", "not a picture"),
-    ("empty.png", lambda whole: b"", "not a picture"),
+    ("text.png", lambda whole: b"a picture", "not an image"),
+    ("empty.png", lambda whole: b"", "not an image"),
     ("none.png", None, "there is no file"),
 ])  # fmt: skip
 def test_a_bad_picture_is_refused(pipe, tmp_path, name, change, said):
@@ -245,7 +246,7 @@ def test_a_huge_picture_is_refused(pipe, tmp_path):
     "image", [np.full((16, 16, 3), 2.0), np.zeros((16, 16, 5), "u1"), np.zeros((1, 2, 16, 16, 3), "u1")]
 )
 def test_an_array_that_is_no_picture_is_refused(pipe, image):
-    with pytest.raises(UserError, match="is no picture or clip|go from 0 to 1"):
+    with pytest.raises(UserError, match="is not an image or clip|go from 0 to 1"):
         pipe.ask(image, "what?")
 
 

@@ -9,9 +9,8 @@ from openlance.config.sampling import RELEASED_BUCKETS
 from openlance.errors import UserError
 from openlance.inference.inputs import as_clip, grouped, paired
 from openlance.media.clip import Clip
-from openlance.media.image import write_image
 from openlance.media.transform import MediaTransform
-from openlance.media.video import write_video
+from openlance.media.write import write_image, write_video
 from openlance.sequence.segment import Kind, Role
 from openlance.sequence.tasks import TASKS
 
@@ -113,7 +112,7 @@ def test_a_released_checkpoint_gets_the_buckets_of_the_release(pipe):
         pipe.config, vit=replace(pipe.config.vit, patch_size=14), vae=replace(pipe.config.vae, dim_mult=(1, 1, 1, 1))
     )
     assert (config.vit.stride, config.vae.stride) == (28, 16)
-    fit, clip = MediaTransform.of(config, buckets=RELEASED_BUCKETS), as_clip(picture(0, 90, 160))
+    fit, clip = MediaTransform(config, bases=RELEASED_BUCKETS), as_clip(picture(0, 90, 160))
     views = {makes: fit.views(clip, makes) for makes in RELEASED_BUCKETS}
     shapes = {makes: [v.pixels.shape[1:3] for v in (view.seen, view.kept)] for makes, view in views.items()}
     assert shapes["image"] == [(504, 896), (576, 1024)]

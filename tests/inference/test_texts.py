@@ -91,7 +91,7 @@ def test_reported_files_run(pipe, tmp_path, name):
 def test_an_answer_that_was_cut_says_so_in_the_results(pipe, tmp_path):
     import numpy as np
 
-    from openlance.media.image import write_image
+    from openlance.media.write import write_image
 
     write_image(tmp_path / "a.png", np.zeros((16, 16, 3), np.uint8))
     one = {"image_path": str(tmp_path / "a.png"), "user_prompt": "what is there?"}

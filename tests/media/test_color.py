@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from openlance.media import collected, hdr, read_media
+from openlance.media import collected, color, read_media
 from openlance.media.color import turned
 
 COLOR = np.array([200, 60, 30])
@@ -122,11 +122,11 @@ def test_reference_white_is_white_in_both_curves(film):
 
 @pytest.mark.parametrize("primaries", [9, 11, 12])
 def test_white_stays_white_and_a_color_of_wide_primaries_gets_stronger(primaries):
-    matrix = hdr.to_bt709(primaries)
+    matrix = color.to_bt709(primaries)
     assert np.allclose(matrix @ np.ones(3), 1, atol=1e-5)
     gray = np.full((1, 1, 3), 32768, np.uint16)
-    assert hdr.to_srgb(gray, 1, primaries).tolist() == [[[128, 128, 128]]]
-    red = hdr.to_srgb(np.array([[[40000, 20000, 20000]]], np.uint16), 1, primaries)[0, 0].astype(int)
+    assert color.to_srgb(gray, 1, primaries).tolist() == [[[128, 128, 128]]]
+    red = color.to_srgb(np.array([[[40000, 20000, 20000]]], np.uint16), 1, primaries)[0, 0].astype(int)
     assert red[0] > 156 and red[1] < 78
 
 

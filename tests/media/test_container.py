@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from openlance.errors import UserError
-from openlance.media import Clip, collected, read_image, read_media, read_video, write_video
-from openlance.media import container as container_module
+from openlance.media import Clip, collected, image, read_image, read_media, read_video, video, write_video
 
 TEXTS = {
     "text": "A red circle moves right.\n" * 200,
@@ -32,7 +31,7 @@ def test_text_is_no_film_whatever_its_name(tmp_path, kind, suffix, film, ramp):
     (tmp_path / "a.mp4").write_bytes(film(ramp(5)))
     path = tmp_path / f"b{suffix}"
     path.write_text(TEXTS[kind])
-    with pytest.raises(UserError, match=r"b.*picture"):
+    with pytest.raises(UserError, match=r"b.*not an image"):
         read_media(path)
 
 
@@ -74,9 +73,9 @@ def with_sound(film_frames=None, cover=True, form="mp3", codec="mp3"):
     return memory.getvalue()
 
 
-def test_a_song_has_no_picture_track_with_or_without_a_cover(ramp):
+def test_a_song_has_no_video_track_with_or_without_a_cover(ramp):
     for data in (with_sound(), with_sound(ramp(1))):
-        with pytest.raises(UserError, match="no picture track"):
+        with pytest.raises(UserError, match="no video track"):
             read_media(data)
 
 
@@ -92,7 +91,7 @@ def test_the_default_track_that_is_no_cover_is_the_film(film, ramp):
         ([thumbnails, default], default),
     ):
         file = type("File", (), {"streams": type("Streams", (), {"video": tracks})})
-        assert container_module._picture_track(file, "a") is expected
+        assert video._video_track(file, "a") is expected
 
 
 @pytest.mark.parametrize("form, codec", [("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4"), ("flv", "flv"),
@@ -168,8 +167,8 @@ def test_every_cut_and_every_flipped_byte_is_read_or_refused_in_a_sentence(film,
 
 def test_frames_that_are_too_large_are_refused_before_they_are_decoded(film, ramp, monkeypatch):
     data = film(ramp(2))
-    monkeypatch.setattr(container_module, "MAX_PIXELS", 1000)
-    monkeypatch.setattr(container_module, "decoded", None)
+    monkeypatch.setattr(image, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(video, "decoded", None)
     with pytest.raises(UserError, match="64x48"):
         read_media(data)
 
@@ -196,15 +195,13 @@ def test_a_video_is_no_picture_and_a_still_picture_no_video(tmp_path, film, ramp
 
     (tmp_path / "a.png").write_bytes(film(ramp(5)))
     Image.new("RGB", (8, 8)).save(tmp_path / "b.mp4", "JPEG")
-    with pytest.raises(UserError, match="a video, not a picture"):
+    with pytest.raises(UserError, match="a video, not an image"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(UserError, match="still picture, not a video"):
+    with pytest.raises(UserError, match="still image, not a video"):
         read_video(tmp_path / "b.mp4")
 
 
 def test_a_file_is_decoded_once_where_its_packets_tell_the_truth(tmp_path, monkeypatch):
-    from openlance.media import video
-
     write_video(tmp_path / "a.mp4", Clip(np.zeros((13, 16, 16, 3), np.uint8)))
     passes, whole = [], video.decoded
     monkeypatch.setattr(video, "decoded", lambda *parts: passes.append(1) or whole(*parts))

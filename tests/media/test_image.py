@@ -79,7 +79,7 @@ def test_missing_files_folders_and_text_are_refused(tmp_path):
     for path, reason in (
         (tmp_path / "none.png", "no file"),
         (tmp_path, "folder"),
-        (tmp_path / "text.png", "not a pict"),
+        (tmp_path / "text.png", "not an image"),
     ):
         with pytest.raises(UserError, match=reason):
             read_image(path)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from openlance.errors import UserError
-from openlance.media import Clip, as_clip, as_picture, collected, read_media, write_media
+from openlance.media import Clip, as_clip, as_image, collected, read_media, write_media
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 ALPHA = np.linspace(0, 255, 600).reshape(20, 30, 1).astype(np.uint8)
@@ -94,7 +94,7 @@ def test_arrays_and_tensors_of_every_form_are_the_same_pixels():
     assert np.abs(as_clip(half).pixels.astype(int) - RGB).max() <= 1
     for medium in (clip, clip / 255, torch.from_numpy(clip), torch.from_numpy(clip).permute(0, 3, 1, 2), list(clip)):
         assert np.array_equal(as_clip(medium).pixels, clip) and as_clip(medium).fps == 12
-        assert np.array_equal(as_picture(medium).pixels, clip[:1])
+        assert np.array_equal(as_image(medium).pixels, clip[:1])
     for gray in (RGB[..., 0], RGB[..., :1], RGB[..., 0] / 255, Image.fromarray(RGB[..., 0])):
         assert np.array_equal(as_clip(gray).pixels, np.repeat(RGB[None, ..., :1], 3, -1))
     assert np.array_equal(as_clip(RGBA).pixels, as_clip(Image.fromarray(RGBA)).pixels)
@@ -134,7 +134,7 @@ def test_an_animated_pil_image_is_the_frame_it_stands_on(tmp_path):
     ids=repr,
 )  # fmt: skip
 def test_wrong_kinds_are_one_sentence(wrong):
-    for read in (as_clip, as_picture):
+    for read in (as_clip, as_image):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(UserError) as error:

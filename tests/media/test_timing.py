@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from openlance.media import Clip, as_clip, collected, frame_indices, read_media
-from openlance.media.timing import frames_by_time, steady_rate
+from openlance.media.clip import frames_by_time, steady_rate
 
 CONTAINERS = [
     ("mp4", "libx264"), ("mov", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx"), ("avi", "mpeg4"),

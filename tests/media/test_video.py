@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from openlance.errors import UserError
-from openlance.media import Clip, frame_indices, hdr, read_video, write_video
-from openlance.media.read import read_media
+from openlance.media import Clip, color, frame_indices, read_video, write_video
+from openlance.media.inputs import read_media
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 
@@ -99,7 +99,7 @@ def shown_grey(grey, pixel_format):
     """What a player shows of a level: of PQ the light it stands for, 203 nits of which are white."""
     if pixel_format != "yuv420p10le":
         return grey
-    return hdr.srgb_curve(np.minimum(hdr.pq_nits(np.array(grey / 255)) / 203, 1)) * 255
+    return color.srgb_curve(np.minimum(color.pq_nits(np.array(grey / 255)) / 203, 1)) * 255
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from PIL import Image
 
 from openlance.errors import UserError
 from openlance.media import Clip, atomic_path, read_media, write_media
-from openlance.media.image import WRITABLE_SUFFIXES
-from openlance.media.write import CLIP_SUFFIXES
+from openlance.media.write import CLIP_SUFFIXES, WRITABLE_SUFFIXES
 
 
 def ramp(frames: int) -> Clip:
@@ -60,7 +59,7 @@ def test_the_name_of_a_file_does_not_decide_what_is_in_it(tmp_path):
 
 
 def test_a_form_that_cannot_hold_it_is_refused(tmp_path):
-    for suffix, frames, said in ((".png", 5, "video"), (".avi", 5, r"\.mp4"), (".bmp", 1, "picture")):
+    for suffix, frames, said in ((".png", 5, "video"), (".avi", 5, r"\.mp4"), (".bmp", 1, "image")):
         with pytest.raises(UserError, match=said):
             write_media(tmp_path / f"a{suffix}", ramp(frames))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The codec: the released numbers, causality, single frames in two dimensions, names both ways, halves."""
+"""The VAE: the released numbers, causality, single frames in two dimensions, names both ways, halves."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from openlance.checkpoint.names import released_names
 from openlance.config.model import VAEConfig
 from openlance.errors import UserError
 from openlance.vae.autoencoder import VAE, sample
-from openlance.vae.frames import FrameVAE, denormalised
+from openlance.vae.frames import FrameVAE, denormalized
 from openlance.vae.lazy import LazyVAE, channels_first, channels_last, to_signed, to_uint8
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -157,7 +157,7 @@ def test_values_and_gradients_equal_those_of_diffusers(tiny, frames):
 
 
 @torch.no_grad()
-def test_the_codec_for_pictures_equals_the_codec_for_clips(tiny, tiny_file):
+def test_the_vae_for_images_equals_the_one_for_videos(tiny, tiny_file):
     frames = FrameVAE.load(tiny_file, TINY)
     x = torch.rand(3, 3, 1, 16, 24) * 2 - 1
     torch.testing.assert_close(frames.encode(x), tiny.encode(x), rtol=0, atol=1e-5)
@@ -172,18 +172,20 @@ def test_the_codec_for_pictures_equals_the_codec_for_clips(tiny, tiny_file):
 
 
 @torch.no_grad()
-def test_a_codec_loads_only_what_it_is_asked_for(tiny, tiny_file):
-    codec = LazyVAE(tiny_file, TINY)
+def test_a_vae_loads_only_what_it_is_asked_for(tiny, tiny_file):
+    lazy = LazyVAE(tiny_file, TINY)
     z = torch.randn(6, 1, 2, 2)
-    torch.testing.assert_close(codec.decode(z), tiny.decode(z), rtol=0, atol=1e-5)
-    assert "_frame_decoder" in vars(codec) and "_decoder" not in vars(codec) and "_encoder" not in vars(codec)
+    torch.testing.assert_close(lazy.decode(z), tiny.decode(z), rtol=0, atol=1e-5)
+    assert {(part, type(half)) for (part, _), half in lazy._halves.items()} == {("decoder", FrameVAE)}
     picture = torch.rand(2, 3, 1, 16, 16)
-    torch.testing.assert_close(codec.encode(picture), tiny.encode(picture), rtol=0, atol=1e-5)
-    assert "_frame_encoder" in vars(codec) and "_encoder" not in vars(codec)
+    torch.testing.assert_close(lazy.encode(picture), tiny.encode(picture), rtol=0, atol=1e-5)
+    assert set(lazy._halves) == {("decoder", True), ("encoder", True)}
     clip = torch.rand(3, 5, 16, 16)
-    torch.testing.assert_close(codec.encode(clip), tiny.encode(clip), rtol=0, atol=1e-5)
-    torch.testing.assert_close(codec.decode(z.expand(-1, 2, -1, -1)), tiny.decode(z.expand(-1, 2, -1, -1)))
-    assert codec._encoder.parts == ("encoder",) and codec._decoder.parts == ("decoder",)
+    torch.testing.assert_close(lazy.encode(clip), tiny.encode(clip), rtol=0, atol=1e-5)
+    torch.testing.assert_close(lazy.decode(z.expand(-1, 2, -1, -1)), tiny.decode(z.expand(-1, 2, -1, -1)))
+    assert {(half.parts, type(half)) for half in lazy._halves.values()} == {
+        ((part,), kind) for part in ("encoder", "decoder") for kind in (FrameVAE, VAE)
+    }
 
 
 def test_halves_hold_no_weights_of_the_other_half(tiny, tiny_file):
@@ -204,7 +206,7 @@ def test_names_are_one_to_one(tiny):
 
 
 def test_latents_start_near_what_the_layers_promise():
-    """A fresh codec is trainable: finite, neither dead nor exploding."""
+    """A fresh VAE is trainable: finite, neither dead nor exploding."""
     torch.manual_seed(1)
     pixels = VAE(TINY).decode(torch.randn(6, 1, 4, 4), clamp=False)
     assert torch.isfinite(pixels).all() and 1e-3 < pixels.std() < 10
@@ -219,11 +221,11 @@ def test_pixels_survive_the_trip_to_signed_and_back():
 def test_latents_get_their_deviation_back_as_released_in_half_precision_and_as_ever_in_float32():
     mean, std = (torch.linspace(low, high, 48).view(-1, 1, 1, 1) for low, high in ((-0.3, 0.5), (0.35, 1.7)))
     z = torch.randn(48, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(denormalised(z, mean, std), z * std + mean)
+    assert torch.equal(denormalized(z, mean, std), z * std + mean)
     z, mean, std = (x.bfloat16() for x in (z, mean, std))
     scale = [mean, 1.0 / std]  # as the release keeps them (vae2_2.py)
-    assert torch.equal(denormalised(z, mean, std), z / scale[1] + scale[0])
-    assert not torch.equal(denormalised(z, mean, std), z * std + mean)
+    assert torch.equal(denormalized(z, mean, std), z / scale[1] + scale[0])
+    assert not torch.equal(denormalized(z, mean, std), z * std + mean)
 
 
 def test_clips_that_do_not_fit_name_the_nearest_sizes(tiny):

@@ -30,13 +30,13 @@ def test_training_leaves_a_folder_that_draws_and_answers_and_goes_on_where_it_wa
     (tmp_path / "foundation").mkdir()
     world_tokenizer(batches=10).backend.save(str(tmp_path / "foundation" / "tokenizer.json"))
     seen, settings = [], Settings(out=tmp_path, model=tmp_path, save_every=1)
-    folder = train_nano(tmp_path, stages=stages(1), codec_plan=SMALL, settings=settings, show=seen.append)
+    folder = train_nano(tmp_path, stages=stages(1), vae_recipe=SMALL, settings=settings, show=seen.append)
     assert seen == [folder] and (tmp_path / "curves.svg").is_file()
     pipe = openlance.load(str(folder))
     picture = pipe.generate("a red circle", seed=0, num_inference_steps=2)[0]
     assert picture.size == (64, 64)
     assert isinstance(pipe.ask(picture, "what color is the circle?", max_new_tokens=3), str)
-    train_nano(tmp_path, stages=stages(2), codec_plan=SMALL, settings=settings)
+    train_nano(tmp_path, stages=stages(2), vae_recipe=SMALL, settings=settings)
     logs = [tmp_path / f"{name}" / "log.jsonl" for name in ("1-pt", "2-sft-iii")]
     steps = [[json.loads(line)["step"] for line in log.read_text().splitlines()] for log in logs]
     assert steps == [[1], [1, 2]]

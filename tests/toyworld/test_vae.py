@@ -1,4 +1,4 @@
-"""Training of the codec: the 2-D form is the VAE, a resumed run is the same run, a frozen encoder stays frozen."""
+"""Training of the VAE: the 2-D form is the VAE, a resumed run is the same run, a frozen encoder stays frozen."""
 
 import json
 from dataclasses import replace
@@ -24,28 +24,28 @@ RECIPE = VAERecipe(
 
 
 @pytest.fixture(scope="module")
-def codec() -> PictureVAE:
+def trained() -> PictureVAE:
     torch.manual_seed(0)
-    codec = PictureVAE(TINY)
-    for parameter in codec.parameters():  # nothing at zero or one, where an error could hide
+    trained = PictureVAE(TINY)
+    for parameter in trained.parameters():  # nothing at zero or one, where an error could hide
         torch.nn.init.normal_(parameter, 0.1, 0.2)
-    return codec
+    return trained
 
 
-def test_the_two_dimensional_codec_is_the_vae_on_one_frame(codec):
+def test_the_two_dimensional_form_is_the_vae_on_one_frame(trained):
     mean, std = torch.arange(4) / 4, 0.5 + torch.arange(4) / 4
-    vae = codec.to_vae(mean, std)
+    vae = trained.to_vae(mean, std)
     x = torch.rand(2, 3, 16, 24) * 2 - 1
     with torch.no_grad():
-        z, logvar = codec.encode(x)
+        z, logvar = trained.encode(x)
         want, want_logvar = vae.encode(x[:, :, None])
         torch.testing.assert_close((z - mean[:, None, None]) / std[:, None, None], want[:, :, 0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(logvar, want_logvar[:, :, 0], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(codec.decode(z), vae.decode(want, clamp=False)[:, :, 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(trained.decode(z), vae.decode(want, clamp=False)[:, :, 0], atol=1e-4, rtol=1e-4)
 
 
-def test_fresh_temporal_layers_keep_a_clip_alive(codec):
-    vae = codec.to_vae(torch.zeros(4), torch.ones(4))
+def test_fresh_temporal_layers_keep_a_clip_alive(trained):
+    vae = trained.to_vae(torch.zeros(4), torch.ones(4))
     clip = torch.rand(3, 9, 16, 16) * 2 - 1
     with torch.no_grad():
         z, _ = vae.encode(clip)
@@ -80,7 +80,7 @@ def test_the_encoder_that_is_handed_out_is_the_final_one(tmp_path):
         assert not torch.equal(early.decode(torch.ones(4, 1, 2, 2)), late.decode(torch.ones(4, 1, 2, 2)))
 
 
-def test_every_parameter_of_a_stage_is_moved_by_exactly_one_optimizer(codec):
+def test_every_parameter_of_a_stage_is_moved_by_exactly_one_optimizer(trained):
     wide = PictureVAE(replace(TINY, dim=32))
     optimizer = KernelOptimizer(wide, 10.0)
     rest = [p for group in optimizer.adam.param_groups for p in group["params"]]
@@ -95,8 +95,8 @@ def test_every_parameter_of_a_stage_is_moved_by_exactly_one_optimizer(codec):
 def test_a_broken_step_stops_the_run(tmp_path):
     run = VAERun(RECIPE, tmp_path)
     with torch.no_grad():
-        run.codec.decoder.conv_out.bias.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match="codec step 0"):
+        run.vae.decoder.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="VAE step 0"):
         run.train_step()
 
 

@@ -63,15 +63,15 @@ def inspect(
 ) -> None:
     """Show what a model is, or how an image or video was made. The exit code is 0 for a complete checkpoint, a good
     file or a result that says how it was made, and 1 for anything less."""
-    from openlance.media.source import is_picture
+    from openlance.media.files import is_media
 
-    if not (making(path, as_json) if is_picture(Path(path)) else checkpoint(path, allow_pickle, values, as_json)):
+    if not (making(path, as_json) if is_media(Path(path)) else checkpoint(path, allow_pickle, values, as_json)):
         raise typer.Exit(1)
 
 
 def making(path: str, as_json: bool) -> bool:
     """Print how a result was made, or that its file does not say; returns whether it does."""
-    from openlance.media.provenance import read_provenance
+    from openlance.media.inputs import read_provenance
 
     made = read_provenance(path)
     if as_json:

@@ -78,7 +78,7 @@ def explain(
 
 def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Texts and files, told apart by their suffixes."""
-    from openlance.media.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+    from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     files = [Path(word) for word in words if word.lower().endswith(suffixes)]
@@ -100,15 +100,15 @@ def without_weights(model: str, tokenizer: Path | None) -> tuple[ModelConfig, Fr
     files = find_model("nano" if model == RELEASED else model)
     d = GenerationConfig() if model == RELEASED else GenerationConfig.read(files.tokenizer)
     config = ModelConfig() if model == RELEASED else files.config
-    transform = MediaTransform.of(config, usual=(d.height, d.width), buckets=d.buckets)
+    transform = MediaTransform(config, usual=(d.height, d.width), bases=d.buckets)
     front = Front(transform=transform, style=d.style, num_frames=FRAMES)
     return config, front, Tokenizer.from_folder(tokenizer or files.tokenizer)
 
 
 def read_files(files: list[Path], kind: str) -> Iterator[Clip]:
-    from openlance.media.inputs import as_clip, as_picture
+    from openlance.media.inputs import as_clip, as_image
 
-    return (as_clip(path) if kind == "video" else as_picture(path) for path in files)
+    return (as_clip(path) if kind == "video" else as_image(path) for path in files)
 
 
 def placeholders(kind: str, count: int, frames: int, size: tuple[int, int]) -> Iterator[Clip]:

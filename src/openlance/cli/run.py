@@ -261,10 +261,10 @@ def launch(processes: int, output: Path) -> None:
 
 
 def _changed(config: GenerationConfig, said: dict[str, Any]) -> GenerationConfig:
-    from openlance.media import buckets
+    from openlance.media import transform
 
     if (changed := config.changed(said)).resolution is not None:
-        buckets.resolution(changed.resolution)
+        transform.resolution(changed.resolution)
     return changed
 
 

@@ -18,9 +18,8 @@ from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.enhance import Enhancer, rewriter
-from openlance.media.buckets import BUCKET_STRIDE, resolution
-from openlance.media.inputs import as_clip, as_picture
-from openlance.media.transform import LARGER, MediaTransform
+from openlance.media.inputs import as_clip, as_image
+from openlance.media.transform import BUCKET_STRIDE, LARGER, MediaTransform, resolution
 from openlance.sequence.segment import Kind, Role, Segment, Segments
 from openlance.sequence.tasks import TaskSpec, spec_of
 
@@ -30,7 +29,7 @@ class Job:
     """How all entries of a run are made.
 
     Args:
-        task: a key of `tasks.TASKS`; preset: of `media.buckets.RESOLUTIONS`, for what is read; None lets the model's
+        task: a key of `tasks.TASKS`; preset: of `media.transform.RESOLUTIONS`, for what is read; None lets the model's
             own sizes decide.
         size: (frames, height, width) of what is made, where no input decides it.
         settings: fields of `Sampling` that the checkpoint does not decide.
@@ -125,7 +124,7 @@ def _views(engine: Engine, job: Job) -> Callable[[Any, str], Any]:
 
     def views(element: Any, kind: str) -> Any:
         path = find_file(element, job.root)
-        return transform.views(as_picture(path) if kind == "image" else as_clip(path), job.spec.makes)
+        return transform.views(as_image(path) if kind == "image" else as_clip(path), job.spec.makes)
 
     return views
 
@@ -138,7 +137,7 @@ def _bases(d: GenerationConfig, transform: MediaTransform, preset: str) -> tuple
         return vae, vit
     released = GenerationConfig()
     scale = ((d.height * d.width) / (released.height * released.width)) ** 0.5
-    strides = transform.vae.stride, transform.vit_stride
+    strides = transform.vae.stride, transform.config.vit.stride
     return max(round(vae * scale), 2 * strides[0]), max(round(vit * scale), 2 * strides[1])
 
 

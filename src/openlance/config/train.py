@@ -36,7 +36,7 @@ NUMERALS = str.maketrans({"1": "i", "2": "ii", "3": "iii", "-": None, "_": None,
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
     """One step of the resolution curriculum. Base sizes in pixels, (for the VAE, for the ViT): the aspect bucket
-    nearest to a picture has about base * base pixels (`media.buckets`)."""
+    nearest to a picture has about base * base pixels (`media.transform`)."""
 
     until: float = 1.0  # share of the stage's steps at which this resolution ends
     image: tuple[int, int] = (768, 672)

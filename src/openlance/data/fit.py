@@ -15,8 +15,7 @@ from openlance.data.front import Front
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import read_image
-from openlance.media.inputs import as_clip
-from openlance.media.read import read_video
+from openlance.media.inputs import as_clip, read_video
 from openlance.media.transform import MediaTransform
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
 
@@ -33,7 +32,7 @@ class Fit:
         sides: Their shortest and longest side in pixels.
     """
 
-    front: Front = field(default_factory=lambda: Front(transform=MediaTransform.of(ModelConfig())))
+    front: Front = field(default_factory=lambda: Front(transform=MediaTransform(ModelConfig())))
     drop_text: float = 0.0
     drop_all: float = 0.0
     spread: float = 1.0
@@ -51,7 +50,7 @@ class Fit:
         (low, high), along = stage.spread, min(step / stage.steps, 1.0)
         r = stage.resolution(step)
         bases = {"image": r.image, "video": r.video, "text": r.video}
-        transform = MediaTransform.of(config, bases=bases, max_frames=stage.max_frames)
+        transform = MediaTransform(config, bases=bases, max_frames=stage.max_frames)
         return cls(
             front=Front(transform=transform, style=style), drop_text=stage.drop_text, drop_all=stage.drop_all,
             spread=low + (high - low) * along, sides=stage.sides,
@@ -76,10 +75,11 @@ def medium(value: Any, name: str, folder: Path, reads: str) -> Clip:
     """
     if isinstance(value, dict) and (value.get("bytes") is not None or value.get("path") is not None):
         value = value["bytes"] if value.get("bytes") is not None else value["path"]
+    read = read_video if reads == "video" else read_image
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return (read_video if reads == "video" else read_image)(name, bytes(value))
+        return read(bytes(value), name)
     if isinstance(value, str) and value:
-        return (read_video if reads == "video" else read_image)(folder / value)
+        return read(folder / value)
     if value is None or isinstance(value, (str, dict, int, float)):
         raise UserError(f"{name} is {_described(value)}: expected the bytes or the path of {_article(reads)}")
     return as_clip(value, name)

@@ -22,7 +22,7 @@ from openlance.data.columns import Layout
 from openlance.data.fit import Fit
 from openlance.data.source import Row, Sample, shuffled
 from openlance.errors import UserError
-from openlance.media.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 METADATA = ("metadata.jsonl", "captions.jsonl")
 # Rows of a part: small enough that a folder spreads over ranks and workers, large enough for a shard of latents.

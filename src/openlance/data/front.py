@@ -1,7 +1,7 @@
 """The front: words and media become segments here, for every caller. A training sample is a request whose target is
 filled; what both have before the target comes out of the same lines.
 
-    front = Front(transform=MediaTransform.of(config), style=RELEASED_RUN)
+    front = Front(transform=MediaTransform(config), style=RELEASED_RUN)
     front.request("image_edit", "make it blue", [clip])
     front.sample("image_edit", "make it blue", [clip], fill=blue)
 """

@@ -31,7 +31,7 @@ from openlance.data.packing import length_of, next_pack
 from openlance.data.pool import Pool
 from openlance.data.source import BrokenRow, Reader, Row, Sample, Source
 from openlance.errors import UserError
-from openlance.media.notices import collected
+from openlance.media.files import collected
 from openlance.text.tokenizer import SequenceCodec
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from openlance.data.columns import Layout
 from openlance.data.fit import Fit
 from openlance.data.source import BrokenRow, Row, Sample, shuffled
 from openlance.errors import UserError
-from openlance.media.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openlance.config import values
 from openlance.errors import UserError
-from openlance.inference.inputs import as_picture, clips_of, is_many, videos_of
+from openlance.inference.inputs import as_image, clips_of, is_many, videos_of
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.vae.lazy import channels_first, channels_last
@@ -132,7 +132,7 @@ def _unbatched(value: Any, dimensions: int) -> Any:
 
 
 def _pictures_of(medium: Any) -> list[Clip]:
-    return clips_of(medium, as_picture)
+    return clips_of(medium, as_image)
 
 
 Grid: TypeAlias = tuple[int, int, int]

@@ -17,7 +17,7 @@ from openlance.config import values
 from openlance.config.sampling import Decoding, later_seed
 from openlance.errors import UserError
 from openlance.inference.enhance import Enhancer, rewriter
-from openlance.inference.inputs import Medium, a_function, as_clip, asked_size, check_texts, random_seed, seed_of
+from openlance.inference.inputs import MediaInput, a_function, as_clip, asked_size, check_texts, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.methods import question_about
 from openlance.inference.text import Answer, Shown
@@ -127,7 +127,7 @@ class Dialogue:
         shown.up_to(answer)
         return self._keep(Turn(said=question, segments=_filled(turn, answer), picture=clip, answer=answer))
 
-    def show(self, medium: Medium) -> Turn:
+    def show(self, medium: MediaInput) -> Turn:
         """Put a picture or clip of one's own on the table."""
         return self._keep(Turn(said="", segments=[], picture=as_clip(medium)))
 

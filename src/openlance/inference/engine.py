@@ -177,7 +177,7 @@ class Engine:
     def front(self) -> Front:
         """Puts requests together as this checkpoint wants them."""
         d = self.defaults
-        transform = MediaTransform.of(self.config, buckets=d.buckets, usual=(d.height, d.width))
+        transform = MediaTransform(self.config, bases=d.buckets, usual=(d.height, d.width))
         return Front(transform=transform, style=d.style, num_frames=d.num_frames)
 
     def sampling(self, requests: Sequence[Segments] = (), **settings: Any) -> Sampling:

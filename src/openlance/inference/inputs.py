@@ -14,13 +14,13 @@ from openlance.config.values import NUMBER_TYPES, brief, convert
 from openlance.data.front import Asked
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.media.inputs import Medium, as_clip, as_picture
+from openlance.media.inputs import MediaInput, as_clip, as_image
 
 if TYPE_CHECKING:
     from openlance.inference.enhance import Enhancer
 
 __all__ = [
-    "Medium", "a_function", "as_clip", "as_picture", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
+    "MediaInput", "a_function", "as_clip", "as_image", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
     "listed", "paired", "random_seed", "seed_of", "starts", "videos_of", "whole",
 ]  # fmt: skip
 
@@ -79,7 +79,7 @@ def videos_of(medium: Any) -> list[Clip]:
     return [as_clip(medium)] if all(clip.frames == 1 for clip in clips) else clips
 
 
-def paired(media: Medium | Sequence[Medium], texts: str | Sequence[str]) -> list[tuple[Medium, str]]:
+def paired(media: MediaInput | Sequence[MediaInput], texts: str | Sequence[str]) -> list[tuple[MediaInput, str]]:
     """One medium per text; a single one of either goes with all of the other. UserError if the numbers differ.
 
     Only a list is several media: a tuple may be one item."""
@@ -91,7 +91,7 @@ def paired(media: Medium | Sequence[Medium], texts: str | Sequence[str]) -> list
     return list(zip(*_equally_many(found, said), strict=True))
 
 
-def grouped(media: Medium | Sequence, texts: str | Sequence[str]) -> list[tuple[list[Clip], str]]:
+def grouped(media: MediaInput | Sequence, texts: str | Sequence[str]) -> list[tuple[list[Clip], str]]:
     """Several media per text: a list of them for one text, a list of such lists for a list of texts."""
     groups = list(media) if is_many(texts) and isinstance(media, list) else [media]
     found, said = _equally_many(groups, list(texts) if is_many(texts) else [texts])

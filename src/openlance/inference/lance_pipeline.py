@@ -39,7 +39,7 @@ from openlance.inference.call import (
     starting_noise,
     step_end,
 )  # fmt: skip
-from openlance.inference.inputs import Medium, Settings, a_function, asked_size, is_many, listed, seeds_in, starts
+from openlance.inference.inputs import MediaInput, Settings, a_function, asked_size, is_many, listed, seeds_in, starts
 from openlance.inference.methods import Methods
 from openlance.inference.processor import Processor
 from openlance.runtime.offload import parse_memory
@@ -141,9 +141,9 @@ class LancePipeline(Methods):
     def __call__(
         self,
         prompt: str | Sequence[str],
-        image: Medium | Sequence[Medium] | None = None,
-        last_image: Medium | Sequence[Medium] | None = None,
-        video: Medium | Sequence[Medium] | None = None,
+        image: MediaInput | Sequence[MediaInput] | None = None,
+        last_image: MediaInput | Sequence[MediaInput] | None = None,
+        video: MediaInput | Sequence[MediaInput] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -158,7 +158,7 @@ class LancePipeline(Methods):
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
-        subject: Medium | Sequence[Medium] | None = None,
+        subject: MediaInput | Sequence[MediaInput] | None = None,
         enhance: bool | str | Enhancer | None = None,
         **settings: Unpack[Settings],
     ) -> LanceOutput:

@@ -24,10 +24,10 @@ from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.inputs import (
     How,
-    Medium,
+    MediaInput,
     Words,
     a_function,
-    as_picture,
+    as_image,
     asked_size,
     clips_of,
     grouped,
@@ -181,10 +181,10 @@ class Methods(Engine):
 
     def animate(
         self,
-        image: Medium | Sequence[Medium],
+        image: MediaInput | Sequence[MediaInput],
         prompt: str | Sequence[str],
         *,
-        last: Medium | Sequence[Medium] | None = None,
+        last: MediaInput | Sequence[MediaInput] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -200,13 +200,13 @@ class Methods(Engine):
         asked = asked_size(num_frames, height, width)
         requests = list[Segments]()
         for (medium, text), ending in zip(pairs, ends, strict=True):
-            given = [as_picture(medium), *([] if ending is None else [as_picture(ending)])]
+            given = [as_image(medium), *([] if ending is None else [as_image(ending)])]
             template = tasks.image_to_video if ending is None else tasks.first_and_last
             requests.append(self.front.request(tasks.the_task(template, "video"), text, given, asked=asked))
         return self._draw(requests, **how)
 
     def edit(
-        self, source: Medium | Sequence[Medium], instruction: str | Sequence[str], **how: Unpack[How]
+        self, source: MediaInput | Sequence[MediaInput], instruction: str | Sequence[str], **how: Unpack[How]
     ) -> list[Image] | list[Clip]:
         """Pictures or clips changed as told, each of the size and length of its source, rounded to the strides.
 
@@ -225,7 +225,7 @@ class Methods(Engine):
 
     def subject(
         self,
-        images: Medium | Sequence[Medium] | Sequence[Sequence[Medium]],
+        images: MediaInput | Sequence[MediaInput] | Sequence[Sequence[MediaInput]],
         prompt: str | Sequence[str],
         *,
         num_frames: int = 1,
@@ -246,7 +246,7 @@ class Methods(Engine):
 
     def ask(
         self,
-        media: Medium | Sequence[Medium] | Sequence[Sequence[Medium]],
+        media: MediaInput | Sequence[MediaInput] | Sequence[Sequence[MediaInput]],
         question: str | Sequence[str],
         *,
         stream: Callable[[str], None] | None = None,
@@ -292,7 +292,7 @@ class Methods(Engine):
         given = [AnswerInfo(text=str(a), finish_reason=a.finish_reason) for a in answers] if told else answers
         return given if several else given[0]
 
-    def caption(self, media: Medium | Sequence[Medium], **options: Any) -> Any:
+    def caption(self, media: MediaInput | Sequence[MediaInput], **options: Any) -> Any:
         """A description of a picture or clip, or a list of them; options as for `ask`."""
         if isinstance(media, list) and not media:
             raise UserError("there is no picture or clip to describe: give at least one")

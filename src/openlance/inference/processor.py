@@ -14,7 +14,7 @@ from openlance.config.sampling import Decoding
 from openlance.config.values import brief, flag, no_others
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
-from openlance.inference.inputs import Medium, as_picture, clips_of, is_many, videos_of
+from openlance.inference.inputs import MediaInput, as_image, clips_of, is_many, videos_of
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Segment, Segments
 from openlance.sequence.tasks import kind_of, the_task, understand
@@ -37,8 +37,8 @@ class Processor:
     def __call__(
         self,
         text: str | Sequence[str],
-        images: Medium | Sequence[Medium] | None = None,
-        videos: Medium | Sequence[Medium] | None = None,
+        images: MediaInput | Sequence[MediaInput] | None = None,
+        videos: MediaInput | Sequence[MediaInput] | None = None,
         **more: Any,
     ) -> BatchFeature:
         """Make the inputs of `generate`.
@@ -72,7 +72,7 @@ class Processor:
         requests = []
         for group, question in zip(groups, texts, strict=True):
             if images is not None:
-                clips = clips_of(group, as_picture)
+                clips = clips_of(group, as_image)
             else:
                 clips = videos_of(group)
             task = the_task(understand, kind_of(max(clip.frames for clip in clips)))

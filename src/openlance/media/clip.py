@@ -1,8 +1,9 @@
-"""The one form in which pictures and videos travel: a block of frames."""
+"""The one form in which images and videos travel, a block of frames, and which frames of a video the model sees."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from openlance.config.values import brief, number
 from openlance.errors import UserError
+from openlance.media.files import notice
 from openlance.media.provenance import KEY, Provenance
 
 if TYPE_CHECKING:
@@ -19,14 +21,25 @@ if TYPE_CHECKING:
 
 # Frames per second of every clip the model reads or makes (released code).
 MODEL_FPS = 12.0
+# Longer videos are not cut but sped up: the frames of the whole are spread over this time (released code).
+MAX_SECONDS = 6.0
+# Taken where the file does not say (released code).
+UNKNOWN_FPS = 24
+# The temporal stride of the VAE; the first frame stands alone, so clips have 4k + 1 frames.
+TEMPORAL_STRIDE = 4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Clip:
-    """Frames of a picture (one frame) or a video.
+    """The frames of an image (one frame) or a video.
 
-    pixels: uint8 (T, H, W, 3), RGB, 0..255.  fps: frames per second, without meaning for a picture.  made: how, where a
-    model drew it here and that is to be known; files and Pillow images carry it along.
+    Args:
+        pixels: uint8 (T, H, W, 3), RGB, 0..255.
+        fps: frames per second, without meaning for an image.
+        made: how, where a model drew it here and that is to be known; files and Pillow images carry it along.
+
+    Raises:
+        UserError: the pixels are of another type or shape, or the rate is not positive.
     """
 
     pixels: np.ndarray
@@ -38,10 +51,10 @@ class Clip:
             raise UserError(f"the pixels of a clip are {brief(self.pixels)}: expected an array, uint8 (T, H, W, 3)")
         shape, kind = self.pixels.shape, self.pixels.dtype
         if kind != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-            raise UserError(f"a clip needs uint8 pixels (T, H, W, 3) with no empty axis, not {kind} {tuple(shape)}")
-        if not number("fps", self.fps) > 0:
-            raise UserError(f"a clip needs a positive frame rate, not {self.fps}")
+            raise UserError(f"a clip needs uint8 pixels (T, H, W, 3) with no empty axis, got {kind} {tuple(shape)}")
         object.__setattr__(self, "fps", number("fps", self.fps))
+        if not self.fps > 0:
+            raise UserError(f"a clip needs a positive frame rate, got fps={self.fps}")
 
     def __repr__(self) -> str:
         return f"Clip({self.frames} frames of {self.width}x{self.height}, {self.fps:g} a second)"
@@ -65,13 +78,17 @@ class Clip:
         return int(self.pixels.shape[2])
 
     def save(self, path: str | Path) -> None:
-        """Write .mp4, or animated .webp or .gif; one frame as .png, .jpg or .webp. UserError for other names."""
+        """Write the clip as the suffix says: .mp4, .webp or .gif; one frame also as .png or .jpg.
+
+        Raises:
+            UserError: the suffix is another one, or the place cannot be written.
+        """
         from openlance.media.write import write_media
 
         write_media(path, self)
 
     def images(self) -> list[Image]:
-        """Its frames as Pillow images, with how they were made in their `info`, as in a PNG file of ours."""
+        """Return the frames as Pillow images, with how they were made in their `info`, as in a PNG file of ours."""
         from PIL import Image
 
         frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in self.pixels]
@@ -81,5 +98,107 @@ class Clip:
         return frames
 
     def with_pixels(self, pixels: np.ndarray) -> Clip:
-        """The same frame rate with other frames, of which nobody knows how they were made."""
+        """Return a clip of the same frame rate with other frames, of which nobody knows how they were made."""
         return Clip(pixels, self.fps)
+
+
+def joined(frames: Sequence[np.ndarray], name: str) -> Clip:
+    """Put frames, each uint8 (H, W, 3), into one clip at the model's rate. UserError if their sizes differ."""
+    sizes = list(dict.fromkeys(frame.shape[:2] for frame in frames))
+    if len(sizes) > 1:
+        (h, w), (other_h, other_w) = sizes[:2]
+        raise UserError(f"{name} has frames of several sizes, {w}x{h} and {other_w}x{other_h}: scale them to one size")
+    return Clip(np.stack(frames), MODEL_FPS)
+
+
+def frame_indices(total: int, fps: float | None) -> list[int]:
+    """Choose the frames of a steady video that the model sees: at most 69 of them, 4k + 1, about 12 a second.
+
+    The rule of the released code: file rate rounded, duration capped at 6 s, floor to a multiple of 4 and add one
+    (take 3 off where it is a multiple already), then even integer steps from the first to the last frame.
+
+    Args:
+        total: frames of the video.
+        fps: its frames per second; None where they are not known (24 is taken).
+
+    Returns:
+        Ascending frame numbers; slow videos repeat frames.
+
+    Raises:
+        UserError: the video has no frame.
+    """
+    if total < 1:
+        raise UserError("a video without frames cannot be sampled: give one that has at least one frame")
+    rate = round(fps) if fps else 0
+    return np.linspace(0, total - 1, _count(total / (rate or UNKNOWN_FPS)), dtype=int).tolist()
+
+
+def _count(seconds: float) -> int:
+    """How many frames of a video of a length are kept (released code)."""
+    count = round(MODEL_FPS * min(seconds, MAX_SECONDS))
+    if count % TEMPORAL_STRIDE:
+        return count // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
+    return max(count - TEMPORAL_STRIDE + 1, 1)
+
+
+def frames_by_time(
+    starts: np.ndarray, end: float, rate: float | None = None, *, tick: float = 0.0, slowest: float = 0.5
+) -> list[int]:
+    """Choose the frames that the model sees from when each is shown.
+
+    A steady video is sampled by `frame_indices`. Any other one is looked at in as many even moments as a steady one of
+    its length, from the middle of its shortest frame (or of the model's own, if that is shorter) to as long before its
+    end.
+
+    Args:
+        starts: seconds at which each frame appears, ascending, (N,).
+        end: second at which the last one goes.
+        rate: frames per second as the file has them; taken where it agrees with `starts`.
+        tick: resolution of the file's clock in seconds, to which `starts` are rounded.
+        slowest: frames per second up to which a steady video goes by time as well. The released rule rounds a rate of
+            half a frame a second to zero and would not know how long such a video lasts.
+
+    Returns:
+        Ascending frame numbers of 0..N-1.
+    """
+    if len(starts) <= 1:
+        return frame_indices(len(starts), rate)
+    times = np.asarray(starts, np.float64) - starts[0]
+    length = end - float(starts[0])
+    measured = steady_rate(times, length, tick)
+    if measured is not None:
+        agreed = rate if rate and abs(rate / measured - 1) < 0.02 else measured
+        if agreed > slowest:
+            return frame_indices(len(times), agreed)
+    gaps = np.diff(np.append(times, length))
+    shortest = min(gaps[gaps > 0].min(initial=1 / MODEL_FPS), 1 / MODEL_FPS)
+    moments = np.linspace(0, length - shortest, _count(length)) + shortest / 2
+    return (np.searchsorted(times, moments, side="right") - 1).clip(0, len(times) - 1).tolist()
+
+
+def steady_rate(times: np.ndarray, length: float, tick: float = 0.0) -> float | None:
+    """Measure the frames per second of a video that shows each frame equally long.
+
+    Args:
+        times: seconds at which each frame appears, ascending from 0, (N,) of two or more.
+        length: seconds of the whole video.
+        tick: resolution of the clock. Rounding to it (milliseconds in Matroska, say) makes no video unsteady, nor does
+            a frame that comes a quarter of a frame early or late: the sampler would see the same.
+
+    Returns:
+        The rate, or None for any other video.
+    """
+    period = float(times[-1]) / (len(times) - 1)
+    if period <= 0:
+        return None
+    allowed = max(period / 4, tick if tick < period / 2 else 0.0)
+    uneven = np.abs(times - period * np.arange(len(times))).max()
+    held = length - float(times[-1])  # a last frame that stays is a pause; that it is short says little
+    return 1 / period if uneven <= allowed and held <= period + allowed else None
+
+
+def tell_speed(name: str, seconds: float, frames: int) -> None:
+    """Say that a video of more than `MAX_SECONDS` is spread over the frames that are kept of it."""
+    if seconds > MAX_SECONDS + 1 / MODEL_FPS:
+        faster = f"{seconds / (frames / MODEL_FPS):.1f} times faster; cut it to {MAX_SECONDS:g} s to keep its speed"
+        notice(f"{name} lasts {seconds:.1f} s: {frames} frames, evenly spread, are kept, so it looks {faster}")

@@ -3,70 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import MODEL_FPS, Clip
-from openlance.media.notices import notice
-from openlance.media.pixels import on_white
-from openlance.media.provenance import carried
-from openlance.media.read import read_media
-from openlance.media.timing import frame_indices, tell_speed
+from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, tell_speed
+from openlance.media.files import Source, begins_as_video, notice
+from openlance.media.image import frames_of, metadata, on_white, one_image, open_image, read_animation
+from openlance.media.provenance import (
+    BEGIN,
+    EXIF_IFD,
+    KEY,
+    LONGEST,
+    UNICODE,
+    USER_COMMENT,
+    Provenance,
+    carried,
+)
+from openlance.media.video import opened, read_video_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 # Anything that `as_clip` takes.
-Medium: TypeAlias = Any
+MediaInput: TypeAlias = Any
 
 EXPECTED = (
     "give a path, the bytes of a file, a PIL image, an array or tensor of pixels (uint8, or float from 0 to 1), "
     "a Clip, or a list of frames"
 )
+COMMENT = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")  # boxes, each inside the one before
+MOST_BOXES = 10_000
 ROUNDING = 1e-3  # how far numbers that should lie in [0, 1] may be off
+# Formats of images without a signature: a video may look like one by chance.
+UNSIGNED = ("TGA",)
 
 
-def as_clip(medium: Medium, name: str | None = None) -> Clip:
+def read_media(source: str | Path | bytes, name: str | None = None) -> Clip:
+    """Read an image as one frame, a video or an animation as the frames that the model sees.
+
+    The content decides what a file is, not its name.
+
+    Args:
+        source: a file, or its bytes.
+        name: what errors and notices call it, if not by its path.
+
+    Returns:
+        uint8 frames in sRGB, upright, on white; a video has 12 a second.
+
+    Raises:
+        UserError: it is missing, neither image nor video, damaged, truncated or too large.
+    """
+    file = Source(source, name)
+    image = _still_or_animation(file)
+    if image is None:
+        return read_video_file(file)
+    with image:
+        return read_animation(image, file.name) if frames_of(image, file.name) > 1 else one_image(image, file.name)
+
+
+def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
+    """Read a video, or an animation, as the frames that the model sees. Takes and returns what `read_media` does.
+
+    Raises:
+        UserError: as from `read_media`, and where the file holds a still image (a GIF of one frame is a video).
+    """
+    file = Source(source, name)
+    image = _still_or_animation(file)
+    if image is not None:
+        with image:
+            if image.format != "GIF" and frames_of(image, file.name) == 1:
+                raise UserError(f"{file.name} is a still image, not a video: give an MP4, WebM or animated file")
+    return read_media(source, name)
+
+
+def _still_or_animation(file: Source) -> PillowImage | None:
+    """The file opened by Pillow; None if it is a video, as one that looks like an image by chance is, or neither."""
+    image = open_image(file)
+    if image is not None and image.format in UNSIGNED:
+        with suppress(UserError), opened(file):
+            image.close()
+            return None
+    return image
+
+
+def as_clip(value: MediaInput, name: str | None = None) -> Clip:
     """Turn what was handed in into frames, whatever its form.
 
     Args:
-        medium: a path or the bytes of a file, told by its content (see `read_media`); Hugging Face's {"bytes", "path"};
-            a PIL image (of an animated one the frame on which it stands); numpy (H, W), (H, W, 1|3|4) or
-            (T, H, W, 1|3|4); a tensor of torch, also with its channels first; a list of pictures, which are the frames
-            of one clip; a Clip. Pixels are uint8, or float in [0, 1]; a fourth channel is opacity, laid on white.
-            Arrays and lists count as 12 frames a second and keep all frames.
+        value: a path or the bytes of a file (see `read_media`); Hugging Face's {"bytes", "path"}; a PIL image (of an
+            animated one the frame on which it stands); numpy (H, W), (H, W, 1|3|4) or (T, H, W, 1|3|4); a tensor of
+            torch, also with its channels first; a list of images, which are the frames of one clip; a Clip. Pixels are
+            uint8, or float in [0, 1]; a fourth channel is opacity, laid on white. Arrays and lists count as 12 frames a
+            second and keep all frames.
         name: what errors and notices call it.
 
     Returns:
-        A picture as one frame, a video as the frames that the model sees, 12 a second.
+        An image as one frame, a video as the frames that the model sees, 12 a second.
 
     Raises:
         UserError: it is of another kind, empty, damaged, or its frames differ in size.
     """
-    if isinstance(medium, Clip):
-        return _at_model_rate(medium, name or f"a clip of {medium.frames} frames")
-    if isinstance(medium, (str, Path)):
-        return read_media(medium, name)
-    if isinstance(medium, (bytes, bytearray, memoryview)):
-        return read_media(bytes(medium), name)
-    if isinstance(medium, Mapping):
-        return _from_mapping(medium, name)
-    if isinstance(medium, (list, tuple)):
-        return _from_frames(medium, name)
-    if _is_pillow(medium):
-        from openlance.media.image import one_picture
-
-        return replace(one_picture(medium, name or "the PIL image"), made=carried(medium.info))
-    return Clip(_pixels(_array(medium, name or "it"), name or "an array of pixels"))
+    if isinstance(value, Clip):
+        return _at_model_rate(value, name or f"a clip of {value.frames} frames")
+    if isinstance(value, (str, Path)):
+        return read_media(value, name)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return read_media(bytes(value), name)
+    if isinstance(value, Mapping):
+        return _from_mapping(value, name)
+    if isinstance(value, (list, tuple)):
+        return _from_frames(value, name)
+    if hasattr(value, "getexif") and not isinstance(value, type):  # Pillow, which only then is imported
+        return replace(one_image(value, name or "the PIL image"), made=carried(value.info))
+    return Clip(_pixels(_array(value, name or "it"), name or "an array of pixels"))
 
 
-def as_picture(medium: Medium, name: str | None = None) -> Clip:
+def as_image(value: MediaInput, name: str | None = None) -> Clip:
     """Turn what was handed in into one frame: of a video the first. Takes and raises what `as_clip` does."""
-    clip = as_clip(medium, name)
+    clip = as_clip(value, name)
     if clip.frames == 1:
         return clip
-    notice(f"{name or 'a clip'} moves, and a picture is wanted: the first of its {clip.frames} frames is taken")
+    notice(f"{name or 'a clip'} moves, and an image is wanted: the first of its {clip.frames} frames is taken")
     return clip.with_pixels(clip.pixels[:1])
 
 
@@ -79,75 +141,49 @@ def _at_model_rate(clip: Clip, name: str) -> Clip:
     return Clip(clip.pixels[wanted], MODEL_FPS)
 
 
-def _from_mapping(medium: Mapping, name: str | None) -> Clip:
+def _from_mapping(value: Mapping, name: str | None) -> Clip:
     """Hugging Face's form of a file: its bytes, or where they are missing its path."""
     for key in ("bytes", "path"):
-        if medium.get(key) is not None:
-            return as_clip(medium[key], name)
-    keys = ", ".join(map(repr, list(medium)[:4])) or "nothing"
-    raise UserError(f"{name or 'a dictionary'} with {keys} holds no picture: give its file as 'bytes' or 'path'")
+        if value.get(key) is not None:
+            return as_clip(value[key], name)
+    keys = ", ".join(map(repr, list(value)[:4])) or "nothing"
+    raise UserError(f"{name or 'a dictionary'} with {keys} holds no image: give its file as 'bytes' or 'path'")
 
 
-def _from_frames(media: list | tuple, name: str | None) -> Clip:
+def _from_frames(values: list | tuple, name: str | None) -> Clip:
     """The frames of one clip."""
-    if not media:
-        raise UserError(f"{name or 'a list of frames'} is empty: give at least one picture")
-    clips = []
-    for number, medium in enumerate(media, start=1):
-        clip = as_clip(medium, f"{name or 'the list of frames'}, entry {number}" if _nameless(medium) else name)
+    called = name or "the list of frames"
+    if not values:
+        raise UserError(f"{called} is empty: give at least one image")
+    frames = []
+    for number, value in enumerate(values, start=1):
+        own = isinstance(value, (str, Path, Mapping))  # its file names it better
+        clip = as_clip(value, name if own else f"{called}, entry {number}")
         if clip.frames != 1:
-            raise UserError(
-                f"entry {number} of {name or 'a list of frames'} is a clip of {clip.frames} frames: a list holds the "
-                f"pictures of one clip; give clips one by one"
-            )
-        clips.append(clip)
-    sizes = list(dict.fromkeys((clip.width, clip.height) for clip in clips))
-    if len(sizes) > 1:
-        (w, h), (other_w, other_h) = sizes[:2]
-        raise UserError(
-            f"the frames of {name or 'a list'} have several sizes, {w}x{h} and {other_w}x{other_h}: a list is one "
-            f"clip; scale its frames to one size, or give pictures one by one"
-        )
-    return Clip(np.concatenate([clip.pixels for clip in clips]), MODEL_FPS)
+            raise UserError(f"entry {number} of {called} is a clip of {clip.frames} frames: give clips one by one")
+        frames.append(clip.pixels[0])
+    return joined(frames, called)
 
 
-def _nameless(medium: Medium) -> bool:
-    return not isinstance(medium, (str, Path, Mapping))
-
-
-def _is_pillow(medium: Any) -> bool:
-    """Whether it is an image of Pillow, which is imported only for what may be one."""
-    if not hasattr(medium, "getexif"):
-        return False
-    from PIL import Image
-
-    return isinstance(medium, Image.Image)
-
-
-def _array(medium: Any, name: str) -> np.ndarray:
+def _array(value: Any, name: str) -> np.ndarray:
     """Pixels of an array or tensor with the channels last; of anything else a UserError."""
-    if isinstance(medium, np.ndarray):
-        return medium
-    if all(hasattr(medium, method) for method in ("detach", "cpu", "numpy")):  # a tensor, without importing torch
+    if isinstance(value, np.ndarray):
+        return value
+    if all(hasattr(value, method) for method in ("detach", "cpu", "numpy")):  # a tensor, without importing torch
         try:
-            held = medium.detach().cpu()
+            held = value.detach().cpu()
             if "bfloat16" in str(held.dtype):  # numpy has no such numbers
                 held = held.float()
-            return _channels_last(held.numpy())
+            pixels = held.numpy()
         except (TypeError, RuntimeError) as error:  # sparse, or without values
             why = str(error).partition("\n")[0][:120]
             raise UserError(f"{name} is a tensor that is no pixels ({why}): {EXPECTED}") from error
-    if hasattr(medium, "__array__") and not isinstance(medium, np.generic):
-        return np.asarray(medium)
-    what = "None" if medium is None else f"of type {type(medium).__name__}"
-    raise UserError(f"{name} is {what}, which is no picture or clip: {EXPECTED}")
-
-
-def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    """(..., H, W, C) of a tensor that may have its channels before its rows."""
-    if pixels.ndim in (3, 4) and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[-3] in (1, 3, 4):
-        return np.moveaxis(pixels, -3, -1)
-    return pixels
+        first = pixels.ndim in (3, 4) and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[-3] in (1, 3, 4)
+        return np.moveaxis(pixels, -3, -1) if first else pixels  # channels before rows
+    if hasattr(value, "__array__") and not isinstance(value, np.generic):
+        return np.asarray(value)
+    what = "None" if value is None else f"of type {type(value).__name__}"
+    raise UserError(f"{name} is {what}, which is not an image or clip: {EXPECTED}")
 
 
 def _pixels(array: np.ndarray, name: str) -> np.ndarray:
@@ -155,13 +191,9 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
     described = f"{name} of {array.dtype} {tuple(array.shape)}"
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4):
-        raise UserError(
-            f"{described} is no picture or clip: give (height, width), (height, width, channels) or (frames, height, "
-            f"width, channels) with 1, 3 or 4 channels"
-        )
-    if 0 in array.shape:
-        raise UserError(f"{described} is without frames or pixels: leave it out")
+    if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        shapes = "(H, W), (H, W, C) or (T, H, W, C) with 1, 3 or 4 channels and no empty axis"
+        raise UserError(f"{described} is not an image or clip: give {shapes}")
     frames = _levels(array if array.ndim == 4 else array[None], described)
     if frames.shape[-1] == 4:
         return np.stack([on_white(frame) for frame in frames])
@@ -176,8 +208,58 @@ def _levels(values: np.ndarray, described: str) -> np.ndarray:
         raise UserError(f"{described} has numbers of another kind: convert them to uint8 (0 to 255) or float (0 to 1)")
     low, high = float(values.min()), float(values.max())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # false for NaN as well
-        raise UserError(
-            f"{described} has values from {low:.4g} to {high:.4g}: floating-point pixels go from 0 to 1; scale them, "
-            f"or convert them to uint8"
-        )
+        span = f"values from {low:.4g} to {high:.4g}"
+        raise UserError(f"{described} has {span}: floating-point pixels go from 0 to 1, those of uint8 from 0 to 255")
     return (values.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def read_provenance(path: str | Path | bytes) -> Provenance | None:
+    """Read how an image or video was made, as its file says; None where the file does not say, or not in our words.
+
+    Args:
+        path: A PNG, JPEG, WebP, GIF or MP4 file, or its bytes.
+
+    Raises:
+        UserError: If there is no such file, it is neither image nor video, or what it says is damaged.
+    """
+    source = Source(path)
+    if not begins_as_video(source.head()):
+        text = _in_image(metadata(source, EXIF_IFD))
+    else:
+        with source.open() as file:
+            text = _in_video(file, source.size())
+    return Provenance.parse(text, source.name) if text.startswith(BEGIN) else None
+
+
+def _in_image(found: Mapping[Any, Any]) -> str:
+    """The record among what Pillow found beside the pixels."""
+    text = found.get(KEY) or found.get("comment") or found.get(USER_COMMENT) or ""
+    if isinstance(text, bytes):
+        wide = text.startswith(UNICODE)
+        text = text.removeprefix(UNICODE).decode("utf-16-be" if wide else "utf-8", "replace")
+    return text if isinstance(text, str) else ""
+
+
+def _in_video(file: BinaryIO, end: int) -> str:
+    """The comment of an MP4 file. Its boxes are walked here, since ffmpeg would read one of any size into memory."""
+    at, wanted = 0, list(COMMENT)
+    for _ in range(MOST_BOXES):
+        if at + 8 > end:
+            break
+        file.seek(at)
+        head = file.read(16)
+        size, name = int.from_bytes(head[:4], "big"), head[4:8]
+        inside = at + (16 if size == 1 else 8)
+        size = int.from_bytes(head[8:], "big") if size == 1 else size or end - at
+        if size < inside - at:
+            break
+        if name != wanted[0]:
+            at += size
+            continue
+        end = min(end, at + size)
+        at = inside + 4 * (name == b"meta")  # which begins with its version
+        del wanted[0]
+        if not wanted:
+            file.seek(at + 8)  # behind type and language
+            return file.read(min(end - at - 8, LONGEST + 1)).decode("utf-8", "replace") if end - at > 8 else ""
+    return ""

@@ -1,4 +1,4 @@
-"""How a picture or clip was made: one record, which its file carries and `read_provenance` finds there.
+"""How an image or video was made: one record, which its file carries and `read_provenance` finds there.
 
 PNG: text chunks `openlance` (this record in JSON) and `parameters` (the lines that other programs read). JPEG, WebP:
 UserComment of EXIF. GIF: its comment. MP4: the tag `comment`.
@@ -9,21 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, BinaryIO, get_type_hints
+from typing import Any, get_type_hints
 
 from openlance.config.values import convert
 from openlance.errors import UserError
-from openlance.media.notices import notice
-from openlance.media.source import Source, is_movie
+from openlance.media.files import notice
 
 KEY = "openlance"
 BEGIN = f'{{"{KEY}": '  # of every record: comments of other programs begin otherwise
 LONGEST = 1 << 20  # bytes of a record; Pillow reads no longer text either
 LONGEST_JPEG = 60_000  # bytes of EXIF, which is one segment there
 EXIF_IFD, USER_COMMENT, UNICODE = 0x8769, 0x9286, b"UNICODE\0"
-COMMENT = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")  # boxes, each inside the one before
-MOST_BOXES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +34,7 @@ class Provenance:
         seed: Of its noise; None where that came from elsewhere.
         width: In pixels.
         height: In pixels.
-        num_frames: 1 of a picture.
+        num_frames: 1 for an image.
         model: Name, not path.
         model_hash: Of the weights that drew it (`checkpoint.fingerprint`).
         dtype: Numbers in which the model ran.
@@ -102,7 +98,7 @@ class Provenance:
 
 
 def carried(info: Mapping[Any, Any]) -> Provenance | None:
-    """The record that a Pillow image carries in its `info`, if it is a whole one."""
+    """Return the record that a Pillow image carries in its `info`; None if there is no whole one."""
     text = info.get(KEY)
     try:
         return Provenance.parse(text, "the image") if isinstance(text, str) else None
@@ -111,7 +107,13 @@ def carried(info: Mapping[Any, Any]) -> Provenance | None:
 
 
 def save_options(made: Provenance | None, form: str, name: str) -> dict[str, Any]:
-    """What Pillow's `save` is told so that a file of a form ("PNG", "JPEG", "WEBP", "GIF") carries a record."""
+    """Make the options of Pillow's `save` with which a file carries a record.
+
+    Args:
+        made: the record; None for a file without one.
+        form: "PNG", "JPEG", "WEBP" or "GIF".
+        name: of the file, in notices.
+    """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -135,63 +137,9 @@ def save_options(made: Provenance | None, form: str, name: str) -> dict[str, Any
 
 
 def written(made: Provenance | None, name: str) -> str:
-    """The text of a record, empty if there is none or it is too long to be read again, which is noticed."""
+    """Return the text of a record: empty if there is none, or if it is too long to be read again, which is noticed."""
     text = "" if made is None else made.text
     if len(text.encode()) <= LONGEST:
         return text
     notice(f"{name} does not say how it was made: that takes more than {LONGEST} bytes")
-    return ""
-
-
-def read_provenance(path: str | Path | bytes) -> Provenance | None:
-    """How a picture or clip was made, as its file says; None where the file does not say, or not in our words.
-
-    Args:
-        path: A PNG, JPEG, WebP, GIF or MP4 file, or its bytes.
-
-    Raises:
-        UserError: If there is no such file, it is neither picture nor video, or what it says is damaged.
-    """
-    from openlance.media.image import metadata
-
-    source = Source.of(path)
-    if not is_movie(source.head()):
-        text = _in_picture(metadata(source, EXIF_IFD))
-    else:
-        with source.open() as file:
-            text = _in_movie(file, source.size())
-    return Provenance.parse(text, source.name) if text.startswith(BEGIN) else None
-
-
-def _in_picture(found: Mapping[Any, Any]) -> str:
-    """The record among what Pillow found beside the pixels."""
-    text = found.get(KEY) or found.get("comment") or found.get(USER_COMMENT) or ""
-    if isinstance(text, bytes):
-        wide = text.startswith(UNICODE)
-        text = text.removeprefix(UNICODE).decode("utf-16-be" if wide else "utf-8", "replace")
-    return text if isinstance(text, str) else ""
-
-
-def _in_movie(file: BinaryIO, end: int) -> str:
-    """The comment of an MP4 file. Its boxes are walked here, since ffmpeg would read one of any size into memory."""
-    at, wanted = 0, list(COMMENT)
-    for _ in range(MOST_BOXES):
-        if at + 8 > end:
-            break
-        file.seek(at)
-        head = file.read(16)
-        size, name = int.from_bytes(head[:4], "big"), head[4:8]
-        inside = at + (16 if size == 1 else 8)
-        size = int.from_bytes(head[8:], "big") if size == 1 else size or end - at
-        if size < inside - at:
-            break
-        if name != wanted[0]:
-            at += size
-            continue
-        end = min(end, at + size)
-        at = inside + 4 * (name == b"meta")  # which begins with its version
-        del wanted[0]
-        if not wanted:
-            file.seek(at + 8)  # behind type and language
-            return file.read(min(end - at - 8, LONGEST + 1)).decode("utf-8", "replace") if end - at > 8 else ""
     return ""

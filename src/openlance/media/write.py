@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from openlance.config.values import path_of
 from openlance.errors import UserError
-from openlance.media.clip import Clip
 from openlance.media.files import atomic_path
-from openlance.media.image import WRITABLE_SUFFIXES, write_image
-from openlance.media.provenance import save_options
-from openlance.media.video import write_video
+from openlance.media.provenance import save_options, written
 
+if TYPE_CHECKING:
+    from openlance.media.clip import Clip
+
+WRITTEN_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+WRITABLE_SUFFIXES = tuple(WRITTEN_AS)
 ANIMATED_SUFFIXES = (".webp", ".gif")
 CLIP_SUFFIXES = (".mp4", *ANIMATED_SUFFIXES)
 
 
-def suffixes_for(frames: int) -> tuple[str, ...]:
-    """What the name of a file with so many frames may end in."""
-    return WRITABLE_SUFFIXES if frames == 1 else CLIP_SUFFIXES
-
-
 def write_media(path: str | Path, clip: Clip) -> None:
-    """Write a picture (.png .jpg .webp) or a clip (.mp4, or animated .webp and .gif); UserError for another suffix."""
+    """Write an image (.png .jpg .webp) or a video (.mp4, or animated .webp and .gif).
+
+    Raises:
+        UserError: the suffix is another one, or the place cannot be written.
+    """
     path = path_of("the file to write", path)
     suffix = path.suffix.lower()
-    if suffix not in (WRITABLE_SUFFIXES + CLIP_SUFFIXES if clip.frames == 1 else CLIP_SUFFIXES):
-        what = "picture" if clip.frames == 1 else "video"
-        good = ", ".join(suffixes_for(clip.frames))
-        raise UserError(f"cannot write a {what} as {Path(path).name!r}: end its name in {good}")
+    what, good = ("an image", WRITABLE_SUFFIXES) if clip.frames == 1 else ("a video", CLIP_SUFFIXES)
+    if suffix not in (*good, *CLIP_SUFFIXES):
+        raise UserError(f"cannot write {what} as {path.name!r}: end its name in {', '.join(good)}")
     if clip.frames == 1 and suffix in WRITABLE_SUFFIXES:
         write_image(path, clip)
     elif suffix in ANIMATED_SUFFIXES:
@@ -41,14 +42,71 @@ def write_media(path: str | Path, clip: Clip) -> None:
         write_video(path, clip)
 
 
+def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
+    """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all. The
+    file says how the clip was made, if that is known.
+
+    Raises:
+        UserError: the name ends otherwise, or the place cannot be written (a full disk, say).
+    """
+    from PIL import Image
+
+    target = Path(path)
+    if target.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise UserError(f"cannot write an image as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
+    form = WRITTEN_AS[target.suffix.lower()]
+    pixels, made = (picture.pixels[0], picture.made) if not isinstance(picture, np.ndarray) else (picture, None)
+    options = save_options(made, form, target.name) | ({} if form == "PNG" else {"quality": 95})
+    memory = io.BytesIO()  # writing to a full disk itself, Pillow may leave out the end of a JPEG without a word
+    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, form, **options)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(memory.getvalue())
+
+
+def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
+    """Write a clip as H.264, yuv420p, .mp4, at clip.fps; the file appears whole or not at all.
+
+    Its colors are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers. It
+    says how the clip was made, if that is known.
+
+    Args:
+        path: a name that ends in .mp4.
+        clip: frames with even sides.
+        crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless.
+
+    Raises:
+        UserError: another suffix, an odd side (4:2:0 color needs even ones), or a place that cannot be written.
+    """
+    import av
+
+    target = Path(path)
+    if target.suffix.lower() != ".mp4":
+        raise UserError(f"cannot write a video as {target.name!r}: end its name in .mp4")
+    if clip.height % 2 or clip.width % 2:
+        raise UserError(f"a video of {clip.height}x{clip.width} has an odd side: use sides that are even")
+    index_first = {"movflags": "faststart"}
+    with atomic_path(target) as temporary, av.open(str(temporary), "w", format="mp4", options=index_first) as container:
+        if text := written(clip.made, target.name):
+            container.metadata["comment"] = text
+        stream = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001))
+        for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
+            setattr(stream.codec_context, name, 1)  # BT.709 of limited range, in ffmpeg's numbers
+        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
+        stream.options = {"crf": str(crf), "preset": "medium"}
+        for pixels in clip.pixels:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
+        container.mux(stream.encode(None))
+
+
 def write_animation(path: str | Path, clip: Clip) -> None:
-    """Write a clip as an endless .webp (quality 90) or .gif (256 colours, times in hundredths of a second)."""
+    """Write a clip as an endless .webp (quality 90) or .gif (256 colors, times in hundredths of a second)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode_animation(clip, Path(path).suffix.lower().lstrip(".")))
 
 
 def encode_animation(clip: Clip, form: str = "webp") -> bytes:
-    """The bytes of an animated picture, "webp" or "gif"."""
+    """Encode a clip as an animation of form "webp" or "gif"."""
     first, *others = clip.images()
     options: dict[str, Any] = {"quality": 90, "method": 4} if form == "webp" else {"disposal": 1}
     options |= save_options(clip.made, form.upper(), f"the {form}")

@@ -155,7 +155,7 @@ def _request(c: ModelConfig, wanted: Wanted) -> Segments:
     """The request with media that have only a size; what is looked at has the one that presets make of it."""
     spec, usual = spec_of(wanted.task), usual_size(c)
     read = wanted.frames if spec.reads == "video" else 1
-    transform = MediaTransform.of(c, usual=usual, buckets=RELEASED_BUCKETS if usual == USUAL else {})
+    transform = MediaTransform(c, usual=usual, bases=RELEASED_BUCKETS if usual == USUAL else {})
     seen = transform.seen_size(wanted.height, wanted.width, spec.makes)
     media = [Views(placeholder(read, *seen), placeholder(read, wanted.height, wanted.width))] if spec.reads else []
     size = (wanted.frames if spec.makes == "video" else 1, wanted.height, wanted.width)

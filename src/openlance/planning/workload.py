@@ -16,7 +16,7 @@ import numpy as np
 from openlance.config.model import ModelConfig
 from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
-from openlance.media.buckets import BUCKET_STRIDE, bucket_table
+from openlance.media.transform import BUCKET_STRIDE, bucket_table
 from openlance.planning.lengths import placeholder, ruler, text
 from openlance.planning.size import encoder_half
 from openlance.sequence.pack import Visual, document

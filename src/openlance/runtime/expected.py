@@ -35,7 +35,7 @@ def _vit(config: ModelConfig) -> Shapes:
 
 def _vae(config: ModelConfig) -> Shapes:
     from openlance.checkpoint.names import released_names
-    from openlance.vae.wan import build_wan
+    from openlance.vae.autoencoder import build_wan
 
     names = released_names(config.vae)
     with unfilled():

@@ -1,16 +1,18 @@
-"""The codec for pictures: half of `vae.autoencoder`'s interface, the same weights and numbers, without diffusers, whose
-import alone takes seconds.
+"""The VAE for images: the interface, weights and numbers of `vae.autoencoder`, without diffusers, whose import alone
+takes seconds.
 
-On one frame the Wan2.2 codec is an ordinary 2-D network: a causal convolution meets only zeros before the frame, so its
+On one frame the Wan2.2 VAE is an ordinary 2-D network: a causal convolution meets only zeros before the frame, so its
 last temporal tap is all of it, and the temporal resamplers wait for a second frame. This is that network, about three
 times cheaper than diffusers' modules on a CPU; `training.codec` trains it.
 
-Axes: B batch, C channels, Y X latent rows and columns, H W those of the pixels.
+Axes: B batch, C channels, T Y X latent frames, rows and columns, F H W those of the pixels, which are in [-1, 1].
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,11 @@ from torch import Tensor, nn
 
 from openlance.checkpoint.names import released_names
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors, unfilled
-from openlance.config.model import VAEConfig, check_size
+from openlance.config.model import VAEConfig
 from openlance.model.precision import HALVES
+
+PARTS = ("encoder", "decoder")
+AnyVAE = TypeVar("AnyVAE", bound="NormalizedVAE")
 
 
 class Norm(nn.Module):
@@ -70,13 +75,12 @@ class Middle(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x_BCYX)))
 
 
-class Upsampler(nn.Module):
-    """Doubles both sides, then smooths."""
+class Resampler(nn.Module):
+    """The layers between two resolutions."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
-        doubled = nn.Upsample(scale_factor=2.0, mode="nearest-exact")
-        self.resample = nn.Sequential(doubled, nn.Conv2d(channels, channels, 3, padding=1))
+        self.resample = nn.Sequential(*layers)
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
         return self.resample(x_BCYX)
@@ -87,14 +91,13 @@ class Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int, up: bool, temporal: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList([Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks)])
-        self.upsampler = Upsampler(outputs) if up else None
+        self.resnets = nn.Sequential(*(Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks)))
+        doubled = nn.Upsample(scale_factor=2.0, mode="nearest-exact")
+        self.upsampler = Resampler(doubled, nn.Conv2d(outputs, outputs, 3, padding=1)) if up else None
         self.copies = 2 if temporal else 1
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
-        y_BCYX = x_BCYX
-        for block in self.resnets:
-            y_BCYX = block(y_BCYX)
+        y_BCYX = self.resnets(x_BCYX)
         if self.upsampler is None:
             return y_BCYX
         return self.upsampler(y_BCYX) + self._shortcut(x_BCYX, y_BCYX.shape[1])
@@ -103,8 +106,7 @@ class Level(nn.Module):
         """Channels become 2 x 2 pixels; where frames are doubled too, a first frame is the second of its copies."""
         b, c, y, x = x_BCYX.shape
         spread = x_BCYX.repeat_interleave(outputs * self.copies * 4 // c, dim=1)
-        newest = spread.reshape(b, outputs, self.copies, 2, 2, y, x)[:, :, -1]
-        return newest.permute(0, 1, 4, 2, 5, 3).reshape(b, outputs, 2 * y, 2 * x)
+        return F.pixel_shuffle(spread.reshape(b, outputs, self.copies, 4, y, x)[:, :, -1].flatten(1, 2), 2)
 
 
 class Decoder(nn.Module):
@@ -114,28 +116,15 @@ class Decoder(nn.Module):
         steps = (*reversed(config.temporal_downsample), None)  # the last level is not followed by a step
         self.conv_in = nn.Conv2d(config.z_dim, widths[0], 3, padding=1)
         self.mid_block = Middle(widths[0])
-        self.up_blocks = nn.ModuleList(
+        self.up_blocks = nn.Sequential(*(
             Level(inputs, outputs, config.num_res_blocks + 1, up=temporal is not None, temporal=bool(temporal))
             for inputs, outputs, temporal in zip(widths, widths[1:], steps, strict=False)
-        )
+        ))  # fmt: skip
         self.norm_out, self.conv_out = Norm(widths[-1]), nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
 
     def forward(self, z_BCYX: Tensor) -> Tensor:
-        x_BCYX = self.mid_block(self.conv_in(z_BCYX))
-        for level in self.up_blocks:
-            x_BCYX = level(x_BCYX)
+        x_BCYX = self.up_blocks(self.mid_block(self.conv_in(z_BCYX)))
         return self.conv_out(F.silu(self.norm_out(x_BCYX)))
-
-
-class Downsampler(nn.Module):
-    """Halves both sides; the padding is below and to the right (released code)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
-
-    def forward(self, x_BCYX: Tensor) -> Tensor:
-        return self.resample(x_BCYX)
 
 
 class DownLevel(nn.Module):
@@ -143,14 +132,13 @@ class DownLevel(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int, down: bool, temporal: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList([Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks)])
-        self.downsampler = Downsampler(outputs) if down else None
+        self.resnets = nn.Sequential(*(Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks)))
+        padded = nn.ZeroPad2d((0, 1, 0, 1))  # below and to the right (released code)
+        self.downsampler = Resampler(padded, nn.Conv2d(outputs, outputs, 3, stride=2)) if down else None
         self.outputs, self.factor, self.frames = outputs, 2 if down else 1, 2 if temporal else 1
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
-        y_BCYX = x_BCYX
-        for block in self.resnets:
-            y_BCYX = block(y_BCYX)
+        y_BCYX = self.resnets(x_BCYX)
         if self.downsampler is not None:
             y_BCYX = self.downsampler(y_BCYX)
         return y_BCYX + self._shortcut(x_BCYX)
@@ -170,24 +158,22 @@ class Encoder(nn.Module):
         widths = [config.dim * m for m in (1, *config.dim_mult)]
         steps = (*config.temporal_downsample, None)  # the last level is not followed by a step
         self.conv_in = nn.Conv2d(3 * config.patch_size**2, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
+        self.down_blocks = nn.Sequential(*(
             DownLevel(inputs, outputs, config.num_res_blocks, down=temporal is not None, temporal=bool(temporal))
             for inputs, outputs, temporal in zip(widths, widths[1:], steps, strict=False)
-        )
+        ))  # fmt: skip
         self.mid_block = Middle(widths[-1])
         self.norm_out, self.conv_out = Norm(widths[-1]), nn.Conv2d(widths[-1], 2 * config.z_dim, 3, padding=1)
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
-        x_BCYX = self.conv_in(x_BCYX)
-        for level in self.down_blocks:
-            x_BCYX = level(x_BCYX)
-        return self.conv_out(F.silu(self.norm_out(self.mid_block(x_BCYX))))
+        x_BCYX = self.mid_block(self.down_blocks(self.conv_in(x_BCYX)))
+        return self.conv_out(F.silu(self.norm_out(x_BCYX)))
 
 
 class Frames(nn.Module):
-    """The halves that are asked for, between pixels in [-1, 1] and moments or latents that are not normalised."""
+    """The halves that are asked for, between pixels and moments or latents that are not normalized."""
 
-    def __init__(self, config: VAEConfig, parts: tuple[str, ...] = ("encoder", "decoder")) -> None:
+    def __init__(self, config: VAEConfig, parts: Iterable[str] = PARTS) -> None:
         super().__init__()
         self.config = config
         if "encoder" in parts:
@@ -196,31 +182,21 @@ class Frames(nn.Module):
             self.decoder, self.post_quant_conv = Decoder(config), nn.Conv2d(config.z_dim, config.z_dim, 1)
 
     def moments(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latents, each (B, C, Y, X)."""
-        cells = _fold(pixels_BCHW, self.config.patch_size).contiguous(memory_format=torch.channels_last)
-        mean, logvar = self.quant_conv(self.encoder(cells)).chunk(2, dim=1)
+        """Encode pixels (B, 3, H, W) to mean and log-variance of the latents, each (B, C, Y, X)."""
+        # The channels of a cell are ordered color, column, row (released code); pixel_unshuffle has color, row, column.
+        cells = F.pixel_unshuffle(pixels_BCHW.mT, self.config.patch_size).mT
+        coded = self.encoder(cells.contiguous(memory_format=torch.channels_last))
+        mean, logvar = self.quant_conv(coded).chunk(2, dim=1)
         return mean, logvar
 
     def pixels(self, z_BCYX: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), not clamped."""
-        return _unfold(self.decoder(self.post_quant_conv(z_BCYX)), self.config.patch_size)
+        """Decode latents to pixels (B, 3, H, W), not clamped."""
+        cells = self.decoder(self.post_quant_conv(z_BCYX))
+        return F.pixel_shuffle(cells.mT, self.config.patch_size).mT.contiguous()
 
 
-def _fold(x_BCHW: Tensor, p: int) -> Tensor:
-    """p x p pixels become channels, ordered colour, column, row (released code)."""
-    b, c, h, w = x_BCHW.shape
-    cells = x_BCHW.reshape(b, c, h // p, p, w // p, p).permute(0, 1, 5, 3, 2, 4)
-    return cells.reshape(b, c * p * p, h // p, w // p)
-
-
-def _unfold(x_BCYX: Tensor, p: int) -> Tensor:
-    """The inverse. pixel_shuffle wants colour, row, column."""
-    b, c, y, x = x_BCYX.shape
-    return F.pixel_shuffle(x_BCYX.reshape(b, c // (p * p), p, p, y, x).transpose(2, 3).reshape(b, c, y, x), p)
-
-
-def denormalised(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Give normalised latents their channels' mean and deviation back.
+def denormalized(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Give normalized latents their channels' mean and deviation back.
 
     Args:
         z: Latents; mean and std have shapes that fit theirs.
@@ -233,69 +209,138 @@ def denormalised(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (z / (1.0 / std) if std.dtype in HALVES else z * std) + mean
 
 
-class FrameVAE(Frames):
-    """Clips of one frame only; tests hold it equal to `VAE`. parts: the halves to build."""
+class NormalizedVAE(nn.Module):
+    """What the VAE for images and the one for videos share: normalized latents, one clip or a batch, strict loading.
 
-    mean_C11: Tensor
-    std_C11: Tensor
+    A subclass builds `wan` and says how a batch in the type of the weights goes through it.
 
-    def __init__(self, config: VAEConfig, parts: tuple[str, ...] = ("encoder", "decoder")) -> None:
-        super().__init__(config, parts)
-        self.parts = parts
-        for name, values in (("mean_C11", config.mean), ("std_C11", config.std)):
-            self.register_buffer(name, torch.tensor(values, device="cpu").view(-1, 1, 1), persistent=False)
+    Args:
+        config: Sizes, and mean and deviation of the latents' channels.
+        parts: The halves to build, "encoder", "decoder" or both; the other half takes no memory.
+    """
 
-    def encode(self, pixels_C1HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (3, 1, H, W) or a batch of them -> normalised mean and log-variance, each (C, 1, Y, X) or batched.
-        UserError unless H and W are multiples of the stride."""
-        height, width = pixels_C1HW.shape[-2:]
-        check_size(height, width, self.config.stride)
-        mean, logvar = self.moments(_flat(pixels_C1HW).to(self.std_C11.dtype))
-        mean = (mean - self.mean_C11) * (1.0 / self.std_C11)  # as in `VAE.encode`
-        lead = pixels_C1HW.shape[:-4]
-        return _framed(mean, lead), _framed(logvar, lead)
+    wan: nn.Module
+    layout = torch.preserve_format  # of the weights in memory
+    mean_C111: Tensor
+    std_C111: Tensor
 
-    def decode(self, z_C1YX: Tensor, *, clamp: bool = True) -> Tensor:
-        """Normalised latents (C, 1, Y, X) or a batch of them -> pixels (3, 1, H, W) in [-1, 1], or a batch."""
-        z_BCYX = denormalised(_flat(z_C1YX).to(self.std_C11.dtype), self.mean_C11, self.std_C11)
-        pixels = self.pixels(z_BCYX.contiguous(memory_format=torch.channels_last))
-        return _framed(pixels.clamp(-1.0, 1.0) if clamp else pixels, z_C1YX.shape[:-4])
+    def __init__(self, config: VAEConfig, parts: Iterable[str] = PARTS) -> None:
+        super().__init__()
+        self.config = config
+        self.parts = tuple(parts)
+        if not self.parts or any(part not in PARTS for part in self.parts):
+            raise ValueError(f"parts={self.parts} must name 'encoder', 'decoder' or both")
+        for name, values in (("mean_C111", config.mean), ("std_C111", config.std)):
+            self.register_buffer(name, torch.tensor(values, device="cpu").view(-1, 1, 1, 1), persistent=False)
+
+    def encode(self, pixels_CFHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode pixels to latents.
+
+        Args:
+            pixels_CFHW: (3, F, H, W) in [-1, 1], or a batch of them.
+
+        Returns:
+            Normalized mean and log-variance, each (C, T, Y, X) or a batch.
+
+        Raises:
+            UserError: F is not 1 + k * temporal_stride, or H or W not a multiple of the stride.
+        """
+        self._require("encoder")
+        frames, height, width = pixels_CFHW.shape[-3:]
+        self.config.check((frames, height, width))
+        mean, logvar = self._moments(self._batch(pixels_CFHW))
+        # Multiplied by the inverse, as released: in bfloat16 that is not the same as dividing.
+        mean = (mean - self.mean_C111) * (1.0 / self.std_C111)
+        return (mean, logvar) if pixels_CFHW.dim() == 5 else (mean[0], logvar[0])
+
+    def decode(self, z_CTYX: Tensor, *, clamp: bool = True) -> Tensor:
+        """Decode latents to pixels.
+
+        Args:
+            z_CTYX: Normalized latents (C, T, Y, X), or a batch of them.
+            clamp: To [-1, 1]; training wants the pixels before.
+
+        Returns:
+            (3, F, H, W), or a batch.
+        """
+        self._require("decoder")
+        pixels = self._pixels(denormalized(self._batch(z_CTYX), self.mean_C111, self.std_C111))
+        pixels = pixels.clamp(-1.0, 1.0) if clamp else pixels
+        return pixels if z_CTYX.dim() == 5 else pixels[0]
+
+    def decode_steps(self, z_CTYX: Tensor) -> Iterator[Tensor]:
+        """Decode some frames at a time: (3, f, H, W) or batches, which together are those of `decode`."""
+        yield self.decode(z_CTYX)
+
+    def _moments(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _pixels(self, z_BCTYX: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _batch(self, x: Tensor) -> Tensor:
+        x = x.to(self.std_C111.dtype)
+        return x if x.dim() == 5 else x[None]
+
+    def _require(self, part: str) -> None:
+        if part not in self.parts:
+            raise ValueError(f"this VAE was built without its {part}: name it in parts")
+
+    @staticmethod
+    def _form(source: TensorSource) -> TensorSource:
+        """Released tensors in the form of `wan`."""
+        return source
 
     @classmethod
     def load(
-        cls,
+        cls: type[AnyVAE],
         path: str | Path | TensorSource,
         config: VAEConfig,
         *,
-        parts: tuple[str, ...] = ("encoder", "decoder"),
+        parts: Iterable[str] = PARTS,
         allow_pickle: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-    ) -> FrameVAE:
-        """Build and fill the wanted halves from released names, strictly; the other is never read. Errors as
-        VAE.load."""
+    ) -> AnyVAE:
+        """Build and fill the wanted halves from released names, strictly; the other half is never read.
+
+        Raises:
+            UserError: the file does not fit, or is a pickle (`Wan2.2_VAE.pth`) and allow_pickle is False.
+        """
         with unfilled():
-            frames = cls(config, parts)
-        names = released_names(config)
-
-        def place(name: str) -> str | None:
-            return None if ".time_conv." in name else names.to_ours(name, parts)
-
-        source = _last_taps(open_tensors(path, allow_pickle=allow_pickle))
-        load_into(frames, source, place, dtype=dtype, device=device)
-        return frames.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            vae = cls(config, parts)
+        names, source = released_names(config), cls._form(open_tensors(path, allow_pickle=allow_pickle))
+        load_into(vae.wan, source, lambda name: names.to_ours(name, vae.parts), dtype=dtype, device=device)
+        return vae.to(device=device, dtype=dtype, memory_format=cls.layout)  # type: ignore[call-overload]
 
 
-def _flat(x_C1YX: Tensor) -> Tensor:
-    """(..., C, 1, Y, X) -> (B, C, Y, X). ValueError for more than one frame."""
-    if x_C1YX.shape[-3] != 1:
-        raise ValueError(f"a picture has one latent frame, not {x_C1YX.shape[-3]}: code clips with VAE")
-    return x_C1YX.squeeze(-3).reshape(-1, *x_C1YX.shape[-4:-3], *x_C1YX.shape[-2:])
+class FrameVAE(NormalizedVAE):
+    """The VAE for clips of one frame; tests hold it equal to `autoencoder.VAE`. ValueError for more frames."""
+
+    wan: Frames
+    layout = torch.channels_last
+
+    def __init__(self, config: VAEConfig, parts: Iterable[str] = PARTS) -> None:
+        super().__init__(config, parts)
+        self.wan = Frames(config, self.parts)
+
+    def _moments(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.wan.moments(_only_frame(pixels_BCFHW))
+        return mean.unsqueeze(2), logvar.unsqueeze(2)
+
+    def _pixels(self, z_BCTYX: Tensor) -> Tensor:
+        z_BCYX = _only_frame(z_BCTYX).contiguous(memory_format=torch.channels_last)
+        return self.wan.pixels(z_BCYX).unsqueeze(2)
+
+    @staticmethod
+    def _form(source: TensorSource) -> TensorSource:
+        return _last_taps(source.only(lambda name: ".time_conv." not in name))
 
 
-def _framed(x_BCYX: Tensor, lead: torch.Size) -> Tensor:
-    """(B, C, Y, X) -> (*lead, C, 1, Y, X)."""
-    return x_BCYX.reshape(*lead, *x_BCYX.shape[1:]).unsqueeze(-3)
+def _only_frame(x_BCTYX: Tensor) -> Tensor:
+    if x_BCTYX.shape[2] != 1:
+        raise ValueError(f"an image has one latent frame, not {x_BCTYX.shape[2]}: use the VAE for videos")
+    return x_BCTYX[:, :, 0]
 
 
 def _last_taps(source: TensorSource) -> TensorSource:

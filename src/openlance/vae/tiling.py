@@ -1,7 +1,7 @@
-"""Pictures and clips larger than the codec's memory: coded in tiles that overlap and fade into each other.
+"""Clips that are larger than what the VAE has memory for: coded in tiles that overlap and fade into each other.
 
 A tile sees nothing beyond its border, so the result is near the whole one but not equal to it; the wider the overlap,
-the nearer. In time nothing is cut: the codec itself goes frame by frame (`wan.py`).
+the nearer. In time nothing is cut: the VAE itself goes frame by frame.
 
 Axes: Y X latent rows and columns, H W those of the pixels.
 """
@@ -19,7 +19,15 @@ from openlance.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """tile: side of a tile; overlap: cells that neighbours share; both in latent cells."""
+    """How a clip is cut into tiles.
+
+    Args:
+        tile: Side of a tile in latent cells, more than overlap.
+        overlap: Latent cells that neighbors share, 0 or more.
+
+    Raises:
+        UserError: Tiles share more than they have.
+    """
 
     tile: int = 32
     overlap: int = 8
@@ -29,7 +37,7 @@ class Tiling:
             raise UserError(f"tiles of {self.tile} cells cannot share {self.overlap}: use for example 32 and 8")
 
     def cuts(self, length: int) -> list[tuple[int, int]]:
-        """(start, stop) of the tiles along one side."""
+        """Return (start, stop) of the tiles along one side, in latent cells."""
         if length <= self.tile:
             return [(0, length)]
         step = self.tile - self.overlap
@@ -37,6 +45,7 @@ class Tiling:
         return [(start, start + self.tile) for start in starts]
 
     def tiles(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+        """Yield the rows and columns of each tile, in latent cells."""
         for top, bottom in self.cuts(height):
             for left, right in self.cuts(width):
                 yield slice(top, bottom), slice(left, right)
@@ -45,8 +54,17 @@ class Tiling:
 def decode_tiled(
     steps: Callable[[Tensor], Iterator[Tensor]], z_YX: Tensor, stride: int, tiling: Tiling
 ) -> Iterator[Tensor]:
-    """Pixels (..., H, W) of latents (..., Y, X), piece by piece as `steps` gives those of a tile; a cell is `stride`
-    pixels wide. All tiles go on together, so that memory does not grow with the frames."""
+    """Decode latents tile by tile. All tiles go on together, so that memory does not grow with the frames.
+
+    Args:
+        steps: Decodes the latents of a tile piece by piece, such as `LazyVAE.decode_steps`.
+        z_YX: Latents (..., Y, X).
+        stride: Pixels per side of a cell.
+        tiling: The tiles.
+
+    Yields:
+        Pixels (..., H, W) piece by piece, float32.
+    """
     height, width = z_YX.shape[-2:]
     running = [steps(z_YX[..., rows, columns]) for rows, columns in tiling.tiles(height, width)]
     for parts in zip(*running, strict=True):
@@ -54,7 +72,17 @@ def decode_tiled(
 
 
 def encode_tiled(encode: Callable[[Tensor], Tensor], x_HW: Tensor, stride: int, tiling: Tiling) -> Tensor:
-    """Latents (..., Y, X) of pixels (..., H, W)."""
+    """Encode pixels (..., H, W) tile by tile.
+
+    Args:
+        encode: Encodes the pixels of a tile.
+        x_HW: Pixels (..., H, W), sides multiples of the stride.
+        stride: Pixels per side of a cell.
+        tiling: The tiles.
+
+    Returns:
+        Latents (..., Y, X), float32.
+    """
     height, width = (side // stride for side in x_HW.shape[-2:])
     parts = (
         encode(x_HW[..., _scaled(rows, stride), _scaled(columns, stride)])
@@ -66,16 +94,15 @@ def encode_tiled(encode: Callable[[Tensor], Tensor], x_HW: Tensor, stride: int, 
 def _mixed(parts: Iterable[Tensor], tiling: Tiling, height: int, width: int, side: int) -> Tensor:
     """Tiles joined, what they share faded from one into the other. height, width: in cells, which the parts hold `side`
     wide."""
-    found, weights = None, None
+    parts = list(parts)
+    lead, whole = parts[0].shape[:-2], (height * side, width * side)
+    found = parts[0].new_zeros(*lead, *whole, dtype=torch.float32)  # seams in bfloat16 would show
+    weights = found.new_zeros(whole)
     for (rows, columns), part in zip(tiling.tiles(height, width), parts, strict=True):
-        if found is None or weights is None:  # float32, since seams in bfloat16 would show
-            found = part.new_zeros(*part.shape[:-2], height * side, width * side, dtype=torch.float32)
-            weights = found.new_zeros(height * side, width * side)
         fade = _ramp(rows, height, tiling.overlap, side)[:, None] * _ramp(columns, width, tiling.overlap, side)
         place = _scaled(rows, side), _scaled(columns, side)
         found[..., place[0], place[1]] += part * fade.to(found)
         weights[place] += fade.to(found)
-    assert found is not None and weights is not None
     return found / weights
 
 
@@ -85,12 +112,6 @@ def _scaled(cells: slice, side: int) -> slice:
 
 def _ramp(cells: slice, length: int, overlap: int, side: int) -> Tensor:
     """Weights of a tile along one side: 1 inside, falling to the borders that it shares."""
-    n = (cells.stop - cells.start) * side
-    ramp = torch.ones(n)
-    shared = min(overlap * side, n)
-    rise = (torch.arange(shared) + 1) / (shared + 1)
-    if cells.start > 0:
-        ramp[:shared] = rise
-    if cells.stop < length:
-        ramp[n - shared :] = torch.minimum(ramp[n - shared :], rise.flip(0))
-    return ramp
+    rise = ((torch.arange((cells.stop - cells.start) * side) + 1) / (overlap * side + 1)).clamp(max=1)
+    ramp = rise if cells.start > 0 else torch.ones_like(rise)
+    return torch.minimum(ramp, rise.flip(0)) if cells.stop < length else ramp

@@ -60,7 +60,7 @@ def _edit(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
             seed=seed, **dict(bench.settings),
         )  # fmt: skip
         for edit, source, image in zip(chunk, sources, images, strict=True):
-            image = image.convert("RGB").resize(size[::-1])  # it has the size already, but for what no codec can make
+            image = image.convert("RGB").resize(size[::-1])  # it has the size already, but for what no VAE can make
             verdict = judge_edit(edit, source, np.asarray(image))
             yield Outcome(
                 right=verdict.right, said={"instruction": edit.instruction}, image=beside(source, image),

@@ -175,7 +175,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def latent_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(n,) mean over cells of the squared distance of unit latent vectors, 0 to 4: LPIPS with the codec as network."""
+    """(n,) mean over cells of the squared distance of unit latent vectors, 0 to 4: LPIPS with the VAE as network."""
     return (F.normalize(a, dim=-1) - F.normalize(b, dim=-1)).square().sum(-1).flatten(1).mean(1)
 
 

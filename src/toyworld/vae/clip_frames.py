@@ -1,11 +1,11 @@
-"""Both halves of Wan's VAE for clips as 2-D networks over stacked frames: what `codec_frames` is for pictures.
+"""Both halves of Wan's VAE for clips as 2-D networks over stacked frames: what `picture_frames` is for pictures.
 
 Frames lie behind each other in the batch, time first: (T * B, C, Y, X) holds the first frames of all B clips, then
 their second frames. A causal 3x3x3 kernel is one 2-D convolution that sees three frames as channels, and shifting in
 time is shifting the batch by B. The whole clip runs in one pass; tests hold it equal to diffusers' chunk by chunk.
 
-The weights of `codec_frames` are the taps of the present frame, so a first frame, which has no past, is a picture: what
-else is learned cannot change it. `past` and `time_conv` are new.
+The weights of `picture_frames` are the taps of the present frame, so a first frame, which has no past, is a picture:
+what else is learned cannot change it. `past` and `time_conv` are new.
 
 Axes: N stacked frames T * B, C channels, Y X rows and columns.
 """
@@ -27,7 +27,7 @@ NEW = (".past", ".time_conv.weight", ".time_conv.bias")  # ends of the names tha
 
 
 class Stack:
-    """How many clips the batch holds; shared by all layers of a codec and set by every pass."""
+    """How many clips the batch holds; shared by all layers of a VAE and set by every pass."""
 
     clips = 1
 
@@ -154,7 +154,7 @@ class ClipVAE(PictureVAE):
         return {name for name, _ in self.named_parameters() if name.endswith(NEW)}
 
     def to_vae(self, mean: Tensor, std: Tensor) -> VAE:
-        """The codec with these weights; mean and std of the latents, (C,), normalise."""
+        """The VAE with these weights; mean and std of the latents, (C,), normalise."""
         vae = VAE(replace(self.config, mean=tuple(mean.tolist()), std=tuple(std.tolist())))
         own = self.state_dict()
         state = {name: self._taps(own, name, value).clone() for name, value in vae.wan.state_dict().items()}

@@ -1,6 +1,6 @@
-"""Teach nano's codec motion: from the weights that pictures taught, on clips of the procedural world.
+"""Teach nano's VAE motion: from the weights that pictures taught, on clips of the procedural world.
 
-    train_clip_vae(ClipVAERecipe(), Path("codec/final"), Path("codec-clips"))   # stops and goes on where it was
+    train_clip_vae(ClipVAERecipe(), Path("vae/final"), Path("vae-clips"))   # stops and goes on where it was
 
 The encoder keeps what it does with pictures: only the taps that see earlier frames learn, so every latent of a picture
 and of a first frame stays as it was, and a backbone that was trained on them stays right. The decoder learns as a whole
@@ -53,23 +53,21 @@ class ClipVAERecipe(VAERecipe):
     save_every: int = 100
 
 
-def reconstruct_clips(
-    codec: PictureVAE, x_BCHW: Tensor, std_C: Tensor, noise: float, joint: bool
-) -> tuple[Tensor, ...]:
+def reconstruct_clips(vae: PictureVAE, x_BCHW: Tensor, std_C: Tensor, noise: float, joint: bool) -> tuple[Tensor, ...]:
     """Encode, disturb, decode stacked frames: pixels, mean and log-variance of the latents, all float32."""
-    assert isinstance(codec, ClipVAE)
-    mean, logvar = (v.float() for v in codec.encode(x_BCHW))
-    sigma = torch.rand(codec.stack.clips, 1, 1, 1).repeat(len(mean) // codec.stack.clips, 1, 1, 1)
+    assert isinstance(vae, ClipVAE)
+    mean, logvar = (v.float() for v in vae.encode(x_BCHW))
+    sigma = torch.rand(vae.stack.clips, 1, 1, 1).repeat(len(mean) // vae.stack.clips, 1, 1, 1)
     variance = (sigma * noise * std_C[None, :, None, None]) ** 2
     z = mean + variance.sqrt() * torch.randn_like(mean)
-    return codec.decode(z).float(), mean, logvar
+    return vae.decode(z).float(), mean, logvar
 
 
 class ClipRun(VAERun):
     """The state of a run on clips; mean and deviation of the latents stay those of pictures."""
 
     recipe: ClipVAERecipe
-    codec: ClipVAE
+    vae: ClipVAE
     average: ClipVAE
     reconstruct = staticmethod(reconstruct_clips)
 
@@ -77,16 +75,16 @@ class ClipRun(VAERun):
         config = VAEConfig.of(json.loads((start / "vae_config.json").read_text()))
         vae = VAE.load(start / "vae.safetensors", config)
         self.recipe, self.folder, self.step = recipe, folder, 0
-        self.codec, self.average = ClipVAE(vae), ClipVAE(vae)
+        self.vae, self.average = ClipVAE(vae), ClipVAE(vae)
         self.mean_C, self.std_C = torch.tensor(config.mean), torch.tensor(config.std)
         self.forward = torch.compile(self.reconstruct, dynamic=False) if recipe.compile else self.reconstruct
-        new = self.codec.new_parameters() if recipe.encoder_learns else set()
-        for name, parameter in self.codec.named_parameters():
+        new = self.vae.new_parameters() if recipe.encoder_learns else set()
+        for name, parameter in self.vae.named_parameters():
             parameter.requires_grad_(name in new or not name.startswith(("encoder.", "quant_conv.")))
         self.optimizer = self._new_optimizer()
 
     def _learned(self) -> ClipVAE:
-        return self.codec
+        return self.vae
 
     def batch(self) -> tuple[Tensor, bool]:
         """Stacked frames of this step, and whether they have the usual form."""
@@ -97,7 +95,7 @@ class ClipRun(VAERun):
         still = self.step % r.pictures_every == r.pictures_every - 1
         count = max((r.batch if still else r.clips) // (1 if usual else 2), 1)
         pixels = pictures(rng, count, size)[:, None] if still else clips(rng, count, size, r.frames)
-        self.codec.stack.clips = count
+        self.vae.stack.clips = count
         return stacked(torch.from_numpy(pixels)), usual
 
     def levels(self) -> dict[str, float]:
@@ -137,5 +135,5 @@ def clips(rng: np.random.Generator, count: int, size: Size, frames: int) -> np.n
 def train_clip_vae(
     recipe: ClipVAERecipe, start: Path, out_dir: Path, *, steps: int | None = None, resume: bool = True
 ) -> Path:
-    """Go on from the codec in the folder `start` (vae.safetensors, vae_config.json); else as `train_vae`."""
+    """Go on from the VAE in the folder `start` (vae.safetensors, vae_config.json); else as `train_vae`."""
     return drive(ClipRun(recipe, out_dir, start), steps, resume)

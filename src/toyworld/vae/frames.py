@@ -1,4 +1,4 @@
-"""Training on pictures: both halves of Wan's VAE in two dimensions, and the way back to the codec for clips.
+"""Training on pictures: both halves of Wan's VAE in two dimensions, and the way back to the VAE for clips.
 
 `to_vae()` puts the taps of the present frame back where they belong; tests hold both equal.
 
@@ -45,7 +45,7 @@ class PictureVAE(Frames):
         return self.pixels(z_BCYX)
 
     def to_vae(self, mean: Tensor, std: Tensor) -> VAE:
-        """The codec for pictures and clips with these weights; mean and std of the latents, (C,), normalise.
+        """The VAE for pictures and clips with these weights; mean and std of the latents, (C,), normalise.
 
         Of each kernel the earlier taps are zero and temporal resamplers keep or repeat the newest frame, so that clips
         start from what pictures taught.

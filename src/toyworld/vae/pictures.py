@@ -1,6 +1,6 @@
 """Train nano's VAE on pictures of the procedural world.
 
-    train_vae(VAERecipe(), Path("runs/codec"))        # stops and goes on where it was
+    train_vae(VAERecipe(), Path("runs/vae"))        # stops and goes on where it was
 
 Two stages. In the first, encoder and decoder learn together. Then the averaged encoder is frozen, its latents are
 measured, and `encoder/` is written: a backbone can start on these latents while, in the second stage, the decoder alone
@@ -83,17 +83,17 @@ def loss_of(x_BCHW: Tensor, y_BCHW: Tensor, mean: Tensor, logvar: Tensor, recipe
     return (weight * error**2).mean() + recipe.l1_weight * error.abs().mean() + recipe.kl_weight * kl
 
 
-def reconstruct(codec: PictureVAE, x_BCHW: Tensor, std_C: Tensor, noise: float, joint: bool) -> tuple[Tensor, ...]:
+def reconstruct(vae: PictureVAE, x_BCHW: Tensor, std_C: Tensor, noise: float, joint: bool) -> tuple[Tensor, ...]:
     """Encode, disturb, decode: pixels, mean and log-variance of the latents, all float32.
 
     A decoder that has only met exact latents turns the small errors of a flow model into visible ones.
     """
     with torch.set_grad_enabled(joint):
-        mean, logvar = (v.float() for v in codec.encode(x_BCHW))
+        mean, logvar = (v.float() for v in vae.encode(x_BCHW))
     sigma = torch.rand(len(x_BCHW), 1, 1, 1) * noise * std_C[None, :, None, None]
     variance = sigma**2 + (logvar.exp() if joint else 0.0)
     z = mean + variance.sqrt() * torch.randn_like(mean)
-    return codec.decode(z).float(), mean, logvar
+    return vae.decode(z).float(), mean, logvar
 
 
 class KernelOptimizer:
@@ -140,8 +140,8 @@ class VAERun:
     def __init__(self, recipe: VAERecipe, folder: Path) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.step = recipe, folder, 0
-        self.codec, self.average = PictureVAE(recipe.vae), PictureVAE(recipe.vae)
-        self.average.load_state_dict(self.codec.state_dict())
+        self.vae, self.average = PictureVAE(recipe.vae), PictureVAE(recipe.vae)
+        self.average.load_state_dict(self.vae.state_dict())
         self.mean_C, self.std_C = torch.zeros(recipe.vae.z_dim), torch.ones(recipe.vae.z_dim)
         self.forward = torch.compile(self.reconstruct, dynamic=False) if recipe.compile else self.reconstruct
         self.optimizer = self._new_optimizer()
@@ -151,7 +151,7 @@ class VAERun:
         return self.step < self.recipe.joint_steps
 
     def _learned(self) -> nn.Module:
-        return self.codec if self.joint else nn.ModuleList([self.codec.post_quant_conv, self.codec.decoder])
+        return self.vae if self.joint else nn.ModuleList([self.vae.post_quant_conv, self.vae.decoder])
 
     def _new_optimizer(self) -> KernelOptimizer:
         return KernelOptimizer(self._learned(), self.recipe.muon_scale)
@@ -180,14 +180,14 @@ class VAERun:
         torch.manual_seed(r.seed * 1_000_003 + self.step)
         forward = self.forward if usual else self.reconstruct  # rare sizes are not worth compiling
         with autocast("auto"):
-            y, mean, logvar = forward(self.codec, x, self.std_C, r.latent_noise, self.joint)
+            y, mean, logvar = forward(self.vae, x, self.std_C, r.latent_noise, self.joint)
         loss = loss_of(x, y, mean, logvar, r)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._learned().parameters(), r.max_norm)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"codec step {self.step}: the gradient norm is {norm}; lower lr, now {r.lr}")
+            raise FloatingPointError(f"VAE step {self.step}: the gradient norm is {norm}; lower lr, now {r.lr}")
         self.optimizer.step(self.rate())
-        self.codec.zero_grad()
+        self.vae.zero_grad()
         self._follow(mean.detach())
         self.step += 1
         if self.step == r.joint_steps:
@@ -198,14 +198,14 @@ class VAERun:
     def _follow(self, mean: Tensor) -> None:
         """Move the averaged weights, and in the first stage the latents' deviation, towards the present ones."""
         keep = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.codec.parameters()), 1 - keep)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.vae.parameters()), 1 - keep)
         if self.joint:
             self.std_C.lerp_(mean.std((0, 2, 3)), 0.02 if self.step else 1.0)
 
     def _freeze_encoder(self) -> None:
         """End the first stage: the averaged encoder becomes the encoder; its latents are measured and it is written."""
         for name in ("encoder", "quant_conv"):
-            getattr(self.codec, name).load_state_dict(getattr(self.average, name).state_dict())
+            getattr(self.vae, name).load_state_dict(getattr(self.average, name).state_dict())
         r = self.recipe
         self.mean_C, self.std_C = latent_statistics(self.average, r.size, r.seed, r.statistics_batches)
         self.optimizer = self._new_optimizer()
@@ -224,7 +224,7 @@ class VAERun:
     def save(self) -> None:
         from safetensors.torch import save_file
 
-        both = nn.ModuleDict({"codec": self.codec, "average": self.average})
+        both = nn.ModuleDict({"vae": self.vae, "average": self.average})
         rest = {"step": self.step, "mean": self.mean_C, "std": self.std_C, "optimizer": self.optimizer.state_dict()}
         with replaced(self.folder / "checkpoint") as folder:
             save_file({k: v.contiguous() for k, v in both.state_dict().items()}, folder / "weights.safetensors")
@@ -234,7 +234,7 @@ class VAERun:
         from safetensors.torch import load_file
 
         folder = self.folder / "checkpoint"
-        both = nn.ModuleDict({"codec": self.codec, "average": self.average})
+        both = nn.ModuleDict({"vae": self.vae, "average": self.average})
         both.load_state_dict(load_file(folder / "weights.safetensors"))
         rest = torch.load(folder / "optimizer.pt", weights_only=True)
         self.step, self.mean_C, self.std_C = rest["step"], rest["mean"], rest["std"]
@@ -275,7 +275,7 @@ def drive(run: VAERun, steps: int | None = None, resume: bool = True, minutes: f
         if resume and (folder / "checkpoint").exists():
             run.load()
         last, losses, start = min(steps or recipe.steps, recipe.steps), list[float](), time.monotonic()
-        for _ in tqdm(range(run.step, last), desc="codec", mininterval=5):
+        for _ in tqdm(range(run.step, last), desc="VAE", mininterval=5):
             losses.append(run.train_step())
             over = time.monotonic() - start > 60 * minutes
             if run.step % recipe.save_every == 0 or run.step == last or over:

@@ -1,4 +1,4 @@
-"""What codec training looks at: pictures in, decibels and sheets out; and folders that appear whole or not at all."""
+"""What VAE training looks at: pictures in, decibels and sheets out; and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def psnr(a_BCHW: Tensor, b_BCHW: Tensor) -> float:
 
 
 @torch.no_grad()
-def latent_statistics(codec: PictureVAE, size: Size, seed: int, batches: int) -> tuple[Tensor, Tensor]:
+def latent_statistics(vae: PictureVAE, size: Size, seed: int, batches: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) of each latent channel over `batches` times 64 pictures."""
-    total = square = torch.zeros(codec.config.z_dim, dtype=torch.float64)
+    total = square = torch.zeros(vae.config.z_dim, dtype=torch.float64)
     for i in range(batches):
         x = to_tensor(pictures(np.random.default_rng((seed, 3, i)), 64, size))
         with autocast("auto"):
-            z = codec.encode(x)[0].double()
+            z = vae.encode(x)[0].double()
         total, square = total + z.mean((0, 2, 3)) / batches, square + z.square().mean((0, 2, 3)) / batches
     return total.float(), (square - total**2).sqrt().float()
 
 
 @torch.no_grad()
-def measure(codec: PictureVAE, std_C: Tensor, sizes: tuple[Size, ...], folder: Path, step: int) -> dict[str, float]:
+def measure(vae: PictureVAE, std_C: Tensor, sizes: tuple[Size, ...], folder: Path, step: int) -> dict[str, float]:
     """Decibels on 64 fixed pictures of each size, and with latent noise of 0.2 deviations; writes a sheet of pictures
     above both reconstructions."""
     from PIL import Image
@@ -61,9 +61,9 @@ def measure(codec: PictureVAE, std_C: Tensor, sizes: tuple[Size, ...], folder: P
     for size in sizes:
         x = to_tensor(pictures(np.random.default_rng((0, 2)), 64, size))
         with autocast("auto"):
-            z = codec.encode(x)[0].float()
+            z = vae.encode(x)[0].float()
             noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)) * std_C[None, :, None, None]
-            plain, noisy = codec.decode(z).float(), codec.decode(z + 0.2 * noise).float()
+            plain, noisy = vae.decode(z).float(), vae.decode(z + 0.2 * noise).float()
         name = f"{size[0]}x{size[1]}"
         levels |= {name: psnr(plain, x), f"{name}+noise": psnr(noisy, x)}
         if size == sizes[0]:

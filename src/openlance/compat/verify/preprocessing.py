@@ -15,21 +15,20 @@ from torch import Tensor
 
 from openlance.compat.verify.checks import CODEC, DEEP, EXACT, Checks
 from openlance.compat.verify.parts import Parts
-from openlance.media.buckets import (
+from openlance.media.clip import Clip, frame_indices
+from openlance.media.transform import (
     BUCKET_STRIDE,
     RESOLUTIONS,
     VAE_STRIDE,
     VIT_STRIDE,
     bucket_table,
-    centre_crop_to_multiple,
+    center_crop_to_multiple,
     choose_bucket,
     ratio_crop,
     resize,
     resolution,
     to_bucket,
 )
-from openlance.media.clip import Clip
-from openlance.media.video import frame_indices
 from openlance.sequence.segment import Kind, Segments
 from openlance.sequence.tasks import Views
 from openlance.vae.autoencoder import sample
@@ -87,7 +86,7 @@ def _cut(rgb: np.ndarray, base: int, branch: str, place: tuple[int, int]) -> np.
     bucket = choose_bucket(height, width, base, BUCKET_STRIDE)
     _, _, crop_h, crop_w = ratio_crop(height, width, bucket.ratio)
     window = rgb[:, place[0] : place[0] + crop_h, place[1] : place[1] + crop_w]
-    return centre_crop_to_multiple(resize(window, bucket.height, bucket.width), MULTIPLE[branch])
+    return center_crop_to_multiple(resize(window, bucket.height, bucket.width), MULTIPLE[branch])
 
 
 def check_media(checks: Checks) -> None:
