@@ -27,9 +27,11 @@ USER_MISTAKE, INTERRUPTED, CLOSED = 2, 130, 141
 
 # The command that runs, as the parser knows it: its parameters are what a sentence from below can be about.
 RUNNING: ContextVar[Any] = ContextVar("RUNNING", default=None)
-# `name=value` that stands alone: no field of another one, no argument of a call, not what --set takes already.
+# `name=value`, or a name of several words, that stands alone: no field of another one, no argument of a call, not in
+# quotation marks, not what --set takes already.
 KEYWORD = re.compile(
-    r"""(?<![\w.=])(?<!\w\()(?<!--set )(?<!--set ')([a-z]\w*)=("[^"]*"|'[^']*'|\[[^]]*\]|[^\s,;()]*[^\s,;:.()])"""
+    r"""(?<![\w.=/'"-])(?<!\w\()(?<!--set )(?<!--set ')"""
+    r"""(?:([a-z]\w*)=("[^"]*"|'[^']*'|\[[^]]*\]|[^\s,;()]*[^\s,;:.()])|([a-z]+(?:_[a-z]+)+)(?![\w=/.(]*[\w=/(]))"""
 )
 QUOTES = "'\""
 # Fixes that name an object of Python, and what it is called here.
@@ -64,8 +66,9 @@ def _raised_here(trace: TracebackType | None) -> bool:
 def with_flags(text: str) -> str:
     """Say a sentence from below as the command line does: `seed=3` becomes `--seed 3` where that is an option.
 
-    A switch goes without its value: `allow_pickle=True` becomes `--allow-pickle`, `metadata=False` `--no-metadata`.
-    What is no option of the command that runs stays as it is.
+    A switch goes without its value: `allow_pickle=True` becomes `--allow-pickle`, `metadata=False` `--no-metadata`. A
+    name of several words, such as `num_frames`, is said as an option without a value, too. What is no option of the
+    command that runs stays as it is.
     """
     for keyword, flag in FLAGS.items():
         text = text.replace(keyword, flag)
@@ -76,10 +79,12 @@ def with_flags(text: str) -> str:
                 known[name.removeprefix("--").replace("-", "_")] = parameter
 
     def said(found: re.Match[str]) -> str:
-        option, value = known.get(found[1]), found[2]
+        option, value = known.get(found[1] or found[3]), found[2]
         if option is None:
             return found[0]
-        flag = next(opt for opt in option.opts if opt.startswith("--"))
+        flag = str(next(opt for opt in option.opts if opt.startswith("--")))
+        if value is None:
+            return flag
         if not option.is_flag:
             return f"{flag} {value if ' ' in value else value.strip(QUOTES)}"
         return flag if value == "True" else str(next(iter(option.secondary_opts), f"no {flag}"))

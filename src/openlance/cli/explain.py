@@ -57,7 +57,7 @@ def explain(
 
     spec = spec_of(task)
     if files and not spec.reads:
-        raise UserError(f"the task {task} reads no pictures: leave {files[0]} out")
+        raise UserError(f"the task {task} reads no images or videos: leave {files[0]} out")
     if answer is not None and spec.makes != "text":
         raise UserError(f"the task {task} is not answered in words: leave --answer out")
     config, front, words = without_weights(model, tokenizer)

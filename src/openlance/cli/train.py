@@ -2,7 +2,7 @@
 
 openlance train recipe/nano -o runs/nano                                  # nano from nothing, stage after stage
 openlance train nano/sft --data t2i=pictures -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
-openlance train lora --model nano --data pictures -o runs/mine            # captioned pictures -> an adapter
+openlance train lora --model nano --data pictures -o runs/mine            # captioned images -> an adapter
 torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --data t2i=DIR -o runs/sft --shard 8
 """
 
