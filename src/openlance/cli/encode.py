@@ -65,12 +65,12 @@ def encode(
     model: options.Model = "nano",
     task: Annotated[str, Option(help="Task that the samples are for.")] = "t2i",
     type: Annotated[str | None, Option(help="Dataset type.  \\[default: the task's]")] = None,
-    columns: Annotated[list[str] | None, Option("--column", help="OURS=THEIRS; repeatable.")] = None,
+    columns: Annotated[list[str] | None, Option("--column", help="Rename a column, OURS=THEIRS; repeatable.")] = None,
     stage: Annotated[
         str | None, Option(help="Use the last resolution of SCALE/NAME.  \\[default: sft of the model's scale]")
     ] = None,
-    samples: Annotated[int, Option(min=1, help="How many samples to draw from the world.")] = 1024,
-    seed: Annotated[int, Option(min=0, help="Seed of the world.")] = 0,
+    samples: Annotated[int, Option(min=1, help="Samples to draw from the procedural world.")] = 1024,
+    seed: Annotated[int, Option(min=0, help="Seed of the procedural world.")] = 0,
     vit: Annotated[bool, Option(help="Encode ViT features too; without, keep the pixels that the ViT sees.")] = True,
     workers: Annotated[int, Option(min=0, help="Worker processes; 0: work in this one.")] = 0,
     ray: Annotated[str | None, Option(help="Ray cluster: its address, auto, or local.")] = None,

@@ -14,6 +14,7 @@ import typer
 from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
+from openlance import __version__
 from openlance.cli import options
 from openlance.cli.errors import RUNNING, guarded, hearing_ctrl_c, wants_debug
 from openlance.config.plugins import plugin, plugins
@@ -81,12 +82,7 @@ app = typer.Typer(cls=LazyGroup, add_completion=False, context_settings={"help_o
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(f"openlance {version('openlance')}")
-        except PackageNotFoundError:
-            typer.echo("openlance, not installed: run `pip install -e .` in its folder")
+        typer.echo(f"openlance {__version__}")
         raise typer.Exit
 
 

@@ -50,7 +50,7 @@ Steps = Annotated[int | None, Option(min=1, help="Denoising steps.  \\[default: 
 Guidance = Annotated[float | None, Option(min=0, help="Strength of the prompt; 1: off.  \\[default: the model's]")]
 Solver = Annotated[str | None, Option(help="euler, dpm++ or unipc.  \\[default: the model's]")]
 Memory = Annotated[str | None, Option(help="Memory to use, such as 12GB, or auto for what is free.")]
-AllowPickle = Annotated[bool, Option("--allow-pickle", help="Also load .pth weights; safetensors are always allowed.")]
+AllowPickle = Annotated[bool, Option("--allow-pickle", help="Load tensors of .pth files too; safetensors always are.")]
 Metadata = Annotated[bool, Option(help="Write prompt, seed, settings and model into the files.")]
 NewTokens = Annotated[int, Option(min=1, help="Longest answer, in tokens.")]
 MaxBroken = Annotated[float, Option(min=0, help="Broken rows to skip: a share below 1, or a number.")]

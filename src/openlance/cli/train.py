@@ -38,7 +38,7 @@ app = typer.Typer(cls=StageGroup, no_args_is_help=True, add_completion=False)
 
 Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; a stopped run in it is continued.")]
 Minutes = Annotated[float, Option(callback=options.positive, show_default=False, help="Save and stop after this time.")]
-Set = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field; repeatable.")]
+Set = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
 SaveEvery = Annotated[int, Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
 
 

@@ -35,7 +35,7 @@ class Vectors:
         None
     )
     tokenizer: Annotated[Path | None, Option(help="Its tokenizer.  \\[default: tokenizer/ in or beside FOLDER]")] = None
-    inputs: Annotated[Path | None, Option(help="Cases with the inputs of bfloat16 ones.  \\[default: ../cases]")] = None
+    inputs: Annotated[Path | None, Option(help="Inputs of bfloat16 vectors.  \\[default: ../cases]")] = None
     json_file: options.JsonFile = None
     ways: Annotated[str, Option("--with", help="Turn on, with commas: compile, offload, tiling, prefix, batch.")] = ""
     only_failed: Annotated[bool, Option("--only-failed", help="List only the comparisons that fail.")] = False
@@ -67,7 +67,7 @@ class Vectors:
 class Reporting:
     """What a report is written about and compared with."""
 
-    checkpoint: Annotated[str | None, Option(help="Report on this model: a folder, nano, or owner/name.")] = None
+    checkpoint: Annotated[str | None, Option(help="Report on this model: nano, a folder, or owner/name.")] = None
     report_file: Annotated[Path, Option("--report", help="File of that report.")] = Path("report.json")
     against: Annotated[Path | None, Option(help="An earlier report to compare it with.")] = None
     minutes: Annotated[float, Option(callback=options.positive, help="Time limit; the rest is left out.")] = 10.0
@@ -109,8 +109,7 @@ def verify(
     """Compare this code with golden vectors of the released model; or, with --checkpoint, write a report of what a
     checkpoint is and does here: tensors, images, videos and answers, with their hashes, time and memory.
 
-    The exit code is 0 if all pass and 1 if one does not. Entries of the files that nothing is compared with are listed
-    below the table; they count neither way.
+    The exit code is 0 if all pass, else 1. Entries that nothing is compared with are listed below the table.
     """
     if folder is not None and reporting.checkpoint is None:
         passed = vectors.compare(folder)
