@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import common
 import torch
+from measured import PeakMemory
 
 from openlance.config.model import ModelConfig
 from openlance.config.presets import nano
@@ -21,7 +22,6 @@ from openlance.sequence.pack import document, pack
 from openlance.sequence.tasks import NO_PRIOR, Views, request
 from openlance.training.batch import Batch
 from openlance.training.learner import fresh
-from openlance.training.measured import PeakMemory
 from openlance.training.objective import noised
 from openlance.training.parallel import recompute
 

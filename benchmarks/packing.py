@@ -20,19 +20,19 @@ from typing import Any
 
 import torch
 from common import RESULTS, markdown, timed, verdict, write_results
+from measured import PeakMemory
 
 from openlance.checkpoint.hub import folder_of
 from openlance.config.train import Stage, stage
 from openlance.data.open import open_source
-from openlance.data.source import Sample
-from openlance.data.stream import Reading, Stream
+from openlance.data.source import Reading, Sample
+from openlance.data.stream import Stream
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder
 from openlance.sequence.rows import NO_LABEL, Rows, visible
 from openlance.sequence.rows import TEXT as TEXT_KIND
 from openlance.training.batch import Batch, Preparer
-from openlance.training.measured import PeakMemory
 from openlance.training.start import Base, open_base
 from openlance.training.trainer import Trainer
 
@@ -70,7 +70,7 @@ class Loop:
     def __init__(self, base: Base, chosen: Stage) -> None:
         self.run = Trainer(chosen, base.learner)
         encode = MediaEncoder(lambda _: base.learner.vit, lambda: base.vae, together=TOGETHER)
-        self.prepare = Preparer(stage=chosen, codec=base.codec, encode=encode, device=self.run.team.device)
+        self.prepare = Preparer(stage=chosen, codec=base.codec, encode=encode, device=self.run.processes.device)
 
     def packed(self, samples: list[Sample], number: int) -> float:
         """Seconds of a step on one pack."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from openlance.data.fit import Fit
+from openlance.data.front import Fit
 from openlance.data.source import Row, Sample
 from openlance.errors import UserError
 from openlance.sequence.segment import Kind
@@ -46,7 +46,7 @@ def _pictures(**counts: Any) -> Draw:
     def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
         low, high = fit.sides
         sizes = {size: w for size, w in SIZES.items() if low <= min(size) and max(size) <= high} or {(64, 64): 1.0}
-        mixture = WorldMixture(**NONE | counts, questions=1, spread=(0.0, fit.spread), sizes=sizes)
+        mixture = WorldMixture(**NONE | counts, questions=1, spread=(0.0, fit.jitter), sizes=sizes)
         return world_batch(mixture, seed, index)
 
     return draw
@@ -58,7 +58,7 @@ def _clips(*makers: str, **weights: dict[str, float]) -> Draw:
     def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
         frames = {n: w for n, w in FRAMES.items() if n <= fit.max_frames} or {5: 1.0}
         settings = NO_CLIPS | {makers[index % len(makers)]: 1} | weights
-        mixture = ClipMixture(**settings, spread=(0.0, fit.spread), frames=frames)
+        mixture = ClipMixture(**settings, spread=(0.0, fit.jitter), frames=frames)
         return clip_batch(mixture, seed, index)
 
     return draw

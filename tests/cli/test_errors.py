@@ -231,6 +231,12 @@ def running(monkeypatch):
         (["convert"], "use quantise=int8, to=openlance", "use --quantize int8, --to openlance"),
         (["train", "stage"], "add held_out=t2i=DIR or compiled=True", "add --held-out t2i=DIR or --compile"),
         (["train", "lora"], "add --set steps=5", "add --set steps=5"),
+        (
+            ["train", "stage"],
+            "data={'t2v': 'PATH'}, or mixture={'t2i': 1}",
+            "--data t2v=PATH, or --set \"mixture={'t2i': 1}\"",
+        ),
+        (["plan"], "use checkpointing=true, shard=full", "use --set checkpointing=true, --shard full"),
     ],
 )
 def test_a_fix_from_below_is_said_as_an_option_of_the_command(running, words, below, said):

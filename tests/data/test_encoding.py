@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from openlance.cli.main import main
-from openlance.data.encoded import MARK, EncodedSource
-from openlance.data.encoding import Job, PartEncoder, encode
-from openlance.data.fit import Fit
+from openlance.data.encoded import MARK, EncodedSource, Job, PartEncoder, encode
+from openlance.data.front import Fit
 from openlance.data.open import open_source
-from openlance.data.source import Reader, Sample
+from openlance.data.source import Reader, Reading, Sample
 from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.media.clip import Clip
@@ -47,7 +46,7 @@ class Means:
             return s if s.kind is Kind.TEXT else Segment(s.kind, s.role, latents(s.value), s.size)
 
         class Encoder:
-            codec = (0.5, 0.25)
+            probe = (0.5, 0.25)
 
             def __call__(self, sample):
                 return Sample([encoded(s) for s in sample.segments], sample.id, sample.labels)
@@ -78,10 +77,10 @@ def opened(folder):
 def test_samples_come_back_as_they_were(job):
     done = finish(job)
     assert done["rows"] == 20 and done["broken"] == [["greys, row 13", "it is broken"]] and done["made"] == 8
-    rows = list(Reader(opened(job.out), shuffle=False, repeat=False))
+    rows = list(Reader(opened(job.out), Reading(shuffle=False, repeat=False)))
     found = [opened(job.out).sample(row, Fit(), RNG) for row in rows]
     assert [s.id for s in found] == [f"greys, row {n}" for n in range(20) if n != 13]
-    plain = [r for r in Reader(job.source, shuffle=False, repeat=False) if r.values != 13]
+    plain = [r for r in Reader(job.source, Reading(shuffle=False, repeat=False)) if r.values != 13]
     for row, sample in zip(plain, found, strict=True):
         wanted = Means()()(job.source.sample(row, Fit(), RNG))
         for a, b in zip(wanted.segments, sample.segments, strict=True):
@@ -157,16 +156,16 @@ def test_a_folder_that_grew_is_encoded_as_it_is_now(picture, tmp_path):
     ]
 
 
-def test_latents_of_another_codec_are_not_trained_on(job):
+def test_latents_of_another_vae_are_not_trained_on(job):
     finish(job)
-    opened(job.out).check_codec([0.51, 0.24])
-    for codec in ([0.9, 0.25], [0.5, 0.25, 0.1]):
-        with pytest.raises(UserError, match="latents of another codec"):
-            opened(job.out).check_codec(codec)
+    opened(job.out).check_vae([0.51, 0.24])
+    for probe in ([0.9, 0.25], [0.5, 0.25, 0.1]):
+        with pytest.raises(UserError, match="latents of another VAE"):
+            opened(job.out).check_vae(probe)
 
 
 def test_too_many_broken_rows_stop_with_the_last_place(job):
-    with pytest.raises(UserError, match="greys, row 13: it is broken .*--max-broken 0"):
+    with pytest.raises(UserError, match="greys, row 13: it is broken .*max_broken=0"):
         finish(replace(job, max_broken=0))
 
 
@@ -211,13 +210,15 @@ def test_a_stream_reads_shards_as_it_reads_their_source(job, stage, tiny):
 @pytest.mark.skipif("OPENLANCE_RAY" not in os.environ, reason="OPENLANCE_RAY=1 starts Ray; it needs an idle machine")
 def test_ray_makes_the_same_shards(job, tmp_path):
     ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
     for ours in (job.source, job.make):  # Ray's workers cannot import a test
         ray.cloudpickle.register_pickle_by_value(sys.modules[type(ours).__module__])
     finish(job)
     other = replace(job, out=tmp_path / "other")
     assert finish(other, ray="local", workers=1)["rows"] == 20
     assert shards(job.out) == shards(other.out)
+    with pytest.raises(UserError, match="damaged"):
+        (other.out / f"00000-000{MARK}").write_bytes(b"")
+        finish(other, ray="local", workers=2)
 
 
 def test_the_command_encodes_a_folder_with_nano(picture, tmp_path, capsys):

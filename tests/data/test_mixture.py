@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from openlance.config.train import recipe, stage
-from openlance.data.mixture import Mixture, Tally
+from openlance.data.mixture import Mixture
 from openlance.errors import UserError
 
 STAGES = [one for scale in ("3b", "nano") for one in recipe(scale)]
@@ -47,11 +47,3 @@ def test_the_order_has_no_period():
 def test_a_mixture_that_cannot_be_drawn_from_is_refused(weights):
     with pytest.raises(UserError):
         Mixture(weights)
-
-
-def test_a_tally_counts_samples_and_tokens_and_resumes():
-    tally, other = Tally(), Tally()
-    for task, tokens in (("t2i", 10), ("t2i", 20), ("t2v", 70)):
-        tally.add(task, tokens)
-    other.load_state_dict(tally.state_dict())
-    assert other.shares() == {"samples": {"t2i": 2 / 3, "t2v": 1 / 3}, "tokens": {"t2i": 0.3, "t2v": 0.7}}

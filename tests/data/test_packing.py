@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openlance.data.packing import best_fill, length_of, next_pack
+from openlance.data.stream import best_fill, length_of, next_pack
 from openlance.sequence.pack import pack
 
 lengths = st.lists(st.integers(1, 30), max_size=9)

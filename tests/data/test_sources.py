@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from openlance.config.presets import nano
-from openlance.data.fit import Fit
-from openlance.data.front import Front
+from openlance.data.front import Fit, Front
 from openlance.data.open import open_source
-from openlance.data.source import BrokenRow, Reader
+from openlance.data.source import BrokenRow, Reader, Reading
 from openlance.errors import UserError
 from openlance.media.transform import MediaTransform
 from openlance.sequence.segment import Kind, Role
@@ -26,7 +25,7 @@ RNG = np.random.default_rng(0)
 
 
 def samples(source):
-    return [source.sample(row, FIT, RNG) for row in Reader(source, shuffle=False, repeat=False)]
+    return [source.sample(row, FIT, RNG) for row in Reader(source, Reading(shuffle=False, repeat=False))]
 
 
 def broken(source):
@@ -229,7 +228,7 @@ def test_a_damaged_tar_is_one_sentence(picture, tmp_path):
 def test_nothing_there_and_unknown_names_are_one_sentence(tmp_path):
     for spec, task, said in [
         (tmp_path / "none", "t2i", "there is no data at"),
-        (tmp_path, "t2i", "holds no captioned pictures"),
+        (tmp_path, "t2i", "holds no captioned images"),
         ("world", "t2x", "task 't2x' is unknown"),
         ({"path": "world", "kind": 1}, "t2i", "has the keys path, kinds; .* has ..kind"),
         ("{path: [", "t2i", "is not YAML"),

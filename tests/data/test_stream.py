@@ -6,9 +6,8 @@ from itertools import islice
 import pytest
 
 from openlance.config.train import Resolution
-from openlance.data.packing import length_of
-from openlance.data.source import Reader
-from openlance.data.stream import Reading, Stream
+from openlance.data.source import Reader, Reading
+from openlance.data.stream import Stream, length_of
 from openlance.errors import UserError
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Role
@@ -81,7 +80,7 @@ def test_conditions_are_dropped_as_often_as_the_stage_says(open_stream):
 @pytest.mark.parametrize("world", [2, 3, 40])
 def test_ranks_share_an_epoch_without_overlap(greys, world):
     source = greys(120, block=8)  # 15 parts: with 40 ranks rows are dealt, not parts
-    ranks = [[row.values for row in Reader(source, rank=r, world=world, repeat=False)] for r in range(world)]
+    ranks = [[row.values for row in Reader(source, Reading(rank=r, world=world, repeat=False))] for r in range(world)]
     assert sorted(sum(ranks, [])) == list(range(120))
 
 
@@ -108,7 +107,7 @@ def test_broken_rows_are_named_counted_and_skipped_up_to_a_limit(open_stream, ca
 
 @pytest.mark.parametrize("count, bad", [(1, [0]), (3, [0, 1, 2])])
 def test_data_of_which_nothing_is_of_use_end_the_run(open_stream, count, bad):
-    with pytest.raises(UserError, match="no row of the data is of use"):
+    with pytest.raises(UserError, match="no row of the data can be used"):
         next(open_stream(bad=bad, count=count, max_broken=5, changes={"mixture": {"t2i": 1}}))
 
 
@@ -133,3 +132,14 @@ def test_a_task_without_data_and_another_rank_are_refused(open_stream, tiny, gre
         Stream({"t2i": greys()}, stage(), tiny.codec)
     with pytest.raises(UserError, match="rank 0 of 1, not of rank 1 of 2"):
         open_stream(rank=1, world=2).load_state_dict(open_stream().state_dict())
+
+
+def test_the_shares_of_the_tasks_are_counted_and_resumed(open_stream, tiny):
+    stream, again = open_stream(), open_stream()
+    packs = list(islice(stream, 6))
+    again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert again.report()["shares"] == stream.report()["shares"]
+    assert stream.tally["samples"].total() == sum(map(len, packs))
+    lengths = [length_of(s.segments, tiny.codec, stream.stage.draws) for pack in packs for s in pack]
+    assert stream.tally["tokens"].total() == stream.tokens == sum(lengths)
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in stream.report()["shares"].values())

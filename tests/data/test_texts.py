@@ -7,10 +7,9 @@ import tarfile
 import pytest
 
 from openlance.config.presets import nano
-from openlance.data.fit import Fit
-from openlance.data.front import Front
+from openlance.data.front import Fit, Front
 from openlance.data.open import open_source
-from openlance.data.source import BrokenRow, Reader
+from openlance.data.source import BrokenRow, Reader, Reading
 from openlance.errors import UserError
 from openlance.media.transform import MediaTransform
 
@@ -45,7 +44,10 @@ def test_a_table_of_captions(tmp_path, picture, end):
     rows = [f'{{"file_name": "0.png", "text": "a{mark}dot"}}' for mark in INSIDE]  # as they are, not escaped
     (tmp_path / "metadata.jsonl").write_bytes(("\ufeff" + end.join([*rows, "", ""])).encode())
     found = open_source(str(tmp_path), "t2i")
-    said = [s.segments for s in (found.sample(row, FIT, None) for row in Reader(found, shuffle=False, repeat=False))]
+    said = [
+        s.segments
+        for s in (found.sample(row, FIT, None) for row in Reader(found, Reading(shuffle=False, repeat=False)))
+    ]
     texts = [next(s.value for s in segments if s.role.name == "PROMPT") for segments in said]
     assert texts == [f"a{mark}dot" for mark in INSIDE]
 
@@ -69,7 +71,7 @@ def test_texts_in_a_tar(tmp_path, picture):
                 about.size = len(data)
                 tar.addfile(about, io.BytesIO(data))
         source = open_source(str(tmp_path / name), "t2i")
-        return [source.sample(row, FIT, None) for row in Reader(source, shuffle=False, repeat=False)]
+        return [source.sample(row, FIT, None) for row in Reader(source, Reading(shuffle=False, repeat=False))]
 
     said = [
         [s.value for s in sample.segments if s.role.name == "PROMPT"]

@@ -12,7 +12,7 @@ from safetensors.torch import load, load_file, save_file
 
 from openlance.checkpoint.tensors import TensorSource
 from openlance.cli.main import main
-from openlance.compat.verify.checks import Checks, Row
+from openlance.compat.verify.checks import LOSS, Checks, Row
 from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.run import verify
 from openlance.sequence.tasks import TASKS
@@ -151,9 +151,14 @@ def test_what_is_not_a_number_never_passes():
     assert not Row("a", "b", math.nan, 1.0).passed and not Row("a", "b", math.inf, 1.0).passed
 
 
+def test_names_fit_patterns_whose_short_fields_are_numbers():
+    file = GoldenFile("x", {"vit.odd.pixels": 0}, TensorSource.of({"vit.a.b.pixels12": torch.zeros(1)}))
+    assert file.matching("vit.{name}.pixels{n}") == [("vit.a.b.pixels12", {"name": "a.b", "n": 12})]
+
+
 def test_relative_tolerances_hold_for_large_and_small_entries():
     source = TensorSource.of({"big": torch.tensor([1000.0, 1e-9])})
     checks = Checks(GoldenFile("x", {}, source))
-    checks.near_relative("big", torch.tensor([1000.05, 2e-9]), 1e-4)
-    checks.near_relative("big", torch.tensor([1000.2, 1e-9]), 1e-4)
+    checks.compare("big", torch.tensor([1000.05, 2e-9]), LOSS)
+    checks.compare("big", torch.tensor([1000.2, 1e-9]), LOSS)
     assert [row.passed for row in checks.rows] == [True, False]

@@ -16,8 +16,7 @@ from openlance.compat.inputs import Entry
 from openlance.compat.requests import Job, build
 from openlance.config.sampling import NO_PRIOR, STYLES
 from openlance.data.columns import TYPES, Layout
-from openlance.data.fit import Fit
-from openlance.data.front import Front
+from openlance.data.front import Fit, Front
 from openlance.data.source import Row
 from openlance.inference.dialogue import Dialogue
 from openlance.inference.lance_pipeline import LancePipeline
@@ -83,7 +82,7 @@ def trained(pipe, spec) -> list:
         values = {k: v for k, v in values.items() if k == columns.text or spec.reads in k}
     values[columns.output] = MADE[spec.makes]
     fit = Fit(front=pipe.front)
-    return Layout.of(spec.name).sample(Row("row", values), None, fit).segments
+    return Layout.of(spec.name).sample(Row("row", values), fit).segments
 
 
 # Every entry point: what it offers, and how it is called for a task. A file is what the command line has.

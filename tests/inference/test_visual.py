@@ -151,7 +151,6 @@ def test_a_task_of_ones_own_trains_and_samples(tiny):
     """Draw what lies between two pictures, and say so first: a template and nothing else."""
     from openlance.config.sampling import Decoding
     from openlance.inference.text import decode
-    from openlance.training.objective import Weights
 
     def between(first, last, words=None, clip=None):
         look = [view(c) for c in (first, last) for view in (tasks.look, tasks.keep)]
@@ -165,7 +164,7 @@ def test_a_task_of_ones_own_trains_and_samples(tiny):
     packed = mine.pack([sample, mine.draw()], draws=2)
     noise = mine.noised(packed)
     before = mine.losses(packed, noise)
-    before.total(Weights()).backward()
+    before.total().backward()
     with torch.no_grad():
         for parameter in mine.model.parameters():
             parameter -= 0.01 * parameter.grad

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from openlance.model.attention import PADDED_UP_TO, attend, flex_pays, plan_units
 from openlance.model.lance import Cache
 from openlance.sequence.rows import Rows, visible
-from openlance.training.objective import Noised, Weights
+from openlance.training.objective import Noised
 
 
 def dense(q, k, v, mask):
@@ -145,8 +145,8 @@ def test_several_draws_equal_as_many_samples(tiny, task):
     together = tiny.losses(packed, noise)
     separate = [tiny.losses(pack, part) for pack, part in zip(apart, parts)]
     torch.testing.assert_close(together.per_latent, torch.cat([s.per_latent for s in separate]), rtol=0, atol=1e-5)
-    ours = gradients(tiny, [together.total(Weights())])
-    assert_same_gradients(ours, gradients(tiny, [s.total(Weights()) / k for s in separate]))
+    ours = gradients(tiny, [together.total()])
+    assert_same_gradients(ours, gradients(tiny, [s.total() / k for s in separate]))
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from openlance.config.train import recipe
-from openlance.training.run import Settings, replay_step
+from openlance.training.files import Settings
+from openlance.training.run import replay_step
 from toyworld.nano import train_nano, world_tokenizer
 from toyworld.vae.pictures import VAERecipe
 

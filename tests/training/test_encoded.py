@@ -30,7 +30,7 @@ def test_latents_and_features_ahead_of_time_give_the_same_losses(worker):
 
 
 def test_latents_meet_their_noise_on_the_device_wherever_they_come_from(worker):
-    """Some straight from the codec, some from a file; the rows that say what is denoised stay on the CPU."""
+    """Some straight from the VAE, some from a file; the rows that say what is denoised stay on the CPU."""
 
     def spread(samples, targets):
         [found] = worker.encoder()(samples, targets=targets)

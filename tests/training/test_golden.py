@@ -29,14 +29,14 @@ def test_golden_packs_have_the_released_losses_and_gradients_in_the_trainer(fold
         assert packs
         for file in packs:
             checks = Checks(file)
-            weights = file.fact("loss_weights") or {}
-            run = Trainer(stage(weights), Learner(parts.lance, parts.vit, len(parts.tokenizer)), Distributed())
+            weights = file.get("loss_weights", {})
+            learner = Learner(parts.lance, parts.components.vit(), len(parts.tokenizer))
+            run = Trainer(stage(weights), learner, Distributed())
             found, _ = run.backward([batch(checks, parts, run)])
             total = float((run.weights * found).sum())
-            checks.number("loss", total, LOSS)
-            checks.number("mse_mean", float(found[1]), LOSS)
-            checks.number("ce_mean", float(found[0]), LOSS)
-            training._check_gradients(checks, training._batch(checks, parts))
+            ours = {"loss": total, "mse_mean": float(found[1]), "ce_mean": float(found[0])}
+            checks.table({name: (lambda ours, name=name: ours[name], LOSS) for name in ours}, ours)
+            training.check_gradients(checks, training.gradients(parts.lance))
             run.optimizer.zero_grad()
             assert [row for row in checks.rows if not row.passed] == []
             assert {"loss", "grad_norm"} <= {row.quantity for row in checks.rows}
@@ -52,9 +52,9 @@ def stage(weights):
 
 def batch(checks, parts, run):
     """The recorded pack as the trainer makes it, with the recorded noise in place of its own."""
-    golden = training._batch(checks, parts)
+    golden = training.read_batch(checks, parts)
     prepare = Preparer(stage=run.stage, codec=parts.codec, encode=MediaEncoder(None, None), device=run.processes.device)
     made = prepare([Sample(segments, str(n)) for n, segments in enumerate(golden.samples)], 0)
     assert made.packed.rows.token.tolist() == golden.packed.rows.token.tolist()
     counts = prepare._counts(golden.packed, {})
-    return replace(made, packed=golden.packed, noise=training._noise(golden), counts=counts)
+    return replace(made, packed=golden.packed, noise=golden.noise, counts=counts)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from measured import PeakMemory
 
 from openlance.config.model import ModelConfig
 from openlance.config.presets import nano
@@ -17,8 +18,7 @@ from openlance.planning.training import Machine, flops, plan, trainable
 from openlance.planning.workload import Load, load_of, packed, typical
 from openlance.sequence.pack import document, pack
 from openlance.sequence.tasks import Views, edit, text_to_visual, understand
-from openlance.training.measured import PeakMemory
-from openlance.training.objective import Weights, noised, objective
+from openlance.training.objective import noised, objective
 from openlance.training.parallel import recompute
 
 SMALL = replace(nano(), width=96, heads=6, kv_heads=2, mlp_width=200, layers=3)
@@ -54,7 +54,7 @@ def step(config: ModelConfig, low: bool, checkpointing: bool) -> tuple[int, int,
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             losses = objective(model, model.layout(made.rows), noise, patches, config.vocab_size)
         after = memory.now
-        losses.total(Weights()).backward()
+        losses.total().backward()
     return after, memory.peak, sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
 
 

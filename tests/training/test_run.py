@@ -10,8 +10,8 @@ from PIL import Image
 from openlance.checkpoint.hub import folder_of
 from openlance.config.train import stage
 from openlance.errors import UserError
-from openlance.training.files import stage_folders
-from openlance.training.run import Settings, check_plan, earlier, run_recipe, run_stage
+from openlance.training.files import Settings, stage_folders
+from openlance.training.run import check_plan, earlier, run_recipe, run_stage
 
 SMALL = replace(
     stage("sft", "nano"), steps=4, schedule="constant", lr=1e-3, pack_tokens=(200, 500), max_sample_tokens=500, draws=2,
@@ -56,7 +56,7 @@ def test_data_that_nothing_mixes_in_and_tasks_without_data_are_named(tmp_path):
 def test_data_of_a_recipe_may_be_for_some_of_its_stages(tmp_path):
     stages = (replace(SMALL, name="one", mixture={"t2i": 1}), replace(SMALL, name="two"))
     check_plan(stages, settings(tmp_path, data={"x2t_image": {"path": "world"}}, validate_every=1))
-    with pytest.raises(UserError, match="no stage mixes in t2v: add --set mixture.t2v=1"):
+    with pytest.raises(UserError, match="no stage mixes in t2v, for which there are data: use mixture="):
         run_recipe(stages, settings(tmp_path / "no", data={"t2v": "world"}))
 
 

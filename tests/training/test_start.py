@@ -6,8 +6,7 @@ import torch
 from openlance.errors import UserError
 from openlance.runtime.components import load_lance
 from openlance.runtime.distributed import Distributed
-from openlance.training.qwen import fill_from_qwen
-from openlance.training.start import Base, export
+from openlance.training.start import Base, export, fill_from_qwen
 
 
 def test_an_exported_model_is_the_averaged_one_under_released_names(worker, tmp_path):

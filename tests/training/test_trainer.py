@@ -11,25 +11,21 @@ from openlance.errors import UserError
 from openlance.model.precision import fast_bfloat16, lowered
 from openlance.runtime.distributed import Distributed
 from openlance.sequence.segment import Kind
-from openlance.training.files import RunFolder, starts_of
-from openlance.training.loop import Work, rewind, train
-from openlance.training.optim import Ema, orthogonalised
+from openlance.training.files import RunFolder, Settings, starts_of
+from openlance.training.optim import Ema, orthogonalized
 from openlance.training.run import take_over
-from openlance.training.trainer import Trainer, TrainingDiverged, freeze
+from openlance.training.trainer import Trainer, TrainingDiverged, Work, freeze, rewind, train
 
 
 @pytest.fixture
 def work(worker, tmp_path):
     """A fresh run of a stage and what it works with, in one folder."""
 
-    def begin(stage=worker.STAGE, folder="run", **options):
-        run, processes = Trainer(stage, worker.learner(), Distributed()), Distributed()
-        prepare, files = (
-            worker.preparer(stage, processes),
-            RunFolder(tmp_path / folder, processes, keep=options.pop("keep", 3)),
-        )
-        batches = options.pop("batches", None) or worker.Packs()
-        return run, Work(folder=files, batches=batches, prepare=prepare, **options)
+    def begin(stage=worker.STAGE, folder="run", held_out=(), **options):
+        processes = Distributed()
+        run, prepare = Trainer(stage, worker.learner(), processes), worker.preparer(stage, processes)
+        files = RunFolder(Settings(out=tmp_path / folder, model=tmp_path, **options), processes)
+        return run, Work(folder=files, batches=worker.Packs(), prepare=prepare, held_out=held_out)
 
     return begin
 
@@ -75,7 +71,7 @@ def test_every_parameter_learns(worker):
 
 
 class Spoiling:
-    """A codec whose latents are not numbers for the samples of one pack."""
+    """A VAE whose latents are not numbers for the samples of one pack."""
 
     def __init__(self, worker, pack):
         self.worker, self.pack, self.calls = worker, pack, 0
@@ -95,7 +91,7 @@ def test_what_is_not_finite_stops_the_run_names_its_sample_and_can_be_replayed(w
         train(run, job)
     said = str(stopped.value)
     step = run.step
-    assert f"step {step} is not finite" in said and f"--only-step {step}" in said and str(job.folder.path) in said
+    assert f"step {step} is not finite" in said and f"{str(job.folder.path)!r}, {step})" in said
     before = worker.weights(run)
     assert all(bool(p.isfinite().all()) for p in before.values())
     again, same = work(stage)
@@ -144,7 +140,7 @@ def test_features_that_were_encoded_before_train_like_their_pictures(worker):
     samples = [*next(worker.Packs(rank=2)), *next(worker.Packs(rank=3))]  # an edit and a question among them
     batch = prepare(samples, 0)
     with torch.no_grad():
-        features = {id(c): f[:, None, None] for c, f in zip(batch.clips, run.learner._see(batch))}
+        features = {id(c): f[:, None, None] for c, f in zip(batch.clips, run.learner._look(batch))}
     encoded = [
         replace(s, labels=None, segments=[replace(g, value=features.get(id(g.value), g.value)) if g.kind is Kind.PATCHES
                                           else g for g in s.segments])
@@ -195,12 +191,13 @@ def test_validation_learns_nothing_and_says_the_same_twice(worker, work):
 
 
 def test_the_folder_records_what_it_was_started_with(worker, work):
-    run, job = work()
-    job.folder.record(worker.STAGE, {"shard": 1}, ["train", "nano/sft"])
-    job.folder.record(worker.STAGE, {"shard": 1}, ["train", "nano/sft"])
+    run, job = work(command=("train", "nano/sft"))
+    job.folder.record(worker.STAGE)
+    job.folder.record(worker.STAGE)
     first, second = starts_of(job.folder.path)
     assert first["stage"]["lr"] == worker.STAGE.lr and first["command"] == ["train", "nano/sft"]
-    assert "torch" in first["versions"] and "commit" in first and second["options"] == {"shard": 1}
+    assert "torch" in first["versions"] and "commit" in first
+    assert second["options"]["shard"] == 1 and Settings.of_record(second["options"]).out == job.folder.path
 
 
 def test_an_average_starts_at_the_weights_and_follows_them():
@@ -215,10 +212,10 @@ def test_an_average_starts_at_the_weights_and_follows_them():
     assert gaps == sorted(gaps, reverse=True) and gaps[-1] < 0.01
 
 
-def test_an_orthogonalised_matrix_keeps_its_singular_vectors_and_evens_their_values():
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_evens_their_values():
     torch.manual_seed(0)
     for shape in ((2, 24, 48), (2, 48, 24)):
-        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)).float())
+        values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)).float())
         assert values.min() > 0.4 and values.max() < 1.4
 
 

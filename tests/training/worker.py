@@ -49,7 +49,7 @@ def codec() -> SequenceCodec:
 
 
 class MeanColor:
-    """A codec of three channels: the mean color of each cell of 4 pixels, in the first of every two frames."""
+    """A VAE of three channels: the mean color of each cell of 4 pixels, in the first of every two frames."""
 
     config, device, dtype = CONFIG.vae, torch.device("cpu"), torch.float32
 

@@ -48,7 +48,7 @@ class MakeEncoder:
             return self.vit or s.kind is not Kind.PATCHES
 
         class Encoder:
-            codec = probed(latents(pipe.vae(), [PROBE])[0])
+            probe = probed(latents(pipe.vae(), [PROBE])[0])
 
             def __call__(self, sample: Sample) -> Sample:
                 encoded = iter(pipe.media([list(filter(is_encoded, sample.segments))], targets=True)[0])
@@ -80,8 +80,8 @@ def encode(
     allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Encode media into VAE latents and ViT features ahead of training. Shards whose source is unchanged are kept."""
-    from openlance.data.encoding import Job
-    from openlance.data.encoding import encode as encode_all
+    from openlance.data.encoded import Job
+    from openlance.data.encoded import encode as encode_all
     from openlance.data.open import open_source
     from openlance.data.source import Endless
 
@@ -120,7 +120,7 @@ def _fit(model: str, stage: str | None) -> Any:
     from openlance.config import train
     from openlance.config.model import VAEConfig
     from openlance.config.sampling import GenerationConfig
-    from openlance.data.fit import Fit
+    from openlance.data.front import Fit
 
     files = find_model(model)
     usual = "3b/sft" if files.config.vae.stride == VAEConfig().stride else "nano/sft"

@@ -31,7 +31,7 @@ RUNNING: ContextVar[Any] = ContextVar("RUNNING", default=None)
 # quotation marks, not what --set takes already.
 KEYWORD = re.compile(
     r"""(?<![\w.=/'"-])(?<!\w\()(?<!--set )(?<!--set ')"""
-    r"""(?:([a-z]\w*)=("[^"]*"|'[^']*'|\[[^]]*\]|[^\s,;()]*[^\s,;:.()])|([a-z]+(?:_[a-z]+)+)(?![\w=/.(]*[\w=/(]))"""
+    r"""(?:([a-z]\w*)=("[^"]*"|'[^']*'|\[[^]]*\]|\{[^}]*\}|[^\s,;()]*[^\s,;:.()])|([a-z]+(?:_[a-z]+)+)(?![\w=/.(]*[\w=/(]))"""
 )
 QUOTES = "'\""
 # Fixes that name an object of Python, and what it is called here.
@@ -63,12 +63,18 @@ def _raised_here(trace: TracebackType | None) -> bool:
     return name.partition(".")[0] == "openlance"
 
 
+def stage_fields() -> set[str]:
+    from openlance.config.train import Stage
+
+    return set(Stage.__dataclass_fields__)
+
+
 def with_flags(text: str) -> str:
     """Say a sentence from below as the command line does: `seed=3` becomes `--seed 3` where that is an option.
 
-    A switch goes without its value: `allow_pickle=True` becomes `--allow-pickle`, `metadata=False` `--no-metadata`. A
-    name of several words, such as `num_frames`, is said as an option without a value, too. What is no option of the
-    command that runs stays as it is.
+    An entry of a table goes as `--data t2i=DIR`, a field of a stage as `--set lr=1e-4`, a switch without its value:
+    `allow_pickle=True` becomes `--allow-pickle`, `metadata=False` `--no-metadata`. A name of several words, such as
+    `num_frames`, is said as an option without a value, too. What the command that runs does not take stays as it is.
     """
     for keyword, flag in FLAGS.items():
         text = text.replace(keyword, flag)
@@ -81,10 +87,13 @@ def with_flags(text: str) -> str:
     def said(found: re.Match[str]) -> str:
         option, value = known.get(found[1] or found[3]), found[2]
         if option is None:
-            return found[0]
+            field = "set" in known and found[1] in stage_fields()
+            return found[0] if not field else f'--set "{found[0]}"' if value[0] in "[{" else f"--set {found[0]}"
         flag = str(next(opt for opt in option.opts if opt.startswith("--")))
         if value is None:
             return flag
+        if entry := re.fullmatch(r"{'(\w+)': '(.*)'}", value):
+            return f"{flag} {entry[1]}={entry[2]}"
         if not option.is_flag:
             return f"{flag} {value if ' ' in value else value.strip(QUOTES)}"
         return flag if value == "True" else str(next(iter(option.secondary_opts), f"no {flag}"))

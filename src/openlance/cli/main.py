@@ -14,7 +14,6 @@ import typer
 from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
-from openlance import __version__
 from openlance.cli import options
 from openlance.cli.errors import RUNNING, guarded, hearing_ctrl_c, wants_debug
 from openlance.config.plugins import plugin, plugins
@@ -82,7 +81,9 @@ app = typer.Typer(cls=LazyGroup, add_completion=False, context_settings={"help_o
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"openlance {__version__}")
+        import openlance
+
+        typer.echo(f"openlance {openlance.__version__}")
         raise typer.Exit
 
 

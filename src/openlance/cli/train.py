@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,7 +82,8 @@ def stage(
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
     from openlance.config.train import presets, recipe_of
-    from openlance.training.run import Settings, run_recipe, run_stage
+    from openlance.training.files import Settings
+    from openlance.training.run import run_recipe, run_stage
 
     stages = chosen_stages(name, only, settings or [])
     scale = stages[0].scale
@@ -92,12 +95,13 @@ def stage(
         **vars(running) | {"report_to": tuple(running.report_to or ())},
     )  # fmt: skip
     show = partial(write_samples, output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
-    if from_nothing:
-        done = from_nothing(output, stages=stages, settings=start, show=show)
-    elif len(stages) > 1:
-        done = run_recipe(stages, start, show)
-    else:
-        done = run_stage(stages[0], start, show)
+    with diverging():
+        if from_nothing:
+            done = from_nothing(output, stages=stages, settings=start, show=show)
+        elif len(stages) > 1:
+            done = run_recipe(stages, start, show)
+        else:
+            done = run_stage(stages[0], start, show)
     then = "the same command continues it"  # with the VAE
     if (done / "model.safetensors").is_file():
         then = f'try: openlance generate t2i "a red circle" --model {done} -o out.png'
@@ -134,15 +138,17 @@ def lora(
     """Fine-tune on a folder of captioned images: an adapter for `generate --lora`, in PEFT's format."""
     from openlance.config.train import override
     from openlance.runtime.lora import Lora
-    from openlance.training.lora import lora_stage
-    from openlance.training.run import Settings, run_stage
+    from openlance.training.files import Settings
+    from openlance.training.run import run_stage
+    from openlance.training.start import lora_stage
 
     start = Settings(
         out=output, model=start_folder(model, "nano"), data={"t2i": str(data)}, save_every=save_every, keep=1,
         lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
-    done = run_stage(plan, start)
+    with diverging():
+        done = run_stage(plan, start)
     ended(f'{done}\ntry: openlance generate t2i "a caption" --model {model} --lora {done} -o out.png')
 
 
@@ -189,7 +195,6 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
 
 def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
     """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md)."""
-    from openlance.config.values import from_yaml
     from openlance.sequence.tasks import TASKS
 
     found: dict[str, Any] = {}
@@ -197,10 +202,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
         task, equals, path = text.partition("=")
         if not equals or task not in TASKS or not path:
             raise UserError(f"{option} {text} is not TASK=PATH with a task of {', '.join(TASKS)}: write t2i=pictures")
-        try:
-            found[task] = from_yaml(path) if path.startswith("{") else path
-        except ValueError as error:
-            raise UserError(f"{option} {text} is not YAML: write {task}='{{path: PATH, type: TYPE}}'") from error
+        found[task] = path
     return found
 
 
@@ -231,11 +233,30 @@ def ended(text: str) -> None:
         typer.echo(text)
 
 
+@contextmanager
+def diverging() -> Iterator[None]:
+    """Say how to do a step again that is not finite."""
+    from openlance.training.trainer import TrainingDiverged
+
+    try:
+        yield
+    except TrainingDiverged as error:
+        size = os.environ.get("WORLD_SIZE", "1")
+        start = "openlance" if size == "1" else f"torchrun --nproc-per-node {size} -m openlance.cli.main"
+        raise UserError(f"{error} (`{start} train resume {error.folder} --only-step {error.step}`)") from error
+
+
 def write_samples(out: Path, prompts: tuple[str, ...], folder: Path) -> None:
-    """Write the images that a checkpoint generates now into one file."""
-    import numpy as np
+    """Write the images that a checkpoint generates now into one file, as a grid of 8 columns at twice their size."""
+    from PIL import Image
 
     import openlance
-    from openlance.training.report import write_sheet
+    from openlance.media.files import atomic_path
 
-    write_sheet([np.asarray(image) for image in openlance.load(str(folder)).generate(list(prompts), seed=0)], out)
+    images = openlance.load(str(folder)).generate(list(prompts), seed=0)
+    width, height = (2 * side + 4 for side in images[0].size)
+    grid = Image.new("RGB", (8 * width, -(-len(images) // 8) * height), (80, 80, 80))
+    for n, image in enumerate(images):
+        grid.paste(image.resize((width - 4, height - 4), Image.Resampling.NEAREST), (n % 8 * width, n // 8 * height))
+    with atomic_path(out) as path:
+        grid.save(path, format="PNG")

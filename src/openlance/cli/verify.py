@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,7 +150,7 @@ def numbers(row: Row) -> tuple[str, str]:
 def as_data(report: Report) -> dict[str, Any]:
     """Every comparison and what was not covered. An error that is no finite number is null."""
     rows = [
-        asdict(row) | {"error": row.error if math.isfinite(row.error) else None, "pass": row.passed}
+        row._asdict() | {"error": row.error if math.isfinite(row.error) else None, "pass": row.passed}
         for row in report.rows
     ]
     return {"passed": not report.failed, "failed": len(report.failed), "rows": rows, "uncovered": report.uncovered}

@@ -1,22 +1,31 @@
-"""Shards of samples whose media are latents and ViT features already: written by `openlance encode`.
+"""Encoding ahead of time: shards of samples whose media are latents and ViT features already.
 
 A shard is one safetensors file. Tensors: "SAMPLE/SEGMENT" (T, Y, X, C) latents or (t, y, x, D) features in half
 precision or uint8 pixels (T, H, W, 3), "SAMPLE/SEGMENT/given", "SAMPLE/labels". Its metadata hold everything else as
 JSON, and nothing is unpickled.
+
+The parts of a source become shards on processes of this machine or on a Ray cluster. What a shard holds depends on the
+source alone, not on how many work on it or where. A shard appears whole or not at all. One that is there already is not
+made again, unless its part of the source has changed: the same command resumes a stopped run, and brings a folder up to
+date after the data grew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from openlance.data.fit import Fit
-from openlance.data.source import Row, Sample, shuffled
+from openlance.config.values import read_json
+from openlance.data.front import Fit
+from openlance.data.pool import in_order
+from openlance.data.source import BrokenRow, Files, Row, Sample, Source, check_broken, readable
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path
@@ -27,14 +36,28 @@ if TYPE_CHECKING:
 
 MARK = ".encoded.safetensors"
 FORMAT = "openlance encoded 1"
-# A picture whose latents tell one codec from another, in whatever file and precision either is kept.
+SETTINGS = "encode.json"
+# An image whose latents tell one VAE from another, in whatever file and precision either is kept.
 PROBE = Clip(np.arange(64 * 64 * 3, dtype=np.uint32).reshape(1, 64, 64, 3).astype(np.uint8))
-ALIKE = 0.1  # by how much means of normalised latents may differ between precisions
+ALIKE = 0.1  # by how much means of normalized latents may differ between precisions
+
+
+def probed(latents: Any) -> list[float]:
+    """Return the means of the channels of PROBE's latents (..., C), as a shard notes them."""
+    return [round(float(mean), 3) for mean in latents.reshape(-1, latents.shape[-1]).float().mean(0)]
 
 
 def write_shard(path: Path, samples: Sequence[Sample], about: dict[str, Any]) -> None:
-    """Write samples whose visual values are tensors or clips; the file appears whole or not at all. about: plain
-    data that `read_about` gives back. UserError if the disk is full."""
+    """Write a shard, which appears whole or not at all.
+
+    Args:
+        path: The file.
+        samples: Their media are tensors or clips.
+        about: Plain data that `read_about` gives back.
+
+    Raises:
+        UserError: If the disk is full.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -42,23 +65,17 @@ def write_shard(path: Path, samples: Sequence[Sample], about: dict[str, Any]) ->
     for n, sample in enumerate(samples):
         entries = []
         for k, s in enumerate(sample.segments):
-            entry: dict[str, Any] = {"kind": s.kind.name, "role": s.role.name}
-            if s.kind is Kind.TEXT:
-                entry["text"] = s.value
-            else:
-                entry["size"] = list(s.size or ())
-                tensors[f"{n}/{k}"] = _stored(s.value)
-                if s.given is not None:
-                    tensors[f"{n}/{k}/given"] = _stored(s.given)
-            entries.append(entry)
-        if sample.labels is not None:
-            tensors[f"{n}/labels"] = _stored(sample.labels)
+            held = {"text": s.value} if s.kind is Kind.TEXT else {"size": list(s.size or ())}
+            entries.append({"kind": s.kind.name, "role": s.role.name} | held)
+            if s.kind is not Kind.TEXT:
+                tensors |= {f"{n}/{k}": s.value, f"{n}/{k}/given": s.given}
+        tensors[f"{n}/labels"] = sample.labels
         described.append({"id": sample.id, "segments": entries})
     # One entry, since the order of several is not fixed and equal data should be equal files.
     metadata = {FORMAT: json.dumps({"about": about, "samples": described})}
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata)
+            save_file({k: _stored(v) for k, v in tensors.items() if v is not None}, temporary, metadata)
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"cannot write {path} ({error}): make room and start again, finished shards stay"
@@ -74,42 +91,27 @@ def _stored(value: Any) -> Tensor:
     return value.half().contiguous()
 
 
-def _restored(tensor: Tensor) -> Any:
-    import torch
-
-    return Clip(tensor.numpy()) if tensor.dtype is torch.uint8 else tensor.float()
-
-
 def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The shard and what it says of itself; UserError naming the file if it has vanished or is damaged."""
+    """The shard and what it says of itself."""
     from safetensors import SafetensorError, safe_open
 
-    try:
+    with readable(path, lambda: "is damaged", SafetensorError):
         file = safe_open(path, framework="pt")
         metadata = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not there any more: put it back and resume, or encode it again") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run `openlance encode` again") from error
     if FORMAT not in metadata:
         raise UserError(f"{path} is not a shard of `openlance encode`: encode the data again with this version")
     return file, json.loads(metadata[FORMAT])
 
 
-def probed(latents: Any) -> list[float]:
-    """The means of the channels of PROBE's latents (..., C), as a shard notes them."""
-    return [round(float(mean), 3) for mean in latents.reshape(-1, latents.shape[-1]).float().mean(0)]
-
-
 def read_about(path: Path) -> dict[str, Any]:
+    """Return what `write_shard` noted; UserError if the file has vanished or is damaged."""
     return _opened(path)[1]["about"]
 
 
 @dataclass(frozen=True)
-class EncodedSource:
+class EncodedSource(Files):
     """Rows of encoded shards; a part is one shard."""
 
-    files: tuple[Path, ...]
     task: str
     light = True
 
@@ -118,17 +120,14 @@ class EncodedSource:
         if held != self.task:
             raise UserError(f"{self.files[0]} holds samples of {held}, not of {self.task}: encode those as well")
 
-    def check_codec(self, found: Sequence[float]) -> None:
-        """UserError if the latents are of another codec than the one that makes `found` of PROBE."""
+    def check_vae(self, found: Sequence[float]) -> None:
+        """Raise a UserError if the latents are of another VAE than the one that makes `found` of PROBE."""
         held = read_about(self.files[0]).get("codec", ())
         if len(held) != len(found) or max(abs(a - b) for a, b in zip(held, found, strict=True)) > ALIKE:
             raise UserError(
-                f"{self.files[0].parent} holds latents of another codec than the model's: encode the data again with "
-                f"--model and the folder that is trained"
+                f"{self.files[0].parent} holds latents of another VAE than the model's: encode the data again with the "
+                f"model that is trained"
             )
-
-    def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[Path]:
-        return shuffled(self.files, rng)
 
     def rows(self, part: Path) -> Iterator[Row]:
         file, said = _opened(part)
@@ -136,25 +135,170 @@ class EncodedSource:
         for n, described in enumerate(said["samples"]):
             yield Row(f"{part}, row {n}", (file, names, n, described))
 
-    def stamp(self, part: Path) -> str:
-        return f"{part} {part.stat().st_size}"
-
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
+        import torch
+
         file, names, n, described = row.values
 
         def value(name: str) -> Any:
-            return _restored(file.get_tensor(name)) if name in names else None
+            if name not in names:
+                return None
+            tensor = file.get_tensor(name)
+            return Clip(tensor.numpy()) if tensor.dtype is torch.uint8 else tensor.float()
 
         segments = []
         for k, entry in enumerate(described["segments"]):
-            kind, role = Kind[entry["kind"]], Role[entry["role"]]
-            if kind is Kind.TEXT:
-                segments.append(Segment(kind, role, entry["text"]))
-            else:
-                size = tuple(entry["size"])
-                segments.append(Segment(kind, role, value(f"{n}/{k}"), size, value(f"{n}/{k}/given")))
+            held, size = entry.get("text", value(f"{n}/{k}")), tuple(entry["size"]) if "size" in entry else None
+            segments.append(Segment(Kind[entry["kind"]], Role[entry["role"]], held, size, value(f"{n}/{k}/given")))
         labels = file.get_tensor(f"{n}/labels").numpy() if f"{n}/labels" in names else None
         return Sample(segments, described["id"], labels)
 
-    def __str__(self) -> str:
-        return f"{self.files[0]}" + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
+
+class Encode(Protocol):
+    """Turns the media of samples into latents and features. probe: `probed` latents of its VAE."""
+
+    probe: list[float]
+
+    def __call__(self, sample: Sample, /) -> Sample: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to encode, how and where to.
+
+    Args:
+        source: What is read.
+        fit: How its rows become samples.
+        make: Builds the encoder, once in every process that works.
+        out: Folder of the shards.
+        rows: Rows of the source per shard.
+        about: What identifies the result; a folder holds shards of one `about` only.
+        max_broken: Broken rows to skip, see `check_broken`.
+    """
+
+    source: Source
+    fit: Fit
+    make: Callable[[], Encode]
+    out: Path
+    rows: int = 64
+    about: dict[str, Any] = field(default_factory=dict)
+    max_broken: float = 0.001
+
+    def shards(self) -> dict[Path, list[int]]:
+        """Return the shards that are there, with the numbers of their parts and their numbers in these."""
+        return {p: [int(n) for n in p.name.removesuffix(MARK).split("-")] for p in self.out.glob(f"*-*{MARK}")}
+
+    def settle(self) -> None:
+        """Note in the folder what it holds; UserError if it holds something else already."""
+        path, about = self.out / SETTINGS, self.about | {"rows": self.rows}
+        held = read_json(path) if path.is_file() else about
+        names = [name for name in held | about if held.get(name) != about.get(name)]
+        other = [f"{name} {held.get(name)!r} and not {about.get(name)!r}" for name in names]
+        if other:
+            raise UserError(f"{self.out} holds shards of {', '.join(other)}: choose another folder")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+class PartEncoder:
+    """Encodes whole parts of a source, given by their number; one lives in every working process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._parts: list[Any] | None = None
+        self._encode: Encode | None = None
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        """Make the shards of a part that are not there yet; return plain data about all of them: rows, made, broken."""
+        job, at, made, done = self.job, 0, 0, list[dict[str, Any]]()
+        if self._parts is None:
+            self._parts = list(job.source.parts(0, None))
+        part = self._parts[number]
+        stamp = hashlib.sha256(job.source.stamp(part).encode()).hexdigest()[:16]
+        while (path := self._path(number, at)).is_file() and (about := read_about(path)).get("part") == stamp:
+            done.append(about)
+            at += 1
+            if about["last"]:
+                break
+        else:
+            for path, (of, later) in job.shards().items():
+                if of == number and later >= at:  # it holds what the source no longer does
+                    path.unlink()
+            rows = islice(job.source.rows(part), at * job.rows, None)
+            held = list(islice(rows, job.rows))
+            while held:
+                following = list(islice(rows, job.rows))
+                done.append(self._shard(self._path(number, at), held, {"part": stamp, "last": not following}))
+                made, at, held = made + 1, at + 1, following
+        broken = [row for about in done for row in about["broken"]]
+        return {"rows": sum(about["rows"] for about in done), "made": made, "broken": broken}
+
+    def _path(self, number: int, at: int) -> Path:
+        return self.job.out / f"{number:05d}-{at:03d}{MARK}"
+
+    def _shard(self, path: Path, rows: list[Row], more: dict[str, Any]) -> dict[str, Any]:
+        if self._encode is None:
+            self._encode = self.job.make()
+        samples, broken = [], []
+        for row in rows:
+            try:
+                sample = self.job.source.sample(row, self.job.fit, np.random.default_rng(0))
+            except BrokenRow as error:
+                broken.append([error.place, error.reason])
+            else:
+                samples.append(self._encode(sample))
+        about = self.job.about | more | {"rows": len(rows), "broken": broken, "codec": self._encode.probe}
+        write_shard(path, samples, about)
+        return about
+
+
+def encode(job: Job, workers: int = 0, ray: str | None = None, gpus: float = 0) -> Iterator[dict[str, Any]]:
+    """Encode every part and yield what was done so far after each: parts, of, rows, made, broken.
+
+    Args:
+        job: What to encode.
+        workers: Processes, 0 for this one.
+        ray: Address of a cluster, "auto" for the one at hand, "local" to start one.
+        gpus: Of each worker there.
+
+    Raises:
+        UserError: Beyond the allowed share of broken rows, with the last one's place.
+    """
+    job.settle()
+    count = len(job.source.parts(0, None))
+    for path, (number, _) in job.shards().items():
+        if number >= count:
+            path.unlink()
+    results = in_order(PartEncoder(job), range(count), workers)
+    if ray is not None:
+        results = _on_ray(job, count, max(workers, 1), ray, gpus)
+    total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
+    for parts, done in enumerate(results, start=1):
+        total = {k: total[k] + done[k] for k in ("rows", "made", "broken")}
+        if total["broken"]:
+            check_broken(BrokenRow(*total["broken"][-1]), len(total["broken"]), total["rows"], job.max_broken)
+        yield total | {"parts": parts, "of": count}
+
+
+def _on_ray(job: Job, count: int, workers: int, address: str, gpus: float) -> Iterator[dict[str, Any]]:
+    """The same on Ray: one call per part, one actor per worker. Paths must mean the same on every machine."""
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise UserError("a Ray cluster needs Ray: pip install 'openlance[scale]', or leave ray out") from error
+    try:
+        if not ray.is_initialized():
+            ray.init(address, log_to_driver=False, include_dashboard=False)
+        actor = ray.remote(num_cpus=1, num_gpus=gpus)(PartEncoder)
+        pool = ActorPool([actor.remote(job) for _ in range(workers)])
+        yield from pool.map(lambda encoder, number: encoder.__call__.remote(number), range(count))
+    except ConnectionError as error:
+        raise UserError(f"there is no Ray cluster at {address!r}: start one, or choose ray='local'") from error
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    finally:
+        if address == "local":
+            ray.shutdown()

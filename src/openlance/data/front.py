@@ -9,20 +9,23 @@ filled; what both have before the target comes out of the same lines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from openlance.config.model import ModelConfig
 from openlance.config.sampling import EXACT, PromptStyle
+from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.transform import ClipViews, MediaTransform
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
 from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
 
-# Frames, height, width of a visual target as the caller wants them; None leaves one to the input or to the model.
+# Frames, height, width of a target image or video as the caller wants them; None leaves one to the input or the model.
 Asked = tuple[int | None, int | None, int | None]
 ANY: Asked = (None, None, None)
-NO_SIZE: Size = (1, 1, 1)  # where no visual target is made
+NO_SIZE: Size = (1, 1, 1)  # where the target is a text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Front:
     Args:
         transform: How media are cut.
         style: How requests are worded.
-        num_frames: Length of clips where neither the caller nor the input says one.
+        num_frames: Length of videos where neither the caller nor the input says one.
     """
 
     transform: MediaTransform
@@ -48,46 +51,45 @@ class Front:
         asked: Asked = ANY,
         said: str | None = None,
     ) -> Segments:
-        """Build a request, its target a hole.
+        """Build a request, whose target is empty.
 
         Args:
             task: A task or its name.
             prompt: What to do; a question; empty for a description.
-            media: What is read, in order; of a picture's task the first frame of each.
-            asked: Size of what is made.
+            media: What is read, in order; a task for images reads the first frame of each.
+            asked: Size of the target: frames, height and width in pixels.
             said: A system prompt of its own, for a model that has one.
 
         Raises:
             UserError: If the media do not fit the task, or the model cannot make the size.
         """
-        spec = spec_of(task) if isinstance(task, str) else task
-        clips = _read(spec, media)
+        spec, clips = _read(task, media)
         if spec.makes == "text":
-            return self._put(spec, prompt, self._views(spec, clips), NO_SIZE, None, said)
+            return request(spec, prompt, self._views(spec, clips), NO_SIZE, None, self.style, said=said)
         views, size = self._sized(spec, clips, asked)
         if size[0] > 1 and asked[0] not in (None, size[0]):
             raise UserError(
-                f"num_frames is {asked[0]}, but what is made has {size[0]}, as its input has: leave num_frames out, or "
+                f"num_frames is {asked[0]}, but the result has {size[0]}, as its input has: leave num_frames out, or "
                 f"cut the input"
             )
         self.transform.vae.check(size)
-        if views and spec.keeps_size and size[0] <= self.transform.vae.temporal_stride and spec.makes != spec.reads:
-            least = self.transform.vae.temporal_stride + 1
-            raise UserError(f"{size[0]} frames are the given picture alone: use --num-frames {least} or more")
-        return self._put(spec, prompt, views, size, None, said)
+        least = self.transform.vae.temporal_stride + 1
+        if views and spec.keeps_size and size[0] < least and spec.makes != spec.reads:
+            raise UserError(
+                f"num_frames is {size[0]}, which holds the given image alone: ask for more, such as num_frames={least}"
+            )
+        return request(spec, prompt, views, size, None, self.style, said=said)
 
     def sample(
         self, task: str | TaskSpec, prompt: str, media: Sequence[Clip], fill: Clip | str, *, said: str | None = None
     ) -> Segments:
-        """Build a training sample; arguments as `request`, and what fills the target: a clip or a text.
+        """Build a training sample; arguments as `request`, and what fills the target: an image, a video or a text.
 
-        A clip for a task that begins or ends with pictures may come without them: they are its own first and last
-        frame.
+        A video for a task that begins or ends with images may come without them: they are its own first and last frame.
         """
-        spec = spec_of(task) if isinstance(task, str) else task
-        clips = _read(spec, media)
+        spec, clips = _read(task, media)
         if isinstance(fill, str):
-            return self._put(spec, prompt, self._views(spec, clips), NO_SIZE, fill, said)
+            return request(spec, prompt, self._views(spec, clips), NO_SIZE, fill, self.style, said=said)
         views: Sequence[ClipViews | Views]
         if spec.keeps_size and clips:
             target = self.transform.trimmed(fill)
@@ -100,32 +102,79 @@ class Front:
             if spec.reads and not clips:
                 ends = [target.with_pixels(target.pixels[at][None]) for at in (0, -1)]
                 views = [Views(end, end) for end in ends]
-        return self._put(spec, prompt, views, target.pixels.shape[:3], target, said)
+        return request(spec, prompt, views, target.pixels.shape[:3], target, self.style, said=said)
 
     def _views(self, spec: TaskSpec, clips: list[Clip]) -> list[ClipViews]:
         return [self.transform.views(clip, spec.makes) for clip in clips]
 
     def _sized(self, spec: TaskSpec, clips: list[Clip], asked: Asked) -> tuple[list[ClipViews], Size]:
-        """The views, and the size of the target: that of the last source of an edit, that of the first picture of a
-        clip, or the one that is asked for; what nobody says is the model's."""
-        views, frames = self._views(spec, clips), self.num_frames if asked[0] is None else asked[0]
-        if not spec.keeps_size:
-            height, width = (usual if n is None else n for n, usual in zip(asked[1:], self.transform.usual))
-            return views, (1 if spec.makes == "image" else frames, height, width)
-        kept = views[-1 if spec.sized_by_source else 0].kept
-        height, width = (own if n is None else n for n, own in zip(asked[1:], (kept.height, kept.width)))
-        if asked[1:] != (None, None) or not spec.sized_by_source:
+        """Return the views, and the size of the target: that of the last source of an edit, that of the first image of
+        a video, or the one that is asked for; what nobody says is the model's."""
+        views, frames, own = self._views(spec, clips), asked[0], self.transform.usual
+        if spec.keeps_size:
+            kept = views[-1 if spec.sized_by_source else 0].kept
+            own, frames = (kept.height, kept.width), kept.frames if spec.sized_by_source else frames
+        height, width = (usual if n is None else n for n, usual in zip(asked[1:], own))
+        if spec.keeps_size and (asked[1:] != (None, None) or not spec.sized_by_source):
             views = [v if v.kept.pixels.shape[1:3] == (height, width) else v.sized(height, width) for v in views]
-        if spec.sized_by_source:
-            frames = kept.frames
+        frames = self.num_frames if frames is None else frames
         return views, (1 if spec.makes == "image" else frames, height, width)
 
-    def _put(self, spec: TaskSpec, prompt: str, views: Any, size: Size, fill: Any, said: str | None) -> Segments:
-        return request(spec, prompt, views, size, fill, self.style, said=said)
 
-
-def _read(spec: TaskSpec, media: Sequence[Clip]) -> list[Clip]:
-    """A picture's task reads one frame of each of its media; one that makes a text reads whatever it is shown."""
+def _read(task: str | TaskSpec, media: Sequence[Clip]) -> tuple[TaskSpec, list[Clip]]:
+    """A task for images reads one frame of each of its media; one that makes a text reads whatever it is shown."""
+    spec = spec_of(task) if isinstance(task, str) else task
     if spec.reads == "image" and spec.makes != "text":
-        return [clip if clip.frames == 1 else clip.with_pixels(clip.pixels[:1]) for clip in media]
-    return list(media)
+        return spec, [clip if clip.frames == 1 else clip.with_pixels(clip.pixels[:1]) for clip in media]
+    return spec, list(media)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How rows become samples at one point of a stage.
+
+    Args:
+        front: Makes segments of words and media.
+        drop_text: Share of the samples that lose their prompt.
+        drop_all: Share of those that lose prompt and media.
+        jitter: Of sources that compose scenes: the widest placement jitter of what words leave open, from canonical (0)
+            to free (1).
+        sides: Of the same sources: shortest and longest side in pixels.
+    """
+
+    front: Front = field(default_factory=lambda: Front(transform=MediaTransform(ModelConfig())))
+    drop_text: float = 0.0
+    drop_all: float = 0.0
+    jitter: float = 1.0
+    sides: tuple[int, int] = (64, 64)
+
+    @property
+    def max_frames(self) -> int:
+        """The longest video."""
+        return self.front.transform.max_frames or 1 << 30
+
+    @classmethod
+    def at(cls, stage: Stage, step: int, config: ModelConfig, style: PromptStyle = EXACT) -> Fit:
+        """Return the fit of a step of a stage, for a model.
+
+        What is only read is cut as what is made from it would be; media of questions as videos (released: images to
+        describe have the ViT's size of videos).
+        """
+        (low, high), along = stage.spread, min(step / stage.steps, 1.0)
+        r = stage.resolution(step)
+        bases = {"image": r.image, "video": r.video, "text": r.video}
+        transform = MediaTransform(config, bases=bases, max_frames=stage.max_frames)
+        return cls(
+            front=Front(transform=transform, style=style), drop_text=stage.drop_text, drop_all=stage.drop_all,
+            jitter=low + (high - low) * along, sides=stage.sides,
+        )  # fmt: skip
+
+    def dropped(self, segments: Segments, rng: np.random.Generator) -> Segments:
+        """Drop conditions at random, for guidance. An answer in text keeps its question: only images and videos are
+        guided."""
+        chance = rng.random()
+        if not any(s.kind is Kind.LATENTS and s.role is Role.TARGET for s in segments):
+            return segments
+        if chance < self.drop_text:
+            return drop(segments, WORDS)
+        return drop(segments, CONDITIONS) if chance < self.drop_text + self.drop_all else segments

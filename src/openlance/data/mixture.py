@@ -9,15 +9,13 @@ sees the same sequence however many there are, and a resumed run goes on at the 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.sequence.tasks import TASKS
+from openlance.sequence.tasks import spec_of
 
 # Samples are drawn in blocks of so many: inside a block every task has its share up to one sample, in random order.
 BLOCK = 256
@@ -29,8 +27,7 @@ class Mixture:
 
     def __init__(self, weights: Mapping[str, float], seed: int = 0) -> None:
         for task in weights:
-            if task not in TASKS:
-                raise UserError(f"the mixture names the task {task!r}, which is unknown: use {', '.join(TASKS)}")
+            spec_of(task)
         total = float(sum(weights.values()))
         if not weights or min(weights.values()) < 0 or not 0 < total < float("inf"):
             raise UserError(f"the mixture {dict(weights)} cannot be drawn from: give one task a weight above 0")
@@ -48,30 +45,5 @@ class Mixture:
         return np.minimum(np.searchsorted(self._ends, points, side="right"), len(self._names) - 1)
 
     def task(self, index: int) -> str:
-        """The task of a sample, counted from 0 over the whole run."""
+        """Return the task of a sample, counted from 0 over the whole run."""
         return self._names[self._block(index // BLOCK)[index % BLOCK]]
-
-
-class Tally:
-    """What was really drawn: samples and tokens per task."""
-
-    def __init__(self) -> None:
-        self.samples: Counter[str] = Counter()
-        self.tokens: Counter[str] = Counter()
-
-    def add(self, task: str, tokens: int) -> None:
-        self.samples[task] += 1
-        self.tokens[task] += tokens
-
-    def shares(self) -> dict[str, dict[str, float]]:
-        """{"samples": {task: share}, "tokens": {task: share}}; shares add up to one."""
-        return {
-            name: {task: n / max(1, counts.total()) for task, n in counts.items()}
-            for name, counts in (("samples", self.samples), ("tokens", self.tokens))
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"samples": dict(self.samples), "tokens": dict(self.tokens)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.samples, self.tokens = Counter(state["samples"]), Counter(state["tokens"])

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -21,13 +22,15 @@ _work: Callable[[Any], Any] | None = None  # of a worker process
 
 
 class Pool:
-    """Calls `work` on tickets. With 0 workers it is called in this process, when its result is taken.
+    """Calls `work` on tickets, in workers that end by themselves when this process is gone.
 
-    waited: seconds that `take` has blocked so far. A worker ends by itself when this process is gone.
+    Args:
+        work: The function; with workers it has to be safe to pickle.
+        workers: Processes; with 0 it is called in this one, when its result is taken.
     """
 
     def __init__(self, work: Callable[[Any], Any], workers: int = 0) -> None:
-        self.work, self.waited = work, 0.0
+        self.work, self.waited = work, 0.0  # seconds that `take` has blocked so far
         self._pending: deque[Callable[[], Any]] = deque()
         self._executor = None
         if workers > 0:
@@ -47,12 +50,12 @@ class Pool:
             self._pending.append(self._executor.submit(_call, ticket).result)
 
     def take(self) -> Any:
-        """The oldest result that was not taken yet; whatever `work` raised is raised here."""
+        """Return the oldest result that was not taken yet; whatever `work` raised is raised here."""
         began = time.perf_counter()
         try:
             return self._pending.popleft()()
         except BrokenProcessPool as error:
-            raise UserError("a data worker was killed, mostly for want of memory: use fewer workers") from error
+            raise UserError("a data worker was killed, most likely for lack of memory: use fewer workers") from error
         finally:
             self.waited += time.perf_counter() - began
 
@@ -62,18 +65,15 @@ class Pool:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def spread(work: Callable[[Any], Any], tickets: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Results of many tickets in order, a few of them ahead."""
-    pool = Pool(work, workers)
-    try:
+def in_order(work: Callable[[Any], Any], tickets: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Yield the results of many tickets in order, working on a few of them ahead."""
+    with closing(Pool(work, workers)) as pool:
         for ticket in tickets:
             pool.put(ticket)
             if len(pool) > 2 * workers:
                 yield pool.take()
         while len(pool):
             yield pool.take()
-    finally:
-        pool.close()
 
 
 def _begin(work: Callable[[Any], Any], parent: int) -> None:

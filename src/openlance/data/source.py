@@ -1,6 +1,7 @@
-"""What training reads: a source is a table of rows in parts; a reader is a place in it; a sample is a list of segments.
+"""What training reads: a source is a table of rows in parts; a reader is a position in it; a sample is a list of
+segments.
 
-    reader = Reader(open_source("pictures/", "t2i"), seed=0, rank=0, world=2)
+    reader = Reader(open_source("pictures/", "t2i"), Reading(rank=0, world=2), seed=0)
     row = next(reader)                     # as it lies in the file; cheap
     reader.state_dict()                    # three numbers; load_state_dict goes on exactly there
     source.sample(row, fit, rng)           # decoded, resized, as segments; this is what the workers of a Stream do
@@ -10,9 +11,12 @@ Reading is separate from decoding, so that the order of the rows does not depend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,16 +25,19 @@ from openlance.errors import UserError
 from openlance.sequence.segment import Segments
 
 if TYPE_CHECKING:
-    from openlance.data.fit import Fit
+    from openlance.data.front import Fit
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One training sample.
 
-    id: file and row that it came from. labels: int64 (channels, Y, X), classes at points of a picture for the auxiliary
-    loss of the vision tower (`Stage.dense_weight`); they belong to the sample's first PATCHES segment. notices: what
-    was shortened, resampled or skipped when its media were read.
+    Args:
+        segments: What is packed.
+        id: File and row that it came from.
+        labels: int64 (channels, Y, X), classes at points of an image for the auxiliary loss of the vision tower
+            (`Stage.dense_weight`); they belong to the first PATCHES segment.
+        notices: What was shortened, resampled or skipped when its media were read.
     """
 
     segments: Segments
@@ -41,10 +48,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """A row before decoding. place: "FILE, row 7", as errors name it and as the ids of its samples begin."""
+    """A row before decoding.
+
+    Args:
+        place: "FILE, row 7", as errors name it and as the ids of samples begin.
+        values: Plain data of the source's own.
+        folder: Where its relative paths begin.
+    """
 
     place: str
     values: Any
+    folder: Path = Path()
 
 
 class BrokenRow(ValueError):
@@ -58,29 +72,63 @@ class BrokenRow(ValueError):
         return type(self), (self.place, self.reason)
 
 
+def check_broken(last: BrokenRow, count: int, rows: int, limit: float) -> None:
+    """Stop when too many rows are broken.
+
+    Args:
+        last: The newest of them.
+        count: Broken rows so far.
+        rows: Rows read so far.
+        limit: A share of the rows below 1, a number of rows from 1 on.
+
+    Raises:
+        UserError: If `count` is beyond the limit.
+    """
+    allowed = limit if limit >= 1 else math.ceil(limit * rows)
+    if count > allowed:
+        raise UserError(
+            f"{last} (broken row {count} of {rows} read, and max_broken={limit:g} allows {allowed:g}: mend the data or "
+            f"raise the limit)"
+        )
+
+
+@contextmanager
+def readable(file: Path, fault: Callable[[], str], *errors: type[Exception]) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into a UserError that names it.
+
+    Args:
+        file: What is read.
+        fault: Says what is wrong with a file that is there.
+        errors: What its library raises for a damaged file, beside OSError.
+    """
+    damaged: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is not there any more: put it back and resume, or leave it out") from error
+    except damaged as error:
+        reason = str(error).strip().split("\n")[0][:160]
+        raise UserError(f"{file} {fault()} ({reason}): replace it with a good copy, or leave it out") from error
+
+
 class Source(Protocol):
-    """A table of rows in parts (row groups, shards, blocks of files). It holds no place and is safe to pickle."""
+    """A table of rows in parts (row groups, shards, blocks of files). It holds no position and is safe to pickle."""
 
     @property
     def light(self) -> bool:
         """Whether a row is a sample already, so that sending it to a worker costs more than decoding it here."""
-        ...
 
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[Any]:
-        """The parts in the order in which an epoch reads them: shuffled by rng, or as they lie without one."""
-        ...
+        """Return the parts in the order in which an epoch reads them: shuffled by rng, or as they lie without one."""
 
     def rows(self, part: Any) -> Iterator[Row]:
-        """The rows of a part, always in the same order. UserError if the part has vanished or is damaged."""
-        ...
+        """Iterate over the rows of a part, always in the same order; UserError if it has vanished or is damaged."""
 
     def stamp(self, part: Any) -> str:
-        """A text that changes when the rows of a part do, as far as names and sizes tell; the part is not read."""
-        ...
+        """Return a text that changes when the rows of a part do, as far as names and sizes tell, without reading it."""
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
-        """Decode: a pure function of its arguments. BrokenRow if the row is of no use."""
-        ...
+        """Decode a row, as a pure function of the arguments; BrokenRow if it cannot be used."""
 
 
 @runtime_checkable
@@ -88,87 +136,94 @@ class Endless(Source, Protocol):
     """A source that makes its samples: another seed gives others, so it can train and validate."""
 
     def drawn(self, count: int, seed: int) -> Source:
-        """The first `count` samples of a seed."""
-        ...
+        """Return the first `count` samples of a seed."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The parts of a source of files: each file is one."""
+
+    files: tuple[Path, ...]
+    light = False
+
+    def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[Any]:
+        return shuffled(self.files, rng)
+
+    def stamp(self, part: Any) -> str:
+        return f"{part} {part.stat().st_size}"
+
+    def __str__(self) -> str:
+        return f"{self.files[0]}" + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
 
 
 def shuffled(parts: Sequence[Any], rng: np.random.Generator | None) -> list[Any]:
     return list(parts) if rng is None else [parts[i] for i in rng.permutation(len(parts))]
 
 
-class Reader:
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How sources are read.
+
+    Args:
+        rank: Which process this is.
+        world: How many there are.
+        workers: Processes that decode; 0 decodes in this one.
+        shuffle: Shuffle the parts in every epoch.
+        repeat: Go on with the next epoch; without, one pass ends the stream.
+        look_ahead: Samples that wait for a pack that they fill (released code: 50).
+        max_broken: Broken rows to skip, see `check_broken`.
+    """
+
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
+    shuffle: bool = True
+    repeat: bool = True
+    look_ahead: int = 50
+    max_broken: float = 0.001
+
+
+class Reader(Iterator[Row]):
     """The rows of a source for one rank, epoch after epoch; iterating takes the next row.
 
     Parts are dealt to the ranks in turn; where there are fewer parts than ranks, rows are. So no two ranks of an epoch
     see the same row, and together they see all. UserError if the source has no row for this rank.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        shuffle: bool = True,
-        repeat: bool = True,
-    ) -> None:
-        self.source, self.seed, self.shuffle, self.repeat = source, seed, shuffle, repeat
-        self.rank, self.world = rank, world
+    def __init__(self, source: Source, reading: Reading | None = None, seed: int = 0) -> None:
+        self.source, self.reading, self.seed = source, reading or Reading(), seed
         self.epoch = self.part = self.row = 0  # of the row that comes next
-        self._rows: Iterator[Row] | None = None
-        self._mine: list[Any] | None = None
-        self._by_rows = False
-        self._read_any = False
-
-    def __iter__(self) -> Reader:
-        return self
+        self._rows = self._read()
 
     def __next__(self) -> Row:
+        return next(self._rows)
+
+    def _read(self) -> Iterator[Row]:
+        """Rows from the position on, which moves along."""
+        r, found = self.reading, self.part + self.row > 0
         while True:
-            if self._mine is None:
-                self._deal()
-            assert self._mine is not None
-            if self.part >= len(self._mine):
-                self._next_epoch()
-                continue
-            if self._rows is None:
-                self._rows = self._open(self._mine[self.part])
-            row = next(self._rows, None)
-            if row is not None:
-                self.row, self._read_any = self.row + 1, True
-                return row
-            self.part, self.row, self._rows = self.part + 1, 0, None
-
-    def _deal(self) -> None:
-        rng = np.random.default_rng((self.seed, self.epoch)) if self.shuffle else None
-        parts = self.source.parts(self.epoch, rng)
-        self._by_rows = len(parts) < self.world
-        self._mine = list(parts) if self._by_rows else list(parts[self.rank :: self.world])
-
-    def _open(self, part: Any) -> Iterator[Row]:
-        rows = self.source.rows(part)
-        if self._by_rows:
-            rows = islice(rows, self.rank, None, self.world)
-        return islice(rows, self.row, None)
-
-    def _next_epoch(self) -> None:
-        if not self.repeat:
-            raise StopIteration
-        if not self._read_any:
-            raise UserError(f"{self.source} has no rows for rank {self.rank} of {self.world}: give it more data")
-        self.epoch, self.part, self.row, self._rows, self._mine, self._read_any = (
-            self.epoch + 1,
-            0,
-            0,
-            None,
-            None,
-            False,
-        )
+            rng = np.random.default_rng((self.seed, self.epoch)) if r.shuffle else None
+            parts = self.source.parts(self.epoch, rng)
+            by_rows = len(parts) < r.world
+            own = parts if by_rows else parts[r.rank :: r.world]
+            while self.part < len(own):
+                rows = self.source.rows(own[self.part])
+                if by_rows:
+                    rows = islice(rows, r.rank, None, r.world)
+                for row in islice(rows, self.row, None):
+                    self.row, found = self.row + 1, True
+                    yield row
+                self.part, self.row = self.part + 1, 0
+            if not r.repeat:
+                return
+            if not found:
+                raise UserError(f"{self.source} has no rows for rank {r.rank} of {r.world}: give it more data")
+            self.epoch, self.part, found = self.epoch + 1, 0, False
 
     def state_dict(self) -> dict[str, int]:
+        """Return the place of the row that comes next."""
         return {"epoch": self.epoch, "part": self.part, "row": self.row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.part, self.row = state["epoch"], state["part"], state["row"]
-        self._rows, self._mine, self._read_any = None, None, self.part + self.row > 0
+        self._rows = self._read()

@@ -1,6 +1,7 @@
 """The stream of packs that training reads: rows of every source by the mixture, decoded by workers, packed to a budget.
 
-    with Stream({"t2i": open_source("pictures/", "t2i")}, stage("sft", "nano"), codec, workers=2) as stream:
+    sources = {"t2i": open_source("pictures/", "t2i")}
+    with Stream(sources, stage("sft", "nano"), codec, reading=Reading(workers=2)) as stream:
         for samples in stream:                 # list[Sample]; pack() of them fits stage.pack_tokens
             ...
             state = stream.state_dict()        # plain data; load_state_dict(state) goes on exactly there
@@ -13,77 +14,83 @@ before the oldest row that is still waiting, and which of the rows since then wa
 from __future__ import annotations
 
 import logging
-import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from openlance.config.model import ModelConfig
 from openlance.config.sampling import EXACT, PromptStyle
 from openlance.config.train import Stage
-from openlance.data.fit import Fit
-from openlance.data.mixture import Mixture, Tally
-from openlance.data.packing import length_of, next_pack
+from openlance.data.front import Fit
+from openlance.data.mixture import Mixture
 from openlance.data.pool import Pool
-from openlance.data.source import BrokenRow, Reader, Row, Sample, Source
+from openlance.data.source import BrokenRow, Reader, Reading, Row, Sample, Source, check_broken
 from openlance.errors import UserError
 from openlance.media.files import collected
+from openlance.sequence.pack import Codec, spans
+from openlance.sequence.segment import Kind, Role, Segments
 from openlance.text.tokenizer import SequenceCodec
 
 log = logging.getLogger(__name__)
 
 # Rows that are with the workers. A constant, since it decides at which resolution of a curriculum a row is decoded.
 AHEAD = 32
+Ticket = tuple[int, int, str, Row]  # number of the row in the stream, step of the stage, task, row
+COUNTS = ("packs", "tokens", "rows", "too_long")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How a stream reads. rank, world: this process and how many there are. look_ahead: samples that wait for a pack
-    that they fill (released code: 50). max_broken: rows that may be of no use, a share below 1, a number from 1 on.
-    With repeat=False the stream ends after one pass."""
-
-    rank: int = 0
-    world: int = 1
-    workers: int = 0
-    shuffle: bool = True
-    repeat: bool = True
-    look_ahead: int = 50
-    max_broken: float = 0.001
+def length_of(segments: Segments, codec: Codec, draws: int = 1) -> int:
+    """Count the rows that `sequence.pack` will make of a sample, with `draws` noise samples per target."""
+    total = 0
+    for span in spans(segments, codec):
+        owner = span.owner if span.grid is not None else None
+        noised = owner is not None and owner.role is Role.TARGET and owner.kind is Kind.LATENTS
+        total += len(span.ids) * (draws if noised else 1)
+    return total
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """One row on its way to a worker. number: of the row in this stream; step: of the stage, for the curriculum."""
+def best_fill(lengths: list[int], room: int) -> list[int]:
+    """Return indices of the lengths whose sum is the largest that fits into the room; earlier ones are preferred.
 
-    number: int
-    step: int
-    task: str
-    row: Row
+    Exact subset sum. Sums that can be reached are the bits of one whole number, so that a length costs one shift.
+    """
+    if room < 0:
+        return []
+    reached, fits = [1], (1 << room + 1) - 1
+    for n in lengths:
+        reached.append((reached[-1] | reached[-1] << n) & fits)
+        if reached[-1] >> room:  # the room can be filled to the last token
+            break
+    total, chosen = reached[-1].bit_length() - 1, list[int]()
+    for i in reversed(range(len(reached) - 1)):
+        if not reached[i] >> total & 1:
+            chosen.append(i)
+            total -= lengths[i]
+    return chosen[::-1]
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """What the workers do: a pure function of a ticket."""
+def next_pack(lengths: list[int], budget: int) -> list[int]:
+    """Return indices of a pack out of a buffer: the oldest sample, so that none waits for ever, and what fills best."""
+    return [0] + [i + 1 for i in best_fill(lengths[1:], budget - lengths[0])]
 
-    sources: Mapping[str, Source]
-    stage: Stage
-    config: ModelConfig
-    style: PromptStyle
-    seed: tuple[int, int]
 
-    def __call__(self, ticket: Ticket) -> Sample | BrokenRow:
-        fit = Fit.at(self.stage, ticket.step, self.config, self.style)
-        rng = np.random.default_rng((*self.seed, ticket.number))
-        try:
-            with collected() as said:
-                sample = self.sources[ticket.task].sample(ticket.row, fit, rng)
-        except BrokenRow as error:
-            return error
-        return replace(sample, segments=fit.dropped(sample.segments, rng), notices=tuple(said))
+def decode(
+    sources: Mapping[str, Source], fit_at: Callable[[int], Fit], seed: tuple[int, int], ticket: Ticket
+) -> Sample | BrokenRow:
+    """Do what the workers do: a pure function of a ticket."""
+    number, step, task, row = ticket
+    fit, rng = fit_at(step), np.random.default_rng((*seed, number))
+    try:
+        with collected() as said:
+            sample = sources[task].sample(row, fit, rng)
+    except BrokenRow as error:
+        return error
+    return replace(sample, segments=fit.dropped(sample.segments, rng), notices=tuple(said))
 
 
 @dataclass
@@ -98,11 +105,20 @@ class Waiting:
     length: int = 0
 
 
-class Stream:
-    """Iterates over packs. codec: of the model, with its configuration; style: how its samples are worded.
+class Stream(AbstractContextManager, Iterator[list[Sample]]):
+    """Iterates over packs, lists of samples.
 
-    Condition dropout, the resolution curriculum and the spread of the world are applied here, since lengths depend on
-    them. UserError when a file cannot be read, or when there are more broken rows than `reading` allows.
+    Condition dropout, the resolution curriculum and placement jitter are applied here, since lengths depend on them.
+
+    Args:
+        sources: By task.
+        stage: Gives the mixture, the budget and what is done to samples.
+        codec: Of the model, with its configuration.
+        style: How samples are worded.
+        reading: How sources are read.
+
+    Raises:
+        UserError: When a file cannot be read, or when there are more broken rows than `reading` allows.
     """
 
     def __init__(
@@ -119,24 +135,22 @@ class Stream:
         missing = [task for task in self.mixture.shares if task not in sources]
         if missing:
             raise UserError(f"the stage {stage.name} mixes in {', '.join(missing)}, which has no data: name a source")
-        r, seed = self.reading, zlib.crc32(f"{stage.seed} {stage.name}".encode())
+        seed = zlib.crc32(f"{stage.seed} {stage.name}".encode())
         self.readers = {
-            task: Reader(
-                sources[task], seed=seed + number, rank=r.rank, world=r.world, shuffle=r.shuffle, repeat=r.repeat
-            )
+            task: Reader(sources[task], self.reading, seed + number)
             for number, task in enumerate(sorted(self.mixture.shares))
         }
-        self.pool = Pool(Decoder(dict(sources), stage, codec.config, style, (seed, r.rank)), r.workers)
-        self._flying: list[Waiting] = []  # with the workers, in order
+        fit_at = partial(Fit.at, stage, config=codec.config, style=style)
+        work = partial(decode, dict(sources), fit_at, (seed, self.reading.rank))
+        self.pool = Pool(work, self.reading.workers)
+        self._decoding: list[Waiting] = []  # with the workers, in order
         self._buffer: list[Waiting] = []  # decoded, in order
         self._owed = 0  # rows of a loaded position that were decoded already when it was saved
-        self.number, self.packs, self.tokens = 0, 0, 0
-        self.tally, self.broken, self.rows, self.too_long = Tally(), dict[str, str](), 0, 0
+        self.number = self.packs = self.tokens = self.rows = self.too_long = 0
         self.noticed = 0  # samples whose media were shortened, resampled or read in part
+        self.tally = {"samples": Counter[str](), "tokens": Counter[str]()}  # of the packs, by task
+        self.broken = dict[str, str]()  # reasons by place
         self._barren = Counter[str]()  # places of the broken rows since the last one that was not
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        return self
 
     def __next__(self) -> list[Sample]:
         low, high = self.stage.pack_tokens
@@ -144,18 +158,19 @@ class Stream:
             pass
         if not self._buffer:
             raise StopIteration
-        chosen = next_pack([w.length for w in self._buffer], high)
-        while sum(self._buffer[i].length for i in chosen) < low and len(self._buffer) < 4 * self.reading.look_ahead:
-            if not self._take():
-                break
+        while True:
             chosen = next_pack([w.length for w in self._buffer], high)
+            enough = sum(self._buffer[i].length for i in chosen) >= low
+            if enough or len(self._buffer) >= 4 * self.reading.look_ahead or not self._take():
+                break
         pack = [self._buffer[i] for i in chosen]
         taken = set(chosen)
         self._buffer = [w for i, w in enumerate(self._buffer) if i not in taken]
         self.packs += 1
-        self.tokens += sum(w.length for w in pack)
         for w in pack:
-            self.tally.add(w.task, w.length)
+            self.tokens += w.length
+            self.tally["samples"][w.task] += 1
+            self.tally["tokens"][w.task] += w.length
         return [w.sample for w in pack if w.sample is not None]
 
     def _is_full(self) -> bool:
@@ -166,18 +181,17 @@ class Stream:
 
     def _take(self) -> bool:
         """Bring one more row into the buffer, broken ones aside; False when all sources are over."""
-        while len(self._flying) < AHEAD and self._draw(self.packs // self.stage.accumulate):
+        while len(self._decoding) < AHEAD and self._draw(self.packs // self.stage.accumulate):
             pass
-        if not self._flying:
+        if not self._decoding:
             return False
-        waiting, found = self._flying.pop(0), self.pool.take()
+        waiting, found = self._decoding.pop(0), self.pool.take()
         is_new = self._owed == 0
         self._owed -= not is_new
         self.rows += is_new
         if isinstance(found, Sample):
-            waiting.sample = found
             try:
-                waiting.length = length_of(found.segments, self.codec, self.stage.draws)
+                waiting.sample, waiting.length = found, length_of(found.segments, self.codec, self.stage.draws)
             except UserError as error:
                 found = BrokenRow(found.id, error)
         if isinstance(found, BrokenRow):
@@ -206,8 +220,7 @@ class Stream:
     def _draw(self, step: int, wanted: Mapping[int, int] | None = None) -> bool:
         """Read one row and send it to the workers; False when all sources are over. While a position is loaded,
         `wanted` gives the steps of the rows that still wait, and the others are only read."""
-        r, number = self.reading, self.number
-        places = {task: reader.state_dict() for task, reader in self.readers.items()}
+        r, number, places = self.reading, self.number, self._places()
         task = self.mixture.task(number * r.world + r.rank)
         row = next(self.readers[task], None)
         for other in self.readers:  # only without repetition does a reader end; the others then take its turns
@@ -217,54 +230,52 @@ class Stream:
             return False
         self.number += 1
         if wanted is None or number in wanted:
-            waiting = Waiting(number, step if wanted is None else wanted[number], task, places)
-            self._flying.append(waiting)
-            self.pool.put(Ticket(number, waiting.step, task, row), here=self.readers[task].source.light)
+            step = step if wanted is None else wanted[number]
+            self._decoding.append(Waiting(number, step, task, places))
+            self.pool.put((number, step, task, row), here=self.readers[task].source.light)
         return True
+
+    def _places(self) -> dict[str, dict[str, int]]:
+        return {task: reader.state_dict() for task, reader in self.readers.items()}
 
     def _report(self, broken: BrokenRow) -> None:
         """Name a broken row once and count it; UserError beyond the limit, or if there is no other kind of row."""
         self._barren[broken.place] += 1
         if self._barren[broken.place] > 2:  # a whole epoch lies between the first and the third time
-            raise UserError(f"{broken}, and no row of the data is of use: mend them")
+            raise UserError(f"{broken}, and no row of the data can be used: mend them")
         if broken.place in self.broken:  # in an earlier epoch
             return
         self.broken[broken.place] = broken.reason
-        most = self.reading.max_broken
-        allowed = most if most >= 1 else math.ceil(most * self.rows)
-        if len(self.broken) > allowed:
-            raise UserError(
-                f"{broken} (broken row {len(self.broken)} of {self.rows} read, and max_broken={most:g} allows "
-                f"{allowed:g}: mend the data or raise the limit)"
-            )
+        check_broken(broken, len(self.broken), self.rows, self.reading.max_broken)
         log.warning("skipped %s", broken)
 
     def report(self) -> dict[str, Any]:
-        """Packs and tokens so far, the share of the budget that they fill, seconds spent waiting for data, broken rows
-        by place, samples that were too long, and the shares of the tasks among samples and among tokens."""
+        """Return what was read so far: packs, tokens, the share of the budget that they fill (efficiency), seconds
+        spent waiting for data, rows, broken rows by place, samples that were too long or read in part (noticed), and
+        the shares of the tasks among samples and among tokens."""
         budget = max(self.packs, 1) * self.stage.pack_tokens[1]
-        return {
-            "packs": self.packs, "tokens": self.tokens, "efficiency": self.tokens / budget, "waited": self.pool.waited,
-            "rows": self.rows, "broken": dict(self.broken), "too_long": self.too_long, "noticed": self.noticed,
-            "shares": self.tally.shares(),
+        shares = {
+            name: {task: n / max(1, counts.total()) for task, n in counts.items()}
+            for name, counts in self.tally.items()
+        }
+        return {name: getattr(self, name) for name in (*COUNTS, "noticed", "broken")} | {
+            "efficiency": self.tokens / budget, "waited": self.pool.waited, "shares": shares,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """The position between two packs, as plain data."""
-        waiting = [*self._buffer, *self._flying]
-        first = waiting[0] if waiting else None
-        return {
+        """Return the position between two packs, as plain data."""
+        waiting = [*self._buffer, *self._decoding]
+        first = waiting[0] if waiting else Waiting(self.number, 0, "", self._places())
+        return {name: getattr(self, name) for name in COUNTS} | {
             "rank": self.reading.rank, "world": self.reading.world,
-            "number": first.number if first else self.number,
-            "places": first.places if first else {t: reader.state_dict() for t, reader in self.readers.items()},
+            "number": first.number, "places": first.places,
             "until": self.number, "waiting": [[w.number, w.step] for w in waiting],
-            "decoded": len(self._buffer) + self._owed,
-            "packs": self.packs, "tokens": self.tokens, "rows": self.rows, "broken": dict(self.broken),
-            "too_long": self.too_long, "tally": self.tally.state_dict(),
+            "decoded": len(self._buffer) + self._owed, "broken": dict(self.broken),
+            "tally": {name: dict(counts) for name, counts in self.tally.items()},
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken; UserError if it is of another rank or number of ranks."""
+        """Go on where a state was taken; UserError if it is of another rank, number of ranks or mixture."""
         r = self.reading
         if (state["rank"], state["world"]) != (r.rank, r.world):
             raise UserError(
@@ -274,14 +285,15 @@ class Stream:
         if state["places"].keys() != self.readers.keys():
             raise UserError(
                 f"this position is in {', '.join(state['places'])}, and the stage {self.stage.name} now mixes in "
-                f"{', '.join(self.readers)}: go on with the same tasks, or begin a new run from an export with --model"
+                f"{', '.join(self.readers)}: go on with the same tasks, or begin a new run from an exported model"
             )
         while len(self.pool):
             self.pool.take()
-        self._flying, self._buffer, self._owed = [], [], state["decoded"]
-        self.packs, self.tokens, self.rows = state["packs"], state["tokens"], state["rows"]
-        self.broken, self.too_long = dict(state["broken"]), state["too_long"]
-        self.tally.load_state_dict(state["tally"])
+        self._decoding, self._buffer, self._owed = [], [], state["decoded"]
+        for name in COUNTS:
+            setattr(self, name, state[name])
+        self.broken = dict(state["broken"])
+        self.tally = {name: Counter(counts) for name, counts in state["tally"].items()}
         for task, reader in self.readers.items():
             reader.load_state_dict(state["places"][task])
         self.number, wanted = state["number"], dict(state["waiting"])
@@ -291,9 +303,6 @@ class Stream:
 
     def close(self) -> None:
         self.pool.close()
-
-    def __enter__(self) -> Stream:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

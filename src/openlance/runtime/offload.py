@@ -28,7 +28,7 @@ from openlance.model.layers import MOST_ROWS
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 EXPERT = re.compile(r"layers\.(\d+)\.(und|gen)\.")
 # Numbers that the codec's decoder holds at its fullest, per pixel of a frame and channel of its last level, for a
-# picture and for a clip (counted at 768x768 and 480x848 by `training.measured.PeakMemory`).
+# picture and for a clip (counted at 768x768 and 480x848 by `benchmarks/measured.py`).
 CODEC = (13, 85)
 SLOTS = 2  # layers of a visiting expert on the device: the one at work and the next
 

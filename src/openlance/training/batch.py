@@ -27,10 +27,14 @@ from openlance.training.objective import Noised, noised
 class Batch:
     """One pack with what fills it.
 
-    clips: what the vision tower looks at, each once, or its features (T, Y, X, D) where these were encoded before;
-    shown: the clip of every PATCHES block, in order. labels: of some of the clips,
-    by their number. counts: label tokens, denoised latents and labelled points, (3,) float64: what the three losses are
-    means over.
+    Args:
+        packed: Its rows.
+        ids: Of its samples.
+        noise: Of its latents, None without any.
+        clips: What the vision tower looks at, each once, or its features (T, Y, X, D) where these were encoded ahead.
+        shown: The number of the clip of every PATCHES block, in order.
+        labels: Of some of the clips, by their number.
+        counts: Label tokens, denoised latents and labelled points, (3,) float64: what the three losses are means over.
     """
 
     packed: Pack
@@ -47,8 +51,13 @@ class Preparer:
     """Makes batches. Noise and times of a pack are a function of (seed, number of the pack), so that they depend
     neither on the number of processes nor on a resume.
 
-    complete: give every pack at least one picture to look at and one latent, in a document without targets. Sharded
-    weights need it: all ranks have to pass through the same modules.
+    Args:
+        stage: Gives the seed, the shift of the times and the noise samples per target.
+        codec: Turns segments into tokens.
+        encode: Turns media into latents.
+        device: Where noise is added.
+        complete: Give every pack at least one image to look at and one latent, in a dummy sample without targets.
+            Sharded weights need it: all ranks have to pass through the same modules.
     """
 
     stage: Stage
@@ -59,18 +68,19 @@ class Preparer:
 
     def __call__(self, samples: list[Sample], number_of_pack: int) -> Batch:
         packed = self._pack(samples)
-        looks = [v for v in packed.visuals if v.kind == PATCHES]
-        clips, shown, known = list[Any](), list[int](), dict[bytes, int]()
-        for v in looks:
+        clips, shown, first_of, known = list[Any](), list[int](), dict[int, int](), dict[Any, int]()
+        for v in packed.visuals:
+            if v.kind != PATCHES:
+                continue
             value = v.segment.value
-            number = known.setdefault(value.key, len(clips)) if isinstance(value, Clip) else len(clips)
-            clips += [value] * (number == len(clips))
-            shown.append(number)
-        docs = [int(packed.rows.doc[v.rows[0]]) for v in looks]
+            shown.append(known.setdefault(value.key if isinstance(value, Clip) else id(v), len(clips)))
+            if shown[-1] == len(clips):
+                clips.append(value)
+            first_of.setdefault(int(packed.rows.doc[v.rows[0]]), shown[-1])
         labels = {
-            shown[docs.index(doc)]: sample.labels
+            first_of[doc]: sample.labels
             for doc, sample in enumerate(samples)
-            if sample.labels is not None and doc in docs
+            if sample.labels is not None and doc in first_of
         }
         return Batch(
             packed=packed,
@@ -87,13 +97,10 @@ class Preparer:
         kinds = {s.kind for segments in lists for s in segments if s.kind is Kind.LATENTS or isinstance(s.value, Clip)}
         missing = [kind for kind in (Kind.PATCHES, Kind.LATENTS) if kind not in kinds]
         if self.complete and missing:
-            lists.append(self._company(missing))
+            side = lcm(self.codec.config.vit.stride, self.codec.config.vae.stride)
+            blank = Clip(np.zeros((1, side, side, 3), np.uint8))
+            lists.append([Segment(kind, Role.REFERENCE, blank) for kind in missing])
         return pack(lists, self.codec, self.codec.config.position, self.stage.draws)
-
-    def _company(self, kinds: list[Kind]) -> list[Segment]:
-        side = lcm(self.codec.config.vit.stride, self.codec.config.vae.stride)
-        blank = Clip(np.zeros((1, side, side, 3), np.uint8))
-        return [Segment(kind, Role.REFERENCE, blank) for kind in kinds]
 
     def _counts(self, packed: Pack, labels: dict[int, np.ndarray]) -> Tensor:
         rows = packed.rows
@@ -110,5 +117,5 @@ class Preparer:
         with autocast(self.stage.dtype, self.device):
             [encoded] = self.encode([kept], targets=True)
         clean = torch.cat([s.value.float().flatten(0, 2).to(self.device) for s in encoded])
-        drawn = torch.randn(clean.shape, generator=generator)
-        return noised(packed, clean, times.to(self.device), drawn.to(self.device))
+        noise = torch.randn(clean.shape, generator=generator)
+        return noised(packed, clean, times.to(self.device), noise.to(self.device))

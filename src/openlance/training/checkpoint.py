@@ -49,13 +49,21 @@ TABLE = {
 
 
 class Checkpoints:
-    """The checkpoints of a run folder."""
+    """The checkpoints of a run.
+
+    Args:
+        folder: Of the run.
+        processes: That train it.
+        keep: How many are kept.
+    """
 
     def __init__(self, folder: Path, processes: Distributed, keep: int = 3) -> None:
         self.folder, self.processes, self.keep = folder / "checkpoints", processes, keep
         self._writing: tuple[int, Future] | None = None
         # Its own group: a checkpoint in the background must not mix its messages with those of the training.
-        self._group = dist.new_group(backend="gloo") if processes.size > 1 else None
+        self._how: dict[str, Any] = {"no_dist": True}
+        if processes.size > 1:
+            self._how = {"process_group": dist.new_group(backend="gloo")}
 
     def sweep(self) -> None:
         """Remove what a kill left half-written. Only for who trains: another process may be writing."""
@@ -64,29 +72,32 @@ class Checkpoints:
                 shutil.rmtree(left)
 
     def steps(self) -> list[int]:
-        """Steps of whole checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.iterdir())
+        """Return the steps of whole checkpoints, oldest first."""
+        found = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.glob("step-*"))
         return sorted(int(match[1]) for match in found if match)
 
-    def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+    def path(self, step: int, partial: bool = False) -> Path:
+        """Return the folder of a checkpoint, or of one that is being written."""
+        return self.folder / f"{'.' * partial}step-{step:08d}"
 
     def save(self, step: int, tensors: dict[str, Tensor], own: dict[str, Any]) -> None:
-        """Begin to write a checkpoint; tensors are copied before this returns. own: plain data of this process."""
+        """Begin to write a checkpoint.
+
+        Args:
+            step: Its name.
+            tensors: Copied before this returns.
+            own: Plain data of this process.
+        """
         self.finish()
-        partial = self.folder / f".step-{step:08d}"
+        partial = self.path(step, partial=True)
         with disk(self.folder):
             if self.processes.leads:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             self.processes.wait()
-            (partial / f"rank{self.processes.rank}.json").write_text(
-                json.dumps({"processes": self.processes.size} | own)
-            )
-        alone = {"no_dist": True} if self.processes.size == 1 else {"process_group": self._group}
-        future: Any = dcp.async_save(dict(tensors), checkpoint_id=partial, **alone)
+            said = {"processes": self.processes.size} | own
+            (partial / f"rank{self.processes.rank}.json").write_text(json.dumps(said))
+        future: Any = dcp.async_save(dict(tensors), checkpoint_id=partial, **self._how)
         self._writing = (step, future)
 
     def poll(self, wait: bool = False) -> None:
@@ -94,18 +105,17 @@ class Checkpoints:
         if self._writing is None or not (wait or self._writing[1].done()):
             return
         (step, future), self._writing = self._writing, None
-        partial = self.folder / f".step-{step:08d}"
         with disk(self.folder):
             try:
                 future.result()
                 if self.processes.leads:
                     shutil.rmtree(self.path(step), ignore_errors=True)
-                    partial.rename(self.path(step))
+                    self.path(step, partial=True).rename(self.path(step))
                     for old in self.steps()[: -self.keep]:
                         shutil.rmtree(self.path(old))
             finally:
                 if self.processes.leads:  # nothing stays of one that failed
-                    shutil.rmtree(partial, ignore_errors=True)
+                    shutil.rmtree(self.path(step, partial=True), ignore_errors=True)
 
     def finish(self) -> None:
         """Wait until everything has its name, on all processes."""
@@ -113,8 +123,14 @@ class Checkpoints:
         self.processes.wait()
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Fill tensors in place and return what this process gave to `save`. UserError if the checkpoint is damaged,
-        holds other tensors, or comes from another number of processes."""
+        """Fill tensors in place.
+
+        Returns:
+            What this process gave to `save`.
+
+        Raises:
+            UserError: If the checkpoint is damaged, holds other tensors, or comes from another number of processes.
+        """
         folder = self.path(step)
         try:
             own = json.loads((folder / f"rank{self.processes.rank}.json").read_text())
@@ -128,22 +144,19 @@ class Checkpoints:
                 f"{folder} was written by {written} processes and this run has {self.processes.size}: start "
                 f"{written} with torchrun, or begin a new run from an export of it"
             )
-        alone = {"no_dist": True} if self.processes.size == 1 else {"process_group": self._group}
         try:
             saved = _Strict(io.BytesIO((folder / ".metadata").read_bytes())).load().state_dict_metadata
             differ = sorted(saved.keys() ^ tensors.keys(), key=lambda name: not name.startswith("weights/"))
-            if differ:
-                raise UserError(
-                    f"{folder} does not fit this run: it trained other tensors ({len(differ)}: "
-                    f"{', '.join(differ[:5])}); go on with `frozen` and `ema` as in run.json, or begin a new run "
-                    f"from an export of it with --model"
-                )
-            dcp.load(tensors, checkpoint_id=folder, **alone)
-        except UserError:
-            raise
+            if not differ:
+                dcp.load(tensors, checkpoint_id=folder, **self._how)
         except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError, EOFError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{folder} does not fit this run or is damaged ({reason}): delete it") from error
+        if differ:
+            raise UserError(
+                f"{folder} does not fit this run: it trained other tensors ({len(differ)}: {', '.join(differ[:5])}); "
+                f"go on with `frozen` and `ema` as in run.json, or begin a new run from an exported model"
+            )
         return own
 
 
@@ -156,13 +169,16 @@ class _Strict(pickle.Unpickler):
 
 @contextmanager
 def disk(folder: Path) -> Iterator[None]:
-    """Around writing: a full disk becomes one sentence, whoever noticed it."""
+    """Turn a full disk, quota or file size limit into one sentence, whoever noticed it while something was written."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, CheckpointException, SafetensorError, RuntimeError) as error:
-        if not is_full(error):
+        known = list(causes(error))
+        if not any(isinstance(e, OSError) and e.errno in FULL for e in known) and not any(
+            words in str(e) for e in known for words in FULL_WORDS
+        ):
             raise
         raise UserError(
             f"the disk of {folder} is full: free some space, or keep fewer checkpoints, and start the same command "
@@ -170,17 +186,8 @@ def disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether a full disk, quota or file size limit is behind an error."""
-    codes, words = [], ""
-    for cause in causes(error):
-        codes += [cause.errno] if isinstance(cause, OSError) else []
-        words += str(cause)
-    return any(code in FULL for code in codes) or any(text in words for text in FULL_WORDS)
-
-
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that led to it, those of other processes included."""
+    """Iterate over an error and all that led to it, those of other processes included."""
     if error is None:
         return
     yield error

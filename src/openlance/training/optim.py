@@ -1,14 +1,17 @@
-"""Optimiser and moving average. Both hold plain tensors under the names of the parameters, sharded like these, so that
+"""Optimizer and moving average. Both hold plain tensors under the names of the parameters, sharded like these, so that
 a checkpoint is a table of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from openlance.config.train import Stage
 from openlance.model.precision import fast_bfloat16
 
 
@@ -17,34 +20,35 @@ class Muon(torch.optim.Optimizer):
 
     Its update has AdamW's typical size, 0.2 per entry (Liu et al., "Muon is scalable", 2025), so that one learning rate
     serves both. Matrices of one shape are worked out together, in bfloat16 where that is fast; sharded ones are
-    gathered for it.
+    gathered for it. Every parameter needs a gradient.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = {"average": torch.zeros_like(p)}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            shapes = defaultdict[torch.Size, list[nn.Parameter]](list)
             for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
+                shapes[p.shape].append(p)
             for shape, same in shapes.items():
-                averages = [self.state[p].setdefault("average", torch.zeros_like(p)) for p in same]
-                gradients = [p.grad for p in same if p.grad is not None]
-                torch._foreach_lerp_(_local(averages), _local(gradients), 1 - group["momentum"])
-                looked_ahead = torch._foreach_lerp(_local(gradients), _local(averages), group["momentum"])
+                averages, gradients = _local([self.state[p]["average"] for p in same]), _local([p.grad for p in same])
+                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+                looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
                 whole = [_whole(part, p) for part, p in zip(looked_ahead, same, strict=True)]
-                updates = orthogonalised(torch.stack(whole)).to(same[0].dtype)
+                updates = orthogonalized(torch.stack(whole)).to(same[0].dtype)
                 own = [_part(update, p) for update, p in zip(updates.unbind(), same, strict=True)]
                 size = 0.2 * group["lr"] * max(shape) ** 0.5
                 torch._foreach_add_(_local([p.data for p in same]), own, alpha=-size)
 
 
-def _local(tensors: list[Tensor]) -> list[Tensor]:
+def _local(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     """What this rank holds of each tensor."""
-    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors if t is not None]
 
 
 def _whole(part: Tensor, like: Tensor) -> Tensor:
@@ -60,8 +64,8 @@ def _part(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
-def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """(B, n, m) -> matrices with the same singular vectors and singular values near one."""
+def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Return (B, n, m) matrices with the same singular vectors and singular values near one."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16() if fast_bfloat16(matrices.device) else matrices.float()
     tall = x.shape[1] > x.shape[2]
@@ -74,46 +78,35 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Optimizer:
-    """AdamW; with `muon`, Muon for the matrices inside layers and AdamW for everything else. Its state is there from
-    the beginning, all zeros, so that a checkpoint has the same tensors at every step."""
+    """AdamW; with the stage's `muon`, Muon for the matrices inside layers and AdamW for everything else. Its state is
+    there from the beginning, all zeros, so that a checkpoint has the same tensors at every step."""
 
-    def __init__(
-        self,
-        named: Iterable[tuple[str, nn.Parameter]],
-        *,
-        betas: tuple[float, float],
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        muon: bool = True,
-    ) -> None:
-        self.named = {n: p for n, p in named if p.requires_grad}
-        inner = {n: p for n, p in self.named.items() if muon and _is_inner(n, p)}
+    def __init__(self, stage: Stage, module: nn.Module) -> None:
+        self.named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        matrices = {n: p for n, p in self.named.items() if p.ndim == 2 and re.search(r"(^|\.)layers\.|\.blocks\.", n)}
+        inner = matrices if stage.optimizer == "muon" else {}
         rest = [p for n, p in self.named.items() if n not in inner]
         self.parts: list[torch.optim.Optimizer] = []
         if rest:
-            adam = torch.optim.AdamW(rest, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+            adam = torch.optim.AdamW(
+                rest, lr=0.0, betas=stage.betas, eps=stage.eps, weight_decay=stage.weight_decay, fused=True
+            )
             for p in rest:
                 moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
                 adam.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
             self.parts.append(adam)
         if inner:
-            part = Muon(inner.values(), 0.0)
-            for p in inner.values():
-                part.state[p] = {"average": torch.zeros_like(p)}
-            self.parts.append(part)
+            self.parts.append(Muon(inner.values(), 0.0))
 
-    def set_rate(self, lr: float) -> None:
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = lr
-
-    def step(self) -> None:
-        """One update. A parameter that nothing used has a gradient of zero, so that the outcome does not depend on
+    def step(self, lr: float) -> None:
+        """Do one update. A parameter that nothing used has a gradient of zero, so that the outcome does not depend on
         which process used what."""
         for p in self.named.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
             part.step()
 
     def zero_grad(self) -> None:
@@ -121,7 +114,7 @@ class Optimizer:
             part.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its state by parameter and kind; loading writes into these."""
+        """Return the state by parameter and kind; loading writes into these."""
         names = {id(p): n for n, p in self.named.items()}
         return {
             f"{names[id(p)]}/{kind}": value
@@ -131,13 +124,9 @@ class Optimizer:
         }
 
 
-def _is_inner(name: str, p: nn.Parameter) -> bool:
-    return p.ndim == 2 and (".layers." in f".{name}" or ".blocks." in name)
-
-
 class Ema:
-    """Moving average of what is trained; young averages warm up so that they do not remember the initialisation. With
-    a decay of 0 it is the weights themselves."""
+    """Moving average of what is trained; young averages warm up so that they do not remember the first weights. With a
+    decay of 0 it is the weights themselves."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.count = decay, 0
@@ -150,6 +139,6 @@ class Ema:
         if not self.decay:
             return
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        live, names = dict(module.named_parameters()), list(self.values)
-        ours, theirs = [self.values[n] for n in names], [live[n].detach() for n in names]
-        torch._foreach_lerp_(_local(ours), _local(theirs), 1 - decay)
+        live = dict(module.named_parameters())
+        theirs = [live[name].detach() for name in self.values]
+        torch._foreach_lerp_(_local(list(self.values.values())), _local(theirs), 1 - decay)

@@ -1,6 +1,4 @@
-"""Gradients and weights over the processes of one `torchrun`: each draws its own samples, gradients are sums over all.
-
-    torchrun --nproc-per-node 8 -m openlance.cli.main train 3b/sft ... --shard 8
+"""Gradients and weights over the processes of one `torchrun`: each reads its own samples, gradients are sums over all.
 
 Weights are whole on every process (plain data parallel), or sharded over groups of `shard` processes with FSDP2, the
 groups being replicas of each other (hybrid sharding).
@@ -9,18 +7,18 @@ groups being replicas of each other (hybrid sharding).
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from openlance.runtime.distributed import Distributed
 
-BUCKET = 1 << 24  # numbers that travel in one message
-
 
 def shard(processes: Distributed, module: nn.Module, low: bool) -> None:
-    """Shard the weights over the processes, one group per layer and one for the rest. low: bfloat16 travels."""
+    """Shard the weights over the processes, one group per layer and one for the rest; with `low` bfloat16 travels."""
     if not processes.sharded or hasattr(module, "set_requires_gradient_sync"):
         return
     from torch.distributed.device_mesh import init_device_mesh
@@ -48,21 +46,17 @@ def sum_gradients(processes: Distributed, module: nn.Module) -> None:
     """Sum over the processes; a parameter that a process did not use counts as zero there."""
     if processes.size == 1 or processes.sharded:
         return
-    live, size = [p for p in module.parameters() if p.requires_grad], 0
-    bucket: list[nn.Parameter] = []
-    for p in live:
-        bucket.append(p)
-        size += p.numel()
-        if size >= BUCKET or p is live[-1]:
-            flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in bucket])
-            dist.all_reduce(flat)
-            for q, grad in zip(bucket, flat.split([q.numel() for q in bucket]), strict=True):
-                q.grad = grad.view_as(q)
-            bucket, size = [], 0
+    sent: list[Any] = []
+    for p in module.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sent.append(dist.all_reduce(p.grad, async_op=True))
+    for message in sent:
+        message.wait()
 
 
 def layers(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of decoder and vision tower."""
+    """Return the repeated blocks of decoder and vision tower."""
     return [
         block
         for name, blocks in module.named_modules()
@@ -72,7 +66,7 @@ def layers(module: nn.Module) -> list[nn.Module]:
 
 
 def recompute(module: nn.Module) -> None:
-    """Activation checkpointing: a layer keeps its input alone and runs again in the backward pass."""
+    """Turn activation checkpointing on: a layer keeps its input alone and runs again in the backward pass."""
     from torch.utils.checkpoint import checkpoint
 
     for block in layers(module):
@@ -81,7 +75,5 @@ def recompute(module: nn.Module) -> None:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A whole tensor from a sharded one; every process has to ask."""
-    from torch.distributed.tensor import DTensor
-
+    """Return a whole tensor from a sharded one; every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,14 +1,16 @@
 """Where a run starts from, and what it becomes in the end: checkpoint folders in the released form, both ways.
 
 base = open_base(Path("src/openlance/assets/nano"), stage)               # go on from its weights
-base = open_base(folder, stage, init="fresh")                             # its sizes, tokenizer and codec alone
+base = open_base(folder, stage, init="fresh")                             # its sizes, tokenizer and VAE alone
 base = open_base(folder, stage, init="Qwen2.5-VL-3B-Instruct")            # both experts from Qwen2.5-VL
 export(run, base, Path("runs/mine/model"))
 """
 
 from __future__ import annotations
 
+import filecmp
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +18,12 @@ import torch
 from torch import Tensor
 
 from openlance.checkpoint.formats import find, write_config
-from openlance.checkpoint.names import released_name
+from openlance.checkpoint.names import our_name, released_name
+from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import GenerationConfig, PromptStyle
-from openlance.config.train import Stage
+from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.runtime.components import Components
@@ -30,15 +33,28 @@ from openlance.training.parallel import full
 from openlance.training.trainer import Trainer
 from openlance.vae.lazy import LazyVAE
 
-BESIDE = (
-    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json",
-)  # fmt: skip
+BESIDE = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json")
+# Qwen2.5-VL's prefixes: in memory of transformers 5, in the published files.
+VISION = ("model.visual.", "visual.")
+TEXT = ("model.language_model.", "model.")
+# What it does not have: q/k norms (ones), the time embedding and the connectors of the latents.
+FRESH = (".q_norm.", ".k_norm.", "time.", "latent_in.", "latent_out.")
+TRAINED = 4.0  # the released training shift, for a checkpoint that says nothing of its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A model in training. beside: files that training leaves alone (codec, tokenizer, sampling defaults) and that the
-    result takes over where they exist. style: how its requests are worded, and so its samples."""
+    """A model in training.
+
+    Args:
+        beside: Files that training leaves alone (VAE first, tokenizer, sampling defaults) and that the result takes
+            over where they exist.
+        config: Its sizes.
+        codec: Turns its segments into tokens.
+        style: How its requests are worded, and so its samples.
+        learner: What learns.
+        vae: Its VAE.
+    """
 
     beside: tuple[Path, ...]
     config: ModelConfig
@@ -49,9 +65,16 @@ class Base:
 
 
 def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: bool = False) -> Base:
-    """Read a folder. init: "model" takes its weights, "fresh" none, anything else is a folder of Qwen2.5-VL.
+    """Read a checkpoint folder for training.
 
-    UserError if something is missing or does not fit.
+    Args:
+        folder: Where it lies.
+        stage: Gives the seed and the auxiliary loss of fresh weights.
+        init: "model" takes its weights, "fresh" none, anything else is a folder of Qwen2.5-VL.
+        allow_pickle: Read weights that are pickles.
+
+    Raises:
+        UserError: If something is missing or does not fit.
     """
     files = find(folder)
     parts = Components(files, device=torch.device("cpu"), dtype=torch.float32, allow_pickle=allow_pickle)
@@ -65,9 +88,7 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
         classes = stage.dense_classes if stage.dense_weight > 0 else ()
         learner = fresh(config, len(tokenizer), stage.seed, classes, stage.dense_point)
         if init != "fresh":
-            from openlance.training.qwen import fill_from_qwen, read_qwen
-
-            fill_from_qwen(learner, read_qwen(Path(init)))
+            fill_from_qwen(learner, open_tensors(Path(init)))
     return Base(
         beside=(files.vae, *(files.tokenizer / name for name in BESIDE)),
         config=config,
@@ -78,8 +99,40 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
     )
 
 
+def fill_from_qwen(learner: Learner, source: TensorSource | Mapping[str, Tensor]) -> None:
+    """Fill a fresh learner from Qwen2.5-VL: both experts begin as copies of its decoder, the tower is its tower (paper,
+    section 3).
+
+    Args:
+        learner: Filled in place; what Qwen2.5-VL does not have stays.
+        source: Tensors of Qwen2_5_VLForConditionalGeneration. Tied output embeddings, which files leave out, are taken
+            from the input.
+
+    Raises:
+        UserError: Naming what is missing or misshapen; the learner is then as it was.
+    """
+    tensors = source if isinstance(source, TensorSource) else TensorSource.of(source)
+    decoder, tower = {}, {}
+    for name in tensors.shapes:
+        vision = next((name.removeprefix(p) for p in VISION if name.startswith(p)), None)
+        text = next((name.removeprefix(p) for p in TEXT if name.startswith(p)), name)
+        if vision is not None:
+            tower[vision] = name
+        elif (ours := our_name(f"language_model.{'' if text.startswith('lm_head') else 'model.'}{text}")) is not None:
+            decoder[ours] = name
+    if "embed.weight" not in decoder or not tower:
+        raise UserError(f"{tensors.origin} is not a Qwen2.5-VL: give the folder of its safetensors files as init")
+    decoder.setdefault("head.weight", decoder["embed.weight"])
+    decoder |= {n.replace("und", "gen"): t for n, t in decoder.items() if ".und." in n}
+    own = learner.lance.state_dict()
+    kept = {n: t for n, t in own.items() if any(part in f".{n}" or n.startswith(part) for part in FRESH)}
+    values = {n: tensors.read(t) for n, t in decoder.items()} | kept
+    load_into(learner.vit.tower, {n: tensors.read(t) for n, t in tower.items()})
+    load_into(learner.lance, values)
+
+
 def averaged(run: Trainer) -> dict[str, Tensor]:
-    """All weights by name, whole and on the CPU, averages where there are any; every process has to ask."""
+    """Return all weights by name, whole and on the CPU, averages where there are any; every process has to ask."""
     live = {n: p.detach() for n, p in run.learner.named_parameters()} | run.ema.values
     return {name: full(value).cpu() for name, value in live.items()}
 
@@ -98,12 +151,34 @@ def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.fl
         own = {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
         write_tensors(folder / file, {name_of(n): v.to(dtype) for n, v in own.items()})
     for beside in base.beside:
-        # A folder of ours calls the codec vae, whatever it was called before.
+        # A folder of ours calls the VAE vae, whatever it was called before.
         name = "vae.safetensors" if beside == base.beside[0] and beside.suffix == ".safetensors" else beside.name
-        if beside.is_file() and not same_file(beside, folder / name):
-            with atomic_path(folder / name) as path:
+        out = folder / name
+        if beside.is_file() and not (out.is_file() and filecmp.cmp(beside, out, shallow=False)):
+            with atomic_path(out) as path:
                 shutil.copyfile(beside, path)
 
 
-def same_file(one: Path, other: Path) -> bool:
-    return other.is_file() and (one.resolve() == other.resolve() or one.read_bytes() == other.read_bytes())
+def lora_stage(model: Path, *, steps: int, lr: float, seed: int = 0) -> Stage:
+    """Return the stage of a fine-tune on captioned images with low-rank adapters.
+
+    Adapters want a higher rate than whole matrices, and few samples per update; several noise levels of an image share
+    its context, since images are few. Sizes and shift are those that the model samples with.
+
+    Args:
+        model: Folder of the checkpoint.
+        steps: Updates.
+        lr: Learning rate.
+        seed: Of the adapter, the order and the noise.
+    """
+    files = find(model)
+    usual = GenerationConfig.read(files.tokenizer)
+    side = round((usual.height * usual.width) ** 0.5)
+    draws, tokens = 4, (side // files.config.vae.stride) ** 2
+    longest = draws * 2 * tokens + 400
+    return Stage(
+        name="lora", scale="nano", steps=steps, lr=lr, schedule="cosine", lr_end=0.1, warmup=min(10, steps), eps=1e-8,
+        ema=0.0, draws=draws, shift=TRAINED if usual == GenerationConfig() else usual.sampling.shift, text_weight=0.0,
+        mixture={"t2i": 1.0}, drop_text=0.1, pack_tokens=(2 * longest, 3 * longest), max_sample_tokens=longest,
+        resolutions=(Resolution(image=(side, side), video=(side, side)),), dtype="float32", seed=seed,
+    )  # fmt: skip

@@ -1,29 +1,50 @@
-"""A stage in progress: weights, optimiser, average, step; and what one update does to them."""
+"""A stage in progress: weights, optimizer, average, step; what one update does to them; and the loop over the steps.
+
+run = Trainer(stage, base.learner, processes)
+train(run, Work(folder=RunFolder(settings, processes), batches=stream, prepare=preparer))
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openlance.config.train import Stage
+from openlance.data.stream import Stream
 from openlance.errors import UserError
+from openlance.model.layers import Expert, fuse
 from openlance.model.precision import autocast, lowered
 from openlance.runtime.distributed import Distributed
-from openlance.training.batch import Batch
-from openlance.training.learner import Learner, fuse
+from openlance.training.batch import Batch, Preparer
+from openlance.training.files import RunFolder
+from openlance.training.learner import Learner
 from openlance.training.optim import Ema, Optimizer
 from openlance.training.parallel import full, only_last, recompute, shard, sum_gradients
 
 LOSSES = ("text", "flow", "dense")
+HELD_OUT = 1 << 40  # numbers of the packs that validate: far from those that train
+NAMED = 8  # samples that a message names; the others are in the log of the replay
 
 
 class TrainingDiverged(UserError):
-    """A loss or a gradient that is not finite: the run stops, nothing of the step is kept."""
+    """A loss or a gradient that is not finite: the run stops, nothing of the step is kept.
+
+    Args:
+        said: What is wrong.
+        folder: Of the run, which holds a checkpoint of where the step began.
+        step: Its number.
+    """
+
+    def __init__(self, said: str, folder: Path, step: int) -> None:
+        super().__init__(said)
+        self.folder, self.step = folder, step
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,14 @@ class Outcome:
 
 class Trainer:
     """One stage. The losses of a step are means over all its packs on all processes, so how the packs are dealt to
-    processes and accumulation changes nothing but rounding."""
+    processes and accumulation changes nothing but rounding.
+
+    Args:
+        stage: What is done.
+        learner: What learns.
+        processes: That train it together; one by default.
+        compiled: Compile the element-wise parts of layers.
+    """
 
     def __init__(
         self, stage: Stage, learner: Learner, processes: Distributed | None = None, compiled: bool = False
@@ -45,35 +73,28 @@ class Trainer:
         self.stage, self.processes, self.step = stage, processes or Distributed(), 0
         self.learner = learner.to(self.processes.device).train()
         freeze(learner, stage)
-        if compiled:
-            fuse()
+        if compiled and not hasattr(Expert.project, "_torchdynamo_orig_callable"):
+            fuse(Expert)
         if stage.checkpointing:
             recompute(learner.lance)
         shard(self.processes, learner, lowered(stage.dtype, self.processes.device))
-        self.optimizer = Optimizer(
-            learner.named_parameters(),
-            betas=stage.betas,
-            eps=stage.eps,
-            weight_decay=stage.weight_decay,
-            muon=stage.optimizer == "muon",
-        )
+        self.optimizer = Optimizer(stage, learner)
         self.ema = Ema(learner, stage.ema)
         self.weights = torch.tensor([stage.text_weight, stage.flow_weight, stage.dense_weight])
 
     def numbers(self) -> list[int]:
-        """The numbers of this process's packs of this step; no two packs of a run share one."""
+        """Return the numbers of this process's packs of this step; no two packs of a run share one."""
         at, processes, count = self.step, self.processes, self.stage.accumulate
         return [(at * count + n) * processes.size + processes.rank for n in range(count)]
 
     def update(self, batches: Sequence[Batch]) -> Outcome:
-        """One step on this process's packs; without effect unless all losses and gradients are finite."""
+        """Do one step on this process's packs; without effect unless all losses and gradients are finite."""
         means, broken = self.backward(batches)
         norm = full(nn.utils.clip_grad_norm_(self.learner.parameters(), self.stage.max_norm))
         finite = bool(norm.isfinite()) and bool(means.isfinite().all())
         rate = self.stage.rate(self.step)
         if finite:
-            self.optimizer.set_rate(rate)
-            self.optimizer.step()
+            self.optimizer.step(rate)
             self.ema.update(self.learner)
             self.step += 1
         self.optimizer.zero_grad()
@@ -81,8 +102,11 @@ class Trainer:
         return Outcome(values, finite, broken or [i for b in batches for i in b.ids])
 
     def backward(self, batches: Sequence[Batch]) -> tuple[Tensor, list[str]]:
-        """Gradients of the weighted losses of all processes' packs; (3,) the losses, and the samples of this process
-        that are not finite."""
+        """Compute gradients of the weighted losses of all processes' packs.
+
+        Returns:
+            (3,) the losses, and the samples of this process that are not finite.
+        """
         totals = self.processes.total(torch.stack([b.counts for b in batches]).sum(0)).clamp(min=1)
         shares = (self.weights / totals).float().to(self.processes.device)
         sums, broken = torch.zeros(3, dtype=torch.float64), list[str]()
@@ -97,7 +121,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """The losses of packs, without learning from them; every process needs as many."""
+        """Return the losses of packs, without learning from them; every process needs as many."""
         totals = self.processes.total(torch.stack([b.counts for b in batches]).sum(0))
         sums = torch.stack([self._forward(batch)[0].double().cpu() for batch in batches]).sum(0)
         means = self.processes.total(sums) / totals.clamp(min=1)
@@ -105,16 +129,15 @@ class Trainer:
 
     @torch.no_grad()
     def documents(self, batch: Batch) -> Tensor:
-        """The sum of the losses of each sample of a pack."""
+        """Return the sum of the losses of each sample of a pack."""
         return self._forward(batch)[1]
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with autocast(self.stage.dtype, self.processes.device):
             return self.learner(batch)
 
-    # What a checkpoint holds. Frozen weights are not in it: they come from the start point.
-
     def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds. Frozen weights are not in it: they come from the start point."""
         trained = {n: p.detach() for n, p in self.learner.named_parameters() if p.requires_grad}
         return {
             **{f"weights/{n}": v for n, v in trained.items()},
@@ -123,7 +146,7 @@ class Trainer:
         }
 
     def state(self) -> dict[str, Any]:
-        """Plain data that goes beside the tensors: counters and the random state of this process."""
+        """Return plain data that go beside the tensors: counters and the random state of this process."""
         return {"step": self.step, "averaged": self.ema.count, "random": torch.get_rng_state().numpy().tobytes().hex()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -135,7 +158,7 @@ def freeze(learner: Learner, stage: Stage) -> None:
     """Leave alone what the stage says. UserError for a pattern that fits nothing, or if nothing is left to train."""
     named = dict(learner.named_parameters())
     for pattern in stage.frozen:
-        # The codec is never trained here, so freezing it is always true.
+        # The VAE is never trained here, so freezing it is always true.
         if not any(fnmatchcase(name, pattern + "*") for name in named) and pattern != "vae":
             raise UserError(
                 f"frozen: nothing is called {pattern!r}: write the beginning of a parameter's name, such as vit, "
@@ -145,3 +168,115 @@ def freeze(learner: Learner, stage: Stage) -> None:
         p.requires_grad_(p.requires_grad and not stage.freezes(name))
     if not any(p.requires_grad for p in named.values()):
         raise UserError(f"the stage {stage.name} freezes everything: leave something out of `frozen`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run reads and writes.
+
+    Args:
+        folder: Of the run, with its settings.
+        batches: What it trains on, packs of samples.
+        prepare: Makes batches of samples.
+        held_out: Packs whose losses are measured.
+        show: Called on every process, every `show_every` steps; exports the model.
+    """
+
+    folder: RunFolder
+    batches: Stream
+    prepare: Preparer
+    held_out: Sequence[list] = ()
+    show: Callable[[Trainer], Any] | None = None
+
+
+def train(run: Trainer, work: Work) -> bool:
+    """Train to the end of the stage, going on from the last whole checkpoint.
+
+    Returns:
+        False if the time was up before.
+
+    Raises:
+        TrainingDiverged: When a loss or a gradient is not finite; that step's position is saved, so it can be replayed.
+    """
+    from tqdm import tqdm
+
+    folder, batches, processes, began = work.folder, work.batches, run.processes, time.monotonic()
+    stage, settings = run.stage, folder.settings
+    folder.resume(run, batches)
+    folder.forget_after(run.step)
+    bar = tqdm(
+        total=stage.steps, initial=run.step, unit="step", desc=stage.name, smoothing=0.05, delay=2.0,
+        disable=not processes.leads,
+    )  # fmt: skip
+    with bar:
+        while run.step < stage.steps and not processes.agree(time.monotonic() - began > 60 * settings.minutes):
+            started, cpu, place = time.monotonic(), time.process_time(), batches.state_dict()
+            samples = [next(batches) for _ in range(stage.accumulate)]
+            waited = time.monotonic() - started
+            packs = [work.prepare(s, number) for s, number in zip(samples, run.numbers(), strict=True)]
+            outcome = run.update(packs)
+            if not outcome.finite:
+                stop(run, work, place, outcome)
+            rows = sum(len(p.packed) for p in packs)
+            row = outcome.values | {"step": run.step, "rows": rows, "waited": waited}
+            row["filled"] = rows / (len(packs) * stage.pack_tokens[1])
+            if work.held_out and due(run, settings.validate_every):
+                row |= validate(run, work)
+            spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+            folder.log(row | spent)
+            bar.update()
+            bar.set_postfix_str(f"text {row['text']:.3f} flow {row['flow']:.3f}")
+            if due(run, settings.save_every):
+                folder.save(run, batches.state_dict())
+            if work.show is not None and due(run, settings.show_every):
+                work.show(run)
+            folder.checkpoints.poll()
+    folder.save(run, batches.state_dict())
+    folder.checkpoints.finish()
+    return run.step >= stage.steps
+
+
+def due(run: Trainer, every: int) -> bool:
+    return bool(every) and run.step % every == 0
+
+
+def validate(run: Trainer, work: Work) -> dict[str, float]:
+    """Return the losses of the held-out packs, with the same noise every time."""
+    first = HELD_OUT + run.processes.rank * len(work.held_out)
+    return run.evaluate([work.prepare(samples, first + n) for n, samples in enumerate(work.held_out)])
+
+
+def stop(run: Trainer, work: Work, place: dict, outcome: Outcome) -> None:
+    """Save where the step began and raise TrainingDiverged naming its samples and how to replay it."""
+    work.folder.save(run, place)
+    work.folder.checkpoints.finish()
+    broken = sorted({i for ids in run.processes.gather(outcome.broken) for i in ids})
+    named = ", ".join(broken[:NAMED]) + (f" and {len(broken) - NAMED} more" if len(broken) > NAMED else "")
+    values = " ".join(f"{k} {v:.4g}" for k, v in outcome.values.items())
+    folder = work.folder.path
+    raise TrainingDiverged(
+        f"step {run.step} is not finite ({values}), samples {named}: take them out or lower lr, after a look at "
+        f"replay_step({str(folder)!r}, {run.step})",
+        folder,
+        run.step,
+    )
+
+
+def rewind(run: Trainer, work: Work, step: int) -> list[Batch]:
+    """Go back to a step.
+
+    The last checkpoint at or before it is read; if that is earlier, the data are those of the step but the weights
+    those of the checkpoint.
+
+    Returns:
+        The packs of the step, ready for `run.update`.
+
+    Raises:
+        UserError: If there is no such checkpoint.
+    """
+    if not work.folder.resume(run, work.batches, at_most=step) and step:
+        raise UserError(f"{work.folder.path} has no checkpoint of step {step} or before: choose a later step")
+    for _ in range((step - run.step) * run.stage.accumulate):
+        next(work.batches)
+    run.step = step
+    return [work.prepare(next(work.batches), number) for number in run.numbers()]

@@ -2,7 +2,8 @@
 
     openlance verify tests/golden
 
-`files` reads a folder in the golden format, `checks` compares and collects, the other modules each know one kind of
-file: `requests` (one generation or one answer), `halves` (the same in bfloat16), `training` (a packed batch with
-gradients), `modules`, `preprocessing`.
+`files` reads a folder in the golden format, `checks` compares by tables of quantities and collects rows, `parts` is the
+model under test. The other modules each know one kind of file: `requests` (an image, a video or an answer, in float32
+and in half precision; `case` works out what the tables ask for), `training` (a packed batch with gradients), `modules`,
+`preprocessing`.
 """

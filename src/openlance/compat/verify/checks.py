@@ -1,37 +1,94 @@
-"""Comparing: every comparison becomes one row of the table, and one that cannot be made is a row that fails."""
+"""Comparing: every comparison becomes one row, and one that cannot be made is a row that fails."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from openlance.compat.verify.files import GoldenFile
 
-# Recommended for float32 in the golden format's description.
-UNIT, DEEP, CODEC, LATENT, LOSS, GRADIENT = 1e-5, 1e-4, 2e-4, 1e-3, 1e-4, 1e-3
-EXACT = 0.0
-
 # What a computation on foreign data may raise: such a case fails, the others go on.
 FAULTS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AssertionError, AttributeError, StopIteration)
 
-# Facts that describe a run rather than state a result.
+# Facts that describe a run rather than state a result, and that nothing needs to know.
 DESCRIPTION = {
-    "about", "case", "cases", "dataset_args", "distances_rel_l2", "dtype", "dtypes", "extra", "frame_sampler", "gen",
-    "input", "inputs_from", "kv_vs_nocache", "loss_weights", "max_num_tokens", "name", "proof_uncond", "samples",
-    "seed", "task", "tensors", "timestep_shift", "und_kv_min_top2_gap", "und_kv_top2_gaps",
-    "und_nocache_min_top2_gap", "unrounded_und_kv_min_top2_gap", "unrounded_und_kv_top2_gaps", "vae_layout",
-    "variants", "visual_gen",
+    "about", "case", "cases", "distances_rel_l2", "dtype", "dtypes", "extra", "gen", "inputs_from", "kv_vs_nocache",
+    "name", "proof_uncond", "seed", "target_modality", "task", "tensors", "timestep_shift", "und_kv_min_top2_gap",
+    "und_nocache_min_top2_gap", "unrounded_und_kv_min_top2_gap", "vae_layout", "variants", "visual_gen",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Row:
+# How far two tensors of one shape are apart.
+
+
+def differing(want: Tensor, have: Tensor) -> Tensor:
+    """Count the entries that differ."""
+    return (want != have).sum()
+
+
+def largest(want: Tensor, have: Tensor) -> Tensor:
+    """Measure the largest absolute difference."""
+    return (want - have).abs().max()
+
+
+def sizes(want: Tensor) -> Tensor:
+    """Give the size of every entry, or the mean size of all where it is smaller: sums that come out near zero keep the
+    errors of what was added."""
+    return want.abs().clamp(min=float(want.abs().mean()) + 1e-30)
+
+
+def entrywise(want: Tensor, have: Tensor) -> Tensor:
+    """Measure the largest difference relative to the size of its entry."""
+    return ((want - have).abs() / sizes(want)).max()
+
+
+def in_ulps(want: Tensor, have: Tensor) -> Tensor:
+    """Measure the largest difference in units of the last place of bfloat16, which has 8 significant bits."""
+    return ((want - have).abs() / torch.exp2(sizes(want).log2().floor() - 7)).max()
+
+
+def length(want: Tensor, have: Tensor) -> Tensor:
+    """Measure the length of the difference relative to that of the wanted tensor."""
+    return (want - have).norm() / want.norm().clamp(min=1e-30)
+
+
+def average(want: Tensor, have: Tensor) -> Tensor:
+    """Measure the average absolute difference."""
+    return (want - have).abs().mean()
+
+
+class Measure(NamedTuple):
+    """How a quantity is compared: what may be at most how much, and how that reads in the table."""
+
+    tolerance: float
+    distance: Callable[[Tensor, Tensor], Tensor] = largest
+    relative: bool = False
+    note: str = ""
+
+
+# Recommended for float32 in the golden format's description.
+EXACT = Measure(0.0, differing)
+UNIT, DEEP, VAE, LATENT = Measure(1e-5), Measure(1e-4), Measure(2e-4), Measure(1e-3)
+LOSS, GRADIENT = Measure(1e-4, entrywise, True), Measure(1e-3, entrywise, True)
+ULP = Measure(1.0, in_ulps, note="units in the last place")
+
+
+def apart(tolerance: float) -> Measure:
+    """Allow what kernels in half precision may be apart."""
+    return Measure(tolerance, length, relative=True)
+
+
+# Of each quantity, by the pattern of its names (`GoldenFile.matching`): how ours is made of the thing under test and of
+# what the pattern's fields stand for, and how it is compared.
+Table = dict[str, tuple[Callable[..., Any], Measure]]
+
+
+class Row(NamedTuple):
     """One comparison. error: largest difference, or the number of entries that differ where it must be exact."""
 
     case: str
@@ -43,7 +100,8 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.tolerance  # not for NaN
+        """Whether the error is within the tolerance, which what is not a number never is."""
+        return self.error <= self.tolerance
 
 
 class Checks:
@@ -52,71 +110,41 @@ class Checks:
     def __init__(self, file: GoldenFile, on_row: Callable[[Row], None] | None = None) -> None:
         self.file, self.rows, self.on_row = file, list[Row](), on_row
 
-    def add(self, quantity: str, error: float, tolerance: float, relative: bool = False, note: str = "") -> None:
-        row = Row(self.file.name, quantity, float(error), tolerance, relative, note)
+    def add(self, quantity: str, error: float, measure: Measure = EXACT, note: str = "") -> None:
+        """Add a comparison that was made elsewhere."""
+        row = Row(self.file.name, quantity, float(error), measure.tolerance, measure.relative, note or measure.note)
         self.rows.append(row)
         if self.on_row is not None:
             self.on_row(row)
 
-    def same(self, name: str, ours: Any, note: str = "") -> None:
-        """A tensor that must be equal, whatever its integer type."""
-        if name not in self.file:
-            return
-        want, have = self.file.take(name), torch.as_tensor(ours)
-        if want.shape != have.shape:
-            self.add(name, math.inf, EXACT, note=f"shape {tuple(have.shape)}, not {tuple(want.shape)}")
+    def table(self, table: Table, subject: Any) -> None:
+        """Compare everything in the file that a table knows, each for itself."""
+        for pattern, (ours, measure) in table.items():
+            for name, found in self.file.matching(pattern):
+                with self.part(name):
+                    self.compare(name, ours(subject, **found), measure)
+
+    def compare(self, name: str, ours: Any, measure: Measure, note: str = "") -> None:
+        """Compare a tensor or a fact of the file.
+
+        Args:
+            name: In the file.
+            ours: A tensor or what becomes one; for a text or a list in the JSON, its equal.
+            measure: How far it may be away.
+            note: What is to be said about ours.
+        """
+        want = self.file.take(name)
+        if isinstance(want, str | list):
+            error = float(want != ours)
+            note = f"{_short(ours)}, not {_short(want)}" if error else note
         else:
-            self.add(name, int((want.double() != have.double()).sum()), EXACT, note=note)
-
-    def near(self, name: str, ours: Tensor, tolerance: float, note: str = "") -> None:
-        """A tensor whose largest absolute difference stays within the tolerance."""
-        self._distance(name, ours, tolerance, lambda want, have: (want - have).abs().max(), False, note)
-
-    def near_relative(self, name: str, ours: Tensor, tolerance: float) -> None:
-        """Every entry relative to itself, or to the mean size of all where it is smaller."""
-
-        def distance(want: Tensor, have: Tensor) -> Tensor:
-            return ((want - have).abs() / want.abs().clamp(min=float(want.abs().mean()) + 1e-30)).max()
-
-        self._distance(name, ours, tolerance, distance, True)
-
-    def near_norm(self, name: str, ours: Tensor, tolerance: float, floor: float = 0.0) -> None:
-        """The length of the difference relative to that of the wanted tensor, or to `floor` where that is larger."""
-        self._distance(
-            name, ours, tolerance, lambda want, have: (want - have).norm() / max(float(want.norm()), floor, 1e-30), True
-        )
-
-    def _distance(
-        self,
-        name: str,
-        ours: Tensor,
-        tolerance: float,
-        distance: Callable[[Tensor, Tensor], Tensor],
-        relative: bool,
-        note: str = "",
-    ) -> None:
-        if name not in self.file:
-            return
-        want, have = self.file.take(name).double(), ours.detach().double()
-        if want.shape != have.shape:
-            self.add(name, math.inf, tolerance, relative, f"shape {tuple(have.shape)}, not {tuple(want.shape)}")
-        elif not want.numel():
-            self.add(name, 0.0, tolerance, relative, "empty")
-        else:
-            self.add(name, float(distance(want, have)), tolerance, relative, note)
-
-    def fact(self, key: str, ours: Any) -> None:
-        """A fact of the JSON that must be equal."""
-        if key in self.file.facts:
-            want = self.file.fact(key)
-            note = "" if want == ours else f"{_short(ours)}, not {_short(want)}"
-            self.add(key, float(want != ours), EXACT, note=note)
-
-    def number(self, key: str, ours: float, tolerance: float) -> None:
-        """A number of the JSON, relative."""
-        if key in self.file.facts:
-            want = self.file.fact(key)
-            self.add(key, abs(ours - want) / max(abs(want), 1e-30), tolerance, True)
+            want, have = (torch.as_tensor(x).detach().to(torch.float64) for x in (want, ours))
+            error = math.inf
+            if want.shape != have.shape:
+                note = f"shape {tuple(have.shape)}, not {tuple(want.shape)}"
+            else:
+                error = float(measure.distance(want, have)) if want.numel() else 0.0
+        self.add(name, error, measure, note)
 
     @contextmanager
     def part(self, what: str) -> Iterator[None]:
@@ -124,20 +152,20 @@ class Checks:
         try:
             yield
         except FAULTS as error:
-            self.add(what, math.inf, EXACT, note=f"cannot be computed: {type(error).__name__}: {_short(error)}")
+            self.add(what, math.inf, note=f"cannot be computed: {type(error).__name__}: {_short(error)}")
 
     def close(self) -> None:
         """A file of which nothing was compared fails, and so does one that lacks what its JSON promises."""
         if not self.rows:
-            self.add("contents", math.inf, EXACT, note="nothing in it is known")
+            self.add("contents", math.inf, note="nothing in it is known")
         absent = self.file.absent()
         if absent:
-            self.add("tensors", len(absent), EXACT, note=f"the file lacks {', '.join(absent[:5])}")
+            self.add("tensors", len(absent), note=f"the file lacks {', '.join(absent[:5])}")
 
     def uncovered(self) -> list[str]:
         """Entries that nothing looked at: reported, never counted."""
-        facts = [key for key in self.file.facts if key not in DESCRIPTION and not key.startswith("note")]
-        return sorted({*self.file.names(), *facts} - self.file.seen)
+        left = set(self.file.names()) - self.file.seen - DESCRIPTION
+        return sorted(name for name in left if not name.startswith("note"))
 
 
 def _short(value: Any) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
-from openlance.compat.verify.checks import CODEC, DEEP, UNIT, Checks
+from openlance.compat.verify.checks import DEEP, EXACT, UNIT, VAE, Checks, Measure, Table
 from openlance.compat.verify.parts import Parts
 from openlance.model.layers import latent_table, rotary_table, rotate
 from openlance.model.vit import to_patches
@@ -15,109 +15,90 @@ from openlance.vae.autoencoder import sample
 from openlance.vae.lazy import channels_last
 
 
+class Modules:
+    """A file of unit-level vectors and what our parts make of its inputs.
+
+    Axes: A heads, L tokens, E head width.
+    """
+
+    def __init__(self, checks: Checks, parts: Parts) -> None:
+        self.file, self.config, self.lance = checks.file, parts.config, parts.lance
+        self.vit, self.vae = parts.components.vit(), parts.components.vae()
+        self.encoded = cache(lambda name: self.vae.encode(self.file.take(f"vae.{name}.pixels")))
+
+    def table(self, ids: Tensor, width: int) -> Tensor:
+        """Give rows of the fixed position table."""
+        return latent_table(ids, width, self.config.position.max_latent_side)
+
+    def of_grid(self, width: int, rows: int, columns: int) -> Tensor:
+        """Give rows of the table of a width that stand on a grid of the file."""
+        flat, side = self.file.take(f"latent_pos_embed.hidden{width}_flat_index"), self.config.position.max_latent_side
+        t, y, x = flat // (rows * columns), flat // columns % rows, flat % columns
+        return self.table((t * side + y) * side + x, width)
+
+    def rotated(self, name: str) -> Tensor:
+        """Give queries or keys (1, A, L, E) after rotation."""
+        cos, sin = rotary_table(self.file.take("mrope.pos").T, self.config)
+        return rotate(self.file.take(f"mrope.{name}")[0].transpose(0, 1), cos, sin).transpose(0, 1)[None]
+
+    @cached_property
+    def axes(self) -> list[Tensor]:
+        """Cosines and sines of every axis alone, (3, L, E) each."""
+        tables = [rotary_table(row[:, None].expand(-1, 3), self.config) for row in self.file.take("mrope.pos")]
+        return [torch.stack(list(each)) for each in zip(*tables)]
+
+    def clips(self, name: str) -> list[Tensor]:
+        """Read the normalized clips (3, T, H, W) that the tower sees in one pass."""
+        found = sorted((k["n"], clip) for clip, k in self.file.matching(f"vit.{name}.pixels{{n}}"))
+        return [self.file.take(clip) for _, clip in found]
+
+    def grid(self, name: str) -> Tensor:
+        """Give (n, 3) patches of each clip along time, height and width."""
+        return torch.tensor([to_patches(clip, self.config.vit)[1] for clip in self.clips(name)])
+
+    def windows(self, name: str) -> tuple[Tensor, Tensor]:
+        """Give the order of the merged cells by attention window, and the bounds of the windows in patches, as the
+        tower works them out."""
+        from transformers.vision_utils import get_vision_window_index
+
+        config = self.config.vit
+        return get_vision_window_index(
+            self.grid(name), config.spatial_merge_size, config.window_size, config.patch_size
+        )
+
+    def drawn(self, name: str) -> Tensor:
+        """Give the latents (C, T, Y, X) that are drawn with the noise of the file."""
+        return sample(*self.encoded(name), self.file.take(f"vae.{name}.eps"))
+
+
+MODULES: Table = {
+    "latent_pos_embed.rows": (lambda m: m.table(m.file.take("latent_pos_embed.ids"), m.config.width), UNIT),
+    "latent_pos_embed.hidden{w}_grid{t}x{y}x{x}": (lambda m, w, t, y, x: m.of_grid(w, y, x), UNIT),
+    "time_embedder.freq": (lambda m: m.lance.time.frequencies(m.file.take("time_embedder.t")), UNIT),
+    "time_embedder.out": (lambda m: m.lance.time(m.file.take("time_embedder.t")), UNIT),
+    "vae2llm.out": (lambda m: m.lance.latent_in(m.file.take("vae2llm.in")), UNIT),
+    "llm2vae.out": (lambda m: m.lance.latent_out(m.file.take("llm2vae.in")), UNIT),
+    "mrope.{name}_rot": (lambda m, name: m.rotated(name), UNIT),
+    "mrope.cos_3axis": (lambda m: m.axes[0], UNIT),
+    "mrope.sin_3axis": (lambda m: m.axes[1], UNIT),
+    "vit.{name}.patches": (lambda m, name: torch.cat([to_patches(x, m.config.vit)[0] for x in m.clips(name)]), UNIT),
+    "vit.{name}.grid_thw": (lambda m, name: m.grid(name), EXACT),
+    "vit.{name}.out": (lambda m, name: m.vit(m.clips(name)), DEEP),
+    "vit.{name}.window_index": (lambda m, name: m.windows(name)[0], EXACT),
+    "vit.{name}.cu_window_seqlens": (lambda m, name: m.windows(name)[1], EXACT),
+    "vae.{name}.mu_normalised": (lambda m, name: m.encoded(name)[0], VAE),
+    "vae.{name}.logvar": (lambda m, name: m.encoded(name)[1], VAE),
+    "vae.{name}.latent_sampled_thwc": (lambda m, name: channels_last(m.drawn(name)), VAE),
+    "vae.{name}.recon_from_sample": (lambda m, name: m.vae.decode(m.drawn(name)), VAE),
+    "vae.{name}.recon_from_mu": (lambda m, name: m.vae.decode(m.encoded(name)[0]), VAE),
+    "vae.mean": (lambda m: m.config.vae.mean, Measure(1e-6)),
+    "vae.std": (lambda m: m.config.vae.std, Measure(1e-6)),
+    "vae.inv_std": (lambda m: 1 / torch.tensor(m.config.vae.std), UNIT),
+}
+
+
 @torch.no_grad()
 def check_modules(checks: Checks, parts: Parts) -> None:
-    """All comparisons of a file of unit-level vectors."""
-    for what, check in (
-        ("latent_pos_embed", _check_table), ("projections", _check_projections), ("mrope", _check_rotary),
-    ):  # fmt: skip
-        with checks.part(what):
-            check(checks, parts)
-    names = {(m[1], m[2]) for n in checks.file.names() if (m := re.fullmatch(r"(vit|vae)\.(\w+)\.\w+", n))}
-    for branch, name in sorted(names):
-        with checks.part(f"{branch}.{name}"):
-            (_check_vit if branch == "vit" else _check_vae)(checks, parts, name)
-    for name, ours in (("mean", parts.config.vae.mean), ("std", parts.config.vae.std)):
-        checks.near(f"vae.{name}", torch.tensor(ours), 1e-6)
-    checks.near("vae.inv_std", 1 / torch.tensor(parts.config.vae.std), UNIT)
-
-
-def _check_table(checks: Checks, parts: Parts) -> None:
-    """Rows of the fixed position table, at the width of the model and at any other that the file names."""
-    file, side = checks.file, parts.config.position.max_latent_side
-    if "latent_pos_embed.ids" in file:
-        ids = file.take("latent_pos_embed.ids")
-        checks.near("latent_pos_embed.rows", latent_table(ids, parts.config.width, side), UNIT)
-    for name in file.names():
-        match = re.fullmatch(r"latent_pos_embed\.hidden(\d+)_grid(\d+)x(\d+)x(\d+)", name)
-        if match:
-            width, _, rows, columns = map(int, match.groups())
-            flat = file.take(f"latent_pos_embed.hidden{width}_flat_index")
-            t, y, x = flat // (rows * columns), flat // columns % rows, flat % columns
-            checks.near(name, latent_table((t * side + y) * side + x, width, side), UNIT)
-
-
-def _check_projections(checks: Checks, parts: Parts) -> None:
-    file, lance = checks.file, parts.lance
-    if "time_embedder.t" in file:
-        t = file.take("time_embedder.t")
-        checks.near("time_embedder.freq", lance.time.frequencies(t), UNIT)
-        checks.near("time_embedder.out", lance.time(t), UNIT)
-    for name, layer in (("vae2llm", lance.latent_in), ("llm2vae", lance.latent_out)):
-        if f"{name}.in" in file:
-            checks.near(f"{name}.out", layer(file.take(f"{name}.in")), UNIT)
-
-
-def _check_rotary(checks: Checks, parts: Parts) -> None:
-    file = checks.file
-    if "mrope.pos" not in file:
-        return
-    position = file.take("mrope.pos")
-    cos, sin = rotary_table(position.T, parts.config)
-    for name in ("q", "k"):
-        if f"mrope.{name}" in file:
-            rotated = rotate(file.take(f"mrope.{name}")[0].transpose(0, 1), cos, sin)
-            checks.near(f"mrope.{name}_rot", rotated.transpose(0, 1)[None], UNIT)
-    axes = [rotary_table(row[:, None].expand(-1, 3), parts.config) for row in position]
-    checks.near("mrope.cos_3axis", torch.stack([c for c, _ in axes]), UNIT)
-    checks.near("mrope.sin_3axis", torch.stack([s for _, s in axes]), UNIT)
-
-
-def _check_vit(checks: Checks, parts: Parts, name: str) -> None:
-    """One pass of the tower over normalised clips (3, T, H, W)."""
-    file, config = checks.file, parts.config.vit
-    clips = list[Tensor]()
-    while f"vit.{name}.pixels{len(clips)}" in file:
-        clips.append(file.take(f"vit.{name}.pixels{len(clips)}"))
-    cut = [to_patches(clip, config) for clip in clips]
-    grid = torch.tensor([g for _, g in cut])
-    checks.near(f"vit.{name}.patches", torch.cat([p for p, _ in cut]), UNIT)
-    checks.same(f"vit.{name}.grid_thw", grid)
-    checks.near(f"vit.{name}.out", parts.vit(clips), DEEP)
-    if f"vit.{name}.window_index" in file or f"vit.{name}.cu_window_seqlens" in file:
-        index, bounds = _windows(parts, grid)
-        checks.same(f"vit.{name}.window_index", index)
-        checks.same(f"vit.{name}.cu_window_seqlens", bounds)
-
-
-def _windows(parts: Parts, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """(order of the merged cells by attention window, window bounds in patches), by the window rule itself: windows
-    in raster order per frame, those at the border smaller."""
-    config = parts.config.vit
-    side = config.window_size // config.stride
-    order, bounds, before = list[int](), [0], 0
-    for t, h, w in grid.tolist():
-        h, w = h // config.spatial_merge_size, w // config.spatial_merge_size
-        cells = torch.arange(t * h * w).view(t, h, w) + before
-        before += t * h * w
-        for frame in cells:
-            for rows in frame.split(side):
-                for window in rows.split(side, dim=1):
-                    order += window.flatten().tolist()
-                    bounds.append(bounds[-1] + window.numel() * config.spatial_merge_size**2)
-    return torch.tensor(order), torch.tensor(bounds)
-
-
-def _check_vae(checks: Checks, parts: Parts, name: str) -> None:
-    """Encoding of pixels (3, F, H, W) in [-1, 1] and decoding of its mean and of a sample."""
-    file, prefix = checks.file, f"vae.{name}"
-    mean, logvar = parts.vae.encode(file.take(f"{prefix}.pixels"))
-    checks.near(f"{prefix}.mu_normalised", mean, CODEC)
-    checks.near(f"{prefix}.logvar", logvar, CODEC)
-    if f"{prefix}.eps" in file:
-        latent = sample(mean, logvar, file.take(f"{prefix}.eps"))
-        checks.near(f"{prefix}.latent_sampled_thwc", channels_last(latent), CODEC)
-        if f"{prefix}.recon_from_sample" in file:
-            checks.near(f"{prefix}.recon_from_sample", parts.vae.decode(latent), CODEC)
-    if f"{prefix}.recon_from_mu" in file:
-        checks.near(f"{prefix}.recon_from_mu", parts.vae.decode(mean), CODEC)
+    """Make all comparisons of a file of unit-level vectors."""
+    with checks.part("modules"):
+        checks.table(MODULES, Modules(checks, parts))

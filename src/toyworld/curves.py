@@ -1,33 +1,26 @@
-"""What a run writes for people while it goes: a sheet of pictures and a plot of its losses."""
+"""A plot of the losses of a recipe, stage after stage."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from openlance.media.files import atomic_path
+from openlance.training.files import read_log
 
 COLORS = {"text": "#2563eb", "flow": "#dc2626", "dense": "#16a34a"}
 WIDTH, HEIGHT, MARGIN = 760, 360, 50
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
-    """Rows of a log.jsonl; a last line that was cut off by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
 def write_curves(logs: Sequence[Path], out: Path) -> None:
-    """Losses over the steps of one log or several in a row as an SVG, logarithmic, each point the mean of a hundredth
-    of the run."""
+    """Write the losses over the steps of one log or several in a row as an SVG.
+
+    Args:
+        logs: Paths of log.jsonl; those that are missing are skipped.
+        out: The picture, logarithmic, each point the mean of a hundredth of the run; none for less than two steps.
+    """
     rows, before = list[dict[str, float]](), 0.0
     for log in logs:
         found = read_log(log) if log.is_file() else []
@@ -62,17 +55,3 @@ def write_curves(logs: Sequence[Path], out: Path) -> None:
     )
     with atomic_path(out) as path:
         path.write_text("\n".join([*parts, "</svg>"]), encoding="utf-8")
-
-
-def write_sheet(pictures: list[np.ndarray], out: Path, columns: int = 8, scale: int = 2) -> None:
-    """Pictures (H, W, 3) of one size as a grid."""
-    from PIL import Image
-
-    height, width = pictures[0].shape[:2]
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + 2) * scale, rows * (height + 2) * scale), (80, 80, 80))
-    for n, picture in enumerate(pictures):
-        tile = Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        sheet.paste(tile, (n % columns * (width + 2) * scale, n // columns * (height + 2) * scale))
-    with atomic_path(out) as path:
-        sheet.save(path, format="PNG")

@@ -1,4 +1,4 @@
-"""Vectors in bfloat16: they pass, one wrong number is found, and frequencies that are not rounded are found."""
+"""Vectors in half precision: they pass, one wrong number is found, and frequencies that are not rounded are found."""
 
 import json
 import lzma
@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from openlance.cli.main import main
+from openlance.compat.verify.parts import PLAIN, RELEASED, UNROUNDED, Parts
 from openlance.compat.verify.run import verify
-from openlance.compat.verify.runs import PLAIN, RELEASED, UNROUNDED, Family
+from openlance.config.model import Faithful
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FULL = Path(__file__).parents[3] / "shared" / "golden"  # all vectors at full precision, where they are to be had
@@ -40,8 +41,8 @@ def weights(tmp_path_factory):
 def flat(tmp_path):
     """A folder with an edit and a question, away from the cases whose inputs they have."""
     for stem in (EDIT, QUESTION):
-        plain_copy(tmp_path / "halves", stem)
-    return tmp_path / "halves"
+        plain_copy(tmp_path / "half", stem)
+    return tmp_path / "half"
 
 
 def change(folder, stem, name, edit):
@@ -119,9 +120,8 @@ def test_any_of_them_may_be_missing(flat, lost):
 
 
 def test_frequencies_that_are_not_rounded_are_found(flat, monkeypatch):
-    made = Family.of
-    monkeypatch.setattr(Family, "of", lambda self, form: made(self, UNROUNDED if form is RELEASED else form))
-    monkeypatch.setattr("openlance.compat.verify.halves._check_tables", lambda h: None)  # which needs the rounded tower
+    plain = Faithful(rounded_frequencies=False)
+    monkeypatch.setattr("openlance.compat.verify.parts.Faithful", lambda rounded_frequencies: plain)
     found = wrong(run(flat))
     assert {"rope.cos", "rope.sin", "layer0.k", "layer0.k: share", "prefix.hidden_last: share"} <= found
 
@@ -134,7 +134,7 @@ def test_inputs_that_are_not_there_are_one_sentence(flat, capsys, tmp_path):
     assert main(["verify", str(flat), *named, "--inputs", str(GOLDEN / "cases"), "--only-failed"]) == 0
 
 
-def test_the_forms_of_a_family_differ_in_dtype_and_rounding():
-    family = Family(GOLDEN / "weights", GOLDEN / "tokenizer")
-    rounded = [family.of(form).config.faithful.rounded_frequencies for form in (RELEASED, UNROUNDED, PLAIN)]
-    assert rounded == [True, False, False] and family.of(PLAIN) is family.of(PLAIN)
+def test_the_forms_of_a_model_differ_in_dtype_and_rounding():
+    parts = Parts(GOLDEN / "weights", GOLDEN / "tokenizer")
+    rounded = [parts.of(form).config.faithful.rounded_frequencies for form in (RELEASED, UNROUNDED, PLAIN)]
+    assert rounded == [True, False, False] and parts.of(RELEASED) is parts.of(RELEASED) and parts.of(PLAIN) is parts
