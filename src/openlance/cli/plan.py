@@ -18,6 +18,7 @@ import typer
 from typer import Argument, Option
 
 from openlance.cli import options
+from openlance.cli.errors import with_flags
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -288,7 +289,9 @@ def _verdict(found: Plan) -> str:
         return f"Verdict: fits, {peak} at the peak."
     if not found.changes:
         return f"Verdict: does NOT fit, {peak} at the peak; nothing that this command tries makes it fit."
-    return "\n  ".join([f"Verdict: does NOT fit, {peak} at the peak. Any one of these makes it fit:", *found.changes])
+    return "\n  ".join(
+        [f"Verdict: does NOT fit, {peak} at the peak. Any one of these makes it fit:", *map(with_flags, found.changes)]
+    )
 
 
 def request_text(found: SamplingPlan) -> str:
@@ -306,7 +309,7 @@ def request_text(found: SamplingPlan) -> str:
         f"{w.task} at {w.width}x{w.height}{length}: {made}{t['context']:,.0f} of context",
         table("What it needs in bfloat16, in GB", rows),
         table("What is on the device at once, in GB", places),
-        f"Verdict: {found.verdict}.",
+        f"Verdict: {with_flags(found.verdict)}.",
     ])  # fmt: skip
 
 
