@@ -18,7 +18,7 @@ from openlance.errors import UserError
 from toyworld.demo_page import Answer, Card, Wish, is_right, render_page
 from toyworld.demo_shows import Shown, perform
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 BOX = "locate the {}"
@@ -75,7 +75,6 @@ def demo(
     if output.exists() and not output.is_dir():
         raise UserError(f"-o {output} is a file: name a folder for the page, for example -o outputs/demo")
     options.check_writable(output)
-    options.at_least("--seed", seed, -1, options.LARGEST_SEED)
 
     start = time.perf_counter()
     import openlance

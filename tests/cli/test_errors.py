@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openlance.cli.errors import guarded, sentence
-from openlance.cli.main import main
+from openlance.cli.errors import RUNNING, guarded, sentence, with_flags
+from openlance.cli.main import load_command, main
 from openlance.errors import UserError
 
 
@@ -206,3 +206,53 @@ def test_a_keyword_of_the_library_becomes_the_option_of_the_commands(tmp_path, c
     torch.save({"a": torch.zeros(2)}, tmp_path / "model.pth")
     assert main(["inspect", str(tmp_path / "model.pth")]) == 2
     assert "pass --allow-pickle to take only" in capsys.readouterr().err
+
+
+@pytest.fixture
+def running(monkeypatch):
+    """Sets the command whose errors are said."""
+    before = RUNNING.get()
+
+    def choose(*words: str) -> None:
+        command = load_command(words[0])
+        RUNNING.set(command.commands[words[1]] if len(words) > 1 else command)
+
+    yield choose
+    RUNNING.set(before)
+
+
+@pytest.mark.parametrize(
+    "words, below, said",
+    [
+        (["generate", "t2i"], "use seed=3, or num_inference_steps=30.", "use --seed 3, or --num-inference-steps 30."),
+        (["generate", "t2i"], "height=48 is no option here", "height=48 is no option here"),
+        (["generate", "t2v"], "num_frames must be at most 9, got 12", "--num-frames must be at most 9, got 12"),
+        (["generate", "t2v"], "'num_frames' of num_frames.json, as.num_frames, num_frames()", None),
+        (["run"], "height=-1 must be positive", "--height -1 must be positive"),
+        (["run"], "(cached=False)", "(--kv-cache False)"),
+        (["run"], "as in sampling.shift=3 and generate(seed=3)", "as in sampling.shift=3 and generate(seed=3)"),
+        (["ask"], "pass allow_pickle=True if you trust it", "pass --allow-pickle if you trust it"),
+        (["ask"], 'such as memory="12GB": or memory=auto', "such as --memory 12GB: or --memory auto"),
+        (["edit"], "metadata=False leaves them out", "--no-metadata leaves them out"),
+        (["edit"], "give output='my file.png'", "give --output 'my file.png'"),
+        (["convert"], "use quantise=int8, to=openlance", "use --quantize int8, --to openlance"),
+        (["train", "stage"], "add held_out=t2i=DIR or compiled=True", "add --held-out t2i=DIR or --compile"),
+        (["train", "lora"], "add --set steps=5", "add --set steps=5"),
+        (
+            ["train", "stage"],
+            "data={'t2v': 'PATH'}, or mixture={'t2i': 1}",
+            "--data t2v=PATH, or --set \"mixture={'t2i': 1}\"",
+        ),
+        (["plan"], "use checkpointing=true, shard=full", "use --set checkpointing=true, --shard full"),
+    ],
+)
+def test_a_fix_from_below_is_said_as_an_option_of_the_command(running, words, below, said):
+    running(*words)
+    assert with_flags(below) == (said or below)
+    RUNNING.set(None)
+    assert with_flags(below) == below
+
+
+def test_the_command_that_runs_is_the_one_whose_options_are_named(folder, capfd):
+    assert main(["generate", "t2i", "a", "--num-inference-steps", "99999"]) == 2
+    assert RUNNING.get().name == "t2i"

@@ -164,7 +164,7 @@ def test_files_count_by_their_size(said, tmp_path):
 @pytest.mark.parametrize("line, words", [
     (["paint"], "'paint' is unknown: use one of t2i"),
     (["t2i", "a red", "circle"], "quote the prompt"),
-    (["t2i", "a ring", "photo.png"], "reads no pictures"),
+    (["t2i", "a ring", "photo.png"], "reads no images"),
     (["image_edit", "nowhere.png"], "no file nowhere.png"),
     (["t2i", "a ring", "--answer", "two"], "--answer"),
     (["t2i", "--size", "18x16"], "multiple of 4"),

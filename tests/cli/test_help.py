@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -66,6 +67,15 @@ def test_every_command_says_what_it_does(name, capsys):
     assert importlib.import_module(HERE[name]).__doc__
     assert main([name, "--help"]) == 0
     assert "Usage: openlance " + name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(HERE.keys() - {"bench"}))
+def test_help_says_image_video_and_vae(name):
+    """One word per thing, in what people read first."""
+    command = load_command(name)
+    leaves = [command, *getattr(command, "commands", {}).values()]
+    said = [text or "" for one in leaves for text in (one.help, *(getattr(p, "help", "") for p in one.params))]
+    assert not re.findall(r"(?i)\b(?:picture|clip|medium|visual|codec|few bit)s?\b", "\n".join(said))
 
 
 def test_help_lists_every_command(capsys, monkeypatch):

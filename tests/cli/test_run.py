@@ -196,7 +196,7 @@ def test_prompts_are_rewritten_entry_by_entry(tmp_path, capsys, chat_server):
 
 @pytest.mark.parametrize("content, said", [
     ("hight: 48", "use 'height'"), ("sampling: {steps: 3}", "sampling"), ("seed: many", "a whole number"),
-    ("height: 0", "positive"), ("- 1", "no fields"), ("a: [", "neither YAML nor JSON"), ("resolution: huge", "huge"),
+    ("height: 0", "positive"), ("- 1", "no fields"), ("a: [", "not YAML"), ("resolution: huge", "huge"),
     ("sampling: 3", "sampling"),
 ])  # fmt: skip
 def test_a_mistake_in_a_file_of_defaults_is_one_sentence(content, said, tmp_path, capsys):

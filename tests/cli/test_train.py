@@ -62,7 +62,7 @@ def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pict
         (["lora", "--data", "world", "-o", "x", "--set", "mixture={t2v: 1}"], "use --set \"mixture={'t2i': 1}\""),
         (["nano/sft", "-o", "x", "--set", "source=''"], "such as --data t2v=PATH, or say"),
         (["resume", "nowhere"], "nowhere is no run"),
-        (["nano", "-o", "x", "--minutes", "0"], "leave no time"),
+        (["nano", "-o", "x", "--minutes", "0"], "--minutes"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(words, said, tmp_path, monkeypatch, capsys):

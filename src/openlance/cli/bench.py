@@ -6,12 +6,12 @@ import typer
 
 from openlance.config.plugins import plugin, plugins
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
 def bench() -> None:
-    """Score a model."""
+    """Evaluate a model on a benchmark."""
 
 
 for name in plugins("benchmarks"):

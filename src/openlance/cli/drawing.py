@@ -1,62 +1,66 @@
-"""What the commands that draw share: prompts, names of the files, and the loop from one to the other."""
+"""What the commands that generate share: prompts, names of the files, and the loop from one to the other; and the one
+that edits, `openlance edit in.png "make the circle blue" -o out.png`: what is in the file decides what is made.
+
+The same from Python: `openlance.load("nano").edit("in.png", "make the circle blue")[0].save("out.png")`.
+"""
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
+from openlance.config.sampling import Sampling
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from openlance.inference.enhance import Enhancer
     from openlance.inference.lance_pipeline import LancePipeline
 
-BATCH = 8  # drawn between two writes; on two cores eight pictures take less than four times one
+app = typer.Typer(add_completion=False)
+
+BATCH = 8  # generated between two writes; on two cores eight images take less than four times one
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CLIPS = (".mp4", ".webp", ".gif")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to draw and where it goes, in the order of the seeds.
+class Files:
+    """Where prompts come from and where results go."""
 
-    Args:
-        task: its name.
-        call: the method of a pipeline that draws: lists in, list out.
-        inputs: its arguments, a list with one entry per result each: media, then the prompts.
-        settings: keywords of its own, beside those of the options.
-    """
+    output: Annotated[
+        Path | None,
+        Option("-o", "--output", help="File; with --prompts-file a folder.  \\[default: out.png or out.mp4; out]"),
+    ] = None
+    prompts_file: Annotated[Path | None, Option(help="Text file, a prompt per line; results are 000000 ...")] = None
 
-    task: str
-    call: Callable[[LancePipeline], Callable[..., list[Any]]]
-    inputs: list[list[Any]]
-    paths: list[Path]
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def choose_prompts(prompt: str | None, prompts_file: Path | None, example: str) -> list[str]:
-    """The texts of one run, from the line or from the file; `example` is what to type where there is none."""
-    if prompt is not None and prompts_file is not None:
-        raise UserError("there are a prompt and a --prompts-file: give only one of them")
-    if prompts_file is not None:
-        return options.read_prompts(prompts_file)
-    if prompt is None:
-        raise UserError(f"there is no prompt: write one, for example `openlance {example}`")
-    return [options.check_text("prompt", prompt, "a red circle")]
+    def prompts(self, prompt: str | None, example: str) -> list[str]:
+        """The texts of one run, from the line or from the file; `example` is what to type where there is none."""
+        if prompt is not None and self.prompts_file is not None:
+            raise UserError("there are a prompt and a --prompts-file: give only one of them")
+        if self.prompts_file is not None:
+            return options.read_prompts(self.prompts_file)
+        if prompt is None:
+            raise UserError(f"there is no prompt: write one, for example `openlance {example}`")
+        return [options.check_text("prompt", prompt, "a red circle")]
 
 
 def choose_paths(
-    output: Path, prompts: int, per_prompt: int = 1, *, folder: bool = False, suffixes: tuple[str, ...] = PICTURES
+    output: Path | None,
+    prompts: int,
+    per_prompt: int = 1,
+    *,
+    folder: bool = False,
+    suffixes: tuple[str, ...] = PICTURES,
 ) -> list[Path]:
     """One path per result, checked but not created: out.png, or out-0.png on; 000000.png on, or 000000-0.png on."""
+    output = output or Path("out" if folder else f"out{suffixes[0]}")
     if folder:
         if (output.exists() and not output.is_dir()) or output.suffix.lower() in PICTURES + CLIPS:
             raise UserError(f"-o {output} is a file's name: with --prompts-file it names a folder, such as -o results")
@@ -65,70 +69,123 @@ def choose_paths(
         if output.is_dir():
             raise UserError(f"-o {output} is a folder: name a file in it, for example -o {output / 'out'}{suffixes[0]}")
         if output.suffix.lower() not in suffixes:
-            what = "picture" if suffixes is PICTURES else "video"
-            raise UserError(f"-o {output} is not a {what}'s name: end it in {', '.join(suffixes)}")
+            what = "an image" if suffixes is PICTURES else "a video"
+            raise UserError(f"-o {output} is not {what}'s name: end it in {', '.join(suffixes)}")
         stems = [(output.with_suffix(""), output.suffix)]
     options.check_writable(output if folder else output.parent)
     parts = [""] if per_prompt == 1 else [f"-{index}" for index in range(per_prompt)]
     return [stem.with_name(f"{stem.name}{part}{suffix}") for stem, suffix in stems for part in parts]
 
 
-def draw(job: Job, how: options.Denoising, checkpoint: options.Checkpoint) -> None:
-    """Load the model and draw the job in batches; every file is written whole or not at all. The processes of a
-    torchrun draw together."""
-    settings, enhance = how.settings() | job.settings, how.enhance()  # before the model is loaded
+def draw(
+    task: str,
+    method: str,
+    prompts: list[str],
+    media: Mapping[str, Any],
+    files: Files,
+    how: options.Denoising,
+    checkpoint: options.Checkpoint,
+    *,
+    prompt_name: str = "prompt",
+    per_prompt: int = 1,
+    **more: Any,
+) -> None:
+    """Load the model and generate in batches; every file is written whole or not at all. The processes of a torchrun
+    generate together.
 
-    from tqdm import tqdm
-
+    Args:
+        task: Its name.
+        method: Name of the pipeline's method that generates: lists in, list out.
+        prompts: One per result, or per `per_prompt` results.
+        media: What every prompt is about, by the method's keywords.
+        files: Where the results go.
+        how: What the user said of the sampling.
+        checkpoint: The model.
+        prompt_name: The method's keyword for the prompts.
+        per_prompt: How many results each prompt has.
+        **more: Settings beside those of `how`.
+    """
     from openlance.config.sampling import later_seed
+    from openlance.sequence.tasks import spec_of
+
+    spec = spec_of(task)
+    settings, enhance = how.settings() | more, how.enhance()  # before the model is loaded
+    paths = choose_paths(
+        files.output, len(prompts), per_prompt, folder=files.prompts_file is not None,
+        suffixes=PICTURES if spec.makes == "image" else CLIPS,
+    )  # fmt: skip
+    from openlance.inference.inputs import asked_size, seed_of
     from openlance.media import write_media
     from openlance.media.inputs import as_clip
 
+    asked = asked_size(*(settings.get(name) for name in ("num_frames", "height", "width")))
+    seed = seed_of(-1 if how.seed is None else how.seed)
     pipe = checkpoint.load()
     pipe.metadata = how.metadata
     pipe.enable_parallelism()
-    seed = pipe.processes.agreed(secrets.randbelow(2**31) if how.seed in (None, -1) else how.seed)
-    leads = pipe.processes.leads
-    start, inputs = time.perf_counter(), rewritten(pipe, job, enhance, settings)
-    call, total = job.call(pipe), len(job.paths)
+    seed, leads = pipe.processes.agreed(seed), pipe.processes.leads
+    start, total = time.perf_counter(), len(paths)
+    if enhance is not None:
+        prompts = rewritten(pipe, task, prompts, list(media.values()), enhance, asked)
+    inputs = [text for text in prompts for _ in range(per_prompt)]
     settings = {"progress": total <= BATCH and leads and options.is_terminal(sys.stderr)} | settings
-    quiet = None if total > BATCH and leads else True
-    bar = tqdm(total=total, unit="file", delay=2.0, disable=quiet, leave=False)
-    with options.no_empty_folders(job.paths[0].parent), bar:
+    bar = options.progress(total, "file", show=total > BATCH and leads)
+    with options.no_empty_folders(paths[0].parent), bar:
         for first in range(0, total, BATCH):
-            part = slice(first, first + BATCH)
-            made = call(*(some[part] for some in inputs), seed=later_seed(seed, first), **settings)
+            texts = inputs[first : first + BATCH]
+            given = {name: [medium] * len(texts) for name, medium in media.items()} | {prompt_name: texts}
+            made = getattr(pipe, method)(**given, seed=later_seed(seed, first), **settings)
             if not leads:
                 continue
             if first == 0:  # only now is it clear that what was asked for can be done
-                checkpoint.warn(pipe, job.task)
-            for path, result in zip(job.paths[part], made):
+                checkpoint.warn(pipe, task)
+            for path, result in zip(paths[first:], made):
                 write_media(path, as_clip(result))
             bar.update(len(made))
     pipe.disable_parallelism()
-    if not leads:
-        return
-    seconds, path, last = time.perf_counter() - start, job.paths[0], job.paths[-1]
-    where = str(path) if total == 1 else f"{total} files, {path} to {last.name}"
-    typer.echo(f"{where}  (seed {seed}, {seconds:.1f} s)")
+    if leads:
+        where = str(paths[0]) if total == 1 else f"{total} files, {paths[0]} to {paths[-1].name}"
+        typer.echo(f"{where}  (seed {seed}, {time.perf_counter() - start:.1f} s)")
 
 
 def rewritten(
-    pipe: LancePipeline, job: Job, enhance: bool | Enhancer | None, settings: dict[str, Any]
-) -> list[list[Any]]:
-    """The inputs of a job with its prompts rewritten, where that is wanted: all of them before the first is drawn."""
-    from tqdm import tqdm
-
+    pipe: LancePipeline, task: str, prompts: list[str], media: Sequence[Any], enhance: Any, asked: Any
+) -> list[str]:
+    """Rewrite all prompts before the first result is generated."""
     from openlance.inference.enhance import rewriter
-    from openlance.inference.inputs import asked_size, clips_of
+    from openlance.inference.inputs import clips_of
     from openlance.sequence.segment import prompt_in
 
-    rewrite, quiet = rewriter(pipe, enhance), None if pipe.processes.leads else True
-    if rewrite is None:
-        return job.inputs
-    asked = asked_size(*(settings.get(name) for name in ("num_frames", "height", "width")))
-    texts = list[str]()
-    for *media, text in tqdm(zip(*job.inputs), total=len(job.paths), unit="prompt", delay=2.0, disable=quiet):
-        clips = [clip for medium in media for clip in clips_of(medium)]
-        texts.append(prompt_in(rewrite(pipe.front.request(job.task, text, clips, asked=asked))))
-    return [*job.inputs[:-1], texts]
+    rewrite, texts = rewriter(pipe, enhance), list[str]()
+    assert rewrite is not None
+    clips = [clip for medium in media for clip in clips_of(medium)]
+    with options.progress(len(prompts), "prompt", show=pipe.processes.leads) as bar:
+        for prompt in prompts:
+            texts.append(prompt_in(rewrite(pipe.front.request(task, prompt, clips, asked=asked))))
+            bar.update()
+    return texts
+
+
+@app.command()
+@options.grouped
+def edit(
+    source: Annotated[Path, Argument(help="An image or a video.")],
+    instruction: Annotated[str | None, Argument(help="What to change.")] = None,
+    image_guidance_scale: Annotated[
+        float | None, Option(min=0, help="Strength of the source; 1: off.  \\[default: the model's]")
+    ] = None,
+    *,
+    files: Files,
+    denoising: options.Denoising,
+    checkpoint: options.Checkpoint,
+) -> None:
+    """Edit an image or a video as instructed; the result has its size and length."""
+    more = options.given(image_guidance_scale=image_guidance_scale)
+    Sampling(**more)  # says what is wrong with it
+    prompts = files.prompts(instruction, f"edit {source} 'make the circle blue'")
+    media = options.read_media(source)
+    from openlance.sequence.tasks import edit as template
+    from openlance.sequence.tasks import kind_of, the_task
+
+    task, given = the_task(template, kind_of(media.frames)).name, {"source": media}
+    draw(task, "edit", prompts, given, files, denoising, checkpoint, prompt_name="instruction", **more)

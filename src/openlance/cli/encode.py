@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.errors import UserError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ class MakeEncoder:
             value, given = (v.cpu() if isinstance(v, torch.Tensor) else v for v in (s.value, s.given))
             return replace(s, value=value, given=given)
 
-        vit = self.vit
+        def is_encoded(s: Segment) -> bool:
+            return self.vit or s.kind is not Kind.PATCHES
 
         class Encoder:
             probe = probed(latents(pipe.vae(), [PROBE])[0])
 
             def __call__(self, sample: Sample) -> Sample:
-                wanted = [s for s in sample.segments if vit or s.kind is not Kind.PATCHES]
-                encoded = iter(pipe.media([wanted], targets=True)[0])
-                kept = [next(encoded) if vit or s.kind is not Kind.PATCHES else s for s in sample.segments]
+                encoded = iter(pipe.media([list(filter(is_encoded, sample.segments))], targets=True)[0])
+                kept = [next(encoded) if is_encoded(s) else s for s in sample.segments]
                 return Sample([on_cpu(s) for s in kept], sample.id, sample.labels)
 
         return Encoder()
@@ -59,38 +60,48 @@ class MakeEncoder:
 
 @app.command()
 def encode(
-    source: Annotated[str, typer.Argument(help="Folder, *.parquet or *.tar files, hf:NAME, or world.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the shards.")],
+    source: Annotated[str, Argument(help="A folder, *.parquet or *.tar files, hf:NAME, or world.")],
+    output: Annotated[Path, Option("-o", "--output", help="Folder for the encoded shards.")],
     model: options.Model = "nano",
-    task: Annotated[str, typer.Option(help="Task that the samples are for.")] = "t2i",
-    type: Annotated[str | None, typer.Option(help="Dataset type.  \\[default: the task's]", show_default=False)] = None,
-    columns: Annotated[list[str] | None, typer.Option("--column", help="OURS=THEIRS, may be repeated.")] = None,
+    task: Annotated[str, Option(help="Task that the samples are for.")] = "t2i",
+    type: Annotated[str | None, Option(help="Dataset type.  \\[default: the task's]")] = None,
+    columns: Annotated[list[str] | None, Option("--column", help="Rename a column, OURS=THEIRS; repeatable.")] = None,
     stage: Annotated[
-        str | None, typer.Option(help="SCALE/NAME whose last resolution to use.", show_default=False)
+        str | None, Option(help="Use the last resolution of SCALE/NAME.  \\[default: sft of the model's scale]")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many to draw from the world.")] = 1024,
-    seed: Annotated[int, typer.Option(min=0, help="Of the world.")] = 0,
-    vit: Annotated[bool, typer.Option("--vit/--no-vit", help="Features too; without, pixels for the ViT.")] = True,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one.")] = 0,
-    ray: Annotated[str | None, typer.Option(help="Ray cluster: its address, auto, or local.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 64,
-    max_broken: Annotated[float, typer.Option(min=0, help="Share of rows below 1, or number.")] = 0.001,
+    samples: Annotated[int, Option(min=1, help="Samples to draw from the procedural world.")] = 1024,
+    seed: Annotated[int, Option(min=0, help="Seed of the procedural world.")] = 0,
+    vit: Annotated[bool, Option(help="Encode ViT features too; without, keep the pixels that the ViT sees.")] = True,
+    workers: Annotated[int, Option(min=0, help="Worker processes; 0: work in this one.")] = 0,
+    ray: Annotated[str | None, Option(help="Ray cluster: its address, auto, or local.")] = None,
+    device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
+    shard_rows: Annotated[int, Option(min=1, help="Rows per shard.")] = 64,
+    max_broken: options.MaxBroken = 0.001,
     allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Turn media into latents and features ahead of time. Shards are kept whose part of the source is as it was."""
+    """Encode media into VAE latents and ViT features ahead of training. Shards whose source is unchanged are kept."""
     from openlance.data.encoded import Job
+    from openlance.data.encoded import encode as encode_all
+    from openlance.data.open import open_source
+    from openlance.data.source import Endless
 
     spec = {"path": source} | options.given(type=type, columns=_mapping(columns) or None)
-    found, fit = _opened(spec, task, samples, seed), _fit(model, stage)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"-o {output} is a file: name a folder, for example -o latents")
+    found, fit = open_source(spec, task), _fit(model, stage)
+    options.check_writable(output)
     job = Job(
-        source=found, fit=fit, make=MakeEncoder(model, vit, device, allow_pickle), out=output, rows=shard_rows,
-        about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec,
-        max_broken=max_broken,
+        source=found.drawn(samples, seed) if isinstance(found, Endless) else found, fit=fit,
+        make=MakeEncoder(model, vit, device, allow_pickle), out=output, rows=shard_rows,
+        about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec, max_broken=max_broken,
     )  # fmt: skip
-    run(job, workers, ray, device)
+    total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
+    with options.no_empty_folders(output), options.progress(None, "part") as bar:
+        for total in encode_all(job, workers, ray, gpus=float(device.startswith("cuda"))):
+            bar.total = total["of"]
+            bar.update()
+    for place, reason in total["broken"]:
+        typer.echo(f"skipped {place}: {reason}", err=True)
+    kept = total["rows"] - len(total["broken"])
+    typer.echo(f"{output}  ({kept} samples, {total['made']} new shards, {len(total['broken'])} rows skipped)")
 
 
 def _mapping(columns: list[str] | None) -> dict[str, str]:
@@ -98,14 +109,6 @@ def _mapping(columns: list[str] | None) -> dict[str, str]:
         if not all(column.partition("=")):
             raise UserError(f"--column {column!r} is not OURS=THEIRS: write for example --column caption=title")
     return dict(column.split("=", 1) for column in columns or [])
-
-
-def _opened(spec: dict[str, Any], task: str, samples: int, seed: int) -> Any:
-    from openlance.data.open import open_source
-    from openlance.data.source import Endless
-
-    found = open_source(spec, task)
-    return found.drawn(samples, seed) if isinstance(found, Endless) else found
 
 
 def _fit(model: str, stage: str | None) -> Any:
@@ -125,21 +128,3 @@ def _fit(model: str, stage: str | None) -> Any:
     chosen = train.stage(name, scale or "3b")
     style = GenerationConfig.read(files.tokenizer).style
     return replace(Fit.at(chosen, chosen.steps - 1, files.config, style), drop_text=0.0, drop_all=0.0)
-
-
-def run(job: Any, workers: int, ray: str | None, device: str) -> None:
-    """Encode with a bar, then say what lies where; broken rows are named as they come."""
-    from tqdm import tqdm
-
-    from openlance.data.encoded import encode as encode_all
-
-    total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
-    bar = tqdm(unit="part", delay=2.0, disable=None, leave=False)
-    with options.no_empty_folders(job.out), bar:
-        for total in encode_all(job, workers, ray, gpus=float(device.startswith("cuda"))):
-            bar.total, bar.n = total["of"], total["parts"]
-            bar.refresh()
-    for place, reason in total["broken"]:
-        typer.echo(f"skipped {place}: {reason}", err=True)
-    kept = total["rows"] - len(total["broken"])
-    typer.echo(f"{job.out}  ({kept} samples, {total['made']} new shards, {len(total['broken'])} rows skipped)")

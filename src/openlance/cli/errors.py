@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,14 +25,20 @@ NO_MEMORY = ("t allocate memory", "out of memory")  # torch on the CPU ("can't .
 # What shells report for Ctrl-C (128 + SIGINT), and for a program whose reader has gone (128 + SIGPIPE).
 USER_MISTAKE, INTERRUPTED, CLOSED = 2, 130, 141
 
-# Keywords that the floors below name in their fixes, and what they are called here.
+# The command that runs, as the parser knows it: its parameters are what a sentence from below can be about.
+RUNNING: ContextVar[Any] = ContextVar("RUNNING", default=None)
+# `name=value`, or a name of several words, that stands alone: no field of another one, no argument of a call, not in
+# quotation marks, not what --set takes already.
+KEYWORD = re.compile(
+    r"""(?<![\w.=/'"-])(?<!\w\()(?<!--set )(?<!--set ')"""
+    r"""(?:([a-z]\w*)=("[^"]*"|'[^']*'|\[[^]]*\]|\{[^}]*\}|[^\s,;()]*[^\s,;:.()])|([a-z]+(?:_[a-z]+)+)(?![\w=/.(]*[\w=/(]))"""
+)
+QUOTES = "'\""
+# Fixes that name an object of Python, and what it is called here.
 FLAGS = {
     "Enhancer(url=...)": "--enhance-url",
     "Enhancer(model=...)": "--enhance-model",
     "with enhance=None": "without --enhance-prompt",
-    "weights=DIR": "--weights DIR",
-    "tokenizer=DIR": "--tokenizer DIR",
-    "inputs=DIR": "--inputs DIR",
 }
 
 # The parser's base class of "the command line is wrong". Newer versions of typer carry their parser inside, older ones
@@ -55,11 +63,42 @@ def _raised_here(trace: TracebackType | None) -> bool:
     return name.partition(".")[0] == "openlance"
 
 
+def stage_fields() -> set[str]:
+    from openlance.config.train import Stage
+
+    return set(Stage.__dataclass_fields__)
+
+
 def with_flags(text: str) -> str:
-    """A sentence from below as it is said on the command line."""
+    """Say a sentence from below as the command line does: `seed=3` becomes `--seed 3` where that is an option.
+
+    An entry of a table goes as `--data t2i=DIR`, a field of a stage as `--set lr=1e-4`, a switch without its value:
+    `allow_pickle=True` becomes `--allow-pickle`, `metadata=False` `--no-metadata`. A name of several words, such as
+    `num_frames`, is said as an option without a value, too. What the command that runs does not take stays as it is.
+    """
     for keyword, flag in FLAGS.items():
         text = text.replace(keyword, flag)
-    return text
+    known = dict[str, Any]()
+    for parameter in getattr(RUNNING.get(), "params", ()):
+        for name in (parameter.name, *parameter.opts):
+            if parameter.param_type_name == "option":
+                known[name.removeprefix("--").replace("-", "_")] = parameter
+
+    def said(found: re.Match[str]) -> str:
+        option, value = known.get(found[1] or found[3]), found[2]
+        if option is None:
+            field = "set" in known and found[1] in stage_fields()
+            return found[0] if not field else f'--set "{found[0]}"' if value[0] in "[{" else f"--set {found[0]}"
+        flag = str(next(opt for opt in option.opts if opt.startswith("--")))
+        if value is None:
+            return flag
+        if entry := re.fullmatch(r"{'(\w+)': '(.*)'}", value):
+            return f"{flag} {entry[1]}={entry[2]}"
+        if not option.is_flag:
+            return f"{flag} {value if ' ' in value else value.strip(QUOTES)}"
+        return flag if value == "True" else str(next(iter(option.secondary_opts), f"no {flag}"))
+
+    return KEYWORD.sub(said, text)
 
 
 def sentence(error: Any) -> str | None:

@@ -1,17 +1,18 @@
 """`openlance explain image_edit "make it blue" --size 64x64`: what a request becomes, without loading any weights.
 
 Prints the segments, the splits of the sequence with what each does, their positions before and after the modality shift
-(MaPE), and the mask. Pictures and clips count by their size alone: leave them out and placeholders take their place.
+(MaPE), and the mask. Images and videos count by their size alone: leave them out and placeholders take their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.errors import UserError
@@ -24,78 +25,55 @@ if TYPE_CHECKING:
     from openlance.data.front import Front
     from openlance.media import Clip
     from openlance.sequence.explain import Explanation
-    from openlance.sequence.segment import Segments
     from openlance.text.tokenizer import Tokenizer
 
 WIDTH = 100  # columns of the output where they are not a terminal's
 RELEASED = "3b"
-EXAMPLES = {"text": "what is in the picture?", "image": "a red circle left of a blue square"}
-FRAMES = 17  # of a clip, where nothing else says so
+PROMPT, QUESTION = "a red circle left of a blue square", "what is in the picture?"  # where none is given
+FRAMES = 17  # of a video, where nothing else says so
 COLORS = {"und": "cyan", "gen": "yellow"}  # by stream
 
-app = typer.Typer()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """All that is needed of a model here: its numbers, its tokenizer and its habits."""
-
-    config: ModelConfig
-    front: Front
-    tokenizer: Tokenizer
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def explain(
-    task: Annotated[str, typer.Argument(help="t2i, t2v, i2v, image_edit, x2t_image ...", show_default=False)],
-    inputs: Annotated[
-        list[str] | None, typer.Argument(help="A prompt or question; pictures or clips.", show_default=False)
-    ] = None,
-    model: Annotated[str, typer.Option("--model", help="nano, a checkpoint folder, or 3b for the released one.")] = (
-        "nano"
-    ),
-    tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Folder of a tokenizer.  \\[default: the model's, else nano's]")
-    ] = None,
-    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT.  \\[default: the model's]")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="Frames of every clip.")] = None,
-    media: Annotated[int, typer.Option("--media", help="How many placeholders, where no file is given.")] = 1,
-    answer: Annotated[str | None, typer.Option("--answer", help="The answer of a training sample.")] = None,
-    no_mape: Annotated[bool, typer.Option("--no-mape", help="Leave the modality shift out.")] = False,
+    task: Annotated[str, Argument(help="t2i, t2v, i2v, image_edit, x2t_image ...")],
+    inputs: Annotated[list[str] | None, Argument(help="A prompt or question; files of images or videos.")] = None,
+    model: Annotated[str, Option(help="nano, a checkpoint folder, or 3b for the released model.")] = "nano",
+    tokenizer: Annotated[Path | None, Option(help="A tokenizer folder.  \\[default: the model's, else nano's]")] = None,
+    size: options.Size = None,
+    frames: Annotated[int | None, Option(min=1, help="Frames of every video.")] = None,
+    media: Annotated[int, Option(min=1, max=16, help="Number of placeholders, where no file is given.")] = 1,
+    answer: Annotated[str | None, Option(help="Explain a training sample with this answer.")] = None,
+    no_mape: Annotated[bool, Option("--no-mape", help="Leave out the modality shift of the positions (MaPE).")] = False,
 ) -> None:
-    """Print the segments, positions and mask of a task; no weights are read."""
-    wanted = options.parse_size(size)[::-1] if size is not None else None
-    options.at_least("--frames", frames, 1)
-    options.at_least("--media", media, 1, 16)
+    """Print the segments, positions and attention mask of a task; no weights are read."""
+    height, width = options.parse_size(size)[::-1] if size is not None else (None, None)
     texts, files = sort_inputs(inputs or [])
-    check_task(task, files, answer)
-
     from openlance.sequence.explain import explain as read
+    from openlance.sequence.tasks import spec_of
     from openlance.text.tokenizer import SequenceCodec
 
-    numbers = numbers_of(model, tokenizer)
-    codec = SequenceCodec(numbers.tokenizer, numbers.config)
-    segments = compose(task, Inputs(texts, files, wanted, frames, media, answer), numbers)
-    position = replace(numbers.config.position, shift=not no_mape)
-
-    def decode(ids: list[int]) -> str:
-        return numbers.tokenizer.backend.decode(ids, skip_special_tokens=False)
-
-    found = read(segments, codec, position, decode)
+    spec = spec_of(task)
+    if files and not spec.reads:
+        raise UserError(f"the task {task} reads no images or videos: leave {files[0]} out")
+    if answer is not None and spec.makes != "text":
+        raise UserError(f"the task {task} is not answered in words: leave --answer out")
+    config, front, words = without_weights(model, tokenizer)
+    prompt = texts[0] if texts else QUESTION if spec.makes == "text" else PROMPT
+    sizes = (height, width) if height and width else front.transform.usual
+    clips = list(read_files(files, spec.reads) if files else placeholders(spec.reads, media, frames or FRAMES, sizes))
+    if answer is not None:
+        segments = front.sample(spec, prompt, clips, answer)
+    else:
+        segments = front.request(spec, prompt, clips, asked=(frames, height, width))
+    found = read(
+        segments, SequenceCodec(words, config), replace(config.position, shift=not no_mape),
+        lambda ids: words.backend.decode(ids, skip_special_tokens=False),
+    )  # fmt: skip
     title = f"{task} with {model}: {len(found.parts)} segments, {len(found.splits)} splits, {found.tokens} tokens"
     show(found, title + ", no modality shift" * no_mape)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the line says of one request; size is (height, width)."""
-
-    texts: list[str]
-    files: list[Path]
-    size: tuple[int, int] | None
-    frames: int | None
-    media: int
-    answer: str | None
 
 
 def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:
@@ -110,18 +88,8 @@ def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:
     return texts, files
 
 
-def check_task(task: str, files: list[Path], answer: str | None) -> None:
-    from openlance.sequence.tasks import spec_of
-
-    spec = spec_of(task)
-    if files and not spec.reads:
-        raise UserError(f"the task {task} reads no pictures: leave {files[0]} out")
-    if answer is not None and spec.makes != "text":
-        raise UserError(f"the task {task} is not answered in words: leave --answer out")
-
-
-def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
-    """Configuration and tokenizer of a name or folder; no tensor is read."""
+def without_weights(model: str, tokenizer: Path | None) -> tuple[ModelConfig, Front, Tokenizer]:
+    """All that is needed of a model here: its configuration, how it puts requests together, and its tokenizer."""
     from openlance.checkpoint.formats import find_model
     from openlance.config.model import ModelConfig
     from openlance.config.sampling import GenerationConfig
@@ -133,37 +101,21 @@ def numbers_of(model: str, tokenizer: Path | None) -> Numbers:
     d = GenerationConfig() if model == RELEASED else GenerationConfig.read(files.tokenizer)
     config = ModelConfig() if model == RELEASED else files.config
     transform = MediaTransform(config, usual=(d.height, d.width), bases=d.buckets)
-    return Numbers(
-        config=config,
-        front=Front(transform=transform, style=d.style, num_frames=FRAMES),
-        tokenizer=Tokenizer.from_folder(tokenizer or files.tokenizer),
-    )
+    front = Front(transform=transform, style=d.style, num_frames=FRAMES)
+    return config, front, Tokenizer.from_folder(tokenizer or files.tokenizer)
 
 
-def compose(task: str, given: Inputs, numbers: Numbers) -> Segments:
-    """The request, its media as placeholders of the right sizes; with an answer the sample."""
-    from openlance.sequence.tasks import spec_of
-
-    spec, front = spec_of(task), numbers.front
-    media = media_of(given, spec.reads, front)
-    asked = (given.frames, *(given.size or (None, None)))
-    prompt = given.texts[0] if given.texts else EXAMPLES.get(spec.makes, EXAMPLES["image"])
-    if given.answer is not None:
-        return front.sample(spec, prompt, media, given.answer)
-    return front.request(spec, prompt, media, asked=asked)
-
-
-def media_of(given: Inputs, reads: str, front: Front) -> list[Clip]:
-    """The files, or as many placeholders."""
+def read_files(files: list[Path], kind: str) -> Iterator[Clip]:
     from openlance.media.inputs import as_clip, as_image
+
+    return (as_clip(path) if kind == "video" else as_image(path) for path in files)
+
+
+def placeholders(kind: str, count: int, frames: int, size: tuple[int, int]) -> Iterator[Clip]:
+    """Media that have only a size; none for a task that reads none."""
     from openlance.planning.workload import placeholder
 
-    if not reads:
-        return []
-    if given.files:
-        return [as_clip(path) if reads == "video" else as_image(path) for path in given.files]
-    frames = (given.frames or FRAMES) if reads == "video" else 1
-    return [placeholder(frames, *(given.size or front.transform.usual)) for _ in range(given.media)]
+    return (placeholder(frames if kind == "video" else 1, *size) for _ in range(count if kind else 0))
 
 
 def show(found: Explanation, title: str) -> None:
@@ -216,21 +168,16 @@ def split_table(found: Explanation) -> Table:
 def position_table(found: Explanation) -> Table:
     made = table("#", "index, first", "index, last", "shifted, first", "shifted, last")
     for n, s in enumerate(found.splits, start=1):
-        moved = [triple(end) for end in s.shifted] if s.shifted != s.index else ["the same", ""]
-        made.add_row(str(n), *(triple(end) for end in s.index), *moved, style=COLORS[s.stream])
+        before, after = ([", ".join(map(str, end)) for end in ends] for ends in (s.index, s.shifted))
+        made.add_row(str(n), *before, *(after if after != before else ["the same", ""]), style=COLORS[s.stream])
     return made
-
-
-def triple(position: tuple[int, ...]) -> str:
-    return ", ".join(map(str, position))
 
 
 def plain(text: str, most: int) -> Text:
     """Text as it is, line ends visible, its middle left out when it is long."""
     from rich.text import Text
 
-    shown = text.replace("\n", "⏎")
-    keep = (most - 4) // 2
+    shown, keep = text.replace("\n", "⏎"), (most - 4) // 2
     return Text(shown if len(shown) <= most else f"{shown[:keep]} .. {shown[-keep:]}")
 
 

@@ -10,124 +10,91 @@ The same from Python: `generate`, `generate_video`, `animate` and `subject` of `
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
-from openlance.cli.drawing import CLIPS, PICTURES, Job, choose_paths, choose_prompts, draw
+from openlance.cli.drawing import Files, draw
 
-if TYPE_CHECKING:
-    from openlance.inference.lance_pipeline import LancePipeline
+app = typer.Typer(add_completion=False)
 
-app = typer.Typer()
-
-Prompt = Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)]
-Motion = Annotated[str | None, typer.Argument(help="What happens.", show_default=False)]
-Picture = Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP ...", show_default=False)]
-Output = Annotated[Path, typer.Option("-o", "--output", help="File to write; a folder with --prompts-file.")]
+Prompt = Annotated[str | None, Argument(help="What to generate.")]
+Motion = Annotated[str | None, Argument(help="What happens in the video.")]
+Image = Annotated[Path, Argument(help="An image: PNG, JPEG, WebP ...")]
 
 
 @app.callback()
 def generate() -> None:
-    """Draw pictures and clips from prompts and pictures. Result number k is drawn with seed SEED + k."""
+    """Generate images and videos from prompts and images. Result number k has the seed SEED + k."""
 
 
 @app.command()
 @options.grouped
 def t2i(
     prompt: Prompt = None,
-    output: Output = Path("out.png"),
-    prompts_file: options.PromptsFile = None,
-    num_images: Annotated[int, typer.Option("--num-images", help="Pictures per prompt: out-0.png, out-1.png ...")] = 1,
+    num_images: Annotated[int, Option(min=1, help="Images per prompt: out-0.png, out-1.png ...")] = 1,
     *,
+    files: Files,
     drawing: options.Drawing,
-    checkpoint: options.Adapted,
+    checkpoint: options.Checkpoint,
 ) -> None:
-    """Draw a picture from a prompt, or one per line of a file."""
-    options.at_least("--num-images", num_images, 1)
-    prompts = choose_prompts(prompt, prompts_file, "generate t2i 'a red circle'")
-    paths = choose_paths(output, len(prompts), num_images, folder=prompts_file is not None)
-    inputs = [[text for text in prompts for _ in range(num_images)]]
-    draw(Job(task="t2i", call=lambda pipe: pipe.generate, inputs=inputs, paths=paths), drawing, checkpoint)
+    """Generate an image from a prompt, or one per line of a file."""
+    prompts = files.prompts(prompt, "generate t2i 'a red circle'")
+    draw("t2i", "generate", prompts, {}, files, drawing, checkpoint, per_prompt=num_images)
 
 
 @app.command()
 @options.grouped
-def t2v(
-    prompt: Motion = None,
-    output: Output = Path("out.mp4"),
-    prompts_file: options.PromptsFile = None,
-    *,
-    filming: options.Filming,
-    checkpoint: options.Adapted,
-) -> None:
-    """Make a clip from a prompt, or one per line of a file: .mp4, .webp or .gif."""
-    prompts = choose_prompts(prompt, prompts_file, "generate t2v 'a red circle moves left'")
-    paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
-    draw(Job(task="t2v", call=lambda pipe: pipe.generate_video, inputs=[prompts], paths=paths), filming, checkpoint)
+def t2v(prompt: Motion = None, *, files: Files, filming: options.Filming, checkpoint: options.Checkpoint) -> None:
+    """Generate a video from a prompt, or one per line of a file: .mp4, .webp or .gif."""
+    prompts = files.prompts(prompt, "generate t2v 'a red circle moves left'")
+    draw("t2v", "generate_video", prompts, {}, files, filming, checkpoint)
 
 
 @app.command()
 @options.grouped
 def i2v(
-    image: Picture,
-    prompt: Motion = None,
-    output: Output = Path("out.mp4"),
-    prompts_file: options.PromptsFile = None,
-    *,
-    filming: options.Filming,
-    checkpoint: options.Adapted,
+    image: Image, prompt: Motion = None, *, files: Files, filming: options.Filming, checkpoint: options.Checkpoint
 ) -> None:
-    """Make a clip that begins with a picture."""
-    prompts = choose_prompts(prompt, prompts_file, f"generate i2v {image} 'the circle moves left'")
-    paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
-    inputs: list[list[Any]] = [[options.read_medium(image)] * len(prompts), prompts]
-    draw(Job(task="i2v", call=lambda pipe: pipe.animate, inputs=inputs, paths=paths), filming, checkpoint)
+    """Generate a video that begins with an image."""
+    prompts = files.prompts(prompt, f"generate i2v {image} 'the circle moves left'")
+    draw("i2v", "animate", prompts, {"image": options.read_media(image)}, files, filming, checkpoint)
 
 
 @app.command()
 @options.grouped
 def flf2v(
-    first: Picture,
-    last: Picture,
+    first: Image,
+    last: Image,
     prompt: Motion = None,
-    output: Output = Path("out.mp4"),
-    prompts_file: options.PromptsFile = None,
     *,
+    files: Files,
     filming: options.Filming,
-    checkpoint: options.Adapted,
+    checkpoint: options.Checkpoint,
 ) -> None:
-    """Make a clip between two pictures, its first and its last frame."""
-    prompts = choose_prompts(prompt, prompts_file, f"generate flf2v {first} {last} 'the circle moves left'")
-    paths = choose_paths(output, len(prompts), folder=prompts_file is not None, suffixes=CLIPS)
-    ends = [[options.read_medium(end)] * len(prompts) for end in (first, last)]
-
-    def call(pipe: LancePipeline) -> Callable[..., list[Any]]:
-        return lambda begin, end, text, **how: pipe.animate(begin, text, last=end, **how)
-
-    draw(Job(task="flf2v", call=call, inputs=[*ends, prompts], paths=paths), filming, checkpoint)
+    """Generate a video between two images, its first and its last frame."""
+    prompts = files.prompts(prompt, f"generate flf2v {first} {last} 'the circle moves left'")
+    ends = {"image": options.read_media(first), "last": options.read_media(last)}
+    draw("flf2v", "animate", prompts, ends, files, filming, checkpoint)
 
 
 @app.command()
 @options.grouped
 def subject(
-    images: Annotated[list[Path], typer.Argument(help="Pictures of the subjects.", show_default=False)],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="The new scene.", show_default=False)] = None,
-    output: options.OutputByKind = None,
-    prompts_file: options.PromptsFile = None,
+    images: Annotated[list[Path], Argument(help="Images of the subjects.")],
+    prompt: Annotated[str | None, Option(help="The new scene.")] = None,
     *,
+    files: Files,
     filming: options.Filming,
-    checkpoint: options.Adapted,
+    checkpoint: options.Checkpoint,
 ) -> None:
-    """Draw the subjects of given pictures in a new scene: a picture, or a clip with --num-frames."""
-    filming.settings()  # what is wrong with them comes first: they decide what is made
-    prompts = choose_prompts(prompt, prompts_file, f"generate subject {images[0]} --prompt 'the circle on white'")
-    task, suffixes = ("image_idip", PICTURES) if (filming.num_frames or 1) == 1 else ("video_idip", CLIPS)
-    many = prompts_file is not None
-    place = output or Path("subjects" if many else f"out{suffixes[0]}")
-    paths = choose_paths(place, len(prompts), folder=many, suffixes=suffixes)
-    inputs: list[list[Any]] = [[[options.read_medium(path) for path in images]] * len(prompts), prompts]
-    draw(Job(task=task, call=lambda pipe: pipe.subject, inputs=inputs, paths=paths), filming, checkpoint)
+    """Generate the subjects of given images in a new scene: an image, or a video with --num-frames."""
+    prompts = files.prompts(prompt, f"generate subject {images[0]} --prompt 'the circle on white'")
+    from openlance.sequence.tasks import kind_of, subject_driven, the_task
+
+    task = the_task(subject_driven, kind_of(filming.num_frames or 1)).name
+    subjects = {"images": [options.read_media(path) for path in images]}
+    draw(task, "subject", prompts, subjects, files, filming, checkpoint)

@@ -7,43 +7,54 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
 from openlance.cli import options
-from openlance.cli.errors import guarded, hearing_ctrl_c, wants_debug
+from openlance.cli.errors import RUNNING, guarded, hearing_ctrl_c, wants_debug
 from openlance.config.plugins import plugin, plugins
 from openlance.errors import UserError
 
 # name: (module with a typer `app`, one line of help). Commands of other packages are plugins.
 COMMANDS = {
-    "generate": ("openlance.cli.generate", "Draw pictures and clips from prompts and pictures."),
-    "edit": ("openlance.cli.edit", "Change a picture or a video as told."),
-    "ask": ("openlance.cli.ask", "Answer a question about pictures or videos."),
-    "caption": ("openlance.cli.caption", "Describe a picture or video."),
-    "chat": ("openlance.cli.chat", "Draw, edit and ask in one dialogue."),
-    "run": ("openlance.cli.run", "Run an input file of the release."),
-    "explain": ("openlance.cli.explain", "Print the segments, positions and mask of a task."),
+    "generate": ("openlance.cli.generate", "Generate images and videos from prompts and images."),
+    "edit": ("openlance.cli.drawing", "Edit an image or a video as instructed."),
+    "ask": ("openlance.cli.ask", "Answer a question about images or videos."),
+    "caption": ("openlance.cli.ask", "Describe an image or a video."),
+    "chat": ("openlance.cli.chat", "Generate, edit and ask in one dialogue."),
+    "run": ("openlance.cli.run", "Run an input file of the Lance release."),
+    "explain": ("openlance.cli.explain", "Print the segments, positions and attention mask of a task."),
     "verify": ("openlance.cli.verify", "Compare this code with golden vectors of the released model."),
-    "bench": ("openlance.cli.bench", "Score a model."),
-    "init": ("openlance.cli.init", "Write a checkpoint with random weights."),
-    "inspect": ("openlance.cli.inspect", "Say what a checkpoint is, and whether it is complete."),
-    "convert": ("openlance.cli.convert", "Write a checkpoint in another form."),
-    "download": ("openlance.cli.download", "Fetch a model from the hub."),
-    "train": ("openlance.cli.train", "Train a preset from scratch."),
-    "plan": ("openlance.cli.plan", "Say what training or a request takes, before it is started."),
-    "encode": ("openlance.cli.encode", "Latents and features of data ahead of time, for training."),
+    "bench": ("openlance.cli.bench", "Evaluate a model on a benchmark."),
+    "init": ("openlance.cli.checkpoints", "Write a checkpoint with random weights."),
+    "inspect": ("openlance.cli.checkpoints", "Show what a checkpoint is, and whether it is complete."),
+    "convert": ("openlance.cli.checkpoints", "Convert a checkpoint to another layout, or quantize it."),
+    "download": ("openlance.cli.checkpoints", "Download a model from the Hugging Face Hub."),
+    "train": ("openlance.cli.train", "Train a stage, a recipe or a LoRA adapter."),
+    "plan": ("openlance.cli.plan", "Estimate memory, time and cost of training or of a request."),
+    "encode": ("openlance.cli.encode", "Encode media into latents and features ahead of training."),
 }
 
 
 def load_command(name: str) -> Any:
-    """Import the module of one subcommand and build its command (a group where its app has a callback)."""
+    """Import the module of one subcommand and build its command: its app, or what has that name in it."""
     module, summary = COMMANDS.get(name, ("", ""))
-    command = typer.main.get_command(importlib.import_module(module).app if module else plugin("commands", name))
+    command: Any = typer.main.get_command(importlib.import_module(module).app if module else plugin("commands", name))
+    command = getattr(command, "commands", {}).get(name, command)
     command.name, command.help = name, command.help or summary
+    for one in getattr(command, "commands", {name: command}).values():
+        one.callback = partial(_remembered, one, one.callback)
     return command
+
+
+def _remembered(command: Any, call: Any, *given: Any, **said: Any) -> Any:
+    """Call a command, and let its errors be said in its options."""
+    RUNNING.set(command)
+    return call(*given, **said)
 
 
 class LazyGroup(TyperGroup):
@@ -70,25 +81,18 @@ app = typer.Typer(cls=LazyGroup, add_completion=False, context_settings={"help_o
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
+        import openlance
 
-        try:
-            typer.echo(f"openlance {version('openlance')}")
-        except PackageNotFoundError:
-            typer.echo("openlance, not installed: run `pip install -e .` in its folder")
+        typer.echo(f"openlance {openlance.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def openlance(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error (or OPENLANCE_DEBUG=1).")
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_print_version, is_eager=True, help="Version.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error (or OPENLANCE_DEBUG=1).")] = False,
 ) -> None:
-    """One interleaved sequence, one backbone: draw, edit, animate, read and answer.
+    """Generate, edit and understand images and videos with Lance: one model, one interleaved sequence.
 
     Start with `openlance demo`, or `openlance generate t2i "a red circle" -o out.png`.
     """

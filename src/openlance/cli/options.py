@@ -1,4 +1,4 @@
-"""What several commands take: shared options, and checks that say in one sentence what to type instead.
+"""What several commands share: options, groups of options, and checks that say in one sentence what to type instead.
 
 Everything here is checked before a model is loaded, and nothing here imports torch.
 """
@@ -9,82 +9,60 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer import Option
 
-from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_STEPS, MOST_TOKENS, STRONGEST
-from openlance.config.values import NUMBER_TYPES, lines_of, read_text
+from openlance.config.sampling import LARGEST_SIDE, Sampling
+from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from openlance.inference.enhance import Enhancer
     from openlance.inference.lance_pipeline import LancePipeline
     from openlance.inference.text import Answer
     from openlance.media import Clip
 
-Model = Annotated[str, typer.Option("--model", help="nano, a checkpoint folder, or owner/name on the hub.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same picture; random if left out, or -1.")]
-Size = Annotated[
-    str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels.  \\[default: the model's]", show_default=False)
-]
-Steps = Annotated[int | None, typer.Option("--num-inference-steps", help="Denoising steps.  \\[default: the model's]")]
-Guidance = Annotated[
-    float | None, typer.Option("--guidance-scale", help="Strength of the prompt; 1 is none.  \\[default: the model's]")
-]
-Frames = Annotated[
-    int | None, typer.Option("--num-frames", help="Frames, 12 a second: 9, 13, 17 ...  \\[default: the model's]")
-]
-Solver = Annotated[
-    str | None, typer.Option("--solver", help="euler, dpm++ or unipc.  \\[default: the model's]", show_default=False)
-]
-OutputByKind = Annotated[
-    Path | None,
-    typer.Option("-o", "--output", help="File; a folder with --prompts-file.  \\[default: out.png or out.mp4]"),
-]
-PromptsFile = Annotated[
-    Path | None, typer.Option("--prompts-file", help="One text per line: 000000, 000001 ... in the folder -o.")
-]
-Memory = Annotated[str | None, typer.Option("--memory", help="Budget such as 12GB; auto is what is free.")]
-Lora = Annotated[Path | None, typer.Option("--lora", help="Folder of an adapter in PEFT's format.", show_default=False)]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read .pth weights too (tensors only); safetensors need no leave.")
-]
-Metadata = Annotated[
-    bool,
-    typer.Option(
-        "--metadata/--no-metadata", help="Whether files say how they were made: prompt, seed, settings, model."
-    ),
-]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
-NegativePrompt = Annotated[
-    str | None, typer.Option("--negative-prompt", help="What guidance leads away from.", show_default=False)
-]
-Enhance = Annotated[
-    bool, typer.Option("--enhance-prompt", help="Rewrite prompts first: by the model itself, or by a server.")
-]
-EnhanceUrl = Annotated[
-    str | None,
-    typer.Option("--enhance-url", help="An OpenAI-compatible server, or LANCE_REWRITE_BASE_URL.", show_default=False),
-]
-EnhanceModel = Annotated[
-    str | None, typer.Option("--enhance-model", help="Its model, or LANCE_REWRITE_MODEL_NAME.", show_default=False)
-]
+
+def positive(value: float) -> float:
+    """Refuse what is not above zero."""
+    if not value > 0:
+        raise typer.BadParameter(f"{value:g} is not above 0: give for example 10")
+    return value
+
+
+# A model's own setting is used where the default is None.
+Model = Annotated[str, Option(help="nano, a checkpoint folder, or owner/name on the Hugging Face Hub.")]
+Seed = Annotated[int | None, Option(min=-1, help="Makes a result reproducible; -1: random.")]
+Size = Annotated[str | None, Option(metavar="WIDTHxHEIGHT", help="In pixels.  \\[default: the model's]")]
+Steps = Annotated[int | None, Option(min=1, help="Denoising steps.  \\[default: the model's]")]
+Guidance = Annotated[float | None, Option(min=0, help="Strength of the prompt; 1: off.  \\[default: the model's]")]
+Solver = Annotated[str | None, Option(help="euler, dpm++ or unipc.  \\[default: the model's]")]
+Memory = Annotated[str | None, Option(help="Memory to use, such as 12GB, or auto for what is free.")]
+AllowPickle = Annotated[bool, Option("--allow-pickle", help="Load tensors of .pth files too; safetensors always are.")]
+Metadata = Annotated[bool, Option(help="Write prompt, seed, settings and model into the files.")]
+NewTokens = Annotated[int, Option(min=1, help="Longest answer, in tokens.")]
+MaxBroken = Annotated[float, Option(min=0, help="Broken rows to skip: a share below 1, or a number.")]
+JsonFile = Annotated[Path | None, Option("--json", help="Write the results to this JSON file.")]
+AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
 # The words that are being run, without the name of the program: a command is run from Python and from others too.
 COMMAND_LINE: ContextVar[tuple[str, ...]] = ContextVar("COMMAND_LINE", default=())
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes groups of options: a parameter annotated with one of the dataclasses below is offered on the
-    command line as the fields of that class."""
+    """Offer groups of options: a parameter annotated with a dataclass becomes one option per field of that class."""
     own = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {p.name: p.annotation for p in own.parameters.values() if is_dataclass(p.annotation)}
     flat = []
@@ -98,7 +76,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**said: Any) -> None:
-        made = {name: kind(**{f.name: said.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        made = {
+            name: kind(**{f.name: said.pop(f.name, f.default) for f in fields(kind)}) for name, kind in groups.items()
+        }
         command(**made, **said)
 
     call.__signature__ = own.replace(parameters=flat)  # type: ignore[attr-defined]
@@ -113,11 +93,16 @@ class Checkpoint:
     model: Model = "nano"
     memory: Memory = None
     allow_pickle: AllowPickle = False
+    lora: Annotated[Path | None, Option(help="Folder of a LoRA adapter in PEFT's format.")] = None
 
     def load(self) -> LancePipeline:
+        """Load the model with its adapter."""
         import openlance
 
-        return openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
+        pipe = openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
+        if self.lora is not None:
+            pipe.load_lora_weights(self.lora)
+        return pipe
 
     def warn(self, pipe: LancePipeline, task: str) -> None:
         """Say in one line on stderr that the model was not trained for what it was asked to do."""
@@ -127,28 +112,19 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapted(Checkpoint):
-    """... with an adapter."""
-
-    lora: Lora = None
-
-    def load(self) -> LancePipeline:
-        pipe = super().load()
-        if self.lora is not None:
-            pipe.load_lora_weights(self.lora)
-        return pipe
-
-
-@dataclass(frozen=True, kw_only=True)
 class Rewriting:
-    """Who rewrites the prompts before anything is drawn."""
+    """Who rewrites the prompts before anything is generated."""
 
-    enhance_prompt: Enhance = False
-    enhance_url: EnhanceUrl = None
-    enhance_model: EnhanceModel = None
+    enhance_prompt: Annotated[
+        bool, Option("--enhance-prompt", help="Rewrite prompts first: by the model itself, or by the server below.")
+    ] = False
+    enhance_url: Annotated[
+        str | None, Option(help="Base URL of an OpenAI-compatible server.  \\[default: $LANCE_REWRITE_BASE_URL]")
+    ] = None
+    enhance_model: Annotated[str | None, Option(help="Its model.  \\[default: $LANCE_REWRITE_MODEL_NAME]")] = None
 
     def enhance(self) -> bool | Enhancer | None:
-        """The keyword of the pipeline's methods. UserError for options that go unused, or an address that is none."""
+        """The keyword of the pipeline's methods. UserError for options that go unused, or an invalid address."""
         if not self.enhance_prompt:
             if self.enhance_url is not None or self.enhance_model is not None:
                 raise UserError("--enhance-url and --enhance-model rewrite nothing on their own: add --enhance-prompt")
@@ -167,26 +143,24 @@ class Rewriting:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising(Rewriting):
-    """How something is drawn, whatever it is."""
+    """How something is generated, whatever it is."""
 
     seed: Seed = None
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
-    negative_prompt: NegativePrompt = None
+    negative_prompt: Annotated[str | None, Option(help="What not to generate; needs guidance above 1.")] = None
     solver: Solver = None
     metadata: Metadata = True
 
     def settings(self) -> dict[str, Any]:
-        """What the user said, as keywords of the pipeline's methods; UserError for a number out of range."""
-        at_least("--seed", self.seed, -1, LARGEST_SEED)
-        at_least("--num-inference-steps", self.num_inference_steps, 1, MOST_STEPS)
-        check_guidance(self.guidance_scale)
+        """What the user said, as keywords of the pipeline's methods."""
         if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
             raise UserError(f"--negative-prompt does nothing at --guidance-scale {self.guidance_scale:g}: give above 1")
-        return given(
-            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
-            negative_prompt=self.negative_prompt, solver=self.solver,
-        )  # fmt: skip
+        said = given(
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver
+        )
+        Sampling(**said)  # says what is wrong with them
+        return said | given(negative_prompt=self.negative_prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +178,9 @@ class Drawing(Denoising):
 class Filming(Drawing):
     """... and a length."""
 
-    num_frames: Frames = None
+    num_frames: Annotated[int | None, Option(min=1, help="12 a second: 9, 13, 17 ...  \\[default: the model's]")] = None
 
     def settings(self) -> dict[str, Any]:
-        at_least("--num-frames", self.num_frames, 1, LONGEST)
         return given(num_frames=self.num_frames) | super().settings()
 
 
@@ -222,39 +195,21 @@ def parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def dtype_name(text: str | None) -> str | None:
-    """torch's name of a number type that a user gave, or None."""
-    if text is not None and text not in NUMBER_TYPES:
-        raise UserError(f"--dtype {text!r} is no type of number: use float32, bfloat16 or float16")
-    return NUMBER_TYPES[text] if text is not None else None
-
-
-def at_least(option: str, value: int | None, least: int, most: int | None = None) -> None:
-    """UserError unless a given whole number is in range; None (left out) is fine."""
-    if value is not None and value < least:
-        raise UserError(f"{option} is {value}: it must be {least} or more")
-    if value is not None and most is not None and value > most:
-        raise UserError(f"{option} is {value}: it must be {most} or less")
-
-
 def is_terminal(stream: Any) -> bool:
     """Whether a person reads or writes there; a stream may be closed."""
     return stream is not None and stream.isatty()
 
 
-def check_tokens(value: int) -> None:
-    at_least("--max-new-tokens", value, 1, MOST_TOKENS)
+def live() -> Callable[[str], None] | None:
+    """What prints the pieces of an answer as they are written, where a person reads them."""
+    return partial(typer.echo, nl=False) if is_terminal(sys.stdout) else None
 
 
-def say_if_cut(answer: Answer, most: int) -> None:
-    """One line on stderr for an answer that ended at its limit."""
+def say_answer(answer: Answer, most: int) -> None:
+    """Print an answer that was not printed live, and say on stderr if it ended at its limit."""
+    typer.echo("" if is_terminal(sys.stdout) else answer)
     if answer.finish_reason == "length":
         typer.echo(f"note: the answer was cut at {most} tokens: raise --max-new-tokens for the rest", err=True)
-
-
-def check_guidance(value: float | None, option: str = "--guidance-scale") -> None:
-    if value is not None and not 0 <= value <= STRONGEST:
-        raise UserError(f"{option} is {value}: it must be a number from 0 to {STRONGEST:g}, for example 3")
 
 
 def check_text(name: str, text: str, example: str) -> str:
@@ -275,11 +230,11 @@ def read_prompts(path: Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def read_medium(path: Path) -> Clip:
-    """A picture as a clip of one frame, or the frames of a video; UserError if it cannot be read or is too large."""
-    from openlance.media import read_media
+def read_media(path: Path) -> Clip:
+    """An image as a clip of one frame, or the frames of a video; UserError if it cannot be read or is too large."""
+    from openlance.media import read_media as read
 
-    return read_media(path)
+    return read(path)
 
 
 def check_writable(folder: Path) -> None:
@@ -315,10 +270,35 @@ def check_json(file: Path | None, option: str = "--json") -> None:
 
 def write_json(content: Any, file: Path) -> None:
     """Write results, all or nothing."""
-    from openlance.media.files import atomic_path
+    from openlance.checkpoint.formats import write_json as write
 
-    with no_empty_folders(file.parent), atomic_path(file) as path:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with no_empty_folders(file.parent):
+        write(file, content)
+
+
+def print_json(content: Any) -> None:
+    """Print results for a program that reads them."""
+    typer.echo(json.dumps(content, indent=1))
+
+
+def progress(total: int | None, unit: str, show: bool = True) -> tqdm[Any]:
+    """A bar on stderr for what takes longer than two seconds, where a person can see it."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, delay=2.0, disable=None if show else True, leave=False)
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (), indent: str = "") -> list[str]:
+    """Lay rows of text out as lines, two blanks between columns; the last column may be of any width.
+
+    Args:
+        rows: Cells, as many in each row.
+        right: Columns that stand to the right.
+        indent: What each line begins with.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    aligned = ([c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths))] for row in rows)
+    return [(indent + "  ".join(cells)).rstrip() for cells in aligned]
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`openlance plan ...`: what training or drawing takes, before it is started.
+"""`openlance plan ...`: what training or a request takes, before it is started.
 
 openlance plan 3b --stage pt --gpus 128xA100-80GB           # memory, speed, days, cost of a stage
 openlance plan nano --stage sft --set pack_tokens=[4000,5000]
@@ -10,14 +10,15 @@ openlance plan --task t2v --size 848x480 --frames 121 --memory 16GB
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
+from openlance.cli.errors import with_flags
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,97 +29,96 @@ if TYPE_CHECKING:
 
 RELEASED = "3b"
 SMALL = 10**8  # parameters below which a CPU is what one plans for
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help="3b, nano, or a folder with weights.")] = RELEASED,
-    stage: Annotated[str | None, typer.Option(help="pt, ct-i, ct-ii, ct-iii, sft, rl; or one of --file.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A YAML file with stages in place of the presets.")] = None,
+    model: Annotated[str, Argument(help="3b, nano, or a folder with weights.")] = RELEASED,
+    stage: Annotated[str | None, Option(help="pt, ct-i, ct-ii, ct-iii, sft, rl; or one of --file.")] = None,
+    file: Annotated[Path | None, Option(help="A YAML file with stages in place of the presets.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")
+        list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage; repeatable.")
     ] = None,
-    diff: Annotated[str | None, typer.Option(metavar="STAGE", help="Print how another stage differs.")] = None,
-    dump: Annotated[bool, typer.Option("--dump", help="Print the stage as YAML.")] = False,
-    gpus: Annotated[str | None, typer.Option(help="Such as 128xA100-80GB, 8xH100, 4090, CPU.")] = None,
-    utilisation: Annotated[float, typer.Option(help="Share of the peak that is reached (MFU).")] = 0.4,
-    price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
-    tflops: Annotated[float | None, typer.Option(help="Peak of one device in bfloat16.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of one device, such as 16GB.")] = None,
-    shard: Annotated[str, typer.Option(help="full, hybrid, none, or a number: devices per copy.")] = "hybrid",
-    lora: Annotated[int, typer.Option(min=0, help="Rank of adapters to train instead of the weights.")] = 0,
-    task: Annotated[str | None, typer.Option(help="Plan drawing or answering instead of training.")] = None,
+    diff: Annotated[str | None, Option(metavar="STAGE", help="Print how another stage differs.")] = None,
+    dump: Annotated[bool, Option("--dump", help="Print the stage as YAML.")] = False,
+    gpus: Annotated[str | None, Option(help="Devices, such as 128xA100-80GB, 8xH100, 4090, CPU.")] = None,
+    utilization: Annotated[
+        float, Option("--utilization", "--utilisation", help="Share of the peak that is reached (MFU).")
+    ] = 0.4,
+    price: Annotated[float | None, Option(help="Dollars per device and hour.")] = None,
+    tflops: Annotated[float | None, Option(help="Peak TFLOP/s of one device in bfloat16.")] = None,
+    memory: Annotated[str | None, Option(help="Memory of one device, such as 16GB.")] = None,
+    shard: Annotated[str, Option(help="full, hybrid, none, or a number: devices per copy of the weights.")] = "hybrid",
+    lora: Annotated[int, Option(min=0, help="Rank of LoRA adapters to train in place of the weights; 0: none.")] = 0,
+    task: Annotated[str | None, Option(help="Plan a request of this task, such as t2v, instead of training.")] = None,
     size: options.Size = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    frames: Annotated[int | None, Option(min=1, help="Frames of a video.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Say what a stage of training, or one request, needs: memory, time, money, and what to change if it does not fit.
+    """Estimate what a stage of training or a request needs: memory, time, cost, and what to change if it does not fit.
 
     Without --stage and --task it lists the stages.
     """
+    from openlance.config.train import dump as as_yaml
+    from openlance.planning.hardware import parse_devices
+    from openlance.planning.training import Machine
+    from openlance.planning.training import plan as planned
     from openlance.runtime.offload import parse_memory
 
-    config, scale = numbers_of(model)
+    config, scale = config_of(model)
     limit = parse_memory(memory)
-    training = {
-        "--stage": stage,
-        "--file": file,
-        "--set": settings,
-        "--diff": diff,
-        "--dump": dump or None,
-        "--gpus": gpus,
-    }
-    drawing = {"--size": size, "--frames": frames}
-    unused = [name for name, value in (training if task is not None else drawing).items() if value is not None]
-    if unused:
-        raise UserError(
-            f"{unused[0]} plans {'training, and --task a request' if task is not None else 'a request'}: "
-            f"{'leave one of them out' if task is not None else 'add --task, for example --task t2v'}"
-        )
-    unstaged = [name for name, value in training.items() if value is not None]
-    if stage is None and file is None and unstaged:
-        raise UserError(f"{unstaged[0]} is about one stage: say which, for example --stage pt")
+    training = [stage, file, settings, diff, dump or None, gpus]
+    named = dict(zip(("--stage", "--file", "--set", "--diff", "--dump", "--gpus"), training))
+    check_use(task, named, {"--size": size, "--frames": frames})
     if task is not None:
         return request(config, task, size, frames, limit, as_json)
     if stage is None and file is None:
         return listing(scale, as_json)
     chosen = pick(stage, scale, file, settings or [])
     if dump:
-        return said(chosen)
+        return typer.echo(as_yaml(chosen).rstrip())
     if diff is not None:
         return compared(chosen, pick(diff, scale, file, []), as_json)
     from openlance.data.mixture import Mixture
-    from openlance.planning.hardware import parse_devices
-    from openlance.planning.training import Machine
-    from openlance.planning.training import plan as planned
 
     Mixture(chosen.mixture)  # names of tasks that do not exist
     count, device = parse_devices(gpus or ("CPU" if is_small(config) else "8xA100-80GB"))
-    given: dict[str, Any] = {"memory": limit and limit / 2**30, "tflops": tflops, "price": price}
+    given = options.given(memory=limit and limit / 2**30, tflops=tflops, price=price)
     machine = Machine(
-        count=count,
-        device=replace(device, **{name: value for name, value in given.items() if value is not None}),
-        utilization=utilisation,
-        shard=shard,
-        lora=lora,
-    )
+        count=count, device=replace(device, **given), utilization=utilization, shard=shard, lora=lora
+    )  # fmt: skip
     found = planned(config, chosen, machine)
-    typer.echo(
-        json.dumps(asdict(found) | {"fits": found.fits}, indent=1) if as_json else text_of(found, chosen, machine)
-    )
+    say(found, training_text(found, chosen, machine), as_json)
 
 
-def numbers_of(model: str) -> tuple[ModelConfig, str]:
+def check_use(task: str | None, training: dict[str, Any], requesting: dict[str, Any]) -> None:
+    """UserError for an option that says nothing of what is planned."""
+    trains = [name for name, value in training.items() if value is not None]
+    requests = [name for name, value in requesting.items() if value is not None]
+    if task is not None and trains:
+        raise UserError(f"{trains[0]} plans training, and --task a request: leave one of them out")
+    if task is None and requests:
+        raise UserError(f"{requests[0]} plans a request: add --task, for example --task t2v")
+    if trains and training["--stage"] is None and training["--file"] is None:
+        raise UserError(f"{trains[0]} is about one stage: say which, for example --stage pt")
+
+
+def say(found: Plan | SamplingPlan, text: str, as_json: bool) -> None:
+    if as_json:
+        return options.print_json(asdict(found) | {"fits": found.fits})
+    typer.echo(text)
+
+
+def config_of(model: str) -> tuple[ModelConfig, str]:
     """Configuration of a name or folder, and the scale whose stages are meant for it; no tensor is read."""
     from openlance.config.model import ModelConfig, nano
     from openlance.config.train import presets
 
-    shipped: dict[str, Callable[[], ModelConfig]] = {RELEASED: ModelConfig, "nano": nano}
-    if model in shipped:
-        return shipped[model](), model
+    if model in (RELEASED, "nano"):
+        return (ModelConfig() if model == RELEASED else nano()), model
     if not Path(model).is_dir():
-        raise UserError(f"there is no model {model!r}: use {', '.join(shipped)} or a folder with weights")
+        raise UserError(f"there is no model {model!r}: use {RELEASED}, nano or a folder with weights")
     from openlance.checkpoint.formats import find
 
     config = find(model).config
@@ -149,29 +149,13 @@ def listing(scale: str, as_json: bool) -> None:
 
     stages = recipe(scale)
     if as_json:
-        return typer.echo(json.dumps([asdict(one) for one in stages], indent=1))
-    rows: list[tuple[str, ...]] = [("stage", "steps", "lr", "schedule", "text : flow", "shift", "pack tokens")]
-    rows += [
-        (
-            s.name, f"{s.steps:,}", f"{s.lr:g}", s.schedule, f"{s.text_weight:g} : {s.flow_weight:g}", f"{s.shift:g}",
-            f"{s.pack_tokens[0]:,} to {s.pack_tokens[1]:,}",
-        )
-        for s in stages
-    ]  # fmt: skip
-    typer.echo(columns(rows) + f"\n\nplan one: openlance plan {scale} --stage {stages[0].name}")
-
-
-def columns(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text, the first column to the left, the others to the right."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    lines = ("  ".join(c.rjust(w) if n else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths))) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def said(stage: Stage) -> None:
-    from openlance.config.train import dump
-
-    typer.echo(dump(stage).rstrip())
+        return options.print_json([asdict(one) for one in stages])
+    rows = [("stage", "steps", "lr", "schedule", "text : flow", "shift", "pack tokens")]
+    for s in stages:
+        weights, tokens = f"{s.text_weight:g} : {s.flow_weight:g}", f"{s.pack_tokens[0]:,} to {s.pack_tokens[1]:,}"
+        rows.append((s.name, f"{s.steps:,}", f"{s.lr:g}", s.schedule, weights, f"{s.shift:g}", tokens))
+    lines = options.columns(rows, right=range(1, len(rows[0])))
+    typer.echo("\n".join([*lines, "", f"plan one: openlance plan {scale} --stage {stages[0].name}"]))
 
 
 def compared(one: Stage, other: Stage, as_json: bool) -> None:
@@ -180,40 +164,156 @@ def compared(one: Stage, other: Stage, as_json: bool) -> None:
 
     found = differences(one, other)
     if as_json:
-        return typer.echo(json.dumps(found, indent=1))
+        return options.print_json(found)
     names = (f"{one.scale}/{one.name}", f"{other.scale}/{other.name}")
-    wide = max(map(len, found), default=0)
-    lines = [f"{field.ljust(wide)}  {plainly(a)} -> {plainly(b)}" for field, (a, b) in found.items()]
-    typer.echo("\n".join([f"{names[0]} -> {names[1]}", *lines]) if found else f"{names[0]} and {names[1]} are the same")
+    rows = [(field, f"{plainly(a)} -> {plainly(b)}") for field, (a, b) in found.items()]
+    title = f"{names[0]} -> {names[1]}" if found else f"{names[0]} and {names[1]} are the same"
+    typer.echo("\n".join([title, *options.columns(rows)]))
 
 
 def plainly(value: Any) -> str:
-    """A value as `--set` takes it; `-` for an entry that is not there."""
-    if isinstance(value, list):
-        return "[" + ", ".join(plainly(entry) for entry in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {plainly(entry)}" for name, entry in value.items()) + "}"
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
-
-
-def text_of(found: Plan, stage: Stage, machine: Machine) -> str:
-    from openlance.cli.plan_text import training
-
-    return training(found, stage, machine)
+    """A value as `--set` takes it."""
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def request(
     config: ModelConfig, task: str, size: str | None, frames: int | None, memory: float | None, as_json: bool
 ) -> None:
-    """The plan of drawing or answering."""
-    from openlance.cli.plan_text import sampling
+    """Plan a request."""
     from openlance.planning.sampling import Wanted
     from openlance.planning.sampling import plan as planned
 
     width, height = options.parse_size(size) if size else (0, 0)
     found = planned(config, Wanted(task=task, height=height, width=width, frames=frames or 0), memory)
-    typer.echo(as_data(found) if as_json else sampling(found))
+    say(found, request_text(found), as_json)
 
 
-def as_data(found: Plan | SamplingPlan) -> str:
-    return json.dumps(asdict(found) | {"fits": found.fits}, indent=1)
+UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+def short(value: float) -> str:
+    """Three digits and a unit: 1.50T, 47.0K."""
+    for size, unit in UNITS:
+        if value >= size:
+            number = value / size
+            return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}{unit}"
+    return f"{value:.3g}"
+
+
+def table(title: str, rows: list[tuple[str, str, str]]) -> str:
+    """A title above three columns, the second to the right."""
+    return "\n".join([title, *options.columns(rows, right=[1], indent="  ")])
+
+
+def training_text(found: Plan, stage: Stage, machine: Machine) -> str:
+    """The plan of a stage."""
+    sharing = "weights whole on each" if machine.group == 1 else f"one copy of the weights per {machine.group}"
+    parts = [
+        f"{found.stage} on {machine.count} x {machine.device.name}, {sharing}, at {machine.utilization:.0%} "
+        f"of {machine.device.tflops:g} TFLOP/s",
+        table("Model", _model(found, stage, machine)),
+        table("Memory per device, for the longest pack, in GiB", _memory(found, stage)),
+        table("Time", _time(found, stage, machine)),
+    ]
+    if found.notes:
+        parts.append("\n  ".join(["Notes", *found.notes]))
+    return "\n\n".join([*parts, _verdict(found)])
+
+
+def _model(found: Plan, stage: Stage, machine: Machine) -> list[tuple[str, str, str]]:
+    m, total = found.model, sum(found.flops_per_token.values())
+    shares = ", ".join(f"{name} {value / total:.0%}" for name, value in found.flops_per_token.items() if value)
+    whole = f"decoder {short(m['decoder'])}, vision tower {short(m['vision tower'])}"
+    pack = f"mean: {short(found.pack['generation'])} latents, {short(found.pack['labels'])} labels"
+    return [
+        (
+            "parameters", short(m["decoder"] + m["vision tower"]),
+            f"{whole}; VAE encoder {short(m['VAE encoder'])} beside them",
+        ),
+        ("trained", short(m["trained"]), f"adapters of rank {machine.lora}" if machine.lora else "the rest is frozen"),
+        ("active per token", short(m["active, understanding"]), "in either stream; embedding and heads apart"),
+        ("operations per token", short(total), f"forward and backward: {shares}"),
+        ("tokens of a pack", short(found.pack["tokens"]), f"{pack}; clips of {stage.max_frames} frames assumed"),
+    ]  # fmt: skip
+
+
+def _memory(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
+    notes = {
+        "weights": "float32" + (", with those of the VAE's encoder" if stage.dtype else ""),
+        "whole layers": "copies in which a pass computes",
+        "activations": "at the end of the forward pass, " + ("recomputed" if stage.checkpointing else "all kept"),
+        "backward": "the layer at work",
+        "peak": "gradients come while activations go, so this is less than the sum",
+    }
+    other = found.without_checkpointing if stage.checkpointing else found.with_checkpointing
+    return [
+        *((name, f"{value:.1f}", notes.get(name, "")) for name, value in found.memory.items()),
+        (f"peak with checkpointing={'false' if stage.checkpointing else 'true'}", f"{other:.1f}", ""),
+        ("usable", f"{found.usable:.1f}", "92 % of the device"),
+    ]
+
+
+def _time(found: Plan, stage: Stage, machine: Machine) -> list[tuple[str, str, str]]:
+    rate, packs, hours = found.tokens_per_second, machine.count * stage.accumulate, found.days * 24
+    seconds = found.tokens_per_step / rate
+    rows = [
+        ("tokens per second", short(rate), f"{short(rate / machine.count)} on each device; {seconds:.1f} s a step"),
+        ("tokens per step", short(found.tokens_per_step), f"{packs} pack{'s' * (packs > 1)}"),
+    ]
+    if found.paper:
+        p = found.paper
+        rows += [
+            ("tokens", short(p["tokens"]), f"as the paper prints; {p['steps_here']:,.0f} steps of {packs} here"),
+            ("", "", f"its {stage.steps:,} steps are then {short(p['tokens_per_step'])} each: {_ranks(p)}"),
+            ("", "", f"(all {stage.steps:,} steps here would see {short(p['tokens_of_all_steps_here'])})"),
+        ]
+    else:
+        rows.append(("tokens", short(found.tokens), f"in {stage.steps:,} steps"))
+    days = f"{found.days:.1f}" if hours > 48 else f"{found.days:.3g}"
+    return [
+        *rows,
+        ("days", days, f"{short(hours * machine.count)} device hours"),
+        ("cost", f"${short(found.cost)}", f"at ${machine.device.price:g} per device and hour"),
+    ]
+
+
+def _ranks(p: dict[str, float]) -> str:
+    """How many packs a step the paper's counts mean, and which numbers of whole machines of eight fit."""
+    low, high = p["packs_per_step_low"], p["packs_per_step_high"]
+    eights = [str(n) for n in range(8 * int(-(-low // 8)), int(high) + 1, 8)]
+    fitting = f" ({' or '.join(eights)} devices)" if eights else ""
+    return f"{low:.1f} to {high:.1f} packs{fitting}, not 128"
+
+
+def _verdict(found: Plan) -> str:
+    peak = f"{found.memory['peak']:.1f} of {found.usable:.1f} GiB"
+    if found.fits:
+        return f"Verdict: fits, {peak} at the peak."
+    if not found.changes:
+        return f"Verdict: does NOT fit, {peak} at the peak; nothing that this command tries makes it fit."
+    return "\n  ".join(
+        [f"Verdict: does NOT fit, {peak} at the peak. Any one of these makes it fit:", *map(with_flags, found.changes)]
+    )
+
+
+def request_text(found: SamplingPlan) -> str:
+    """The plan of one request."""
+    w, t = found.wanted, found.tokens
+    length = f", {w.frames} frames" if w.frames > 1 else ""
+    made = f"{t['denoised']:,.0f} tokens to denoise, " if t["denoised"] else ""
+    rows = [
+        *((name, gigabytes(value), "") for name, value in found.weights.items()),
+        ("keys and values", gigabytes(found.cache), f"of {t['context']:,.0f} tokens of context"),
+        ("activations", gigabytes(found.activations), "at the fullest, on the large side"),
+    ]
+    places = [(text, gigabytes(needed), "") for text, needed in found.placements]
+    return "\n\n".join([
+        f"{w.task} at {w.width}x{w.height}{length}: {made}{t['context']:,.0f} of context",
+        table("What it needs in bfloat16, in GB", rows),
+        table("What is on the device at once, in GB", places),
+        f"Verdict: {with_flags(found.verdict)}.",
+    ])  # fmt: skip
+
+
+def gigabytes(value: float) -> str:
+    return f"{value / 1e9:.2f}" if value >= 1e8 else f"{value / 1e9:.2g}"

@@ -1,6 +1,7 @@
 """`openlance run requests.json --task video_edit --resolution video_480p -o results`: the release's own input files.
 
-Every JSON form of the release, its task names, presets and defaults; the release's names of the options work as well.
+Every JSON form of the release, its task names, presets and defaults; the release's names of the options work as well,
+and settings come from a file with `--defaults` and are shown, each with where it comes from, with `--show-defaults`.
 Started by `torchrun`, or with `--processes`, the entries are shared among the processes.
 """
 
@@ -11,70 +12,146 @@ import os
 import secrets
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.errors import one_line, with_flags
-from openlance.cli.run_settings import Asked, shown
-from openlance.config.values import flag
+from openlance.config.values import as_data, flag, from_yaml, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.compat.inputs import Entry
     from openlance.compat.requests import Job
+    from openlance.config.sampling import GenerationConfig
     from openlance.runtime.distributed import Distributed
     from openlance.sequence.tasks import TaskSpec
 
 SOME_FAILED = 3  # exit code
 LAUNCHED = "OPENLANCE_LAUNCHED"  # set in the processes that --processes starts
 
-# Each option under our name and under the release's, with values in its form.
-Input = Annotated[
-    str | None, typer.Argument(help="JSON or JSON lines, in a form of the release; the task's example if left out.")
-]
-Config = Annotated[str | None, typer.Option("--CONFIG_PATH", help="FILE, as the release names it.")]
-Task = Annotated[str, typer.Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")]
-Output = Annotated[
-    Path | None, typer.Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
-]
-Model = Annotated[str, typer.Option("--model", "--MODEL_PATH", help="A preset or a folder with weights.")]
-Show = Annotated[bool, typer.Option("--show-defaults", help="Print what the run would use and stop.")]
-Template = Annotated[str, typer.Option("--TEXT_TEMPLATE", metavar="true", help="There is no other way here.")]
-Rewrite = Annotated[str, typer.Option("--ENHANCE_PROMPT", metavar="true|false", help="As --enhance-prompt.")]
-Processes = Annotated[int, typer.Option("--processes", "--NUM_GPUS", help="Share the entries among so many processes.")]
-
-MOST_PROCESSES = 1024
 WAIT = timedelta(days=30)  # for the slowest process, once the others are done
-app = typer.Typer()
+# Each option has our name and the release's, with values in its form.
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one run wants otherwise than its checkpoint: fields of `GenerationConfig`, and of its `Sampling`."""
+
+    resolution: Annotated[str | None, Option("--resolution", "--RESOLUTION", help="Size preset for inputs.")] = None
+    height: Annotated[int | None, Option("--height", "--VIDEO_HEIGHT", min=1, help="Of the output, in pixels.")] = None
+    width: Annotated[int | None, Option("--width", "--VIDEO_WIDTH", min=1, help="Of the output, in pixels.")] = None
+    num_frames: Annotated[int | None, Option("--num-frames", "--NUM_FRAMES", min=1, help="Of an output video.")] = None
+    num_inference_steps: Annotated[
+        int | None, Option("--num-inference-steps", "--VALIDATION_NUM_TIMESTEPS", min=1, help="Denoising steps.")
+    ] = None
+    shift: Annotated[float | None, Option("--shift", "--VALIDATION_TIMESTEP_SHIFT", help="Time shift.")] = None
+    guidance_scale: Annotated[
+        float | None, Option("--guidance-scale", "--CFG_TEXT_SCALE", min=0, help="Strength of the prompt; 1: off.")
+    ] = None
+    cached: Annotated[
+        str | None,
+        Option("--kv-cache", "--USE_KVCACHE", metavar="true|false", help="Cache keys and values of the prompt."),
+    ] = None
+    seed: Annotated[
+        int | None, Option("--seed", "--VALIDATION_DATA_SEED", min=-1, help="Seed of every entry; -1: random.")
+    ] = None
+    solver: options.Solver = None
+    step_cache: Annotated[float | None, Option("--step-cache", help="Reuse a step below this relative change.")] = None
+    compile: Annotated[bool, Option("--compile", help="Compile the model first; with CUDA graphs on a GPU.")] = False
+    max_new_tokens: Annotated[int | None, Option(min=1, help="Tokens of an answer at most.")] = None
+    defaults: Annotated[Path | None, Option(help="YAML or JSON with settings, as --show-defaults prints.")] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by field."""
+        found = options.given(**vars(self) | {"defaults": None, "compile": self.compile or None})
+        return found | ({"cached": flag("--kv-cache", self.cached)} if self.cached is not None else {})
+
+    def typed(self) -> dict[str, Any]:
+        """The same in the form of a file."""
+        from openlance.config.sampling import ASKED
+
+        sampling = {name: value for name, value in self.given.items() if name not in ASKED}
+        own = {name: value for name, value in self.given.items() if name in ASKED}
+        return own | ({"sampling": sampling} if sampling else {})
+
+    def filed(self) -> dict[str, Any]:
+        """What the file says, in the same form. UserError if it cannot be read."""
+        if self.defaults is None:
+            return {}
+        text = read_text(self.defaults)
+        try:
+            found = from_yaml(text)
+        except UserError as error:
+            raise UserError(f"{self.defaults} is {error}") from None
+        if not isinstance(found, Mapping):
+            raise UserError(f"{self.defaults} holds no fields: write what --show-defaults prints")
+        return dict(found)
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of `Sampling` that the checkpoint does not decide."""
+        return self.filed().get("sampling", {}) | self.typed().get("sampling", {})
+
+    def layers(self, model: str) -> list[tuple[str, GenerationConfig]]:
+        """(where from, what holds) of the release, the checkpoint, the file and the options, the last word last; no
+        tensor is read. UserError for what cannot be."""
+        from openlance.checkpoint.formats import find_model
+        from openlance.config.sampling import FILE, GenerationConfig
+
+        own = GenerationConfig.read(find_model(model).tokenizer)
+        said = self.filed()
+        try:
+            filed = _changed(own, said)
+        except UserError as error:
+            raise UserError(f"{self.defaults}: {error}") from None
+        last = _changed(filed, self.typed())
+        return [
+            ("the release", GenerationConfig()), (f"{FILE} of {model}", own), (str(self.defaults), filed),
+            ("this command", last),
+        ]  # fmt: skip
+
+    def unused(self, spec: TaskSpec) -> str:
+        """The options that were given and that a task has no use for."""
+        from openlance.config.sampling import ASKED
+
+        idle = [name for name in self.given if (name if name in ASKED else "sampling") not in spec.takes]
+        return ", ".join(f"{name}={self.given[name]}" for name in idle)
 
 
 @app.command()
 @options.grouped
 def run(
-    file: Input = None,
-    config_path: Config = None,
+    file: Annotated[str | None, Argument(help="JSON or JSON lines.  \\[default: the task's example]")] = None,
+    config_path: Annotated[str | None, Option("--CONFIG_PATH", help="FILE, as the release names it.")] = None,
     *,
-    task: Task,
-    output: Output = None,
-    model: Model = "nano",
+    task: Annotated[str, Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")],
+    output: Annotated[
+        Path | None, Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
+    ] = None,
+    model: Annotated[str, Option("--model", "--MODEL_PATH", help="nano or a folder with weights.")] = "nano",
     asked: Asked,
     rewriting: options.Rewriting,
-    show_defaults: Show = False,
-    text_template: Template = "true",
-    released_enhance: Rewrite = "false",
-    processes: Processes = 1,
+    show_defaults: Annotated[bool, Option("--show-defaults", help="Print the settings of the run and stop.")] = False,
+    text_template: Annotated[str, Option("--TEXT_TEMPLATE", metavar="true", help="Only true is supported.")] = "true",
+    released_enhance: Annotated[
+        str, Option("--ENHANCE_PROMPT", metavar="true|false", help="As --enhance-prompt.")
+    ] = "false",
+    processes: Annotated[
+        int, Option("--processes", "--NUM_GPUS", min=1, max=1024, help="Share the entries among this many processes.")
+    ] = 1,
     allow_pickle: options.AllowPickle = False,
     metadata: options.Metadata = True,
 ) -> None:
-    """Run an input file of the release, or the task's example. A run that was stopped goes on where it was; entries
-    that cannot run are named at the end, with exit code 3."""
-    asked.check()
-    options.at_least("--processes", processes, 1, MOST_PROCESSES)
+    """Run an input file of the release, or the task's example. A run that was stopped continues where it was; entries
+    that fail are listed at the end, with exit code 3."""
     if not flag("--TEXT_TEMPLATE", text_template):
         raise UserError("--TEXT_TEMPLATE false is not supported, checkpoints know the template only: leave it out")
     if flag("--ENHANCE_PROMPT", released_enhance):
@@ -83,9 +160,9 @@ def run(
     from openlance.compat.inputs import example_of, located, read_entries
     from openlance.sequence.tasks import spec_of
 
-    spec = spec_of(task)
+    spec, layers = spec_of(task), asked.layers(model)
     if show_defaults:
-        return typer.echo("\n".join(shown(spec, asked.layers(model))))
+        return typer.echo("\n".join(shown(spec, layers)))
     output = output or Path("results") / f"{task}_sample"
     options.check_writable(output)
     if file and config_path and file != config_path:
@@ -93,7 +170,7 @@ def run(
     said = file or config_path
     place = located(said) if said else example_of(task)
     entries = read_entries(place)
-    config = asked.layers(model)[-1][1]
+    config = layers[-1][1]
     if processes > 1 and "RANK" not in os.environ:
         return launch(processes, output)
 
@@ -105,8 +182,8 @@ def run(
     pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device, metadata=metadata)
     size = size_for(pipe, config)
     if ranks.leads:
-        say_what_is_unused(spec, asked.unused(spec))
-        say_what_was_shrunk(spec, config, size, model)
+        note(f"{spec.name} has no use for", asked.unused(spec))
+        note(f"{model} is too small for what was asked: it makes", shrunk(spec, config, size))
     job = Job(
         task=task, size=size, preset=config.resolution, settings=asked.sampling(), max_new_tokens=config.max_new_tokens,
         seed=ranks.agreed(drawn_seed(output) if config.seed == -1 else config.seed), root=place.parent, enhance=enhance,
@@ -116,22 +193,17 @@ def run(
         report(failures, len(entries), output, job)
 
 
-def say_what_is_unused(spec: TaskSpec, unused: list[str]) -> None:
-    """One line on stderr for options that say nothing of a task; the release passes some of them to every task."""
-    if unused:
-        typer.echo(f"note: {spec.name} has no use for {', '.join(unused)}", err=True)
+def note(what: str, names: str) -> None:
+    """One line on stderr, if there is anything to name."""
+    if names:
+        typer.echo(with_flags(f"note: {what} {names}"), err=True)
 
 
-def say_what_was_shrunk(spec: TaskSpec, config: Any, size: tuple[int, int, int], model: str) -> None:
-    """One line on stderr for a size that the model is too small for."""
-    names = ("num_frames", "height", "width")
-    changed = [
-        f"--{name.replace('_', '-')} {made} in the place of {said}"
-        for name, made, said in zip(names, size, (config.num_frames, config.height, config.width))
-        if made != said and name in spec.takes
-    ]
-    if changed:
-        typer.echo(f"note: {model} is too small for what was asked: it makes {', '.join(changed)}", err=True)
+def shrunk(spec: TaskSpec, config: Any, size: tuple[int, int, int]) -> str:
+    """What is made in the place of a size that the model is too small for."""
+    made = {name: number for name, number in zip(("num_frames", "height", "width"), size) if name in spec.takes}
+    asked = {name: getattr(config, name) for name in made}
+    return ", ".join(f"{name}={made[name]} in the place of {asked[name]}" for name in made if made[name] != asked[name])
 
 
 def drawn_seed(output: Path) -> int:
@@ -143,26 +215,15 @@ def drawn_seed(output: Path) -> int:
     return before if isinstance(before, int) else secrets.randbelow(2**31)
 
 
-def say_what_was_cut(output: Path, most: int) -> None:
-    """One line on stderr for answers that ended at their limit."""
-    results = json.loads((output / "result.json").read_text(encoding="utf-8"))
-    cut = sum(row.get("finish_reason") == "length" for row in results)
-    if cut:
-        what = f"{cut} answers were" if cut > 1 else "1 answer was"
-        typer.echo(f"note: {what} cut at {most} tokens: raise --max-new-tokens, and choose another -o", err=True)
-
-
 def share(
     pipe: Any, entries: list[Entry], job: Job, output: Path, model: str, ranks: Distributed
 ) -> list[tuple[str, str]] | None:
     """Run this process's entries; on rank 0 write the tables and give (key, reason) of all that failed."""
-    from tqdm import tqdm
-
     from openlance.compat.running import Record, run, settings_of
 
     record = Record(output, settings_of(job, model), ranks.rank)
     mine = entries[ranks.rank :: ranks.size]
-    with tqdm(total=len(mine), unit="entry", delay=2.0, disable=None if ranks.leads else True) as bar:
+    with options.progress(len(mine), "entry", show=ranks.leads) as bar:
         failed = [(f.key, f.why) for f in run(pipe, mine, job, record, bar.update)]
     everywhere = ranks.gather(failed)
     ranks.leave()
@@ -173,10 +234,13 @@ def share(
 
 
 def report(failures: list[tuple[str, str]], total: int, output: Path, job: Job) -> None:
-    """Say what was made and what could not be; exit code 3 if anything could not."""
-    say_what_was_cut(output, job.max_new_tokens)
+    """Say what was made, cut and failed; exit code 3 if anything failed."""
+    results = json.loads((output / "result.json").read_text(encoding="utf-8"))
+    if cut := sum(row.get("finish_reason") == "length" for row in results):
+        what = f"{cut} answers were" if cut > 1 else "1 answer was"
+        note(f"{what} cut at {job.max_new_tokens} tokens:", "raise --max-new-tokens, and choose another -o")
     for key, why in failures:
-        print(f"error: entry {key!r}: {with_flags(one_line(why))}", file=sys.stderr)
+        typer.echo(f"error: entry {key!r}: {with_flags(one_line(why))}", err=True)
     typer.echo(f"{output}: {total - len(failures)} of {total} entries  (seed {job.seed})")
     if os.environ.get(LAUNCHED):
         options.write_json(failures, output / ".run" / "failed.json")
@@ -193,3 +257,36 @@ def launch(processes: int, output: Path) -> None:
         raise UserError(f"a process of {processes} stopped with code {done.returncode}: see its message above")
     if json.loads((output / ".run" / "failed.json").read_text(encoding="utf-8")):
         raise typer.Exit(SOME_FAILED)
+
+
+def _changed(config: GenerationConfig, said: dict[str, Any]) -> GenerationConfig:
+    from openlance.media import transform
+
+    if (changed := config.changed(said)).resolution is not None:
+        transform.resolution(changed.resolution)
+    return changed
+
+
+def shown(spec: TaskSpec, layers: list[tuple[str, GenerationConfig]]) -> Iterator[str]:
+    """The lines of a YAML file of what a task uses, each with where its value comes from."""
+    tables = [(where, dict(_leaves(spec, config))) for where, config in layers]
+    for field, value in tables[-1][1].items():
+        where = tables[0][0]
+        for (_, before), (name, table) in zip(tables, tables[1:]):
+            where = name if table[field] != before[field] else where
+        yield f"{field}: {json.dumps(value)}".ljust(32) + f"  # {where}" if value != {} else f"{field}:"
+
+
+def _leaves(spec: TaskSpec, config: GenerationConfig) -> Iterator[tuple[str, Any]]:
+    from openlance.planning.workload import placeholder
+    from openlance.sequence.tasks import Views, request
+
+    view = placeholder(1, 1, 1)
+    made = request(spec, "a prompt", [Views(view, view)] if spec.reads else [], (1, 1, 1))
+    sampling = as_data(config.sampling_for(segment.role.name.lower() for segment in made))
+    for name in spec.takes:
+        if name == "sampling":
+            yield name, {}
+            yield from ((f"  {field}", value) for field, value in sampling.items())
+        else:
+            yield name, getattr(config, name)

@@ -2,20 +2,23 @@
 
 openlance train recipe/nano -o runs/nano                                  # nano from nothing, stage after stage
 openlance train nano/sft --data t2i=pictures -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
-openlance train lora --model nano --data pictures -o runs/mine            # captioned pictures -> an adapter
+openlance train lora --model nano --data pictures -o runs/mine            # captioned images -> an adapter
 torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --data t2i=DIR -o runs/sft --shard 8
 """
 
 from __future__ import annotations
 
+import math
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from openlance.cli import options
@@ -33,50 +36,49 @@ class StageGroup(TyperGroup):
         return super().resolve_command(ctx, ["stage", *args] if named else args)
 
 
-app = typer.Typer(cls=StageGroup, no_args_is_help=True)
+app = typer.Typer(cls=StageGroup, no_args_is_help=True, add_completion=False)
 
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a stopped run goes on in it.")]
-
-
-def _some(minutes: float) -> float:
-    if not minutes > 0:
-        raise UserError(f"{minutes:g} minutes leave no time to train: use --minutes 1 or more")
-    return minutes
+Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; a stopped run in it is continued.")]
+Minutes = Annotated[float, Option(callback=options.positive, show_default=False, help="Save and stop after this time.")]
+Set = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
+SaveEvery = Annotated[int, Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
 
 
-Minutes = Annotated[float, typer.Option(callback=_some, help="Stop after so many minutes, all saved.")]
-Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Fuse operations (C++ compiler).")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
-SaveEvery = Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
-Model = Annotated[str | None, typer.Option("--model", help="A preset or a folder with weights to start from.")]
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a stage runs: fields of `training.run.Settings`."""
+
+    minutes: Minutes = math.inf
+    save_every: SaveEvery = 500
+    keep: Annotated[int, Option(min=1, help="Checkpoints to keep.")] = 3
+    validate_every: Annotated[int, Option(min=0, help="Steps between validations; 0: none.")] = 0
+    show_every: Annotated[int, Option(min=0, help="Steps between exports with sample images; 0: at the end.")] = 0
+    workers: Annotated[int, Option(min=0, help="Data loading processes; 0: load in this one.")] = 0
+    max_broken: options.MaxBroken = 0.001
+    shard: Annotated[int, Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1
+    compiled: Annotated[bool, Option("--compile/--no-compile", help="Compile with torch.compile.")] = False
+    report_to: Annotated[list[str] | None, Option(help="tensorboard, wandb or trackio; repeatable.")] = None
+    allow_pickle: options.AllowPickle = False
 
 
 @app.callback()
 def train() -> None:
-    """Train: a stage (3b/pt, nano/sft, mine.yaml), a recipe (recipe/nano), or a LoRA adapter."""
+    """Train a stage (3b/pt, nano/sft, mine.yaml), a recipe (recipe/nano), or a LoRA adapter."""
 
 
 @app.command()
+@options.grouped
 def stage(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help="SCALE/NAME, recipe/SCALE, or a YAML file.")],
+    name: Annotated[str, Argument(metavar="STAGE", help="SCALE/NAME, recipe/SCALE, or a YAML file.")],
     output: Output,
-    model: Model = None,
-    init: Annotated[str, typer.Option(help="model: its weights; fresh: none; a folder: Qwen2.5-VL.")] = "model",
-    data: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="Where a task's samples are.")] = None,
-    held_out: Annotated[list[str] | None, typer.Option(metavar="TASK=PATH", help="Samples that validate.")] = None,
+    model: Annotated[str | None, Option(help="nano or a folder with weights to start from.")] = None,
+    init: Annotated[str, Option(help="model: its weights; fresh: random; or a folder of Qwen2.5-VL.")] = "model",
+    data: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Training samples; repeatable.")] = None,
+    held_out: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Validation samples; repeatable.")] = None,
     settings: Set = None,
-    only: Annotated[str | None, typer.Option("--stage", help="One stage of a file with several.")] = None,
-    minutes: Minutes = 1e9,
-    save_every: SaveEvery = 500,
-    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 3,
-    validate_every: Annotated[int, typer.Option(min=0, help="Steps between validations; 0: none.")] = 0,
-    show_every: Annotated[int, typer.Option(min=0, help="Steps between exports with pictures; 0: at the end.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
-    max_broken: Annotated[float, typer.Option(min=0, help="Broken rows to skip: a share, or a number from 1.")] = 0.001,
-    shard: Annotated[int, typer.Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1,
-    compiled: Compiled = False,
-    report_to: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb or trackio.")] = None,
-    allow_pickle: options.AllowPickle = False,
+    only: Annotated[str | None, Option("--stage", help="Which stage of a file with several.")] = None,
+    *,
+    running: Running,
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
     from openlance.config.train import presets, recipe_of
@@ -89,20 +91,18 @@ def stage(
     from_nothing = recipe.from_nothing if recipe and name == f"recipe/{scale}" and model is None else None
     start = Settings(
         out=output, model=output if from_nothing else start_folder(model, scale), init=init,
-        data=pairs("--data", data), held_out=pairs("--held-out", held_out), workers=workers, max_broken=max_broken,
-        save_every=save_every, keep=keep, validate_every=validate_every, show_every=show_every, shard=shard,
-        compiled=compiled, report_to=tuple(report_to or ()), minutes=minutes, allow_pickle=allow_pickle,
-        command=options.COMMAND_LINE.get(),
+        data=pairs("--data", data), held_out=pairs("--held-out", held_out), command=options.COMMAND_LINE.get(),
+        **vars(running) | {"report_to": tuple(running.report_to or ())},
     )  # fmt: skip
-    show = sheet(output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
-    with as_options():
+    show = partial(write_samples, output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
+    with diverging():
         if from_nothing:
             done = from_nothing(output, stages=stages, settings=start, show=show)
         elif len(stages) > 1:
             done = run_recipe(stages, start, show)
         else:
             done = run_stage(stages[0], start, show)
-    then = "the same command goes on"  # with the VAE
+    then = "the same command continues it"  # with the VAE
     if (done / "model.safetensors").is_file():
         then = f'try: openlance generate t2i "a red circle" --model {done} -o out.png'
     ended(f"{done}\n{then}")
@@ -111,33 +111,32 @@ def stage(
 @app.command()
 def nano(
     output: Output,
-    minutes: Minutes = 1e9,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data and noise.")] = 0,
+    minutes: Minutes = math.inf,
+    seed: Annotated[int, Option(min=0, help="Seed of weights, data and noise.")] = 0,
     settings: Set = None,
-    compiled: Compiled = True,
+    compiled: Annotated[bool, Option("--compile/--no-compile", help="Compile with torch.compile.")] = True,
 ) -> None:
-    """Train nano from nothing on the procedural world: the same as recipe/nano, with pictures and curves as it goes."""
-    stage(
-        "recipe/nano", output, settings=[f"seed={seed}", *(settings or [])], minutes=minutes, save_every=100,
-        show_every=100, compiled=compiled,
-    )  # fmt: skip
+    """Train nano from scratch on the procedural world: recipe/nano, with sample images and curves as it goes."""
+    every = {"save_every": 100, "show_every": 100}
+    changes = [f"seed={seed}", *(settings or [])]
+    stage(name="recipe/nano", output=output, settings=changes, minutes=minutes, compiled=compiled, **every)
 
 
 @app.command()
 def lora(
-    data: Annotated[Path, typer.Option(help="Folder of captioned pictures.")],
+    data: Annotated[Path, Option(help="Folder of captioned images.")],
     output: Output,
-    model: Annotated[str, typer.Option("--model", help="A preset or a folder with weights.")] = "nano",
-    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 100,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
+    model: Annotated[str, Option(help="nano or a folder with weights.")] = "nano",
+    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 100,
+    lr: Annotated[float, Option(help="Learning rate.")] = 2e-3,
+    rank: Annotated[int, Option(min=1, help="Rank of the adapter.")] = 16,
+    seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
     settings: Set = None,
-    minutes: Minutes = 1e9,
+    minutes: Minutes = math.inf,
     save_every: SaveEvery = 50,
 ) -> None:
-    """Fine-tune on a folder of captioned pictures: an adapter for `generate --lora`, in PEFT's format."""
-    from openlance.config.values import override
+    """Fine-tune on a folder of captioned images: an adapter for `generate --lora`, in PEFT's format."""
+    from openlance.config.train import override
     from openlance.runtime.lora import Lora
     from openlance.training.files import Settings
     from openlance.training.run import run_stage
@@ -148,7 +147,7 @@ def lora(
         lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
-    with as_options():
+    with diverging():
         done = run_stage(plan, start)
     ended(f'{done}\ntry: openlance generate t2i "a caption" --model {model} --lora {done} -o out.png')
 
@@ -156,12 +155,10 @@ def lora(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def resume(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    only_step: Annotated[
-        int | None, typer.Option(min=0, help="Do this step again, write nothing, print its losses by sample.")
-    ] = None,
+    folder: Annotated[Path, Argument(help="Folder of a run.")],
+    only_step: Annotated[int | None, Option(min=0, help="Only print the loss per sample of this step again.")] = None,
 ) -> None:
-    """Run the command of a run folder again, which goes on where it was; further options are added to it."""
+    """Continue a stopped run with the command that started it; further options are added to it."""
     from openlance.cli.main import main
     from openlance.training.files import stage_folders, starts_of
 
@@ -214,9 +211,7 @@ def start_folder(model: str | None, scale: str) -> Path:
     from openlance.checkpoint.formats import SHIPPED, folder_of
 
     if model is None and scale not in SHIPPED:
-        raise UserError(
-            f"there is no model to start a stage of {scale} from: add --model DIR, and --init for its weights"
-        )
+        raise UserError(f"there is no model to start a stage of {scale} from: add --model DIR, and --init to train it")
     return folder_of(model or scale)
 
 
@@ -239,14 +234,9 @@ def ended(text: str) -> None:
         typer.echo(text)
 
 
-# Fixes that the floors below name: sources by task, and fields of a stage.
-SOURCES = re.compile(r"\b(data|held_out)={'(\w+)': '(\w+)'}")
-FIELDS = re.compile(r"\b((?:mixture|frozen)=[{\[].*?[}\]])")
-
-
 @contextmanager
-def as_options() -> Iterator[None]:
-    """Say what is wrong with a run as this command does, and how to do a step again that is not finite."""
+def diverging() -> Iterator[None]:
+    """Say how to do a step again that is not finite."""
     from openlance.training.trainer import TrainingDiverged
 
     try:
@@ -255,27 +245,19 @@ def as_options() -> Iterator[None]:
         size = os.environ.get("WORLD_SIZE", "1")
         start = "openlance" if size == "1" else f"torchrun --nproc-per-node {size} -m openlance.cli.main"
         raise UserError(f"{error} (`{start} train resume {error.folder} --only-step {error.step}`)") from error
-    except UserError as error:
-        said = SOURCES.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2]}={m[3]}", str(error))
-        raise UserError(FIELDS.sub(r'--set "\1"', said)) from error
 
 
-def sheet(out: Path, prompts: tuple[str, ...], columns: int = 8, scale: int = 2) -> Callable[[Path], None]:
-    """A function that writes the pictures that a checkpoint draws now, as a grid."""
+def write_samples(out: Path, prompts: tuple[str, ...], folder: Path) -> None:
+    """Write the images that a checkpoint generates now into one file, as a grid of 8 columns at twice their size."""
+    from PIL import Image
 
-    def draw(folder: Path) -> None:
-        from PIL import Image
+    import openlance
+    from openlance.media.files import atomic_path
 
-        import openlance
-        from openlance.media.files import atomic_path
-
-        pictures = openlance.load(str(folder)).generate(list(prompts), seed=0)
-        width, height = ((side + 2) * scale for side in pictures[0].size)
-        grid = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), (80, 80, 80))
-        for n, picture in enumerate(pictures):
-            tile = picture.resize((width - 2 * scale, height - 2 * scale), Image.Resampling.NEAREST)
-            grid.paste(tile, (n % columns * width, n // columns * height))
-        with atomic_path(out) as path:
-            grid.save(path, format="PNG")
-
-    return draw
+    images = openlance.load(str(folder)).generate(list(prompts), seed=0)
+    width, height = (2 * side + 4 for side in images[0].size)
+    grid = Image.new("RGB", (8 * width, -(-len(images) // 8) * height), (80, 80, 80))
+    for n, image in enumerate(images):
+        grid.paste(image.resize((width - 4, height - 4), Image.Resampling.NEAREST), (n % 8 * width, n // 8 * height))
+    with atomic_path(out) as path:
+        grid.save(path, format="PNG")

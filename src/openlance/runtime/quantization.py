@@ -1,7 +1,7 @@
 """Weights in eight or four bits, for models that are larger than their device.
 
     pipe.quantise("int8")                                                     # in memory, from now on
-    openlance convert downloads/Lance_3B lance-int4 --quantise int4           # on disk, loads as any other folder
+    openlance convert downloads/Lance_3B lance-int4 --quantize int4           # on disk, loads as any other folder
 
 Rows of a matrix, or runs of GROUP numbers of a row, are stored as levels with a scale, their largest absolute value
 over the largest level; the product runs in the dtype of the activations. Only the matrices of the experts are stored

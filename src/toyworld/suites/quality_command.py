@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.config.sampling import LARGEST_SEED
 from openlance.errors import UserError
 
 
@@ -25,11 +26,14 @@ def quality(
             "--reference", help="NAME=VALUE of the exact side.  \\[default: Euler, 30 steps, guidance at each of them]"
         ),
     ] = [],  # noqa: B006
-    samples: Annotated[int, typer.Option("--samples", help="Pictures on each side.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same prompts and noise.")] = 0,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Pictures on each side.")] = 64,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, max=LARGEST_SEED, help="Same seed, same prompts and noise."),
+    ] = 0,
     model: options.Model = "nano",
     size: options.Size = None,
-    batch: Annotated[int, typer.Option("--batch", help="Pictures drawn together.")] = 16,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn together.")] = 16,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
 ) -> None:
     """Compare a setting with the exact one on the same prompts and seeds: PSNR, SSIM, distance of latents, energy of
@@ -37,9 +41,6 @@ def quality(
     changed, exact = parse_settings(setting), parse_settings(reference)
     if not changed:
         raise UserError("there is nothing to compare: name a setting, for example --setting num_inference_steps=10")
-    for option, value, least in (("--samples", samples, 1), ("--batch", batch, 1)):
-        options.at_least(option, value, least)
-    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
     shape = options.parse_size(size) if size is not None else None
     options.check_json(json_file)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.config.sampling import LARGEST_SEED
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,15 +24,23 @@ PLACEMENTS = ("free", "loose", "canonical")
 
 def world(
     tasks: Annotated[str, typer.Option("--tasks", help="Names with commas, or all: see below.")] = "t2i,vqa",
-    samples: Annotated[int, typer.Option("--samples", help="Requests per category.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same requests and pictures.")] = 0,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Requests per category.")] = 100,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=LARGEST_SEED,
+            help="Same seed, same requests and pictures.",
+        ),
+    ] = 0,
     placement: Annotated[
         str, typer.Option("--placement", help="Where objects stand: free; loose (15 % jitter); canonical (3 %).")
     ] = "free",
     model: options.Model = "nano",
     size: options.Size = "64x64",
     num_frames: Annotated[int, typer.Option("--num-frames", help="Length of clips: 5, 9, 13 or 17.")] = 9,
-    batch: Annotated[int, typer.Option("--batch", help="Requests answered together.")] = 32,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Requests answered together.")] = 32,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores there.")] = None,
@@ -46,11 +55,6 @@ def world(
     clips. heldout: combinations that are never trained, apart from the mean.
     """
     width, height = options.parse_size(size or "64x64")
-    options.at_least("--samples", samples, 1)
-    options.at_least("--batch", batch, 1)
-    options.at_least("--seed", seed, 0, options.LARGEST_SEED)
-    options.at_least("--num-inference-steps", num_inference_steps, 1, options.MOST_STEPS)
-    options.check_guidance(guidance_scale)
     if placement not in PLACEMENTS:
         raise UserError(f"--placement {placement!r} is unknown: use one of {', '.join(PLACEMENTS)}")
     options.check_json(json_file)
