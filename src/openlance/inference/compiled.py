@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from openlance.errors import UserError
-from openlance.model.lance import Lance
-from openlance.model.layers import MOST_ROWS, Streams, fuse
+from openlance.model.lance import MOST_ROWS, Lance, Streams, compile_experts
 
 _TWINS: WeakKeyDictionary[Lance, Lance] = WeakKeyDictionary()
 
@@ -37,7 +36,7 @@ def compiled(model: Lance, backend: str = "inductor") -> Lance:
         for layer in twin.layers:
             for stream in twin.norm:
                 expert = _shallow(getattr(layer, stream))
-                fuse(expert, backend)
+                compile_experts(expert, backend)
                 setattr(layer, stream, expert)
         _TWINS[model] = twin
     return _TWINS[model]

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openlance.model.lance import Cache, Lance, Layout
-from openlance.model.layers import Streams
+from openlance.model.lance import Cache, Lance, Layout, Streams
 from openlance.sequence.pack import Pack
 from openlance.sequence.rows import LATENTS, PATCHES, Rows
 

@@ -16,8 +16,7 @@ from openlance.flow import SOLVERS, schedule
 from openlance.inference.compiled import Pass, Recorded, can_record, compiled
 from openlance.inference.prefix import PrefixStore, prefill
 from openlance.inference.step_cache import StepCache
-from openlance.model.lance import Cache, Lance, Layout
-from openlance.model.layers import Streams
+from openlance.model.lance import Cache, Lance, Layout, Streams
 from openlance.runtime.distributed import Shared
 from openlance.sequence.pack import Codec, Pack, Visual, pack
 from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, Rows

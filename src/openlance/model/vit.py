@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -156,20 +156,8 @@ def _tower(config: ViTConfig, rounded: bool = False) -> nn.Module:
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-    settings = Qwen2_5_VLVisionConfig(
-        depth=config.depth,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=config.num_heads,
-        in_channels=3,
-        hidden_act="silu",
-        patch_size=config.patch_size,
-        temporal_patch_size=config.temporal_patch_size,
-        spatial_merge_size=config.spatial_merge_size,
-        window_size=config.window_size,
-        out_hidden_size=config.out_hidden_size,
-        fullatt_block_indexes=list(config.fullatt_block_indexes),
-    )
+    said = asdict(config) | {"fullatt_block_indexes": list(config.fullatt_block_indexes)}
+    settings = Qwen2_5_VLVisionConfig(in_channels=3, hidden_act="silu", **said)
     tower = Qwen2_5_VisionTransformerPretrainedModel(settings)
     tower.patch_embed.proj.__class__ = _PatchProjection  # the same parameters, another forward
     if rounded:

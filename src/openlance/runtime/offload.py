@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from openlance.config.model import ModelConfig, lance_parameters
 from openlance.config.values import brief, plain
 from openlance.errors import UserError
-from openlance.model.lance import Lance, is_generation
-from openlance.model.layers import MOST_ROWS
+from openlance.model.lance import MOST_ROWS, Lance, is_generation
 
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 EXPERT = re.compile(r"layers\.(\d+)\.(und|gen)\.")

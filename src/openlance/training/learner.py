@@ -96,7 +96,7 @@ def fresh(config: ModelConfig, vocabulary: int, seed: int, classes: tuple[int, .
 
 def fuse() -> None:
     """Compile the element-wise parts of a layer: 1.7 times faster steps on a CPU. Needs a C++ compiler."""
-    from openlance.model import layers
+    from openlance.model.lance import Expert, compile_experts
 
-    if not hasattr(layers.Expert.project, "_torchdynamo_orig_callable"):
-        layers.fuse(layers.Expert)
+    if not hasattr(Expert.project, "_torchdynamo_orig_callable"):
+        compile_experts(Expert)

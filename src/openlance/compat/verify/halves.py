@@ -18,7 +18,7 @@ from openlance.compat.verify.files import GoldenFile
 from openlance.compat.verify.generation import _run, _sampling, _velocities
 from openlance.compat.verify.runs import PLAIN, RELEASED, ROUNDED, UNROUNDED, Family, Form, Halves, open_halves
 from openlance.compat.verify.traces import embedded
-from openlance.model.layers import frequencies
+from openlance.model.attention import frequencies
 from openlance.model.vit import RoundedRotation
 from openlance.sequence.rows import REFERENCE, SOURCE
 from openlance.vae.lazy import channels_first, to_uint8

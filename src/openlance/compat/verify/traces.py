@@ -15,8 +15,7 @@ from torch import Tensor
 from openlance.compat.verify.case import Case
 from openlance.compat.verify.layout import where
 from openlance.inference.visual import conditions
-from openlance.model.lance import Cache, Lance, Layout
-from openlance.model.layers import Layer, Streams
+from openlance.model.lance import Cache, Lance, Layer, Layout, Streams
 from openlance.sequence.rows import Rows
 
 
