@@ -45,9 +45,9 @@ def test_what_was_saved_loads_as_it_was(checkpoint, picture, tmp_path, form):
         pipe.save_pretrained(tmp_path / "kept")
 
 
-def test_few_bits_are_saved_and_a_loaded_adapter_is_not(checkpoint, tmp_path):
+def test_quantized_weights_are_saved_and_a_loaded_adapter_is_not(checkpoint, tmp_path):
     pipe = checkpoint.load()
-    pipe.quantise("int8")
+    pipe.quantize("int8")
     few = latents(pipe)
     pipe.save_pretrained(tmp_path / "few")
     assert torch.allclose(latents(openlance.load(tmp_path / "few")), few, atol=1e-3)

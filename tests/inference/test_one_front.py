@@ -234,7 +234,7 @@ def test_every_entry_point_is_among_these(checkpoint):
     assert own == PYTHON
     settings = {"from_pretrained", "save_pretrained", "to", "enable_model_cpu_offload", "set_progress_bar_config"}
     calls = {name for name, value in vars(LancePipeline).items() if callable(value) or isinstance(value, classmethod)}
-    assert {name for name in calls if not name.startswith("_")} - settings == {"generate"}
+    assert {name for name in calls if not name.startswith("_")} - settings == set()
     assert {n for n in vars(Processor) if not n.startswith("_")} == {"ids", "padded", "decode", "batch_decode"}
     talks = {name for name in vars(Dialogue) if not name.startswith("_")}
     assert talks - {"picture", "say", "show", "undo", "forget"} == {"draw", "edit", "ask"}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import openlance
-from openlance.checkpoint import fingerprint as f
+from openlance.checkpoint import tensors as f
 from openlance.checkpoint.hub import folder_of
 from openlance.cli.main import main
 from openlance.media import Clip, as_clip, read_provenance

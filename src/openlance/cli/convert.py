@@ -48,6 +48,6 @@ def convert(
 
     files = find_model(source, base=base)
     number = getattr(torch, wanted) if wanted else None
-    checkpoint = gather(files, number, quantise=quantise, allow_pickle=allow_pickle)
+    checkpoint = gather(files, number, quantize=quantise, allow_pickle=allow_pickle)
     write(output, checkpoint, to, shards=shards)
     typer.echo(f"{output}\ntry: openlance inspect {output}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openlance.cli import options
+from openlance.cli.errors import with_flags
 
 if TYPE_CHECKING:
     from openlance.runtime.inspection import Report
@@ -79,10 +80,10 @@ def show(report: Report) -> None:
     """A table of parts, what is wrong with them, and the tasks."""
     from openlance.runtime.inspection import summary
 
-    head = ("part", "tensors", "numbers", "types", "on disk", "files")
+    head = ("part", "tensors", "parameters", "types", "on disk", "files")
     rows = [
         (
-            part.name, f"{part.tensors}", f"{part.numbers / 1e6:,.1f} M", " ".join(part.dtypes) or "-",
+            part.name, f"{part.tensors}", f"{part.parameters / 1e6:,.1f} M", " ".join(part.dtypes) or "-",
             f"{part.bytes / 1e6:,.1f} MB",
             ", ".join(Path(f).name for f in part.files[:2]) + " ..." * (len(part.files) > 2),
         )
@@ -93,7 +94,7 @@ def show(report: Report) -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     for part in report.parts:
         if part.note or part.fault not in ("", "missing"):
-            typer.echo(f"{part.name}: {part.note or part.fault}")
+            typer.echo(with_flags(f"{part.name}: {part.note or part.fault}"))
     if report.hashes:
         typer.echo(f"{report.hashes} files are what the hub has")
     if report.form != "file":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar, Token
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from openlance.config import values
 from openlance.errors import UserError
-from openlance.inference.inputs import as_picture, clips_of, is_many, videos_of
+from openlance.inference.inputs import clips_of, is_many, videos_of
 from openlance.media.clip import Clip
+from openlance.media.inputs import as_picture
 from openlance.sequence import tasks
 from openlance.vae.lazy import channels_first, channels_last
 
@@ -23,13 +25,11 @@ SCHEDULERS = {
     "FlowMatchEulerDiscreteScheduler": "euler", "DPMSolverMultistepScheduler": "dpm++",
     "UniPCMultistepScheduler": "unipc",
 }  # fmt: skip
-# Where accelerate would put parts on several devices, which is not needed here: the usual device, within `memory`.
-USUAL_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """What is at `pipe.scheduler`: how a pipeline denoises where a call does not say. solver, shift: of `Sampling`."""
+    """What is at `pipe.scheduler`: how a pipeline denoises where a call does not say; fields of `Sampling`."""
 
     solver: str
     shift: float
@@ -45,8 +45,15 @@ class Scheduler:
 
 
 def solver_settings(value: Any) -> dict[str, Any]:
-    """The fields of `Sampling` that a scheduler means: a name of ours or of diffusers, a `Scheduler`, or an object or
-    class of diffusers, whose shift counts where it is one of flows. UserError for anything else."""
+    """Give the fields of `Sampling` that a scheduler means.
+
+    Args:
+        value: A name of ours or of diffusers, a `Scheduler`, or an object or class of diffusers, whose shift counts
+            where it is one of flows.
+
+    Raises:
+        UserError: For anything else.
+    """
     if isinstance(value, Scheduler):
         return {"solver": value.solver, "shift": value.shift}
     name = value if isinstance(value, str) else (value if isinstance(value, type) else type(value)).__name__
@@ -59,70 +66,49 @@ def solver_settings(value: Any) -> dict[str, Any]:
     return {"solver": solver} | ({"shift": shift} if shift else {})
 
 
-def device_in(device_map: Any) -> Any:
-    """The device that a map of accelerate names, None for the usual one. UserError for a map over several."""
-    if isinstance(device_map, str) and device_map in USUAL_MAPS:
-        return None
-    if not isinstance(device_map, Mapping):
-        return device_map
-    places = list({str(place): place for place in device_map.values()}.values())
-    if len(places) != 1:
-        raise UserError(f"device_map is {values.brief(device_map)}: a model here is on one device, so name one")
-    return places[0]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Given:
-    """The media of a call and its prompts. several: lists of media pair up with those."""
+    """The prompts of a call and its media by the name of their argument; several: lists of media pair up with those."""
 
-    image: Any
-    video: Any
-    subject: Any
-    last_image: Any
     texts: list[str]
     several: bool
+    media: Mapping[str, Any]
 
     @classmethod
     def of(cls, texts: list[str], several: bool, **media: Any) -> Given:
-        """What was handed in, batches that a call gave as "np" or "pt" taken apart: one prompt goes with all of a
-        batch."""
-        split = {name: _unbatched(value, 5 if name == "video" else 4) for name, value in media.items()}
-        counts = {len(split[name]) for name, value in media.items() if split[name] is not value}
+        """Take in what was handed in, batches that a call gave as "np" or "pt" taken apart: one prompt goes with all of
+        a batch."""
+        given = {name: value for name, value in media.items() if value is not None}
+        split = {name: _unbatched(value, 5 if name == "video" else 4) for name, value in given.items()}
+        counts = {len(split[name]) for name, value in given.items() if split[name] is not value}
         if not several and counts and counts != {1}:
             texts, several = texts * max(counts), True
-        return cls(texts=texts, several=several, **split)
+        return cls(texts, several, split)
 
     def task(self, makes: str) -> tasks.TaskSpec:
-        """The task that reads what is given and makes a kind; UserError if two inputs exclude each other."""
-        there = [name for name in ("image", "video", "subject") if getattr(self, name) is not None]
+        """Give the task that reads what is given and makes a kind; UserError if two inputs exclude each other."""
+        there, last = [name for name in self.media if name != "last_image"], "last_image" in self.media
         if len(there) > 1:
             raise UserError(f"{' and '.join(there)} are given: give one of them, as a list if several")
-        if self.last_image is not None and (there != ["image"] or makes == "image"):
+        if last and (there != ["image"] or makes == "image"):
             raise UserError("last_image ends a clip that an image begins: give image and num_frames with it")
-        if not there:
-            return tasks.the_task(tasks.text_to_visual, makes)
-        if self.subject is not None:
-            return tasks.the_task(tasks.subject_driven, makes)
-        if self.video is not None:
+        if there == ["video"]:
             return tasks.the_task(tasks.edit, "video")
-        if makes == "image":
-            return tasks.the_task(tasks.edit, "image")
-        return tasks.the_task(tasks.image_to_video if self.last_image is None else tasks.first_and_last, makes)
+        if there == ["image"]:
+            moving = tasks.first_and_last if last else tasks.image_to_video
+            return tasks.the_task(tasks.edit if makes == "image" else moving, makes)
+        return tasks.the_task(tasks.subject_driven if there else tasks.text_to_visual, makes)
 
-    def media(self) -> list[list[Clip]]:
-        """What each of the prompts reads."""
+    def clips(self) -> list[list[Clip]]:
+        """Read what goes with each of the prompts."""
         count = len(self.texts)
         found: list[list[Clip]] = [[] for _ in range(count)]
-        for name, read in (("image", _pictures_of), ("subject", _pictures_of), ("last_image", _pictures_of),
-                           ("video", videos_of)):  # fmt: skip
-            value = getattr(self, name)
-            if value is None:
-                continue
+        for name, value in self.media.items():
             each = list(value) if self.several and is_many(value) else [value] * count
             if len(each) != count:
                 raise UserError(f"{len(each)} inputs and {count} prompts do not pair up: give as many of each")
             for clips, medium in zip(found, each, strict=True):
-                clips += read(medium)
+                clips += videos_of(medium) if name == "video" else clips_of(medium, as_picture)
         return found
 
 
@@ -131,35 +117,31 @@ def _unbatched(value: Any, dimensions: int) -> Any:
     return list(value) if getattr(value, "ndim", None) == dimensions and hasattr(value, "shape") else value
 
 
-def _pictures_of(medium: Any) -> list[Clip]:
-    return clips_of(medium, as_picture)
-
-
 Grid: TypeAlias = tuple[int, int, int]
 TENSORS = ("latents",)  # what a callback may see and change
 
 
+@dataclass
 class Run:
     """A call in progress, known to the thread that makes it alone: `stopped` in the middle of it ends it early."""
 
-    def __init__(self) -> None:
-        self.stopped = False
-        self._before: Token | None = None
-
-    def __enter__(self) -> Run:
-        self._before = RUN.set(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._before is not None
-        RUN.reset(self._before)
+    stopped: bool = False
 
 
 RUN: ContextVar[Run | None] = ContextVar("RUN", default=None)
 
 
+@contextmanager
+def running() -> Iterator[Run]:
+    token = RUN.set(run := Run())
+    try:
+        yield run
+    finally:
+        RUN.reset(token)
+
+
 def starting_noise(latents: Any, grids: Sequence[Grid], channels: int) -> list[Tensor]:
-    """(N, C) of each result from (B, C, T, Y, X). UserError if it is of another kind or shape."""
+    """Give (N, C) of each result from (B, C, T, Y, X). UserError if it is of another kind or shape."""
     if len(set(grids)) > 1:
         raise UserError("latents need results of one size: give inputs of one size, or height and width")
     shape = (len(grids), channels, *grids[0])
@@ -174,7 +156,7 @@ def starting_noise(latents: Any, grids: Sequence[Grid], channels: int) -> list[T
 
 
 def check_tensors(names: Any) -> tuple[str, ...]:
-    """The names of what a callback wants to see. UserError if there is no such thing."""
+    """Give the names of what a callback wants to see. UserError if there is no such thing."""
     found = TENSORS if names is None else names
     if not isinstance(found, (list, tuple)) or not all(isinstance(n, str) and n in TENSORS for n in found):
         raise UserError(f"callback_on_step_end_tensor_inputs is {values.brief(names)}: use {list(TENSORS)}")
@@ -182,12 +164,9 @@ def check_tensors(names: Any) -> tuple[str, ...]:
 
 
 def step_end(
-    callback: Callable[[Any, int, float, dict[str, Tensor]], Any],
-    pipe: Any,
-    names: Sequence[str],
-    grids: Sequence[Grid],
+    callback: Callable[..., Any], pipe: Any, names: Sequence[str], grids: Sequence[Grid]
 ) -> Callable[[int, float, Tensor], Tensor | None]:
-    """diffusers' callback as the sampler's: packed rows to latents of equal size, and back."""
+    """Turn diffusers' callback into the sampler's: packed rows to latents of equal size, and back."""
     if len(set(grids)) > 1:
         raise UserError("callback_on_step_end needs results of one size: give inputs of one size")
 
@@ -200,7 +179,7 @@ def step_end(
 
 
 def changed_latents(answer: Any, latents: Tensor) -> Tensor | None:
-    """What a callback wants in the place of the latents; None for nothing. UserError if it is of another kind."""
+    """Give what a callback wants in the place of the latents; None for nothing. UserError if it is of another kind."""
     if answer is None:
         return None
     expected = 'expected None, or {"latents": ...} with a tensor of the shape ' + f"{tuple(latents.shape)}"
@@ -218,12 +197,13 @@ OUTPUTS = ("pil", "np", "pt", "latent")
 
 @dataclass
 class LanceOutput:
-    """What a call made, in `images` or, where it is clips, in `frames`; the other one is None.
+    """What a call made. It behaves as diffusers' outputs do, without the seconds that it takes to import them.
 
-    "pil": pictures, or a list of pictures per clip. "np" and "pt": float32 in [0, 1], (B, H, W, 3) and (B, 3, H, W);
-    of clips (B, T, H, W, 3) and (B, T, 3, H, W). "latent": (B, C, T, Y, X). revised_prompts: the text that was drawn of
-    each prompt, where they were rewritten. It has the manners of diffusers' outputs, without the seconds that it takes
-    to import them.
+    Attributes:
+        images: "pil": images. "np" and "pt": float32 in [0, 1], (B, H, W, 3) and (B, 3, H, W). "latent":
+            (B, C, T, Y, X). None where videos were made.
+        frames: Of videos. "pil": a list of images each. "np" and "pt": (B, T, H, W, 3) and (B, T, 3, H, W).
+        revised_prompts: The text that was drawn of each prompt, where they were rewritten.
     """
 
     images: Any = None
@@ -231,7 +211,7 @@ class LanceOutput:
     revised_prompts: list[str] | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """What was made, and after it the rewritten prompts if there are any."""
+        """Give what was made, and after it the rewritten prompts if there are any."""
         return tuple(value for _, value in self.items())
 
     def __getitem__(self, key: int | slice | str) -> Any:
@@ -253,26 +233,18 @@ class LanceOutput:
         return [(name, value) for name, value in vars(self).items() if value is not None]
 
 
-def _pictures(clips: list[Clip], makes: str) -> list[Any]:
-    frames = [clip.images() for clip in clips]
-    return frames if makes == tasks.kind_of(2) else [pictures[0] for pictures in frames]
-
-
-def _array(clips: list[Clip], makes: str) -> np.ndarray:
-    found = np.stack([clip.pixels for clip in clips]).astype(np.float32) / 255
-    return found if makes == tasks.kind_of(2) else found[:, 0]
-
-
-def _tensor(clips: list[Clip], makes: str) -> Tensor:
-    return torch.from_numpy(_array(clips, makes)).movedim(-1, -3)
+def output(clips: list[Clip], output_type: str, makes: str) -> Any:
+    """Give results in one of the forms "pil", "np" and "pt", images without their axis of frames."""
+    first = makes != tasks.kind_of(2)
+    if output_type == "pil":
+        return [clip.images()[0] if first else clip.images() for clip in clips]
+    pixels = np.stack([clip.pixels[0] if first else clip.pixels for clip in clips]).astype(np.float32) / 255
+    return pixels if output_type == "np" else torch.from_numpy(pixels).movedim(-1, -3)
 
 
 def check_output(output_type: Any, sizes: Sequence[Any]) -> None:
-    """UserError unless it is a form of output, and one that results of these sizes can have together."""
+    """Raise a UserError unless it is a form of output, and one that results of these sizes can have together."""
     if not isinstance(output_type, str) or output_type not in OUTPUTS:
         raise UserError(f"output_type {values.brief(output_type)} is unknown: use one of {', '.join(OUTPUTS)}")
     if output_type != OUTPUTS[0] and len(set(sizes)) > 1:
         raise UserError('results of several sizes do not stack: use output_type="pil", or give height and width')
-
-
-OUTPUT: dict[str, Callable[[list[Clip], str], Any]] = {"pil": _pictures, "np": _array, "pt": _tensor}

@@ -14,10 +14,10 @@ from openlance.config.sampling import Decoding
 from openlance.config.values import brief, flag, no_others
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
-from openlance.inference.inputs import Medium, as_picture, clips_of, is_many, videos_of
+from openlance.inference.inputs import clips_of, is_many, question_about, questions, videos_of
+from openlance.media.inputs import Medium, as_picture
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Segment, Segments
-from openlance.sequence.tasks import kind_of, the_task, understand
 
 if TYPE_CHECKING:
     from transformers.feature_extraction_utils import BatchFeature
@@ -58,29 +58,21 @@ class Processor:
         from transformers.feature_extraction_utils import BatchFeature
 
         no_others(more, IDLE)
-        several = is_many(text)
-        texts: list[Any] = list(text) if is_many(text) else [text]
-        wrong = [said for said in texts if not isinstance(said, str)]
-        if wrong or not texts:
-            raise UserError(f"the question is {brief(wrong[0] if wrong else text)}: expected a text, or several")
+        texts = questions(text)
         if (images is None) == (videos is None):
             raise UserError("a question needs images or videos, and not both: give one of them")
         media: Any = images if images is not None else videos
-        groups = list(media) if several and is_many(media) else [media]
+        groups = list(media) if is_many(text) and is_many(media) else [media]
         if len(groups) != len(texts):
             raise UserError(f"{len(groups)} inputs and {len(texts)} questions do not pair up: give as many of each")
         requests = []
         for group, question in zip(groups, texts, strict=True):
-            if images is not None:
-                clips = clips_of(group, as_picture)
-            else:
-                clips = videos_of(group)
-            task = the_task(understand, kind_of(max(clip.frames for clip in clips)))
-            requests.append(self.engine.front.request(task, question.strip(), clips))
+            clips = clips_of(group, as_picture) if images is not None else videos_of(group)
+            requests.append(self.engine.front.request(question_about(clips), question.strip(), clips))
         return BatchFeature({"requests": requests, "input_ids": self.ids(requests)})
 
     def ids(self, requests: list[Segments]) -> Tensor:
-        """(B, L) ids of the rendered requests up to where the answer begins, padded on the left."""
+        """Give (B, L) ids of the rendered requests up to where the answer begins, padded on the left."""
         packed = pack(requests, self.engine.codec, self.engine.config.position)
         rows = packed.rows.token.split(packed.lengths)
         return self.padded([row.tolist() for row in rows], left=True)
@@ -92,7 +84,7 @@ class Processor:
         return torch.tensor([pad + row if left else row + pad for pad, row in pairs]).reshape(len(rows), longest)
 
     def decode(self, ids: Any, **more: Any) -> str:
-        """Text of ids without special tokens, whatever transformers' options in `more` say."""
+        """Give the text of ids without special tokens, whatever transformers' options in `more` say."""
         no_others(more, IDLE)
         flat = ids.tolist() if hasattr(ids, "tolist") else ids
         flat = [flat] if isinstance(flat, int) else flat
@@ -101,7 +93,7 @@ class Processor:
         return self.engine.tokenizer.text(list(flat))
 
     def batch_decode(self, ids: Tensor | Sequence[Any], **more: Any) -> list[str]:
-        """Texts of rows of ids; see `decode`."""
+        """Give the texts of rows of ids; see `decode`."""
         if not is_many(ids) and getattr(ids, "ndim", 0) != 2:
             raise UserError(f"the ids are {brief(ids)}: expected the rows that `generate` gives")
         return [self.decode(row, **more) for row in ids]
@@ -124,46 +116,33 @@ def answer_ids(
     requests: list[Segments],
     input_ids: Tensor | None = None,
     *,
-    max_new_tokens: int = 96,
     do_sample: bool = False,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
-    stop: Sequence[str] | str = (),
     generator: torch.Generator | None = None,
     streamer: Streamer | None = None,
     **more: Any,
 ) -> Tensor:
-    """(B, L + new) token ids: those of the request in front, as transformers gives them, then the answer, filled up
-    with the padding id; a text of `stop` that ends one is its end. more: options of transformers that change nothing
-    here (`IDLE_IN_GENERATE`). UserError on bad input."""
-    no_others(more, IDLE_IN_GENERATE)
-    check_requests(requests, input_ids, generator, streamer)
-    if streamer is not None and len(requests) > 1:
-        raise UserError("answers to several questions cannot be streamed: ask one at a time")
-    processor = Processor(engine)
-    if input_ids is None:
-        input_ids = processor.ids(requests)
-    if streamer is not None:
-        streamer.put(input_ids.cpu())
-    on_token = None if streamer is None else (lambda _, token: streamer.put(torch.tensor([token])))
-    d = Decoding(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        repetition_penalty=repetition_penalty, stop=stop,  # type: ignore[arg-type]  # converted
-    )  # fmt: skip
-    drawn = do_sample is not None and flag("do_sample", do_sample)
-    d = d if drawn else replace(d, temperature=0.0)
-    answers = engine.fill_ids(requests, d, generator, on_token)
-    if streamer is not None:
-        streamer.end()
-    return torch.cat([input_ids, processor.padded(answers, left=False).to(input_ids)], dim=1)
+    """Answer as transformers' `generate` does.
 
+    Args:
+        engine: Whose answers these are.
+        requests: What a processor gave.
+        input_ids: Likewise.
+        do_sample: Whether tokens are drawn.
+        generator: For that.
+        streamer: Gets the ids of the request, and those of the answer as they come.
+        **more: Fields of `Decoding`, of which `stop` are texts that end an answer, which stay in it; and options of
+            transformers that change nothing here (`IDLE_IN_GENERATE`).
 
-def check_requests(requests: Any, input_ids: Any, generator: Any, streamer: Any) -> None:
-    """UserError unless these are requests and ids of a processor, a generator and a streamer, or None."""
+    Returns:
+        (B, L + new) token ids: those of the request in front, then the answer, filled up with the padding id.
+
+    Raises:
+        UserError: On bad input.
+    """
+    fields = Decoding.__dataclass_fields__
+    no_others(more, (*fields, *IDLE_IN_GENERATE))
     made = "call it as generate(**processor(text=..., images=...))"
-    if not (isinstance(requests, list) and requests and all(is_request(r) for r in requests)):
+    if not (isinstance(requests, list) and requests and all(map(is_request, requests))):
         raise UserError(f"requests is {brief(requests)}: {made}")
     if input_ids is not None and not (isinstance(input_ids, Tensor) and input_ids.shape[:-1] == (len(requests),)):
         raise UserError(f"input_ids is {brief(input_ids)}: {made}")
@@ -171,6 +150,21 @@ def check_requests(requests: Any, input_ids: Any, generator: Any, streamer: Any)
         raise UserError(f"generator is {brief(generator)}: expected a torch.Generator")
     if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
         raise UserError(f"streamer is {brief(streamer)}: expected an object with put and end, as transformers'")
+    if streamer is not None and len(requests) > 1:
+        raise UserError("answers to several questions cannot be streamed: ask one at a time")
+    processor = Processor(engine)
+    if input_ids is None:
+        input_ids = processor.ids(requests)
+    d = Decoding(**{"max_new_tokens": 96, "temperature": 1.0} | {k: v for k, v in more.items() if k in fields})
+    if do_sample is None or not flag("do_sample", do_sample):
+        d = replace(d, temperature=0.0)
+    if streamer is None:
+        answers = engine.fill_ids(requests, d, generator)
+    else:
+        streamer.put(input_ids.cpu())
+        answers = engine.fill_ids(requests, d, generator, lambda _, token: streamer.put(torch.tensor([token])))
+        streamer.end()
+    return torch.cat([input_ids, processor.padded(answers, left=False).to(input_ids)], dim=1)
 
 
 def is_request(value: Any) -> bool:

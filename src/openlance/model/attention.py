@@ -226,7 +226,7 @@ def frequencies(c: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
     numbers (Qwen2_5_VLRotaryEmbedding under `.to(bfloat16)`); `Faithful.rounded_frequencies` asks for the same.
 
     Args:
-        c: Numbers of the model.
+        c: Sizes of the model.
         device: Where the result is wanted.
 
     Returns:

@@ -26,15 +26,15 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Grid = tuple[int, int, int]
 
 
-def normalise(pixels_THW3: Tensor) -> Tensor:
-    """uint8 (T, H, W, 3) -> float32 (3, T, H, W) in CLIP's units."""
+def normalize(pixels_THW3: Tensor) -> Tensor:
+    """Bring uint8 (T, H, W, 3) to float32 (3, T, H, W) in CLIP's units."""
     mean = torch.tensor(CLIP_MEAN, device=pixels_THW3.device).view(3, 1, 1, 1)
     std = torch.tensor(CLIP_STD, device=pixels_THW3.device).view(3, 1, 1, 1)
     return (pixels_THW3.permute(3, 0, 1, 2).float() / 255.0 - mean) / std
 
 
 def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
-    """Cut a normalised clip into patches_NP and give its grid (t, h, w).
+    """Cut a normalized clip into patches_NP and give its grid (t, h, w).
 
     Values of a patch: channel, frame, row, column. Patches: time, then cells of merge x merge patches in raster order,
     and in a cell its patches in raster order, so that one merged cell is contiguous. A clip that does not fill the
@@ -53,7 +53,7 @@ class ViT(nn.Module):
     """transformers' tower under our interface; parameter names below `tower` are the released ones.
 
     Attributes:
-        config: Numbers of the tower.
+        config: Sizes of the tower.
         tower: The module of transformers.
     """
 
@@ -61,15 +61,15 @@ class ViT(nn.Module):
         """Build a tower with initial weights.
 
         Args:
-            config: Numbers of the tower.
-            rounded_frequencies: The habit of that name (`Faithful`), which belongs to the model that the tower is of.
+            config: Sizes of the tower.
+            rounded_frequencies: The reference quirk of that name (`Faithful`) of the model that it is part of.
         """
         super().__init__()
         self.config = config
         self.tower = _tower(config, rounded_frequencies)
 
     def forward(self, clips_3THW: Sequence[Tensor]) -> Tensor:
-        """Normalised clips -> cells_MD, clip after clip, each in order of time, row and column."""
+        """Encode normalized clips to cells_MD, clip after clip, each in order of time, row and column."""
         if not clips_3THW:
             raise ValueError("the vision tower needs at least one clip")
         weight = next(self.tower.parameters())

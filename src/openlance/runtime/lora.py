@@ -28,7 +28,7 @@ from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.model.lance import Lance
 
-# The matrices of the experts: what adapters change and few bits hold.
+# The matrices of the experts: what adapters change and what is quantized.
 TARGETS = r"layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)"
 PREFIX = "base_model.model."  # of every name in a file of PEFT
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -99,8 +99,8 @@ class Adapter:
             module = modules.get(name)
             if hasattr(module, "scale"):
                 raise UserError(
-                    f"the model holds {name} in few bits, to which {self.origin} cannot be added: load it with the "
-                    f"whole model, and quantise then"
+                    f"{name} is quantized, to which {self.origin} cannot be added: load the unquantized model, add the "
+                    f"adapter, and quantize then"
                 )
             if not isinstance(module, nn.Linear) or module.weight.shape != (b.shape[0], a.shape[1]):
                 raise UserError(f"{self.origin} does not fit at {name}: use it with the model it was made for")

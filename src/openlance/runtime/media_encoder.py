@@ -37,11 +37,11 @@ def pixels_of(clip: Clip) -> Tensor:
 
 
 def features(vit: ViT, clips: Sequence[Clip]) -> list[Tensor]:
-    """What clips mean: (T, Y, X, D) merged cells of each, from one pass of the tower."""
-    from openlance.model.vit import normalise
+    """Encode what clips mean: (T, Y, X, D) merged cells of each, from one pass of the tower."""
+    from openlance.model.vit import normalize
 
     grids = [vit.config.cell_grid(clip.pixels.shape[:3]) for clip in clips]
-    cells = vit([normalise(pixels_of(clip)) for clip in clips]).split([int(np.prod(grid)) for grid in grids])
+    cells = vit([normalize(pixels_of(clip)) for clip in clips]).split([int(np.prod(grid)) for grid in grids])
     return [part.reshape(*grid, -1) for part, grid in zip(cells, grids, strict=True)]
 
 

@@ -62,7 +62,7 @@ class Parts:
         if "offload" not in self.ways:
             return self.lance
         streamed = self.open()
-        streamed.plan = Plan(away=("und", "gen", "ends"))
+        streamed.plan = Plan(streamed=("und", "gen", "ends"))
         return streamed.lance("und", "gen")
 
     @property
