@@ -11,7 +11,7 @@ from openlance.checkpoint import hub
 from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.flow import SOLVERS
-from openlance.inference.call import SCHEDULERS
+from openlance.inference.interfaces import SCHEDULERS
 from openlance.inference.lance_pipeline import LancePipeline
 
 

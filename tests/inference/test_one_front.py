@@ -20,9 +20,9 @@ from openlance.data.fit import Fit
 from openlance.data.front import Front
 from openlance.data.source import Row
 from openlance.inference.dialogue import Dialogue
+from openlance.inference.interfaces import Processor
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.methods import Methods
-from openlance.inference.processor import Processor
 from openlance.media import write_image
 from openlance.media.clip import Clip
 from openlance.media.video import write_video

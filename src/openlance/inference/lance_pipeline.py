@@ -25,10 +25,9 @@ from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS
 from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
-from openlance.inference import call
+from openlance.inference import interfaces
 from openlance.inference.inputs import Settings, a_function, asked_size, is_many, listed, seeds_in, starts
 from openlance.inference.methods import Methods
-from openlance.inference.processor import Processor
 from openlance.media.inputs import Medium
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
@@ -79,14 +78,14 @@ class LancePipeline(Methods):
             return parts | {"tokenizer": self.tokenizer, "processor": self.processor, "scheduler": self.scheduler}
 
     @property
-    def scheduler(self) -> call.Scheduler:
+    def scheduler(self) -> interfaces.Scheduler:
         """How this pipeline denoises where a call does not say. Set it to a name, ours or diffusers', or to a scheduler
         of diffusers: `pipe.scheduler = "UniPCMultistepScheduler"`."""
-        return call.Scheduler(self.defaults.sampling.solver, self.defaults.sampling.shift)
+        return interfaces.Scheduler(self.defaults.sampling.solver, self.defaults.sampling.shift)
 
     @scheduler.setter
     def scheduler(self, value: Any) -> None:
-        self.defaults = self.defaults.denoising(**call.solver_settings(value))
+        self.defaults = self.defaults.denoising(**interfaces.solver_settings(value))
 
     def set_progress_bar_config(self, *, disable: bool = False, **config: Any) -> None:
         """Choose whether calls show a bar, which they do not at first.
@@ -99,9 +98,9 @@ class LancePipeline(Methods):
         self._bar = {"disable": values.flag("disable", disable)} | config
 
     @property
-    def processor(self) -> Processor:
+    def processor(self) -> interfaces.Processor:
         """transformers' processor: questions and media in, the inputs of `generate` out, and ids back to text."""
-        return Processor(self)
+        return interfaces.Processor(self)
 
     # Where things are and how much memory they take.
 
@@ -163,11 +162,11 @@ class LancePipeline(Methods):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = call.TENSORS,
+        callback_on_step_end_tensor_inputs: Sequence[str] = interfaces.TENSORS,
         subject: Medium | Sequence[Medium] | None = None,
         enhance: bool | str | Enhancer | None = None,
         **settings: Unpack[Settings],
-    ) -> call.LanceOutput:
+    ) -> interfaces.LanceOutput:
         """Draw, animate or change.
 
         What is given decides: nothing but words, an `image` to edit (or to begin a video of `num_frames` with, and with
@@ -191,12 +190,13 @@ class LancePipeline(Methods):
         from tqdm import tqdm
 
         a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
-        seen = call.check_tensors(callback_on_step_end_tensor_inputs)
+        seen = interfaces.check_tensors(callback_on_step_end_tensor_inputs)
         named = values.flag("return_dict", return_dict)
         texts = listed(prompt, "prompt", "a red circle")
         asked = asked_size(num_frames, height, width)
         count = values.whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_RESULTS)
-        given = call.Given.of(texts, is_many(prompt), image=image, video=video, subject=subject, last_image=last_image)
+        media = {"image": image, "video": video, "subject": subject, "last_image": last_image}
+        given = interfaces.Given.of(texts, is_many(prompt), media)
         spec = given.task(tasks.kind_of(asked[0] or 1))
         each = [pair for pair in zip(given.texts, given.clips(), strict=True) for _ in range(count)]
         requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
@@ -206,31 +206,32 @@ class LancePipeline(Methods):
             image_guidance_scale=image_guidance_scale, **settings,
         )  # fmt: skip
         grids = [self.codec.latent_grid(r[-1].size) for r in requests]  # type: ignore[arg-type]
-        call.check_output(output_type, grids)
-        noise = None if latents is None else call.starting_noise(latents, grids, self.config.latent_channels)
-        after = None if callback_on_step_end is None else call.step_end(callback_on_step_end, self, seen, grids)
+        interfaces.check_output(output_type, grids)
+        noise = None if latents is None else interfaces.starting_noise(latents, grids, self.config.latent_channels)
+        after = None if callback_on_step_end is None else interfaces.step_end(callback_on_step_end, self, seen, grids)
         requests = self._rewritten(requests, enhance)
         revised = [prompt_in(request) for request in requests[::count]] if enhance else None
-        with self.turn, call.running() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
+        with self.turn, interfaces.running() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
             told, more = seeds_in(seeds), {"noise": noise, "stops": lambda: run.stopped, "negatives": negatives}
             made = self.fill_latents(requests, sampling, seeds, lambda *_: bar.update(), after_step=after, **more)
             value: Any = torch.stack([channels_first(z) for z in made]) if output_type == "latent" else None
             if value is None:
                 clips = self.signed(self.decode_latents(made), requests, sampling, told, negatives)
-                value = call.output(clips, output_type, spec.makes)
-        output = call.LanceOutput(**{"images" if spec.makes == "image" else "frames": value}, revised_prompts=revised)
+                value = interfaces.output(clips, output_type, spec.makes)
+        kind = "images" if spec.makes == "image" else "frames"
+        output = interfaces.LanceOutput(**{kind: value}, revised_prompts=revised)
         return output if named else output.to_tuple()  # type: ignore[return-value]
 
     @property
     def interrupt(self) -> bool:
         """Whether the call that this thread makes is to end after the step that runs; a callback sets it."""
-        run = call.RUN.get()
+        run = interfaces.RUN.get()
         return run is not None and run.stopped
 
     @interrupt.setter
     def interrupt(self, value: bool) -> None:
-        run = call.RUN.get()
+        run = interfaces.RUN.get()
         if run is None:
             raise UserError("no call is running that could be interrupted: set interrupt inside callback_on_step_end")
         run.stopped = values.flag("interrupt", value)

@@ -123,7 +123,7 @@ class Methods(Engine):
             height: In pixels, a multiple of the VAE's stride, as `width`.
             num_images: How many of each prompt; they come prompt after prompt.
             requests: With `input_ids` what `processor` gave: `generate(**processor(text=..., images=...))`.
-            **how: See `How`; of answers, see `processor.answer_ids`.
+            **how: See `How`; of answers, see `interfaces.answer_ids`.
 
         Returns:
             Images; or the (B, L + new) token ids of answers.
@@ -134,7 +134,7 @@ class Methods(Engine):
         if requests is not None or input_ids is not None:
             if prompt is not None:
                 raise UserError("a prompt draws pictures and a processor's inputs give token ids: give one of the two")
-            from openlance.inference.processor import answer_ids
+            from openlance.inference.interfaces import answer_ids
 
             more = {k: v for k, v in {"height": height, "width": width}.items() if v is not None}
             return answer_ids(self, requests, input_ids, **more, **how)  # type: ignore[arg-type]

@@ -133,7 +133,8 @@ def prefill(
     """
     rows, store = packed.rows, store if store is not None and store.limit else None
     names = names_of(packed, at, *media)
-    parts = _documents(rows.doc[at])
+    counts = torch.unique_consecutive(rows.doc[at], return_counts=True)[1]
+    parts = torch.arange(len(at)).split(counts.tolist())
     # Documents that are equal to an earlier one, by the number of that one.
     seen: dict[bytes, int] = {}
     same = [n if ends else seen.setdefault(names[p].tobytes(), n) for n, p in enumerate(parts)]
@@ -161,12 +162,6 @@ def prefill(
         cache.rows = rows.at(at)
         cache.layers = [(k[where.to(k.device)], v[where.to(v.device)]) for k, v in cache.layers]
     return done
-
-
-def _documents(doc: Tensor) -> list[Tensor]:
-    """Places of each document's rows."""
-    _, counts = torch.unique_consecutive(doc, return_counts=True)
-    return list(torch.arange(len(doc)).split(counts.tolist()))
 
 
 def _run(

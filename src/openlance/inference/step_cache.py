@@ -68,20 +68,17 @@ class StepCache:
         """Give velocities (M, C) of the target rows of some documents, given frames at time 0."""
         rows = [self.lengths[d % len(self.lengths)] for d in documents]
         states, times = x_MC.split(rows), times_M.split(rows)
-        due = [n for n, d in enumerate(documents) if self._is_due(d, states[n])]
+        held = [self.memory.get(d) for d in documents]
+        due = [n for n, m in enumerate(held) if m is None or m.expected(states[n]) >= self.threshold]
         made: dict[int, Tensor] = {}
         if due:
             ran = tuple(documents[n] for n in due)
             found = self.run(ran, torch.cat([states[n] for n in due]), torch.cat([times[n] for n in due]))
             for n, velocity in zip(due, found.split([rows[n] for n in due]), strict=True):
-                held, t = self.memory.get(documents[n]), float(times[n].max())
-                now = Memory(states[n], t, velocity) if held is None else held.after(states[n], t, velocity)
+                before, t = held[n], float(times[n].max())
+                now = Memory(states[n], t, velocity) if before is None else before.after(states[n], t, velocity)
                 self.memory[documents[n]], made[n] = now, velocity
         self.passes += len(due)
         self.reused += len(documents) - len(due)
         each = [made[n] if n in made else self.memory[d].at(float(times[n].max())) for n, d in enumerate(documents)]
         return torch.cat(each)
-
-    def _is_due(self, document: int, x: Tensor) -> bool:
-        held = self.memory.get(document)
-        return held is None or held.expected(x) >= self.threshold

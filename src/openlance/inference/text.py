@@ -97,14 +97,9 @@ def decode(
 
 def _next(last: Rows, token: Tensor) -> Rows:
     """The row after each last row: a text token, one position on."""
-    return replace(
-        last,
-        index=last.index + 1,
-        token=token,
-        position=last.position.max(dim=1, keepdim=True).values.expand(-1, 3) + 1,
-        kind=torch.full_like(last.kind, TEXT),
-        label=torch.full_like(last.label, NO_LABEL),
-    )
+    position = last.position.amax(dim=1, keepdim=True).expand(-1, 3) + 1
+    kind, label = torch.full_like(last.kind, TEXT), torch.full_like(last.label, NO_LABEL)
+    return replace(last, index=last.index + 1, token=token, position=position, kind=kind, label=label)
 
 
 def _in_requests(rows: Rows, shape: Sequence[int]) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from openlance.flow import SOLVERS, schedule
 from openlance.inference.compiled import Pass, Recorded, can_record, compiled
 from openlance.inference.prefix import PrefixStore, prefill
 from openlance.inference.step_cache import Run, StepCache
-from openlance.model.lance import Cache, Lance, Layout, Streams
+from openlance.model.lance import Cache, Lance, Layout
 from openlance.runtime.distributed import Shared
 from openlance.sequence.pack import Codec, Pack, Visual, pack
 from openlance.sequence.rows import LATENTS, PATCHES, PROMPT, Rows
@@ -132,11 +133,7 @@ class Denoiser:
         """What the steps run in the place of the model's layers as they are, if they are to be compiled."""
         if not self.compile:
             return None
-        twin, cache = compiled(self.model), self.cache
-
-        def through(x: Streams) -> Streams:
-            return twin.through(x, layout, cache)
-
+        through = partial(compiled(self.model).through, layout=layout, cache=self.cache)
         return Recorded(through) if can_record(self.model, len(layout.rows)) else through
 
     def velocities(self, x_NC: Tensor, times_N: Tensor, branches: int, run: Run | None = None) -> list[Tensor]:

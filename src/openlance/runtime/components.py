@@ -172,10 +172,8 @@ class Components:
             return options[-1]  # what does not fit anywhere is tried all the same
         if fitting is None:
             least = math.ceil(min(p.bytes for p in options) / 1e8) / 10
-            raise UserError(
-                f"memory={budget / 1e9:.3g}GB is too little for this request: use memory={least:g}GB or more, or "
-                f"ask for something smaller"
-            )
+            said = f"memory={budget / 1e9:.3g}GB is too little for this request"
+            raise UserError(f"{said}: use memory={least:g}GB or more, or ask for something smaller")
         return fitting
 
     def bytes_of(self, clips: bool = False) -> dict[str, float]:

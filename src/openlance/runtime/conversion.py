@@ -155,10 +155,8 @@ def write(out: Path, checkpoint: Checkpoint, form: str = "openlance", *, shards:
     nearest = next(place for place in out.absolute().parents if place.is_dir())
     free, needed = shutil.disk_usage(nearest).free, int(checkpoint.bytes * SPARE)
     if free < needed:
-        raise UserError(
-            f"{out} needs {needed / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB left: free some, or choose "
-            f"another place"
-        )
+        said = f"{out} needs {needed / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB left"
+        raise UserError(f"{said}: free some, or choose another place")
     fresh = out.absolute().with_name(f".{out.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     try:

@@ -12,20 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from openlance.checkpoint import tensors
 from openlance.checkpoint.formats import INSIDE, Files, find
 from openlance.checkpoint.hub import check_hashes
 from openlance.checkpoint.names import COMPUTED, released_name, released_names
-from openlance.checkpoint.tensors import (
-    NAMES,
-    PICKLE_SUFFIXES,
-    TensorSource,
-    check_finite,
-    compare,
-    first,
-    listed_files,
-    open_tensors,
-    unfilled,
-)
 from openlance.config.model import ModelConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance
@@ -49,7 +39,7 @@ def expected(config: ModelConfig, parts: Iterable[str] = PARTS) -> dict[str, Sha
     }
     vae_names = released_names(config.vae)
     name_in: dict[str, Callable[[str], str]] = {"decoder": released_name, "vit": str, "vae": vae_names.to_released}
-    with unfilled():
+    with tensors.unfilled():
         made = {part: build[part]() for part in parts}
     return {part: {name_in[part](n): tuple(p.shape) for n, p in m.named_parameters()} for part, m in made.items()}
 
@@ -117,7 +107,7 @@ def inspect(path: Path, *, allow_pickle: bool = False, values: bool = False) -> 
     if not path.exists():
         raise UserError(f"there is nothing at {path}: give a checkpoint folder, or get one with `openlance download`")
     if path.is_file():
-        part = _filled(Part(name="file", files=[]), path, open_tensors(path, allow_pickle=allow_pickle))
+        part = _filled(Part(name="file", files=[]), path, tensors.open_tensors(path, allow_pickle=allow_pickle))
         return Report(path=str(path), form="file", parts=[part], missing=[], remedy="", tasks=[],
                       hashes=check_hashes(path))  # fmt: skip
     files = find(path)
@@ -147,19 +137,19 @@ def _look(
     files: Files, name: str, weights: Path, prefix: str, allow_pickle: bool, values: bool
 ) -> tuple[Part, int]:  # fmt: skip
     """One part and how many of its files have a known hash; what is wrong with it becomes its fault."""
-    part, compared = Part(name=name, files=[str(p) for p in listed_files(weights)]), 0
+    part, compared = Part(name=name, files=[str(p) for p in tensors.listed_files(weights)]), 0
     if files.missing(weights):
         return replace(part, fault="missing"), 0
     try:
         compared = check_hashes(weights)
-        if weights.suffix in PICKLE_SUFFIXES and not allow_pickle:
+        if weights.suffix in tensors.PICKLE_SUFFIXES and not allow_pickle:
             note = "a pickle, which is only opened with allow_pickle=True"
             return replace(part, bytes=weights.stat().st_size, note=note), compared
         source, plan, wanted = opened(files, name, weights, prefix, allow_pickle)
         part = _filled(part, weights, source)
-        compare(source, plan, wanted)
+        tensors.compare(source, plan, wanted)
         for tensor in source.shapes if values else ():
-            check_finite(tensor, source.read(tensor), source.origin)
+            tensors.check_finite(tensor, source.read(tensor), source.origin)
     except UserError as error:
         part = replace(part, fault=str(error))
     return part, compared
@@ -167,7 +157,7 @@ def _look(
 
 def opened(
     files: Files, name: str, weights: Path, prefix: str, allow_pickle: bool
-) -> tuple[TensorSource, dict[str, str], Shapes]:
+) -> tuple[tensors.TensorSource, dict[str, str], Shapes]:
     """Open a part (a row of `weights_of`).
 
     Returns:
@@ -188,17 +178,17 @@ def opened(
         ours = str(wan.to_ours(n))
         return ours if ours.startswith("unknown:") else wan.to_released(ours)
 
-    source = open_tensors(weights, allow_pickle=allow_pickle).only(own)
+    source = tensors.open_tensors(weights, allow_pickle=allow_pickle).only(own)
     wanted = expected(files.config, [kind])[kind]
     plan = {n: released(n) for n in source.shapes}
     return source, plan, stored_shapes(source, wanted) if kind == "decoder" else wanted
 
 
-def _filled(part: Part, weights: Path, source: TensorSource) -> Part:
+def _filled(part: Part, weights: Path, source: tensors.TensorSource) -> Part:
     dtypes: Counter[str] = Counter()
     for tensor, shape in source.shapes.items():
-        dtypes[NAMES.get(source.read(tensor).dtype, "other")] += math.prod(shape)
-    files = listed_files(weights)
+        dtypes[tensors.NAMES.get(source.read(tensor).dtype, "other")] += math.prod(shape)
+    files = tensors.listed_files(weights)
     return replace(
         part, files=[str(p) for p in files], tensors=len(source.shapes), parameters=sum(dtypes.values()),
         dtypes=dict(dtypes), bytes=sum(p.stat().st_size for p in files),
@@ -219,5 +209,5 @@ def summary(report: Report) -> str:
         return f"{report.path}: a complete checkpoint in the {report.form} form"
     lost = [Path(p).name for p in report.missing]
     wrong = [part.name for part in report.parts if part.fault and part.fault != "missing"]
-    said = [f"missing: {first(lost)}"] * bool(lost) + [f"wrong: {', '.join(wrong)}"] * bool(wrong)
+    said = [f"missing: {tensors.first(lost)}"] * bool(lost) + [f"wrong: {', '.join(wrong)}"] * bool(wrong)
     return f"{report.path}: an incomplete checkpoint in the {report.form} form ({'; '.join(said)}); {report.remedy}"

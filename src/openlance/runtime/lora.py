@@ -98,10 +98,7 @@ class Adapter:
                 continue
             module = modules.get(name)
             if hasattr(module, "scale"):
-                raise UserError(
-                    f"{name} is quantized, to which {self.origin} cannot be added: load the unquantized model, add the "
-                    f"adapter, and quantize then"
-                )
+                raise UserError(f"{name} is quantized, so {self.origin} cannot be added: add it before quantizing")
             if not isinstance(module, nn.Linear) or module.weight.shape != (b.shape[0], a.shape[1]):
                 raise UserError(f"{self.origin} does not fit at {name}: use it with the model it was made for")
             update = (b.float() @ a.float()).to(module.weight.device)

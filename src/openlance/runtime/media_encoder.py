@@ -129,13 +129,13 @@ class MediaEncoder:
 
     def _found(self, wanted: dict[Key, Clip], moving: bool) -> dict[Key, Tensor]:
         found = {key: self.memory[key] for key in wanted if key in self.memory}
-        new = {kind: {k: c for k, c in wanted.items() if k[0] is kind and k not in found} for kind in Kind}
-        if new[Kind.PATCHES]:
-            clips = list(new[Kind.PATCHES].values())
-            found |= zip(new[Kind.PATCHES], features(self.vit(moving), clips), strict=True)
-        if new[Kind.LATENTS]:
-            clips = list(new[Kind.LATENTS].values())
-            found |= zip(new[Kind.LATENTS], latents(self.vae(), clips, self.tiling, self.together), strict=True)
+        for kind in (Kind.PATCHES, Kind.LATENTS):
+            new = {key: clip for key, clip in wanted.items() if key[0] is kind and key not in found}
+            clips = list(new.values())
+            if clips and kind is Kind.PATCHES:
+                found |= zip(new, features(self.vit(moving), clips), strict=True)
+            elif clips:
+                found |= zip(new, latents(self.vae(), clips, self.tiling, self.together), strict=True)
         if self.remembers:
             for key in wanted:
                 self.memory[key] = found[key]

@@ -51,18 +51,14 @@ class Kind:
 KINDS = {"int8": Kind(torch.int8, 127), "fp8": Kind(torch.float8_e4m3fn, 448), "int4": Kind(torch.uint8, 7)}
 KIND_OF = {kind.dtype: kind for kind in KINDS.values()}
 # Kinds of the two experts: four bits are for reading and answering; velocities are summed over many steps.
-RECIPES = {
-    "int8": {"und": "int8", "gen": "int8"},
-    "fp8": {"und": "fp8", "gen": "fp8"},
-    "int4": {"und": "int4", "gen": "int8"},
-}
+RECIPES = {"int8": ("int8", "int8"), "fp8": ("fp8", "fp8"), "int4": ("int4", "int8")}
 
 
 def recipe(name: str) -> dict[str, Kind]:
     """Give the kind by stream. UserError for an unknown name."""
     if not isinstance(name, str) or name not in RECIPES:
         raise UserError(f"weights cannot be stored as {brief(name)}: use one of {', '.join(RECIPES)}")
-    return {stream: KINDS[kind] for stream, kind in RECIPES[name].items()}
+    return {stream: KINDS[kind] for stream, kind in zip(("und", "gen"), RECIPES[name], strict=True)}
 
 
 def to_codes(weight_OI: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
