@@ -1,8 +1,8 @@
-"""A dialogue with pictures: draw one, change it, ask about it, go back.
+"""A dialogue with images: draw one, change it, ask about it, go back.
 
 talk = Dialogue(openlance.load("nano"), seed=0)
-talk.say("draw a red circle")          # a new picture
-talk.say("make it blue")               # the picture changed
+talk.say("draw a red circle")          # a new image
+talk.say("make it blue")               # the image changed
 talk.say("what color is the circle?")  # an answer about it
 """
 
@@ -25,7 +25,7 @@ from openlance.media.inputs import Medium, as_clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments, prompt_in
 
-# The rule for free words, in this order; words without any of these change the picture that is there.
+# The rule for free words, in this order; words without any of these change the image that is there.
 NEW = re.compile(
     r"(?:please\s+)?(?:(?:draw|generate|create)\s+(?:me\s+)?|(?=(?:a|an|the)\s+(?:picture|image|photo)\s+of\b))",
     re.IGNORECASE,
@@ -96,7 +96,7 @@ class Dialogue:
 
     @property
     def picture(self) -> Clip | None:
-        """What is on the table: the newest picture or clip, or None."""
+        """What is on the table: the newest image or clip, or None."""
         return self.turns[-1].picture if self.turns else None
 
     def say(self, text: str, stream: Callable[[str], None] | None = None) -> Turn:
@@ -134,9 +134,9 @@ class Dialogue:
         shown.up_to(answer)
         return self._keep(Turn(said=question, segments=_filled(turn, answer), picture=clip, answer=answer))
 
-    def show(self, medium: Medium) -> Turn:
+    def show(self, media: Medium) -> Turn:
         """Put an image or video of one's own on the table."""
-        return self._keep(Turn(said="", segments=[], picture=as_clip(medium)))
+        return self._keep(Turn(said="", segments=[], picture=as_clip(media)))
 
     def undo(self) -> Turn:
         """Take the last turn back; UserError if there is none."""

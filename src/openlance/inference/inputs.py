@@ -72,22 +72,22 @@ def is_many(value: Any) -> bool:
 
 
 def clips_of(group: Any, read: Callable[[Any], Clip] = as_clip) -> list[Clip]:
-    """Read one medium, or several that belong together. UserError if there is none."""
+    """Read one image or video, or several that belong together. UserError if there is none."""
     if is_many(group) and not group:
         raise UserError(NOTHING)
-    return [read(medium) for medium in (group if is_many(group) else [group])]
+    return [read(item) for item in (group if is_many(group) else [group])]
 
 
-def videos_of(medium: Any) -> list[Clip]:
+def videos_of(item: Any) -> list[Clip]:
     """Read one video, or several: a list of images is the frames of one."""
-    if not is_many(medium):
-        return [as_clip(medium)]
-    clips = [as_clip(m) for m in medium]
-    return [as_clip(medium)] if all(clip.frames == 1 for clip in clips) else clips
+    if not is_many(item):
+        return [as_clip(item)]
+    clips = [as_clip(m) for m in item]
+    return [as_clip(item)] if all(clip.frames == 1 for clip in clips) else clips
 
 
 def paired(media: Medium | Sequence[Medium], texts: str | Sequence[str]) -> list[tuple[Medium, str]]:
-    """Pair each text with one medium; a single one of either goes with all of the other.
+    """Pair each text with one image or video; a single one of either goes with all of the other.
 
     Only a list is several media: a tuple may be one item. UserError if the numbers differ.
     """
@@ -138,15 +138,11 @@ def question_about(clips: Sequence[Clip]) -> tasks.TaskSpec:
     return tasks.the_task(tasks.understand, tasks.kind_of(max(clip.frames for clip in clips)))
 
 
-def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int | None:
-    """Give a whole number of any type that means one; None stays. UserError for anything else, or out of range."""
-    return None if value is None else values.whole(name, value, least, most)
-
-
 def asked_size(num_frames: Any, height: Any, width: Any) -> Asked:
     """Give the frames, height and width that are asked for, None where nobody says. UserError for what is none."""
-    sides = whole("height", height, 1, LARGEST_SIDE), whole("width", width, 1, LARGEST_SIDE)
-    return whole("num_frames", num_frames, 1, LONGEST), *sides
+    said = (("num_frames", num_frames, LONGEST), ("height", height, LARGEST_SIDE), ("width", width, LARGEST_SIDE))
+    frames, rows, columns = (None if v is None else values.whole(name, v, 1, most) for name, v, most in said)
+    return frames, rows, columns
 
 
 def a_function(name: str, value: Any, arguments: int, example: str) -> None:

@@ -117,8 +117,8 @@ class Given:
             each = list(value) if self.several and is_many(value) else [value] * count
             if len(each) != count:
                 raise UserError(f"{len(each)} inputs and {count} prompts do not pair up: give as many of each")
-            for clips, medium in zip(found, each, strict=True):
-                clips += videos_of(medium) if name == "video" else clips_of(medium, as_picture)
+            for clips, item in zip(found, each, strict=True):
+                clips += videos_of(item) if name == "video" else clips_of(item, as_picture)
         return found
 
 

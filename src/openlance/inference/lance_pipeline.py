@@ -1,4 +1,4 @@
-"""Everything that a checkpoint does: openlance's own methods, and the manners of diffusers and transformers.
+"""Everything that a checkpoint does: openlance's own methods, and the interfaces of diffusers and transformers.
 
 pipe = openlance.load("nano")  # or LancePipeline.from_pretrained("nano"), which is the same
 pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")

@@ -195,8 +195,8 @@ class Methods(Engine):
         ends = [end for end, _ in paired(last, texts)]
         asked = asked_size(num_frames, height, width)
         requests = list[Segments]()
-        for (medium, text), ending in zip(pairs, ends, strict=True):
-            given = [as_picture(medium), *([] if ending is None else [as_picture(ending)])]
+        for (first, text), ending in zip(pairs, ends, strict=True):
+            given = [as_picture(first), *([] if ending is None else [as_picture(ending)])]
             template = tasks.image_to_video if ending is None else tasks.first_and_last
             requests.append(self.front.request(tasks.the_task(template, "video"), text, given, asked=asked))
         return self._draw(requests, **how)

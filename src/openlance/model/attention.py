@@ -38,8 +38,15 @@ FLEX_FROM = 4096
 
 @dataclass(frozen=True)
 class Group:
-    """Units padded to one size. query: (G, Q), key: (G, K) row numbers; mask: (G, 1, Q, K) or None when all is seen.
-    query_from, key_from: the first row where the rows lie one after another, so that there is nothing to gather."""
+    """Units padded to one size.
+
+    Attributes:
+        query: (G, Q) row numbers.
+        key: (G, K) row numbers.
+        mask: (G, 1, Q, K), or None where all is seen.
+        query_from: The first row where they lie one after another, so that there is nothing to gather.
+        key_from: Likewise.
+    """
 
     query: Tensor
     key: Tensor

@@ -92,7 +92,7 @@ def swiglu(gate_LF: Tensor, up_LF: Tensor) -> Tensor:
 
 
 # Inner activations of so many numbers stay in the cache of a CPU core; more cost page faults on top (measured: eight
-# small pictures a fifth faster). Where the MLP is so wide that less than PIECE rows fit, long products are faster.
+# small images a fifth faster). Where the MLP is so wide that less than PIECE rows fit, long products are faster.
 CACHED, PIECE = 1 << 18, 128
 # More rows than this never run together without gradients: the MLP of a long clip would take more memory than the
 # weights, and products of so many rows are as fast as they get.

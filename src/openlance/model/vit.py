@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors, unfilled
 from openlance.config.model import ViTConfig
 
-# The statistics of CLIP's training pictures, which Qwen2.5-VL takes over (released code).
+# The statistics of CLIP's training images, which Qwen2.5-VL takes over (released code).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -38,7 +38,7 @@ def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
 
     Values of a patch: channel, frame, row, column. Patches: time, then cells of merge x merge patches in raster order,
     and in a cell its patches in raster order, so that one merged cell is contiguous. A clip that does not fill the
-    temporal patch repeats its last frame; so a picture is doubled.
+    temporal patch repeats its last frame; so an image is doubled.
     """
     p, tp, m = config.patch_size, config.temporal_patch_size, config.spatial_merge_size
     channels, frames, height, width = clip_3THW.shape
@@ -75,7 +75,7 @@ class ViT(nn.Module):
         weight = next(self.tower.parameters())
         patches, grids = zip(*(to_patches(clip, self.config) for clip in clips_3THW), strict=True)
         patches_NP = torch.cat(patches).to(device=weight.device, dtype=weight.dtype)
-        # torch's fused attention has a slow backward on the CPU; the plain sum is exact and faster for small pictures.
+        # torch's fused attention has a slow backward on the CPU; the plain sum is exact and faster for small images.
         plain = self.training and weight.device.type == "cpu"
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             out = self.tower(patches_NP, grid_thw=torch.tensor(grids, device=weight.device))

@@ -1,6 +1,6 @@
 """Media to model space, before anything is packed: ViT features for what is looked at, clean latents for what is kept.
 
-One way for sampling, training, `encode` and `verify`. A medium is known by what it shows (`Clip.key`), so whatever
+One way for sampling, training, `encode` and `verify`. Media are known by what they show (`Clip.key`), so whatever
 stands several times in the segments is encoded once.
 
     encoder = MediaEncoder(vit=..., vae=...)
@@ -85,10 +85,10 @@ class MediaEncoder:
     """Replaces media in lists of segments by what the model reads.
 
     Args:
-        vit: Gives the vision tower, told whether the segments are about clips: a release has a checkpoint for pictures
+        vit: Gives the vision tower, told whether the segments are about clips: a release has a checkpoint for images
             and one for clips, each with a tower of its own. Called when there is something new to look at.
         vae: Gives the VAE, likewise when it is needed.
-        tiling: Of the VAE; None encodes whole pictures.
+        tiling: Of the VAE; None encodes whole images.
         remembers: How many media of earlier calls are kept.
         together: See `latents`.
     """

@@ -90,7 +90,7 @@ def free_memory(device: torch.device) -> int:
             found = dict(line.split(":", 1) for line in lines)
         return int(found["MemAvailable"].split()[0]) * 1024 // 2
     except (OSError, KeyError, ValueError):
-        return 1 << 62  # a system that does not say: nothing is put away
+        return 1 << 62  # a system that does not say: nothing is offloaded
 
 
 @lru_cache(maxsize=8)
