@@ -113,8 +113,8 @@ class Enhancer:
         except HTTPError as error:
             raise UserError(f"{address} refused with {error.code}{_why(error)}: {INSTEAD}") from None
         except (OSError, HTTPException) as error:
-            said = getattr(error, "reason", error)
-            raise UserError(f"{address} does not answer ({said}): start it, or use Enhancer(url=...)") from None
+            said = f"{address} does not answer ({getattr(error, 'reason', error)})"
+            raise UserError(f"{said}: start it, or give another Enhancer(url=...)") from None
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             said = f"{address} answers otherwise than OpenAI's chat ({type(error).__name__}: {brief(str(error))})"
             raise UserError(f"{said}: give another Enhancer(url=...)") from None

@@ -91,21 +91,17 @@ def flex_pays(queries: int, keys: int, device: torch.device) -> bool:
 
 
 def plan_units(query: Rows, key: Rows) -> Plan:
-    """The plan for SDPA."""
+    """Plan for SDPA, on the CPU."""
     units = sorted(_units(query, key), key=lambda unit: (len(unit[0]), len(unit[1])))
-    padded = [_pad(in_order, query, key) for in_order in _in_order(_batches(units))]
+    # Sorted by their queries, within batches and among them: what lies together in the rows needs no gathering.
+    batches = [sorted(batch, key=lambda unit: int(unit[0][0])) for batch in _batches(units)]
+    padded = [_pad(batch, query, key) for batch in sorted(batches, key=lambda batch: int(batch[0][0][0]))]
     places = torch.cat([torch.where(real, group.query, -1).flatten() for group, real in padded])
     taken = places >= 0
     order = torch.empty(len(query), dtype=torch.long)
     order[places[taken]] = taken.nonzero()[:, 0]
     straight = len(places) == len(order) and _first(order) == 0
     return Plan(tuple(group for group, _ in padded), None if straight else order)
-
-
-def _in_order(batches: list[list[Unit]]) -> list[list[Unit]]:
-    """By their queries, within batches and among them: what lies together in the rows needs no gathering."""
-    sorted_batches = [sorted(batch, key=lambda unit: int(unit[0][0])) for batch in batches]
-    return sorted(sorted_batches, key=lambda batch: int(batch[0][0][0]))
 
 
 def _first(rows: Tensor) -> int | None:

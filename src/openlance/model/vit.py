@@ -94,9 +94,20 @@ class ViT(nn.Module):
         prefix: str = "",
         rounded_frequencies: bool = False,
     ) -> ViT:
-        """Build and fill a tower from released names, strictly; UserError if the file does not fit. With a prefix only
-        the names that have it count: a decoder's file may carry the tower as `vit_model.*`. rounded_frequencies: see
-        `__init__`."""
+        """Build and fill a tower from released names, strictly.
+
+        Args:
+            path: A file of weights, a folder with one model, or an open source.
+            config: Sizes of the tower.
+            dtype: Of its weights.
+            device: Where they are put.
+            allow_pickle: Whether the file may be a pickle.
+            prefix: Of the names that count: a decoder's file may carry the tower as `vit_model.*`.
+            rounded_frequencies: See `__init__`.
+
+        Raises:
+            UserError: If the file does not fit.
+        """
         with unfilled():
             vit = cls(config, rounded_frequencies=rounded_frequencies)
         source = open_tensors(path, allow_pickle=allow_pickle)

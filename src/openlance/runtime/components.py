@@ -82,7 +82,7 @@ def load_lance(
     return lance.eval()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Components:
     """What a checkpoint has, on a device in a dtype.
 
