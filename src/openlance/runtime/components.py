@@ -136,20 +136,16 @@ class Components:
         """
         self.plan = Plan()
         if self.memory is not None or parameters_of(self.files.config) > SMALL:
-            needed = (work or Work()).bytes(self.files.config, self.dtype.itemsize)
-            self.plan = self._planned(streams, tuple(auxiliary), clips, needed)
+            key = streams, tuple(auxiliary), clips, (work or Work()).bytes(self.files.config, self.dtype.itemsize)
+            if key not in self._plans:
+                self._plans[key] = self._decide(*key)
+                if self.say and self._plans[key] != self._said:
+                    print(f"memory: {self._plans[key]}", file=sys.stderr)
+            self.plan = self._said = self._plans[key]
         if self.offload:
             self.plan = replace(self.plan, offload_auxiliary=True, offload_decoder=True)
         for name in AUXILIARY:
             self.done(name)
-
-    def _planned(self, *key: Any) -> Plan:
-        if key not in self._plans:
-            self._plans[key] = self._decide(*key)
-            if self.say and self._plans[key] != self._said:
-                print(f"memory: {self._plans[key]}", file=sys.stderr)
-        self._said = self._plans[key]
-        return self._said
 
     def _decide(self, streams: tuple[str, ...], auxiliary: tuple[str, ...], clips: bool, work: int) -> Plan:
         c, itemsize = self.files.config, self.dtype.itemsize
