@@ -18,7 +18,7 @@ from torch import Tensor
 from openlance.config.model import NO_QUIRKS, ModelConfig
 from openlance.config.sampling import RELEASED_RUN, Sampling
 from openlance.flow import euler
-from openlance.inference.visual import Denoiser, branch_out, guide, renormalise
+from openlance.inference.visual import Denoiser, branch_out, guide, renormalize
 from openlance.media.clip import Clip
 from openlance.model.attention import Group, Plan
 from openlance.model.lance import Lance, Layout
@@ -109,7 +109,7 @@ class Stepper:
         mixed = v[0]
         if len(v) > 1:
             every = torch.ones(self.target, dtype=torch.bool)
-            mixed = renormalise(guide(v[0], v[1], None, self.sampling), v[0], every, self.sampling)
+            mixed = renormalize(guide(v[0], v[1], None, self.sampling), v[0], every, self.sampling)
         return euler(self.x, mixed, t, t_next)
 
     @property

@@ -86,7 +86,7 @@ def main() -> None:
     for kind in RECIPES:
         if args.only in (name := STORED.format(kind)):
             pipe = load(args.model)
-            pipe.quantise(kind)
+            pipe.quantize(kind)
             results[name] = measure(base, exact, draw(pipe, base, base.reference))
     columns = ["setting", "PSNR, dB", "SSIM", "latents", "high freq.", "right, %", "points (95 %)", "passes"]
     columns += ["s", "times faster"]

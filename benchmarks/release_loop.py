@@ -30,8 +30,8 @@ from torch import Tensor
 from openlance.config.sampling import Sampling
 from openlance.flow import schedule
 from openlance.inference.visual import branch_out, denoise, target_noise
-from openlance.model.lance import Lance
-from openlance.model.layers import Expert, latent_table, rotary_table, rotate
+from openlance.model.attention import rotary_table, rotate
+from openlance.model.lance import Expert, Lance, latent_table
 from openlance.sequence.segment import Rows
 
 FASTER = 1.5

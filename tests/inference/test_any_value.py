@@ -146,7 +146,7 @@ def of_diffusers(lance):
         "scheduler": lambda v: setattr(lance, "scheduler", v),
         "bar": lambda v: lance.set_progress_bar_config(disable=v) or lance.set_progress_bar_config(disable=True),
         "save": lambda v: None if isinstance(v, (str, Path)) else lance.save_pretrained(v),
-        "few bits": lambda v: lance.quantise(v),
+        "few bits": lambda v: lance.quantize(v),
     }
 
 

@@ -6,7 +6,7 @@ import torch
 
 from openlance.config.sampling import Decoding
 from openlance.errors import UserError
-from openlance.inference.text import AnswerInfo, Shown, choose, penalised, stopping, up_to_stop
+from openlance.inference.text import AnswerInfo, Shown, choose, penalized, stopping, up_to_stop
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
@@ -33,7 +33,7 @@ def test_the_penalty_is_that_of_transformers():
 
     logits, ids = torch.randn(2, 9, generator=torch.Generator().manual_seed(0)), torch.tensor([[1, 2, 2], [0, 8, 3]])
     seen = torch.zeros(2, 9, dtype=torch.bool).scatter(1, ids, True)
-    assert torch.equal(penalised(logits, seen, 1.3), RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone()))
+    assert torch.equal(penalized(logits, seen, 1.3), RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone()))
 
 
 def test_a_strong_penalty_repeats_nothing(pipe):

@@ -45,7 +45,7 @@ def test_the_command_line_draws_with_all_processes_and_writes_once(checkpoint, t
 def test_a_launcher_that_says_half_is_told_what_is_missing(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="RANK is not set: start with torchrun"):
+    with pytest.raises(UserError, match="RANK is not set: use torchrun"):
         Distributed.join()
 
 

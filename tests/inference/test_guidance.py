@@ -8,7 +8,7 @@ import torch
 
 from openlance.config.sampling import Sampling
 from openlance.errors import UserError
-from openlance.inference.visual import Denoiser, branch_out, denoise, guide, renormalise
+from openlance.inference.visual import Denoiser, branch_out, denoise, guide, renormalize
 
 FEW = Sampling(num_inference_steps=4, guidance_scale=1.0)
 
@@ -26,7 +26,7 @@ def test_a_scale_of_one_is_no_guidance():
     v, no_text, nothing = some(0, 1, 2)
     off = Sampling(guidance_scale=1.0, image_guidance_scale=1.0)
     torch.testing.assert_close(guide(v, no_text, nothing, off), v)
-    torch.testing.assert_close(renormalise(v, v, torch.ones(6, dtype=torch.bool), off), v)
+    torch.testing.assert_close(renormalize(v, v, torch.ones(6, dtype=torch.bool), off), v)
 
 
 def test_the_two_scales():
@@ -104,14 +104,14 @@ def velocities(tiny, requests, s, x):
 def test_a_norm_never_grows(renorm):
     conditional, guided = some(0)[0], some(1)[0] * torch.tensor([0.1, 1, 2, 3, 4, 5])[:, None]
     every = torch.ones(6, dtype=torch.bool)
-    out = renormalise(guided, conditional, every, Sampling(renorm=renorm))
+    out = renormalize(guided, conditional, every, Sampling(renorm=renorm))
     if renorm == "global":
         torch.testing.assert_close(out.norm(), torch.minimum(guided.norm(), conditional.norm()))
     elif renorm == "channel":
         torch.testing.assert_close(out.norm(dim=1), torch.minimum(guided.norm(dim=1), conditional.norm(dim=1)))
     else:
         assert torch.equal(out, guided)
-    floor = renormalise(guided * 1e6, conditional, every, Sampling(renorm=renorm, renorm_min=1.0))
+    floor = renormalize(guided * 1e6, conditional, every, Sampling(renorm=renorm, renorm_min=1.0))
     torch.testing.assert_close(floor, guided * 1e6)
 
 

@@ -11,7 +11,7 @@ import openlance
 from openlance.checkpoint.formats import find, read_config
 from openlance.config.model import NO_QUIRKS, Quirks, nano
 from openlance.config.train import Stage
-from openlance.model.layers import frequencies
+from openlance.model.attention import frequencies
 from openlance.runtime.conversion import FORMS, gather, write
 from openlance.training.start import open_base
 

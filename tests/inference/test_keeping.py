@@ -11,7 +11,7 @@ from openlance.checkpoint.formats import find_model
 from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.flow import SOLVERS
-from openlance.inference.call import SCHEDULERS
+from openlance.inference.interfaces import SCHEDULERS
 from openlance.inference.lance_pipeline import LancePipeline
 
 
@@ -45,9 +45,9 @@ def test_what_was_saved_loads_as_it_was(checkpoint, picture, tmp_path, form):
         pipe.save_pretrained(tmp_path / "kept")
 
 
-def test_few_bits_are_saved_and_a_loaded_adapter_is_not(checkpoint, tmp_path):
+def test_quantized_weights_are_saved_and_a_loaded_adapter_is_not(checkpoint, tmp_path):
     pipe = checkpoint.load()
-    pipe.quantise("int8")
+    pipe.quantize("int8")
     few = latents(pipe)
     pipe.save_pretrained(tmp_path / "few")
     assert torch.allclose(latents(openlance.load(tmp_path / "few")), few, atol=1e-3)

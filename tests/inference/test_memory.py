@@ -35,8 +35,8 @@ def test_every_plan_gives_the_same_bits(checkpoint, usual, number):
         places = {p.data_ptr() for layer in lance.layers for p in getattr(layer, stream).parameters()}
         each = len(list(getattr(lance.layers[0], stream).parameters()))
         count = len(lance.layers)
-        assert len(places) == each * (min(SLOTS, count) if stream in PLANS[number].away else count)
-    assert ("vit" in pipe.parts._held) is not PLANS[number].guests_leave
+        assert len(places) == each * (min(SLOTS, count) if stream in PLANS[number].streamed else count)
+    assert ("vit" in pipe.parts._held) is not PLANS[number].offload_auxiliary
 
 
 def test_a_budget_takes_the_roomiest_plan_that_fits_and_says_so(checkpoint, usual, capsys):
@@ -46,7 +46,7 @@ def test_a_budget_takes_the_roomiest_plan_that_fits_and_says_so(checkpoint, usua
         pipe = load(checkpoint.folder, memory=budget)
         assert outputs(pipe) == usual
         assert capsys.readouterr().err.startswith("memory: ")
-    with pytest.raises(UserError, match=r"too little for this request: pass --memory \S+GB or more"):
+    with pytest.raises(UserError, match=r"too little for this request: use memory=\S+GB or more"):
         outputs(load(checkpoint.folder, memory=least // 2))
 
 
@@ -62,13 +62,13 @@ def test_the_published_model_fits_the_usual_cards():
     from openlance.runtime.offload import Work
 
     c = ModelConfig()
-    decoder, guests = sizes(c, ("und", "gen")), [668_684_288, 704_688_668]
+    decoder, auxiliary = sizes(c, ("und", "gen")), [668_684_288, 704_688_668]
     assert sum(decoder.values()) == 6_176_817_200
     work = Work(rows=2 * 48 * 48, pixels=768 * 768).bytes(c, itemsize=2)
-    found = plans(decoder, guests, layers=c.layers, work=work)
+    found = plans(decoder, auxiliary, layers=c.layers, work=work)
     for budget, streamed, leave in ((12e9, True, True), (15e9, False, True), (17e9, False, False)):
         plan = next(p for p in found if p.bytes <= budget)
-        assert bool(plan.away) is streamed and plan.guests_leave is leave
+        assert bool(plan.streamed) is streamed and plan.offload_auxiliary is leave
     assert next(p for p in found if p.bytes <= 12e9).bytes < 9e9
 
 
@@ -89,15 +89,15 @@ def test_a_budget_is_a_size(text, size):
 
 @pytest.mark.parametrize("text", ["12 apples", "-1GB", "0GB", "GB", ""])
 def test_a_budget_that_is_no_size_is_refused(text):
-    with pytest.raises(UserError, match="--memory"):
+    with pytest.raises(UserError, match="^memory=.*is not a size"):
         parse_memory(text)
 
 
-def test_every_decoder_that_is_read_is_in_few_bits(checkpoint, usual):
+def test_every_decoder_that_is_read_is_quantized(checkpoint, usual):
     """Also one that was put away and read again."""
     pipe = checkpoint.load()
-    pipe.parts._decide = lambda *request: PLANS[2]  # decoder and guests take turns
-    pipe.quantise("int8")
+    pipe.parts._decide = lambda *request: PLANS[2]  # decoder and auxiliary components are loaded in turn
+    pipe.quantize("int8")
     answers = [pipe.ask(SOURCE, "what?", max_new_tokens=3) for _ in range(2)]
     assert answers[0] == answers[1]
     assert pipe.lance("und").layers[0].und.up.weight.dtype == torch.int8

@@ -19,9 +19,9 @@ from openlance.data.columns import TYPES, Layout
 from openlance.data.front import Fit, Front
 from openlance.data.source import Row
 from openlance.inference.dialogue import Dialogue
+from openlance.inference.interfaces import Processor
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.methods import Methods
-from openlance.inference.processor import Processor
 from openlance.media import write_image
 from openlance.media.clip import Clip
 from openlance.media.write import write_media, write_video

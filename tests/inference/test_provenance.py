@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import openlance
-from openlance.checkpoint import fingerprint as f
 from openlance.checkpoint.formats import folder_of
+from openlance.checkpoint.tensors import fingerprint as f
 from openlance.cli.main import main
 from openlance.media import Clip, as_clip, read_provenance
 from openlance.sequence import tasks

@@ -54,14 +54,14 @@ def test_each_document_decides_by_its_own_velocity():
     """One branch whose velocity never changes is skipped while the other, which turns, runs."""
     ran = []
 
-    def model(documents, states, times):
+    def model(documents, x, times):
         ran.append(list(documents))
-        return [torch.ones(2, 3) if d == 0 else states[n] * (1 + len(ran)) for n, d in enumerate(documents)]
+        states = zip(documents, x.split(2))
+        return torch.cat([torch.ones(2, 3) if d == 0 else state * (1 + len(ran)) for d, state in states])
 
-    cache, x = StepCache(model, 0.05), torch.ones(2, 3)
+    cache, x = StepCache(model, [2], 0.05), torch.ones(4, 3)
     for step in range(5):
-        state = x - 0.1 * step
-        cache.velocities([0, 1], [state, state], [torch.ones(2)] * 2)
+        cache((0, 1), x - 0.1 * step, torch.ones(4))
     assert ran[:2] == [[0, 1], [0, 1]] and ran[2:] == [[1]] * 3
     assert (cache.passes, cache.reused) == (7, 3)
 

@@ -1,9 +1,12 @@
 """A file says how its picture was made, in every form that is written, and its pixels stay what they were."""
 
+import io
 import json
+import pickle
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -129,3 +132,35 @@ def test_metadata_of_others_are_not_ours(tmp_path):
     for path in (tmp_path / "a.txt", tmp_path / "none.png", tmp_path):
         with pytest.raises(UserError):
             read_provenance(path)
+
+
+def signed():
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3), dtype=np.uint8)
+    return Clip(pixels, made=MADE).images()[0]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif"])
+def test_what_pillow_saves_says_how_it_was_made(tmp_path, name):
+    image = signed()
+    image.save(tmp_path / name)
+    image.copy().save(str(tmp_path / f"copy_{name}"))
+    pickle.loads(pickle.dumps(image)).save(memory := io.BytesIO(), Image.registered_extensions()[Path(name).suffix])
+    found = [read_provenance(x) for x in (tmp_path / name, tmp_path / f"copy_{name}", memory.getvalue())]
+    assert found == [MADE] * 3
+
+
+def test_signed_images_are_pillows_own_in_all_else(tmp_path):
+    image, plain = signed(), Image.fromarray(np.asarray(signed()))
+    assert isinstance(image, Image.Image) and np.array_equal(np.asarray(image), np.asarray(plain))
+    own = PngInfo()
+    own.add_text("mine", "x")
+    image.save(tmp_path / "own.png", pnginfo=own)
+    assert Image.open(tmp_path / "own.png").info == {"mine": "x"}
+    for made in (image.resize((8, 8)), image.convert("L")):  # another image, of which only `info` knows
+        assert type(made) is Image.Image and as_clip(made).made == MADE
+        made.save(tmp_path / "other.png")
+        assert read_provenance(tmp_path / "other.png") is None
+    image.save(tmp_path / "a.bmp")
+    del image.info["openlance"]
+    image.save(tmp_path / "bare.png")
+    assert (tmp_path / "a.bmp").stat().st_size and read_provenance(tmp_path / "bare.png") is None

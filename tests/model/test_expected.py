@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openlance.config.model import ModelConfig
-from openlance.runtime.expected import expected
+from openlance.runtime.inspection import expected
 
 MANIFEST = json.loads((Path(__file__).parent / "manifest.json").read_text(encoding="utf-8"))
 NUMBERS = {"decoder": 6_176_817_200, "vit": 668_684_288, "vae": 704_688_668}

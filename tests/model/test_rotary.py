@@ -7,8 +7,9 @@ import torch
 
 from openlance.config.model import NO_QUIRKS, ModelConfig, Quirks
 from openlance.inference.visual import Denoiser, Sampling, branch_out
-from openlance.model import layers
-from openlance.model.layers import Expert, Wide, fuse, marker_rows, rotary_table, rotate
+from openlance.model import lance
+from openlance.model.attention import Wide, marker_rows, rotary_table, rotate
+from openlance.model.lance import Expert, compile_experts
 from openlance.sequence.segment import LATENTS, TEXT
 from openlance.training.objective import objective
 
@@ -117,7 +118,7 @@ def test_some_rows_are_as_if_all_were_and_the_others_as_if_none_were(dtype):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_fused_expert_takes_every_kind_of_rows():
     plain, fused = expert(torch.bfloat16), expert(torch.bfloat16)
-    fuse(fused, backend="eager")
+    compile_experts(fused, backend="eager")
     for count in (8, 24):
         x, cos, sin = rows(torch.bfloat16, count)
         for wide in (False, True, torch.tensor([1, 6])):
@@ -163,8 +164,8 @@ def test_marker_rows_of_a_layer_are_as_in_float32_also_in_pieces(tiny, monkeypat
     layout, patches = made.model.layout(packed.rows), made.media(packed)[0]
     clean = made.media(packed)[1]
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(layers, "PIECE", 1)
-    monkeypatch.setattr(layers, "CACHED", 16 * layer.mlp_width)  # pieces of 16 rows for each thread
+    monkeypatch.setattr(lance, "PIECE", 1)
+    monkeypatch.setattr(lance, "CACHED", 16 * layer.mlp_width)  # pieces of 16 rows for each thread
     with torch.no_grad():
         x = made.model.inputs(layout, patches, clean, torch.zeros(len(clean)))
         found = layer.project(x, layout.rotary)

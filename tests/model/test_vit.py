@@ -9,7 +9,7 @@ import torch
 from openlance.checkpoint.tensors import TensorSource
 from openlance.config.model import ViTConfig
 from openlance.errors import UserError
-from openlance.model.vit import ViT, normalise, to_patches
+from openlance.model.vit import ViT, normalize, to_patches
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
@@ -66,7 +66,7 @@ def test_pixels_of_the_cases_give_the_released_embeddings(released, path):
     if not media:
         pytest.skip("this task shows nothing to the vision tower")
     with torch.no_grad():
-        out = released[0]([normalise(pixels) for pixels in media])
+        out = released[0]([normalize(pixels) for pixels in media])
     torch.testing.assert_close(out, tensors["vit.embed"], rtol=0, atol=1e-5)
 
 

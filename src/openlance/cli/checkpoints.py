@@ -110,7 +110,7 @@ def show(report: Report) -> None:
     rows = [("part", "tensors", "parameters", "types", "on disk", "files")]
     for part in report.parts:
         names = ", ".join(Path(f).name for f in part.files[:2]) + " ..." * (len(part.files) > 2)
-        counts = f"{part.tensors}", f"{part.numbers / 1e6:,.1f} M", " ".join(part.dtypes) or "-"
+        counts = f"{part.tensors}", f"{part.parameters / 1e6:,.1f} M", " ".join(part.dtypes) or "-"
         rows.append((part.name, *counts, f"{part.bytes / 1e6:,.1f} MB", names))
     typer.echo("\n".join(options.columns(rows)))
     for part in report.parts:
@@ -143,7 +143,7 @@ def convert(
     from openlance.runtime.conversion import gather, write
 
     files, wanted = find_model(source, base=base), dtype_of(dtype)
-    write(output, gather(files, wanted, quantise=quantize, allow_pickle=allow_pickle), to, shards=shards)
+    write(output, gather(files, wanted, quantize=quantize, allow_pickle=allow_pickle), to, shards=shards)
     typer.echo(f"{output}\ntry: openlance inspect {output}")
 
 

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from openlance.checkpoint.fingerprint import fingerprint
-from openlance.checkpoint.tensors import NAMES, PIECE, TensorSource, listed_files, misfits
+from openlance.checkpoint.tensors import NAMES, PIECE, TensorSource, fingerprint, listed_files, misfits
 from openlance.config.versions import versions
 from openlance.inference.inputs import as_clip
 from openlance.inference.lance_pipeline import LancePipeline

@@ -18,26 +18,27 @@ import torch
 from torch import nn
 
 from openlance.errors import UserError
-from openlance.model.lance import Lance
-from openlance.model.layers import MOST_ROWS, Streams, fuse
+from openlance.model.lance import MOST_ROWS, Lance, Streams, compile_experts
 
 _TWINS: WeakKeyDictionary[Lance, Lance] = WeakKeyDictionary()
 
 
 def compiled(model: Lance, backend: str = "inductor") -> Lance:
-    """The same decoder with all weights shared and compiled experts; the given one stays as it is.
+    """Give the same decoder with all weights shared and compiled experts; the given one stays as it is.
 
     UserError where torch.compile would find no compiler for a CPU.
     """
     if model not in _TWINS:
-        if backend == "inductor" and model.device.type == "cpu" and not _has_compiler():
+        names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+        missing = not any(shutil.which(name) for name in names if name)
+        if backend == "inductor" and model.device.type == "cpu" and missing:
             raise UserError("torch.compile finds no C++ compiler: install g++ or clang++, or leave compile out")
         twin = _shallow(model)
         twin.layers = nn.ModuleList(_shallow(layer) for layer in model.layers)
         for layer in twin.layers:
             for stream in twin.norm:
                 expert = _shallow(getattr(layer, stream))
-                fuse(expert, backend)
+                compile_experts(expert, backend)
                 setattr(layer, stream, expert)
         _TWINS[model] = twin
     return _TWINS[model]
@@ -49,10 +50,11 @@ Record = Callable[[Callable[[], Streams]], tuple[Callable[[], None], Streams]]
 
 
 def can_record(model: Lance, rows: int) -> bool:
-    """A CUDA graph names places in memory: not where weights come and go (`runtime.offload.Visitors`). Nor does it pay
-    where kernels work longer than launching them takes, and it keeps the working memory of its pass."""
-    visited = any(layer._forward_pre_hooks for layer in model.layers)
-    return model.device.type == "cuda" and rows <= MOST_ROWS and not visited
+    """Tell whether a pass may become a CUDA graph, which names places in memory: not where weights are streamed
+    (`runtime.offload.Streamed`). Nor does it pay where kernels work longer than launching them takes, and it keeps the
+    working memory of its pass."""
+    streamed = any(layer._forward_pre_hooks for layer in model.layers)
+    return model.device.type == "cuda" and rows <= MOST_ROWS and not streamed
 
 
 def cuda_graph(run: Callable[[], Streams]) -> tuple[Callable[[], None], Streams]:
@@ -100,8 +102,3 @@ def _shallow(module):
     twin = copy.copy(module)
     vars(twin)["_modules"] = dict(module._modules)
     return twin
-
-
-def _has_compiler() -> bool:
-    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    return any(shutil.which(name) for name in names if name)

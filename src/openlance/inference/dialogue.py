@@ -1,8 +1,8 @@
-"""A dialogue with pictures: draw one, change it, ask about it, go back.
+"""A dialogue with images: draw one, change it, ask about it, go back.
 
 talk = Dialogue(openlance.load("nano"), seed=0)
-talk.say("draw a red circle")          # a new picture
-talk.say("make it blue")               # the picture changed
+talk.say("draw a red circle")          # a new image
+talk.say("make it blue")               # the image changed
 talk.say("what color is the circle?")  # an answer about it
 """
 
@@ -17,15 +17,15 @@ from openlance.config import values
 from openlance.config.sampling import Decoding, later_seed
 from openlance.errors import UserError
 from openlance.inference.enhance import Enhancer, rewriter
-from openlance.inference.inputs import MediaInput, a_function, as_clip, asked_size, check_texts, random_seed, seed_of
+from openlance.inference.inputs import a_function, asked_size, listed, question_about, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
-from openlance.inference.methods import question_about
 from openlance.inference.text import Answer, Shown
 from openlance.media.clip import Clip
+from openlance.media.inputs import MediaInput, as_clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments, prompt_in
 
-# The rule for free words, in this order; words without any of these change the picture that is there.
+# The rule for free words, in this order; words without any of these change the image that is there.
 NEW = re.compile(
     r"(?:please\s+)?(?:(?:draw|generate|create)\s+(?:me\s+)?|(?=(?:a|an|the)\s+(?:picture|image|photo)\s+of\b))",
     re.IGNORECASE,
@@ -41,8 +41,10 @@ QUESTION = re.compile(
 class Turn:
     """What was said and what came of it.
 
-    segments: the filled request, what later turns may look back at; empty for a picture that was brought along.
-    picture: what is on the table after this turn. answer: of a question; its `finish_reason` says whether it was cut.
+    Attributes:
+        segments: The filled request, what later turns may look back at; empty for media that were brought along.
+        picture: The image or video on the table after this turn.
+        answer: Of a question; its `finish_reason` says whether it was cut.
     """
 
     said: str
@@ -57,11 +59,16 @@ class Turn:
 
 
 class Dialogue:
-    """Turns with one model. A turn sees the picture on the table, and before it the last `history` turns as context;
-    by default as many as the checkpoint was trained with, often none.
+    """Turns with one model. A turn sees what is on the table, and before it the last turns as context.
 
-    seed: result number k is drawn with seed + k, so that the same words give the same dialogue. max_new_tokens: the
-    longest answer. negative_prompt, enhance: of everything that is drawn or changed. settings: fields of `Sampling`.
+    Args:
+        pipe: The model.
+        seed: Result number k is drawn with seed + k, so that the same words give the same dialogue.
+        history: How many turns are context; by default as many as the checkpoint was trained with, often none.
+        height: Of what is drawn anew, in pixels, as `width`.
+        max_new_tokens: The longest answer.
+        negative_prompt: Of everything that is drawn or changed, as `enhance`.
+        **settings: Fields of `Sampling`.
     """
 
     def __init__(
@@ -89,13 +96,13 @@ class Dialogue:
 
     @property
     def picture(self) -> Clip | None:
-        """What is on the table: the newest picture or clip, or None."""
+        """What is on the table: the newest image or clip, or None."""
         return self.turns[-1].picture if self.turns else None
 
     def say(self, text: str, stream: Callable[[str], None] | None = None) -> Turn:
-        """Free words. "draw ..." or "a picture of ..." draws anew, and so does anything while the table is empty; a
-        question mark or a leading question word asks; everything else edits."""
-        check_texts([text], "line", "draw a red circle")
+        """Take free words. "draw ..." or "a picture of ..." draws anew, and so does anything while the table is empty;
+        a question mark or a leading question word asks; everything else edits."""
+        listed(text, "line", "draw a red circle")
         new = NEW.match(text)
         if new is not None:
             return self.draw(text[new.end() :])
@@ -104,22 +111,22 @@ class Dialogue:
         return self.edit(text) if self.picture is not None else self.draw(text)
 
     def draw(self, prompt: str) -> Turn:
-        """A new picture."""
-        check_texts([prompt], "prompt", "a red circle")
+        """Draw a new image."""
+        listed(prompt, "prompt", "a red circle")
         task = tasks.the_task(tasks.text_to_visual, "image")
         return self._fill(prompt, self.pipe.front.request(task, prompt.strip(), asked=self.size))
 
     def edit(self, instruction: str) -> Turn:
-        """The picture or clip on the table, changed."""
+        """Change the image or video on the table."""
         clip = self._table()
-        check_texts([instruction], "instruction", "make the circle blue")
+        listed(instruction, "instruction", "make the circle blue")
         task = tasks.the_task(tasks.edit, tasks.kind_of(clip.frames))
         return self._fill(instruction, self.pipe.front.request(task, instruction.strip(), [clip]))
 
     def ask(self, question: str, stream: Callable[[str], None] | None = None) -> Turn:
-        """An answer about the picture or clip on the table; stream(piece) gets it as it comes."""
+        """Answer a question about the image or video on the table; stream(piece) gets it as it comes."""
         clip = self._table()
-        check_texts([question], "question", "what color is the circle?")
+        listed(question, "question", "what color is the circle?")
         a_function("stream", stream, 1, "print")
         turn = self.pipe.front.request(question_about([clip]), question.strip(), [clip])
         shown = Shown(self.pipe.tokenizer, stream or (lambda _: None))
@@ -127,9 +134,9 @@ class Dialogue:
         shown.up_to(answer)
         return self._keep(Turn(said=question, segments=_filled(turn, answer), picture=clip, answer=answer))
 
-    def show(self, medium: MediaInput) -> Turn:
-        """Put a picture or clip of one's own on the table."""
-        return self._keep(Turn(said="", segments=[], picture=as_clip(medium)))
+    def show(self, media: MediaInput) -> Turn:
+        """Put an image or video of one's own on the table."""
+        return self._keep(Turn(said="", segments=[], picture=as_clip(media)))
 
     def undo(self) -> Turn:
         """Take the last turn back; UserError if there is none."""

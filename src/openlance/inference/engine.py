@@ -1,4 +1,4 @@
-"""A checkpoint folder at work: its parts, read when first needed, and the filling of holes in lists of segments.
+"""A checkpoint folder at work: its components, read when first needed, and the filling of targets in lists of segments.
 
 What people call (`generate`, `edit`, `ask` ...) is one floor of this: `inference.lance_pipeline`.
 """
@@ -6,7 +6,7 @@ What people call (`generate`, `edit`, `ask` ...) is one floor of this: `inferenc
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from openlance.checkpoint.fingerprint import fingerprint
 from openlance.checkpoint.formats import Files, find
 from openlance.config.sampling import LARGEST_SIDE, Decoding, GenerationConfig, Sampling
 from openlance.config.values import brief, flag, whole
@@ -25,8 +24,8 @@ from openlance.data.front import Front
 from openlance.errors import UserError
 from openlance.inference.inputs import device_of, dtype_of, is_many, seed_of, seeds_in
 from openlance.inference.prefix import PrefixStore
-from openlance.inference.text import Answer, decode, stopping, up_to_stop
-from openlance.inference.visual import denoise
+from openlance.inference.text import Answer, OnToken, decode, stopping, up_to_stop
+from openlance.inference.visual import OnStep, denoise
 from openlance.media.clip import Clip
 from openlance.media.provenance import Provenance
 from openlance.media.transform import MediaTransform
@@ -44,17 +43,21 @@ from openlance.vae.tiling import Tiling, decode_tiled
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
 
-# Pixels of one frame of all results that the codec decodes together: many small pictures at once, large ones in turn.
+# Pixels of one frame of all results that the VAE decodes together: many small images at once, large ones in turn.
 DECODED = 1 << 18
+ROLES = tuple(role.name.lower() for role in Role)
+VERSION = versions("openlance").get("openlance", "")
+
+Seeds = Sequence[int | Generator]
 
 
 class Engine:
-    """Components are read when a task first needs them: a question reads neither the generation expert nor the VAE, a
-    picture no ViT.
+    """A checkpoint whose components are read when a task first needs them: a question reads neither the generation
+    expert nor the VAE, an image no ViT.
 
     An engine may be called from any number of threads. What a request needs travels with it, and what cannot run at
-    once (there is one device, and memory for one request's parts) waits in line, so that every result is that of the
-    same call alone.
+    once (there is one device, and memory for one request's components) waits in line, so that every result is that of
+    the same call alone.
     """
 
     def __init__(
@@ -68,39 +71,45 @@ class Engine:
         memory: str | int | None = None,
         metadata: bool = True,
     ) -> None:
-        """device: a GPU where there is one. dtype: float32, or bfloat16 for large models, as released; also by name.
-        memory: a budget such as "12GB", which is kept by moving parts in and out; "auto" or None: what is free.
-        metadata: whether results say how they were made (`media.provenance`)."""
+        """Open a checkpoint.
+
+        Args:
+            folder: Of any form.
+            tokenizer: Its folder, if it is another.
+            device: By default a GPU where there is one.
+            dtype: Also by name; by default float32, or bfloat16 for large models, as released.
+            allow_pickle: Whether weights may be read from pickles.
+            memory: A budget such as "12GB", which is kept by offloading; "auto" or None: what is free.
+            metadata: Whether results say how they were made (`media.provenance`).
+
+        Raises:
+            UserError: If the folder is no checkpoint, or an argument makes no sense.
+        """
         files = folder if isinstance(folder, Files) else find(folder)
         self.folder, self.config = files.root, files.config
         self.device = device_of(device)
         self.dtype = dtype_of(dtype) or usual_dtype(files)
+        budget, say = None if memory is None else parse_memory(memory), memory is not None
         self.parts = Components(
-            files,
-            device=self.device,
-            dtype=self.dtype,
-            allow_pickle=allow_pickle,
-            memory=None if memory is None else parse_memory(memory),
-            say=memory is not None,
+            files, device=self.device, dtype=self.dtype, allow_pickle=allow_pickle, memory=budget, say=say
         )
         self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
         self.defaults = GenerationConfig.read(files.tokenizer)
         for role in self.defaults.sampling_with:
-            if role.upper() not in Role.__members__:
+            if role.lower() not in ROLES:
                 raise UserError(f"sampling_with of {files.root} names the role {role!r}: use one of {', '.join(ROLES)}")
         self.media = MediaEncoder(self.parts.vit, self.parts.vae)
         self.prefixes = PrefixStore()  # give it a limit, and conditions of earlier calls need not run again
         self.metadata = flag("metadata", metadata)
-        self._hashes = dict[bool, str]()  # of the weights that draw pictures, and clips
-        self.processes = Distributed()  # that share every picture and clip
+        self.processes = Distributed()  # that share every image and video
         self.shared: Shared | None = None  # ... and how
         self.turn = threading.RLock()  # held by the request that runs
 
     # Components, each read when it is first needed.
 
     def lance(self, *streams: str, clips: bool = False) -> Lance:
-        """The decoder with at least these streams, for pictures or for clips."""
+        """Give the decoder with at least these streams, for images or for videos."""
         return self.parts.lance(*streams, clips=clips)
 
     def vit(self, clips: bool = False) -> ViT:
@@ -111,24 +120,23 @@ class Engine:
         """The VAE when it is called, and its settings: `vae.enable_tiling()`, `vae.disable_tiling()`."""
         return VAESettings(self)
 
-    @property
-    def tiling(self) -> Tiling | None:
-        """How the VAE cuts large pictures, if it does."""
-        return self.media.tiling
+    def quantize(self, kind: str = "int8") -> None:
+        """Quantize the experts' weights from now on, adapters merged.
 
-    @tiling.setter
-    def tiling(self, tiling: Tiling | None) -> None:
-        self.media.tiling = tiling
+        Args:
+            kind: "int8", "fp8" or "int4" (see `runtime.quantization`).
 
-    def quantise(self, kind: str = "int8") -> None:
-        """Hold the experts' weights in few bits from now on: int8, fp8 or int4 (see `runtime.quantization`), adapters
-        merged. UserError for an unknown kind."""
+        Raises:
+            UserError: If the kind is unknown.
+        """
         from openlance.runtime.quantization import recipe
 
         recipe(kind)
         with self.turn:
-            self.parts.few_bits = kind
+            self.parts.quantization = kind
             self.parts.leave("lance")
+
+    quantise = quantize  # its former name
 
     def enable_parallelism(self) -> None:
         """Draw together with the other processes of this torchrun, each of which has to make the same calls with the
@@ -146,8 +154,8 @@ class Engine:
         self.processes = Distributed()
 
     def move(self, device: torch.device | str | int | None = None, dtype: torch.dtype | str | None = None) -> None:
-        """From now on elsewhere or in another dtype; what was kept of earlier calls belongs to the old ones. UserError
-        if there is no such device here."""
+        """Go on elsewhere or in another dtype; what was kept of earlier calls belongs to the old ones. UserError if
+        there is no such device here."""
         device, dtype = self.device if device is None else device_of(device), dtype_of(dtype) or self.dtype
         with self.turn:
             self.device, self.dtype = device, dtype
@@ -156,8 +164,15 @@ class Engine:
             self.media.memory.clear()
 
     def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
-        """Add an adapter in PEFT's format to the decoder (see `runtime.lora`), at `weight` times its strength; several
-        add up. UserError if it is none; one that does not fit the decoder is noticed when that is first needed."""
+        """Add an adapter in PEFT's format to the decoder (see `runtime.lora`); several add up.
+
+        Args:
+            folder: Of the adapter.
+            weight: Factor of its strength.
+
+        Raises:
+            UserError: If it is none; one that does not fit the decoder is noticed when that is first needed.
+        """
         from openlance.runtime.lora import read_adapter
 
         adapter = read_adapter(folder, weight)
@@ -181,11 +196,12 @@ class Engine:
         return Front(transform=transform, style=d.style, num_frames=d.num_frames)
 
     def sampling(self, requests: Sequence[Segments] = (), **settings: Any) -> Sampling:
-        """How the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes nothing."""
+        """Give how the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes
+        nothing."""
         return self.defaults.sampling_for((s.role.name.lower() for r in requests for s in r), **settings)
 
     def negatives(self, texts: Any, count: int, each: int = 1) -> list[str]:
-        """What guidance leads away from in each of `each` results of so many prompts, empty where nobody says.
+        """Give what guidance leads away from in each of `each` results of so many prompts, empty where nobody says.
 
         Args:
             texts: A text for all, or one for each prompt; None is none.
@@ -206,7 +222,7 @@ class Engine:
         return [text for text in found for _ in range(each)]
 
     def encode(self, requests: Sequence[Segments]) -> list[Segments]:
-        """The same requests with their media in model space (see `runtime.media_encoder`)."""
+        """Give the same requests with their media in model space (see `runtime.media_encoder`)."""
         media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
         if all(s.value is None and s.given is None for s in media):
             return list(requests)  # drawn from words alone
@@ -219,9 +235,9 @@ class Engine:
 
     def _settle(self, requests: list[Segments], *streams: str, branches: int = 1) -> bool:
         """Settle where everything goes for these requests, each in so many guidance branches: their media are encoded
-        before the decoder comes, since the two need not be in memory together. Returns whether they are about clips."""
+        before the decoder comes, since the two need not be in memory together. Returns whether they are about videos.
+        """
         media = [s for r in requests for s in r if s.kind is not Kind.TEXT]
-        made = [s for s in media if s.kind is Kind.LATENTS and s.role is Role.TARGET]
         sizes = [(s, s.size) for s in media if s.size is not None]
         clips = any_video(requests)
         cut = {Kind.LATENTS: self.codec.latent_grid, Kind.PATCHES: self.codec.patch_grid}
@@ -232,43 +248,43 @@ class Engine:
         pixels = max(*frames, min(sum(frames), DECODED), 0) if frames else 0
         work = Work(rows=max(noisy, context), context=context, pixels=pixels, moving=clips)
         kinds = {s.kind for s in media}
-        guests = [name for kind, name in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds]
-        self.parts.prepare(*streams, guests=guests, clips=clips, work=work)
-        if made:
+        auxiliary = [name for kind, name in ((Kind.PATCHES, "vit"), (Kind.LATENTS, "vae")) if kind in kinds]
+        self.parts.prepare(*streams, auxiliary=auxiliary, clips=clips, work=work)
+        if any(s.kind is Kind.LATENTS and s.role is Role.TARGET for s in media):
             self.vae()  # says now, not after minutes, that it is missing or may not be read
         return clips
 
-    # Filling holes.
+    # Filling targets.
 
     def fill_latents(
-        self,
-        requests: list[Segments],
-        sampling: Sampling,
-        seeds: Sequence[int | torch.Generator],
-        on_step: Callable[[int, float, Tensor], None] | None = None,
-        after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
-        on_pass: Callable[[int], None] | None = None,
-        **more: Any,
+        self, requests: list[Segments], sampling: Sampling, seeds: Seeds, on_step: OnStep | None = None, **more: Any
     ) -> list[Tensor]:
-        """The visual target of each request, as latents (T, Y, X, C). The callbacks and `more` (noise, negatives,
-        stops) are those of `denoise`; with `noise` there need not be seeds."""
-        seeds = [seed if isinstance(seed, torch.Generator) else seed_of(seed) for seed in seeds]
+        """Fill the visual target of each request.
+
+        Args:
+            requests: Each ends with an empty visual target.
+            sampling: How.
+            seeds: Of the noise of each; none where `noise` is given.
+            on_step: See `denoise`.
+            **more: Further arguments of `denoise`: after_step, on_pass, noise, negatives, stops.
+
+        Returns:
+            Latents (T, Y, X, C) of each.
+        """
+        seeds = [seed if isinstance(seed, Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
             # What nobody chose has to be the same everywhere.
             if self.shared is not None and seeds and all(isinstance(s, int) for s in seeds):
                 seeds = self.processes.agreed(seeds)
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
-            return denoise(
-                self.lance("und", "gen", clips=clips), self.codec, encoded, sampling,
-                seeds=seeds, on_step=on_step, after_step=after_step, on_pass=on_pass,
-                store=self.prefixes, shared=self.shared, **more,
-            )  # fmt: skip
+            more |= {"seeds": seeds, "on_step": on_step, "store": self.prefixes, "shared": self.shared}
+            return denoise(self.lance("und", "gen", clips=clips), self.codec, encoded, sampling, **more)
 
     @torch.inference_mode()
     def decode_latents(self, latents: list[Tensor]) -> list[Clip]:
-        """(T, Y, X, C) each -> clips."""
-        stride = self.config.vae.stride
+        """Decode latents (T, Y, X, C) each."""
+        stride, tiling = self.config.vae.stride, self.media.tiling
         some = max(DECODED // (latents[0].shape[1] * latents[0].shape[2] * stride**2), 1) if latents else 1
         alike = len({z.shape for z in latents}) == 1
         runs = [torch.stack(latents[n : n + some]) for n in range(0, len(latents), some)] if alike else None
@@ -276,10 +292,8 @@ class Engine:
         with self.turn:
             for z in runs or [z[None] for z in latents]:
                 z = channels_first(z).to(self.device, self.dtype)
-                vae = self.vae()
-                steps = vae.decode_steps(z)
-                if self.tiling is not None:
-                    steps = decode_tiled(vae.decode_steps, z, stride, self.tiling)
+                decode_steps = self.vae().decode_steps
+                steps = decode_steps(z) if tiling is None else decode_tiled(decode_steps, z, stride, tiling)
                 # Frames leave the device as bytes as soon as they are there: what a long clip takes does not grow.
                 frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
                 clips += [Clip(pixels) for pixels in np.concatenate(frames, axis=1)]
@@ -287,94 +301,78 @@ class Engine:
         return clips
 
     def fill_visual(
-        self,
-        requests: list[Segments],
-        sampling: Sampling,
-        seeds: Sequence[int | torch.Generator],
-        on_step: Callable[[int, float, Tensor], None] | None = None,
-        **more: Any,
+        self, requests: list[Segments], sampling: Sampling, seeds: Seeds, on_step: OnStep | None = None, **more: Any
     ) -> list[Clip]:
-        """The visual target of each request; `more` as for `fill_latents`."""
+        """Fill the visual target of each request as `fill_latents` does, and decode it."""
         told = seeds_in(seeds)
         with self.turn:
             clips = self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step, **more))
             return self.signed(clips, requests, sampling, told, more.get("negatives", ()))
 
     def signed(
-        self,
-        clips: list[Clip],
-        requests: list[Segments],
-        sampling: Sampling,
-        seeds: Sequence[int | None] = (),
+        self, clips: list[Clip], requests: list[Segments], sampling: Sampling, seeds: Sequence[int | None] = (),
         negatives: Sequence[str] = (),
-    ) -> list[Clip]:
-        """Clips with a record of their making, unless `metadata` is off; arguments as they were denoised."""
+    ) -> list[Clip]:  # fmt: skip
+        """Give clips with a record of their making, unless `metadata` is off; arguments as they were denoised."""
         if not self.metadata:
             return clips
-        moving, files = any_video(requests), self.parts.files
-        if moving not in self._hashes:
-            try:
-                self._hashes[moving] = fingerprint(files.decoder(moving), files.vae)
-            except (OSError, UserError):  # gone or replaced since it was read: nobody can tell any more
-                self._hashes[moving] = ""
+        files, quantization = self.parts.files, self.parts.quantization
+        same: dict[str, Any] = {
+            "openlance": VERSION,
+            "model": files.repo or files.root.absolute().name,
+            "model_hash": self.parts.fingerprint(any_video(requests)),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "lora": tuple(adapter.name for adapter in self.parts.adapters),
+            "settings": asdict(sampling) | ({"quantization": quantization} if quantization else {}),
+        }
         signed = list[Clip]()
         for k, (clip, request) in enumerate(zip(clips, requests, strict=True)):
             task = task_of(request)
             made = Provenance(
-                openlance=versions("openlance").get("openlance", ""),
                 task=task.name if task is not None else "",
                 prompt=next((s.value for s in reversed(request) if s.role is Role.PROMPT), ""),
                 negative_prompt=negatives[k] if negatives else "",
                 seed=seeds[k] if seeds else None,
-                width=clip.width,
-                height=clip.height,
-                num_frames=clip.frames,
-                model=files.repo or files.root.absolute().name,
-                model_hash=self._hashes[moving],
-                dtype=str(self.dtype).removeprefix("torch."),
-                lora=tuple(adapter.name for adapter in self.parts.adapters),
-                settings=asdict(sampling) | ({"quantise": few} if (few := self.parts.few_bits) else {}),
-            )
+                width=clip.width, height=clip.height, num_frames=clip.frames, **same,
+            )  # fmt: skip
             signed.append(replace(clip, made=made))
         return signed
 
     def fill_ids(
-        self,
-        requests: list[Segments],
-        decoding: Decoding,
-        generator: torch.Generator | None = None,
-        on_token: Callable[[int, int], None] | None = None,
+        self, requests: list[Segments], d: Decoding, generator: Generator | None = None, on_token: OnToken | None = None
     ) -> list[list[int]]:
-        """The text target of each request, as token ids without the closing one."""
+        """Fill the text target of each request.
+
+        Args:
+            requests: Each ends with an empty text target.
+            d: How.
+            generator: For answers that are drawn.
+            on_token: See `text.decode`.
+
+        Returns:
+            Token ids of each without the closing one.
+        """
         drawn = any(s.kind is Kind.LATENTS for r in requests for s in r)
         streams = ("und", "gen") if drawn else ("und",)
         with self.turn:
             clips = self._settle(requests, *streams)
             encoded = self.encode(requests)
             ids, _ = decode(
-                self.lance(*streams, clips=clips), self.codec, encoded, decoding,
-                vocabulary=len(self.tokenizer), generator=generator, on_token=on_token, store=self.prefixes,
-                ended=stopping(self.tokenizer, decoding.stop),
+                self.lance(*streams, clips=clips), self.codec, encoded, d, vocabulary=len(self.tokenizer),
+                generator=generator, on_token=on_token, store=self.prefixes, ended=stopping(self.tokenizer, d.stop),
             )  # fmt: skip
         return ids
 
     def fill_text(
-        self,
-        requests: list[Segments],
-        decoding: Decoding,
-        generator: torch.Generator | None = None,
-        on_token: Callable[[int, int], None] | None = None,
+        self, requests: list[Segments], d: Decoding, generator: Generator | None = None, on_token: OnToken | None = None
     ) -> list[Answer]:
-        """The text target of each request."""
-        most, answers = decoding.max_new_tokens, []
-        for ids in self.fill_ids(requests, decoding, generator, on_token):
-            text, ended = up_to_stop(self.tokenizer.text(ids), decoding.stop)
+        """Fill the text target of each request as `fill_ids` does, with text."""
+        answers = []
+        for ids in self.fill_ids(requests, d, generator, on_token):
+            text, ended = up_to_stop(self.tokenizer.text(ids), d.stop)
             # One that was closed has room for the closing token.
-            answers.append(Answer(text.strip(), "length" if len(ids) >= most and not ended else "stop"))
+            answers.append(Answer(text.strip(), "length" if len(ids) >= d.max_new_tokens and not ended else "stop"))
         return answers
-
-
-ROLES = tuple(role.name.lower() for role in Role)
 
 
 class VAESettings:
@@ -387,10 +385,14 @@ class VAESettings:
         return self.engine.parts.vae()
 
     def enable_tiling(self, tile: int = Tiling.tile, overlap: int = Tiling.overlap) -> None:
-        """Decode and encode large pictures piece by piece; tile, overlap: latent cells."""
-        self.engine.tiling = Tiling(
-            tile=whole("tile", tile, 1, LARGEST_SIDE), overlap=whole("overlap", overlap, 0, LARGEST_SIDE)
-        )
+        """Decode and encode large images piece by piece.
+
+        Args:
+            tile: Side of a piece in latent cells, from 1 on.
+            overlap: Latent cells that neighbors share, from 0 on.
+        """
+        tile, overlap = whole("tile", tile, 1, LARGEST_SIDE), whole("overlap", overlap, 0, LARGEST_SIDE)
+        self.engine.media.tiling = Tiling(tile=tile, overlap=overlap)
 
     def disable_tiling(self) -> None:
-        self.engine.tiling = None
+        self.engine.media.tiling = None

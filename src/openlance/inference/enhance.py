@@ -4,7 +4,7 @@ server that speaks OpenAI's chat form.
 pipe("a red circle", enhance=True).revised_prompts
 pipe.generate("a red circle", enhance=Enhancer(url="http://localhost:8000/v1", model="Qwen/Qwen3-8B"))
 
-Both are a `Writer`: a text and pictures in, an answer out. What is asked and what becomes of the answer stands once, in
+Both are a `Writer`: a text and images in, an answer out. What is asked and what becomes of the answer stands once, in
 `rewriter`: the new prompt takes the place of the old one in a request, whoever put that together.
 """
 
@@ -62,7 +62,7 @@ QUOTED = re.compile(
 THOUGHT = "</think>"  # what a reasoning model says before this is not its answer
 INSTEAD = "choose another Enhancer(model=...), or draw the prompt as it is with enhance=None"
 
-# (a text, pictures it is about) -> the answer, and why it ended: "length" where it was cut.
+# (a text, images it is about) -> the answer, and why it ended: "length" where it was cut.
 Writer = Callable[[str, Sequence[Clip]], tuple[str, str]]
 
 
@@ -113,15 +113,11 @@ class Enhancer:
         except HTTPError as error:
             raise UserError(f"{address} refused with {error.code}{_why(error)}: {INSTEAD}") from None
         except (OSError, HTTPException) as error:
-            said = getattr(error, "reason", error)
-            raise UserError(
-                f"{address} does not answer ({said}): start it, or give another Enhancer(url=...)"
-            ) from None
+            said = f"{address} does not answer ({getattr(error, 'reason', error)})"
+            raise UserError(f"{said}: start it, or give another Enhancer(url=...)") from None
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-            said = f"{type(error).__name__}: {brief(str(error))}"
-            raise UserError(
-                f"{address} answers otherwise than OpenAI's chat ({said}): give another Enhancer(url=...)"
-            ) from None
+            said = f"{address} answers otherwise than OpenAI's chat ({type(error).__name__}: {brief(str(error))})"
+            raise UserError(f"{said}: give another Enhancer(url=...)") from None
 
 
 def _answer(found: Any) -> tuple[str, str]:
@@ -149,7 +145,7 @@ def data_url(picture: Clip) -> str:
 
 
 def own_side(engine: Engine) -> Writer:
-    """The checkpoint's own text side: the text is a question, about the pictures if there are any; greedy."""
+    """The checkpoint's own text side: the text is a question, about the images if there are any; greedy."""
 
     def write(text: str, pictures: Sequence[Clip]) -> tuple[str, str]:
         about = tasks.the_task(tasks.understand, "image")
@@ -163,7 +159,7 @@ def own_side(engine: Engine) -> Writer:
 def rewriter(engine: Engine, enhance: bool | str | Enhancer | None) -> Callable[[Segments], Segments] | None:
     """Find what rewrites the prompts of requests; None where nobody wants that.
 
-    A prompt is rewritten once however often it comes, with the first frame of each picture and clip that it is about.
+    A prompt is rewritten once however often it comes, with the first frame of each image and clip that it is about.
     What is drawn is said through the logger `openlance.inference.enhance`. A rewrite that lost a text in quotation
     marks is dropped, and the prompt stays as it was. With several processes the leading one's rewrite holds.
 
@@ -210,7 +206,7 @@ def _wanted(enhance: Any) -> bool:
 
 
 def shown_in(request: Segments) -> list[Clip]:
-    """The first frame of each picture and clip that a request reads, what the target begins with first."""
+    """The first frame of each image and clip that a request reads, what the target begins with first."""
     kept = [s for s in request if s.kind is Kind.LATENTS]
     return [Clip(clip.pixels[:1]) for clip in (*(s.given for s in kept), *(s.value for s in kept)) if clip is not None]
 

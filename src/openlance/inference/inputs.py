@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -14,15 +14,15 @@ from openlance.config.values import NUMBER_TYPES, brief, convert
 from openlance.data.front import Asked
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.media.inputs import MediaInput, as_clip, as_image
+from openlance.media.inputs import MediaInput, as_clip
+from openlance.sequence import tasks
 
 if TYPE_CHECKING:
     from openlance.inference.enhance import Enhancer
 
-__all__ = [
-    "MediaInput", "a_function", "as_clip", "as_image", "asked_size", "check_texts", "clips_of", "grouped", "is_many",
-    "listed", "paired", "random_seed", "seed_of", "starts", "videos_of", "whole",
-]  # fmt: skip
+# Where accelerate would put components on several devices, which is not needed here: the usual device, within `memory`.
+USUAL_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+NOTHING = "there is no picture or clip to go with the text: give at least one"
 
 
 class Settings(TypedDict, total=False):
@@ -71,80 +71,82 @@ def is_many(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-def videos_of(medium: Any) -> list[Clip]:
-    """One clip, or several: a list of pictures is the frames of one."""
-    if not is_many(medium):
-        return [as_clip(medium)]
-    clips = [as_clip(m) for m in medium]
-    return [as_clip(medium)] if all(clip.frames == 1 for clip in clips) else clips
+def clips_of(group: Any, read: Callable[[Any], Clip] = as_clip) -> list[Clip]:
+    """Read one image or video, or several that belong together. UserError if there is none."""
+    if is_many(group) and not group:
+        raise UserError(NOTHING)
+    return [read(item) for item in (group if is_many(group) else [group])]
+
+
+def videos_of(item: Any) -> list[Clip]:
+    """Read one video, or several: a list of images is the frames of one."""
+    if not is_many(item):
+        return [as_clip(item)]
+    clips = [as_clip(m) for m in item]
+    return [as_clip(item)] if all(clip.frames == 1 for clip in clips) else clips
 
 
 def paired(media: MediaInput | Sequence[MediaInput], texts: str | Sequence[str]) -> list[tuple[MediaInput, str]]:
-    """One medium per text; a single one of either goes with all of the other. UserError if the numbers differ.
+    """Pair each text with one image or video; a single one of either goes with all of the other.
 
-    Only a list is several media: a tuple may be one item."""
+    Only a list is several media: a tuple may be one item. UserError if the numbers differ.
+    """
     if isinstance(media, list) and not media:
         raise UserError(NOTHING)
     count = len(media) if isinstance(media, list) else len(texts) if is_many(texts) else 1
     found = media if isinstance(media, list) else [media] * count
-    said = list(texts) if is_many(texts) else [texts] * count
-    return list(zip(*_equally_many(found, said), strict=True))
+    return _equally_many(found, list(texts) if is_many(texts) else [texts] * count)
 
 
 def grouped(media: MediaInput | Sequence, texts: str | Sequence[str]) -> list[tuple[list[Clip], str]]:
-    """Several media per text: a list of them for one text, a list of such lists for a list of texts."""
+    """Pair each text with several media: a list of them for one text, a list of such lists for a list of texts."""
     groups = list(media) if is_many(texts) and isinstance(media, list) else [media]
-    found, said = _equally_many(groups, list(texts) if is_many(texts) else [texts])
-    return [(clips_of(g), text) for g, text in zip(found, said, strict=True)]
+    pairs = _equally_many(groups, list(texts) if is_many(texts) else [texts])
+    return [(clips_of(group), text) for group, text in pairs]
 
 
-NOTHING = "there is no picture or clip to go with the text: give at least one"
-
-
-def clips_of(group: Any, read: Callable[[Any], Clip] = as_clip) -> list[Clip]:
-    """One medium or several that belong together, each as a clip. UserError if there is none."""
-    if is_many(group) and not group:
-        raise UserError(NOTHING)
-    return [read(medium) for medium in (group if is_many(group) else [group])]
-
-
-def _equally_many(media: list, texts: list) -> tuple[list, list]:
+def _equally_many(media: list, texts: list) -> list[tuple[Any, Any]]:
     if len(media) != len(texts):
         raise UserError(f"{len(media)} images and {len(texts)} texts do not pair up: give as many of each")
-    return media, texts
+    return list(zip(media, texts, strict=True))
 
 
-def check_texts(texts: Sequence[str], name: str, example: str) -> None:
-    """UserError unless these are texts, at least one of them, and none is blank."""
-    if not texts:
+def listed(texts: Any, name: str, example: str) -> list[str]:
+    """Give a text or several as a list. UserError unless they are texts, at least one of them, and none is blank."""
+    found = list(texts) if is_many(texts) else [texts]
+    if not found:
         raise UserError(f"there is no {name}: give at least one, for example {example!r}")
-    for text in texts:
+    for text in found:
         if not isinstance(text, str):
             raise UserError(f"the {name} is {brief(text)}: expected a text, for example {example!r}")
         if not text.strip():
             raise UserError(f"the {name} is empty: write one, for example {example!r}")
-
-
-def listed(texts: Any, name: str, example: str) -> list[str]:
-    """A text or several as a list, checked as `check_texts` does."""
-    found = list(texts) if is_many(texts) else [texts]
-    check_texts(found, name, example)
     return found
 
 
-def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int | None:
-    """A whole number of any type that means one; None stays. UserError for anything else, or one out of range."""
-    return None if value is None else values.whole(name, value, least, most)
+def questions(texts: Any) -> list[str]:
+    """Give a question or several as a list. UserError unless they are texts, which may be empty."""
+    found = list(texts) if is_many(texts) else [texts]
+    wrong = [text for text in found if not isinstance(text, str)]
+    if wrong or not found:
+        raise UserError(f"the question is {brief(wrong[0] if wrong else texts)}: expected a text, or several")
+    return found
+
+
+def question_about(clips: Sequence[Clip]) -> tasks.TaskSpec:
+    """Give the task of a question, by whether one of its media moves."""
+    return tasks.the_task(tasks.understand, tasks.kind_of(max(clip.frames for clip in clips)))
 
 
 def asked_size(num_frames: Any, height: Any, width: Any) -> Asked:
-    """Frames, height and width that are asked for, None where nobody says. UserError for what is no such number."""
-    sides = whole("height", height, 1, LARGEST_SIDE), whole("width", width, 1, LARGEST_SIDE)
-    return whole("num_frames", num_frames, 1, LONGEST), *sides
+    """Give the frames, height and width that are asked for, None where nobody says. UserError for what is none."""
+    said = (("num_frames", num_frames, LONGEST), ("height", height, LARGEST_SIDE), ("width", width, LARGEST_SIDE))
+    frames, rows, columns = (None if v is None else values.whole(name, v, 1, most) for name, v, most in said)
+    return frames, rows, columns
 
 
 def a_function(name: str, value: Any, arguments: int, example: str) -> None:
-    """UserError unless a value can be called with so many arguments; None (left out) is fine."""
+    """Raise a UserError unless a value can be called with so many arguments; None (left out) is fine."""
     if value is None:
         return
     try:
@@ -158,18 +160,18 @@ def a_function(name: str, value: Any, arguments: int, example: str) -> None:
 
 
 def seed_of(value: Any) -> int:
-    """A seed in any form that has one meaning: a whole number of any type, or its digits; -1 draws one.
+    """Read a seed in any form that has one meaning: a whole number of any type, or its digits; -1 draws one.
 
     Raises:
         UserError: For anything else, or a number outside of -1 to 2**64 - 1.
     """
-    expected = "expected a whole number from -1 (random) to 2**64 - 1"
     try:
         seed = convert(int, value, "seed")
+        if not -1 <= seed <= LARGEST_SEED:
+            raise ValueError("out of range")
     except ValueError:
-        raise UserError(f"seed is {brief(value)}: {expected}") from None
-    if not -1 <= seed <= LARGEST_SEED:
-        raise UserError(f"seed is {brief(value)}: {expected}")
+        said = "expected a whole number from -1 (random) to 2**64 - 1"
+        raise UserError(f"seed is {brief(value)}: {said}") from None
     return random_seed() if seed == -1 else seed
 
 
@@ -178,8 +180,16 @@ def random_seed() -> int:
 
 
 def starts(seed: Any, generator: Any, count: int) -> list[int | torch.Generator]:
-    """Where the noise of each of so many results comes from: seed, seed + 1 ..., one generator for all in turn, or one
-    generator each. UserError for anything else."""
+    """Give what the noise of each of so many results is drawn from: seed, seed + 1 ..., or a generator.
+
+    Args:
+        seed: None is a random one.
+        generator: One for all in turn, or one each; None draws from seeds.
+        count: Results.
+
+    Raises:
+        UserError: For anything else, and for both a seed and a generator.
+    """
     if generator is None:
         first = random_seed() if seed is None else seed_of(seed)
         return [later_seed(first, k) for k in range(count)]
@@ -187,16 +197,14 @@ def starts(seed: Any, generator: Any, count: int) -> list[int | torch.Generator]
     if seed is not None:
         raise UserError("there are a seed and a generator: give only one of them")
     if not all(isinstance(g, torch.Generator) for g in found):
-        raise UserError(
-            f"generator is {brief(generator)}: expected a torch.Generator, or a list with one for each result"
-        )
+        raise UserError(f"generator is {brief(generator)}: expected a torch.Generator, or a list with one for each")
     if len(found) != count:
         raise UserError(f"there are {len(found)} generators for {count} results: give one, or one each")
     return found
 
 
 def seeds_in(starts: Sequence[int | torch.Generator]) -> list[int | None]:
-    """What stands for each of these in a record: a seed, also that of a generator from which nothing was drawn yet."""
+    """Give the seed of each of these for a record, also of a generator from which nothing was drawn yet; else None."""
     found, used = list[int | None](), list[torch.Generator]()
     for start in starts:
         if isinstance(start, torch.Generator):
@@ -209,8 +217,20 @@ def seeds_in(starts: Sequence[int | torch.Generator]) -> list[int | None]:
     return found
 
 
+def device_in(device_map: Any) -> Any:
+    """Give the device that a map of accelerate names, None for the usual one. UserError for a map over several."""
+    if isinstance(device_map, str) and device_map in USUAL_MAPS:
+        return None
+    if not isinstance(device_map, Mapping):
+        return device_map
+    places = list({str(place): place for place in device_map.values()}.values())
+    if len(places) != 1:
+        raise UserError(f"device_map is {brief(device_map)}: a model here is on one device, so name one")
+    return places[0]
+
+
 def device_of(name: torch.device | str | int | None) -> torch.device:
-    """A device by its name, by default a GPU where there is one. UserError if it does not exist here."""
+    """Give a device by its name, by default a GPU where there is one. UserError if it does not exist here."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -218,7 +238,7 @@ def device_of(name: torch.device | str | int | None) -> torch.device:
             raise TypeError("expected a name such as cpu or cuda")
         device = torch.device(name)
         if device.type == "meta":
-            raise TypeError("it holds no numbers")
+            raise TypeError("it holds no values")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError, AttributeError, TypeError, ValueError) as error:
         said = str(error).partition("\n")[0][:120] or type(error).__name__
@@ -227,7 +247,7 @@ def device_of(name: torch.device | str | int | None) -> torch.device:
 
 
 def dtype_of(value: Any) -> torch.dtype | None:
-    """A type of number by its name, or of torch or numpy; None for None and "auto", which are the model's own.
+    """Give a dtype by its name, or of torch or numpy; None for None and "auto", which are the model's own.
 
     Raises:
         UserError: If it is none in which a model computes.
@@ -237,5 +257,5 @@ def dtype_of(value: Any) -> torch.dtype | None:
     name = value if isinstance(value, (str, torch.dtype)) else getattr(value, "__name__", getattr(value, "name", None))
     short = str(name).removeprefix("torch.")
     if name is None or short not in NUMBER_TYPES:
-        raise UserError(f"{brief(value)} is no type of number to compute in: use float32, bfloat16 or float16")
+        raise UserError(f"{brief(value)} is no dtype to compute in: use float32, bfloat16 or float16")
     return getattr(torch, NUMBER_TYPES[short])

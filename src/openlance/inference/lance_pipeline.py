@@ -1,4 +1,4 @@
-"""Everything that a checkpoint does: openlance's own methods, and the manners of diffusers and transformers.
+"""Everything that a checkpoint does: openlance's own methods, and the interfaces of diffusers and transformers.
 
 pipe = openlance.load("nano")  # or LancePipeline.from_pretrained("nano"), which is the same
 pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
@@ -25,23 +25,10 @@ from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS
 from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
-from openlance.inference.call import (
-    OUTPUT,
-    RUN,
-    TENSORS,
-    Given,
-    LanceOutput,
-    Run,
-    Scheduler,
-    check_output,
-    check_tensors,
-    solver_settings,
-    starting_noise,
-    step_end,
-)  # fmt: skip
-from openlance.inference.inputs import MediaInput, Settings, a_function, asked_size, is_many, listed, seeds_in, starts
+from openlance.inference import interfaces
+from openlance.inference.inputs import Settings, a_function, asked_size, is_many, listed, seeds_in, starts
 from openlance.inference.methods import Methods
-from openlance.inference.processor import Processor
+from openlance.media.inputs import MediaInput
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
 from openlance.sequence.segment import prompt_in
@@ -63,8 +50,15 @@ class LancePipeline(Methods):
     _bar: Mapping[str, Any] = {"disable": True}  # of calls, as tqdm takes it
 
     def save_pretrained(self, folder: str | Path, *, form: str = "openlance") -> None:
-        """Write the checkpoint into a new folder, from which `from_pretrained` reads the same, few bits included. form:
-        "openlance", "released" or "diffusers". UserError if an adapter is loaded, or the folder is there already."""
+        """Write the checkpoint into a new folder, from which `from_pretrained` reads the same, quantization included.
+
+        Args:
+            folder: New or empty.
+            form: "openlance", "released" or "diffusers".
+
+        Raises:
+            UserError: If an adapter is loaded, or the folder is there already.
+        """
         from openlance.runtime.conversion import gather, write
 
         out = values.path_of("the folder", folder)
@@ -72,36 +66,41 @@ class LancePipeline(Methods):
             if self.parts.adapters:
                 raise UserError("an adapter is loaded, which is a folder of its own: call unload_lora_weights() first")
             files, leave = self.parts.fetched(), self.parts.allow_pickle
-            found = gather(files, quantise=self.parts.few_bits, allow_pickle=leave)
+            found = gather(files, quantize=self.parts.quantization, allow_pickle=leave)
             write(out, found, form, show=not self._bar["disable"])
 
     @property
     def components(self) -> dict[str, Any]:
-        """The parts by name, for which all of them are read: transformer, vae, vision_tower, tokenizer, processor and
-        scheduler."""
+        """The components by name, for which all of them are read: transformer, vae, vision_tower, tokenizer, processor
+        and scheduler."""
         with self.turn:
             parts = {"transformer": self.lance("und", "gen"), "vision_tower": self.vit(), "vae": self.vae()}
             return parts | {"tokenizer": self.tokenizer, "processor": self.processor, "scheduler": self.scheduler}
 
     @property
-    def scheduler(self) -> Scheduler:
+    def scheduler(self) -> interfaces.Scheduler:
         """How this pipeline denoises where a call does not say. Set it to a name, ours or diffusers', or to a scheduler
         of diffusers: `pipe.scheduler = "UniPCMultistepScheduler"`."""
-        return Scheduler(self.defaults.sampling.solver, self.defaults.sampling.shift)
+        return interfaces.Scheduler(self.defaults.sampling.solver, self.defaults.sampling.shift)
 
     @scheduler.setter
     def scheduler(self, value: Any) -> None:
-        self.defaults = self.defaults.denoising(**solver_settings(value))
+        self.defaults = self.defaults.denoising(**interfaces.solver_settings(value))
 
     def set_progress_bar_config(self, *, disable: bool = False, **config: Any) -> None:
-        """Whether calls show a bar, which they do not at first; config: further options of tqdm."""
+        """Choose whether calls show a bar, which they do not at first.
+
+        Args:
+            disable: Whether they do not.
+            **config: Further options of tqdm.
+        """
         values.no_others(config, TQDM)
         self._bar = {"disable": values.flag("disable", disable)} | config
 
     @property
-    def processor(self) -> Processor:
+    def processor(self) -> interfaces.Processor:
         """transformers' processor: questions and media in, the inputs of `generate` out, and ids back to text."""
-        return Processor(self)
+        return interfaces.Processor(self)
 
     # Where things are and how much memory they take.
 
@@ -111,7 +110,7 @@ class LancePipeline(Methods):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> LancePipeline:
-        """Another device or dtype, or both; parts that were read are read again there. UserError if there is none."""
+        """Go on with another device or dtype, or both. UserError if there is none."""
         for place in where:
             if place is None or isinstance(place, torch.dtype) or (isinstance(place, str) and place in NUMBER_TYPES):
                 dtype = place if dtype is None else dtype
@@ -127,11 +126,17 @@ class LancePipeline(Methods):
         gpu_id: int | None = None,
         device: torch.device | str | int | None = None,
     ) -> None:
-        """Keep on the device only the part that works; memory: a budget such as "12GB", which may put more away."""
+        """Keep on the device only the component that works.
+
+        Args:
+            memory: A budget such as "12GB" instead, which offloads as much as it takes.
+            gpu_id: Go on with this GPU.
+            device: Likewise.
+        """
         budget = parse_memory(memory)
         if gpu_id is not None or device is not None:
             self.move(device if gpu_id is None else gpu_id)
-        self.parts.take_turns = memory is None
+        self.parts.offload = memory is None
         if memory is not None:
             self.parts.memory = budget
         self.parts.move()
@@ -157,15 +162,17 @@ class LancePipeline(Methods):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
+        callback_on_step_end_tensor_inputs: Sequence[str] = interfaces.TENSORS,
         subject: MediaInput | Sequence[MediaInput] | None = None,
         enhance: bool | str | Enhancer | None = None,
         **settings: Unpack[Settings],
-    ) -> LanceOutput:
-        """Draw, animate or change. What is given decides: nothing but words, an `image` to edit (or to begin a clip of
-        `num_frames` with, and with a `last_image` to end it on), a `video` to edit (also as a list of its frames), or a
-        `subject` to place in a new scene; with `num_frames` above 1 a clip. Lists pair up with a list of prompts, and
-        so do the batches that output_type "np" and "pt" give.
+    ) -> interfaces.LanceOutput:
+        """Draw, animate or change.
+
+        What is given decides: nothing but words, an `image` to edit (or to begin a video of `num_frames` with, and with
+        a `last_image` to end it on), a `video` to edit (also as a list of its frames), or a `subject` to place in a new
+        scene; with `num_frames` above 1 a video. Lists pair up with a list of prompts, and so do the batches that
+        output_type "np" and "pt" give.
 
         Args:
             negative_prompt: What guidance leads away from, in the place of no words at all.
@@ -183,15 +190,15 @@ class LancePipeline(Methods):
         from tqdm import tqdm
 
         a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
-        seen = check_tensors(callback_on_step_end_tensor_inputs)
+        seen = interfaces.check_tensors(callback_on_step_end_tensor_inputs)
         named = values.flag("return_dict", return_dict)
         texts = listed(prompt, "prompt", "a red circle")
         asked = asked_size(num_frames, height, width)
         count = values.whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_RESULTS)
         media = {"image": image, "video": video, "subject": subject, "last_image": last_image}
-        given = Given.of(texts, is_many(prompt), **media)
+        given = interfaces.Given.of(texts, is_many(prompt), media)
         spec = given.task(tasks.kind_of(asked[0] or 1))
-        each = [pair for pair in zip(given.texts, given.media(), strict=True) for _ in range(count)]
+        each = [pair for pair in zip(given.texts, given.clips(), strict=True) for _ in range(count)]
         requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
         negatives = self.negatives(negative_prompt, len(given.texts), count)
         sampling = self.sampling(
@@ -199,34 +206,32 @@ class LancePipeline(Methods):
             image_guidance_scale=image_guidance_scale, **settings,
         )  # fmt: skip
         grids = [self.codec.latent_grid(r[-1].size) for r in requests]  # type: ignore[arg-type]
-        check_output(output_type, grids)
-        noise = None if latents is None else starting_noise(latents, grids, self.config.latent_channels)
-        after = None if callback_on_step_end is None else step_end(callback_on_step_end, self, seen, grids)
+        interfaces.check_output(output_type, grids)
+        noise = None if latents is None else interfaces.starting_noise(latents, grids, self.config.latent_channels)
+        after = None if callback_on_step_end is None else interfaces.step_end(callback_on_step_end, self, seen, grids)
         requests = self._rewritten(requests, enhance)
         revised = [prompt_in(request) for request in requests[::count]] if enhance else None
-        with self.turn, Run() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
+        with self.turn, interfaces.running() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
-            told = seeds_in(seeds)
-            made = self.fill_latents(
-                requests, sampling, seeds, lambda *_: bar.update(), after, noise=noise, stops=lambda: run.stopped,
-                negatives=negatives,
-            )  # fmt: skip
+            told, more = seeds_in(seeds), {"noise": noise, "stops": lambda: run.stopped, "negatives": negatives}
+            made = self.fill_latents(requests, sampling, seeds, lambda *_: bar.update(), after_step=after, **more)
             value: Any = torch.stack([channels_first(z) for z in made]) if output_type == "latent" else None
             if value is None:
                 clips = self.signed(self.decode_latents(made), requests, sampling, told, negatives)
-                value = OUTPUT[output_type](clips, spec.makes)
-        output = LanceOutput(**{"images" if spec.makes == "image" else "frames": value}, revised_prompts=revised)
+                value = interfaces.output(clips, output_type, spec.makes)
+        kind = "images" if spec.makes == "image" else "frames"
+        output = interfaces.LanceOutput(**{kind: value}, revised_prompts=revised)
         return output if named else output.to_tuple()  # type: ignore[return-value]
 
     @property
     def interrupt(self) -> bool:
         """Whether the call that this thread makes is to end after the step that runs; a callback sets it."""
-        run = RUN.get()
+        run = interfaces.RUN.get()
         return run is not None and run.stopped
 
     @interrupt.setter
     def interrupt(self, value: bool) -> None:
-        run = RUN.get()
+        run = interfaces.RUN.get()
         if run is None:
             raise UserError("no call is running that could be interrupted: set interrupt inside callback_on_step_end")
         run.stopped = values.flag("interrupt", value)

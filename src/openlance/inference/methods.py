@@ -1,4 +1,4 @@
-"""One method per thing that people want, a list in and a list out; `lance_pipeline` adds the manners of others.
+"""One method per thing that people want, a list in and a list out; `lance_pipeline` adds other libraries' interfaces.
 
 pipe = openlance.load("nano")
 pipe.generate("a red circle left of a blue square", seed=7)[0].save("out.png")
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby, islice, zip_longest
 from typing import TYPE_CHECKING, Any, overload
 
@@ -21,24 +22,12 @@ from openlance.checkpoint.formats import Hub
 from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS, Decoding, Sampling
 from openlance.errors import UserError
+from openlance.inference import inputs
 from openlance.inference.engine import Engine
-from openlance.inference.inputs import (
-    How,
-    MediaInput,
-    Words,
-    a_function,
-    as_image,
-    asked_size,
-    clips_of,
-    grouped,
-    is_many,
-    listed,
-    paired,
-    seed_of,
-    starts,
-)
+from openlance.inference.inputs import How, Words, asked_size, is_many, listed, paired, question_about
 from openlance.inference.text import Answer, AnswerInfo, Shown
 from openlance.media.clip import Clip
+from openlance.media.inputs import MediaInput, as_image
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments, any_video
 
@@ -53,10 +42,7 @@ class Methods(Engine):
     """A checkpoint folder with everything that it can do.
 
     A list gives a list: result k of a list has the seed `seed + k` and equals that of the same call for item k alone
-    with that seed. All methods that draw take `**how`: `seed` (random if left out, or -1), `generator` (one for all, or
-    one each), `progress` (a bar), `negative_prompt` (what guidance leads away from, one or one each), `enhance` (who
-    rewrites the prompts first, see `enhance.rewriter`), and the fields of `Sampling`, such as `num_inference_steps` and
-    `guidance_scale`; None means the checkpoint's own. Bad input is a UserError of one sentence.
+    with that seed. All methods that draw take `**how`, see `inputs.How`. Bad input is a UserError of one sentence.
     """
 
     @classmethod
@@ -75,7 +61,7 @@ class Methods(Engine):
         base: str | Path | None = None,
         **options: Any,
     ) -> Self:
-        """A shipped model, a folder of any form, or owner/name on the hub.
+        """Load a shipped model, a folder of any form, or owner/name on the hub.
 
         Args:
             model: "nano", a folder, or a repository.
@@ -83,7 +69,7 @@ class Methods(Engine):
             device_map: A device, or "auto", the usual one; also `device`.
             revision: Of a repository a branch, tag or commit, with `cache_dir`, `local_files_only` and `token`.
             subfolder: Where the model is in its folder or repository.
-            variant: There are none: weights have one form, and `torch_dtype` says in which numbers they are used.
+            variant: There are none: weights have one form, and `torch_dtype` says in which dtype they are used.
             base: A folder with what `model` lacks, such as the VAE of a trainer's output.
             **options: Of `Engine`: tokenizer, device, dtype, allow_pickle, memory.
 
@@ -99,9 +85,7 @@ class Methods(Engine):
         if torch_dtype is not None:
             options["dtype"] = torch_dtype
         if device_map is not None:
-            from openlance.inference.call import device_in
-
-            options["device"] = device_in(device_map)
+            options["device"] = inputs.device_in(device_map)
         hub = Hub(
             revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, subfolder=subfolder
         )
@@ -132,17 +116,17 @@ class Methods(Engine):
         input_ids: Tensor | None = None,
         **how: Any,
     ) -> list[Image] | Tensor:
-        """Draw pictures, or answer as transformers' `generate` does.
+        """Draw images, or answer as transformers' `generate` does.
 
         Args:
             prompt: One or several.
             height: In pixels, a multiple of the VAE's stride, as `width`.
             num_images: How many of each prompt; they come prompt after prompt.
             requests: With `input_ids` what `processor` gave: `generate(**processor(text=..., images=...))`.
-            **how: See `How`; of answers, see `processor.answer_ids`.
+            **how: See `How`; of answers, see `interfaces.answer_ids`.
 
         Returns:
-            Pictures; or the (B, L + new) token ids of answers.
+            Images; or the (B, L + new) token ids of answers.
 
         Raises:
             UserError: On bad input.
@@ -150,10 +134,10 @@ class Methods(Engine):
         if requests is not None or input_ids is not None:
             if prompt is not None:
                 raise UserError("a prompt draws pictures and a processor's inputs give token ids: give one of the two")
-            from openlance.inference.processor import answer_ids
+            from openlance.inference.interfaces import answer_ids
 
-            said = {"height": height, "width": width}
-            return answer_ids(self, requests, input_ids, **{k: v for k, v in said.items() if v is not None}, **how)  # type: ignore[arg-type]
+            more = {k: v for k, v in {"height": height, "width": width}.items() if v is not None}
+            return answer_ids(self, requests, input_ids, **more, **how)  # type: ignore[arg-type]
         count = values.whole("num_images", num_images, 1, MOST_RESULTS)
         texts = listed(prompt, "prompt", "a red circle")
         wanted = [text for text in texts for _ in range(count)]
@@ -172,10 +156,16 @@ class Methods(Engine):
         width: int | None = None,
         **how: Unpack[How],
     ) -> list[Clip]:
-        """Clips for one prompt or several. num_frames: 1 + k times the codec's temporal stride. how: see `Methods`."""
+        """Draw videos.
+
+        Args:
+            prompt: One or several.
+            num_frames: 1 + k times the VAE's temporal stride.
+            height: In pixels, a multiple of the VAE's stride, as `width`.
+            **how: See `inputs.How`.
+        """
         asked = asked_size(num_frames, height, width)
-        template = tasks.text_to_visual
-        task = tasks.the_task(template, "image" if asked[0] == 1 else "video")
+        task = tasks.the_task(tasks.text_to_visual, "image" if asked[0] == 1 else "video")
         texts = listed(prompt, "prompt", "a red circle moves left")
         return self._draw([self.front.request(task, text, asked=asked) for text in texts], **how)
 
@@ -190,17 +180,23 @@ class Methods(Engine):
         width: int | None = None,
         **how: Unpack[How],
     ) -> list[Clip]:
-        """Clips that begin with given pictures and, with `last`, end on others; they have the size of the first.
+        """Draw videos that begin with given images; they have the size of the first.
 
-        height, width: resize the pictures first. how: see `Methods`.
+        Args:
+            image: One or several.
+            prompt: What happens; one or several.
+            last: What they end on; one or several.
+            num_frames: 1 + k times the VAE's temporal stride.
+            height: With `width`, resize the images first.
+            **how: See `inputs.How`.
         """
         pairs = paired(image, prompt)
         texts = listed([text for _, text in pairs], "prompt", "the circle moves left")
         ends = [end for end, _ in paired(last, texts)]
         asked = asked_size(num_frames, height, width)
         requests = list[Segments]()
-        for (medium, text), ending in zip(pairs, ends, strict=True):
-            given = [as_image(medium), *([] if ending is None else [as_image(ending)])]
+        for (first, text), ending in zip(pairs, ends, strict=True):
+            given = [as_image(first), *([] if ending is None else [as_image(ending)])]
             template = tasks.image_to_video if ending is None else tasks.first_and_last
             requests.append(self.front.request(tasks.the_task(template, "video"), text, given, asked=asked))
         return self._draw(requests, **how)
@@ -208,16 +204,21 @@ class Methods(Engine):
     def edit(
         self, source: MediaInput | Sequence[MediaInput], instruction: str | Sequence[str], **how: Unpack[How]
     ) -> list[Image] | list[Clip]:
-        """Pictures or clips changed as told, each of the size and length of its source, rounded to the strides.
+        """Change images or videos as told, each of the size and length of its source, rounded to the strides.
 
-        A video (by content) gives a Clip, a picture an Image. A tuple of media is several sources of one edit, of which
-        the last gives the size. how: see `Methods`.
+        Args:
+            source: One or several; a tuple is several sources of one edit, of which the last gives the size.
+            instruction: One or several.
+            **how: See `inputs.How`.
+
+        Returns:
+            A Clip of a video (told by content), an Image of an image.
         """
         pairs = paired(source, instruction)
         listed([text for _, text in pairs], "instruction", "make the circle blue")
         requests = list[Segments]()
         for media, text in pairs:
-            clips = clips_of(media)
+            clips = inputs.clips_of(media)
             task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
             requests.append(self.front.request(task, text, clips))
         made = self._draw(requests, **how)
@@ -233,14 +234,19 @@ class Methods(Engine):
         width: int | None = None,
         **how: Unpack[How],
     ) -> list[Image] | list[Clip]:
-        """The given subjects in a new scene: a picture, or a clip of `num_frames`.
+        """Place the given subjects in a new scene: an image, or a video of `num_frames`.
 
-        images: the subjects of one prompt, or a list with those of each prompt. how: see `Methods`.
+        Args:
+            images: The subjects of one prompt, or a list with those of each prompt.
+            prompt: One or several.
+            num_frames: 1, or 1 + k times the VAE's temporal stride.
+            height: In pixels, a multiple of the VAE's stride, as `width`.
+            **how: See `inputs.How`.
         """
         asked = asked_size(values.whole("num_frames", num_frames), height, width)
         task = tasks.the_task(tasks.subject_driven, tasks.kind_of(asked[0] or 1))
         listed(prompt, "prompt", "the circle on a white background")
-        groups = grouped(images, prompt)
+        groups = inputs.grouped(images, prompt)
         made = self._draw([self.front.request(task, text, clips, asked=asked) for clips, text in groups], **how)
         return made if task.makes != "image" else [clip.images()[0] for clip in made]
 
@@ -254,7 +260,7 @@ class Methods(Engine):
         return_info: bool = False,
         **decoding: Unpack[Words],
     ) -> Any:
-        """The answer to a question about pictures or clips; lists of equal length give a list of answers in one batch.
+        """Answer a question about images or videos; lists of equal length give a list of answers in one batch.
 
         Args:
             media: What one question is about (several as a list), or a list with that of each question.
@@ -269,18 +275,15 @@ class Methods(Engine):
         """
         several = is_many(question)
         values.no_others(decoding, Decoding.__dataclass_fields__)
-        a_function("stream", stream, 1, "print")
+        inputs.a_function("stream", stream, 1, "print")
         d = Decoding(**{"max_new_tokens": 96} | decoding)  # type: ignore[arg-type]  # converted
         told = values.flag("return_info", return_info)
         if stream is not None and several:
             raise UserError("answers to several questions cannot be streamed: ask one at a time or leave `stream` out")
-        wrong = [text for text in (question if several else [question]) if not isinstance(text, str)]
-        if wrong or (several and not question):
-            said = values.brief(wrong[0] if wrong else question)
-            raise UserError(f"the question is {said}: expected a text, or several")
-        groups = grouped(media, question)
+        inputs.questions(question)
+        groups = inputs.grouped(media, question)
         requests = [self.front.request(question_about(clips), text.strip(), clips) for clips, text in groups]
-        generator = None if seed is None else torch.Generator().manual_seed(seed_of(seed))
+        generator = None if seed is None else torch.Generator().manual_seed(inputs.seed_of(seed))
         shown = Shown(self.tokenizer, stream, d.stop) if stream is not None else None
         answers = list[Answer]()
         longest = max((sum(1 + clip.frames // 2 for clip in clips) for clips, _ in groups), default=1)
@@ -293,7 +296,7 @@ class Methods(Engine):
         return given if several else given[0]
 
     def caption(self, media: MediaInput | Sequence[MediaInput], **options: Any) -> Any:
-        """A description of a picture or clip, or a list of them; options as for `ask`."""
+        """Describe an image or video, or each of a list; options as for `ask`."""
         if isinstance(media, list) and not media:
             raise UserError("there is no picture or clip to describe: give at least one")
         return self.ask(media, [""] * len(media) if isinstance(media, list) else "", **options)
@@ -317,20 +320,21 @@ class Methods(Engine):
         enhance: Any = None,
         **settings: Any,
     ) -> list[Clip]:
-        """The visual target of each request, batch by batch."""
+        """Fill the visual target of each request, batch by batch."""
+        from tqdm import tqdm
+
         negatives = self.negatives(negative_prompt, len(requests))
         how = [self.sampling([request], **settings) for request in requests]
-        seeds, shown = starts(seed, generator, len(requests)), values.flag("progress", progress)
+        seeds, hidden = inputs.starts(seed, generator, len(requests)), not values.flag("progress", progress)
         requests = self._rewritten(requests, enhance)
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        with _bar(shown, sum(s.num_inference_steps for s in how)) as bar:
+        total = sum(s.num_inference_steps for s in how)
+        with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
             for some, s in _batches(requests, per, how):
-                at, count = len(clips), len(some)
-                mine = slice(at, at + count)
-                clips += self.fill_visual(
-                    some, s, seeds[mine], lambda *_, n=count: bar.update(n), negatives=negatives[mine]
-                )
+                mine = slice(len(clips), len(clips) + len(some))
+                shown = partial(lambda n, *_: bar.update(n), len(some))
+                clips += self.fill_visual(some, s, seeds[mine], shown, negatives=negatives[mine])
         return clips
 
 
@@ -343,14 +347,3 @@ def _batches(
     for (_, s), alike in groupby(both, lambda one: (any_video([one[0]]), one[1])):
         while some := list(islice(alike, per)):
             yield [request for request, _ in some], s
-
-
-def question_about(clips: Sequence[Clip]) -> tasks.TaskSpec:
-    """The task of a question, by whether one of its media moves."""
-    return tasks.the_task(tasks.understand, tasks.kind_of(max(clip.frames for clip in clips)))
-
-
-def _bar(show: bool, total: int):
-    from tqdm import tqdm
-
-    return tqdm(total=total, disable=not show, unit="step", leave=False, delay=1.0)

@@ -1,8 +1,9 @@
 """Conditions that run once: documents with equal prefixes share one pass, and a store keeps prefixes between calls.
 
-That is legal because a prefix never depends on what follows it (`sequence.segment.visible`). Two rows are the same if
-their token, position, place in the sequence and, where they are visual, their whole medium are; so seeds of one prompt,
-the branches without a prompt of a batch, and the turns of a dialogue find what is there already. Outputs are the same.
+That is legal because a prefix never depends on what follows it (`sequence.rows.visible`). Two rows are the same if
+their token, position, place in the sequence and, where they are visual, their whole image or video are; so seeds of
+one prompt, the branches without a prompt of a batch, and the turns of a dialogue find what is there already. Outputs
+are the same.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openlance.model.lance import Cache, Lance, Layout
-from openlance.model.layers import Streams
+from openlance.model.lance import Cache, Lance, Layout, Streams
 from openlance.sequence.pack import Pack
 from openlance.sequence.segment import LATENTS, PATCHES, Rows
 
@@ -62,34 +62,26 @@ class PrefixStore:
         return found
 
     def add(self, prefix: Prefix) -> None:
-        whole = len(prefix.names)
         # One that begins another is of no more use than that other.
         self.prefixes = [p for p in self.prefixes if _equal_rows(p.names, prefix.names) < len(p.names)]
         self.prefixes.append(prefix)
-        while self.prefixes and sum(len(p.names) for p in self.prefixes) > max(self.limit, whole):
+        while self.prefixes and sum(len(p.names) for p in self.prefixes) > max(self.limit, len(prefix.names)):
             self.prefixes.pop(0)
 
 
-def fingerprint(value: Tensor) -> bytes:
-    """Of a tensor: its numbers and its shape."""
-    numbers = np.ascontiguousarray(value.detach().float().cpu().numpy())
-    return hashlib.blake2b(numbers.tobytes() + str(numbers.shape).encode(), digest_size=16).digest()
-
-
 def names_of(packed: Pack, at: Tensor, features: Tensor | None, context: Tensor) -> np.ndarray:
-    """(len(at), k): what makes each of the rows `at` what it is, but for the document it stands in."""
+    """Give (len(at), k): what makes each of the rows `at` what it is, but for the document it stands in."""
     rows, content = packed.rows, torch.zeros(len(packed.rows), dtype=torch.long)
-    wanted = set(at.tolist())
-    taken = {PATCHES: 0, LATENTS: 0}
-    source = {PATCHES: features, LATENTS: context}
+    wanted, taken, source = set(at.tolist()), {PATCHES: 0, LATENTS: 0}, {PATCHES: features, LATENTS: context}
     for v in packed.visuals:
         first, last = v.rows
         if first not in wanted or (v.kind == LATENTS and bool(rows.noisy[first])):
             continue
-        numbers = source[v.kind]
-        assert numbers is not None
-        print_ = fingerprint(numbers[taken[v.kind] : taken[v.kind] + last - first])
-        content[first:last] = int.from_bytes(print_[:7], "little")
+        values = source[v.kind]
+        assert values is not None
+        own = values[taken[v.kind] : taken[v.kind] + last - first].detach().float().cpu().numpy()
+        digest = hashlib.blake2b(own.tobytes() + str(own.shape).encode(), digest_size=7).digest()
+        content[first:last] = int.from_bytes(digest, "little")
         taken[v.kind] += last - first
     doc = rows.doc[at]
     start = torch.cat([torch.tensor([True]), doc[1:] != doc[:-1]])
@@ -132,45 +124,45 @@ def prefill(
 ) -> Prefill:  # fmt: skip
     """Run the rows `at` (whole prefixes, in rising order) and cache them.
 
-    media: features (n, D) of their ViT rows and clean latents (N, C), in row order. ends: each document's last row runs
-    in any case, because its hidden state is wanted.
+    Args:
+        model: The decoder.
+        packed: All documents.
+        at: Row numbers.
+        media: Features (n, D) of their ViT rows and clean latents (N, C), in row order.
+        store: Of prefixes that ran earlier.
+        ends: Whether each document's last row runs in any case, because its hidden state is wanted.
     """
-    features, context = media
-    rows, keep = packed.rows, store is not None and bool(store.limit)
-    names = names_of(packed, at, features, context)
-    parts = _documents(rows.doc[at])
+    rows, store = packed.rows, store if store is not None and store.limit else None
+    names = names_of(packed, at, *media)
+    counts = torch.unique_consecutive(rows.doc[at], return_counts=True)[1]
+    parts = torch.arange(len(at)).split(counts.tolist())
     # Documents that are equal to an earlier one, by the number of that one.
     seen: dict[bytes, int] = {}
     same = [n if ends else seen.setdefault(names[p].tobytes(), n) for n, p in enumerate(parts)]
-    if store is not None and keep:
+    if store is not None:
         store.belongs_to(model)
     cache, run = Cache(), list[Tensor]()
     for n, part in enumerate(parts):
         if same[n] != n:
             continue
-        found, count = store.find(names[part], len(part) - ends) if store is not None and keep else (None, 0)
+        found, count = (None, 0) if store is None else store.find(names[part], len(part) - ends)
         if found is not None and store is not None:
             cache.extend(rows.at(at[part[:count]]), [(k[:count], v[:count]) for k, v in found.layers])
             store.reused += count
         run.append(part[count:])
-    done = Prefill(cache)
     chosen = torch.cat(run) if run else torch.zeros(0, dtype=torch.long)
-    if len(chosen):
-        done = _run(model, rows, at, chosen, media, cache)
-    if store is not None and keep:
+    done = _run(model, rows, at, chosen, media, cache) if len(chosen) else Prefill(cache)
+    if store is not None:
         for n, part in enumerate(parts):
             if same[n] == n:
                 where = _find(cache.rows, rows.at(at[part]))
                 store.add(Prefix(names[part], [(k[where], v[where]) for k, v in cache.layers]))
     if any(first != n for n, first in enumerate(same)):
-        _spread(cache, rows, at, parts, same)
+        # Every document gets its own rows, with the keys and values of the one that it equals.
+        where = torch.cat([_find(cache.rows, rows.at(at[parts[first]])) for first in same])
+        cache.rows = rows.at(at)
+        cache.layers = [(k[where.to(k.device)], v[where.to(v.device)]) for k, v in cache.layers]
     return done
-
-
-def _documents(doc: Tensor) -> list[Tensor]:
-    """Places of each document's rows."""
-    _, counts = torch.unique_consecutive(doc, return_counts=True)
-    return list(torch.arange(len(doc)).split(counts.tolist()))
 
 
 def _run(
@@ -181,15 +173,10 @@ def _run(
     some = rows.at(at[chosen])
     latent, patch = (_rank(column[at])[chosen] for column in (rows.is_latent, rows.is_patch))
     latents = context[latent[latent >= 0]] if bool(some.is_latent.any()) else None
+    times = torch.zeros(len(latents)) if latents is not None else None
+    patches = features[patch[patch >= 0]] if features is not None and bool(some.is_patch.any()) else None
     layout = model.layout(some, cache if cache.rows is not None else None)
-    hidden = model(
-        layout,
-        patches=features[patch[patch >= 0]] if features is not None and bool(some.is_patch.any()) else None,
-        latents=latents,
-        times=torch.zeros(len(latents)) if latents is not None else None,
-        cache=cache,
-        keep=True,
-    )
+    hidden = model(layout, patches=patches, latents=latents, times=times, cache=cache, keep=True)
     return Prefill(cache, layout, hidden, at[chosen])
 
 
@@ -203,10 +190,3 @@ def _find(held: Rows | None, wanted: Rows) -> Tensor:
     assert held is not None
     mine = (held.doc == wanted.doc[0]).nonzero()[:, 0]
     return mine[held.index[mine].argsort()]
-
-
-def _spread(cache: Cache, rows: Rows, at: Tensor, parts: list[Tensor], same: list[int]) -> None:
-    """Give every document its own rows, with the keys and values of the one that it equals."""
-    where = torch.cat([_find(cache.rows, rows.at(at[parts[first]])) for first in same])
-    cache.rows = rows.at(at)
-    cache.layers = [(k[where.to(k.device)], v[where.to(v.device)]) for k, v in cache.layers]

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-# (documents, their states (N, C), their times (N,)) -> their velocities (N, C)
-Run = Callable[[Sequence[int], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+# (documents, their states (M, C), their times (M,)), one after another -> their velocities (M, C)
+Run = Callable[[tuple[int, ...], Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -50,30 +51,34 @@ def _mean(x: Tensor) -> float:
 
 
 class StepCache:
-    """Wraps the model pass of one denoising run.
+    """Takes the place of the model pass in one denoising run.
 
-    threshold: the relative change of a velocity since its last pass up to which no pass is made; 0 makes every pass.
+    Args:
+        run: The pass.
+        lengths: Rows of the target of each request; documents are requests, branch after branch.
+        threshold: The relative change of a velocity since its last pass up to which no pass is made; 0 makes every one.
     """
 
-    def __init__(self, run: Run, threshold: float) -> None:
-        self.run, self.threshold = run, threshold
+    def __init__(self, run: Run, lengths: Sequence[int], threshold: float) -> None:
+        self.run, self.lengths, self.threshold = run, lengths, threshold
         self.memory: dict[int, Memory] = {}
         self.passes = self.reused = 0  # documents that ran, and that did not
 
-    def velocities(self, documents: Sequence[int], states: Sequence[Tensor], times: Sequence[Tensor]) -> list[Tensor]:
-        """(N, C) per document, from the states (N, C) and times (N,) of its target rows (given frames at time 0)."""
-        due = [n for n, d in enumerate(documents) if self._is_due(d, states[n])]
+    def __call__(self, documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
+        """Give velocities (M, C) of the target rows of some documents, given frames at time 0."""
+        rows = [self.lengths[d % len(self.lengths)] for d in documents]
+        states, times = x_MC.split(rows), times_M.split(rows)
+        held = [self.memory.get(d) for d in documents]
+        due = [n for n, m in enumerate(held) if m is None or m.expected(states[n]) >= self.threshold]
         made: dict[int, Tensor] = {}
         if due:
-            found = self.run([documents[n] for n in due], [states[n] for n in due], [times[n] for n in due])
-            for n, velocity in zip(due, found, strict=True):
-                held, t = self.memory.get(documents[n]), float(times[n].max())
-                now = Memory(states[n], t, velocity) if held is None else held.after(states[n], t, velocity)
+            ran = tuple(documents[n] for n in due)
+            found = self.run(ran, torch.cat([states[n] for n in due]), torch.cat([times[n] for n in due]))
+            for n, velocity in zip(due, found.split([rows[n] for n in due]), strict=True):
+                before, t = held[n], float(times[n].max())
+                now = Memory(states[n], t, velocity) if before is None else before.after(states[n], t, velocity)
                 self.memory[documents[n]], made[n] = now, velocity
         self.passes += len(due)
         self.reused += len(documents) - len(due)
-        return [made[n] if n in made else self.memory[d].at(float(times[n].max())) for n, d in enumerate(documents)]
-
-    def _is_due(self, document: int, x: Tensor) -> bool:
-        held = self.memory.get(document)
-        return held is None or held.expected(x) >= self.threshold
+        each = [made[n] if n in made else self.memory[d].at(float(times[n].max())) for n, d in enumerate(documents)]
+        return torch.cat(each)

@@ -1,4 +1,4 @@
-"""Decoding text: fill the text hole of each request, all requests in one batch, token by token against a cache."""
+"""Decoding text: fill the text target of each request, all requests in one batch, token by token against a cache."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from openlance.text.tokenizer import Tokenizer
 # The likeliest token has all of the probability at lower temperatures, where logits over them overflow.
 COLDEST = 1e-6
 
+OnToken = Callable[[int, int], None]
+
 
 @torch.inference_mode()
 def decode(
@@ -30,15 +32,28 @@ def decode(
     *,
     vocabulary: int,
     generator: torch.Generator | None = None,
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: OnToken | None = None,
     store: PrefixStore | None = None,
     ended: Callable[[list[int]], bool] | None = None,
 ) -> tuple[list[list[int]], Tensor]:
-    """Token ids per request, whose media are tensors, without the closing <|im_end|>, and the logits of the first step
-    (B, V).
+    """Fill the text target of each request.
 
-    on_token(request, id) is called as tokens come. store: see `prefix`. ended: whether an answer so far
-    is whole. Raises ValueError for a request without a text hole.
+    Args:
+        model: The decoder.
+        codec: Of tokens.
+        requests: Their media are tensors.
+        d: How.
+        vocabulary: Tokens of the tokenizer; the head may have more.
+        generator: For answers that are drawn.
+        on_token: Called with (request, id) as tokens come.
+        store: See `prefix`.
+        ended: Whether an answer so far is whole.
+
+    Returns:
+        Token ids per request without the closing <|im_end|>, and the logits of the first step (B, V).
+
+    Raises:
+        ValueError: For a request without a text target.
     """
     if not all(any(s.kind is Kind.TEXT and s.is_empty for s in r) for r in requests):
         raise ValueError("a request has no text to fill: end it with tasks.reply()")
@@ -58,7 +73,7 @@ def decode(
     seen = None if d.repetition_penalty == 1 else _in_requests(rows, first.shape).to(first.device)
     for left in reversed(range(d.max_new_tokens)):
         if seen is not None:
-            logits = penalised(logits, seen[active.to(seen.device)], d.repetition_penalty)
+            logits = penalized(logits, seen[active.to(seen.device)], d.repetition_penalty)
         chosen = choose(logits, d, generator).cpu()
         going = chosen != codec.im_end
         active, chosen, last = active[going], chosen[going], last.at(going.nonzero()[:, 0])
@@ -69,8 +84,8 @@ def decode(
         if seen is not None:
             seen[active.to(seen.device), chosen.to(seen.device)] = True
         if ended is not None:
-            goes_on = torch.tensor([not ended(out[request]) for request in active.tolist()], dtype=torch.bool)
-            active, chosen, last = active[goes_on], chosen[goes_on], last.at(goes_on.nonzero()[:, 0])
+            going = torch.tensor([not ended(out[request]) for request in active.tolist()], dtype=torch.bool)
+            active, chosen, last = active[going], chosen[going], last.at(going.nonzero()[:, 0])
         if not len(active) or not left:
             break
         last = _next(last, chosen)
@@ -81,31 +96,26 @@ def decode(
 
 def _next(last: Rows, token: Tensor) -> Rows:
     """The row after each last row: a text token, one position on."""
-    return replace(
-        last,
-        index=last.index + 1,
-        token=token,
-        position=last.position.max(dim=1, keepdim=True).values.expand(-1, 3) + 1,
-        kind=torch.full_like(last.kind, TEXT),
-        label=torch.full_like(last.label, NO_LABEL),
-    )
+    position = last.position.amax(dim=1, keepdim=True).expand(-1, 3) + 1
+    kind, label = torch.full_like(last.kind, TEXT), torch.full_like(last.label, NO_LABEL)
+    return replace(last, index=last.index + 1, token=token, position=position, kind=kind, label=label)
 
 
 def _in_requests(rows: Rows, shape: Sequence[int]) -> Tensor:
-    """(B, V) which tokens the requests have."""
+    """(B, V): the tokens that the requests have."""
     seen = torch.zeros(*shape, dtype=torch.bool)
     known = rows.token < shape[1]
     seen[rows.doc[known], rows.token[known]] = True
     return seen
 
 
-def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits (B, V) where those of tokens that were seen are nearer to nothing (Keskar et al. 2019; transformers)."""
+def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Bring the logits (B, V) of tokens that were seen nearer to nothing (Keskar et al. 2019; transformers)."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def choose(logits: Tensor, d: Decoding, generator: torch.Generator | None = None) -> Tensor:
-    """(B,) ids from logits (B, V)."""
+    """Choose ids (B,) from logits (B, V)."""
     if d.temperature < COLDEST:
         return logits.argmax(-1)
     p, ids = (logits / d.temperature).softmax(-1).sort(descending=True)
@@ -141,7 +151,7 @@ class AnswerInfo:
 
 
 def stopping(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[list[int]], bool] | None:
-    """Whether the newest token of an answer completes one of these texts; None where there are none."""
+    """Give what tells whether the newest token of an answer completes one of these texts; None where there are none."""
     if not stop:
         return None
     # A token is a byte at least, and the first one of those looked at may be the end of a character.
@@ -155,7 +165,7 @@ def stopping(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[list[int]],
 
 
 def up_to_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """A text before the first of the texts that end it, and whether there is one."""
+    """Give a text before the first of the texts that end it, and whether there is one."""
     found = [at for at in (text.find(end) for end in stop) if at >= 0]
     return (text[: min(found)], True) if found else (text, False)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,9 +16,8 @@ from openlance.errors import UserError
 from openlance.flow import SOLVERS, schedule
 from openlance.inference.compiled import Pass, Recorded, can_record, compiled
 from openlance.inference.prefix import PrefixStore, prefill
-from openlance.inference.step_cache import StepCache
+from openlance.inference.step_cache import Run, StepCache
 from openlance.model.lance import Cache, Lance, Layout
-from openlance.model.layers import Streams
 from openlance.runtime.distributed import Shared
 from openlance.sequence.pack import Codec, Pack, Visual, pack
 from openlance.sequence.segment import (
@@ -33,6 +33,8 @@ from openlance.sequence.segment import (
     drop,
     with_prompt,
 )
+
+OnStep = Callable[[int, float, Tensor], None]
 
 
 @dataclass
@@ -55,9 +57,15 @@ class Branches:
 def branch_out(
     model: Lance, codec: Codec, requests: list[Segments], s: Sampling, negatives: Sequence[str] = ()
 ) -> Branches:
-    """Guidance is dropping segments and packing again; a released checkpoint keeps one habit of its cache.
+    """Pack the guidance branches: guidance is dropping segments and packing again. A released checkpoint keeps one
+    quirk of its cache.
 
-    negatives: of each request the text that the branch without its words has in their place, empty for none.
+    Args:
+        model: The decoder.
+        codec: Of tokens.
+        requests: Their media are tensors.
+        s: Its guidance scales decide which branches there are.
+        negatives: Of each request the text that the branch without its words has in their place, empty for none.
     """
     negatives = negatives or [""] * len(requests)
     has_text = s.guidance_scale > 1
@@ -103,18 +111,16 @@ class Denoiser:
     features: Tensor | None
     context: Tensor  # (n, C) clean latents of the conditions, in row order
     cached: bool
-    cache: Cache | None = None
-    layouts: dict[tuple[int, ...], Chosen] = field(default_factory=dict)
     store: PrefixStore | None = None  # of prefixes that ran in earlier calls
     compile: bool = False
     shared: Shared | None = None  # how processes share the work
     on_pass: Callable[[int], None] | None = None
+    cache: Cache | None = None
+    layouts: dict[tuple[int, ...], Chosen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.shared is not None and (self.compile or not self.cached):
-            raise UserError(
-                "several processes draw with cached conditions and without compile: leave those settings out"
-            )
+            raise UserError("several processes draw with cached=True and compile=False: leave those settings out")
         rows = self.branches.pack.rows
         self.prefix = _before_target(rows)
         if self.cached:
@@ -138,17 +144,20 @@ class Denoiser:
         """What the steps run in the place of the model's layers as they are, if they are to be compiled."""
         if not self.compile:
             return None
-        twin, cache = compiled(self.model), self.cache
-
-        def through(x: Streams) -> Streams:
-            return twin.through(x, layout, cache)
-
+        through = partial(compiled(self.model).through, layout=layout, cache=self.cache)
         return Recorded(through) if can_record(self.model, len(layout.rows)) else through
 
-    def velocities(self, x_NC: Tensor, times_N: Tensor, branches: int) -> list[Tensor]:
-        """x, times: target rows of all requests (given frames at time 0) -> one (N, C) per branch."""
+    def velocities(self, x_NC: Tensor, times_N: Tensor, branches: int, run: Run | None = None) -> list[Tensor]:
+        """Give the velocities (N, C) of each branch.
+
+        Args:
+            x_NC: Target rows of all requests.
+            times_N: Their times; those of given frames are 0.
+            branches: How many.
+            run: What takes the place of `run`.
+        """
         documents = tuple(range(branches * self.branches.requests))
-        found = self.run(documents, x_NC.repeat(branches, 1), times_N.repeat(branches))
+        found = (run or self.run)(documents, x_NC.repeat(branches, 1), times_N.repeat(branches))
         return list(found.split(len(x_NC)))
 
     def run(self, documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
@@ -205,8 +214,8 @@ class Chosen:
 
 
 def target_noise(visuals: list[Visual], channels: int, seed: int | torch.Generator) -> Tensor:
-    """(N, C) starting noise of one request's target, drawn on the CPU so that a seed means the same everywhere; from a
-    generator where that is.
+    """Draw the starting noise (N, C) of one request's target, on the CPU so that a seed means the same everywhere;
+    from a generator where that is.
 
     The released sampler draws for all latents of a request, conditions first, and so do we."""
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
@@ -223,7 +232,7 @@ def denoise(
     *,
     seeds: Sequence[int | torch.Generator] | None = None,
     noise: list[Tensor] | None = None,
-    on_step: Callable[[int, float, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
     after_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
     on_pass: Callable[[int], None] | None = None,
     store: PrefixStore | None = None,
@@ -231,12 +240,26 @@ def denoise(
     negatives: Sequence[str] = (),
     stops: Callable[[], bool] | None = None,
 ) -> list[Tensor]:
-    """Latents (T, Y, X, C) for the last visual target of each request, whose media are tensors.
+    """Fill the last visual target of each request.
 
-    seeds: one per request, or `noise`: (N, C) per request. on_step(i, t, x) is called with the state before each step,
-    after_step(i, t, x) with the one after it at its time; what that returns, if anything, takes its place. on_pass(n)
-    is called with the target rows of each pass through the model, which has all guidance branches in it. shared: how
-    several processes do this together. negatives: see `branch_out`. stops: asked after each step whether to stop.
+    Args:
+        model: The decoder.
+        codec: Of tokens.
+        requests: Their media are tensors.
+        s: How.
+        seeds: One per request, where there is no `noise`.
+        noise: (N, C) per request.
+        on_step: Called with (i, t, x), the state before each step.
+        after_step: Called with (i, t, x), the state after it at its time; what that returns, if anything, takes its
+            place.
+        on_pass: Called with the target rows of each pass through the model, which has all guidance branches in it.
+        store: Of prefixes of earlier calls.
+        shared: How several processes do this together.
+        negatives: See `branch_out`.
+        stops: Asked after each step whether to stop.
+
+    Returns:
+        Latents (T, Y, X, C) of each.
     """
     requests = [_until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s, negatives)
@@ -245,30 +268,29 @@ def denoise(
     targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
     if noise is None:
         assert seeds is not None
-        own = [[v for v in visuals if v.kind == LATENTS and _doc(branches.pack, v) == d] for d in range(len(requests))]
+        doc = branches.pack.rows.doc
+        own = [[v for v in visuals if v.kind == LATENTS and doc[v.rows[0]] == d] for d in range(len(requests))]
         noise = [target_noise(o, model.config.latent_channels, seed) for o, seed in zip(own, seeds, strict=True)]
     x = torch.cat([part.to(model.device) for part in noise]).float()
-    moves = torch.cat([_moves(v) for v in targets]).to(model.device)
-    for v, part, known in zip(targets, _split(x, targets), given, strict=False):
+    lengths = [v.rows[1] - v.rows[0] for v in targets]
+    moves = torch.cat([torch.arange(n) >= v.given for v, n in zip(targets, lengths, strict=True)]).to(model.device)
+    for v, part, known in zip(targets, x.split(lengths), given, strict=False):
         if v.given:
             part[: v.given] = known
-    denoiser = Denoiser(
-        model, branches, features, context, s.cached, store=store, compile=s.compile, shared=shared, on_pass=on_pass
-    )
-    velocities = _branch_velocities(denoiser, s, targets)
+    denoiser = Denoiser(model, branches, features, context, s.cached, store, s.compile, shared, on_pass)
+    run = StepCache(denoiser.run, lengths, s.step_cache) if s.step_cache else None
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
     times, solver, guided_before = schedule(s.num_inference_steps, s.shift), SOLVERS[s.solver](), 0
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:
             on_step(i, float(t), x)
         guided = branches.count if s.acts_at(float(t)) else 1
-        found = velocities(x, torch.where(moves, t, 0.0), guided)
-        velocity = found[0]
+        velocity, *others = denoiser.velocities(x, torch.where(moves, t, 0.0), guided, run)
         if guided > 1:
-            no_text = found[1] if branches.text_free else None
-            mixed = guide(velocity, no_text, found[-1] if branches.free else None, s)
-            parts = (_split(p, targets) for p in (mixed, velocity, counted))
-            velocity = torch.cat([renormalise(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
+            no_text = others[0] if branches.text_free else None
+            mixed = guide(velocity, no_text, others[-1] if branches.free else None, s)
+            parts = (p.split(lengths) for p in (mixed, velocity, counted))
+            velocity = torch.cat([renormalize(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
         if guided != guided_before:
             solver.restart()
         guided_before = guided
@@ -277,32 +299,11 @@ def denoise(
         x = x if changed is None else changed.to(x)
         if stops is not None and stops():
             break
-    return [part.reshape(*v.grid, -1) for part, v in zip(_split(x, targets), targets, strict=True)]
-
-
-def _branch_velocities(
-    denoiser: Denoiser, s: Sampling, targets: list[Visual]
-) -> Callable[[Tensor, Tensor, int], list[Tensor]]:
-    """The velocities of each branch: from the model at every step, or where the step cache asks for them."""
-    if not s.step_cache:
-        return denoiser.velocities
-
-    def run(documents: Sequence[int], states: Sequence[Tensor], times: Sequence[Tensor]) -> list[Tensor]:
-        found = denoiser.run(tuple(documents), torch.cat(list(states)), torch.cat(list(times)))
-        return list(found.split([len(x) for x in states]))
-
-    cache, requests = StepCache(run, s.step_cache), len(targets)
-
-    def velocities(x_NC: Tensor, times_N: Tensor, branches: int) -> list[Tensor]:
-        states, times = _split(x_NC, targets) * branches, _split(times_N, targets) * branches
-        found = cache.velocities(range(branches * requests), states, times)
-        return [torch.cat(found[at : at + requests]) for at in range(0, len(found), requests)]
-
-    return velocities
+    return [part.reshape(*v.grid, -1) for part, v in zip(x.split(lengths), targets, strict=True)]
 
 
 def _until_target(request: Segments) -> Segments:
-    """Everything up to the visual hole, which comes last: what follows cannot see it and is not needed."""
+    """Everything up to the visual target, which comes last: what follows cannot see it and is not needed."""
     for n, s in enumerate(request):
         if s.kind is Kind.LATENTS and s.role is Role.TARGET:
             return request[: n + 1]
@@ -310,8 +311,12 @@ def _until_target(request: Segments) -> Segments:
 
 
 def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[Tensor | None, Tensor, list[Tensor]]:
-    """What the rows of a pack begin with: (n, D) features of the ViT blocks, (N, C) latents of the clean blocks, and
-    the given frames (m, C) of each target, in row order; on a device, wherever their makers left them."""
+    """Give what the rows of a pack begin with, in row order.
+
+    Returns:
+        Features (n, D) of the ViT blocks, latents (N, C) of the clean blocks, and the given frames (m, C) of each
+        target; on the device, wherever their makers left them.
+    """
 
     def flat(value: Tensor) -> Tensor:
         return value.flatten(0, 2).to(device or value.device)
@@ -324,22 +329,11 @@ def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[
     return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1), given
 
 
-def _doc(packed: Pack, v: Visual) -> int:
-    return int(packed.rows.doc[v.rows[0]])
-
-
-def _moves(v: Visual) -> Tensor:
-    return torch.arange(v.rows[1] - v.rows[0]) >= v.given
-
-
-def _split(x: Tensor, targets: list[Visual]) -> list[Tensor]:
-    return list(x.split([v.rows[1] - v.rows[0] for v in targets]))
-
-
 def guide(text: Tensor, no_text: Tensor | None, nothing: Tensor | None, s: Sampling) -> Tensor:
-    """v = v_u + g_i (v_i - v_u) + g_t (v - v_i), where v_i dropped the prompt and v_u the visual conditions too.
+    """Give v_u + g_i (v_i - v_u) + g_t (v - v_i), where v_i dropped the prompt and v_u the visual conditions too.
 
-    All (N, C). Without `nothing` this is the released rule v_i + g_t (v - v_i)."""
+    All are (N, C). Without `nothing` this is the released rule v_i + g_t (v - v_i).
+    """
     guided = text
     if no_text is not None:
         guided = no_text + s.guidance_scale * (text - no_text)
@@ -349,7 +343,7 @@ def guide(text: Tensor, no_text: Tensor | None, nothing: Tensor | None, s: Sampl
     return guided
 
 
-def renormalise(guided: Tensor, conditional: Tensor, counted: Tensor, s: Sampling) -> Tensor:
+def renormalize(guided: Tensor, conditional: Tensor, counted: Tensor, s: Sampling) -> Tensor:
     """Shrink a guided velocity (N, C) to the conditional norm; `counted` rows enter the global norm (released code)."""
     if s.renorm == "none":
         return guided

@@ -88,12 +88,16 @@ class Clip:
         write_media(path, self)
 
     def images(self) -> list[Image]:
-        """Return the frames as Pillow images, with how they were made in their `info`, as in a PNG file of ours."""
+        """Give its frames as Pillow images. Where it is known how they were made, their `info` says so, and their
+        `save` writes it into the file (`media.signed`)."""
         from PIL import Image
 
         frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in self.pixels]
         if self.made is not None:
+            from openlance.media.signed import SignedImage
+
             for frame in frames:
+                frame.__class__ = SignedImage
                 frame.info[KEY] = self.made.text
         return frames
 

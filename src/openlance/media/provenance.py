@@ -36,7 +36,7 @@ class Provenance:
         height: In pixels.
         num_frames: 1 for an image.
         model: Name, not path.
-        model_hash: Of the weights that drew it (`checkpoint.fingerprint`).
+        model_hash: Of the weights that drew it (`checkpoint.tensors.fingerprint`).
         dtype: Numbers in which the model ran.
         lora: Names of adapters.
         settings: Fields of `config.sampling.Sampling`; and what a later version adds.

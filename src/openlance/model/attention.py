@@ -1,4 +1,5 @@
-"""Joint attention over packed rows, without ever building a dense mask of the whole pack.
+"""Joint attention over packed rows, without ever building a dense mask of the whole pack; and the rotation of queries
+and keys by position, with the roundings of the release where they differ from the exact form.
 
 The mask rule makes the work fall apart into units: the clean rows of a document attend among themselves, and every
 noisy target attends to the clean rows before it and to itself. Units of like size run as one call of SDPA on gathered
@@ -10,6 +11,8 @@ Axes: L rows, G units of a group, A heads, E head width.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openlance.config.model import ModelConfig
+from openlance.model.precision import HALVES
 from openlance.sequence.segment import Rows, visible
 
 if TYPE_CHECKING:
@@ -33,8 +38,15 @@ FLEX_FROM = 4096
 
 @dataclass(frozen=True)
 class Group:
-    """Units padded to one size. query: (G, Q), key: (G, K) row numbers; mask: (G, 1, Q, K) or None when all is seen.
-    query_from, key_from: the first row where the rows lie one after another, so that there is nothing to gather."""
+    """Units padded to one size.
+
+    Attributes:
+        query: (G, Q) row numbers.
+        key: (G, K) row numbers.
+        mask: (G, 1, Q, K), or None where all is seen.
+        query_from: The first row where they lie one after another, so that there is nothing to gather.
+        key_from: Likewise.
+    """
 
     query: Tensor
     key: Tensor
@@ -79,21 +91,17 @@ def flex_pays(queries: int, keys: int, device: torch.device) -> bool:
 
 
 def plan_units(query: Rows, key: Rows) -> Plan:
-    """The plan for SDPA."""
+    """Plan for SDPA, on the CPU."""
     units = sorted(_units(query, key), key=lambda unit: (len(unit[0]), len(unit[1])))
-    padded = [_pad(in_order, query, key) for in_order in _in_order(_batches(units))]
+    # Sorted by their queries, within batches and among them: what lies together in the rows needs no gathering.
+    batches = [sorted(batch, key=lambda unit: int(unit[0][0])) for batch in _batches(units)]
+    padded = [_pad(batch, query, key) for batch in sorted(batches, key=lambda batch: int(batch[0][0][0]))]
     places = torch.cat([torch.where(real, group.query, -1).flatten() for group, real in padded])
     taken = places >= 0
     order = torch.empty(len(query), dtype=torch.long)
     order[places[taken]] = taken.nonzero()[:, 0]
     straight = len(places) == len(order) and _first(order) == 0
     return Plan(tuple(group for group, _ in padded), None if straight else order)
-
-
-def _in_order(batches: list[list[Unit]]) -> list[list[Unit]]:
-    """By their queries, within batches and among them: what lies together in the rows needs no gathering."""
-    sorted_batches = [sorted(batch, key=lambda unit: int(unit[0][0])) for batch in batches]
-    return sorted(sorted_batches, key=lambda batch: int(batch[0][0][0]))
 
 
 def _first(rows: Tensor) -> int | None:
@@ -209,3 +217,125 @@ def _take(x_LAE: Tensor, rows: Tensor, first: int | None) -> Tensor:
     if first is None:
         return x_LAE.index_select(0, rows.flatten()).unflatten(0, rows.shape)
     return x_LAE[first : first + rows.numel()].unflatten(0, rows.shape)
+
+
+# Positions.
+
+
+def frequencies(c: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Give the inverse frequencies of the rotary embedding.
+
+    The release casts its whole model to bfloat16, which rounds this buffer too, and goes on in float32 with the rounded
+    numbers (Qwen2_5_VLRotaryEmbedding under `.to(bfloat16)`); `Quirks.rounded_frequencies` asks for the same.
+
+    Args:
+        c: Sizes of the model.
+        device: Where the result is wanted.
+
+    Returns:
+        (E / 2,) float32: theta ** (-i / (E / 2)).
+    """
+    half = c.head_dim // 2
+    # In this order of operations: at positions beyond 1000 another rounding of the frequencies shows (3e-5).
+    inverse = 1.0 / c.rope_theta ** (torch.arange(half, dtype=torch.float32, device=device) / half)
+    return inverse.bfloat16().float() if c.quirks.rounded_frequencies else inverse
+
+
+def rotary_table(position_L3: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (L, E), of multimodal RoPE: frequency bands take their position from rows t, h, w in turn
+    by `rope_sections` (Qwen2.5-VL)."""
+    half = c.head_dim // 2
+    sections = torch.tensor(c.rope_sections, device=position_L3.device)
+    axis = torch.repeat_interleave(torch.arange(3, device=position_L3.device), sections, output_size=half)
+    angle = position_L3.float()[:, axis] * frequencies(c, position_L3.device)
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    """Turn each half of a head against the other.
+
+    Args:
+        x_LAE: Queries or keys; the result has their dtype.
+        cos_LE: Cosines, rounded to that dtype before they are used.
+        sin_LE: Sines, likewise.
+
+    Returns:
+        (L, A, E). In half precision both products and their sum are rounded, as released; float32 saves a pass.
+    """
+    half = x_LAE.shape[-1] // 2
+    cos, sin = (table[:, None, :half].to(x_LAE.dtype) for table in (cos_LE, sin_LE))  # both halves turn alike
+    a, b = x_LAE.chunk(2, dim=-1)
+    if x_LAE.dtype in HALVES:
+        return torch.cat([(a * cos).sub_(b * sin), (b * cos).add_(a * sin)], dim=-1)
+    return torch.cat([(a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)], dim=-1)
+
+
+@dataclass(frozen=True)
+class Wide:
+    """Rows of a stream whose queries and keys stay in float32 from the norm to the end of the rotation.
+
+    In half precision the release does so in splits that hold VAE tokens, their two markers included (mode "gen" of
+    qwen2_navit.py). The markers run through the understanding stream, so there it is some rows.
+
+    Attributes:
+        at: (n,) row numbers in rising order, on the device.
+        numbers: The same as plain numbers, so that cutting rows into pieces asks the device nothing.
+    """
+
+    at: Tensor
+    numbers: tuple[int, ...]
+
+    def within(self, first: int, count: int) -> Tensor | bool:
+        """Give the numbers of those among `count` rows from `first` on, counted from there; True: all, False: none."""
+        begin, end = (bisect_left(self.numbers, row) for row in (first, first + count))
+        if end - begin in (0, count):
+            return begin < end
+        return self.at[begin:end] - first if first else self.at[begin:end]
+
+
+def marker_rows(rows: Rows, und: int, device: torch.device) -> Wide:
+    """Find the understanding rows that share a split with latents.
+
+    Args:
+        rows: A layout's rows on the CPU, the first `und` of them in the understanding stream.
+        und: How many those are.
+        device: Where their numbers are wanted.
+
+    Returns:
+        The markers around every latent block.
+    """
+    segment = rows.segment[und:].unique()
+    at = torch.isin(rows.segment[:und], segment).nonzero()[:, 0] if len(segment) else torch.zeros(0, dtype=torch.long)
+    return Wide(at.to(device), tuple(at.tolist()))
+
+
+def turned(
+    norm: Callable[[Tensor], Tensor], x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor, wide: Tensor | bool
+) -> Tensor:
+    """Norm queries or keys and rotate them.
+
+    Args:
+        norm: Their RMS norm.
+        x_LAE: What the projection gave.
+        cos_LE: From `rotary_table`.
+        sin_LE: Likewise.
+        wide: Which rows do that in float32 where x is of half precision: all, none, or those of these numbers.
+
+    Returns:
+        (L, A, E); of half precision unless wide is True or the norm's weights are finer.
+    """
+    if wide is False or x_LAE.dtype not in HALVES:
+        return rotate(norm(x_LAE), cos_LE, sin_LE)
+    if wide is True:
+        return _in_float32(norm, x_LAE, cos_LE, sin_LE)
+    y_LAE = rotate(norm(x_LAE), cos_LE, sin_LE)
+    some = _in_float32(norm, *(x.index_select(0, wide) for x in (x_LAE, cos_LE, sin_LE)))
+    return y_LAE.index_copy(0, wide, some.to(y_LAE.dtype))
+
+
+def _in_float32(norm: Callable[[Tensor], Tensor], x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    """With a table that is rounded as the other rows' is: to the dtype of their norm's output."""
+    weight = getattr(norm, "weight", x_LAE)
+    kind = torch.promote_types(x_LAE.dtype, weight.dtype)
+    return rotate(norm(x_LAE.float()), cos_LE.to(kind), sin_LE.to(kind))

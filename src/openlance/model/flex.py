@@ -40,18 +40,9 @@ def at(rows: Place, i: Tensor) -> Place:
 def block_mask(query: Place, key: Place) -> BlockMask:
     """The rule between queries and keys, in any order (`Lance.layout` sorts by stream), on the rows' device."""
     some, every = _blocks(query, key)
-    partial, full = some & ~every, every
-    counts = [_listed(blocks) for blocks in (partial, full)]
-    (partial_count, partial_index), (full_count, full_index) = counts
-    return BlockMask.from_kv_blocks(
-        partial_count,
-        partial_index,
-        full_count,
-        full_index,
-        BLOCK_SIZE=BLOCK,
-        mask_mod=mask_mod(query, key),
-        seq_lengths=(len(query.index), len(key.index)),
-    )
+    lengths = len(query.index), len(key.index)
+    listed = (*_listed(some & ~every), *_listed(every))
+    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=mask_mod(query, key), seq_lengths=lengths)
 
 
 def _blocks(query: Place, key: Place) -> tuple[Tensor, Tensor]:

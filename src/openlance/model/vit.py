@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors, unfilled
 from openlance.config.model import ViTConfig
 
-# The statistics of CLIP's training pictures, which Qwen2.5-VL takes over (released code).
+# The statistics of CLIP's training images, which Qwen2.5-VL takes over (released code).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -26,19 +26,19 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Grid = tuple[int, int, int]
 
 
-def normalise(pixels_THW3: Tensor) -> Tensor:
-    """uint8 (T, H, W, 3) -> float32 (3, T, H, W) in CLIP's units."""
+def normalize(pixels_THW3: Tensor) -> Tensor:
+    """Bring uint8 (T, H, W, 3) to float32 (3, T, H, W) in CLIP's units."""
     mean = torch.tensor(CLIP_MEAN, device=pixels_THW3.device).view(3, 1, 1, 1)
     std = torch.tensor(CLIP_STD, device=pixels_THW3.device).view(3, 1, 1, 1)
     return (pixels_THW3.permute(3, 0, 1, 2).float() / 255.0 - mean) / std
 
 
 def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
-    """Cut a normalised clip into patches_NP and give its grid (t, h, w).
+    """Cut a normalized clip into patches_NP and give its grid (t, h, w).
 
     Values of a patch: channel, frame, row, column. Patches: time, then cells of merge x merge patches in raster order,
     and in a cell its patches in raster order, so that one merged cell is contiguous. A clip that does not fill the
-    temporal patch repeats its last frame; so a picture is doubled.
+    temporal patch repeats its last frame; so an image is doubled.
     """
     p, tp, m = config.patch_size, config.temporal_patch_size, config.spatial_merge_size
     channels, frames, height, width = clip_3THW.shape
@@ -53,7 +53,7 @@ class ViT(nn.Module):
     """transformers' tower under our interface; parameter names below `tower` are the released ones.
 
     Attributes:
-        config: Numbers of the tower.
+        config: Sizes of the tower.
         tower: The module of transformers.
     """
 
@@ -61,21 +61,21 @@ class ViT(nn.Module):
         """Build a tower with initial weights.
 
         Args:
-            config: Numbers of the tower.
-            rounded_frequencies: The quirk of that name (`Quirks`), which belongs to the model that the tower is of.
+            config: Sizes of the tower.
+            rounded_frequencies: The reference quirk of that name (`Quirks`) of the model that it is part of.
         """
         super().__init__()
         self.config = config
         self.tower = _tower(config, rounded_frequencies)
 
     def forward(self, clips_3THW: Sequence[Tensor]) -> Tensor:
-        """Normalised clips -> cells_MD, clip after clip, each in order of time, row and column."""
+        """Encode normalized clips to cells_MD, clip after clip, each in order of time, row and column."""
         if not clips_3THW:
             raise ValueError("the vision tower needs at least one clip")
         weight = next(self.tower.parameters())
         patches, grids = zip(*(to_patches(clip, self.config) for clip in clips_3THW), strict=True)
         patches_NP = torch.cat(patches).to(device=weight.device, dtype=weight.dtype)
-        # torch's fused attention has a slow backward on the CPU; the plain sum is exact and faster for small pictures.
+        # torch's fused attention has a slow backward on the CPU; the plain sum is exact and faster for small images.
         plain = self.training and weight.device.type == "cpu"
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             out = self.tower(patches_NP, grid_thw=torch.tensor(grids, device=weight.device))
@@ -94,9 +94,20 @@ class ViT(nn.Module):
         prefix: str = "",
         rounded_frequencies: bool = False,
     ) -> ViT:
-        """Build and fill a tower from released names, strictly; UserError if the file does not fit. With a prefix only
-        the names that have it count: a decoder's file may carry the tower as `vit_model.*`. rounded_frequencies: see
-        `__init__`."""
+        """Build and fill a tower from released names, strictly.
+
+        Args:
+            path: A file of weights, a folder with one model, or an open source.
+            config: Sizes of the tower.
+            dtype: Of its weights.
+            device: Where they are put.
+            allow_pickle: Whether the file may be a pickle.
+            prefix: Of the names that count: a decoder's file may carry the tower as `vit_model.*`.
+            rounded_frequencies: See `__init__`.
+
+        Raises:
+            UserError: If the file does not fit.
+        """
         with unfilled():
             vit = cls(config, rounded_frequencies=rounded_frequencies)
         source = open_tensors(path, allow_pickle=allow_pickle)
@@ -156,20 +167,8 @@ def _tower(config: ViTConfig, rounded: bool = False) -> nn.Module:
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-    settings = Qwen2_5_VLVisionConfig(
-        depth=config.depth,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=config.num_heads,
-        in_channels=3,
-        hidden_act="silu",
-        patch_size=config.patch_size,
-        temporal_patch_size=config.temporal_patch_size,
-        spatial_merge_size=config.spatial_merge_size,
-        window_size=config.window_size,
-        out_hidden_size=config.out_hidden_size,
-        fullatt_block_indexes=list(config.fullatt_block_indexes),
-    )
+    said = asdict(config) | {"fullatt_block_indexes": list(config.fullatt_block_indexes)}
+    settings = Qwen2_5_VLVisionConfig(in_channels=3, hidden_act="silu", **said)
     tower = Qwen2_5_VisionTransformerPretrainedModel(settings)
     tower.patch_embed.proj.__class__ = _PatchProjection  # the same parameters, another forward
     if rounded:

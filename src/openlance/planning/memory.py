@@ -1,6 +1,6 @@
 """Bytes that a training step holds: what autograd keeps for the backward pass, and what stays from step to step.
 
-Counted from the operations of `model/layers.py`, one by one; `benchmarks/memory.py` and tests hold the result against
+Counted from the operations of `model/lance.py`, one by one; `benchmarks/memory.py` and tests hold the result against
 real steps. Axes of the comments: D width, Q queries' and K keys' width, F MLP width, all per row.
 """
 

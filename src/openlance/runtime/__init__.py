@@ -1,1 +1,1 @@
-"""Checkpoints at work: loading, placing, few bits, adapters, media in model space."""
+"""Checkpoints at work: loading, offload, quantization, adapters, media in model space."""

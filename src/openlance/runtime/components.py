@@ -1,11 +1,11 @@
-"""Decoder, vision tower and codec of a checkpoint: read when first needed, put away where memory is short."""
+"""Decoder, vision tower and VAE of a checkpoint: read when first needed, offloaded where memory is short."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,32 +13,32 @@ import torch
 
 from openlance.checkpoint.formats import CLIPS, IMAGES, INSIDE, Files, check_hashes
 from openlance.checkpoint.names import COMPUTED, our_name
-from openlance.checkpoint.tensors import Placing, TensorSource, load_into, open_tensors, unfilled
+from openlance.checkpoint.tensors import Placing, TensorSource, fingerprint, load_into, open_tensors, unfilled
 from openlance.config.model import ModelConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance, is_generation
 from openlance.model.precision import HALVES, M, fast_bfloat16, widen
 from openlance.runtime.offload import Plan, Work, free_memory, group, plans, settle, sizes
-from openlance.runtime.quantization import bytes_per_number, quantise, receive
+from openlance.runtime.quantization import bytes_per_parameter, quantize, receive
 from openlance.vae.lazy import LazyVAE
 
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
     from openlance.runtime.lora import Adapter
 
-LARGE = 1e9  # numbers in a decoder from which on it runs in half precision: the release's own, and half the memory
+LARGE = 1e9  # parameters of a decoder from which on it runs in half precision: the release's own, and half the memory
 SMALL = 1e8  # ... up to which it and all that goes with it stay where they are, unless there is a budget
-GUESTS = ("vit", "vae")
+AUXILIARY = ("vit", "vae")
 
 
-def numbers(c: ModelConfig) -> int:
-    """About how many a decoder has: those of its feed-forward layers."""
+def parameters_of(c: ModelConfig) -> int:
+    """Estimate the parameters of a decoder by those of its feed-forward layers."""
     return 6 * c.layers * c.width * c.mlp_width
 
 
 def usual_dtype(files: Files) -> torch.dtype:
-    """float32 for small models; bfloat16 for large ones, as released."""
-    return torch.bfloat16 if numbers(files.config) > LARGE else torch.float32
+    """Choose float32 for small models, and bfloat16 for large ones, as released."""
+    return torch.bfloat16 if parameters_of(files.config) > LARGE else torch.float32
 
 
 def load_lance(
@@ -50,12 +50,24 @@ def load_lance(
     device: Placing = "cpu",
     allow_pickle: bool = False,
 ) -> Lance:
-    """Fill the decoder from released names, strictly. Without "gen" the generation expert is neither built nor read."""
+    """Fill the decoder from released names, strictly.
+
+    Args:
+        folder: A file of weights, a folder with one model, or an open source.
+        config: Of the model.
+        streams: Without "gen" the generation expert is neither built nor read.
+        dtype: Of floating-point weights.
+        device: For all of them, or a function of our name of each.
+        allow_pickle: Whether the file may be a pickle.
+
+    Raises:
+        UserError: If a tensor is missing, unexpected, of a wrong shape or not finite.
+    """
     with unfilled():
         lance = Lance(config, streams)
     source = open_tensors(folder, allow_pickle=allow_pickle)
     # The fixed position table is computed, and a vision tower inside the file is read by whoever needs one.
-    source = source.only(lambda name: name not in COMPUTED and not name.startswith("vit_model."))
+    source = source.only(lambda name: name not in COMPUTED and not name.startswith(INSIDE))
     if source.has_scales:
         receive(lance, source)
     wanted = {name for name, _ in lance.named_parameters()}
@@ -69,113 +81,122 @@ def load_lance(
     return lance.eval()
 
 
+@dataclass(eq=False, repr=False)
 class Components:
-    """What a checkpoint has, on a device in a dtype; `memory` is a budget in bytes, None for whatever is free. With
-    `say`, what becomes of it is told on the error stream.
+    """What a checkpoint has, on a device in a dtype.
 
-    A request begins with `prepare`, which says what it will need and decides where everything goes; then `vit`, `vae`
-    and `lance` are there when they are asked for, and `done` tells that a guest has finished for now. Every decoder
-    that is read gets the `adapters`, and is then stored in `few_bits` (a recipe of `runtime.quantization`), before use.
+    A request begins with `prepare`, which decides where everything goes; then `vit`, `vae` and `lance` are there when
+    they are asked for, and `done` tells that an auxiliary component has finished for now. Every decoder that is read
+    gets the adapters, and is then quantized, before use.
+
+    Attributes:
+        files: Where they are.
+        memory: A budget in bytes; None for whatever is free.
+        say: Whether the error stream tells what becomes of the budget.
+        adapters: Added to the decoder, see `runtime.lora`.
+        quantization: A recipe of `runtime.quantization`.
+        offload: Whether only the component at work is on the device, whatever would fit.
+        plan: Of the request that runs.
     """
 
-    def __init__(
-        self,
-        files: Files,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        allow_pickle: bool = False,
-        memory: int | None = None,
-        say: bool = False,
-    ) -> None:
-        self.files, self.device, self.dtype, self.memory, self.say = files, device, dtype, memory, say
-        self.allow_pickle = allow_pickle
-        self.adapters: list[Adapter] = []
-        self.few_bits: str | None = None
-        self.plan = Plan()
-        self.take_turns = False  # only what works is on the device, whatever would fit
-        self._plans: dict[tuple, Plan] = {}
-        self._said = Plan()
-        self._held: dict[str, tuple[Any, Any]] = {}  # what it was made from, and the part
-        self._checked: dict[Path, set[str]] = {}  # names known to be good, by file
-        self._towers: dict[bool, tuple[Path, str]] = {}
-        self._counts: dict[tuple[str, bool], int] = {}
+    files: Files
+    _: KW_ONLY
+    device: torch.device
+    dtype: torch.dtype
+    allow_pickle: bool = False
+    memory: int | None = None
+    say: bool = False
+    adapters: list[Adapter] = field(default_factory=list)
+    quantization: str | None = None
+    offload: bool = False
+    plan: Plan = Plan()
+    _plans: dict[tuple, Plan] = field(default_factory=dict)
+    _said: Plan = Plan()
+    _held: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # the file it was made from, and the component
+    _checked: dict[Path, set[str]] = field(default_factory=dict)  # names known to be good, by file
+    _towers: dict[bool, tuple[Path, str]] = field(default_factory=dict)
+    _hashes: dict[bool, str] = field(default_factory=dict)
 
     # Where everything goes.
 
     def prepare(
-        self, *streams: str, guests: Iterable[str] = GUESTS, clips: bool = False, work: Work | None = None
+        self, *streams: str, auxiliary: Iterable[str] = AUXILIARY, clips: bool = False, work: Work | None = None
     ) -> None:
-        """Decide for a request: which experts and which guests it needs, whether it is about clips, what else it takes.
-        UserError if a given budget does not hold it."""
+        """Decide for a request.
+
+        Args:
+            *streams: Experts that it needs, "und" and "gen".
+            auxiliary: Of `AUXILIARY`, what it needs beside the decoder.
+            clips: Whether it is about videos.
+            work: What else it takes.
+
+        Raises:
+            UserError: If a given budget does not hold it.
+        """
         self.plan = Plan()
-        if self.memory is not None or numbers(self.files.config) > SMALL:
-            needed = (work or Work()).bytes(self.files.config, self.dtype.itemsize)
-            self.plan = self._planned(streams, tuple(guests), clips, needed)
-        if self.take_turns:
-            self.plan = replace(self.plan, guests_leave=True, turns=True)
-        for name in GUESTS:
+        if self.memory is not None or parameters_of(self.files.config) > SMALL:
+            key = streams, tuple(auxiliary), clips, (work or Work()).bytes(self.files.config, self.dtype.itemsize)
+            if key not in self._plans:
+                self._plans[key] = self._decide(*key)
+                if self.say and self._plans[key] != self._said:
+                    print(f"memory: {self._plans[key]}", file=sys.stderr)
+            self.plan = self._said = self._plans[key]
+        if self.offload:
+            self.plan = replace(self.plan, offload_auxiliary=True, offload_decoder=True)
+        for name in AUXILIARY:
             self.done(name)
 
-    def _planned(self, *key: Any) -> Plan:
-        if key not in self._plans:
-            self._plans[key] = self._decide(*key)
-            if self.say and self._plans[key] != self._said:
-                print(f"memory: {self._plans[key]}", file=sys.stderr)
-        self._said = self._plans[key]
-        return self._said
-
-    def _decide(self, streams: tuple[str, ...], guests: tuple[str, ...], clips: bool, work: int) -> Plan:
+    def _decide(self, streams: tuple[str, ...], auxiliary: tuple[str, ...], clips: bool, work: int) -> Plan:
         c, itemsize = self.files.config, self.dtype.itemsize
-        for name in guests:
-            if not self._counts.get((name, clips)):
-                self._counts[name, clips] = self._numbers(name, clips)
-        # A codec that is held in float32 counts as twice its numbers in half precision (`LazyVAE`).
-        counts = [self._counts[name, clips] * (1 + (name == "vae" and self._slow)) for name in guests]
+        # A VAE that is held in float32 counts as twice its parameters in half precision (`LazyVAE`).
+        counts = [self._parameters(name, clips) * (1 + (name == "vae" and self._slow)) for name in auxiliary]
         decoder = sizes(c, streams)
-        for stream, size in self.bits_of(clips).items():
+        for stream, size in self.bytes_of(clips).items():
             decoder = decoder | {stream: int(decoder[stream] * size / itemsize)}
         options = plans(decoder, counts, layers=c.layers, work=work, itemsize=itemsize)
-        if self.memory is None:
+        budget = self.memory
+        if budget is None:
+            budget = free_memory(self.device)
             if self.device.type == "cpu":
-                # Weights are views of the file. That a large guest leaves costs next to nothing, and to copy an expert
-                # in turns would gain nothing.
-                options = [p for p in options if not p.away and (p.guests_leave or sum(counts) < LARGE / 10)]
-            # What does not fit anywhere is tried all the same.
-            return next((p for p in options if p.bytes <= free_memory(self.device)), options[-1])
-        fitting = next((p for p in options if p.bytes <= self.memory), None)
+                # Weights are views of the file. That a large auxiliary component leaves costs next to nothing, and to
+                # copy an expert layer by layer would gain nothing.
+                small = sum(counts) < LARGE / 10
+                options = [p for p in options if not p.streamed and (p.offload_auxiliary or small)]
+        fitting = next((p for p in options if p.bytes <= budget), None)
+        if fitting is None and self.memory is None:
+            return options[-1]  # what does not fit anywhere is tried all the same
         if fitting is None:
             least = math.ceil(min(p.bytes for p in options) / 1e8) / 10
-            raise UserError(
-                f"--memory {self.memory / 1e9:.3g}GB is too little for this request: pass --memory {least:g}GB or "
-                f"more, or ask for something smaller"
-            )
+            said = f"memory={budget / 1e9:.3g}GB is too little for this request"
+            raise UserError(f"{said}: use memory={least:g}GB or more, or ask for something smaller")
         return fitting
 
-    def bits_of(self, clips: bool = False) -> dict[str, float]:
-        """Bytes of a number of the experts whose file holds them quantized."""
-        path = self.files.decoder(clips)
-        if self.files.missing(path) or (path.suffix == ".pth" and not self.allow_pickle):
-            return {}
-        tensors = open_tensors(path, allow_pickle=self.allow_pickle)
-        return bytes_per_number(tensors) if tensors.has_scales else {}
+    def bytes_of(self, clips: bool = False) -> dict[str, float]:
+        """Give the bytes of a parameter of each expert whose file holds it quantized."""
+        tensors = self._stored(self.files.decoder(clips))
+        return {} if tensors is None else bytes_per_parameter(tensors)
 
-    def _numbers(self, name: str, clips: bool) -> int:
-        """Numbers in a guest, 0 if its file is not there (yet) or may not be read."""
+    def _parameters(self, name: str, clips: bool) -> int:
+        """Those of an auxiliary component, 0 where its file cannot be looked at."""
         path, prefix = self._tower(clips) if name == "vit" else (self.files.vae, "")
-        if self.files.missing(path) or (path.suffix == ".pth" and not self.allow_pickle):
-            return 0
-        shapes = open_tensors(path, allow_pickle=self.allow_pickle).shapes
+        tensors = self._stored(path)
+        shapes = {} if tensors is None else tensors.shapes
         return sum(math.prod(shape) for n, shape in shapes.items() if n.startswith(prefix))
 
-    # The parts.
+    def _stored(self, path: Path) -> TensorSource | None:
+        """The tensors of a file; None where it is not there (yet) or may not be opened."""
+        if self.files.missing(path) or (path.suffix == ".pth" and not self.allow_pickle):
+            return None
+        return open_tensors(path, allow_pickle=self.allow_pickle)
+
+    # The components.
 
     def lance(self, *streams: str, clips: bool = False) -> Lance:
-        """The decoder with at least these streams: the checkpoint for pictures, or the one for clips."""
-        if self.plan.turns:
-            for name in GUESTS:
+        """Give the decoder with at least these streams: the checkpoint for images, or the one for videos."""
+        if self.plan.offload_decoder:
+            for name in AUXILIARY:
                 self.leave(name)
-        source, held = (self.files.decoder(clips), self.plan.away), self._held.get("lance")
+        source, held = (self.files.decoder(clips), self.plan.streamed), self._held.get("lance")
         if held is None or held[0] != source or not set(streams) <= set(held[1].norm):
             held = None
             self.leave("lance")  # before the new one comes: there is no room for two
@@ -183,25 +204,26 @@ class Components:
         return held[1]
 
     def _read_lance(self, streams: tuple[str, ...], clips: bool) -> Lance:
-        away = self.plan.away
+        streamed = self.plan.streamed
         if clips and self.files.form == "released" and [d.name for d in self.files.decoders] == [IMAGES]:
             print(f"note: {self.files.root} has no {CLIPS}, so {IMAGES} makes the clip", file=sys.stderr)
 
         def place(name: str) -> torch.device:
-            return torch.device("cpu") if group(name) in away else self.device
+            return torch.device("cpu") if group(name) in streamed else self.device
 
         tensors = self._open(lambda: self.files.decoder(clips))
-        where = place if away else self.device
+        where = place if streamed else self.device
         lance = load_lance(tensors, self.files.config, streams=streams, dtype=self.dtype, device=where)
         for adapter in self.adapters:
             adapter.merge(lance)
-        if self.few_bits is not None:
-            quantise(lance, self.few_bits)
-        return settle(self._widened(lance), away, self.device) if away else self._widened(lance)
+        if self.quantization is not None:
+            quantize(lance, self.quantization)
+        lance = self._widened(lance)
+        return settle(lance, streamed, self.device) if streamed else lance
 
-    def _widened(self, part: M) -> M:
-        """Its products in float32 where the device is slow at those of its numbers."""
-        return widen(part) if self._slow else part
+    def _widened(self, component: M) -> M:
+        """Its products in float32 where the device is slow at those of its dtype."""
+        return widen(component) if self._slow else component
 
     @property
     def _slow(self) -> bool:
@@ -209,11 +231,9 @@ class Components:
         return self.dtype in HALVES and not fast_bfloat16(self.device)
 
     def vit(self, clips: bool = False) -> ViT:
-        """The vision tower: the one inside the decoder's file if it has one, as released."""
+        """Give the vision tower: the one inside the decoder's file if it has one, as released."""
         from openlance.model.vit import ViT
 
-        if self.plan.turns:
-            self.leave("lance")
         path, prefix = self._tower(clips)
 
         def read() -> ViT:
@@ -225,7 +245,7 @@ class Components:
             )  # fmt: skip
             return self._widened(vit.eval())
 
-        return self._guest("vit", path, read)
+        return self._auxiliary("vit", path, read)
 
     def _tower(self, clips: bool) -> tuple[Path, str]:
         """Where the vision tower is; to know, the decoder's file has to be there."""
@@ -236,49 +256,52 @@ class Components:
         return self._towers[clips]
 
     def vae(self) -> LazyVAE:
-        """The codec; each half is read at its first use."""
-        if self.plan.turns:
-            self.leave("lance")
+        """Give the VAE, of which each half is read at its first use."""
 
         def read() -> LazyVAE:
             tensors = self._open(lambda: self.files.vae)
             return LazyVAE(tensors, self.files.config.vae, dtype=self.dtype, device=self.device)
 
-        return self._guest("vae", self.files.vae, read)
+        return self._auxiliary("vae", self.files.vae, read)
 
-    def _guest(self, name: str, path: Path, read: Callable[[], Any]) -> Any:
+    def _auxiliary(self, name: str, path: Path, read: Callable[[], Any]) -> Any:
+        if self.plan.offload_decoder:
+            self.leave("lance")
         if name not in self._held or self._held[name][0] != path:
             self.leave(name)
-            part = read()
-            self._held[name] = path, part
+            self._held[name] = path, read()
         return self._held[name][1]
 
     def done(self, name: str) -> None:
-        """A guest has finished for now."""
-        if self.plan.guests_leave:
+        """Tell that an auxiliary component has finished for now."""
+        if self.plan.offload_auxiliary:
             self.leave(name)
 
     def move(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """From now on elsewhere or in another dtype: what was read is read again."""
+        """Go on elsewhere or in another dtype: what was read is read again."""
         self.device, self.dtype = device or self.device, dtype or self.dtype
         self._plans.clear()
-        for name in list(self._held):
-            self.leave(name)
+        self._held.clear()
 
     def leave(self, name: str) -> None:
-        """Forget a part; it is read again when it is needed again."""
+        """Forget a component; it is read again when it is needed again."""
         self._held.pop(name, None)
 
     def fetched(self) -> Files:
-        """The files, all of them on this machine."""
-        parts: tuple[Callable[[], Path], ...] = (
-            lambda: self.files.decoder(),
-            lambda: self.files.vit_of()[0],
-            lambda: self.files.vae,
-        )
-        for part in parts:
-            self._open(part)
+        """Give the files, all of them on this machine."""
+        self._open(lambda: self.files.decoder())
+        self._open(lambda: self.files.vit_of()[0])
+        self._open(lambda: self.files.vae)
         return self.files
+
+    def fingerprint(self, clips: bool = False) -> str:
+        """Hash the weights that draw images, or videos; "" where nobody can tell any more."""
+        if clips not in self._hashes:
+            try:
+                self._hashes[clips] = fingerprint(self.files.decoder(clips), self.files.vae)
+            except (OSError, UserError):  # gone or replaced since it was read
+                self._hashes[clips] = ""
+        return self._hashes[clips]
 
     def _open(self, part: Callable[[], Path]) -> TensorSource:
         """The tensors of a part, fetched from the hub if it comes from there. UserError if something is missing, is

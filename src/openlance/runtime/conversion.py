@@ -11,28 +11,18 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import (
-    CODEC,
-    IMAGES,
-    INSIDE,
-    PUBLISHED,
-    TOWER,
-    Files,
-    write_config,
-    write_json,
-)
-from openlance.checkpoint.names import COMPUTED, config_for_diffusers, released_names
-from openlance.checkpoint.tensors import TensorSource, compare, open_tensors
+from openlance.checkpoint.formats import CODEC, IMAGES, PUBLISHED, TOWER, Files, write_config, write_json
+from openlance.checkpoint.names import config_for_diffusers, released_names
+from openlance.checkpoint.tensors import compare, open_tensors
 from openlance.checkpoint.writer import Stream, progress, stream_of, write_shards
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
-from openlance.runtime.expected import PARTS, expected
-from openlance.runtime.quantization import in_few_bits, kinds_of
+from openlance.runtime.inspection import PARTS, expected, opened, weights_of
+from openlance.runtime.quantization import kinds_of, quantized
 from openlance.text.tokenizer import Tokenizer
 
 FORMS = ("openlance", "released", "diffusers")
@@ -47,8 +37,13 @@ BLOCK = 1_000_003  # random numbers that are repeated; a prime, so that no two r
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What is to be written: tensors by part and released name; beside: the folder of the tokenizer and, with
-    `preferences`, of what the model does when it is not told (`generation_config.json`)."""
+    """What is to be written.
+
+    Attributes:
+        tensors: By part and released name.
+        beside: The folder of the tokenizer.
+        preferences: Whether what the model does when it is not told (`generation_config.json`) is taken over, too.
+    """
 
     config: ModelConfig
     tensors: dict[str, dict[str, Stream]]
@@ -61,51 +56,34 @@ class Checkpoint:
 
 
 def gather(
-    files: Files, dtype: torch.dtype | None = None, *, quantise: str | None = None, allow_pickle: bool = False
+    files: Files, dtype: torch.dtype | None = None, *, quantize: str | None = None, allow_pickle: bool = False
 ) -> Checkpoint:
-    """All parts of a checkpoint on disk, compared with what its configuration asks for; nothing is read yet.
+    """Compare all parts of a checkpoint on disk with what its configuration asks for; nothing is read yet.
 
-    dtype: of floating-point tensors; None keeps them. quantise: a recipe of `runtime.quantization`. UserError if
-    something is missing or does not fit, or is quantized already.
+    Args:
+        files: The checkpoint.
+        dtype: Of floating-point tensors; None keeps them.
+        quantize: A recipe of `runtime.quantization`.
+        allow_pickle: Whether a part may be a pickle.
+
+    Raises:
+        UserError: If something is missing or does not fit, or is quantized already.
     """
     if len(files.decoders) > 1:
         names = " or ".join(str(d) for d in files.decoders)
         raise UserError(f"{files.root} holds a checkpoint for pictures and one for clips: convert {names}")
     files.require()
-    tower, prefix = files.vit_of()
-    wan = released_names(files.config.vae)
-    sources = {
-        "decoder": (open_tensors(files.decoder()), _decoder_name),
-        "vit": (open_tensors(tower), lambda n: n[len(prefix) :] if n.startswith(prefix) else None),
-        "vae": (open_tensors(files.vae, allow_pickle=allow_pickle), lambda n: _codec_name(wan.to_ours(n), wan)),
-    }
-    if kinds_of(sources["decoder"][0]):
-        raise UserError(f"{files.root} holds quantized weights, which are final: convert the folder they came from")
-    wanted = expected(files.config)
-    found = {part: _streams(source, rename, wanted[part], dtype) for part, (source, rename) in sources.items()}
-    if quantise is not None:
-        found["decoder"] = in_few_bits(found["decoder"], quantise)
-    return Checkpoint(config=files.config, tensors=found, beside=files.tokenizer)
-
-
-def _decoder_name(name: str) -> str | None:
-    return None if name in COMPUTED or name.startswith(INSIDE) else name
-
-
-def _codec_name(ours: str | None, names: Any) -> str | None:
-    return ours if ours is None or ours.startswith("unknown:") else names.to_released(ours)
-
-
-def _streams(
-    source: TensorSource,
-    rename: Callable[[str], str | None],
-    wanted: dict[str, tuple[int, ...]],
-    dtype: torch.dtype | None,
-) -> dict[str, Stream]:
-    plan = {name: target for name in source.shapes if (target := rename(name)) is not None}
-    compare(source, plan, wanted)
-    places = {target: name for name, target in plan.items()}
-    return {name: stream_of(source, places[name], dtype) for name in wanted}
+    tensors = dict[str, dict[str, Stream]]()
+    for part, weights, prefix in weights_of(files):
+        source, plan, wanted = opened(files, part, weights, prefix, allow_pickle)
+        if part == "decoder" and kinds_of(source):
+            raise UserError(f"{files.root} holds quantized weights, which are final: convert the folder they came from")
+        compare(source, plan, wanted)
+        places = {target: name for name, target in plan.items()}
+        tensors[part] = {name: stream_of(source, places[name], dtype) for name in wanted}
+    if quantize is not None:
+        tensors["decoder"] = quantized(tensors["decoder"], quantize)
+    return Checkpoint(config=files.config, tensors=tensors, beside=files.tokenizer)
 
 
 def random_checkpoint(
@@ -117,8 +95,19 @@ def random_checkpoint(
     seed: int = 0,
     parts: Iterable[str] = PARTS,
 ) -> Checkpoint:
-    """Weights that keep activations of ordinary size. One block of random numbers is used over and over, from a place
-    of each tensor's own, so that writing is as fast as the disk."""
+    """Make weights that keep activations of ordinary size.
+
+    One block of random numbers is used over and over, from a place of each tensor's own, so that writing is as fast as
+    the disk.
+
+    Args:
+        config: Of the model.
+        dtype: Of its weights.
+        beside: Folder of the tokenizer.
+        preferences: Whether its `generation_config.json` is taken over, too.
+        seed: Of the block.
+        parts: Of `PARTS`, what is made.
+    """
     block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed))
     tensors = {
         part: {name: _random(name, shape, dtype, block) for name, shape in shapes.items()}
@@ -144,9 +133,17 @@ def _random(name: str, shape: tuple[int, ...], dtype: torch.dtype, block: Tensor
 
 
 def write(out: Path, checkpoint: Checkpoint, form: str = "openlance", *, shards: int = 1, show: bool = True) -> None:
-    """Write a checkpoint into a new folder, which appears whole or not at all. shards: of the decoder.
+    """Write a checkpoint into a new folder, which appears whole or not at all.
 
-    UserError if the folder is there already or the disk has no room.
+    Args:
+        out: The folder.
+        checkpoint: From `gather` or `random_checkpoint`.
+        form: One of `FORMS`.
+        shards: Files of the decoder.
+        show: Whether there is a progress bar.
+
+    Raises:
+        UserError: If the form is unknown, the folder is there already or the disk has no room.
     """
     if form not in _WRITERS:
         raise UserError(f"the form {form!r} is unknown: use one of {', '.join(FORMS)}")
@@ -158,15 +155,20 @@ def write(out: Path, checkpoint: Checkpoint, form: str = "openlance", *, shards:
     nearest = next(place for place in out.absolute().parents if place.is_dir())
     free, needed = shutil.disk_usage(nearest).free, int(checkpoint.bytes * SPARE)
     if free < needed:
-        raise UserError(
-            f"{out} needs {needed / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB left: free some, or choose "
-            f"another place"
-        )
+        said = f"{out} needs {needed / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB left"
+        raise UserError(f"{said}: free some, or choose another place")
     fresh = out.absolute().with_name(f".{out.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         with progress(checkpoint.bytes, f"writing {out.name}", show) as on_bytes:
-            _WRITERS[form](fresh, checkpoint, shards, on_bytes)
+
+            def put(part: str, folder: str, stem: str, rename: Callable[[str], str | None] = str) -> list[Path]:
+                """Write a part, if there is one: its files."""
+                tensors = {str(rename(name)): tensor for name, tensor in checkpoint.tensors.get(part, {}).items()}
+                count = shards if part == "decoder" else 1
+                return write_shards(fresh / folder, stem, tensors, count, on_bytes) if tensors else []
+
+            _WRITERS[form](fresh, checkpoint, put)
         if out.is_dir():
             out.rmdir()
         fresh.rename(out)
@@ -174,20 +176,19 @@ def write(out: Path, checkpoint: Checkpoint, form: str = "openlance", *, shards:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _openlance(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int], Any]) -> None:
+def _openlance(folder: Path, c: Checkpoint, put: Callable[..., list[Path]]) -> None:
     write_config(folder, c.config)
-    for part, stem, count in (("decoder", "model", shards), ("vit", "vit", 1), ("vae", "vae", 1)):
-        if part in c.tensors:
-            write_shards(folder, stem, c.tensors[part], count, on_bytes)
     _copy_beside(c, folder)
+    for part, stem in (("decoder", "model"), ("vit", "vit"), ("vae", "vae")):
+        put(part, "", stem)
 
 
-def _released(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int], Any]) -> None:
-    """As the release lies. The codec comes as safetensors too, which is read without --allow-pickle; JSON files that
-    the release does not have say what differs from the published model."""
-    configs = c.config.files()
+def _released(folder: Path, c: Checkpoint, put: Callable[..., list[Path]]) -> None:
+    """As the release lies. The VAE comes as safetensors too, which is read without `allow_pickle`; JSON files that the
+    release does not have say what differs from the published model."""
+    configs, published = c.config.files(), ModelConfig().files()["lance_config.json"] | PUBLISHED
     vit = configs["vit_config.json"]
-    lance = {k: v for k, v in configs["lance_config.json"].items() if v != _published(k)}
+    lance = {k: v for k, v in configs["lance_config.json"].items() if v != published.get(k)}
     write_json(folder / IMAGES / "llm_config.json", configs["llm_config.json"] | {"vision_config": vit})
     if lance:
         write_json(folder / IMAGES / "lance_config.json", lance)
@@ -195,23 +196,16 @@ def _released(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int]
         write_json(folder / "vae_config.json", configs["vae_config.json"])
     write_json(folder / TOWER / "config.json", {"model_type": "qwen2_5_vl"} | vit)
     _copy_beside(c, folder / IMAGES)
-    if "decoder" in c.tensors:
-        write_shards(folder / IMAGES, "model", c.tensors["decoder"], shards, on_bytes)
-    if "vit" in c.tensors:
-        write_shards(folder / TOWER, "vit", c.tensors["vit"], 1, on_bytes)
-    if "vae" in c.tensors:
-        [file] = write_shards(folder, CODEC, c.tensors["vae"], 1, on_bytes)
+    put("decoder", IMAGES, "model")
+    put("vit", TOWER, "vit")
+    for file in put("vae", "", CODEC):
         tensors = open_tensors(file)
         torch.save({name: tensors.read(name) for name in c.tensors["vae"]}, folder / f"{CODEC}.pth")
 
 
-def _published(key: str) -> Any:
-    return (ModelConfig().files()["lance_config.json"] | PUBLISHED).get(key)
-
-
-def _diffusers(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int], Any]) -> None:
+def _diffusers(folder: Path, c: Checkpoint, put: Callable[..., list[Path]]) -> None:
     """diffusers and transformers read their parts with `from_pretrained(folder, subfolder=...)`."""
-    configs, names = c.config.files(), released_names(c.config.vae)
+    configs, tokenizer = c.config.files(), folder / "tokenizer"
     write_json(folder / "model_index.json", {
         "_class_name": "LancePipeline", "_diffusers_version": "0.41.0",
         "transformer": ["openlance", "Lance"], "vae": ["diffusers", "AutoencoderKLWan"],
@@ -219,26 +213,18 @@ def _diffusers(folder: Path, c: Checkpoint, shards: int, on_bytes: Callable[[int
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
     })  # fmt: skip
     own = {"_class_name": "Lance", "llm": configs["llm_config.json"], "lance": configs["lance_config.json"]}
+    vit = {"model_type": "qwen2_5_vl_vision"} | configs["vit_config.json"]
     write_json(folder / "transformer" / "config.json", own)
-    write_json(
-        folder / "vision_tower" / "config.json", {"model_type": "qwen2_5_vl_vision"} | configs["vit_config.json"]
-    )
+    write_json(folder / "vision_tower" / "config.json", vit)
     write_json(folder / "vae" / "config.json", {"_class_name": "AutoencoderKLWan"} | config_for_diffusers(c.config.vae))
-    _copy_beside(c, folder / "tokenizer")
-    Tokenizer.from_folder(c.beside).backend.save(str(folder / "tokenizer" / "tokenizer.json"))
+    _copy_beside(c, tokenizer)
+    Tokenizer.from_folder(c.beside).backend.save(str(tokenizer / "tokenizer.json"))
     if not (c.beside / "tokenizer_config.json").is_file():
         ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-        write_json(
-            folder / "tokenizer" / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | ends
-        )
-    vae = {names.to_ours(name): tensor for name, tensor in c.tensors.get("vae", {}).items()}
-    for part, stem, tensors, count in (
-        ("transformer", "diffusion_pytorch_model", c.tensors.get("decoder", {}), shards),
-        ("vision_tower", "model", c.tensors.get("vit", {}), 1),
-        ("vae", "diffusion_pytorch_model", vae, 1),
-    ):
-        if tensors:
-            write_shards(folder / part, stem, tensors, count, on_bytes)  # type: ignore[arg-type]
+        write_json(tokenizer / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | ends)
+    put("decoder", "transformer", "diffusion_pytorch_model")
+    put("vit", "vision_tower", "model")
+    put("vae", "vae", "diffusion_pytorch_model", released_names(c.config.vae).to_ours)
 
 
 def _copy_beside(c: Checkpoint, target: Path) -> None:

@@ -50,20 +50,13 @@ class Distributed:
         """
         size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
         if shard < 1 or size % shard:
-            raise UserError(
-                f"{size} processes cannot share weights in groups of {shard}: choose shard as a divisor of {size}, or "
-                f"let torchrun start more processes"
-            )
+            raise UserError(f"{size} processes cannot share weights in groups of {shard}: let shard divide {size}")
         absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if size > 1 and absent:
-            raise UserError(
-                f"WORLD_SIZE is {size} but {absent[0]} is not set: start with torchrun, or unset WORLD_SIZE"
-            )
+            raise UserError(f"WORLD_SIZE is {size} but {absent[0]} is not set: use torchrun, or unset WORLD_SIZE")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if gpus and local >= gpus:
-            raise UserError(
-                f"process {local} has no GPU: this machine has {gpus}; let torchrun start no more processes"
-            )
+            raise UserError(f"process {local} has no GPU: let torchrun start no more than the {gpus} of this machine")
         device = torch.device("cuda", local) if gpus else torch.device("cpu")
         if gpus:
             torch.cuda.set_device(device)

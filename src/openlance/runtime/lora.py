@@ -28,7 +28,7 @@ from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.model.lance import Lance
 
-# The matrices of the experts: what adapters change and few bits hold.
+# The matrices of the experts: what adapters change and what is quantized.
 TARGETS = r"layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)"
 PREFIX = "base_model.model."  # of every name in a file of PEFT
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -98,10 +98,7 @@ class Adapter:
                 continue
             module = modules.get(name)
             if hasattr(module, "scale"):
-                raise UserError(
-                    f"the model holds {name} in few bits, to which {self.origin} cannot be added: load it with the "
-                    f"whole model, and quantise then"
-                )
+                raise UserError(f"{name} is quantized, so {self.origin} cannot be added: add it before quantizing")
             if not isinstance(module, nn.Linear) or module.weight.shape != (b.shape[0], a.shape[1]):
                 raise UserError(f"{self.origin} does not fit at {name}: use it with the model it was made for")
             update = (b.float() @ a.float()).to(module.weight.device)

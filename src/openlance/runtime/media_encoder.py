@@ -1,6 +1,6 @@
 """Media to model space, before anything is packed: ViT features for what is looked at, clean latents for what is kept.
 
-One way for sampling, training, `encode` and `verify`. A medium is known by what it shows (`Clip.key`), so whatever
+One way for sampling, training, `encode` and `verify`. Media are known by what they show (`Clip.key`), so whatever
 stands several times in the segments is encoded once.
 
     encoder = MediaEncoder(vit=..., vae=...)
@@ -37,11 +37,11 @@ def pixels_of(clip: Clip) -> Tensor:
 
 
 def features(vit: ViT, clips: Sequence[Clip]) -> list[Tensor]:
-    """What clips mean: (T, Y, X, D) merged cells of each, from one pass of the tower."""
-    from openlance.model.vit import normalise
+    """Encode what clips mean: (T, Y, X, D) merged cells of each, from one pass of the tower."""
+    from openlance.model.vit import normalize
 
     grids = [vit.config.cell_grid(clip.pixels.shape[:3]) for clip in clips]
-    cells = vit([normalise(pixels_of(clip)) for clip in clips]).split([int(np.prod(grid)) for grid in grids])
+    cells = vit([normalize(pixels_of(clip)) for clip in clips]).split([int(np.prod(grid)) for grid in grids])
     return [part.reshape(*grid, -1) for part, grid in zip(cells, grids, strict=True)]
 
 
@@ -85,10 +85,10 @@ class MediaEncoder:
     """Replaces media in lists of segments by what the model reads.
 
     Args:
-        vit: Gives the vision tower, told whether the segments are about clips: a release has a checkpoint for pictures
+        vit: Gives the vision tower, told whether the segments are about clips: a release has a checkpoint for images
             and one for clips, each with a tower of its own. Called when there is something new to look at.
         vae: Gives the VAE, likewise when it is needed.
-        tiling: Of the VAE; None encodes whole pictures.
+        tiling: Of the VAE; None encodes whole images.
         remembers: How many media of earlier calls are kept.
         together: See `latents`.
     """
@@ -129,13 +129,13 @@ class MediaEncoder:
 
     def _found(self, wanted: dict[Key, Clip], moving: bool) -> dict[Key, Tensor]:
         found = {key: self.memory[key] for key in wanted if key in self.memory}
-        new = {kind: {k: c for k, c in wanted.items() if k[0] is kind and k not in found} for kind in Kind}
-        if new[Kind.PATCHES]:
-            clips = list(new[Kind.PATCHES].values())
-            found |= zip(new[Kind.PATCHES], features(self.vit(moving), clips), strict=True)
-        if new[Kind.LATENTS]:
-            clips = list(new[Kind.LATENTS].values())
-            found |= zip(new[Kind.LATENTS], latents(self.vae(), clips, self.tiling, self.together), strict=True)
+        for kind in (Kind.PATCHES, Kind.LATENTS):
+            new = {key: clip for key, clip in wanted.items() if key[0] is kind and key not in found}
+            clips = list(new.values())
+            if clips and kind is Kind.PATCHES:
+                found |= zip(new, features(self.vit(moving), clips), strict=True)
+            elif clips:
+                found |= zip(new, latents(self.vae(), clips, self.tiling, self.together), strict=True)
         if self.remembers:
             for key in wanted:
                 self.memory[key] = found[key]

@@ -80,7 +80,7 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
     parts = Components(files, device=torch.device("cpu"), dtype=torch.float32, allow_pickle=allow_pickle)
     config, tokenizer = files.config, Tokenizer.from_folder(files.tokenizer)
     if init == "model":
-        if parts.bits_of():
+        if parts.bytes_of():
             raise UserError(f"{folder} holds quantized weights, which cannot learn: give the folder they came from")
         # A trained tower needs no auxiliary loss, whose head is not kept.
         learner = Learner(parts.lance("und", "gen"), parts.vit(), len(tokenizer))

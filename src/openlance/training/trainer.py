@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from openlance.config.train import Stage
 from openlance.data.stream import Stream
 from openlance.errors import UserError
-from openlance.model.layers import Expert, fuse
+from openlance.model.lance import Expert, compile_experts
 from openlance.model.precision import autocast, lowered
 from openlance.runtime.distributed import Distributed
 from openlance.training.batch import Batch, Preparer
@@ -74,7 +74,7 @@ class Trainer:
         self.learner = learner.to(self.processes.device).train()
         freeze(learner, stage)
         if compiled and not hasattr(Expert.project, "_torchdynamo_orig_callable"):
-            fuse(Expert)
+            compile_experts(Expert)
         if stage.checkpointing:
             recompute(learner.lance)
         shard(self.processes, learner, lowered(stage.dtype, self.processes.device))

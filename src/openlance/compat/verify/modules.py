@@ -9,7 +9,8 @@ from torch import Tensor
 
 from openlance.compat.verify.checks import DEEP, EXACT, UNIT, VAE, Checks, Measure, Table
 from openlance.compat.verify.parts import Parts
-from openlance.model.layers import latent_table, rotary_table, rotate
+from openlance.model.attention import rotary_table, rotate
+from openlance.model.lance import latent_table
 from openlance.model.vit import to_patches
 from openlance.vae.autoencoder import sample
 from openlance.vae.lazy import channels_last

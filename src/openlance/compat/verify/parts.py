@@ -80,7 +80,7 @@ class Parts:
         if "offload" not in self.ways:
             return self.lance
         streamed = self._open()
-        streamed.plan = Plan(away=("und", "gen", "ends"))
+        streamed.plan = Plan(streamed=("und", "gen", "ends"))
         return streamed.lance("und", "gen")
 
     def pack(self, samples: list[Segments], shift: bool = True) -> Pack:

@@ -20,7 +20,7 @@ from openlance.compat.verify.layout import LAYOUT, packed_mask, where, without_p
 from openlance.compat.verify.parts import FORMS, PLAIN, RELEASED, ROUNDED, UNROUNDED, Form, Parts
 from openlance.compat.verify.preprocessing import check_media
 from openlance.flow import schedule
-from openlance.model.layers import frequencies
+from openlance.model.attention import frequencies
 from openlance.sequence.segment import PROMPT, REFERENCE, SOURCE, Rows
 from openlance.sequence.tasks import spec_of
 from openlance.vae.autoencoder import sample

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from openlance.compat.verify.layout import where
 from openlance.inference.visual import conditions
-from openlance.model.lance import Cache, Lance
-from openlance.model.layers import Layer
+from openlance.model.lance import Cache, Lance, Layer
 from openlance.sequence.pack import Pack
 from openlance.sequence.segment import Rows
 
