@@ -150,7 +150,7 @@ def test_one_goes_with_many_and_numbers_must_agree():
     (lambda p: p.generate_video(A, num_frames=4), "4 frames .*3 or 5"),
     (lambda p: p.generate_video(A, num_frames=0), "num_frames must be at least 1"),
     (lambda p: p.generate_video(" "), "prompt is empty"),
-    (lambda p: p.animate(picture(0), A, num_frames=1), "1 frames are the given picture"),
+    (lambda p: p.animate(picture(0), A, num_frames=1), "num_frames is 1, which holds the given image"),
     (lambda p: p.animate(picture(0), ""), "prompt is empty"),
     (lambda p: p.animate("nowhere.png", A), "no file nowhere.png"),
     (lambda p: p.edit(picture(0), ""), "instruction is empty"),

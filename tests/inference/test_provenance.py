@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import openlance
+from openlance.checkpoint import tensors as f
 from openlance.checkpoint.formats import folder_of
-from openlance.checkpoint.tensors import fingerprint as f
 from openlance.cli.main import main
 from openlance.media import Clip, as_clip, read_provenance
 from openlance.sequence import tasks
@@ -100,7 +100,8 @@ def test_the_hash_is_of_the_weights_and_of_nothing_else(tmp_path, monkeypatch, w
     copy = tmp_path / "other.safetensors"
     shutil.copy(weights, copy)
     assert f.fingerprint(weights) == f.fingerprint(copy) and len(f.fingerprint(copy)) == 16
-    begin, _ = f.read_header(copy)["language_model.model.layers.0.mlp.down_proj.weight"]["data_offsets"]
+    entries, start = f.read_header(copy)
+    begin = start + entries["language_model.model.layers.0.mlp.down_proj.weight"]["data_offsets"][0]
     data = bytearray(copy.read_bytes())
     data[begin] ^= 1
     copy.write_bytes(data)

@@ -104,7 +104,8 @@ def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
         if segment.kind is Kind.LATENTS and segment.size is not None:
             frames = engine.codec.latent_grid(segment.size)[0]
             if segment.given is not None and frames == 1:
-                raise UserError(f"{segment.size[0]} frames are the given picture alone: use --num-frames 5 or more")
+                said = f"num_frames is {segment.size[0]}, which holds the given image alone"
+                raise UserError(f"{said}: ask for more, such as num_frames=5")
     if (rewrite := rewriter(engine, job.enhance)) is None:
         return [_hole(s) for s in found], prompt_of(data)
     drawn = rewrite(found)

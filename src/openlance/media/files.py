@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
+from openlance.config.values import brief
 from openlance.errors import UserError
 
 # Errors of a place that takes no (more) data, and what to do about each; others inside a block are not about writing.
@@ -112,7 +113,8 @@ class Source:
                 return path.open("rb")
             what = "a folder" if path.is_dir() else "a device or pipe" if path.exists() else None
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot open {path} ({error}): check its name and permissions") from error
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot open {brief(str(path))} ({why}): check its name and permissions") from error
         if what is None:
             raise UserError(f"there is no file {path}: check the path")
         raise UserError(f"{path} is {what}: give the path of one image or video")
