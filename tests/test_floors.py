@@ -2,6 +2,7 @@
 modules import each other in a circle, and what plugs in is imported by nobody by name."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,22 @@ def test_a_circle_is_found_also_inside_functions_and_not_among_types():
 def test_what_plugs_in_is_imported_by_nobody_by_name():
     world = {name: "" for name in modules(SOURCE) if name.startswith("toyworld")}
     assert world and {name: found for name, source in modules(PACKAGE).items() if (found := uses(source, world))} == {}
+
+
+def options() -> set[str]:
+    """The options of all commands of ours."""
+    files = [*(PACKAGE / "cli").rglob("*.py"), *(SOURCE / "toyworld").rglob("*.py")]
+    return {flag for path in files for flag in re.findall(r'"(--[a-zA-Z][\w-]+)', path.read_text(encoding="utf-8"))}
+
+
+def flags_in(source: str, known: set[str]) -> set[str]:
+    """Options of ours that the strings of a file name."""
+    texts = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]+", text)} & known
+
+
+def test_only_the_command_line_knows_flags():
+    known = options()
+    assert {"--seed", "--model", "--nothing"} - known == {"--nothing"} and flags_in("x = f'{y}: use --seed 3'", known)
+    below = {name: source for name, source in modules(PACKAGE).items() if not name.startswith(("cli", "serve"))}
+    assert {name: found for name, source in below.items() if (found := flags_in(source, known))} == {}

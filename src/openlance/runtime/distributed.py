@@ -1,7 +1,5 @@
 """The processes of one `torchrun`, for training, for files of requests, and for one request that several share.
 
-    torchrun --nproc-per-node 4 -m openlance.cli.main generate t2v "a red circle moves left" --num-frames 121
-
 Processes that share a request hold the same weights and conditions and run the same program; they differ in the rows
 that go through the decoder. Within a guidance branch (context parallelism) keys and values are gathered in every layer,
 which is cheap with few key heads (the released model: 1 KB for a row and layer in bfloat16); between branches only
