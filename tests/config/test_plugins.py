@@ -1,4 +1,4 @@
-"""A package adds by entry points alone; without the toy world everything else works, and what it adds is named."""
+"""A package adds by entry points alone; without them everything else works, and what it adds is named."""
 
 import subprocess
 import sys
@@ -28,11 +28,12 @@ def test_a_plugin_adds_and_never_replaces_a_command():
         (["--help"], 0, "generate"),
         (["explain", "t2i", "--model", "nano"], 0, "LATENTS"),
         (["demo"], 2, "the plugin demo"),
+        (["verify", "somewhere"], 2, "the plugin verify"),
         (["train", "recipe/nano", "-o", "nowhere"], 2, "the plugin nano"),
     ],
 )
-def test_without_the_toy_world(line, code, said, tmp_path):
-    hidden = f"import sys; sys.modules['toyworld'] = None; from openlance.cli.main import main; sys.exit(main({line}))"
+def test_without_what_plugs_in(line, code, said, tmp_path):
+    hidden = f"import sys; sys.modules['toyworld'] = sys.modules['lance_parity'] = None; from openlance.cli.main import main; sys.exit(main({line}))"
     done = subprocess.run([sys.executable, "-c", hidden], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
     assert not list(tmp_path.iterdir())

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from openlance.compat.verify import training
-from openlance.compat.verify.checks import LOSS, Checks
-from openlance.compat.verify.files import open_folder
-from openlance.compat.verify.parts import Parts
+from lance_parity import training
+from lance_parity.checks import LOSS, Checks
+from lance_parity.files import open_folder
+from lance_parity.parts import Parts
 from openlance.config.train import Stage
 from openlance.data.source import Sample
 from openlance.runtime.distributed import Distributed

@@ -28,7 +28,6 @@ COMMANDS = {
     "chat": ("openlance.cli.chat", "Generate, edit and ask in one dialogue."),
     "run": ("openlance.cli.run", "Run an input file of the Lance release."),
     "explain": ("openlance.cli.explain", "Print the segments, positions and attention mask of a task."),
-    "verify": ("openlance.cli.verify", "Compare this code with golden vectors of the released model."),
     "bench": ("openlance.cli.bench", "Evaluate a model on a benchmark."),
     "init": ("openlance.cli.checkpoints", "Write a checkpoint with random weights."),
     "inspect": ("openlance.cli.checkpoints", "Show what a checkpoint is, and whether it is complete."),

@@ -1,1 +1,1 @@
-"""The release's inputs, and parity with its code."""
+"""The release's inputs and its command."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openlance.compat.verify.checks import EXACT, UNIT, Checks, Table
-from openlance.compat.verify.parts import Parts
+from lance_parity.checks import EXACT, UNIT, Checks, Table
+from lance_parity.parts import Parts
 from openlance.sequence.pack import Pack
 from openlance.sequence.segment import LATENTS, PATCHES, PROMPT, REFERENCE, SOURCE, TEXT, Rows, Segments, dense_mask
 from openlance.text.tokenizer import SPECIAL

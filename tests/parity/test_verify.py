@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
+from lance_parity.checks import LOSS, Checks, Row
+from lance_parity.files import GoldenFile
+from lance_parity.run import verify
 from openlance.checkpoint.tensors import TensorSource
 from openlance.cli.main import main
-from openlance.compat.verify.checks import LOSS, Checks, Row
-from openlance.compat.verify.files import GoldenFile
-from openlance.compat.verify.run import verify
 from openlance.sequence.tasks import TASKS
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -7,8 +7,8 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from openlance.compat.verify.checks import DEEP, EXACT, UNIT, VAE, Checks, Measure, Table
-from openlance.compat.verify.parts import Parts
+from lance_parity.checks import DEEP, EXACT, UNIT, VAE, Checks, Measure, Table
+from lance_parity.parts import Parts
 from openlance.model.attention import rotary_table, rotate
 from openlance.model.lance import latent_table
 from openlance.model.vit import to_patches

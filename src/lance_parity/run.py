@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openlance.compat.verify.checks import Checks, Row
-from openlance.compat.verify.files import open_folder
-from openlance.compat.verify.modules import check_modules
-from openlance.compat.verify.parts import WAYS, Parts
-from openlance.compat.verify.preprocessing import check_preprocessing
-from openlance.compat.verify.requests import check_half, check_request
-from openlance.compat.verify.training import check_training
+from lance_parity.checks import Checks, Row
+from lance_parity.files import open_folder
+from lance_parity.modules import check_modules
+from lance_parity.parts import WAYS, Parts
+from lance_parity.preprocessing import check_preprocessing
+from lance_parity.requests import check_half, check_request
+from lance_parity.training import check_training
 from openlance.errors import UserError
 
 

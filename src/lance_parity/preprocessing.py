@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from openlance.compat.verify.checks import Checks, Measure
+from lance_parity.checks import Checks, Measure
 from openlance.media.clip import frame_indices
 from openlance.media.transform import (
     RESOLUTIONS,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from openlance.compat.verify.files import GoldenFile
+from lance_parity.files import GoldenFile
 
 # What a computation on foreign data may raise: such a case fails, the others go on.
 FAULTS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AssertionError, AttributeError, StopIteration)

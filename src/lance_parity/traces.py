@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openlance.compat.verify.layout import where
+from lance_parity.layout import where
 from openlance.inference.visual import conditions
 from openlance.model.lance import Cache, Lance, Layer
 from openlance.sequence.pack import Pack

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load, save_file
 
+from lance_parity.run import verify
 from openlance.cli.main import main
-from openlance.compat.verify.run import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("case_image_edit_pub", "case_x2t_image_pub")

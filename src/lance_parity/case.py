@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lance_parity.checks import Checks
+from lance_parity.files import GoldenFile
+from lance_parity.layout import that_reads, where
+from lance_parity.parts import PLAIN, Parts
+from lance_parity.traces import passing, trace
 from openlance.compat.interleave import request
-from openlance.compat.verify.checks import Checks
-from openlance.compat.verify.files import GoldenFile
-from openlance.compat.verify.layout import that_reads, where
-from openlance.compat.verify.parts import PLAIN, Parts
-from openlance.compat.verify.traces import passing, trace
 from openlance.config.sampling import RELEASED_RUN, Decoding, Sampling
 from openlance.inference.text import decode
 from openlance.inference.visual import Branches, Denoiser, branch_out, conditions, denoise

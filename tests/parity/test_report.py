@@ -9,10 +9,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import openlance
+from lance_parity import report as r
+from lance_parity.against import differences
 from openlance.checkpoint.formats import folder_of
 from openlance.cli.main import main
-from openlance.compat import report as r
-from openlance.compat.against import differences
 from openlance.errors import UserError
 from openlance.media import read_image
 

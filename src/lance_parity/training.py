@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lance_parity.checks import DEEP, GRADIENT, LOSS, UNIT, Checks, Measure, Table
+from lance_parity.files import GoldenFile
+from lance_parity.layout import LAYOUT, that_reads
+from lance_parity.parts import Parts
+from lance_parity.traces import passing
 from openlance.checkpoint.names import our_name, released_name
 from openlance.compat.interleave import triple
-from openlance.compat.verify.checks import DEEP, GRADIENT, LOSS, UNIT, Checks, Measure, Table
-from openlance.compat.verify.files import GoldenFile
-from openlance.compat.verify.layout import LAYOUT, that_reads
-from openlance.compat.verify.parts import Parts
-from openlance.compat.verify.traces import passing
 from openlance.config.sampling import RELEASED_TRAINING
 from openlance.data.front import NO_SIZE
 from openlance.flow import shift_times

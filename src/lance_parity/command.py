@@ -2,8 +2,8 @@
 
     openlance verify --checkpoint DIR --report report.json     # what a checkpoint is and does on this machine
 
-The same from Python: `openlance.compat.verify.run.verify(Path("tests/golden")).failed` and
-`openlance.compat.report.report(openlance.load("DIR"))`.
+The same from Python: `lance_parity.run.verify(Path("tests/golden")).failed` and
+`lance_parity.report.report(openlance.load("DIR"))`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from openlance.cli import options
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from openlance.compat.verify.checks import Row
-    from openlance.compat.verify.run import Report
+    from lance_parity.checks import Row
+    from lance_parity.run import Report
 
 app = typer.Typer(add_completion=False)
 
@@ -43,7 +43,7 @@ class Vectors:
     def compare(self, folder: Path) -> bool:
         """Compare under a bar, write the file and print the table; returns whether all pass."""
         options.check_json(self.json_file)
-        from openlance.compat.verify.run import verify as run
+        from lance_parity.run import verify as run
 
         ways = [way.strip() for way in self.ways.split(",") if way.strip()]
         with options.progress(None, "file") as bar:
@@ -78,7 +78,7 @@ class Reporting:
         """Make a report under a bar, print it in short, and compare it; returns whether all is well."""
         options.check_json(self.report_file, "--report")
         earlier = read_report(self.against) if self.against is not None else None
-        from openlance.compat.report import report
+        from lance_parity.report import report
 
         pipe = options.Checkpoint(model=model, memory=self.memory, allow_pickle=self.allow_pickle).load()
         with options.progress(None, "part") as bar:
@@ -158,8 +158,8 @@ def as_data(report: Report) -> dict[str, Any]:
 
 def read_report(file: Path) -> dict[str, Any]:
     """An earlier report; UserError if the file is none."""
-    from openlance.compat.against import differences
-    from openlance.compat.report import FORM
+    from lance_parity.against import differences
+    from lance_parity.report import FORM
     from openlance.config.values import read_json
 
     if not file.is_file():
@@ -189,7 +189,7 @@ def show_report(found: Mapping[str, Any]) -> None:
 
 def compare_reports(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
     """Print how two reports differ; returns whether they are the same."""
-    from openlance.compat.against import differences
+    from lance_parity.against import differences
 
     rows = differences(found, earlier)
     for row in rows:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
+from lance_parity.parts import PLAIN, RELEASED, UNROUNDED, Parts
+from lance_parity.run import verify
 from openlance.cli.main import main
-from openlance.compat.verify.parts import PLAIN, RELEASED, UNROUNDED, Parts
-from openlance.compat.verify.run import verify
 from openlance.config.model import Quirks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -121,7 +121,7 @@ def test_any_of_them_may_be_missing(flat, lost):
 
 def test_frequencies_that_are_not_rounded_are_found(flat, monkeypatch):
     plain = Quirks(rounded_frequencies=False)
-    monkeypatch.setattr("openlance.compat.verify.parts.Quirks", lambda rounded_frequencies: plain)
+    monkeypatch.setattr("lance_parity.parts.Quirks", lambda rounded_frequencies: plain)
     found = wrong(run(flat))
     assert {"rope.cos", "rope.sin", "layer0.k", "layer0.k: share", "prefix.hidden_last: share"} <= found
 

@@ -1,4 +1,4 @@
-"""Two reports of `compat.report` beside each other: the same weights, and the same results from them?"""
+"""Two reports of `lance_parity.report` beside each other: the same weights, and the same results from them?"""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from openlance.compat.verify.case import Case, read_request
-from openlance.compat.verify.checks import DEEP, EXACT, LATENT, ULP, UNIT, VAE, Checks, Measure, Table, apart, average
-from openlance.compat.verify.layout import LAYOUT, packed_mask, where, without_prompt
-from openlance.compat.verify.parts import FORMS, PLAIN, RELEASED, ROUNDED, UNROUNDED, Form, Parts
-from openlance.compat.verify.preprocessing import check_media
+from lance_parity.case import Case, read_request
+from lance_parity.checks import DEEP, EXACT, LATENT, ULP, UNIT, VAE, Checks, Measure, Table, apart, average
+from lance_parity.layout import LAYOUT, packed_mask, where, without_prompt
+from lance_parity.parts import FORMS, PLAIN, RELEASED, ROUNDED, UNROUNDED, Form, Parts
+from lance_parity.preprocessing import check_media
 from openlance.flow import schedule
 from openlance.model.attention import frequencies
 from openlance.sequence.segment import PROMPT, REFERENCE, SOURCE, Rows
