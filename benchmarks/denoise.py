@@ -19,17 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import RESULTS, checkpoint, markdown, seconds, spread, timed, verdict, write_results
-from forms import (
-    CONFIG_300M,
-    GUIDED,
-    PROMPT,
-    QUICK,
-    Stepper,
-    Words,
-    draw_request,
-    edit_request,
-    parameters,
-)
+from forms import CONFIG_300M, GUIDED, PROMPT, QUICK, Stepper, Words, draw_request, edit_request, parameters
 
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import Sampling

@@ -117,8 +117,7 @@ def test_a_tested_name_is_found(source):
 
 
 @pytest.mark.parametrize(
-    "source",
-    ["make = TASKS['t2i']", "table = {'t2i': draw}", "if len(TASKS['t2i']) > 2: pass", "print('t2i == fine')"],
+    "source", ["make = TASKS['t2i']", "table = {'t2i': draw}", "if len(TASKS['t2i']) > 2: pass", "print('t2i == fine')"]
 )
 def test_a_lookup_is_fine(source):
     assert not names_in_tests(source)

@@ -34,12 +34,7 @@ class ClipSubject:
 
 
 def sample_clip_subject(
-    rng: np.random.Generator,
-    *,
-    n: int = 1,
-    placement: str | float = "free",
-    aspect: float = 1.0,
-    frames: int = 9,
+    rng: np.random.Generator, *, n: int = 1, placement: str | float = "free", aspect: float = 1.0, frames: int = 9
 ) -> ClipSubject:
     """Draw a request with n (1 or 2) given objects; keywords as in `sample_clip`."""
     if n not in _ABOUT:

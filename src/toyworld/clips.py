@@ -89,10 +89,7 @@ def clip_holds(clip: ClipScene, fact: ClipFact) -> bool:
 
 
 def caption_clip(
-    clip: ClipScene,
-    rng: np.random.Generator,
-    article: str | None = None,
-    names: Mapping[Thing, str] | None = None,
+    clip: ClipScene, rng: np.random.Generator, article: str | None = None, names: Mapping[Thing, str] | None = None
 ) -> tuple[str, tuple[ClipFact, ...]]:
     """A sentence in varied wording that names every thing and motion, and the facts that it asserts.
 

@@ -9,17 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from toyworld import edit_words as words
-from toyworld.edit_places import (
-    SLACK,
-    Placed,
-    Rng,
-    Target,
-    at,
-    draw_place,
-    draw_step,
-    draw_target,
-    exactly,
-)
+from toyworld.edit_places import SLACK, Placed, Rng, Target, at, draw_place, draw_step, draw_target, exactly
 from toyworld.facts import Background, Count, Fact, Lettering, Thing, Within, holds
 from toyworld.read_text import same_text
 from toyworld.scene import Object, Scene, clashes, fill_shows, legible, pick

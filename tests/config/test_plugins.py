@@ -33,7 +33,8 @@ def test_a_plugin_adds_and_never_replaces_a_command():
     ],
 )
 def test_without_what_plugs_in(line, code, said, tmp_path):
-    hidden = f"import sys; sys.modules['toyworld'] = sys.modules['lance_parity'] = None; from openlance.cli.main import main; sys.exit(main({line}))"
+    hidden = "import sys; sys.modules['toyworld'] = sys.modules['lance_parity'] = None; "
+    hidden += f"from openlance.cli.main import main; sys.exit(main({line}))"
     done = subprocess.run([sys.executable, "-c", hidden], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
     assert not list(tmp_path.iterdir())

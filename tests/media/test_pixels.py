@@ -251,13 +251,7 @@ def tiff(values, bits, form, photometric):
 
 
 @pytest.mark.parametrize(
-    "kind, form, photometric",
-    [
-        (np.uint16, 1, 1),
-        (np.uint16, 1, 0),
-        (np.int16, 2, 1),
-        (np.uint32, 1, 1),
-    ],
+    "kind, form, photometric", [(np.uint16, 1, 1), (np.uint16, 1, 0), (np.int16, 2, 1), (np.uint32, 1, 1)]
 )
 def test_gray_of_any_depth_is_scaled_by_what_its_numbers_can_be(kind, form, photometric):
     levels = np.array([[0, 60, 120, 180, 234]] * 4)

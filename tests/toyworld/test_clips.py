@@ -5,15 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from toyworld.clips import (
-    Moves,
-    caption_clip,
-    clip_facts,
-    clip_holds,
-    describe_clip,
-    parse_clip,
-    tells_clip,
-)
+from toyworld.clips import Moves, caption_clip, clip_facts, clip_holds, describe_clip, parse_clip, tells_clip
 from toyworld.facts import Background, Count, Thing
 from toyworld.motion import MOTIONS, ClipScene, Motion, sample_clip
 from toyworld.scene import Object, Scene

@@ -39,8 +39,6 @@ FLAGS = {
     "Enhancer(url=...)": "--enhance-url",
     "Enhancer(model=...)": "--enhance-model",
     "with enhance=None": "without --enhance-prompt",
-    "memory=": "--memory ",
-    "allow_pickle=True": "--allow-pickle",
 }
 
 # The parser's base class of "the command line is wrong". Newer versions of typer carry their parser inside, older ones

@@ -77,13 +77,7 @@ def _short(value: Any) -> str:
 
 
 def request(
-    task: str,
-    data: Any,
-    views: Views,
-    *,
-    size: Size | None = None,
-    caption: int = 0,
-    style: PromptStyle = RELEASED_RUN,
+    task: str, data: Any, views: Views, *, size: Size | None = None, caption: int = 0, style: PromptStyle = RELEASED_RUN
 ) -> Segments:
     """Build one request of the release; a visual target is a hole, an answer holds the listed text.
 

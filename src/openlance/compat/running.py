@@ -126,11 +126,7 @@ def settings_of(job: Job, model: str) -> dict[str, Any]:
 
 
 def run(
-    engine: Engine,
-    entries: Sequence[Entry],
-    job: Job,
-    record: Record,
-    on_done: Callable[[int], Any] = lambda n: None,
+    engine: Engine, entries: Sequence[Entry], job: Job, record: Record, on_done: Callable[[int], Any] = lambda n: None
 ) -> list[Failure]:
     """Make what is not yet made; on_done(n) is called when n more entries are done, failed or found done.
 

@@ -28,8 +28,7 @@ def quality(
     ] = [],  # noqa: B006
     samples: Annotated[int, typer.Option("--samples", min=1, help="Pictures on each side.")] = 64,
     seed: Annotated[
-        int,
-        typer.Option("--seed", min=0, max=LARGEST_SEED, help="Same seed, same prompts and noise."),
+        int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Same seed, same prompts and noise.")
     ] = 0,
     model: options.Model = "nano",
     size: options.Size = None,

@@ -26,13 +26,7 @@ def world(
     tasks: Annotated[str, typer.Option("--tasks", help="Names with commas, or all: see below.")] = "t2i,vqa",
     samples: Annotated[int, typer.Option("--samples", min=1, help="Requests per category.")] = 100,
     seed: Annotated[
-        int,
-        typer.Option(
-            "--seed",
-            min=0,
-            max=LARGEST_SEED,
-            help="Same seed, same requests and pictures.",
-        ),
+        int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Same seed, same requests and pictures.")
     ] = 0,
     placement: Annotated[
         str, typer.Option("--placement", help="Where objects stand: free; loose (15 % jitter); canonical (3 %).")
