@@ -35,7 +35,7 @@ class Greys:
     def sample(self, row, fit, rng):
         if row.values in self.bad:
             raise BrokenRow(row.place, "it is broken")
-        side = 16 if fit.front.transform.bases.get("image", (0,))[0] == 16 else 32
+        side = 16 if (fit.front.transform.base("image") or (0,))[0] == 16 else 32
         clip = Clip(np.full((1, side, side, 3), row.values % 256, np.uint8))
         words = " ".join(["circle"] * (1 + row.values % 11))
         return Sample(request("t2i", words, [], (1, side, side), clip, fit.front.style), row.place)

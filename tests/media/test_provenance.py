@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 import openlance
 from openlance.errors import UserError
 from openlance.media import Clip, Provenance, as_clip, collected, read_media, read_provenance, write_media
-from openlance.media import provenance as p
+from openlance.media import files as p
 
 PROMPT = 'a "red" circle\n红色圆圈 é 🎨 \\ \ud800 ' + "word " * 2000
 MADE = Provenance(

@@ -134,11 +134,11 @@ def _bases(d: GenerationConfig, transform: MediaTransform, preset: str) -> tuple
     """The base sizes of a preset; for a model of smaller strides shrunk as its usual picture is against the
     release's."""
     vae, vit = resolution(preset)
-    if transform.vae.stride >= BUCKET_STRIDE:
+    if transform.config.vae.stride >= BUCKET_STRIDE:
         return vae, vit
     released = GenerationConfig()
     scale = ((d.height * d.width) / (released.height * released.width)) ** 0.5
-    strides = transform.vae.stride, transform.config.vit.stride
+    strides = transform.config.vae.stride, transform.config.vit.stride
     return max(round(vae * scale), 2 * strides[0]), max(round(vit * scale), 2 * strides[1])
 
 

@@ -72,8 +72,8 @@ class Front:
                 f"num_frames is {asked[0]}, but the result has {size[0]}, as its input has: leave num_frames out, or "
                 f"cut the input"
             )
-        self.transform.vae.check(size)
-        least = self.transform.vae.temporal_stride + 1
+        self.transform.config.vae.check(size)
+        least = self.transform.config.vae.temporal_stride + 1
         if views and spec.keeps_size and size[0] < least and spec.makes != spec.reads:
             raise UserError(
                 f"num_frames is {size[0]}, which holds the given image alone: ask for more, such as num_frames={least}"

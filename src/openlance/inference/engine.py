@@ -26,8 +26,7 @@ from openlance.inference.inputs import device_of, dtype_of, is_many, seed_of, se
 from openlance.inference.prefix import PrefixStore
 from openlance.inference.text import Answer, OnToken, decode, stopping, up_to_stop
 from openlance.inference.visual import OnStep, denoise
-from openlance.media.clip import Clip
-from openlance.media.provenance import Provenance
+from openlance.media.clip import Clip, Provenance
 from openlance.media.transform import MediaTransform
 from openlance.model.lance import Lance
 from openlance.runtime.components import Components, usual_dtype
@@ -80,7 +79,7 @@ class Engine:
             dtype: Also by name; by default float32, or bfloat16 for large models, as released.
             allow_pickle: Whether weights may be read from pickles.
             memory: A budget such as "12GB", which is kept by offloading; "auto" or None: what is free.
-            metadata: Whether results say how they were made (`media.provenance`).
+            metadata: Whether results say how they were made (`media.clip.Provenance`).
 
         Raises:
             UserError: If the folder is no checkpoint, or an argument makes no sense.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
-from openlance.config.values import brief, number
+from openlance.config.values import brief, convert, number
 from openlance.errors import UserError
-from openlance.media.files import notice
-from openlance.media.provenance import KEY, Provenance
+from openlance.media.files import KEY, LONGEST, notice
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +27,78 @@ MAX_SECONDS = 6.0
 UNKNOWN_FPS = 24
 # The temporal stride of the VAE; the first frame stands alone, so clips have 4k + 1 frames.
 TEMPORAL_STRIDE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The making of one result.
+
+    Args:
+        openlance: Version of this package.
+        task: A name of `sequence.tasks.TASKS`, or empty.
+        prompt: What was asked for, in full.
+        negative_prompt: What guidance led away from.
+        seed: Of its noise; None where that came from elsewhere.
+        width: In pixels.
+        height: In pixels.
+        num_frames: 1 for an image.
+        model: Name, not path.
+        model_hash: Of the weights that drew it (`checkpoint.tensors.fingerprint`).
+        dtype: Numbers in which the model ran.
+        lora: Names of adapters.
+        settings: Fields of `config.sampling.Sampling`; and what a later version adds.
+    """
+
+    openlance: str
+    task: str = ""
+    prompt: str
+    negative_prompt: str = ""
+    seed: int | None = None
+    width: int
+    height: int
+    num_frames: int = 1
+    model: str = ""
+    model_hash: str = ""
+    dtype: str = ""
+    lora: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_data(self) -> dict[str, Any]:
+        """Every field by its name, the settings among them."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        return own | dict(self.settings)
+
+    @property
+    def text(self) -> str:
+        """The record in JSON. Halves of surrogate pairs, which UTF-8 lacks, are escaped."""
+        said = json.dumps(self.as_data(), ensure_ascii=False)
+        return said.encode("utf-8", "backslashreplace").decode("utf-8")
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> Provenance:
+        """Read a record. UserError if it is damaged; `name` is of the file."""
+        hints = get_type_hints(cls)
+        try:
+            if len(text) > LONGEST:
+                raise ValueError(f"longer than {LONGEST} characters")
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                raise ValueError("no JSON object")
+            own = {k: convert(hints[k], data.pop(k), k) for k in list(data) if k in hints and k != "settings"}
+            return cls(**own, settings=data)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"the record in {name} of how it was made is damaged ({error}): get the file again"
+            ) from None
+
+
+def carried(info: Mapping[Any, Any]) -> Provenance | None:
+    """Return the record that a Pillow image carries in its `info`; None if there is no whole one."""
+    text = info.get(KEY)
+    try:
+        return Provenance.parse(text, "the image") if isinstance(text, str) else None
+    except UserError:
+        return None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,6 +149,11 @@ class Clip:
     def width(self) -> int:
         return int(self.pixels.shape[2])
 
+    @property
+    def record(self) -> str:
+        """How it was made, in JSON; empty where nobody knows."""
+        return "" if self.made is None else self.made.text
+
     def save(self, path: str | Path) -> None:
         """Write the clip as the suffix says: .mp4, .webp or .gif; one frame also as .png or .jpg.
 
@@ -98,7 +175,7 @@ class Clip:
 
             for frame in frames:
                 frame.__class__ = SignedImage
-                frame.info[KEY] = self.made.text
+                frame.info[KEY] = self.record
         return frames
 
     def with_pixels(self, pixels: np.ndarray) -> Clip:

@@ -26,6 +26,11 @@ PLACES = {
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 # Major and compatible brands of ISO base media files that hold images (ISO/IEC 23008-12 and the AVIF specification).
+# Of the record of how a result was made, in its file (`media.write` puts it there, `media.inputs` reads it).
+KEY = "openlance"
+BEGIN = f'{{"{KEY}": '  # of every record: comments of other programs begin otherwise
+LONGEST = 1 << 20  # bytes of a record; Pillow reads no longer text either
+EXIF_IFD, USER_COMMENT, UNICODE = 0x8769, 0x9286, b"UNICODE\0"
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2")
 AVIF_BRANDS = (b"avif", b"avis")
 # Boxes that begin a QuickTime or MP4 file.

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import MODEL_FPS, Clip, frame_indices, joined, tell_speed
-from openlance.media.files import Source, begins_as_video, notice
+from openlance.media.clip import KEY, LONGEST, MODEL_FPS, Clip, Provenance, carried, frame_indices, joined, tell_speed
+from openlance.media.files import BEGIN, EXIF_IFD, UNICODE, USER_COMMENT, Source, begins_as_video, notice
 from openlance.media.image import frames_of, metadata, on_white, one_image, open_image, read_animation
-from openlance.media.provenance import BEGIN, EXIF_IFD, KEY, LONGEST, UNICODE, USER_COMMENT, Provenance, carried
 from openlance.media.video import opened, read_video_file
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from openlance.media.provenance import carried, save_options
+from openlance.media.files import KEY
+from openlance.media.write import save_options
 
 OWN = {"pnginfo", "exif", "comment"}  # options of Pillow with which a caller says what goes beside the pixels
 FORMS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -31,5 +32,5 @@ class SignedImage(Image.Image):
         known = Image.registered_extensions().get(os.path.splitext(name)[1].lower(), "")
         form = (format or known).upper()
         if form in FORMS and not OWN & params.keys():
-            params |= save_options(carried(self.info), form, os.path.basename(name) or "the image")
+            params |= save_options(str(self.info.get(KEY, "")), form, os.path.basename(name) or "the image")
         super().save(fp, format, **params)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from openlance.config.model import ModelConfig, VAEConfig
+from openlance.config.model import ModelConfig
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import notice
@@ -175,13 +175,10 @@ class MediaTransform:
     usual: tuple[int, int] = (768, 768)
     max_frames: int | None = None
 
-    def __post_init__(self) -> None:
-        sizes = {makes: resolution(base) if isinstance(base, str) else base for makes, base in self.bases.items()}
-        object.__setattr__(self, "bases", sizes)
-
-    @property
-    def vae(self) -> VAEConfig:
-        return self.config.vae
+    def base(self, makes: str) -> tuple[int, int] | None:
+        """Find the base sizes for the VAE and for the ViT of what a kind of result is made of, if it has some."""
+        found = self.bases.get(makes)
+        return resolution(found) if isinstance(found, str) else found
 
     def views(self, clip: Clip, makes: str, size: tuple[int, int] | None = None) -> ClipViews:
         """Give both views of a clip, of the same frames, each made when it is asked for.
@@ -195,25 +192,25 @@ class MediaTransform:
 
     def seen_size(self, height: int, width: int, makes: str) -> tuple[int, int]:
         """Return (height, width) of the ViT's view of a clip of a size."""
-        stride = self.config.vit.stride
-        if makes not in self.bases:
+        stride, base = self.config.vit.stride, self.base(makes)
+        if base is None:
             return fitting_size(height, width, stride, self.usual)
-        bucket = choose_bucket(height, width, self.bases[makes][1], min(BUCKET_STRIDE, stride))
+        bucket = choose_bucket(height, width, base[1], min(BUCKET_STRIDE, stride))
         return bucket.height // stride * stride, bucket.width // stride * stride
 
     def trimmed(self, clip: Clip) -> Clip:
         """Keep at most `max_frames`, 1 + k * the temporal stride of them, evenly spread: the released rule for a clip
         at the model's rate (`media.clip.frame_indices`)."""
-        count = self.vae.whole_frames(min(clip.frames, self.max_frames or clip.frames))
+        count = self.config.vae.whole_frames(min(clip.frames, self.max_frames or clip.frames))
         if count == clip.frames:
             return clip
-        step = self.vae.temporal_stride
+        step = self.config.vae.temporal_stride
         notice(f"{count} of the {clip.frames} frames of a clip are read, evenly spread: clips have 1 + {step} k frames")
         return clip.with_pixels(clip.pixels[np.linspace(0, clip.frames - 1, count, dtype=int)])
 
     def _fitted(self, clip: Clip, makes: str, branch: int, stride: int) -> Clip:
-        if makes in self.bases:
-            return clip.with_pixels(to_bucket(clip.pixels, self.bases[makes][branch], stride))
+        if (base := self.base(makes)) is not None:
+            return clip.with_pixels(to_bucket(clip.pixels, base[branch], stride))
         return clip.with_pixels(resize(clip.pixels, *fitting_size(clip.height, clip.width, stride, self.usual)))
 
 
@@ -235,4 +232,4 @@ class ClipViews:
     def kept(self) -> Clip:
         if self._size is not None:
             return self._clip.with_pixels(np.ascontiguousarray(resize_to_ratio(self._clip.pixels, *self._size)))
-        return self._transform._fitted(self._clip, self._makes, 0, self._transform.vae.stride)
+        return self._transform._fitted(self._clip, self._makes, 0, self._transform.config.vae.stride)

@@ -1,8 +1,15 @@
-"""One way to write what was made: the suffix chooses the form, and the file appears whole or not at all."""
+"""One way to write what was made: the suffix chooses the form, and the file appears whole or not at all.
+
+A file carries the record of how its content was made. PNG: text chunks `openlance` (the record in JSON) and
+`parameters` (the lines that other programs read). JPEG, WebP: UserComment of EXIF. GIF: its comment. MP4: the tag `comment`.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +18,12 @@ import numpy as np
 
 from openlance.config.values import path_of
 from openlance.errors import UserError
-from openlance.media.files import atomic_path
-from openlance.media.provenance import save_options, written
+from openlance.media.files import EXIF_IFD, KEY, LONGEST, UNICODE, USER_COMMENT, atomic_path, notice
 
 if TYPE_CHECKING:
     from openlance.media.clip import Clip
 
+LONGEST_JPEG = 60_000  # bytes of EXIF, which is one segment there
 WRITTEN_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 WRITABLE_SUFFIXES = tuple(WRITTEN_AS)
 ANIMATED_SUFFIXES = (".webp", ".gif")
@@ -55,8 +62,8 @@ def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
     if target.suffix.lower() not in WRITABLE_SUFFIXES:
         raise UserError(f"cannot write an image as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
     form = WRITTEN_AS[target.suffix.lower()]
-    pixels, made = (picture.pixels[0], picture.made) if not isinstance(picture, np.ndarray) else (picture, None)
-    options = save_options(made, form, target.name) | ({} if form == "PNG" else {"quality": 95})
+    pixels, text = (picture, "") if isinstance(picture, np.ndarray) else (picture.pixels[0], picture.record)
+    options = save_options(text, form, target.name) | ({} if form == "PNG" else {"quality": 95})
     memory = io.BytesIO()  # writing to a full disk itself, Pillow may leave out the end of a JPEG without a word
     Image.fromarray(np.ascontiguousarray(pixels)).save(memory, form, **options)
     with atomic_path(target) as temporary:
@@ -86,7 +93,7 @@ def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
         raise UserError(f"a video of {clip.height}x{clip.width} has an odd side: use sides that are even")
     index_first = {"movflags": "faststart"}
     with atomic_path(target) as temporary, av.open(str(temporary), "w", format="mp4", options=index_first) as container:
-        if text := written(clip.made, target.name):
+        if text := written(clip.record, target.name):
             container.metadata["comment"] = text
         stream = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001))
         for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
@@ -109,7 +116,7 @@ def encode_animation(clip: Clip, form: str = "webp") -> bytes:
     """Encode a clip as an animation of form "webp" or "gif"."""
     first, *others = clip.images()
     options: dict[str, Any] = {"quality": 90, "method": 4} if form == "webp" else {"disposal": 1}
-    options |= save_options(clip.made, form.upper(), f"the {form}")
+    options |= save_options(clip.record, form.upper(), f"the {form}")
     memory = io.BytesIO()
     first.save(memory, form, save_all=True, append_images=others, duration=_durations(clip), loop=0, **options)
     return memory.getvalue()
@@ -119,3 +126,54 @@ def _durations(clip: Clip) -> list[int]:
     """Milliseconds of each frame, multiples of ten as GIF has them, that together last as long as the clip."""
     ends = np.round(np.arange(clip.frames + 1) * 100 / clip.fps).astype(int) * 10
     return np.maximum(np.diff(ends), 20).tolist()  # players slow down what is shorter
+
+
+def save_options(text: str, form: str, name: str) -> dict[str, Any]:
+    """Make the options of Pillow's `save` with which a file carries a record.
+
+    Args:
+        text: the record in JSON; empty for a file without one.
+        form: "PNG", "JPEG", "WEBP" or "GIF".
+        name: of the file, in notices.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    if not written(text, name):
+        return {}
+    if form == "PNG":
+        chunks = PngInfo()
+        chunks.add_itxt(KEY, text)
+        with suppress(ValueError, AttributeError):  # of an image whose record somebody has changed
+            chunks.add_text("parameters", parameters(json.loads(text)))
+        return {"pnginfo": chunks}
+    if form == "GIF":
+        return {"comment": text.encode()}
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE + text.encode("utf-16-be")
+    data = exif.tobytes()
+    if form == "JPEG" and len(data) > LONGEST_JPEG:
+        notice(f"{name} does not say how it was made: that is too long for a JPEG, and a PNG has room for it")
+        return {}
+    return {"exif": data}
+
+
+def parameters(made: Mapping[str, Any]) -> str:
+    """Word a record as the lines that Stable Diffusion WebUI writes and many programs read."""
+    negative = made.get("negative_prompt")
+    lines = [made.get("prompt", ""), *([f"Negative prompt: {negative}"] if negative else [])]
+    lines.append(
+        f"Steps: {made.get('num_inference_steps')}, Sampler: {made.get('solver')}, "
+        f"CFG scale: {made.get('guidance_scale')}, Seed: {made.get('seed')}, "
+        f"Size: {made.get('width')}x{made.get('height')}, Model hash: {made.get('model_hash')}, "
+        f"Model: {made.get('model')}, Version: openlance {made.get('openlance')}"
+    )
+    return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
+
+
+def written(text: str, name: str) -> str:
+    """Return the text of a record, or an empty one, with a notice, if it is too long to be read again."""
+    if len(text.encode()) <= LONGEST:
+        return text
+    notice(f"{name} does not say how it was made: that takes more than {LONGEST} bytes")
+    return ""
