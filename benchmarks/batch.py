@@ -30,7 +30,7 @@ LIMIT, EQUAL = 4.0, 1e-4
 @torch.inference_mode()
 def pictures(pipe: LancePipeline, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
     """Latents (B, T, Y, X, C) and pixels (B, 3, H, W) in [-1, 1] of some prompts in one batch."""
-    from openlance.vae.lazy import channels_first
+    from openlance.vae.frames import channels_first
 
     requests = [pipe.front.request("t2i", prompt) for prompt in prompts]
     latents = torch.stack(

@@ -101,8 +101,7 @@ def random_checkpoint(folder: Path) -> Path:
     """A folder of nano's form with random weights: it draws noise in exactly the time that nano takes."""
     import torch
 
-    from openlance.checkpoint.formats import write_config
-    from openlance.checkpoint.names import released_name
+    from openlance.checkpoint.formats import released_name, write_config
     from openlance.checkpoint.writer import write_tensors
     from openlance.config.model import ModelConfig, nano
     from openlance.model.lance import Lance

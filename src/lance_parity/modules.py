@@ -13,7 +13,7 @@ from openlance.model.attention import rotary_table, rotate
 from openlance.model.lance import latent_table
 from openlance.model.vit import to_patches
 from openlance.vae.autoencoder import sample
-from openlance.vae.lazy import channels_last
+from openlance.vae.frames import channels_last
 
 
 class Modules:

@@ -22,7 +22,7 @@ from openlance.runtime.offload import Plan
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.segment import Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
-from openlance.vae.lazy import channels_last, to_signed
+from openlance.vae.frames import channels_last, to_signed
 from openlance.vae.tiling import Tiling
 
 # What may be on while the numbers stay the same: ways to spend less time or memory.

@@ -24,7 +24,7 @@ from openlance.model.attention import frequencies
 from openlance.sequence.segment import PROMPT, REFERENCE, SOURCE, Rows
 from openlance.sequence.tasks import spec_of
 from openlance.vae.autoencoder import sample
-from openlance.vae.lazy import channels_first, to_uint8
+from openlance.vae.frames import channels_first, to_uint8
 
 BLOCK = 128  # rows
 SHARE = Measure(0.5)  # of what rounding the frequencies changes

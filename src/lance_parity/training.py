@@ -16,7 +16,7 @@ from lance_parity.files import GoldenFile
 from lance_parity.layout import LAYOUT, that_reads
 from lance_parity.parts import Parts
 from lance_parity.traces import passing
-from openlance.checkpoint.names import our_name, released_name
+from openlance.checkpoint.formats import our_name, released_name
 from openlance.compat.interleave import triple
 from openlance.config.sampling import RELEASED_TRAINING
 from openlance.data.front import NO_SIZE

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openlance.checkpoint.formats import write_config
-from openlance.checkpoint.names import released_name
+from openlance.checkpoint.formats import released_name, write_config
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import ModelConfig

@@ -9,7 +9,7 @@ import torch
 from openlance.errors import UserError
 from openlance.flow import schedule
 from openlance.media import Clip, collected
-from openlance.vae.lazy import channels_first
+from openlance.vae.frames import channels_first
 
 SEED = 5
 SIZE = {"height": 16, "width": 16}

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from openlance.checkpoint.names import released_names
+from openlance.checkpoint.formats import released_names
 from openlance.config.model import VAEConfig
 from openlance.errors import UserError
+from openlance.runtime.components import LazyVAE
 from openlance.vae.autoencoder import VAE, sample
-from openlance.vae.frames import FrameVAE, denormalized
-from openlance.vae.lazy import LazyVAE, channels_first, channels_last, to_signed, to_uint8
+from openlance.vae.frames import FrameVAE, channels_first, channels_last, denormalized, to_signed, to_uint8
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")

@@ -29,14 +29,14 @@ from openlance.inference.visual import OnStep, denoise
 from openlance.media.clip import Clip, Provenance
 from openlance.media.transform import MediaTransform
 from openlance.model.lance import Lance
-from openlance.runtime.components import Components, usual_dtype
+from openlance.runtime.components import Components, LazyVAE, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
 from openlance.sequence.segment import Kind, Role, Segments, any_video
 from openlance.sequence.tasks import task_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
-from openlance.vae.lazy import LazyVAE, channels_first, to_uint8
+from openlance.vae.frames import channels_first, to_uint8
 from openlance.vae.tiling import Tiling, decode_tiled
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from openlance.media.inputs import MediaInput, as_image
 from openlance.sequence import tasks
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Segment, Segments
-from openlance.vae.lazy import channels_first, channels_last
+from openlance.vae.frames import channels_first, channels_last
 
 if TYPE_CHECKING:
     from transformers.feature_extraction_utils import BatchFeature

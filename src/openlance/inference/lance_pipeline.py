@@ -32,7 +32,7 @@ from openlance.media.inputs import MediaInput
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
 from openlance.sequence.segment import prompt_in
-from openlance.vae.lazy import channels_first
+from openlance.vae.frames import channels_first
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,7 +1,8 @@
 """One way to write what was made: the suffix chooses the form, and the file appears whole or not at all.
 
 A file carries the record of how its content was made. PNG: text chunks `openlance` (the record in JSON) and
-`parameters` (the lines that other programs read). JPEG, WebP: UserComment of EXIF. GIF: its comment. MP4: the tag `comment`.
+`parameters` (the lines that other programs read). JPEG, WebP: UserComment of EXIF. GIF: its comment. MP4: the tag
+`comment`.
 """
 
 from __future__ import annotations

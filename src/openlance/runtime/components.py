@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from openlance.checkpoint.formats import CLIPS, IMAGES, INSIDE, Files, check_hashes
-from openlance.checkpoint.names import COMPUTED, our_name
+from openlance.checkpoint.formats import CLIPS, COMPUTED, IMAGES, INSIDE, Files, check_hashes, our_name
 from openlance.checkpoint.tensors import Placing, TensorSource, fingerprint, load_into, open_tensors, unfilled
-from openlance.config.model import ModelConfig
+from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance, is_generation
 from openlance.model.precision import HALVES, M, fast_bfloat16, widen
 from openlance.runtime.offload import Plan, Work, free_memory, group, plans, settle, sizes
 from openlance.runtime.quantization import bytes_per_parameter, quantize, receive
-from openlance.vae.lazy import LazyVAE
+from openlance.vae.frames import FrameVAE, NormalizedVAE
 
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
@@ -79,6 +79,72 @@ def load_lance(
 
     load_into(lance, source, place, dtype=dtype, device=device)
     return lance.eval()
+
+
+class LazyVAE:
+    """The halves of the VAE that are used, over a weight file or its tensors. A file is opened at the first call, so
+    errors come then.
+
+    Images and videos have each a network of their own, so that what an image becomes never depends on what was asked
+    before.
+
+    Args:
+        weights: A file, or tensors under released names.
+        config: Sizes of the network.
+        allow_pickle: Whether the file may be a pickle.
+        dtype: Of the weights. On a CPU that only emulates it they are rounded to it and then held in float32:
+            convolutions read few numbers many times, so that widening them at every use would cost more than the
+            memory is worth.
+        device: Where the halves are loaded.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | TensorSource,
+        config: VAEConfig,
+        *,
+        allow_pickle: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.weights, self.config = weights, config
+        self.dtype, self.device = dtype, torch.device(device)
+        self._allow_pickle = allow_pickle
+        self._halves: dict[tuple[str, bool], NormalizedVAE] = {}
+
+    def to(self, device: torch.device | str) -> LazyVAE:
+        """Make the same VAE on a device."""
+        return LazyVAE(self.weights, self.config, allow_pickle=self._allow_pickle, dtype=self.dtype, device=device)
+
+    @torch.no_grad()
+    def encode(self, pixels_CFHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode pixels to normalized mean and log-variance; see `NormalizedVAE.encode`."""
+        return self._half("encoder", pixels_CFHW).encode(pixels_CFHW)
+
+    @torch.no_grad()
+    def decode(self, z_CTYX: Tensor) -> Tensor:
+        """Decode normalized latents to pixels in [-1, 1]; see `NormalizedVAE.decode`."""
+        return self._half("decoder", z_CTYX).decode(z_CTYX)
+
+    @torch.no_grad()
+    def decode_steps(self, z_CTYX: Tensor) -> Iterator[Tensor]:
+        """Decode some frames at a time; see `NormalizedVAE.decode_steps`."""
+        yield from self._half("decoder", z_CTYX).decode_steps(z_CTYX)
+
+    def _half(self, part: str, x_CFYX: Tensor) -> NormalizedVAE:
+        """The half for images or, where there is more than one frame, for videos."""
+        still = x_CFYX.shape[-3] == 1
+        if (part, still) not in self._halves:
+            form: type[NormalizedVAE] = FrameVAE
+            if not still:
+                from openlance.vae.autoencoder import VAE as form
+            half = form.load(
+                self.weights, self.config, parts=(part,), allow_pickle=self._allow_pickle, dtype=self.dtype,
+                device=self.device,
+            )  # fmt: skip
+            wide = self.dtype in HALVES and not fast_bfloat16(self.device)
+            self._halves[part, still] = (half.float() if wide else half).eval()
+        return self._halves[part, still]
 
 
 @dataclass(eq=False, repr=False)

@@ -15,8 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import CODEC, IMAGES, PUBLISHED, TOWER, Files, write_config, write_json
-from openlance.checkpoint.names import config_for_diffusers, released_names
+from openlance.checkpoint.formats import (
+    CODEC,
+    IMAGES,
+    PUBLISHED,
+    TOWER,
+    Files,
+    config_for_diffusers,
+    released_names,
+    write_config,
+    write_json,
+)
 from openlance.checkpoint.tensors import compare, open_tensors
 from openlance.checkpoint.writer import Stream, progress, stream_of, write_shards
 from openlance.config.model import ModelConfig, VAEConfig

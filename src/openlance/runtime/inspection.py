@@ -13,8 +13,7 @@ from typing import Any
 from torch import nn
 
 from openlance.checkpoint import tensors
-from openlance.checkpoint.formats import INSIDE, Files, check_hashes, find
-from openlance.checkpoint.names import COMPUTED, released_name, released_names
+from openlance.checkpoint.formats import COMPUTED, INSIDE, Files, check_hashes, find, released_name, released_names
 from openlance.config.model import ModelConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from openlance.media.clip import Clip
+from openlance.runtime.components import LazyVAE
 from openlance.sequence.segment import Kind, Role, Segment, Segments, any_video
-from openlance.vae.lazy import LazyVAE, channels_last, to_signed
+from openlance.vae.frames import channels_last, to_signed
 from openlance.vae.tiling import Tiling, encode_tiled
 
 if TYPE_CHECKING:

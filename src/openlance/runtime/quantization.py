@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openlance.checkpoint.names import our_name
+from openlance.checkpoint.formats import our_name
 from openlance.checkpoint.tensors import TensorSource
 from openlance.checkpoint.writer import Stream
 from openlance.config.values import brief

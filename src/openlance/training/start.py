@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import find, write_config
-from openlance.checkpoint.names import our_name, released_name
+from openlance.checkpoint.formats import find, our_name, released_name, write_config
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import ModelConfig
@@ -26,12 +25,11 @@ from openlance.config.sampling import GenerationConfig, PromptStyle
 from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
-from openlance.runtime.components import Components
+from openlance.runtime.components import Components, LazyVAE
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.training.learner import Learner, fresh
 from openlance.training.parallel import full
 from openlance.training.trainer import Trainer
-from openlance.vae.lazy import LazyVAE
 
 BESIDE = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json")
 # Qwen2.5-VL's prefixes: in memory of transformers 5, in the published files.

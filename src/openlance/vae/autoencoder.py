@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openlance.checkpoint.names import config_for_diffusers, released_names
+from openlance.checkpoint.formats import config_for_diffusers, released_names
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import VAEConfig
 from openlance.vae.frames import PARTS, NormalizedVAE, denormalized

@@ -18,13 +18,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openlance.checkpoint.names import released_names
+from openlance.checkpoint.formats import released_names
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors, unfilled
 from openlance.config.model import VAEConfig
 from openlance.model.precision import HALVES
 
 PARTS = ("encoder", "decoder")
 AnyVAE = TypeVar("AnyVAE", bound="NormalizedVAE")
+
+
+def to_signed(pixels_FHW3: Tensor) -> Tensor:
+    """Turn uint8 (F, H, W, 3) into float32 (3, F, H, W) in [-1, 1]."""
+    return (pixels_FHW3.permute(3, 0, 1, 2).float() / 255.0 - 0.5) / 0.5
+
+
+def to_uint8(pixels_3FHW: Tensor) -> Tensor:
+    """Turn (3, F, H, W) in [-1, 1] into uint8 (F, H, W, 3), rounded as the release writes its files."""
+    scaled = (pixels_3FHW.float().clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0
+    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0)
+
+
+def channels_last(z_CTYX: Tensor) -> Tensor:
+    """Turn (..., C, T, Y, X) into (..., T, Y, X, C), the layout in which the model reads latents."""
+    return z_CTYX.movedim(-4, -1)
+
+
+def channels_first(z_TYXC: Tensor) -> Tensor:
+    """Turn (..., T, Y, X, C) into (..., C, T, Y, X), the layout of the VAE."""
+    return z_TYXC.movedim(-1, -4)
 
 
 class Norm(nn.Module):
