@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from openlance.config import values
 from openlance.errors import UserError
 
 DATA = {"expected": "a multiple of 8", "fix": {"height": 8}}
@@ -35,3 +36,19 @@ def test_an_error_comes_whole_from_another_process():
         "height",
     )
     assert str(error) == "height is 7: expected a multiple of 8, such as height=8"
+
+
+@pytest.mark.parametrize(
+    "call, param",
+    [
+        (lambda: values.whole("height", 0), "height"),
+        (lambda: values.whole("height", "tall"), "height"),
+        (lambda: values.one_of("solver", "x", ["euler"]), "solver"),
+        (lambda: values.no_others(["hight"], ["height"]), "hight"),
+        (lambda: values.convert(tuple[float, float], 1, "interval"), "interval"),
+    ],
+)
+def test_a_value_that_is_refused_is_named(call, param):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert caught.value.param == param and param in str(caught.value)

@@ -16,17 +16,16 @@ class UserError(ValueError):
         what: What is wrong, "height is 7"; or the whole sentence, where no value of a keyword would mend it.
         expected: What would be right, "a multiple of 8".
         fix: The keyword and a value that would do, {"height": 8}.
+        param: The keyword that is wrong, where no value is named for it.
     """
 
-    def __init__(self, what: object = "", *, expected: str = "", fix: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, what: object = "", *, expected: str = "", fix: Mapping[str, Any] | None = None, param: str | None = None
+    ) -> None:
         self.what, self.expected, self.fix = str(what), expected, dict(fix or {})
+        self.param = param or next(iter(self.fix), None)
         such = ", ".join(f"{name}={value!r}" for name, value in self.fix.items())
         wanted = [f"expected {expected}"] * bool(expected) + [f"such as {such}" if expected else f"use {such}"] * bool(
             such
         )
         super().__init__(": ".join([self.what, ", ".join(wanted)]) if wanted else self.what)
-
-    @property
-    def param(self) -> str | None:
-        """The keyword that is wrong, if one is."""
-        return next(iter(self.fix), None)

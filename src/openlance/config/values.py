@@ -144,14 +144,14 @@ def within(name: str, value: float, least: float, most: float | None = None, hin
     """Check a range; UserError, with a hint such as ": 1 is off", for a value outside of it."""
     wrong = f"at least {least}" if value < least else f"at most {most}" if most is not None and value > most else ""
     if wrong:
-        raise UserError(f"{name} must be {wrong}, got {brief(value)}{hint}")
+        raise UserError(f"{name} must be {wrong}, got {brief(value)}{hint}", param=name)
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:
     """Check a choice; UserError that lists them for anything else."""
     choices = tuple(choices)
     if value not in choices:
-        raise UserError(f"{name} is {brief(value)}: expected one of {', '.join(choices)}")
+        raise UserError(f"{name} is {brief(value)}", expected=f"one of {', '.join(choices)}", param=name)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -167,7 +167,7 @@ def number(name: str, value: Any) -> float:
 def path_of(name: str, value: Any) -> Path:
     """Read a path as text or in any form of a path; UserError for anything else, or what can be none."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(value):
-        raise UserError(f"{name} is {brief(value)}: expected the path of a folder or file")
+        raise UserError(f"{name} is {brief(value)}", expected="the path of a folder or file", param=name)
     try:
         path = Path(value)
         path.exists()
@@ -181,7 +181,7 @@ def no_others(given: Iterable[str], known: Iterable[str]) -> None:
     """Check names of options; UserError that lists the known ones for any other."""
     names = list(known)
     for name in sorted(set(given) - set(names)):
-        raise UserError(f"there is no option {name!r}: use one of {', '.join(names)}")
+        raise UserError(f"there is no option {name!r}: use one of {', '.join(names)}", param=name)
 
 
 hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)  # types of the fields of a dataclass, by name
@@ -206,7 +206,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
         raise UserError(f"{where or cls.__name__} is {brief(data)}: expected fields and values, such as {{{example}}}")
     for name in data:
         if name not in kinds:
-            raise UserError(unknown("field", f"{prefix}{name}", kinds, str(name)))
+            raise UserError(unknown("field", f"{prefix}{name}", kinds, str(name)), param=f"{prefix}{name}")
     return cls(**{name: convert(kinds[name], value, prefix + name) for name, value in data.items()})
 
 
@@ -237,7 +237,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return _tuple(inner, value, where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{where} is {brief(value)}: expected names and values, such as {{name: 1}}")
+            raise UserError(f"{where} is {brief(value)}", expected="names and values, such as {name: 1}", param=where)
         return {str(name): convert(inner[1], v, f"{where}.{name}") for name, v in value.items()}
     return _plain(kind, value, where)
 
@@ -247,12 +247,13 @@ def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple:
         value = [value]  # one entry may go without brackets
     unordered = isinstance(value, (str, bytes, bytearray, Set, Mapping)) or not hasattr(value, "__len__")
     if unordered or getattr(value, "ndim", 1) == 0:  # an array of one number says that it can be iterated over
-        raise UserError(f"{where} is {brief(value)}: expected a list, such as [{', '.join('..' for _ in inner)}]")
+        like = ", ".join(".." for _ in inner)
+        raise UserError(f"{where} is {brief(value)}", expected=f"a list, such as [{like}]", param=where)
     values = list(value)
     if inner[-1] is Ellipsis:
         inner = inner[:1] * len(values)
     if len(values) != len(inner):
-        raise UserError(f"{where} has {len(values)} values: expected {len(inner)}")
+        raise UserError(f"{where} has {len(values)} values", expected=str(len(inner)), param=where)
     return tuple(convert(kind, v, f"{where}.{n}") for n, (kind, v) in enumerate(zip(inner, values)))
 
 
@@ -271,7 +272,7 @@ def _plain(kind: type, value: Any, where: str) -> Any:
         return value
     if kind is str and isinstance(value, str):
         return str(value)
-    raise UserError(f"{where} is {brief(given)}: expected {EXPECTED[kind]}")
+    raise UserError(f"{where} is {brief(given)}", expected=EXPECTED[kind], param=where)
 
 
 def _number(value: Any, kind: type) -> Any:
