@@ -162,9 +162,8 @@ def init(
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}: use one of {', '.join(PRESETS)}")
     if not random:
-        raise UserError(
-            "weights to begin with can only be random: add --random; trained ones come from `openlance download`"
-        )
+        fix = "add --random; trained ones come from `openlance download`"
+        raise UserError(f"weights to begin with can only be random: {fix}")
     wanted = [part.strip() for part in parts.split(",") if part.strip()]
     if not wanted or set(wanted) - set(PARTS):
         raise UserError(f"--parts {parts!r} is not a list of parts: use decoder, vit and vae, separated by commas")

@@ -136,11 +136,9 @@ def pick(name: str | None, scale: str, file: Path | None, settings: list[str]) -
     from openlance.config.train import changed, read_stage
     from openlance.config.train import stage as preset
 
-    if file is not None and (name is None or "/" not in name):
+    if file is not None and "/" not in (name or ""):
         return changed(read_stage(file, name), settings)
-    assert name is not None
-    given, _, short = name.rpartition("/")
-    return changed(preset(short, given or scale), settings)
+    return changed(preset(name or "", scale), settings)
 
 
 def listing(scale: str, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.errors import one_line, with_flags
-from openlance.config.values import as_data, flag, from_yaml, read_text
+from openlance.config.values import as_data, flag, read_yaml
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,16 +85,7 @@ class Asked:
 
     def filed(self) -> dict[str, Any]:
         """What the file says, in the same form. UserError if it cannot be read."""
-        if self.defaults is None:
-            return {}
-        text = read_text(self.defaults)
-        try:
-            found = from_yaml(text)
-        except UserError as error:
-            raise UserError(f"{self.defaults} is {error}") from None
-        if not isinstance(found, Mapping):
-            raise UserError(f"{self.defaults} holds no fields: write what --show-defaults prints")
-        return dict(found)
+        return {} if self.defaults is None else read_yaml(self.defaults)
 
     def sampling(self) -> dict[str, Any]:
         """The fields of `Sampling` that the checkpoint does not decide."""

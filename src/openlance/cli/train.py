@@ -189,8 +189,7 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
     elif name.startswith("recipe/"):
         found = recipe(name)
     else:
-        scale, slash, short = name.rpartition("/")
-        found = (preset(short, scale) if slash else preset(name),)
+        found = (preset(name),)
     return tuple(override(one, settings) for one in found)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openlance.checkpoint.formats import write_json
 from openlance.compat.inputs import Entry
 from openlance.compat.requests import Job, build, media_of
 from openlance.config.sampling import Decoding
@@ -46,15 +47,12 @@ class Record:
             before = read_json(file)
             changed = [name for name in said if before.get(name) != said[name]]
             if changed:
-                raise UserError(
-                    f"{folder} holds a run with {changed[0]} {before.get(changed[0])!r}, not {said[changed[0]]!r}: "
-                    f"choose another -o, or delete it"
-                )
+                differs = f"{changed[0]} {before.get(changed[0])!r}, not {said[changed[0]]!r}"
+                raise UserError(f"{folder} holds a run with {differs}: choose another -o, or delete it")
         elif rank == 0:
             self.made = [place for place in (self.place, folder) if not place.exists()]
             try:
-                with atomic_path(file) as path:
-                    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+                write_json(file, said)
             except (UserError, OSError):
                 self.withdraw()
                 raise

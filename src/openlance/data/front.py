@@ -68,16 +68,13 @@ class Front:
             return request(spec, prompt, self._views(spec, clips), NO_SIZE, None, self.style, said=said)
         views, size = self._sized(spec, clips, asked)
         if size[0] > 1 and asked[0] not in (None, size[0]):
-            raise UserError(
-                f"num_frames is {asked[0]}, but the result has {size[0]}, as its input has: leave num_frames out, or "
-                f"cut the input"
-            )
+            said = f"num_frames is {asked[0]}, but the result has {size[0]}, as its input has"
+            raise UserError(f"{said}: leave num_frames out, or cut the input")
         self.transform.config.vae.check(size)
         least = self.transform.config.vae.temporal_stride + 1
         if views and spec.keeps_size and size[0] < least and spec.makes != spec.reads:
-            raise UserError(
-                f"num_frames is {size[0]}, which holds the given image alone: ask for more, such as num_frames={least}"
-            )
+            said = f"num_frames is {size[0]}, which holds the given image alone"
+            raise UserError(f"{said}: ask for more, such as num_frames={least}")
         return request(spec, prompt, views, size, None, self.style, said=said)
 
     def sample(

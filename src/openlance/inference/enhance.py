@@ -200,9 +200,8 @@ def _wanted(enhance: Any) -> bool:
     try:
         return flag("enhance", enhance)
     except UserError:
-        raise UserError(
-            f'enhance is {brief(enhance)}: expected True, the address of a server, or Enhancer(url="...", model="...")'
-        ) from None
+        good = 'True, the address of a server, or Enhancer(url="...", model="...")'
+        raise UserError(f"enhance is {brief(enhance)}: expected {good}") from None
 
 
 def shown_in(request: Segments) -> list[Clip]:

@@ -93,10 +93,8 @@ class Learner(nn.Module):
         """Tokens of everything that is looked at; features that were encoded ahead are taken as they are."""
         clips = {n: clip for n, clip in enumerate(batch.clips) if not isinstance(clip, Tensor)}
         if len(clips) < len(batch.clips) and any(p.requires_grad for p in self.vit.parameters()):
-            raise UserError(
-                "some data hold features of the vision tower, which is trained here: freeze it with frozen=[vit], or "
-                "encode the data without features"
-            )
+            said = "some data hold features of the vision tower, which is trained here"
+            raise UserError(f"{said}: freeze it with frozen=[vit], or encode the data without features")
         made = dict(zip(clips, features(self.vit, list(clips.values())), strict=True)) if clips else {}
         return [made.get(n, clip).flatten(0, 2).to(self.lance.device) for n, clip in enumerate(batch.clips)]
 
