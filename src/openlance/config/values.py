@@ -324,7 +324,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path} is {error}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds {type(found).__name__}, not fields and values: write `field: value` lines")
+        raise UserError(f"{path} holds {type(found).__name__} and no fields: write `field: value` lines")
     return found
 
 

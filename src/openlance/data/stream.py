@@ -278,10 +278,9 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         """Go on where a state was taken; UserError if it is of another rank, number of ranks or mixture."""
         r = self.reading
         if (state["rank"], state["world"]) != (r.rank, r.world):
-            said = (
-                f"this position is that of rank {state['rank']} of {state['world']}, not of rank {r.rank} of {r.world}"
-            )
-            raise UserError(f"{said}: resume with {state['world']} processes")
+            said = f"this position is that of rank {state['rank']} of {state['world']}"
+            fix = f"resume with {state['world']} processes"
+            raise UserError(f"{said}, not of rank {r.rank} of {r.world}: {fix}")
         if state["places"].keys() != self.readers.keys():
             before, now = ", ".join(state["places"]), ", ".join(self.readers)
             said = f"this position is in {before}, and the stage {self.stage.name} now mixes in {now}"
