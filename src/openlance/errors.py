@@ -21,9 +21,8 @@ class UserError(ValueError):
     def __init__(self, what: object = "", *, expected: str = "", fix: Mapping[str, Any] | None = None) -> None:
         self.what, self.expected, self.fix = str(what), expected, dict(fix or {})
         such = ", ".join(f"{name}={value!r}" for name, value in self.fix.items())
-        wanted = [f"expected {expected}"] * bool(expected) + [f"such as {such}" if expected else f"use {such}"] * bool(
-            such
-        )
+        use = f"such as {such}" if expected else f"use {such}"
+        wanted = [f"expected {expected}"] * bool(expected) + [use] * bool(such)
         super().__init__(": ".join([self.what, ", ".join(wanted)]) if wanted else self.what)
 
     @property

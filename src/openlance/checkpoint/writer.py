@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openlance.checkpoint.tensors import NAMES, PIECE, TensorSource, check_finite
 from openlance.errors import UserError
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, write_json
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def write_shards(
         write_file(folder / name, part, on_bytes)
     table = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     index = folder / f"{stem}.safetensors.index.json"
-    with atomic_path(index) as temporary:
-        temporary.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": table}, indent=1) + "\n")
+    write_json(index, {"metadata": {"total_size": total}, "weight_map": table})
     return [*(folder / name for name in names), index]
 
 

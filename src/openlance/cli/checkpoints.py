@@ -47,12 +47,11 @@ def download(
         options.check_writable(output)
     from openlance.checkpoint.formats import Hub
     from openlance.checkpoint.hub import fetch
-    from openlance.runtime.inspection import inspect as look
-    from openlance.runtime.inspection import summary
+    from openlance.runtime import inspection
 
     patterns = [name.strip() for name in only.split(",")] if only else None
     folder = fetch(repo, patterns, folder=output, hub=Hub(revision=revision))
-    typer.echo(folder if patterns else summary(look(folder)))
+    typer.echo(folder if patterns else inspection.summary(inspection.inspect(folder)))
 
 
 @app.command()

@@ -184,8 +184,7 @@ def edit(
     Sampling(**more)  # says what is wrong with it
     prompts = files.prompts(instruction, f"edit {source} 'make the circle blue'")
     media = options.read_media(source)
-    from openlance.sequence.tasks import edit as template
-    from openlance.sequence.tasks import kind_of, the_task
+    from openlance.sequence import tasks
 
-    task, given = the_task(template, kind_of(media.frames)).name, {"source": media}
+    task, given = tasks.the_task(tasks.edit, tasks.kind_of(media.frames)).name, {"source": media}
     draw(task, "edit", prompts, given, files, denoising, checkpoint, prompt_name="instruction", **more)

@@ -71,22 +71,21 @@ def encode(
     allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Encode media into VAE latents and ViT features ahead of training. Shards whose source is unchanged are kept."""
-    from openlance.data.encoded import Job
-    from openlance.data.encoded import encode as encode_all
+    from openlance.data import encoded
     from openlance.data.open import open_source
     from openlance.data.source import Endless
 
     spec = {"path": source} | options.given(type=type, columns=_mapping(columns) or None)
     found, fit = open_source(spec, task), _fit(model, stage)
     options.check_writable(output)
-    job = Job(
+    job = encoded.Job(
         source=found.drawn(samples, seed) if isinstance(found, Endless) else found, fit=fit,
         make=partial(Encoder, model, vit, device, allow_pickle), out=output, rows=shard_rows,
         about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec, max_broken=max_broken,
     )  # fmt: skip
     total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
     with options.no_empty_folders(output), options.progress(None, "part") as bar:
-        for total in encode_all(job, workers, ray, gpus=float(device.startswith("cuda"))):
+        for total in encoded.encode(job, workers, ray, gpus=float(device.startswith("cuda"))):
             bar.total = total["of"]
             bar.update()
     for place, reason in total["broken"]:

@@ -76,10 +76,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**said: Any) -> None:
-        made = {
-            name: kind(**{f.name: said.pop(f.name, f.default) for f in fields(kind)}) for name, kind in groups.items()
-        }
-        command(**made, **said)
+        for name, kind in groups.items():
+            said[name] = kind(**{f.name: said.pop(f.name, f.default) for f in fields(kind)})
+        command(**said)
 
     call.__signature__ = own.replace(parameters=flat)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in flat}
@@ -270,7 +269,7 @@ def check_json(file: Path | None, option: str = "--json") -> None:
 
 def write_json(content: Any, file: Path) -> None:
     """Write results, all or nothing."""
-    from openlance.checkpoint.formats import write_json as write
+    from openlance.media.files import write_json as write
 
     with no_empty_folders(file.parent):
         write(file, content)

@@ -102,8 +102,7 @@ def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
     found = request(job.task, data, _views(engine, job), size=job.size, caption=caption, style=style)
     for segment in found:
         if segment.kind is Kind.LATENTS and segment.size is not None:
-            frames = engine.codec.latent_grid(segment.size)[0]
-            if segment.given is not None and frames == 1:
+            if engine.codec.latent_grid(segment.size)[0] == 1 and segment.given is not None:
                 said = f"num_frames is {segment.size[0]}, which holds the given image alone"
                 raise UserError(f"{said}: ask for more, such as num_frames=5")
     if (rewrite := rewriter(engine, job.enhance)) is None:

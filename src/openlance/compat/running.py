@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openlance.checkpoint.formats import write_json
 from openlance.compat.inputs import Entry
 from openlance.compat.requests import Job, build, media_of
 from openlance.config.sampling import Decoding
 from openlance.config.values import append_line, lines_of, read_json
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, write_json
 from openlance.media.write import write_media
 from openlance.sequence.segment import Segments
 

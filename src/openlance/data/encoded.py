@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from openlance.checkpoint.formats import write_json
 from openlance.config.values import read_json
 from openlance.data.front import Fit
 from openlance.data.pool import in_order
 from openlance.data.source import BrokenRow, Files, Row, Sample, Source, check_broken, readable
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, write_json
 from openlance.sequence.segment import Kind, Role, Segment
 
 if TYPE_CHECKING:

@@ -156,9 +156,8 @@ class Denoiser:
         # where they do not come out even, every group of processes runs all of them.
         branch, context = self.shared.branch, self.shared.context
         rows = self.branches.pack.rows
-        counts = torch.bincount(
-            rows.doc[rows.noisy & rows.is_latent], minlength=self.branches.count * self.branches.requests
-        )
+        most = self.branches.count * self.branches.requests
+        counts = torch.bincount(rows.doc[rows.noisy & rows.is_latent], minlength=most)
         dealt = counts[list(documents)].chunk(branch.size)
         even = len(dealt) == branch.size and len({int(part.sum()) for part in dealt}) == 1
         mine, whole = documents, len(x_MC)

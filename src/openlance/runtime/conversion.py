@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from openlance.checkpoint import formats
-from openlance.checkpoint.formats import CODEC, IMAGES, TOWER, Files, config_for_diffusers, released_names, write_json
+from openlance.checkpoint.formats import CODEC, IMAGES, TOWER, Files, config_for_diffusers, released_names
 from openlance.checkpoint.tensors import compare, open_tensors
 from openlance.checkpoint.writer import Stream, progress, stream_of, write_shards
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
+from openlance.media.files import write_json
 from openlance.runtime.inspection import PARTS, expected, opened, weights_of
 from openlance.runtime.quantization import kinds_of, quantized
 from openlance.text.tokenizer import Tokenizer

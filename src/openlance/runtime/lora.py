@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openlance.checkpoint.formats import write_json
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.values import number, path_of, read_json
 from openlance.errors import UserError
+from openlance.media.files import write_json
 from openlance.model.lance import Lance
 
 # The matrices of the experts: what adapters change and what is quantized.
