@@ -52,12 +52,7 @@ class Files:
 
 
 def choose_paths(
-    output: Path | None,
-    prompts: int,
-    per_prompt: int = 1,
-    *,
-    folder: bool = False,
-    suffixes: tuple[str, ...] = PICTURES,
+    output: Path | None, prompts: int, per_prompt: int = 1, *, folder: bool = False, suffixes: Sequence[str] = PICTURES
 ) -> list[Path]:
     """One path per result, checked but not created: out.png, or out-0.png on; 000000.png on, or 000000-0.png on."""
     output = output or Path("out" if folder else f"out{suffixes[0]}")

@@ -26,6 +26,7 @@ from openlance.sequence.segment import Kind, Role, Segment, Segments
 Views = Callable[[Any, str], Any]
 
 MEDIA = ("image", "video")
+ARRAYS = ("interleave_array", "element_dtype_array", "istarget_in_interleave")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,10 @@ def elements(data: Any) -> list[Element]:
     """
     if isinstance(data, str):
         return [Element("text", data)]
-    names = ("interleave_array", "element_dtype_array", "istarget_in_interleave")
-    if not isinstance(data, Mapping) or any(name not in data for name in names[:2]):
-        raise UserError(f"a request is a prompt or an object with {', '.join(names)}: it is {type(data).__name__}")
-    values, kinds = data[names[0]], data[names[1]]
-    targets = data.get(names[2], [0] * len(values))
+    if not isinstance(data, Mapping) or any(name not in data for name in ARRAYS[:2]):
+        raise UserError(f"a request is a prompt or an object with {', '.join(ARRAYS)}: it is {type(data).__name__}")
+    values, kinds = data[ARRAYS[0]], data[ARRAYS[1]]
+    targets = data.get(ARRAYS[2], [0] * len(values))
     if not len(values) == len(kinds) == len(targets) or not values:
         counts = f"{len(values)} elements, {len(kinds)} kinds and {len(targets)} marks"
         raise UserError(f"a request has {counts}: pair them up")
@@ -102,11 +102,8 @@ def _user(
 ) -> tuple[list[Any], list[Any]]:
     """The parts of the user turn, a leading text last, and the media among them."""
     texts = [e for e in listed if e.kind == "text"]
-    parts = [
-        _text(e.value, e is texts[-1], style) if e.kind == "text" else views(e.value, e.kind)
-        for e in listed
-        if e.kind == "text" or not e.target
-    ]
+    read = [e for e in listed if e.kind == "text" or not e.target]
+    parts = [_text(e.value, e is texts[-1], style) if e.kind == "text" else views(e.value, e.kind) for e in read]
     media = [part for part in parts if not isinstance(part, Segment)]
     if spec.reads and not media:
         raise UserError("the request lists no picture or clip to start from: add one to its elements")

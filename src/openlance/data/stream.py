@@ -136,10 +136,8 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         if missing:
             raise UserError(f"the stage {stage.name} mixes in {', '.join(missing)}, which has no data: name a source")
         seed = zlib.crc32(f"{stage.seed} {stage.name}".encode())
-        self.readers = {
-            task: Reader(sources[task], self.reading, seed + number)
-            for number, task in enumerate(sorted(self.mixture.shares))
-        }
+        numbered = enumerate(sorted(self.mixture.shares))
+        self.readers = {task: Reader(sources[task], self.reading, seed + number) for number, task in numbered}
         fit_at = partial(Fit.at, stage, config=codec.config, style=style)
         work = partial(decode, dict(sources), fit_at, (seed, self.reading.rank))
         self.pool = Pool(work, self.reading.workers)

@@ -168,16 +168,9 @@ def modality_shift(position: np.ndarray, code: np.ndarray, config: PositionConfi
     return shifted
 
 
-CODES = {
-    (Kind.PATCHES, Role.REFERENCE): PATCH,
-    (Kind.PATCHES, Role.SOURCE): PATCH,
-    (Kind.PATCHES, Role.HISTORY): PATCH,
-    (Kind.LATENTS, Role.SOURCE): SOURCE,
-    (Kind.LATENTS, Role.REFERENCE): REFERENCE,
-    (Kind.LATENTS, Role.HISTORY): REFERENCE,
-    (Kind.LATENTS, Role.LAST): LAST,
-    (Kind.LATENTS, Role.TARGET): TARGET,
-}
+CODES = {(Kind.PATCHES, role): PATCH for role in (Role.REFERENCE, Role.SOURCE, Role.HISTORY)}
+CODES |= {(Kind.LATENTS, role): REFERENCE for role in (Role.REFERENCE, Role.HISTORY)}
+CODES |= {(Kind.LATENTS, Role.SOURCE): SOURCE, (Kind.LATENTS, Role.LAST): LAST, (Kind.LATENTS, Role.TARGET): TARGET}
 
 
 @dataclass(frozen=True)

@@ -173,9 +173,8 @@ def disk(folder: Path) -> Iterator[None]:
         yield
     except (OSError, CheckpointException, SafetensorError, RuntimeError) as error:
         known = list(causes(error))
-        if not any(isinstance(e, OSError) and e.errno in FULL for e in known) and not any(
-            words in str(e) for e in known for words in FULL_WORDS
-        ):
+        said = any(words in str(e) for e in known for words in FULL_WORDS)
+        if not said and not any(isinstance(e, OSError) and e.errno in FULL for e in known):
             raise
         fix = "free some space, or keep fewer checkpoints, and start the same command again"
         raise UserError(f"the disk of {folder} is full: {fix}, which goes on from the last whole one") from error

@@ -50,10 +50,8 @@ class DenseHead(nn.Module):
         cut = [self.cut(torch.from_numpy(label)) for label in labels]
         target = torch.cat([torch.zeros(0, points, channels, dtype=torch.int64), *cut]).to(cells_MD.device)
         logits = self.out(cells_MD).float().unflatten(-1, (points, sum(self.classes)))
-        losses = [
-            F.cross_entropy(part.flatten(0, 1), target[..., n].flatten(), reduction="sum")
-            for n, part in enumerate(logits.split(self.classes, dim=-1))
-        ]
+        parts = enumerate(logits.split(self.classes, dim=-1))
+        losses = [F.cross_entropy(part.flatten(0, 1), target[..., n].flatten(), reduction="sum") for n, part in parts]
         return torch.stack(losses).sum()
 
     def cut(self, label_CYX: Tensor) -> Tensor:

@@ -112,13 +112,8 @@ def prepare(
     run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
         take_over(run, before)
-    prepare = Preparer(
-        stage=stage,
-        codec=base.codec,
-        encode=MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER),
-        device=processes.device,
-        complete=processes.sharded,
-    )
+    encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER), processes.device
+    prepare = Preparer(stage=stage, codec=base.codec, encode=encode, device=device, complete=processes.sharded)
     packs = list[list]()
     if settings.validate_every:
         other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
