@@ -17,7 +17,7 @@ import typer
 from typer import Argument, Option
 
 from openlance.cli import options
-from openlance.config.sampling import Sampling
+from openlance.config.sampling import Sampling, later_seed
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ def draw(
         per_prompt: How many results each prompt has.
         **more: Settings beside those of `how`.
     """
-    from openlance.config.sampling import later_seed
     from openlance.sequence.tasks import spec_of
 
     spec = spec_of(task)

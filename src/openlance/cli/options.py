@@ -155,9 +155,7 @@ class Denoising(Rewriting):
         """What the user said, as keywords of the pipeline's methods."""
         if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
             raise UserError(f"--negative-prompt does nothing at --guidance-scale {self.guidance_scale:g}: give above 1")
-        said = given(
-            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver
-        )
+        said = given(**{name: getattr(self, name) for name in ("num_inference_steps", "guidance_scale", "solver")})
         Sampling(**said)  # says what is wrong with them
         return said | given(negative_prompt=self.negative_prompt)
 

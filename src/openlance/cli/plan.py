@@ -20,11 +20,11 @@ from typer import Argument, Option
 from openlance.cli import options
 from openlance.cli.errors import with_flags
 from openlance.config import train
+from openlance.config.model import ModelConfig, nano
 from openlance.config.train import Stage
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from openlance.config.model import ModelConfig
     from openlance.planning.sampling import SamplingPlan
     from openlance.planning.training import Machine, Plan
 
@@ -111,8 +111,6 @@ def say(found: Plan | SamplingPlan, text: str, as_json: bool) -> None:
 
 def config_of(model: str) -> tuple[ModelConfig, str]:
     """Configuration of a name or folder, and the scale whose stages are meant for it; no tensor is read."""
-    from openlance.config.model import ModelConfig, nano
-
     if model in (RELEASED, "nano"):
         return (ModelConfig() if model == RELEASED else nano()), model
     if not Path(model).is_dir():

@@ -11,9 +11,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from openlance.compat.inputs import Entry
 from openlance.compat.requests import Job, build, media_of
@@ -28,8 +27,7 @@ from openlance.sequence.segment import Segments
 Group = list[tuple[Entry, Segments, str]]  # entries with their requests and prompts
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     key: str
     why: str
 

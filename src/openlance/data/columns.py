@@ -115,9 +115,8 @@ class Layout:
         close = {m: difflib.get_close_matches(m, there, n=1, cutoff=0.4) for m in missing}
         pairs = ", ".join(f"{m}: {found[0]}" for m, found in close.items() if found) or "ours: theirs"
         other = next((name for name, c in TYPES.items() if not c.missing(there)), None)
-        hint = f"rename them, or name them with columns: {{{pairs}}}"
-        if other is not None:
-            hint = f"these are the columns of {other}, so give it to a task of that type"
+        named = f"rename them, or name them with columns: {{{pairs}}}"
+        hint = named if other is None else f"these are the columns of {other}, so give it to a task of that type"
         said = f"{where} has the columns {', '.join(present) or 'none'}, but the dataset type {self.type}"
         raise UserError(f"{said} (task {self.task}) also needs {', '.join(missing)}: {hint}")
 
