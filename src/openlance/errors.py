@@ -25,7 +25,6 @@ class UserError(ValueError):
         self.what, self.expected, self.fix = str(what), expected, dict(fix or {})
         self.param = param or next(iter(self.fix), None)
         such = ", ".join(f"{name}={value!r}" for name, value in self.fix.items())
-        wanted = [f"expected {expected}"] * bool(expected) + [f"such as {such}" if expected else f"use {such}"] * bool(
-            such
-        )
+        use = f"such as {such}" if expected else f"use {such}"
+        wanted = [f"expected {expected}"] * bool(expected) + [use] * bool(such)
         super().__init__(": ".join([self.what, ", ".join(wanted)]) if wanted else self.what)

@@ -14,7 +14,6 @@ nano ships in the first form; what the release does not know (the exact form of 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -29,6 +28,7 @@ from openlance.checkpoint.tensors import first, first_file, listed_files, open_t
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.config.values import as_data, brief, flag, path_of, read_json
 from openlance.errors import UserError
+from openlance.media.files import write_json
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -53,14 +53,6 @@ def write_config(folder: str | Path, c: ModelConfig) -> None:
     """Write the four JSON files of a folder."""
     for name, content in c.files().items():
         write_json(Path(folder) / name, content)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    from openlance.media.files import atomic_path
-
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 # Names in the release.
@@ -453,11 +445,9 @@ def released_names(config: VAEConfig) -> ReleasedNames:
 
 
 # Ours -> diffusers', for the hyper-parameters of AutoencoderKLWan that differ between models.
-_SETTINGS = {
-    "z_dim": "z_dim", "dim": "base_dim", "dec_dim": "decoder_base_dim", "dim_mult": "dim_mult",
-    "num_res_blocks": "num_res_blocks", "temperal_downsample": "temperal_downsample", "patch_size": "patch_size",
-    "mean": "latents_mean", "std": "latents_std",
-}  # fmt: skip
+_SAME = ("z_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "patch_size")
+_SETTINGS = {"dim": "base_dim", "dec_dim": "decoder_base_dim", "mean": "latents_mean", "std": "latents_std"}
+_SETTINGS |= {name: name for name in _SAME}
 
 
 def config_of_diffusers(values: Mapping[str, Any]) -> dict[str, Any]:

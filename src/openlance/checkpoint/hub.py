@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from openlance.checkpoint.writer import progress
 from openlance.errors import UserError
-from openlance.media.files import atomic_path
+from openlance.media.files import write_json
 
 if TYPE_CHECKING:
     from openlance.checkpoint.formats import Hub
@@ -98,8 +98,7 @@ def check_hash(path: Path, wanted: str) -> None:
         hashes = f"sha256 {found[:12]}, expected {wanted[:12]}"
         raise UserError(f"{path} is not what the hub has ({hashes}): delete it and run `openlance download` again")
     try:
-        with atomic_path(_memory()) as memory:
-            memory.write_text(json.dumps(_remembered() | {seen: wanted}), encoding="utf-8")
+        write_json(_memory(), _remembered() | {seen: wanted})
     except (UserError, OSError):
         return  # a home that cannot be written: it is checked again next time
 

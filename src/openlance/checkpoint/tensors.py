@@ -285,11 +285,8 @@ def misfits(
     """Names that are "missing", "unexpected" or of a "wrong shape", where they are to go by `plan` to `places`."""
     missing = sorted(places.keys() - plan.values())
     unexpected = sorted(name for name, target in plan.items() if target not in places)
-    misshapen = sorted(
-        f"{name} (is {_by(tensors.shapes[name])}, needs {_by(places[target])})"
-        for name, target in plan.items()
-        if target in places and tensors.shapes[name] != places[target]
-    )
+    both = {name: (tensors.shapes[name], places[target]) for name, target in plan.items() if target in places}
+    misshapen = sorted(f"{n} (is {_by(own)}, needs {_by(place)})" for n, (own, place) in both.items() if own != place)
     return {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
 
 

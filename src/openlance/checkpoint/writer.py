@@ -14,7 +14,9 @@ from torch import Tensor
 
 from openlance.checkpoint.tensors import NAMES, PIECE, TensorSource, check_finite
 from openlance.errors import UserError
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, write_json
+
+OnBytes = Callable[[int], Any]  # called with each number of bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def stream_of(source: TensorSource, name: str, dtype: torch.dtype | None = None)
     return Stream(source.shapes[name], final, pieces)
 
 
-def write_file(path: Path, tensors: Mapping[str, Stream], on_bytes: Callable[[int], Any] = lambda _: None) -> None:
+def write_file(path: Path, tensors: Mapping[str, Stream], on_bytes: OnBytes = lambda _: None) -> None:
     """Write one safetensors file, whole or not at all; on_bytes(n) is called as it grows."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     # Larger elements first, so that every tensor begins at a multiple of its element.
@@ -63,11 +65,7 @@ def write_file(path: Path, tensors: Mapping[str, Stream], on_bytes: Callable[[in
 
 
 def write_shards(
-    folder: Path,
-    stem: str,
-    tensors: Mapping[str, Stream],
-    shards: int = 1,
-    on_bytes: Callable[[int], Any] = lambda _: None,
+    folder: Path, stem: str, tensors: Mapping[str, Stream], shards: int = 1, on_bytes: OnBytes = lambda _: None
 ) -> list[Path]:
     """Write `stem.safetensors`, or that many shards of about equal size, in order, and `stem.safetensors.index.json`.
 
@@ -95,8 +93,7 @@ def write_shards(
         write_file(folder / name, part, on_bytes)
     table = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     index = folder / f"{stem}.safetensors.index.json"
-    with atomic_path(index) as temporary:
-        temporary.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": table}, indent=1) + "\n")
+    write_json(index, {"metadata": {"total_size": total}, "weight_map": table})
     return [*(folder / name for name in names), index]
 
 
@@ -110,7 +107,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 
 @contextmanager
-def progress(total: int, what: str, show: bool = True) -> Iterator[Callable[[int], Any]]:
+def progress(total: int, what: str, show: bool = True) -> Iterator[OnBytes]:
     """Show a bar over bytes on the error stream, from two seconds on; gives what to call with each number."""
     from tqdm import tqdm
 

@@ -47,12 +47,11 @@ def download(
         options.check_writable(output)
     from openlance.checkpoint.formats import Hub
     from openlance.checkpoint.hub import fetch
-    from openlance.runtime.inspection import inspect as look
-    from openlance.runtime.inspection import summary
+    from openlance.runtime import inspection
 
     patterns = [name.strip() for name in only.split(",")] if only else None
     folder = fetch(repo, patterns, folder=output, hub=Hub(revision=revision))
-    typer.echo(folder if patterns else summary(look(folder)))
+    typer.echo(folder if patterns else inspection.summary(inspection.inspect(folder)))
 
 
 @app.command()
@@ -162,9 +161,8 @@ def init(
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}: use one of {', '.join(PRESETS)}")
     if not random:
-        raise UserError(
-            "weights to begin with can only be random: add --random; trained ones come from `openlance download`"
-        )
+        fix = "add --random; trained ones come from `openlance download`"
+        raise UserError(f"weights to begin with can only be random: {fix}")
     wanted = [part.strip() for part in parts.split(",") if part.strip()]
     if not wanted or set(wanted) - set(PARTS):
         raise UserError(f"--parts {parts!r} is not a list of parts: use decoder, vit and vae, separated by commas")

@@ -17,7 +17,7 @@ import typer
 from typer import Argument, Option
 
 from openlance.cli import options
-from openlance.config.sampling import Sampling
+from openlance.config.sampling import Sampling, later_seed
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,12 +52,7 @@ class Files:
 
 
 def choose_paths(
-    output: Path | None,
-    prompts: int,
-    per_prompt: int = 1,
-    *,
-    folder: bool = False,
-    suffixes: tuple[str, ...] = PICTURES,
+    output: Path | None, prompts: int, per_prompt: int = 1, *, folder: bool = False, suffixes: Sequence[str] = PICTURES
 ) -> list[Path]:
     """One path per result, checked but not created: out.png, or out-0.png on; 000000.png on, or 000000-0.png on."""
     output = output or Path("out" if folder else f"out{suffixes[0]}")
@@ -105,7 +100,6 @@ def draw(
         per_prompt: How many results each prompt has.
         **more: Settings beside those of `how`.
     """
-    from openlance.config.sampling import later_seed
     from openlance.sequence.tasks import spec_of
 
     spec = spec_of(task)
@@ -184,8 +178,7 @@ def edit(
     Sampling(**more)  # says what is wrong with it
     prompts = files.prompts(instruction, f"edit {source} 'make the circle blue'")
     media = options.read_media(source)
-    from openlance.sequence.tasks import edit as template
-    from openlance.sequence.tasks import kind_of, the_task
+    from openlance.sequence import tasks
 
-    task, given = the_task(template, kind_of(media.frames)).name, {"source": media}
+    task, given = tasks.the_task(tasks.edit, tasks.kind_of(media.frames)).name, {"source": media}
     draw(task, "edit", prompts, given, files, denoising, checkpoint, prompt_name="instruction", **more)

@@ -5,9 +5,11 @@ The same command goes on where a stopped run was; `openlance train` reads the fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -15,47 +17,36 @@ from typer import Argument, Option
 from openlance.cli import options
 from openlance.errors import UserError
 
+if TYPE_CHECKING:
+    from openlance.data.source import Sample
+    from openlance.sequence.segment import Segment
+
 app = typer.Typer(add_completion=False)
 
 
-@dataclass(frozen=True)
-class MakeEncoder:
-    """Loads the model in whichever process calls it."""
+class Encoder:
+    """Encodes samples, by a model that is loaded in whichever process makes this."""
 
-    model: str
-    vit: bool
-    device: str
-    allow_pickle: bool
-
-    def __call__(self) -> Any:
-        from dataclasses import replace
-
-        import torch
-
+    def __init__(self, model: str, vit: bool, device: str, allow_pickle: bool) -> None:
         import openlance
         from openlance.data.encoded import PROBE, probed
-        from openlance.data.source import Sample
         from openlance.runtime.media_encoder import latents
-        from openlance.sequence.segment import Kind, Segment
 
-        pipe = openlance.load(self.model, device=self.device, allow_pickle=self.allow_pickle)
+        self.pipe, self.vit = openlance.load(model, device=device, allow_pickle=allow_pickle), vit
+        self.probe = probed(latents(self.pipe.vae(), [PROBE])[0])
 
-        def on_cpu(s: Segment) -> Segment:
-            value, given = (v.cpu() if isinstance(v, torch.Tensor) else v for v in (s.value, s.given))
-            return replace(s, value=value, given=given)
+    def __call__(self, sample: Sample) -> Sample:
+        from openlance.sequence.segment import Kind
 
-        def is_encoded(s: Segment) -> bool:
-            return self.vit or s.kind is not Kind.PATCHES
+        own = [self.vit or s.kind is not Kind.PATCHES for s in sample.segments]
+        encoded = iter(self.pipe.media([list(compress(sample.segments, own))], targets=True)[0])
+        kept = [next(encoded) if is_own else s for s, is_own in zip(sample.segments, own)]
+        return replace(sample, segments=[_on_cpu(s) for s in kept])
 
-        class Encoder:
-            probe = probed(latents(pipe.vae(), [PROBE])[0])
 
-            def __call__(self, sample: Sample) -> Sample:
-                encoded = iter(pipe.media([list(filter(is_encoded, sample.segments))], targets=True)[0])
-                kept = [next(encoded) if is_encoded(s) else s for s in sample.segments]
-                return Sample([on_cpu(s) for s in kept], sample.id, sample.labels)
-
-        return Encoder()
+def _on_cpu(s: Segment) -> Segment:
+    value, given = (v.cpu() if hasattr(v, "cpu") else v for v in (s.value, s.given))
+    return replace(s, value=value, given=given)
 
 
 @app.command()
@@ -80,22 +71,21 @@ def encode(
     allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Encode media into VAE latents and ViT features ahead of training. Shards whose source is unchanged are kept."""
-    from openlance.data.encoded import Job
-    from openlance.data.encoded import encode as encode_all
+    from openlance.data import encoded
     from openlance.data.open import open_source
     from openlance.data.source import Endless
 
     spec = {"path": source} | options.given(type=type, columns=_mapping(columns) or None)
     found, fit = open_source(spec, task), _fit(model, stage)
     options.check_writable(output)
-    job = Job(
+    job = encoded.Job(
         source=found.drawn(samples, seed) if isinstance(found, Endless) else found, fit=fit,
-        make=MakeEncoder(model, vit, device, allow_pickle), out=output, rows=shard_rows,
+        make=partial(Encoder, model, vit, device, allow_pickle), out=output, rows=shard_rows,
         about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec, max_broken=max_broken,
     )  # fmt: skip
     total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
     with options.no_empty_folders(output), options.progress(None, "part") as bar:
-        for total in encode_all(job, workers, ray, gpus=float(device.startswith("cuda"))):
+        for total in encoded.encode(job, workers, ray, gpus=float(device.startswith("cuda"))):
             bar.total = total["of"]
             bar.update()
     for place, reason in total["broken"]:
@@ -114,8 +104,6 @@ def _mapping(columns: list[str] | None) -> dict[str, str]:
 def _fit(model: str, stage: str | None) -> Any:
     """How media are resized: as at the end of a stage, by default the last of the recipe whose VAE has the model's
     stride."""
-    from dataclasses import replace
-
     from openlance.checkpoint.formats import find_model
     from openlance.config import train
     from openlance.config.model import VAEConfig
@@ -124,7 +112,6 @@ def _fit(model: str, stage: str | None) -> Any:
 
     files = find_model(model)
     usual = "3b/sft" if files.config.vae.stride == VAEConfig().stride else "nano/sft"
-    scale, _, name = (stage or usual).rpartition("/")
-    chosen = train.stage(name, scale or "3b")
+    chosen = train.stage(stage or usual)
     style = GenerationConfig.read(files.tokenizer).style
     return replace(Fit.at(chosen, chosen.steps - 1, files.config, style), drop_text=0.0, drop_all=0.0)

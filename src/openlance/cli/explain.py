@@ -6,7 +6,7 @@ Prints the segments, the splits of the sequence with what each does, their posit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,13 +15,14 @@ import typer
 from typer import Argument, Option
 
 from openlance.cli import options
+from openlance.config.model import ModelConfig
+from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from openlance.config.model import ModelConfig
     from openlance.data.front import Front
     from openlance.media import Clip
     from openlance.sequence.explain import Explanation
@@ -63,7 +64,7 @@ def explain(
     config, front, words = without_weights(model, tokenizer)
     prompt = texts[0] if texts else QUESTION if spec.makes == "text" else PROMPT
     sizes = (height, width) if height and width else front.transform.usual
-    clips = list(read_files(files, spec.reads) if files else placeholders(spec.reads, media, frames or FRAMES, sizes))
+    clips = media_of(files, spec.reads, media, frames or FRAMES, sizes)
     if answer is not None:
         segments = front.sample(spec, prompt, clips, answer)
     else:
@@ -91,8 +92,6 @@ def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:
 def without_weights(model: str, tokenizer: Path | None) -> tuple[ModelConfig, Front, Tokenizer]:
     """All that is needed of a model here: its configuration, how it puts requests together, and its tokenizer."""
     from openlance.checkpoint.formats import find_model
-    from openlance.config.model import ModelConfig
-    from openlance.config.sampling import GenerationConfig
     from openlance.data.front import Front
     from openlance.media.transform import MediaTransform
     from openlance.text.tokenizer import Tokenizer
@@ -105,17 +104,14 @@ def without_weights(model: str, tokenizer: Path | None) -> tuple[ModelConfig, Fr
     return config, front, Tokenizer.from_folder(tokenizer or files.tokenizer)
 
 
-def read_files(files: list[Path], kind: str) -> Iterator[Clip]:
+def media_of(files: list[Path], kind: str, count: int, frames: int, size: tuple[int, int]) -> list[Clip]:
+    """The media in files, or so many that have only a size; none for a task that reads none."""
     from openlance.media.inputs import as_clip, as_image
-
-    return (as_clip(path) if kind == "video" else as_image(path) for path in files)
-
-
-def placeholders(kind: str, count: int, frames: int, size: tuple[int, int]) -> Iterator[Clip]:
-    """Media that have only a size; none for a task that reads none."""
     from openlance.planning.workload import placeholder
 
-    return (placeholder(frames if kind == "video" else 1, *size) for _ in range(count if kind else 0))
+    if not files:
+        return [placeholder(frames if kind == "video" else 1, *size) for _ in range(count if kind else 0)]
+    return [as_clip(path) if kind == "video" else as_image(path) for path in files]
 
 
 def show(found: Explanation, title: str) -> None:

@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.drawing import Files, draw
+from openlance.cli.options import Checkpoint, Drawing, Filming
 
 app = typer.Typer(add_completion=False)
 
@@ -38,8 +39,8 @@ def t2i(
     num_images: Annotated[int, Option(min=1, help="Images per prompt: out-0.png, out-1.png ...")] = 1,
     *,
     files: Files,
-    drawing: options.Drawing,
-    checkpoint: options.Checkpoint,
+    drawing: Drawing,
+    checkpoint: Checkpoint,
 ) -> None:
     """Generate an image from a prompt, or one per line of a file."""
     prompts = files.prompts(prompt, "generate t2i 'a red circle'")
@@ -48,7 +49,7 @@ def t2i(
 
 @app.command()
 @options.grouped
-def t2v(prompt: Motion = None, *, files: Files, filming: options.Filming, checkpoint: options.Checkpoint) -> None:
+def t2v(prompt: Motion = None, *, files: Files, filming: Filming, checkpoint: Checkpoint) -> None:
     """Generate a video from a prompt, or one per line of a file: .mp4, .webp or .gif."""
     prompts = files.prompts(prompt, "generate t2v 'a red circle moves left'")
     draw("t2v", "generate_video", prompts, {}, files, filming, checkpoint)
@@ -56,9 +57,7 @@ def t2v(prompt: Motion = None, *, files: Files, filming: options.Filming, checkp
 
 @app.command()
 @options.grouped
-def i2v(
-    image: Image, prompt: Motion = None, *, files: Files, filming: options.Filming, checkpoint: options.Checkpoint
-) -> None:
+def i2v(image: Image, prompt: Motion = None, *, files: Files, filming: Filming, checkpoint: Checkpoint) -> None:
     """Generate a video that begins with an image."""
     prompts = files.prompts(prompt, f"generate i2v {image} 'the circle moves left'")
     draw("i2v", "animate", prompts, {"image": options.read_media(image)}, files, filming, checkpoint)
@@ -67,13 +66,7 @@ def i2v(
 @app.command()
 @options.grouped
 def flf2v(
-    first: Image,
-    last: Image,
-    prompt: Motion = None,
-    *,
-    files: Files,
-    filming: options.Filming,
-    checkpoint: options.Checkpoint,
+    first: Image, last: Image, prompt: Motion = None, *, files: Files, filming: Filming, checkpoint: Checkpoint
 ) -> None:
     """Generate a video between two images, its first and its last frame."""
     prompts = files.prompts(prompt, f"generate flf2v {first} {last} 'the circle moves left'")
@@ -88,8 +81,8 @@ def subject(
     prompt: Annotated[str | None, Option(help="The new scene.")] = None,
     *,
     files: Files,
-    filming: options.Filming,
-    checkpoint: options.Checkpoint,
+    filming: Filming,
+    checkpoint: Checkpoint,
 ) -> None:
     """Generate the subjects of given images in a new scene: an image, or a video with --num-frames."""
     prompts = files.prompts(prompt, f"generate subject {images[0]} --prompt 'the circle on white'")

@@ -76,10 +76,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**said: Any) -> None:
-        made = {
-            name: kind(**{f.name: said.pop(f.name, f.default) for f in fields(kind)}) for name, kind in groups.items()
-        }
-        command(**made, **said)
+        for name, kind in groups.items():
+            said[name] = kind(**{f.name: said.pop(f.name, f.default) for f in fields(kind)})
+        command(**said)
 
     call.__signature__ = own.replace(parameters=flat)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in flat}
@@ -156,9 +155,7 @@ class Denoising(Rewriting):
         """What the user said, as keywords of the pipeline's methods."""
         if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
             raise UserError(f"--negative-prompt does nothing at --guidance-scale {self.guidance_scale:g}: give above 1")
-        said = given(
-            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, solver=self.solver
-        )
+        said = given(**{name: getattr(self, name) for name in ("num_inference_steps", "guidance_scale", "solver")})
         Sampling(**said)  # says what is wrong with them
         return said | given(negative_prompt=self.negative_prompt)
 
@@ -270,7 +267,7 @@ def check_json(file: Path | None, option: str = "--json") -> None:
 
 def write_json(content: Any, file: Path) -> None:
     """Write results, all or nothing."""
-    from openlance.checkpoint.formats import write_json as write
+    from openlance.media.files import write_json as write
 
     with no_empty_folders(file.parent):
         write(file, content)

@@ -19,11 +19,12 @@ from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.errors import with_flags
+from openlance.config import train
+from openlance.config.model import ModelConfig, nano
+from openlance.config.train import Stage
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
-    from openlance.config.model import ModelConfig
-    from openlance.config.train import Stage
     from openlance.planning.sampling import SamplingPlan
     from openlance.planning.training import Machine, Plan
 
@@ -60,16 +61,14 @@ def plan(
 
     Without --stage and --task it lists the stages.
     """
-    from openlance.config.train import dump as as_yaml
+    from openlance.planning import training as planning
     from openlance.planning.hardware import parse_devices
-    from openlance.planning.training import Machine
-    from openlance.planning.training import plan as planned
     from openlance.runtime.offload import parse_memory
 
     config, scale = config_of(model)
     limit = parse_memory(memory)
-    training = [stage, file, settings, diff, dump or None, gpus]
-    named = dict(zip(("--stage", "--file", "--set", "--diff", "--dump", "--gpus"), training))
+    said = [stage, file, settings, diff, dump or None, gpus]
+    named = dict(zip(("--stage", "--file", "--set", "--diff", "--dump", "--gpus"), said))
     check_use(task, named, {"--size": size, "--frames": frames})
     if task is not None:
         return request(config, task, size, frames, limit, as_json)
@@ -77,7 +76,7 @@ def plan(
         return listing(scale, as_json)
     chosen = pick(stage, scale, file, settings or [])
     if dump:
-        return typer.echo(as_yaml(chosen).rstrip())
+        return typer.echo(train.dump(chosen).rstrip())
     if diff is not None:
         return compared(chosen, pick(diff, scale, file, []), as_json)
     from openlance.data.mixture import Mixture
@@ -85,10 +84,10 @@ def plan(
     Mixture(chosen.mixture)  # names of tasks that do not exist
     count, device = parse_devices(gpus or ("CPU" if is_small(config) else "8xA100-80GB"))
     given = options.given(memory=limit and limit / 2**30, tflops=tflops, price=price)
-    machine = Machine(
+    machine = planning.Machine(
         count=count, device=replace(device, **given), utilization=utilization, shard=shard, lora=lora
     )  # fmt: skip
-    found = planned(config, chosen, machine)
+    found = planning.plan(config, chosen, machine)
     say(found, training_text(found, chosen, machine), as_json)
 
 
@@ -112,9 +111,6 @@ def say(found: Plan | SamplingPlan, text: str, as_json: bool) -> None:
 
 def config_of(model: str) -> tuple[ModelConfig, str]:
     """Configuration of a name or folder, and the scale whose stages are meant for it; no tensor is read."""
-    from openlance.config.model import ModelConfig, nano
-    from openlance.config.train import presets
-
     if model in (RELEASED, "nano"):
         return (ModelConfig() if model == RELEASED else nano()), model
     if not Path(model).is_dir():
@@ -122,7 +118,7 @@ def config_of(model: str) -> tuple[ModelConfig, str]:
     from openlance.checkpoint.formats import find
 
     config = find(model).config
-    return config, "nano" if is_small(config) and "nano" in presets() else RELEASED
+    return config, "nano" if is_small(config) and "nano" in train.presets() else RELEASED
 
 
 def is_small(config: ModelConfig) -> bool:
@@ -133,21 +129,14 @@ def is_small(config: ModelConfig) -> bool:
 
 def pick(name: str | None, scale: str, file: Path | None, settings: list[str]) -> Stage:
     """A stage of a preset or of a file, changed by the settings. `nano/sft` names its scale itself."""
-    from openlance.config.train import changed, read_stage
-    from openlance.config.train import stage as preset
-
-    if file is not None and (name is None or "/" not in name):
-        return changed(read_stage(file, name), settings)
-    assert name is not None
-    given, _, short = name.rpartition("/")
-    return changed(preset(short, given or scale), settings)
+    if file is not None and "/" not in (name or ""):
+        return train.changed(train.read_stage(file, name), settings)
+    return train.changed(train.stage(name or "", scale), settings)
 
 
 def listing(scale: str, as_json: bool) -> None:
     """The stages of a scale, one per line."""
-    from openlance.config.train import recipe
-
-    stages = recipe(scale)
+    stages = train.recipe(scale)
     if as_json:
         return options.print_json([asdict(one) for one in stages])
     rows = [("stage", "steps", "lr", "schedule", "text : flow", "shift", "pack tokens")]
@@ -180,11 +169,10 @@ def request(
     config: ModelConfig, task: str, size: str | None, frames: int | None, memory: float | None, as_json: bool
 ) -> None:
     """Plan a request."""
-    from openlance.planning.sampling import Wanted
-    from openlance.planning.sampling import plan as planned
+    from openlance.planning import sampling
 
     width, height = options.parse_size(size) if size else (0, 0)
-    found = planned(config, Wanted(task=task, height=height, width=width, frames=frames or 0), memory)
+    found = sampling.plan(config, sampling.Wanted(task=task, height=height, width=width, frames=frames or 0), memory)
     say(found, request_text(found), as_json)
 
 
@@ -291,9 +279,8 @@ def _verdict(found: Plan) -> str:
         return f"Verdict: fits, {peak} at the peak."
     if not found.changes:
         return f"Verdict: does NOT fit, {peak} at the peak; nothing that this command tries makes it fit."
-    return "\n  ".join(
-        [f"Verdict: does NOT fit, {peak} at the peak. Any one of these makes it fit:", *map(with_flags, found.changes)]
-    )
+    said = f"Verdict: does NOT fit, {peak} at the peak. Any one of these makes it fit:"
+    return "\n  ".join([said, *map(with_flags, found.changes)])
 
 
 def request_text(found: SamplingPlan) -> str:

@@ -12,7 +12,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,13 +23,13 @@ from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.errors import one_line, with_flags
-from openlance.config.values import as_data, flag, from_yaml, read_text
+from openlance.config.sampling import ASKED, FILE, GenerationConfig
+from openlance.config.values import as_data, flag, read_json, read_yaml
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.compat.inputs import Entry
     from openlance.compat.requests import Job
-    from openlance.config.sampling import GenerationConfig
     from openlance.runtime.distributed import Distributed
     from openlance.sequence.tasks import TaskSpec
 
@@ -77,24 +77,13 @@ class Asked:
 
     def typed(self) -> dict[str, Any]:
         """The same in the form of a file."""
-        from openlance.config.sampling import ASKED
-
         sampling = {name: value for name, value in self.given.items() if name not in ASKED}
         own = {name: value for name, value in self.given.items() if name in ASKED}
         return own | ({"sampling": sampling} if sampling else {})
 
     def filed(self) -> dict[str, Any]:
         """What the file says, in the same form. UserError if it cannot be read."""
-        if self.defaults is None:
-            return {}
-        text = read_text(self.defaults)
-        try:
-            found = from_yaml(text)
-        except UserError as error:
-            raise UserError(f"{self.defaults} is {error}") from None
-        if not isinstance(found, Mapping):
-            raise UserError(f"{self.defaults} holds no fields: write what --show-defaults prints")
-        return dict(found)
+        return {} if self.defaults is None else read_yaml(self.defaults)
 
     def sampling(self) -> dict[str, Any]:
         """The fields of `Sampling` that the checkpoint does not decide."""
@@ -104,7 +93,6 @@ class Asked:
         """(where from, what holds) of the release, the checkpoint, the file and the options, the last word last; no
         tensor is read. UserError for what cannot be."""
         from openlance.checkpoint.formats import find_model
-        from openlance.config.sampling import FILE, GenerationConfig
 
         own = GenerationConfig.read(find_model(model).tokenizer)
         said = self.filed()
@@ -120,8 +108,6 @@ class Asked:
 
     def unused(self, spec: TaskSpec) -> str:
         """The options that were given and that a task has no use for."""
-        from openlance.config.sampling import ASKED
-
         idle = [name for name in self.given if (name if name in ASKED else "sampling") not in spec.takes]
         return ", ".join(f"{name}={self.given[name]}" for name in idle)
 
@@ -208,8 +194,6 @@ def shrunk(spec: TaskSpec, config: Any, size: tuple[int, int, int]) -> str:
 
 def drawn_seed(output: Path) -> int:
     """A random seed; that of the run in the folder, where there is one to go on with."""
-    from openlance.config.values import read_json
-
     settings = output / ".run" / "settings.json"
     before = read_json(settings).get("seed") if settings.is_file() else None
     return before if isinstance(before, int) else secrets.randbelow(2**31)
@@ -224,7 +208,7 @@ def share(
     record = Record(output, settings_of(job, model), ranks.rank)
     mine = entries[ranks.rank :: ranks.size]
     with options.progress(len(mine), "entry", show=ranks.leads) as bar:
-        failed = [(f.key, f.why) for f in run(pipe, mine, job, record, bar.update)]
+        failed = run(pipe, mine, job, record, bar.update)
     everywhere = ranks.gather(failed)
     ranks.leave()
     if not ranks.leads:

@@ -15,17 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
 from openlance.cli import options
+from openlance.config.train import Stage, override, presets, read_recipe, read_stage, recipe_of
+from openlance.config.train import recipe as recipe_named
+from openlance.config.train import stage as preset
 from openlance.errors import UserError
-
-if TYPE_CHECKING:
-    from openlance.config.train import Stage
 
 
 class StageGroup(TyperGroup):
@@ -81,7 +81,6 @@ def stage(
     running: Running,
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
-    from openlance.config.train import presets, recipe_of
     from openlance.training.files import Settings
     from openlance.training.run import run_recipe, run_stage
 
@@ -136,7 +135,6 @@ def lora(
     save_every: SaveEvery = 50,
 ) -> None:
     """Fine-tune on a folder of captioned images: an adapter for `generate --lora`, in PEFT's format."""
-    from openlance.config.train import override
     from openlance.runtime.lora import Lora
     from openlance.training.files import Settings
     from openlance.training.run import run_stage
@@ -177,20 +175,15 @@ def resume(
 
 def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Stage, ...]:
     """The stages that a first word means, with the changes of the command line."""
-    from openlance.config.train import read_recipe, read_stage, recipe
-    from openlance.config.train import stage as preset
-    from openlance.config.values import override
-
     from_file = name.endswith((".yaml", ".yml", ".json"))
     if only is not None and not from_file:
         raise UserError(f"--stage chooses one stage of a file, and {name} is a preset: write SCALE/{only} in its place")
     if from_file:
         found = read_recipe(Path(name)) if only is None else (read_stage(Path(name), only),)
     elif name.startswith("recipe/"):
-        found = recipe(name)
+        found = recipe_named(name)
     else:
-        scale, slash, short = name.rpartition("/")
-        found = (preset(short, scale) if slash else preset(name),)
+        found = (preset(name),)
     return tuple(override(one, settings) for one in found)
 
 

@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from openlance.compat.interleave import elements
+from openlance.compat.interleave import ARRAYS, elements
 from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 
@@ -155,11 +155,7 @@ def _data(record: Mapping) -> Any:
     for kind in ("image", "video"):
         if f"{kind}_path" in record:
             said = [record.get("system_prompt", ""), record.get("user_prompt", ""), record.get("gt", "")]
-            return {
-                "interleave_array": [record[f"{kind}_path"], said],
-                "element_dtype_array": [kind, "text"],
-                "istarget_in_interleave": [0, 1],
-            }
+            return dict(zip(ARRAYS, ([record[f"{kind}_path"], said], [kind, "text"], [0, 1])))
     for name in PROMPTS:
         if name in record:
             return record[name]
@@ -179,8 +175,7 @@ def _entry(key: str, data: Any) -> Entry:
         return Entry(ascii(key), ascii(name), None, "it holds half a character: write it anew as UTF-8")
     if length > LONGEST_NAME:
         return Entry(key, name, None, f"its key is too long to name a file: use at most {LONGEST_NAME} letters")
-    arrays = ("interleave_array", "element_dtype_array", "istarget_in_interleave")
-    flat = [a for a in arrays if isinstance(data, Mapping) and not isinstance(data.get(a, []), list)]
+    flat = [a for a in ARRAYS if isinstance(data, Mapping) and not isinstance(data.get(a, []), list)]
     if flat:
         return Entry(key, name, None, f"its {flat[0]} is no list")
     try:

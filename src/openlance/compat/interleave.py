@@ -16,6 +16,7 @@ from typing import Any
 
 from openlance.config.model import Size
 from openlance.config.sampling import RELEASED_RUN, PromptStyle
+from openlance.config.values import brief
 from openlance.data.front import NO_SIZE
 from openlance.errors import UserError
 from openlance.sequence import tasks
@@ -25,6 +26,7 @@ from openlance.sequence.segment import Kind, Role, Segment, Segments
 Views = Callable[[Any, str], Any]
 
 MEDIA = ("image", "video")
+ARRAYS = ("interleave_array", "element_dtype_array", "istarget_in_interleave")
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,13 @@ def elements(data: Any) -> list[Element]:
     """
     if isinstance(data, str):
         return [Element("text", data)]
-    names = ("interleave_array", "element_dtype_array", "istarget_in_interleave")
-    if not isinstance(data, Mapping) or any(name not in data for name in names[:2]):
-        raise UserError(f"a request is a prompt or an object with {', '.join(names)}: it is {type(data).__name__}")
-    values, kinds = data[names[0]], data[names[1]]
-    targets = data.get(names[2], [0] * len(values))
+    if not isinstance(data, Mapping) or any(name not in data for name in ARRAYS[:2]):
+        raise UserError(f"a request is a prompt or an object with {', '.join(ARRAYS)}: it is {type(data).__name__}")
+    values, kinds = data[ARRAYS[0]], data[ARRAYS[1]]
+    targets = data.get(ARRAYS[2], [0] * len(values))
     if not len(values) == len(kinds) == len(targets) or not values:
-        raise UserError(
-            f"a request has {len(values)} elements, {len(kinds)} kinds and {len(targets)} marks: pair them up"
-        )
+        counts = f"{len(values)} elements, {len(kinds)} kinds and {len(targets)} marks"
+        raise UserError(f"a request has {counts}: pair them up")
     unknown = [kind for kind in kinds if kind not in ("text", *MEDIA)]
     if unknown:
         raise UserError(f"an element of kind {unknown[0]!r} is unknown: use text, image or video")
@@ -66,14 +66,9 @@ def _check(e: Element) -> None:
     if e.kind != "text" or isinstance(e.value, str):
         return
     if not (e.target and isinstance(e.value, list)):
-        raise UserError(f"a text is a string, not {_short(e.value)}: put it in quotes")
+        raise UserError(f"a text is a string, not {brief(e.value)}: put it in quotes")
     if len(e.value) < 3 or not all(isinstance(text, str) for text in e.value[:3]):
-        raise UserError(f"an answer is a string or [system prompt, question, answer], not {_short(e.value)}")
-
-
-def _short(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= 60 else f"{said[:57]}..."
+        raise UserError(f"an answer is a string or [system prompt, question, answer], not {brief(e.value)}")
 
 
 def request(
@@ -107,11 +102,8 @@ def _user(
 ) -> tuple[list[Any], list[Any]]:
     """The parts of the user turn, a leading text last, and the media among them."""
     texts = [e for e in listed if e.kind == "text"]
-    parts = [
-        _text(e.value, e is texts[-1], style) if e.kind == "text" else views(e.value, e.kind)
-        for e in listed
-        if e.kind == "text" or not e.target
-    ]
+    read = [e for e in listed if e.kind == "text" or not e.target]
+    parts = [_text(e.value, e is texts[-1], style) if e.kind == "text" else views(e.value, e.kind) for e in read]
     media = [part for part in parts if not isinstance(part, Segment)]
     if spec.reads and not media:
         raise UserError("the request lists no picture or clip to start from: add one to its elements")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openlance.compat.inputs import Entry
-from openlance.compat.interleave import request
+from openlance.compat.interleave import elements, request
 from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
@@ -102,8 +102,7 @@ def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
     found = request(job.task, data, _views(engine, job), size=job.size, caption=caption, style=style)
     for segment in found:
         if segment.kind is Kind.LATENTS and segment.size is not None:
-            frames = engine.codec.latent_grid(segment.size)[0]
-            if segment.given is not None and frames == 1:
+            if engine.codec.latent_grid(segment.size)[0] == 1 and segment.given is not None:
                 said = f"num_frames is {segment.size[0]}, which holds the given image alone"
                 raise UserError(f"{said}: ask for more, such as num_frames=5")
     if (rewrite := rewriter(engine, job.enhance)) is None:
@@ -144,16 +143,10 @@ def _bases(d: GenerationConfig, transform: MediaTransform, preset: str) -> tuple
 
 def prompt_of(data: Any) -> str:
     """The texts of an entry as the release records them: one after the other; of a dialogue the question."""
-    if isinstance(data, str):
-        return data
-    kinds, values = data["element_dtype_array"], data["interleave_array"]
-    texts = [value for kind, value in zip(kinds, values, strict=True) if kind == "text"]
-    return "".join(text if isinstance(text, str) else str(text[1]) if len(text) > 1 else "" for text in texts)
+    texts = [e.value for e in elements(data) if e.kind == "text"]
+    return "".join(text if isinstance(text, str) else text[1] for text in texts)
 
 
 def media_of(data: Any) -> tuple[str, str] | None:
     """(kind, path) of the first picture or clip of an entry, as the entry says it."""
-    if isinstance(data, str):
-        return None
-    pairs = zip(data["element_dtype_array"], data["interleave_array"], strict=True)
-    return next(((kind, value) for kind, value in pairs if kind != "text"), None)
+    return next(((e.kind, e.value) for e in elements(data) if e.kind != "text"), None)

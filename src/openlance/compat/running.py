@@ -11,9 +11,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from openlance.compat.inputs import Entry
 from openlance.compat.requests import Job, build, media_of
@@ -21,15 +20,14 @@ from openlance.config.sampling import Decoding
 from openlance.config.values import append_line, lines_of, read_json
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, write_json
 from openlance.media.write import write_media
 from openlance.sequence.segment import Segments
 
 Group = list[tuple[Entry, Segments, str]]  # entries with their requests and prompts
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     key: str
     why: str
 
@@ -46,15 +44,12 @@ class Record:
             before = read_json(file)
             changed = [name for name in said if before.get(name) != said[name]]
             if changed:
-                raise UserError(
-                    f"{folder} holds a run with {changed[0]} {before.get(changed[0])!r}, not {said[changed[0]]!r}: "
-                    f"choose another -o, or delete it"
-                )
+                differs = f"{changed[0]} {before.get(changed[0])!r}, not {said[changed[0]]!r}"
+                raise UserError(f"{folder} holds a run with {differs}: choose another -o, or delete it")
         elif rank == 0:
             self.made = [place for place in (self.place, folder) if not place.exists()]
             try:
-                with atomic_path(file) as path:
-                    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+                write_json(file, said)
             except (UserError, OSError):
                 self.withdraw()
                 raise

@@ -252,24 +252,15 @@ class ModelConfig:
             KeyError, TypeError, ValueError, AttributeError: If an entry is missing or does not fit.
         """
         sizes = {ours: llm[theirs] for ours, theirs in LLM.items()}
-        made = VAEConfig.of(vae) if vae else VAEConfig()
-        position = PositionConfig(
-            tokens_per_second=vit.get("tokens_per_second", 2),
-            max_latent_side=lance["max_latent_size"],
-            max_latent_frames=lance["max_num_frames"] // 4 + 1,
-            **known(PositionConfig, lance.get("position", {})),
-        )
-        return cls(
-            **sizes,
-            head_dim=llm.get("head_dim") or sizes["width"] // sizes["heads"],
-            rope_sections=tuple(llm["rope_scaling"]["mrope_section"]),
-            latent_channels=made.z_dim,
-            time_features=lance.get("time_features", 256),
-            position=position,
-            vit=ViTConfig.of(vit),
-            vae=made,
-            quirks=Quirks.of(lance.get("faithful", {})),
-        )
+        sizes["head_dim"] = llm.get("head_dim") or sizes["width"] // sizes["heads"]
+        sizes["rope_sections"] = tuple(llm["rope_scaling"]["mrope_section"])
+        sizes["time_features"] = lance.get("time_features", 256)
+        made, quirks = VAEConfig.of(vae) if vae else VAEConfig(), Quirks.of(lance.get("faithful", {}))
+        table = {"max_latent_side": lance["max_latent_size"], "max_latent_frames": lance["max_num_frames"] // 4 + 1}
+        seconds = {"tokens_per_second": vit.get("tokens_per_second", 2)}
+        position = PositionConfig(**table, **seconds, **known(PositionConfig, lance.get("position", {})))
+        parts: dict[str, Any] = {"position": position, "vit": ViTConfig.of(vit), "vae": made, "quirks": quirks}
+        return cls(**sizes, **parts, latent_channels=made.z_dim)
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Return the content of the four JSON files of a folder, by name, as `of` reads it."""

@@ -12,19 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from openlance.config.values import (
-    build,
-    checked,
-    convert,
-    hints,
-    known,
-    no_others,
-    one_of,
-    read_json,
-    unknown,
-    whole,
-    within,
-)  # fmt: skip
+from openlance.config import values
+from openlance.config.values import checked, convert, hints, known, within
 from openlance.errors import UserError
 
 # Prompts that name the kind of an element of the request; the others name the kind of what is made or read.
@@ -112,7 +101,7 @@ def style_of(name: str | None, texts: Mapping[str, Any] | None = None) -> Prompt
         UserError: If there is no such style, or a text is none.
     """
     chosen = name if name is not None else "exact" if texts else "released_run"
-    one_of("prompt_style", chosen, STYLES)
+    values.one_of("prompt_style", chosen, STYLES)
     kinds = hints(PromptStyle)
     said = {k: convert(kinds[k], v, f"system_prompts.{k}") for k, v in (texts or {}).items() if k in kinds}
     if not said.get("captions", EXACT.captions):
@@ -182,8 +171,8 @@ class Sampling:
     def __post_init__(self) -> None:
         checked(self)
         within("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
-        one_of("renorm", self.renorm, RENORMS)
-        one_of("solver", self.solver, SOLVERS)
+        values.one_of("renorm", self.renorm, RENORMS)
+        values.one_of("solver", self.solver, SOLVERS)
         for name in ("guidance_scale", "image_guidance_scale"):
             within(name, getattr(self, name), 0, STRONGEST, "; 1 is off, 4 is usual")
         within("shift", self.shift, 1 / STRONGEST, STRONGEST, "; 3.5 is usual")
@@ -278,7 +267,7 @@ class GenerationConfig:
         for name in ("height", "width", "num_frames", "batch", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
-        whole("seed", self.seed, -1, LARGEST_SEED)
+        values.whole("seed", self.seed, -1, LARGEST_SEED)
 
     def knows(self, task: str) -> bool:
         """Say whether the checkpoint was trained for a task, as far as it says."""
@@ -301,10 +290,10 @@ class GenerationConfig:
         """
         kinds, sampling = hints(GenerationConfig), said.get("sampling", {})
         try:
-            build(Sampling, sampling, "sampling")
+            values.build(Sampling, sampling, "sampling")
             for name in said:
                 if name not in ASKED:
-                    raise ValueError(unknown("field", str(name), ASKED))
+                    raise ValueError(values.unknown("field", str(name), ASKED))
             plain = {name: convert(kinds[name], value, name) for name, value in said.items() if name != "sampling"}
         except ValueError as error:
             raise UserError(str(error)) from None
@@ -320,7 +309,7 @@ class GenerationConfig:
         Raises:
             UserError: For a field that `Sampling` lacks, or a value that makes no sense.
         """
-        no_others(settings, Sampling.__dataclass_fields__)
+        values.no_others(settings, Sampling.__dataclass_fields__)
         fields, there = dict[str, Any](), set(roles)
         for role, given in self.sampling_with.items():
             fields |= given if role in there else {}
@@ -337,7 +326,7 @@ class GenerationConfig:
             UserError: If the file is damaged or a value cannot be.
         """
         path = folder / FILE
-        found = read_json(path) if path.is_file() else {}
+        found = values.read_json(path) if path.is_file() else {}
         if "height" not in found:
             return cls()
         try:

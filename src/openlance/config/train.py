@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openlance.config.plugins import plugin, plugins
-from openlance.config.values import as_data, build, from_yaml, one_of, override, read_text, unknown
+from openlance.config.values import as_data, build, one_of, override, read_yaml, unknown
 from openlance.errors import UserError
 
 CHOICES = {"schedule": ("constant", "cosine"), "optimizer": ("adamw", "muon"), "dtype": ("bfloat16", "float32", "auto")}
@@ -120,9 +120,8 @@ class Stage:
         values = vars(self) | {f"mixture.{task}": weight for task, weight in self.mixture.items()}
         for name, holds, expected in rules:
             if not holds:
-                raise UserError(
-                    f"{name} of the stage {self.name} is {values.get(name, 'wrong')}: it must be {expected}"
-                )
+                found = values.get(name, "wrong")
+                raise UserError(f"{name} of the stage {self.name} is {found}: it must be {expected}")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: a linear warm-up, then constant or half a cosine down to
@@ -184,8 +183,10 @@ def recipe(scale: str) -> tuple[Stage, ...]:
 
 
 def stage(name: str, scale: str = "3b") -> Stage:
-    """Find a preset by its name (pt, ct-i, ct-ii, ct-iii, sft, rl; CT1 and ct_i are read too) and scale (3b, nano)."""
-    return chosen(recipe(scale), name)
+    """Find a preset by its name (pt, ct-i, ct-ii, ct-iii, sft, rl; CT1 and ct_i are read too) and scale (3b, nano);
+    `nano/sft` names its scale itself."""
+    given, _, short = name.rpartition("/")
+    return chosen(recipe(given or scale), short)
 
 
 def chosen(stages: tuple[Stage, ...], name: str) -> Stage:
@@ -216,13 +217,7 @@ def read_recipe(path: Path) -> tuple[Stage, ...]:
     Raises:
         UserError: If the file does not fit; it names the place.
     """
-    text = read_text(path)
-    try:
-        data = from_yaml(text)
-    except UserError as error:
-        raise UserError(f"{path} is {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds {type(data).__name__}, not fields and values: write `field: value` lines")
+    data = read_yaml(path)
     entries = data.get("stages", [data])
     common = {key: value for key, value in data.items() if key != "stages"} if "stages" in data else {}
     if not isinstance(entries, list) or not entries:
@@ -239,8 +234,7 @@ def read_recipe(path: Path) -> tuple[Stage, ...]:
 def _resolved(entry: dict[str, Any], above: tuple[Stage, ...], path: Path) -> Stage:
     base, start = entry.pop("base", None), None
     if base is not None:
-        scale, slash, name = str(base).rpartition("/")
-        start = stage(name, scale) if slash else chosen(above, name) if above else stage(name)
+        start = chosen(above, str(base)) if above and "/" not in str(base) else stage(str(base))
         entry = as_data(start) | entry
     if missing := [name for name in REQUIRED if name not in entry]:
         raise UserError(f"a stage of {path} lacks {', '.join(missing)}: add them, or begin with `base: 3b/sft`")

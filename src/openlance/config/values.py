@@ -317,6 +317,18 @@ def from_yaml(text: str) -> Any:
         raise UserError(f"not YAML ({where}): write `field: value` lines") from error
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the fields of a YAML or JSON file. UserError if it cannot be read, or holds none."""
+    text = read_text(path)
+    try:
+        found = from_yaml(text)
+    except UserError as error:
+        raise UserError(f"{path} is {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {type(found).__name__} and no fields: write `field: value` lines")
+    return found
+
+
 def override(value: T, settings: Iterable[str]) -> T:
     """Copy a dataclass with `a.b=c` applied in order.
 

@@ -90,10 +90,8 @@ class Layout:
             raise UserError(f"the dataset type {chosen!r} is unknown: use one of {', '.join(TYPES)}")
         makes = TYPES[chosen].makes
         if makes != spec.makes:
-            raise UserError(
-                f"the dataset type {chosen} holds {makes}s to make but the task {task} makes {spec.makes}: use "
-                f"{spec.columns}"
-            )
+            said = f"the dataset type {chosen} holds {makes}s to make but the task {task} makes {spec.makes}"
+            raise UserError(f"{said}: use {spec.columns}")
         if not isinstance(names, Mapping) or not all(isinstance(v, str) for v in names.values()):
             raise UserError(f"columns is {names!r}: write our names and yours, for example {{caption: title}}")
         return cls(task=task, type=chosen, names=tuple(names.items()))
@@ -117,13 +115,10 @@ class Layout:
         close = {m: difflib.get_close_matches(m, there, n=1, cutoff=0.4) for m in missing}
         pairs = ", ".join(f"{m}: {found[0]}" for m, found in close.items() if found) or "ours: theirs"
         other = next((name for name, c in TYPES.items() if not c.missing(there)), None)
-        hint = f"rename them, or name them with columns: {{{pairs}}}"
-        if other is not None:
-            hint = f"these are the columns of {other}, so give it to a task of that type"
-        raise UserError(
-            f"{where} has the columns {', '.join(present) or 'none'}, but the dataset type {self.type} (task "
-            f"{self.task}) also needs {', '.join(missing)}: {hint}"
-        )
+        named = f"rename them, or name them with columns: {{{pairs}}}"
+        hint = named if other is None else f"these are the columns of {other}, so give it to a task of that type"
+        said = f"{where} has the columns {', '.join(present) or 'none'}, but the dataset type {self.type}"
+        raise UserError(f"{said} (task {self.task}) also needs {', '.join(missing)}: {hint}")
 
     def sample(self, row: Row, fit: Fit) -> Sample:
         """Decode a row; BrokenRow with the reason if it cannot be used."""

@@ -28,7 +28,7 @@ from openlance.data.pool import in_order
 from openlance.data.source import BrokenRow, Files, Row, Sample, Source, check_broken, readable
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, write_json
 from openlance.sequence.segment import Kind, Role, Segment
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def write_shard(path: Path, samples: Sequence[Sample], about: dict[str, Any]) ->
         try:
             save_file({k: _stored(v) for k, v in tensors.items() if v is not None}, temporary, metadata)
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"cannot write {path} ({error}): make room and start again, finished shards stay"
-            ) from error
+            fix = "make room and start again, finished shards stay"
+            raise UserError(f"cannot write {path} ({error}): {fix}") from error
 
 
 def _stored(value: Any) -> Tensor:
@@ -124,10 +123,8 @@ class EncodedSource(Files):
         """Raise a UserError if the latents are of another VAE than the one that makes `found` of PROBE."""
         held = read_about(self.files[0]).get("codec", ())
         if len(held) != len(found) or max(abs(a - b) for a, b in zip(held, found, strict=True)) > ALIKE:
-            raise UserError(
-                f"{self.files[0].parent} holds latents of another VAE than the model's: encode the data again with the "
-                f"model that is trained"
-            )
+            said = f"{self.files[0].parent} holds latents of another VAE than the model's"
+            raise UserError(f"{said}: encode the data again with the model that is trained")
 
     def rows(self, part: Path) -> Iterator[Row]:
         file, said = _opened(part)
@@ -196,8 +193,7 @@ class Job:
         other = [f"{name} {held.get(name)!r} and not {about.get(name)!r}" for name in names]
         if other:
             raise UserError(f"{self.out} holds shards of {', '.join(other)}: choose another folder")
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(path, about)
 
 
 class PartEncoder:

@@ -24,6 +24,7 @@ from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
 
 # Frames, height, width of a target image or video as the caller wants them; None leaves one to the input or the model.
 Asked = tuple[int | None, int | None, int | None]
+Clips = Sequence[Clip]
 ANY: Asked = (None, None, None)
 NO_SIZE: Size = (1, 1, 1)  # where the target is a text
 
@@ -43,13 +44,7 @@ class Front:
     num_frames: int = 49
 
     def request(
-        self,
-        task: str | TaskSpec,
-        prompt: str,
-        media: Sequence[Clip] = (),
-        *,
-        asked: Asked = ANY,
-        said: str | None = None,
+        self, task: str | TaskSpec, prompt: str, media: Clips = (), *, asked: Asked = ANY, said: str | None = None
     ) -> Segments:
         """Build a request, whose target is empty.
 
@@ -68,20 +63,17 @@ class Front:
             return request(spec, prompt, self._views(spec, clips), NO_SIZE, None, self.style, said=said)
         views, size = self._sized(spec, clips, asked)
         if size[0] > 1 and asked[0] not in (None, size[0]):
-            raise UserError(
-                f"num_frames is {asked[0]}, but the result has {size[0]}, as its input has: leave num_frames out, or "
-                f"cut the input"
-            )
+            said = f"num_frames is {asked[0]}, but the result has {size[0]}, as its input has"
+            raise UserError(f"{said}: leave num_frames out, or cut the input")
         self.transform.config.vae.check(size)
         least = self.transform.config.vae.temporal_stride + 1
         if views and spec.keeps_size and size[0] < least and spec.makes != spec.reads:
-            raise UserError(
-                f"num_frames is {size[0]}, which holds the given image alone: ask for more, such as num_frames={least}"
-            )
+            said = f"num_frames is {size[0]}, which holds the given image alone"
+            raise UserError(f"{said}: ask for more, such as num_frames={least}")
         return request(spec, prompt, views, size, None, self.style, said=said)
 
     def sample(
-        self, task: str | TaskSpec, prompt: str, media: Sequence[Clip], fill: Clip | str, *, said: str | None = None
+        self, task: str | TaskSpec, prompt: str, media: Clips, fill: Clip | str, *, said: str | None = None
     ) -> Segments:
         """Build a training sample; arguments as `request`, and what fills the target: an image, a video or a text.
 
@@ -121,7 +113,7 @@ class Front:
         return views, (1 if spec.makes == "image" else frames, height, width)
 
 
-def _read(task: str | TaskSpec, media: Sequence[Clip]) -> tuple[TaskSpec, list[Clip]]:
+def _read(task: str | TaskSpec, media: Clips) -> tuple[TaskSpec, list[Clip]]:
     """A task for images reads one frame of each of its media; one that makes a text reads whatever it is shown."""
     spec = spec_of(task) if isinstance(task, str) else task
     if spec.reads == "image" and spec.makes != "text":

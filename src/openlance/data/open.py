@@ -68,10 +68,8 @@ class FolderSource(Table):
         table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
         rows = list(self._from_names(folder) if table is None else _from_metadata(table))
         if not rows:
-            raise UserError(
-                f"{folder} holds no captioned images or videos: put a text file of the same name beside each, or a "
-                f"{METADATA[0]} with file_name and text"
-            )
+            fix = f"put a text file of the same name beside each, or a {METADATA[0]} with file_name and text"
+            raise UserError(f"{folder} holds no captioned images or videos: {fix}")
         return rows
 
     def _from_names(self, folder: Path) -> Iterator[Row]:
@@ -258,9 +256,8 @@ class HubSource:
             data = datasets.load_dataset(self.name, split=self.split, streaming=True)
         except (OSError, ValueError) as error:  # ValueError also covers the package's own errors of configuration
             first = str(error).strip().split("\n")[0][:200]
-            raise UserError(
-                f"the dataset {self.name!r} cannot be opened ({first}): check its name and split"
-            ) from error
+            said = f"the dataset {self.name!r} cannot be opened ({first})"
+            raise UserError(f"{said}: check its name and split") from error
         self.layout.check(self, data.column_names or list(next(iter(data), {})))
         kinds = (datasets.Image, getattr(datasets, "Video", datasets.Image))
         for column, feature in (data.features or {}).items():
@@ -303,9 +300,8 @@ def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
     try:
         given = from_yaml(spec) if isinstance(spec, str) and spec.startswith("{") else spec
     except ValueError as error:
-        raise UserError(
-            f"the source {spec!r} is not YAML: write for example {{path: shards, type: image2image}}"
-        ) from error
+        good = "{path: shards, type: image2image}"
+        raise UserError(f"the source {spec!r} is not YAML: write for example {good}") from error
     said: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"path": str(given)}
     path = str(said.get("path", "")).strip()
     added = plugin("sources", path)
@@ -339,9 +335,7 @@ def _files(path: str, layout: Layout) -> Source:
     elif place.is_dir():
         source = FolderSource((place,), layout)
     else:
-        raise UserError(
-            f"there is no data at {path}: give a folder, *.parquet or *.tar files, "
-            f"{''.join(f'{name}, ' for name in plugins('sources'))}or hf:NAME"
-        )
+        good = ", ".join(["a folder", "*.parquet or *.tar files", *plugins("sources")])
+        raise UserError(f"there is no data at {path}: give {good}, or hf:NAME")
     source.parts(0, None)  # reads footers and captions: errors come now
     return source

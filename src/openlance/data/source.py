@@ -86,10 +86,8 @@ def check_broken(last: BrokenRow, count: int, rows: int, limit: float) -> None:
     """
     allowed = limit if limit >= 1 else math.ceil(limit * rows)
     if count > allowed:
-        raise UserError(
-            f"{last} (broken row {count} of {rows} read, and max_broken={limit:g} allows {allowed:g}: mend the data or "
-            f"raise the limit)"
-        )
+        said = f"broken row {count} of {rows} read, and max_broken={limit:g} allows {allowed:g}"
+        raise UserError(f"{last} ({said}: mend the data or raise the limit)")
 
 
 @contextmanager

@@ -136,10 +136,8 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         if missing:
             raise UserError(f"the stage {stage.name} mixes in {', '.join(missing)}, which has no data: name a source")
         seed = zlib.crc32(f"{stage.seed} {stage.name}".encode())
-        self.readers = {
-            task: Reader(sources[task], self.reading, seed + number)
-            for number, task in enumerate(sorted(self.mixture.shares))
-        }
+        numbered = enumerate(sorted(self.mixture.shares))
+        self.readers = {task: Reader(sources[task], self.reading, seed + number) for number, task in numbered}
         fit_at = partial(Fit.at, stage, config=codec.config, style=style)
         work = partial(decode, dict(sources), fit_at, (seed, self.reading.rank))
         self.pool = Pool(work, self.reading.workers)
@@ -278,15 +276,13 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         """Go on where a state was taken; UserError if it is of another rank, number of ranks or mixture."""
         r = self.reading
         if (state["rank"], state["world"]) != (r.rank, r.world):
-            raise UserError(
-                f"this position is that of rank {state['rank']} of {state['world']}, not of rank {r.rank} of "
-                f"{r.world}: resume with {state['world']} processes"
-            )
+            said = f"this position is that of rank {state['rank']} of {state['world']}"
+            fix = f"resume with {state['world']} processes"
+            raise UserError(f"{said}, not of rank {r.rank} of {r.world}: {fix}")
         if state["places"].keys() != self.readers.keys():
-            raise UserError(
-                f"this position is in {', '.join(state['places'])}, and the stage {self.stage.name} now mixes in "
-                f"{', '.join(self.readers)}: go on with the same tasks, or begin a new run from an exported model"
-            )
+            before, now = ", ".join(state["places"]), ", ".join(self.readers)
+            said = f"this position is in {before}, and the stage {self.stage.name} now mixes in {now}"
+            raise UserError(f"{said}: go on with the same tasks, or begin a new run from an exported model")
         while len(self.pool):
             self.pool.take()
         self._decoding, self._buffer, self._owed = [], [], state["decoded"]

@@ -22,7 +22,7 @@ from openlance.config.values import brief, flag, whole
 from openlance.config.versions import versions
 from openlance.data.front import Front
 from openlance.errors import UserError
-from openlance.inference.inputs import device_of, dtype_of, is_many, seed_of, seeds_in
+from openlance.inference.inputs import AnyDevice, device_of, dtype_of, is_many, seed_of, seeds_in
 from openlance.inference.prefix import PrefixStore
 from openlance.inference.text import Answer, OnToken, decode, stopping, up_to_stop
 from openlance.inference.visual import OnStep, denoise
@@ -64,7 +64,7 @@ class Engine:
         folder: str | Path | Files,
         *,
         tokenizer: str | Path | None = None,
-        device: torch.device | str | int | None = None,
+        device: AnyDevice | None = None,
         dtype: torch.dtype | str | None = None,
         allow_pickle: bool = False,
         memory: str | int | None = None,
@@ -152,7 +152,7 @@ class Engine:
         self.processes.leave()
         self.processes = Distributed()
 
-    def move(self, device: torch.device | str | int | None = None, dtype: torch.dtype | str | None = None) -> None:
+    def move(self, device: AnyDevice | None = None, dtype: torch.dtype | str | None = None) -> None:
         """Go on elsewhere or in another dtype; what was kept of earlier calls belongs to the old ones. UserError if
         there is no such device here."""
         device, dtype = self.device if device is None else device_of(device), dtype_of(dtype) or self.dtype

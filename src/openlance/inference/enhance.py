@@ -24,8 +24,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from openlance.config.sampling import Decoding, checked
-from openlance.config.values import brief, flag
+from openlance.config.sampling import Decoding
+from openlance.config.values import brief, checked, flag
 from openlance.data.front import NO_SIZE
 from openlance.errors import UserError
 from openlance.media.clip import Clip
@@ -200,9 +200,8 @@ def _wanted(enhance: Any) -> bool:
     try:
         return flag("enhance", enhance)
     except UserError:
-        raise UserError(
-            f'enhance is {brief(enhance)}: expected True, the address of a server, or Enhancer(url="...", model="...")'
-        ) from None
+        good = 'True, the address of a server, or Enhancer(url="...", model="...")'
+        raise UserError(f"enhance is {brief(enhance)}: expected {good}") from None
 
 
 def shown_in(request: Segments) -> list[Clip]:

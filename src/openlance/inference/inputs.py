@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 
@@ -20,6 +20,7 @@ from openlance.sequence import tasks
 if TYPE_CHECKING:
     from openlance.inference.enhance import Enhancer
 
+AnyDevice: TypeAlias = torch.device | str | int
 # Where accelerate would put components on several devices, which is not needed here: the usual device, within `memory`.
 USUAL_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 NOTHING = "there is no picture or clip to go with the text: give at least one"
@@ -229,7 +230,7 @@ def device_in(device_map: Any) -> Any:
     return places[0]
 
 
-def device_of(name: torch.device | str | int | None) -> torch.device:
+def device_of(name: AnyDevice | None) -> torch.device:
     """Give a device by its name, by default a GPU where there is one. UserError if it does not exist here."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"

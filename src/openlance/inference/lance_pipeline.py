@@ -26,7 +26,7 @@ from openlance.config.sampling import MOST_RESULTS
 from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
 from openlance.inference import interfaces
-from openlance.inference.inputs import Settings, a_function, asked_size, is_many, listed, seeds_in, starts
+from openlance.inference.inputs import AnyDevice, Settings, a_function, asked_size, is_many, listed, seeds_in, starts
 from openlance.inference.methods import Methods
 from openlance.media.inputs import MediaInput
 from openlance.runtime.offload import parse_memory
@@ -105,10 +105,7 @@ class LancePipeline(Methods):
     # Where things are and how much memory they take.
 
     def to(
-        self,
-        *where: torch.device | str | int | torch.dtype,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | str | None = None,
+        self, *where: AnyDevice | torch.dtype, device: AnyDevice | None = None, dtype: torch.dtype | str | None = None
     ) -> LancePipeline:
         """Go on with another device or dtype, or both. UserError if there is none."""
         for place in where:
@@ -120,11 +117,7 @@ class LancePipeline(Methods):
         return self
 
     def enable_model_cpu_offload(
-        self,
-        memory: str | int | None = None,
-        *,
-        gpu_id: int | None = None,
-        device: torch.device | str | int | None = None,
+        self, memory: str | int | None = None, *, gpu_id: int | None = None, device: AnyDevice | None = None
     ) -> None:
         """Keep on the device only the component that works.
 

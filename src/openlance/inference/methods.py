@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import Hub
+from openlance.checkpoint.formats import Hub, find_model
 from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS, Decoding, Sampling
 from openlance.errors import UserError
@@ -76,8 +76,6 @@ class Methods(Engine):
         Raises:
             UserError: If there is no such model, or an argument is unknown or none.
         """
-        from openlance.checkpoint.formats import find_model
-
         known = inspect.getfullargspec(Engine.__init__).kwonlyargs
         values.no_others(options, [*known, *inspect.getfullargspec(cls.from_pretrained).kwonlyargs])
         if variant is not None:

@@ -20,19 +20,7 @@ from openlance.inference.step_cache import Run, StepCache
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.runtime.distributed import Shared
 from openlance.sequence.pack import Codec, Pack, Visual, pack
-from openlance.sequence.segment import (
-    CONDITIONS,
-    LATENTS,
-    PATCHES,
-    PROMPT,
-    WORDS,
-    Kind,
-    Role,
-    Rows,
-    Segments,
-    drop,
-    with_prompt,
-)
+from openlance.sequence.segment import CONDITIONS, LATENTS, PROMPT, WORDS, Kind, Role, Rows, Segments, drop, with_prompt
 
 OnStep = Callable[[int, float, Tensor], None]
 
@@ -168,9 +156,8 @@ class Denoiser:
         # where they do not come out even, every group of processes runs all of them.
         branch, context = self.shared.branch, self.shared.context
         rows = self.branches.pack.rows
-        counts = torch.bincount(
-            rows.doc[rows.noisy & rows.is_latent], minlength=self.branches.count * self.branches.requests
-        )
+        most = self.branches.count * self.branches.requests
+        counts = torch.bincount(rows.doc[rows.noisy & rows.is_latent], minlength=most)
         dealt = counts[list(documents)].chunk(branch.size)
         even = len(dealt) == branch.size and len({int(part.sum()) for part in dealt}) == 1
         mine, whole = documents, len(x_MC)
@@ -323,7 +310,7 @@ def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[
 
     targets = [v for v in packed.visuals if v.segment.role is Role.TARGET]
     clean = [v for v in packed.visuals if v.kind == LATENTS and v.segment.role is not Role.TARGET]
-    patches = [flat(v.segment.value) for v in packed.visuals if v.kind == PATCHES]
+    patches = [flat(v.segment.value) for v in packed.visuals if v.segment.kind is Kind.PATCHES]
     kept = [flat(v.segment.value) for v in clean]
     given = [torch.zeros(0) if v.segment.given is None else flat(v.segment.given) for v in targets]
     return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1), given

@@ -87,9 +87,8 @@ class Provenance:
             own = {k: convert(hints[k], data.pop(k), k) for k in list(data) if k in hints and k != "settings"}
             return cls(**own, settings=data)
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"the record in {name} of how it was made is damaged ({error}): get the file again"
-            ) from None
+            said = f"the record in {name} of how it was made is damaged ({error})"
+            raise UserError(f"{said}: get the file again") from None
 
 
 def carried(info: Mapping[Any, Any]) -> Provenance | None:

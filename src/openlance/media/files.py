@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import secrets
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from openlance.config.values import brief
 from openlance.errors import UserError
@@ -90,6 +91,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {target}: {why}; {PLACES[error.errno]}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 class Source:

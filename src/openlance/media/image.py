@@ -88,10 +88,8 @@ def open_image(source: Source) -> PillowImage | None:
         except (ImportError, UnidentifiedImageError) as error:
             if form is None:
                 return None
-            raise UserError(
-                f"{name} is in {form} format, for which no reader is installed, or damaged: run pip install "
-                f"'openlance[media]', or convert it to JPEG or PNG"
-            ) from error
+            said = f"{name} is in {form} format, for which no reader is installed, or damaged"
+            raise UserError(f"{said}: run pip install 'openlance[media]', or convert it to JPEG or PNG") from error
     if image.format not in STUBS:
         return image
     image.close()

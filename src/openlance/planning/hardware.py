@@ -9,7 +9,7 @@ from openlance.config.values import unknown
 from openlance.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Device:
     """One kind of device.
 
@@ -35,18 +35,15 @@ class Device:
                 raise UserError(f"{name} is {value:g}: it must be more than 0, such as {name}=80")
 
 
-DEVICES = tuple(
-    Device(name=name, memory=memory, tflops=tflops, price=price)
-    for name, memory, tflops, price in (
-        ("A100-40GB", 40, 312, 1.3),
-        ("A100-80GB", 80, 312, 2.0),
-        ("H100-80GB", 80, 989, 3.0),
-        ("H200", 141, 989, 4.0),
-        ("L40S", 48, 362, 1.0),
-        ("RTX4090", 24, 165, 0.4),
-        ("RTX3090", 24, 71, 0.25),
-        ("CPU", 16, 0.8, 0.1),  # two cores of a server with AMX
-    )
+DEVICES = (
+    Device("A100-40GB", memory=40, tflops=312, price=1.3),
+    Device("A100-80GB", memory=80, tflops=312, price=2.0),
+    Device("H100-80GB", memory=80, tflops=989, price=3.0),
+    Device("H200", memory=141, tflops=989, price=4.0),
+    Device("L40S", memory=48, tflops=362, price=1.0),
+    Device("RTX4090", memory=24, tflops=165, price=0.4),
+    Device("RTX3090", memory=24, tflops=71, price=0.25),
+    Device("CPU", memory=16, tflops=0.8, price=0.1),  # two cores of a server with AMX
 )
 PER_NODE = 8  # devices of one machine, which hybrid sharding keeps one copy of the weights on
 

@@ -15,21 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import (
-    CODEC,
-    IMAGES,
-    PUBLISHED,
-    TOWER,
-    Files,
-    config_for_diffusers,
-    released_names,
-    write_config,
-    write_json,
-)
+from openlance.checkpoint import formats
+from openlance.checkpoint.formats import CODEC, IMAGES, TOWER, Files, config_for_diffusers, released_names
 from openlance.checkpoint.tensors import compare, open_tensors
 from openlance.checkpoint.writer import Stream, progress, stream_of, write_shards
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
+from openlance.media.files import write_json
 from openlance.runtime.inspection import PARTS, expected, opened, weights_of
 from openlance.runtime.quantization import kinds_of, quantized
 from openlance.text.tokenizer import Tokenizer
@@ -186,7 +178,7 @@ def write(out: Path, checkpoint: Checkpoint, form: str = "openlance", *, shards:
 
 
 def _openlance(folder: Path, c: Checkpoint, put: Callable[..., list[Path]]) -> None:
-    write_config(folder, c.config)
+    formats.write_config(folder, c.config)
     _copy_beside(c, folder)
     for part, stem in (("decoder", "model"), ("vit", "vit"), ("vae", "vae")):
         put(part, "", stem)
@@ -195,7 +187,7 @@ def _openlance(folder: Path, c: Checkpoint, put: Callable[..., list[Path]]) -> N
 def _released(folder: Path, c: Checkpoint, put: Callable[..., list[Path]]) -> None:
     """As the release lies. The VAE comes as safetensors too, which is read without `allow_pickle`; JSON files that the
     release does not have say what differs from the published model."""
-    configs, published = c.config.files(), ModelConfig().files()["lance_config.json"] | PUBLISHED
+    configs, published = c.config.files(), ModelConfig().files()["lance_config.json"] | formats.PUBLISHED
     vit = configs["vit_config.json"]
     lance = {k: v for k, v in configs["lance_config.json"].items() if v != published.get(k)}
     write_json(folder / IMAGES / "llm_config.json", configs["llm_config.json"] | {"vision_config": vit})

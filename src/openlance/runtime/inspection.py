@@ -30,16 +30,14 @@ def expected(config: ModelConfig, parts: Iterable[str] = PARTS) -> dict[str, Sha
     from openlance.model.vit import ViT
     from openlance.vae.autoencoder import build_wan
 
-    build: dict[str, Callable[[], nn.Module]] = {
-        "decoder": lambda: Lance(config),
-        "vit": lambda: ViT(config.vit).tower,
-        "vae": lambda: build_wan(config.vae, ("encoder", "decoder")),
+    of: dict[str, tuple[Callable[[], nn.Module], Callable[[str], str]]] = {
+        "decoder": (lambda: Lance(config), released_name),
+        "vit": (lambda: ViT(config.vit).tower, str),
+        "vae": (lambda: build_wan(config.vae, ("encoder", "decoder")), released_names(config.vae).to_released),
     }
-    vae_names = released_names(config.vae)
-    name_in: dict[str, Callable[[str], str]] = {"decoder": released_name, "vit": str, "vae": vae_names.to_released}
     with tensors.unfilled():
-        made = {part: build[part]() for part in parts}
-    return {part: {name_in[part](n): tuple(p.shape) for n, p in m.named_parameters()} for part, m in made.items()}
+        made = {part: of[part][0]() for part in parts}
+    return {part: {of[part][1](n): tuple(p.shape) for n, p in m.named_parameters()} for part, m in made.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

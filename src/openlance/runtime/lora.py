@@ -9,7 +9,6 @@ PEFT reads these folders too: `PeftModel.from_pretrained(lance, folder)`; and `m
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.values import number, path_of, read_json
 from openlance.errors import UserError
-from openlance.media.files import atomic_path
+from openlance.media.files import write_json
 from openlance.model.lance import Lance
 
 # The matrices of the experts: what adapters change and what is quantized.
@@ -113,8 +112,7 @@ def write_adapter(folder: str | Path, tensors: Mapping[str, Tensor], lora: Lora,
         "fan_in_fan_out": False, "inference_mode": True, "use_rslora": False, "use_dora": False,
     }  # fmt: skip
     write_tensors(Path(folder) / WEIGHTS, {f"{PREFIX}{name}.weight": t for name, t in tensors.items()})
-    with atomic_path(Path(folder) / CONFIG) as path:
-        path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(folder) / CONFIG, config)
 
 
 def read_adapter(folder: str | Path, weight: float = 1.0) -> Adapter:

@@ -115,9 +115,8 @@ class MediaEncoder:
         """
         lists = [list(segments) for segments in samples]
         moving = any_video(lists)
-        wanted = {
-            _key(s.kind, clip, moving): clip for segments in lists for s in segments for clip in _media(s, targets)
-        }
+        held = [(s.kind, clip) for segments in lists for s in segments for clip in _media(s, targets)]
+        wanted = {_key(kind, clip, moving): clip for kind, clip in held}
         found = self._found(wanted, moving)
 
         def made(kind: Kind, value: Any) -> Any:

@@ -214,9 +214,8 @@ def quantized(tensors: Mapping[str, Stream], name: str) -> dict[str, Stream]:
         kind = kinds[match[1]]
         codes, scales = shapes_of(kind, tensor.shape)
         found[released] = Stream(codes, kind.dtype, partial(_pieces, tensor, kind, 0))
-        found[f"{released.removesuffix('weight')}scale"] = Stream(
-            scales, tensor.dtype, partial(_pieces, tensor, kind, 1)
-        )
+        beside = f"{released.removesuffix('weight')}scale"
+        found[beside] = Stream(scales, tensor.dtype, partial(_pieces, tensor, kind, 1))
     return found
 
 

@@ -86,12 +86,10 @@ def explain(segments: Segments, codec: Codec, config: PositionConfig, text: Text
     written = [span for span in spans(segments, codec) if span.ids]
     before = pack([segments], codec, replace(config, shift=False))
     after = pack([segments], codec, config)
-    return Explanation(
-        parts=[_part(segment, written) for segment in segments],
-        template=sum(len(span.ids) for span in written if span.owner is None),
-        splits=[_split(int(n), before, after, text) for n in after.rows.segment.unique()],
-        rows=after.rows,
-    )
+    parts = [_part(segment, written) for segment in segments]
+    splits = [_split(int(n), before, after, text) for n in after.rows.segment.unique()]
+    template = sum(len(span.ids) for span in written if span.owner is None)
+    return Explanation(parts=parts, template=template, splits=splits, rows=after.rows)
 
 
 def _part(segment: Segment, written: list[Span]) -> Part:

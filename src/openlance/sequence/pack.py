@@ -18,21 +18,8 @@ import numpy as np
 import torch
 
 from openlance.config.model import Grid, PositionConfig, Size
-from openlance.sequence.segment import (
-    LAST,
-    NO_LABEL,
-    PATCH,
-    PROMPT,
-    REFERENCE,
-    SOURCE,
-    TARGET,
-    TEXT,
-    Kind,
-    Role,
-    Rows,
-    Segment,
-    Segments,
-)
+from openlance.sequence import segment as values
+from openlance.sequence.segment import PATCH, REFERENCE, SOURCE, TARGET, TEXT, Kind, Role, Rows, Segment, Segments
 
 
 class Codec(Protocol):
@@ -161,23 +148,16 @@ def modality_shift(position: np.ndarray, code: np.ndarray, config: PositionConfi
     source, target = np.flatnonzero(code == SOURCE), np.flatnonzero(code == TARGET)
     if len(source) and draws * len(source) == len(target):
         shifted[target] = np.tile(position[source], (draws, 1))
-    last = np.flatnonzero(code == LAST)[1:-1]  # without its markers
+    last = np.flatnonzero(code == values.LAST)[1:-1]  # without its markers
     if len(last) and len(target):
         closing = len(target) // draws - 1  # the marker behind the first draw
         shifted[last] = shifted[target[closing - len(last) : closing]]
     return shifted
 
 
-CODES = {
-    (Kind.PATCHES, Role.REFERENCE): PATCH,
-    (Kind.PATCHES, Role.SOURCE): PATCH,
-    (Kind.PATCHES, Role.HISTORY): PATCH,
-    (Kind.LATENTS, Role.SOURCE): SOURCE,
-    (Kind.LATENTS, Role.REFERENCE): REFERENCE,
-    (Kind.LATENTS, Role.HISTORY): REFERENCE,
-    (Kind.LATENTS, Role.LAST): LAST,
-    (Kind.LATENTS, Role.TARGET): TARGET,
-}
+CODES = {(Kind.PATCHES, role): PATCH for role in (Role.REFERENCE, Role.SOURCE, Role.HISTORY)}
+KEPT = {Role.SOURCE: SOURCE, Role.REFERENCE: REFERENCE, Role.HISTORY: REFERENCE, Role.TARGET: TARGET}
+CODES |= {(Kind.LATENTS, role): code for role, code in (KEPT | {Role.LAST: values.LAST}).items()}
 
 
 @dataclass(frozen=True)
@@ -216,7 +196,7 @@ class Pack:
 def _code(span: Span, draws: bool) -> int:
     """Text is template text but for the prompt of an image or video, which is what guidance drops."""
     if span.owner is None or span.owner.kind is Kind.TEXT:
-        return PROMPT if draws and span.owner is not None and span.owner.role is Role.PROMPT else -1
+        return values.PROMPT if draws and span.owner is not None and span.owner.role is Role.PROMPT else -1
     return CODES[span.owner.kind, span.owner.role]
 
 
@@ -268,7 +248,7 @@ def document(segments: Segments, codec: Codec, config: PositionConfig, draws: in
         elif span.grid is not None and span.owner is not None:
             given = _given(span.owner, span.grid, codec)
             block = _visual(span, code, counter, config, given)
-            if code == LAST:
+            if code == values.LAST:
                 block["cell"][1:-1] += _last_frame(span.grid, segments, codec) * config.max_latent_side**2
             for _ in range(draws if code == TARGET else 1):
                 segment += 1
@@ -325,8 +305,8 @@ def pack(samples: list[Segments], codec: Codec, config: PositionConfig | None = 
     for doc, segments in enumerate(samples):
         c, seen = document(segments, codec, config, draws)
         n, learn = len(c["token"]), c.pop("learn").astype(bool)
-        c["label"] = np.full(n, NO_LABEL)
-        c["label"][:-1] = np.where(learn[1:], c["token"][1:], NO_LABEL)
+        c["label"] = np.full(n, values.NO_LABEL)
+        c["label"][:-1] = np.where(learn[1:], c["token"][1:], values.NO_LABEL)
         c["index"], c["doc"] = np.arange(n), np.full(n, doc)
         c["target"] = np.where(c["target"] >= 0, c["target"] + targets, -1)
         c["segment"] = c["segment"] + (documents[-1]["segment"][-1] + 1 if documents else 0)

@@ -98,12 +98,9 @@ def _empty(vocab: dict[str, int] | None = None, merges: list[tuple[str, str]] | 
 
     backend = Backend(models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False))
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -126,11 +123,8 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Backend:
     from tokenizers import AddedToken, pre_tokenizers, trainers
 
     backend = _empty()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    learned, alphabet = vocab_size - len(SPECIAL), sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=learned, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
     return backend

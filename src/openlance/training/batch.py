@@ -76,20 +76,10 @@ class Preparer:
             if shown[-1] == len(clips):
                 clips.append(value)
             first_of.setdefault(int(packed.rows.doc[v.rows[0]]), shown[-1])
-        labels = {
-            first_of[doc]: sample.labels
-            for doc, sample in enumerate(samples)
-            if sample.labels is not None and doc in first_of
-        }
-        return Batch(
-            packed=packed,
-            ids=[s.id for s in samples],
-            noise=self._noise(packed, number_of_pack),
-            clips=clips,
-            shown=shown,
-            labels=dict(sorted(labels.items())),
-            counts=self._counts(packed, labels),
-        )
+        labels = {first_of[doc]: s.labels for doc, s in enumerate(samples) if s.labels is not None and doc in first_of}
+        ids, noise, counts = [s.id for s in samples], self._noise(packed, number_of_pack), self._counts(packed, labels)
+        labels = dict(sorted(labels.items()))
+        return Batch(packed=packed, ids=ids, noise=noise, clips=clips, shown=shown, labels=labels, counts=counts)
 
     def _pack(self, samples: list[Sample]) -> Pack:
         lists = [s.segments for s in samples]

@@ -140,10 +140,8 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{folder} is damaged ({error}): delete it, and the one before it is used") from error
         if written != self.processes.size:
-            raise UserError(
-                f"{folder} was written by {written} processes and this run has {self.processes.size}: start "
-                f"{written} with torchrun, or begin a new run from an export of it"
-            )
+            said = f"{folder} was written by {written} processes and this run has {self.processes.size}"
+            raise UserError(f"{said}: start {written} with torchrun, or begin a new run from an export of it")
         try:
             saved = _Strict(io.BytesIO((folder / ".metadata").read_bytes())).load().state_dict_metadata
             differ = sorted(saved.keys() ^ tensors.keys(), key=lambda name: not name.startswith("weights/"))
@@ -153,10 +151,9 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{folder} does not fit this run or is damaged ({reason}): delete it") from error
         if differ:
-            raise UserError(
-                f"{folder} does not fit this run: it trained other tensors ({len(differ)}: {', '.join(differ[:5])}); "
-                f"go on with `frozen` and `ema` as in run.json, or begin a new run from an exported model"
-            )
+            said = f"{folder} does not fit this run: it trained other tensors ({len(differ)}: {', '.join(differ[:5])})"
+            fix = "go on with `frozen` and `ema` as in run.json, or begin a new run from an exported model"
+            raise UserError(f"{said}; {fix}")
         return own
 
 
@@ -176,14 +173,11 @@ def disk(folder: Path) -> Iterator[None]:
         yield
     except (OSError, CheckpointException, SafetensorError, RuntimeError) as error:
         known = list(causes(error))
-        if not any(isinstance(e, OSError) and e.errno in FULL for e in known) and not any(
-            words in str(e) for e in known for words in FULL_WORDS
-        ):
+        said = any(words in str(e) for e in known for words in FULL_WORDS)
+        if not said and not any(isinstance(e, OSError) and e.errno in FULL for e in known):
             raise
-        raise UserError(
-            f"the disk of {folder} is full: free some space, or keep fewer checkpoints, and start the same command "
-            f"again, which goes on from the last whole one"
-        ) from error
+        fix = "free some space, or keep fewer checkpoints, and start the same command again"
+        raise UserError(f"the disk of {folder} is full: {fix}, which goes on from the last whole one") from error
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

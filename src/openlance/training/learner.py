@@ -50,10 +50,8 @@ class DenseHead(nn.Module):
         cut = [self.cut(torch.from_numpy(label)) for label in labels]
         target = torch.cat([torch.zeros(0, points, channels, dtype=torch.int64), *cut]).to(cells_MD.device)
         logits = self.out(cells_MD).float().unflatten(-1, (points, sum(self.classes)))
-        losses = [
-            F.cross_entropy(part.flatten(0, 1), target[..., n].flatten(), reduction="sum")
-            for n, part in enumerate(logits.split(self.classes, dim=-1))
-        ]
+        parts = enumerate(logits.split(self.classes, dim=-1))
+        losses = [F.cross_entropy(part.flatten(0, 1), target[..., n].flatten(), reduction="sum") for n, part in parts]
         return torch.stack(losses).sum()
 
     def cut(self, label_CYX: Tensor) -> Tensor:
@@ -93,10 +91,8 @@ class Learner(nn.Module):
         """Tokens of everything that is looked at; features that were encoded ahead are taken as they are."""
         clips = {n: clip for n, clip in enumerate(batch.clips) if not isinstance(clip, Tensor)}
         if len(clips) < len(batch.clips) and any(p.requires_grad for p in self.vit.parameters()):
-            raise UserError(
-                "some data hold features of the vision tower, which is trained here: freeze it with frozen=[vit], or "
-                "encode the data without features"
-            )
+            said = "some data hold features of the vision tower, which is trained here"
+            raise UserError(f"{said}: freeze it with frozen=[vit], or encode the data without features")
         made = dict(zip(clips, features(self.vit, list(clips.values())), strict=True)) if clips else {}
         return [made.get(n, clip).flatten(0, 2).to(self.lance.device) for n, clip in enumerate(batch.clips)]
 

@@ -116,12 +116,8 @@ class Optimizer:
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by parameter and kind; loading writes into these."""
         names = {id(p): n for n, p in self.named.items()}
-        return {
-            f"{names[id(p)]}/{kind}": value
-            for part in self.parts
-            for p, state in part.state.items()
-            for kind, value in state.items()
-        }
+        states = [(p, state) for part in self.parts for p, state in part.state.items()]
+        return {f"{names[id(p)]}/{kind}": value for p, state in states for kind, value in state.items()}
 
 
 class Ema:

@@ -57,12 +57,8 @@ def sum_gradients(processes: Distributed, module: nn.Module) -> None:
 
 def layers(module: nn.Module) -> list[nn.Module]:
     """Return the repeated blocks of decoder and vision tower."""
-    return [
-        block
-        for name, blocks in module.named_modules()
-        if isinstance(blocks, nn.ModuleList) and name.rpartition(".")[2] in ("layers", "blocks")
-        for block in blocks
-    ]
+    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    return [block for name, part in lists if name.rpartition(".")[2] in ("layers", "blocks") for block in part]
 
 
 def recompute(module: nn.Module) -> None:

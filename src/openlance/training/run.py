@@ -112,13 +112,8 @@ def prepare(
     run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
         take_over(run, before)
-    prepare = Preparer(
-        stage=stage,
-        codec=base.codec,
-        encode=MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER),
-        device=processes.device,
-        complete=processes.sharded,
-    )
+    encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER), processes.device
+    prepare = Preparer(stage=stage, codec=base.codec, encode=encode, device=device, complete=processes.sharded)
     packs = list[list]()
     if settings.validate_every:
         other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
@@ -170,10 +165,9 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
     wanted = [task for task, weight in stage.mixture.items() if weight]
     missing = [task for task in wanted if task not in settings.data]
     if missing and not stage.source:
-        raise UserError(
-            f"the stage {stage.name} mixes in {', '.join(missing)} without data: name a source for each, such as "
-            f"data={{'{missing[0]}': 'PATH'}}, or say what to mix, such as mixture={{'t2i': 1}}"
-        )
+        fix = f"data={{'{missing[0]}': 'PATH'}}, or say what to mix, such as mixture={{'t2i': 1}}"
+        said = f"the stage {stage.name} mixes in {', '.join(missing)} without data"
+        raise UserError(f"{said}: name a source for each, such as {fix}")
     sources = {task: open_source(settings.data.get(task, stage.source), task) for task in wanted}
     held_out = {task: open_source(settings.held_out[task], task) for task in wanted if task in settings.held_out}
     for task, source in sources.items():
@@ -236,9 +230,8 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
         for place, stage in zip(places, stages, strict=True):
             run, work = prepare(stage, replace(settings, out=place), base, processes, stack, before=run)
             if place != folder and not work.folder.resume(run, work.batches):
-                raise UserError(
-                    f"{place} has no checkpoint, and {folder} went on from it: the step cannot be done again"
-                )
+                said = f"{place} has no checkpoint, and {folder} went on from it"
+                raise UserError(f"{said}: the step cannot be done again")
         assert run is not None
         packs = rewind(run, work, step)
         sums = [run.documents(batch).tolist() for batch in packs]  # of the weights that the step begins with

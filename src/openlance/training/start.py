@@ -87,14 +87,9 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
         learner = fresh(config, len(tokenizer), stage.seed, classes, stage.dense_point)
         if init != "fresh":
             fill_from_qwen(learner, open_tensors(Path(init)))
-    return Base(
-        beside=(files.vae, *(files.tokenizer / name for name in BESIDE)),
-        config=config,
-        codec=SequenceCodec(tokenizer, config),
-        style=GenerationConfig.read(files.tokenizer).style,
-        learner=learner,
-        vae=parts.vae(),
-    )
+    beside, style = [files.tokenizer / name for name in BESIDE], GenerationConfig.read(files.tokenizer).style
+    codec, vae = SequenceCodec(tokenizer, config), parts.vae()
+    return Base(beside=(files.vae, *beside), config=config, codec=codec, style=style, learner=learner, vae=vae)
 
 
 def fill_from_qwen(learner: Learner, source: TensorSource | Mapping[str, Tensor]) -> None:
@@ -142,12 +137,9 @@ def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.fl
     if not run.processes.leads:
         return
     write_config(folder, base.config)
-    for file, prefix, name_of in (
-        ("model.safetensors", "lance.", released_name),
-        ("vit.safetensors", "vit.tower.", str),
-    ):
+    for stem, prefix, name_of in (("model", "lance.", released_name), ("vit", "vit.tower.", str)):
         own = {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
-        write_tensors(folder / file, {name_of(n): v.to(dtype) for n, v in own.items()})
+        write_tensors(folder / f"{stem}.safetensors", {name_of(n): v.to(dtype) for n, v in own.items()})
     for beside in base.beside:
         # A folder of ours calls the VAE vae, whatever it was called before.
         name = "vae.safetensors" if beside == base.beside[0] and beside.suffix == ".safetensors" else beside.name

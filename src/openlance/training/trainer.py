@@ -160,10 +160,8 @@ def freeze(learner: Learner, stage: Stage) -> None:
     for pattern in stage.frozen:
         # The VAE is never trained here, so freezing it is always true.
         if not any(fnmatchcase(name, pattern + "*") for name in named) and pattern != "vae":
-            raise UserError(
-                f"frozen: nothing is called {pattern!r}: write the beginning of a parameter's name, such as vit, "
-                f"lance.embed or lance.layers.*.und"
-            )
+            good = "the beginning of a parameter's name, such as vit, lance.embed or lance.layers.*.und"
+            raise UserError(f"frozen: nothing is called {pattern!r}: write {good}")
     for name, p in named.items():
         p.requires_grad_(p.requires_grad and not stage.freezes(name))
     if not any(p.requires_grad for p in named.values()):
@@ -253,13 +251,9 @@ def stop(run: Trainer, work: Work, place: dict, outcome: Outcome) -> None:
     broken = sorted({i for ids in run.processes.gather(outcome.broken) for i in ids})
     named = ", ".join(broken[:NAMED]) + (f" and {len(broken) - NAMED} more" if len(broken) > NAMED else "")
     values = " ".join(f"{k} {v:.4g}" for k, v in outcome.values.items())
-    folder = work.folder.path
-    raise TrainingDiverged(
-        f"step {run.step} is not finite ({values}), samples {named}: take them out or lower lr, after a look at "
-        f"replay_step({str(folder)!r}, {run.step})",
-        folder,
-        run.step,
-    )
+    folder, said = work.folder.path, f"step {run.step} is not finite ({values}), samples {named}"
+    look = f"take them out or lower lr, after a look at replay_step({str(folder)!r}, {run.step})"
+    raise TrainingDiverged(f"{said}: {look}", folder, run.step)
 
 
 def rewind(run: Trainer, work: Work, step: int) -> list[Batch]:

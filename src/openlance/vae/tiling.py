@@ -84,10 +84,8 @@ def encode_tiled(encode: Callable[[Tensor], Tensor], x_HW: Tensor, stride: int, 
         Latents (..., Y, X), float32.
     """
     height, width = (side // stride for side in x_HW.shape[-2:])
-    parts = (
-        encode(x_HW[..., _scaled(rows, stride), _scaled(columns, stride)])
-        for rows, columns in tiling.tiles(height, width)
-    )
+    tiles = tiling.tiles(height, width)
+    parts = (encode(x_HW[..., _scaled(rows, stride), _scaled(columns, stride)]) for rows, columns in tiles)
     return _mixed(parts, tiling, height, width, 1)
 
 
