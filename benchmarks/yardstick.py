@@ -128,8 +128,11 @@ def _step() -> Any:
     chosen = replace(stage("sft-iii", "nano"), mixture={"t2i": 2.0, "image_edit": 1.0, "x2t_image": 1.0}, accumulate=1)
     settings = runs.Settings(out=Path(tempfile.mkdtemp()), model=folder)
     stack = ExitStack()
-    team = runs.joined((chosen,), settings)
-    run, work = runs.prepare(chosen, settings, runs.prepared_base(chosen, settings), team, stack, None)
+    if hasattr(runs, "begin"):
+        processes, base = runs.begin((chosen,), settings)
+    else:  # before these two were one
+        processes, base = runs.joined((chosen,), settings), runs.prepared_base(chosen, settings)
+    run, work = runs.prepare(chosen, settings, base, processes, stack, None)
     packs = [next(work.batches) for _ in range(4)]
     numbers = iter(range(1 << 30))
 
