@@ -6,6 +6,7 @@ Names of other servers (vLLM-Omni's) mean what `OTHER_NAMES` says, at the top of
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Annotated, Any, Literal
@@ -324,7 +325,7 @@ async def read(request: Request, kind: type[Body], served: str) -> Any:
         said = {name: json_in(value) if name.endswith("_reference") else value for name, value in said.items()}
     else:
         try:
-            said = json.loads(await request.body())
+            said = await asyncio.to_thread(json.loads, await request.body())  # it may hold a whole clip
         except (ValueError, RecursionError) as error:
             raise Failure(f"the body is not JSON ({error})", code="invalid_json") from None
     if not isinstance(said, dict):

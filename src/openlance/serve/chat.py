@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from openlance.inference.call import Given
 from openlance.inference.dialogue import NEW, QUESTION
@@ -26,7 +26,7 @@ from openlance.serve import media
 from openlance.serve.bodies import Chat, Message, Part, read
 from openlance.serve.failures import Failure
 from openlance.serve.openapi import json_of
-from openlance.serve.serving import Prepared, Serving, comment, event, stream
+from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
 from openlance.serve.worker import Piece, Step
 
 
@@ -61,16 +61,20 @@ def routes(serving: Serving) -> APIRouter:
             lines = _chunks(serving, body, spec, prepared, head, serving.listen(prepared.items))
             return StreamingResponse(stream(lines), media_type="text/event-stream")
         results = await serving.results(request, prepared.items)
-        choices, out = list[dict[str, Any]](), 0
-        for n, result in enumerate(results):
-            content, reason, words = await serving.off_loop(_content, serving, result)
-            message = {"role": "assistant", "content": content, "refusal": None}
-            choices.append({"index": n, "message": message, "finish_reason": reason, "logprobs": None})
-            out += words
-        said = head | {"object": "chat.completion", "choices": choices, "usage": _usage(prepared, out)}
-        return JSONResponse(said | ({"notices": prepared.notices} if prepared.notices else {}))
+        return await serving.off_loop(_completion, serving, prepared, head, results)
 
     return router
+
+
+def _completion(serving: Serving, prepared: Prepared, head: dict[str, Any], results: list[Any]) -> Response:
+    choices, out = list[dict[str, Any]](), 0
+    for n, result in enumerate(results):
+        content, reason, words = _content(serving, result)
+        message = {"role": "assistant", "content": content, "refusal": None}
+        choices.append({"index": n, "message": message, "finish_reason": reason, "logprobs": None})
+        out += words
+    said = head | {"object": "chat.completion", "choices": choices, "usage": _usage(prepared, out)}
+    return answer(said | prepared.told)
 
 
 def _content(serving: Serving, result: Any) -> tuple[Any, str, int]:
@@ -112,7 +116,7 @@ async def _chunks(
                 content, reason, words = await serving.off_loop(_content, serving, what)
                 out += words
                 if isinstance(what, Clip):
-                    yield chunk(n, {"content": content})
+                    yield await serving.off_loop(chunk, n, {"content": content})
                 yield chunk(n, {}, reason)
     if usage:
         yield event(head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(prepared, out)})
@@ -137,7 +141,7 @@ def _prepared(serving: Serving, body: Chat) -> tuple[Prepared, tasks.TaskSpec]:
     if last.spec.sized_by_source:
         frames = None
     prepared = serving.drawing(
-        last.spec, last.text, last.clips, body, num_frames=frames, count=body.n, said=said, past=past
+        last.spec, last.text, last.clips, body, num_frames=frames, count=body.n, said=said, past=past, where="messages"
     )
     return prepared, last.spec
 

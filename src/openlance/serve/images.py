@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from openlance.media import Clip
 from openlance.sequence import tasks
@@ -16,7 +16,7 @@ from openlance.serve import media
 from openlance.serve.bodies import Picture, PictureEdit, read
 from openlance.serve.failures import Failure
 from openlance.serve.openapi import form_of, json_of
-from openlance.serve.serving import Prepared, Serving, comment, event, stream
+from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
 from openlance.serve.worker import Partial, Step
 
 
@@ -66,7 +66,7 @@ async def _answer(
     made = await serving.results(request, prepared.items)
     base = str(request.base_url)
 
-    def finished() -> list[dict[str, Any]]:
+    def finished() -> Response:
         found = []
         for item, clip in zip(prepared.items, made, strict=True):
             data = media.encoded(clip, body.output_format, body.output_compression)
@@ -75,12 +75,11 @@ async def _answer(
             else:
                 shown = {"b64_json": media.base64_of(data)}
             found.append(shown | {"seed": item.seed})
-        return found
+        said = _said(body, made[0]) | {"data": found, "usage": usage(prepared)}
+        return answer({"created": int(time.time())} | said | prepared.told)
 
     with serving.metrics.phase("encode"):
-        data = await serving.off_loop(finished)
-    said = _said(body, made[0]) | {"data": data, "usage": usage(prepared)}
-    return JSONResponse({"created": int(time.time())} | said | _notices(prepared))
+        return await serving.off_loop(finished)
 
 
 def _said(body: Picture, clip: Clip) -> dict[str, Any]:
@@ -99,10 +98,6 @@ def usage(prepared: Prepared) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _notices(prepared: Prepared) -> dict[str, Any]:
-    return {"notices": prepared.notices} if prepared.notices else {}
-
-
 async def _events(
     serving: Serving, body: Picture, kind: str, prepared: Prepared, heard: AsyncGenerator[tuple[int, Any], None]
 ) -> AsyncGenerator[bytes, None]:
@@ -110,14 +105,18 @@ async def _events(
         async for _, what in heard:
             if isinstance(what, Step):
                 yield comment(f"step {what.done} of {what.total}")
-            clip = what.clip if isinstance(what, Partial) else what
-            if not isinstance(clip, Clip):
-                continue
-            data = await serving.off_loop(media.encoded, clip, body.output_format, body.output_compression)
-            name = f"{kind}.partial_image" if isinstance(what, Partial) else f"{kind}.completed"
-            said = {"type": name, "b64_json": media.base64_of(data), "created_at": int(time.time())} | _said(body, clip)
-            if isinstance(what, Partial):
-                said["partial_image_index"] = what.index
-            else:
-                said |= {"usage": usage(prepared), "seed": prepared.items[0].seed} | _notices(prepared)
-            yield event(said, name)
+            elif isinstance(what, (Partial, Clip)):
+                yield await serving.off_loop(_event, body, kind, prepared, what)
+
+
+def _event(body: Picture, kind: str, prepared: Prepared, what: Partial | Clip) -> bytes:
+    clip = what.clip if isinstance(what, Partial) else what
+    data = media.base64_of(media.encoded(clip, body.output_format, body.output_compression))
+    said = {"b64_json": data, "created_at": int(time.time())} | _said(body, clip)
+    if isinstance(what, Partial):
+        name = f"{kind}.partial_image"
+        said["partial_image_index"] = what.index
+    else:
+        name = f"{kind}.completed"
+        said |= {"usage": usage(prepared), "seed": prepared.items[0].seed} | prepared.told
+    return event({"type": name} | said, name)

@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
+from starlette.responses import Response
 
 from openlance.config.sampling import Decoding, later_seed
 from openlance.inference.inputs import check_texts, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.methods import question_about
-from openlance.media import Clip, collected
+from openlance.media import Clip, collected, notice
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segments
 from openlance.serve import media
@@ -51,6 +52,11 @@ class Prepared:
     words: int = 0
     cells: int = 0
     made: int = 0
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What an answer says of the notices."""
+        return {"notices": self.notices} if self.notices else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +94,18 @@ class Serving:
         partials: int = 0,
         said: str | None = None,
         past: Sequence[Segments] = (),
+        where: str = "prompt",
     ) -> Prepared:
-        """The items of so many pictures or clips. Failure if they cannot be made."""
+        """The items of so many pictures or clips; `where` the words stand. Failure if they cannot be made."""
         pipe = self.pipe
-        with about("prompt"):
+        with about(where):
             check_texts([text], "prompt", "a red circle")
             pipe.codec.ids(text)
         asked = body.asked(num_frames)
         self._check_size(asked)
         with about("size"), collected() as notices:
             turn = pipe.front.request(spec, text, clips, asked=asked, said=said)
+            _heard_system(turn, said)
         how = pipe.sampling([turn], **body.sampling)
         with about("negative_prompt"):
             (negative,) = pipe.negatives(body.negative_prompt, 1)
@@ -135,6 +143,7 @@ class Serving:
             else:
                 check_texts([text], "message", "what is a circle?")
                 turn = [*tasks.system(said or ""), tasks.say(text), tasks.reply()]
+            _heard_system(turn, said)
             request = tasks.dialogue(*past, turn)
             words, cells, _ = self._counted(request)
         first = random_seed() if seed is None else seed_of(seed)
@@ -207,6 +216,17 @@ class Serving:
                 yield number, event
         finally:
             self.worker.cancel(items)
+
+
+def _heard_system(turn: Segments, said: str | None) -> None:
+    """Notice that a system prompt is not heard, where that is so."""
+    if said and not any(s.role is Role.SYSTEM and s.value == said for s in turn):
+        notice("this model was trained without system prompts: yours has no effect")
+
+
+def answer(data: Any) -> Response:
+    """JSON of any size, put together off the loop."""
+    return Response(json.dumps(data, ensure_ascii=False), media_type="application/json")
 
 
 async def _left(request: Request) -> None:

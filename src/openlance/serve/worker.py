@@ -134,6 +134,8 @@ class Worker:
         with self.changed:
             if self.closed:
                 raise shutting_down()
+            if self.thread.ident is not None and not self.thread.is_alive():
+                raise Failure("the worker has ended; the log says why", status=503, code="worker_ended")
             if len(self.pending) + len(items) > self.config.queued:
                 wait = min(max(self.pace * (len(self.pending) + len(self.running)), 1.0), 120.0)
                 message = f"{len(self.pending)} results are waiting already: ask again in {wait:.0f} seconds"
