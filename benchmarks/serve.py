@@ -2,8 +2,8 @@
 
     python benchmarks/serve.py                   # nano over loopback; --quick for a look
 
-All of it in turns in one process: one picture from Python and from a client; sixteen pictures in one Python
-call, one after another, and by sixteen clients at once. How late the event loop is while clips are made and written is
+All of it in turns in one process: one image from Python and from a client; sixteen images in one Python
+call, one after another, and by sixteen clients at once. How late the event loop is while videos are made and written is
 seen by a task that wants to run every 5 ms.
 """
 
@@ -53,7 +53,7 @@ def draw(client: OpenAI, k: int) -> float:
 
 
 def together(client: OpenAI, rounds: int) -> tuple[float, list[float]]:
-    """Seconds of a round of sixteen clients, each of which asks again when it has its picture; and of each request."""
+    """Seconds of a round of sixteen clients, each of which asks again when it has its image; and of each request."""
     began = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as clients:
         each = list(clients.map(lambda k: [draw(client, k) for _ in range(rounds)], range(CLIENTS)))
@@ -61,7 +61,7 @@ def together(client: OpenAI, rounds: int) -> tuple[float, list[float]]:
 
 
 def lags(server: Server, client: OpenAI, clips: int) -> list[float]:
-    """Milliseconds by which a task of the server's loop comes late while clips are made and written."""
+    """Milliseconds by which a task of the server's loop comes late while videos are made and written."""
     found, stop = list[float](), threading.Event()
 
     async def watch() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
     over = middle["served"] - middle["python"]
     share, wait, p99 = middle["call"] / middle["clients"], max(slowest), late[int(0.99 * (len(late) - 1))]
     rows = [
-        ["one picture, Python / client, s", f"{middle['python']:.3f} / {middle['served']:.3f}", ""],
+        ["one image, Python / client, s", f"{middle['python']:.3f} / {middle['served']:.3f}", ""],
         ["overhead at one client", f"{over / middle['python']:.1%}", verdict(over / middle["python"], MORE)],
         ["overhead at one client, s", f"{over:.4f}", verdict(over, MORE_S)],
         ["sixteen: one Python call / one after the other / clients, s",
@@ -115,7 +115,7 @@ def main() -> None:
         ["throughput of clients / of one call", f"{share:.2f}", verdict(share, THROUGHPUT, at_least=True)],
         ["throughput of clients / of one after the other", f"{middle['after'] / middle['clients']:.2f}", ""],
         ["slowest request / mean", f"{wait:.2f}", verdict(wait, WAIT)],
-        ["event loop late while clips are made, p99, ms", f"{p99:.1f}", verdict(p99, LAG_MS)],
+        ["event loop late while videos are made, p99, ms", f"{p99:.1f}", verdict(p99, LAG_MS)],
     ]  # fmt: skip
     head = f"nano, 64x64, {pipe.defaults.sampling.num_inference_steps} steps. Medians of {repeat}.\n\n"
     data = {"seconds": {k: spread(v) for k, v in times.items()}, "share": share, "wait": wait, "lag_p99_ms": p99}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -113,7 +113,7 @@ def _operations(app: FastAPI, serving: Serving) -> None:
         state = serving.worker.state
         return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
 
-    @app.get("/metrics", tags=["operations"])
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     def measured() -> Response:
         return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4")
 

@@ -46,7 +46,7 @@ class Body(BaseModel):
     metadata: Any = None
 
 
-class Drawing(Body):
+class DrawingBody(Body):
     """How something is drawn; None is the checkpoint's own."""
 
     size: str | None = None
@@ -86,7 +86,7 @@ class Drawing(Body):
         return num_frames, int(match[2]), int(match[1])
 
 
-class Picture(Drawing):
+class ImageBody(DrawingBody):
     """`/v1/images/generations`."""
 
     prompt: Prompt
@@ -106,7 +106,7 @@ def _several(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class PictureEdit(Picture):
+class ImageEditBody(ImageBody):
     """`/v1/images/edits`. image: uploads or data URLs; url: data URLs (vLLM-Omni)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -137,17 +137,17 @@ class VideoReference(BaseModel):
     video_url: str
 
 
-class Film(Drawing):
-    """What makes a clip has a length: in seconds, or in frames."""
+class VideoBody(DrawingBody):
+    """What makes a video has a length: in seconds, or in frames."""
 
     seconds: float | None = Field(None, gt=0, le=LONGEST / MODEL_FPS)
     num_frames: int | None = Field(None, ge=1, le=LONGEST)
     fps: float | None = None
 
     def frames(self, stride: int) -> int | None:
-        """The length in frames, None where nobody says; seconds mean the nearest length that a clip can have."""
+        """The length in frames, None where nobody says; seconds mean the nearest length that a video can have."""
         if self.fps not in (None, MODEL_FPS):
-            raise Failure(f"fps: clips have {MODEL_FPS} frames a second", code="invalid_value", param="fps")
+            raise Failure(f"fps: videos have {MODEL_FPS} frames a second", code="invalid_value", param="fps")
         if self.seconds is None:
             return self.num_frames
         if self.num_frames is not None:
@@ -155,7 +155,7 @@ class Film(Drawing):
         return 1 + stride * max(round((self.seconds * MODEL_FPS - 1) / stride), 1)
 
 
-class Video(Film):
+class VideoCreateBody(VideoBody):
     """`POST /v1/videos`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -166,7 +166,7 @@ class Video(Film):
     video_reference: VideoReference | None = None
 
 
-class VideoEdit(Drawing):
+class VideoEditBody(DrawingBody):
     """`POST /v1/videos/edits`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -175,7 +175,7 @@ class VideoEdit(Drawing):
     video: UploadFile | str
 
 
-class VideoExtension(Film):
+class VideoExtendBody(VideoBody):
     """`POST /v1/videos/extensions`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -184,7 +184,7 @@ class VideoExtension(Film):
     video: UploadFile | str
 
 
-class Remix(Drawing):
+class RemixBody(DrawingBody):
     """`POST /v1/videos/{id}/remix`."""
 
     prompt: Prompt
@@ -226,7 +226,7 @@ class Plain(BaseModel):
     type: Literal["text"]
 
 
-class Chat(Film):
+class ChatBody(VideoBody):
     """`/v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=200)
@@ -325,7 +325,7 @@ async def read(request: Request, kind: type[Body], served: str) -> Any:
         said = {name: json_in(value) if name.endswith("_reference") else value for name, value in said.items()}
     else:
         try:
-            said = await asyncio.to_thread(json.loads, await request.body())  # it may hold a whole clip
+            said = await asyncio.to_thread(json.loads, await request.body())  # it may hold a whole video
         except (ValueError, RecursionError) as error:
             raise Failure(f"the body is not JSON ({error})", code="invalid_json") from None
     if not isinstance(said, dict):

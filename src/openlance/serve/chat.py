@@ -1,6 +1,6 @@
-"""`/v1/chat/completions`: questions, pictures and clips in a conversation.
+"""`/v1/chat/completions`: questions, images and videos in a conversation.
 
-What the last message is about is what it shows, or the newest picture or clip before it, a drawn one too. `modalities`
+What the last message is about is what it shows, or the newest image or video before it, a drawn one too. `modalities`
 say what comes of it; with several the words decide, by the rule of `openlance chat`.
 """
 
@@ -23,7 +23,7 @@ from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
 from openlance.serve import media
-from openlance.serve.bodies import Chat, Message, Part, read
+from openlance.serve.bodies import ChatBody, Message, Part, read
 from openlance.serve.failures import Failure
 from openlance.serve.openapi import json_of
 from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
@@ -52,9 +52,9 @@ class Wanted:
 def routes(serving: Serving) -> APIRouter:
     router = APIRouter(tags=["chat"])
 
-    @router.post("/v1/chat/completions", openapi_extra=json_of(Chat))
+    @router.post("/v1/chat/completions", openapi_extra=json_of(ChatBody))
     async def completions(request: Request) -> Response:
-        body = await read(request, Chat, serving.config.name)
+        body = await read(request, ChatBody, serving.config.name)
         prepared, spec = await serving.off_loop(_prepared, serving, body)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": serving.config.name}
         if body.stream:
@@ -93,7 +93,7 @@ def _usage(prepared: Prepared, words: int) -> dict[str, Any]:
 
 
 async def _chunks(
-    serving: Serving, body: Chat, spec: tasks.TaskSpec, prepared: Prepared, head: dict[str, Any],
+    serving: Serving, body: ChatBody, spec: tasks.TaskSpec, prepared: Prepared, head: dict[str, Any],
     heard: AsyncGenerator[tuple[int, Any], None],
 ) -> AsyncGenerator[bytes, None]:  # fmt: skip
     options, out = body.stream_options, 0
@@ -126,7 +126,7 @@ async def _chunks(
 # Preparation, in a thread.
 
 
-def _prepared(serving: Serving, body: Chat) -> tuple[Prepared, tasks.TaskSpec]:
+def _prepared(serving: Serving, body: ChatBody) -> tuple[Prepared, tasks.TaskSpec]:
     said, turns = _conversation(serving, body)
     said = body.system_prompt if body.system_prompt is not None else said
     last = _wanted(body, turns)
@@ -146,7 +146,7 @@ def _prepared(serving: Serving, body: Chat) -> tuple[Prepared, tasks.TaskSpec]:
     return prepared, last.spec
 
 
-def _conversation(serving: Serving, body: Chat) -> tuple[str | None, list[Turn]]:
+def _conversation(serving: Serving, body: ChatBody) -> tuple[str | None, list[Turn]]:
     """The system prompt, and the turns; the last one has no answer."""
     said, turns = list[str](), list[Turn]()
     for n, message in enumerate(body.messages):
@@ -186,7 +186,7 @@ def _parts(serving: Serving, message: Message, n: int) -> tuple[str, list[Clip]]
     return "\n".join(texts), clips
 
 
-def _wanted(body: Chat, turns: list[Turn]) -> Wanted:
+def _wanted(body: ChatBody, turns: list[Turn]) -> Wanted:
     """What the last turn asks for."""
     turn, text = turns[-1], turns[-1].text.strip()
     before = [clips for past in turns[:-1] for clips in (past.shown, past.made) if clips]
@@ -202,7 +202,7 @@ def _wanted(body: Chat, turns: list[Turn]) -> Wanted:
     moving = [clip for clip in table if clip.frames > 1]
     makes = "video" if "video" in kinds and (moving or "image" not in kinds) else "image"
     if moving and makes == "image":
-        message = 'modalities: a clip is to be changed, which makes a clip: ask for "video"'
+        message = 'modalities: a video is to be changed, which makes a video: ask for "video"'
         raise Failure(message, code="invalid_value", param="modalities")
     given: dict[str, Any] = dict.fromkeys(("image", "video", "subject", "last_image"))
     if makes == "video" and moving:
@@ -210,7 +210,7 @@ def _wanted(body: Chat, turns: list[Turn]) -> Wanted:
         given["video"] = table[0]
     elif makes == "video" and table:
         if len(table) > 2:
-            message = "messages: a clip begins with one picture and ends with another, and more are given"
+            message = "messages: a video begins with one image and ends with another, and more are given"
             raise Failure(message, code="invalid_value", param="messages")
         given |= dict(zip(("image", "last_image"), table))
     elif table:

@@ -17,19 +17,19 @@ class ServeConfig:
         api_keys: Any of them opens the API; none leaves it open.
         origins: Pages of other hosts that may call it (CORS).
         queued: Results that may wait; more are told to come back.
-        batch_cells: Latent cells of one pass; 0: as many as the checkpoint's own batch of its usual pictures.
+        batch_cells: Latent cells of one pass; 0: as many as the checkpoint's own batch of its usual images.
         window: Seconds for which a busy worker waits for as many as it served just now.
         keep: Seconds after which a finished file and its job are removed.
         keep_bytes: Of all files together; the oldest go first.
         keep_jobs: Jobs that are remembered.
-        image_bytes: Of a picture that is sent.
-        video_bytes: Of a clip that is sent.
+        image_bytes: Of an image that is sent.
+        video_bytes: Of a video that is sent.
         image_pixels: Of a frame that is sent.
         video_pixels: Of all frames together.
-        video_frames: Of a clip that is sent.
+        video_frames: Of a video that is sent.
         video_seconds: Likewise.
         larger: How many times the model's usual area a result may have.
-        num_frames: Longest clip that is made.
+        num_frames: Longest video that is made.
         stalled: Seconds without a step after which a busy worker counts as stuck.
     """
 
@@ -55,5 +55,5 @@ class ServeConfig:
 
     @property
     def body_bytes(self) -> int:
-        """Of a request: a clip in base64, and room for the rest."""
+        """Of a request: a video in base64, and room for the rest."""
         return self.video_bytes * 4 // 3 + (1 << 20)

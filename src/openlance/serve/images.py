@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.serve import media
-from openlance.serve.bodies import Picture, PictureEdit, read
+from openlance.serve.bodies import ImageBody, ImageEditBody, read
 from openlance.serve.failures import Failure
 from openlance.serve.openapi import form_of, json_of
 from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
@@ -23,20 +23,20 @@ from openlance.serve.worker import Partial, Step
 def routes(serving: Serving) -> APIRouter:
     router = APIRouter(tags=["images"])
 
-    @router.post("/v1/images/generations", openapi_extra=json_of(Picture))
+    @router.post("/v1/images/generations", openapi_extra=json_of(ImageBody))
     async def generations(request: Request) -> Response:
-        body = await read(request, Picture, serving.config.name)
+        body = await read(request, ImageBody, serving.config.name)
         return await _answer(serving, request, body, "image_generation", tasks.text_to_visual, [])
 
-    @router.post("/v1/images/edits", openapi_extra=form_of(PictureEdit))
+    @router.post("/v1/images/edits", openapi_extra=form_of(ImageEditBody))
     async def edits(request: Request) -> Response:
-        body = await read(request, PictureEdit, serving.config.name)
+        body = await read(request, ImageEditBody, serving.config.name)
         sent = [*(("image", one) for one in body.image), *(("url", one) for one in body.url)]
         if not sent:
             raise Failure("image: send at least one", code="missing_required_parameter", param="image")
         clips = [await serving.clip(one, param) for param, one in sent]
         if any(clip.frames > 1 for clip in clips):
-            message = "image: send pictures; /v1/videos/edits takes clips"
+            message = "image: send images; /v1/videos/edits takes videos"
             raise Failure(message, code="invalid_value", param="image")
         return await _answer(serving, request, body, "image_edit", tasks.edit, clips)
 
@@ -49,10 +49,10 @@ def routes(serving: Serving) -> APIRouter:
 
 
 async def _answer(
-    serving: Serving, request: Request, body: Picture, kind: str, template: tasks.Template, clips: list[Clip]
+    serving: Serving, request: Request, body: ImageBody, kind: str, template: tasks.Template, clips: list[Clip]
 ) -> Response:
     if body.stream and body.n > 1:
-        raise Failure("n: a stream brings one picture", code="invalid_value", param="n")
+        raise Failure("n: a stream brings one image", code="invalid_value", param="n")
     if body.stream and body.response_format == "url":
         raise Failure("response_format: a stream brings b64_json", code="invalid_value", param="response_format")
     partials = body.partial_images if body.stream else 0
@@ -82,7 +82,7 @@ async def _answer(
         return await serving.off_loop(finished)
 
 
-def _said(body: Picture, clip: Clip) -> dict[str, Any]:
+def _said(body: ImageBody, clip: Clip) -> dict[str, Any]:
     return {
         "size": f"{clip.width}x{clip.height}", "quality": "auto", "background": "opaque",
         "output_format": body.output_format,
@@ -90,7 +90,7 @@ def _said(body: Picture, clip: Clip) -> dict[str, Any]:
 
 
 def usage(prepared: Prepared) -> dict[str, Any]:
-    """Tokens of a request, as OpenAI counts those of pictures."""
+    """Tokens of a request, as OpenAI counts those of images."""
     going_in, out = prepared.words + prepared.cells, prepared.made * len(prepared.items)
     return {
         "input_tokens": going_in, "output_tokens": out, "total_tokens": going_in + out,
@@ -99,7 +99,7 @@ def usage(prepared: Prepared) -> dict[str, Any]:
 
 
 async def _events(
-    serving: Serving, body: Picture, kind: str, prepared: Prepared, heard: AsyncGenerator[tuple[int, Any], None]
+    serving: Serving, body: ImageBody, kind: str, prepared: Prepared, heard: AsyncGenerator[tuple[int, Any], None]
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(heard):
         async for _, what in heard:
@@ -109,7 +109,7 @@ async def _events(
                 yield await serving.off_loop(_event, body, kind, prepared, what)
 
 
-def _event(body: Picture, kind: str, prepared: Prepared, what: Partial | Clip) -> bytes:
+def _event(body: ImageBody, kind: str, prepared: Prepared, what: Partial | Clip) -> bytes:
     clip = what.clip if isinstance(what, Partial) else what
     data = media.base64_of(media.encoded(clip, body.output_format, body.output_compression))
     said = {"b64_json": data, "created_at": int(time.time())} | _said(body, clip)

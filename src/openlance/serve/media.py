@@ -1,4 +1,4 @@
-"""Pictures and clips in and out: data URLs and uploads become clips, within limits that are checked before a pixel is
+"""Images and videos in and out: data URLs and uploads become a `Clip`, within limits that are checked before a pixel is
 decoded, and results become bytes. All of it is work for a thread.
 
 Nothing that a client names is opened: no address, no path, no file name.
@@ -87,7 +87,7 @@ def _frames_of_video(source: Source, config: ServeConfig, param: str) -> int:
 
 
 def encoded(clip: Clip, form: str = "png", quality: int | None = None) -> bytes:
-    """A picture, or the first frame of a clip, in one of the forms of `MIME`; "mp4" has all frames."""
+    """An image, or the first frame of a video, in one of the forms of `MIME`; "mp4" has all frames."""
     if form != "mp4":
         return encode_image(clip, form.upper(), quality)
     with tempfile.TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ from openlance.media import Clip, collected, notice
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segments
 from openlance.serve import media
-from openlance.serve.bodies import Drawing
+from openlance.serve.bodies import DrawingBody
 from openlance.serve.config import ServeConfig
 from openlance.serve.failures import Failure, about, cancelled, failure_of
 from openlance.serve.metrics import Metrics
@@ -43,8 +43,8 @@ class Prepared:
         items: One for each result.
         notices: What was left out of its media.
         words: Tokens of text that go in.
-        cells: Tokens of pictures that go in.
-        made: Tokens of each picture or clip that comes out.
+        cells: Tokens of images that go in.
+        made: Tokens of each image or video that comes out.
     """
 
     items: list[Item]
@@ -87,7 +87,7 @@ class Serving:
         spec: tasks.TaskSpec,
         text: str,
         clips: Sequence[Clip],
-        body: Drawing,
+        body: DrawingBody,
         *,
         num_frames: int | None = None,
         count: int = 1,
@@ -96,7 +96,7 @@ class Serving:
         past: Sequence[Segments] = (),
         where: str = "prompt",
     ) -> Prepared:
-        """The items of so many pictures or clips; `where` the words stand. Failure if they cannot be made."""
+        """The items of so many images or videos; `where` the words stand. Failure if they cannot be made."""
         pipe = self.pipe
         with about(where):
             check_texts([text], "prompt", "a red circle")
@@ -136,7 +136,7 @@ class Serving:
         said: str | None = None,
         past: Sequence[Segments] = (),
     ) -> Prepared:
-        """The items of so many answers, about clips if there are any. Failure if there can be none."""
+        """The items of so many answers, about media if there are any. Failure if there can be none."""
         with about("messages"), collected() as notices:
             if clips:
                 turn = self.pipe.front.request(question_about(clips), text, clips, said=said)
@@ -163,7 +163,7 @@ class Serving:
             self.pipe.config.vae.check((asked[0] or 1, d.height, d.width))
 
     def _counted(self, request: Segments) -> tuple[int, int, int]:
-        """Tokens of text and of pictures that go in, and of the picture that comes out."""
+        """Tokens of text and of images that go in, and of the image that comes out."""
         codec, words, cells, made = self.pipe.codec, 0, 0, 0
         for s in request:
             if s.kind is Kind.TEXT:

@@ -128,8 +128,12 @@ class Store:
     def complete(self, name: str, files: dict[str, bytes]) -> None:
         """Keep what a job made, by suffix; a job that was deleted meanwhile leaves nothing."""
         kept = {f"{uuid.uuid4().hex}.{suffix}": data for suffix, data in files.items()}
-        for file, data in kept.items():
-            self._write(file, data)
+        try:
+            for file, data in kept.items():
+                self._write(file, data)
+        except Failure:
+            self._unlink(kept)
+            raise
         with self.lock, self.db:
             changed = self.db.execute(
                 "UPDATE jobs SET status = ?, completed_at = ? WHERE id = ? AND status IN (?, ?)",

@@ -18,7 +18,7 @@ from openlance.media import MODEL_FPS, Clip
 from openlance.media.transform import resize_to_ratio
 from openlance.sequence import tasks
 from openlance.serve import media
-from openlance.serve.bodies import Remix, Video, VideoEdit, VideoExtension, read
+from openlance.serve.bodies import RemixBody, VideoCreateBody, VideoEditBody, VideoExtendBody, read
 from openlance.serve.failures import Failure, failure_of
 from openlance.serve.openapi import form_of, json_of
 from openlance.serve.serving import Prepared, Serving
@@ -117,7 +117,7 @@ class Videos:
 
 
 def _joined(before: Clip, clip: Clip) -> Clip:
-    """A clip and what goes on from its last frame, in the size of the latter."""
+    """A video and what goes on from its last frame, in the size of the latter."""
     first = resize_to_ratio(before.pixels[:-1], clip.height, clip.width)
     return clip.with_pixels(np.concatenate([first, clip.pixels]))
 
@@ -132,34 +132,34 @@ def routes(serving: Serving) -> APIRouter:
 def _making(router: APIRouter, videos: Videos) -> None:
     serving, name, stride = videos.serving, videos.config.name, videos.serving.pipe.config.vae.temporal_stride
 
-    @router.post("/v1/videos", openapi_extra=form_of(Video))
+    @router.post("/v1/videos", openapi_extra=form_of(VideoCreateBody))
     async def create(request: Request) -> Response:
-        body = await read(request, Video, name)
+        body = await read(request, VideoCreateBody, name)
         frames, sent = body.frames(stride), _references(body)
         if len(sent) > 1:
-            raise Failure("input_reference: send one picture or clip", code="invalid_value", param="input_reference")
+            raise Failure("input_reference: send one image or video", code="invalid_value", param="input_reference")
         clips = [await serving.clip(one, param) for param, one in sent.items()]
         moves = bool(clips) and clips[0].frames > 1
         if moves and frames is not None:
-            message = "seconds: a clip that is edited keeps its length; leave it out"
+            message = "seconds: a video that is edited keeps its length; leave it out"
             raise Failure(message, code="invalid_value", param="seconds")
         return await videos.start(body, {"video" if moves else "image": clip for clip in clips}, frames)
 
-    @router.post("/v1/videos/edits", openapi_extra=form_of(VideoEdit))
+    @router.post("/v1/videos/edits", openapi_extra=form_of(VideoEditBody))
     async def edits(request: Request) -> Response:
-        body = await read(request, VideoEdit, name)
+        body = await read(request, VideoEditBody, name)
         return await videos.start(body, {"video": await serving.clip(body.video, "video")})
 
-    @router.post("/v1/videos/extensions", openapi_extra=form_of(VideoExtension))
+    @router.post("/v1/videos/extensions", openapi_extra=form_of(VideoExtendBody))
     async def extensions(request: Request) -> Response:
-        body = await read(request, VideoExtension, name)
+        body = await read(request, VideoExtendBody, name)
         before = await serving.clip(body.video, "video")
         last = before.with_pixels(before.pixels[-1:])
         return await videos.start(body, {"image": last}, body.frames(stride), before=before, notice=EXTENDED)
 
-    @router.post("/v1/videos/{video_id}/remix", openapi_extra=json_of(Remix))
+    @router.post("/v1/videos/{video_id}/remix", openapi_extra=json_of(RemixBody))
     async def remix(video_id: str, request: Request) -> Response:
-        body = await read(request, Remix, name)
+        body = await read(request, RemixBody, name)
         return await videos.start(body, {"video": await serving.off_loop(videos.clip, video_id)}, source=video_id)
 
 
@@ -191,7 +191,7 @@ def _kept(router: APIRouter, videos: Videos) -> None:
         return {"id": video_id, "object": "video.deleted", "deleted": True}
 
 
-def _references(body: Video) -> dict[str, UploadFile | str]:
+def _references(body: VideoCreateBody) -> dict[str, UploadFile | str]:
     """What is sent along, by its field."""
     found: dict[str, Any] = {
         "input_reference": body.input_reference, "image_reference": body.image_reference,
@@ -204,7 +204,7 @@ def _references(body: Video) -> dict[str, UploadFile | str]:
 def _job(
     name: str, text: str, prepared: Prepared, before: Clip | None = None, notice: str = "", **more: Any
 ) -> tuple[Job, Item, Clip | None]:
-    """A job and its item. before: a clip that it goes on from; notice: what is to be said about it."""
+    """A job and its item. before: a video that it goes on from; notice: what is to be said about it."""
     (item,) = prepared.items
     frames, height, width = item.request[-1].size or (1, 1, 1)
     frames += 0 if before is None else before.frames - 1

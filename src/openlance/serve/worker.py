@@ -25,7 +25,7 @@ from openlance.config.sampling import Decoding, Sampling
 from openlance.errors import UserError, out_of_memory
 from openlance.inference.text import Shown
 from openlance.media.clip import Clip
-from openlance.sequence.segment import Segments, about_clips
+from openlance.sequence.segment import Segments, any_video
 from openlance.serve.failures import Failure, cancelled, failure_of, shutting_down
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Partial:
-    """What the picture is expected to become, number `index` of those that were asked for."""
+    """What the image is expected to become, number `index` of those that were asked for."""
 
     index: int
     clip: Clip
@@ -76,7 +76,7 @@ class Item:
         negative: What guidance leads away from.
         partials: How many previews are wanted.
         listener: Told of everything that happens to it, in the worker's thread.
-        result: A clip or an answer, or why there is none.
+        result: A video or an answer, or why there is none.
         stopped: Whether nobody wants it any more.
         arrived: By `time.monotonic`.
     """
@@ -96,7 +96,7 @@ class Item:
     def key(self) -> Hashable:
         """Items of one key can share a pass. Answers that are drawn at random share no generator."""
         own = id(self) if isinstance(self.how, Decoding) and self.how.temperature > 0 else None
-        return self.how, about_clips([self.request]), own
+        return self.how, any_video([self.request]), own
 
     def settle(self, value: Any) -> None:
         """Give the result, or the failure in its place, unless there is one already."""
