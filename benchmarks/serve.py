@@ -82,11 +82,11 @@ def lags(server: Server, client: OpenAI, clips: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    repeat, rounds = (2, 1) if args.quick else (args.repeat, 4)
+    repeat, rounds = (2, 1) if args.quick else (args.repeat, 6)
     pipe, prompts = load("nano"), [PROMPTS[k % len(PROMPTS)] for k in range(CLIENTS)]
     how = {"height": 64, "width": 64}
     times: dict[str, list[float]] = {name: [] for name in ("python", "served", "call", "after", "clients")}

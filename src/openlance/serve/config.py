@@ -18,7 +18,8 @@ class ServeConfig:
         origins: Pages of other hosts that may call it (CORS).
         queued: Results that may wait; more are told to come back.
         batch_cells: Latent cells of one pass; 0: as many as the checkpoint's own batch of its usual images.
-        window: Seconds for which a busy worker waits for as many as it served just now.
+        window: Seconds without an arrival after which a worker that has just served several no longer waits for as many.
+        share: It waits no longer than this share of what the last pass took.
         keep: Seconds after which a finished file and its job are removed.
         keep_bytes: Of all files together; the oldest go first.
         keep_jobs: Jobs that are remembered.
@@ -39,7 +40,8 @@ class ServeConfig:
     origins: tuple[str, ...] = ()
     queued: int = 64
     batch_cells: int = 0
-    window: float = 0.015
+    window: float = 0.05
+    share: float = 0.1
     keep: float = 24 * 3600.0
     keep_bytes: int = 4 << 30
     keep_jobs: int = 10_000

@@ -2,7 +2,7 @@
 
 Every result that a client wants is an item. The oldest item heads the next pass, so that nothing starves; items of the
 same settings join it in the order in which they came, whatever their sizes, up to a number of latent cells. An idle
-worker begins at once; one that has just served several waits for as many to come back, for a moment.
+worker begins at once; one that has just served several waits a moment for as many to come back.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class Worker:
         self.changed = threading.Condition()
         self.closed = False
         self.loaded = False
+        self.spent = 0.0  # seconds of the last pass
         self.pace = 0.0  # seconds of an item, measured
         self.beat = time.monotonic()
         self.thread = threading.Thread(target=self._run, name="openlance-worker", daemon=True)
@@ -188,8 +189,9 @@ class Worker:
             for item in batch:
                 self.metrics.wait.observe(began - item.arrived)
             self._serve(batch)
-            spent = (time.monotonic() - began) / len(batch)
-            self.pace = spent if not self.pace else 0.8 * self.pace + 0.2 * spent
+            self.spent = time.monotonic() - began
+            pace = self.spent / len(batch)
+            self.pace = pace if not self.pace else 0.8 * self.pace + 0.2 * pace
 
     def _load(self) -> None:
         """Read what most requests need, so that the first one need not wait for it."""
@@ -204,10 +206,11 @@ class Worker:
     def _take(self) -> list[Item]:
         """The next pass, empty when there is none any more."""
         with self.changed:
-            back = len(self.running)
-            self.running = []
-            if back > 1:
-                self.changed.wait_for(lambda: self.closed or len(self.pending) >= back, self.config.window)
+            back, self.running = len(self.running), []
+            until = time.monotonic() + self.config.share * self.spent
+            while 1 < back > len(self.pending) and not self.closed and time.monotonic() < until:
+                if not self.changed.wait(self.config.window):
+                    break  # nobody comes any more
             self.changed.wait_for(lambda: self.closed or self.pending)
             if not self.pending:
                 return []
