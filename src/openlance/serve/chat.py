@@ -16,9 +16,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from openlance.inference.call import Given
 from openlance.inference.dialogue import NEW, QUESTION
-from openlance.inference.methods import question_about
+from openlance.inference.inputs import question_about
+from openlance.inference.interfaces import Given
 from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
@@ -204,7 +204,7 @@ def _wanted(body: ChatBody, turns: list[Turn]) -> Wanted:
     if moving and makes == "image":
         message = 'modalities: a video is to be changed, which makes a video: ask for "video"'
         raise Failure(message, code="invalid_value", param="modalities")
-    given: dict[str, Any] = dict.fromkeys(("image", "video", "subject", "last_image"))
+    given = dict[str, Any]()
     if makes == "video" and moving:
         table = moving[-1:]
         given["video"] = table[0]
@@ -215,7 +215,7 @@ def _wanted(body: ChatBody, turns: list[Turn]) -> Wanted:
         given |= dict(zip(("image", "last_image"), table))
     elif table:
         given["image"] = tuple(table)
-    return Wanted(spec=Given.of([text], False, **given).task(makes), text=text, clips=table)
+    return Wanted(spec=Given.of([text], False, given).task(makes), text=text, clips=table)
 
 
 def _past(serving: Serving, turns: list[Turn]) -> list[Segments]:

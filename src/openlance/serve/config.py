@@ -18,7 +18,7 @@ class ServeConfig:
         origins: Pages of other hosts that may call it (CORS).
         queued: Results that may wait; more are told to come back.
         batch_cells: Latent cells of one pass; 0: as many as the checkpoint's own batch of its usual images.
-        window: Seconds without an arrival after which a worker that has just served several no longer waits for as many.
+        window: Seconds without an arrival after which a worker that has served several waits for no more.
         share: It waits no longer than this share of what the last pass took.
         keep: Seconds after which a finished file and its job are removed.
         keep_bytes: Of all files together; the oldest go first.

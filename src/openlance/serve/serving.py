@@ -18,9 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from openlance.config.sampling import Decoding, later_seed
-from openlance.inference.inputs import check_texts, random_seed, seed_of
+from openlance.inference.inputs import listed, question_about, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
-from openlance.inference.methods import question_about
 from openlance.media import Clip, collected, notice
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segments
@@ -99,7 +98,7 @@ class Serving:
         """The items of so many images or videos; `where` the words stand. Failure if they cannot be made."""
         pipe = self.pipe
         with about(where):
-            check_texts([text], "prompt", "a red circle")
+            listed(text, "prompt", "a red circle")
             pipe.codec.ids(text)
         asked = body.asked(num_frames)
         self._check_size(asked)
@@ -141,7 +140,7 @@ class Serving:
             if clips:
                 turn = self.pipe.front.request(question_about(clips), text, clips, said=said)
             else:
-                check_texts([text], "message", "what is a circle?")
+                listed(text, "message", "what is a circle?")
                 turn = [*tasks.system(said or ""), tasks.say(text), tasks.reply()]
             _heard_system(turn, said)
             request = tasks.dialogue(*past, turn)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.datastructures import UploadFile
 
-from openlance.inference.call import Given
+from openlance.inference.interfaces import Given
 from openlance.media import MODEL_FPS, Clip
 from openlance.media.transform import resize_to_ratio
 from openlance.sequence import tasks
@@ -41,8 +41,7 @@ class Videos:
         """Queue what a body asks for, of what is given beside it; more: see `_job`."""
 
         def started() -> Job:
-            media = dict.fromkeys(("image", "video", "subject", "last_image")) | given
-            spec = Given.of([body.prompt], False, **media).task(tasks.kind_of(2))  # as in a call of the pipeline
+            spec = Given.of([body.prompt], False, given).task(tasks.kind_of(2))  # as in a call of the pipeline
             clips = list(given.values())
             prepared = self.serving.drawing(spec, body.prompt, clips, body, num_frames=num_frames)
             return self._queue(*_job(self.config.name, body.prompt, prepared, **more))
