@@ -16,6 +16,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from openlance.config.sampling import Decoding
 from openlance.errors import UserError
 from openlance.sequence import tasks
 from openlance.serve.app import JSONLines
@@ -23,7 +24,7 @@ from openlance.serve.config import ServeConfig
 from openlance.serve.failures import Failure
 from openlance.serve.metrics import Metrics
 from openlance.serve.store import Store
-from openlance.serve.worker import Item, Step, Worker
+from openlance.serve.worker import Item, Piece, Step, Worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 FEW = {"num_inference_steps": 2}
@@ -97,6 +98,26 @@ def test_what_does_not_fit_in_memory_fails_alone_and_the_next_runs(pipe, worker)
     after = item(pipe, "a", 0)
     worker.put([after])
     assert np.array_equal(after.result.result(20).pixels, items[0].result.result().pixels)
+
+
+def test_a_worker_that_only_fails_is_not_ready(pipe, worker):
+    """An answer in a pass that fails is not told twice, and who was with it gets its own."""
+    request = [tasks.say("what is a circle?"), tasks.reply()]
+    good, bad = (Item(request=request, how=Decoding(max_new_tokens=6), seed=0) for _ in range(2))
+    pieces = []
+    good.listener = lambda event: pieces.append(event.text) if isinstance(event, Piece) else None
+    bad.listener = lambda event: {}["a defect"] if isinstance(event, Piece) else None
+    worker.put([good, bad])
+    worker.thread.start()
+    assert pytest.raises(Failure, bad.result.result, 20).value.code == "internal_error"
+    assert "".join(pieces) == good.result.result(20) == pipe.fill_text([request], good.how)[0]
+    for _ in range(2):
+        assert worker.state == "ready"
+        again = item(pipe, "a", 0)
+        again.listener = lambda event: {}["a defect"]
+        worker.put([again])
+        assert pytest.raises(Failure, again.result.result, 20)
+    assert "failed" in worker.state
 
 
 def test_the_end_fails_what_waits_and_what_runs_within_a_step(pipe, worker):

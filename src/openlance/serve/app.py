@@ -121,7 +121,8 @@ def _operations(app: FastAPI, serving: Serving) -> None:
 async def _told(_: Request, error: Exception) -> Response:
     """Every failure is OpenAI's error object."""
     if isinstance(error, HTTPException):
-        code = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code, "invalid")
+        known = {400: "invalid_form", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+        code = known.get(error.status_code, "invalid_request")
         failure = Failure(str(error.detail), status=error.status_code, code=code)
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]

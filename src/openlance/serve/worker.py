@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from openlance.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
+MOST_DEFECTS = 3  # in a row: then the worker counts as broken, as after a fault of the GPU
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Item:
         listener: Told of everything that happens to it, in the worker's thread.
         result: A video or an answer, or why there is none.
         stopped: Whether nobody wants it any more.
+        told: What the listener has of an answer.
         arrived: By `time.monotonic`.
     """
 
@@ -90,6 +91,7 @@ class Item:
     listener: Callable[[Any], None] = lambda event: None
     result: Future[Any] = field(default_factory=Future)
     stopped: bool = False
+    told: str = ""
     arrived: float = 0.0
 
     @property
@@ -125,6 +127,7 @@ class Worker:
         self.loaded = False
         self.spent = 0.0  # seconds of the last pass
         self.pace = 0.0  # seconds of an item, measured
+        self.defects = 0  # results in a row that failed by no fault of anyone's
         self.beat = time.monotonic()
         self.thread = threading.Thread(target=self._run, name="openlance-worker", daemon=True)
 
@@ -164,6 +167,8 @@ class Worker:
             return "the worker has ended"
         if not self.loaded:
             return "loading"
+        if self.defects >= MOST_DEFECTS:
+            return "the last results all failed; the log says why"
         stuck = self.running and time.monotonic() - self.beat > self.config.stalled
         return "the worker is stuck" if stuck else "ready"
 
@@ -234,7 +239,9 @@ class Worker:
             for item in batch:
                 item.listener(Begun())
             write = self._write if isinstance(batch[0].how, Decoding) else self._draw
-            for item, value in zip(batch, write(batch), strict=True):
+            values = write(batch)
+            self.defects = 0
+            for item, value in zip(batch, values, strict=True):
                 item.settle(value)
             return
         except _NobodyWaits:
@@ -248,6 +255,7 @@ class Worker:
                 torch.cuda.empty_cache()
         if len(batch) == 1:
             self.metrics.failures.labels(failure.code).inc()
+            self.defects += failure.code == "internal_error"
             batch[0].settle(failure)
             return
         half = len(batch) // 2
@@ -304,7 +312,7 @@ class Worker:
     def _write(self, batch: Sequence[Item]) -> Sequence[Any]:
         how = batch[0].how
         assert isinstance(how, Decoding)
-        shown = [Shown(self.pipe.tokenizer, partial(_piece, item), how.stop) for item in batch]
+        shown = [Shown(self.pipe.tokenizer, _pieces(item), how.stop) for item in batch]
 
         def on_token(index: int, token: int) -> None:
             self._heed(batch)
@@ -318,8 +326,18 @@ class Worker:
         return answers
 
 
-def _piece(item: Item, text: str) -> None:
-    item.listener(Piece(text))
+def _pieces(item: Item) -> Callable[[str], None]:
+    """Hands pieces of an answer on, but for what was told in an earlier pass, which failed."""
+    text = ""
+
+    def add(piece: str) -> None:
+        nonlocal text
+        text += piece
+        if new := text[len(item.told) :]:
+            item.listener(Piece(new))
+            item.told = text
+
+    return add
 
 
 def _partial(item: Item, done: int, total: int) -> int | None:
