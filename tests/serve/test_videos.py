@@ -1,5 +1,6 @@
 """Jobs: from the queue to a file, and everything that can be done with one."""
 
+import base64
 import io
 
 import httpx2
@@ -47,8 +48,6 @@ def test_seconds_mean_the_nearest_length(client):
 
 def test_a_picture_begins_a_clip_in_every_form(client, server, png):
     by_file = client.videos.create(prompt="it moves up", input_reference=("a.png", png), extra_body=SMALL)
-    import base64
-
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     by_url = client.videos.create(prompt="it moves up", extra_body=SMALL | {"image_reference": {"image_url": url}})
     by_json = httpx2.post(
@@ -56,7 +55,8 @@ def test_a_picture_begins_a_clip_in_every_form(client, server, png):
     )
     jobs = [client.videos.poll(job.id) for job in (by_file, by_url)] + [client.videos.poll(by_json.json()["id"])]
     first, *others = (frames(client, job) for job in jobs)
-    assert all(np.array_equal(first, other) for other in others) and first.shape == (5, 32, 32, 3)
+    assert first.shape == (5, 32, 32, 3)  # jobs may share a pass, where a level rounds otherwise
+    assert all(np.abs(first.astype(int) - other).mean() < 1 for other in others)
 
 
 def test_a_list_of_pages(client, done):
