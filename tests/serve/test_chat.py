@@ -99,6 +99,7 @@ def test_a_picture_comes_in_a_stream(later):
     [
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
+        ({"stop": ""}, "stop"),
         ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"modalities": ["audio"]}, "modalities.0"),

@@ -94,6 +94,7 @@ def test_edits_of_several_pictures_and_by_data_url(client, server, pipe, picture
         ({"prompt": "\ud800"}, "invalid_value", "prompt"),
         ({"prompt": None}, "invalid_value", "prompt"),
         ({"solver": "heun"}, "invalid_value", "solver"),
+        ({"interval": [1, 0]}, "invalid_value", "interval"),
         ({"guidance_scale": 3, "true_cfg_scale": 2}, "invalid_value", "true_cfg_scale"),
         ({"negative_prompt": "blur", "guidance_scale": 1}, "invalid_value", "negative_prompt"),
         ({"stream": True, "n": 2}, "invalid_value", "n"),

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, STRONGEST, Decoding, Sampling
 from openlance.data.front import Asked
 from openlance.media.clip import MODEL_FPS
-from openlance.serve.failures import Failure, about
+from openlance.serve.failures import Failure
 
 OTHER_NAMES = {
     "true_cfg_scale": "guidance_scale", "cfg_text_scale": "guidance_scale", "cfg_img_scale": "image_guidance_scale",
@@ -66,13 +66,8 @@ class DrawingBody(Body):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Fields of `Sampling` that the client gives, each checked by itself so that a failure can name it."""
-        said = {name: getattr(self, name) for name in Sampling.__dataclass_fields__ if hasattr(self, name)}
-        for name, value in said.items():
-            if value is not None:
-                with about(name):
-                    Sampling(**{name: value})
-        return said
+        """Fields of `Sampling`, None where the client says nothing."""
+        return {name: getattr(self, name) for name in Sampling.__dataclass_fields__ if hasattr(self, name)}
 
     def asked(self, num_frames: int | None = None) -> Asked:
         """Frames, height and width, None where nobody says."""
@@ -255,11 +250,7 @@ class ChatBody(VideoBody):
         """How an answer is written: greedy, unless a temperature is given."""
         said = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty", "stop")}
         said |= {"max_new_tokens": self.max_tokens} | ({"temperature": 0.0} if self.do_sample is False else {})
-        given = {name: value for name, value in said.items() if value is not None}
-        for name, value in given.items():
-            with about("max_tokens" if name == "max_new_tokens" else name):
-                Decoding(**{name: value})
-        return Decoding(**given)
+        return Decoding(**{name: value for name, value in said.items() if value is not None})
 
 
 def unfolded(said: dict[str, Any]) -> dict[str, Any]:

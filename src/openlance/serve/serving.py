@@ -26,7 +26,7 @@ from openlance.sequence.segment import Kind, Role, Segments
 from openlance.serve import media
 from openlance.serve.bodies import DrawingBody
 from openlance.serve.config import ServeConfig
-from openlance.serve.failures import Failure, about, cancelled, failure_of
+from openlance.serve.failures import Failure, about, failure_of
 from openlance.serve.metrics import Metrics
 from openlance.serve.store import Store
 from openlance.serve.worker import Item, Worker
@@ -178,17 +178,18 @@ class Serving:
     async def results(self, request: Request, items: Sequence[Item]) -> list[Any]:
         """Queue items and wait for all of them. A client that leaves takes its items along."""
         self.worker.put(items)
-        every: asyncio.Future[Any] = asyncio.gather(*(asyncio.wrap_future(item.result) for item in items))
-        left: asyncio.Future[Any] = asyncio.ensure_future(_left(request))
+        watch = asyncio.ensure_future(self._watch(request, items))
         try:
-            await asyncio.wait({every, left}, return_when=asyncio.FIRST_COMPLETED)
-            if not every.done():
-                every.cancel()
-                raise cancelled()
-            return every.result()
+            return await asyncio.gather(*(asyncio.wrap_future(item.result) for item in items))
         finally:
-            left.cancel()
+            watch.cancel()
             self.worker.cancel(items)
+
+    async def _watch(self, request: Request, items: Sequence[Item]) -> None:
+        """Cancel items when the client is gone."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.worker.cancel(items)
 
     def listen(self, items: Sequence[Item]) -> AsyncGenerator[tuple[int, Any], None]:
         """Queue items; the number of one and what happens to it: events of the worker, at last its result. Raises its
@@ -226,12 +227,6 @@ def _heard_system(turn: Segments, said: str | None) -> None:
 def answer(data: Any) -> Response:
     """JSON of any size, put together off the loop."""
     return Response(json.dumps(data, ensure_ascii=False), media_type="application/json")
-
-
-async def _left(request: Request) -> None:
-    """Returns when the client is gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def stream(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
