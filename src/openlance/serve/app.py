@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -87,7 +88,10 @@ def create_app(pipe: LancePipeline, config: ServeConfig) -> FastAPI:
 async def _sweeping(store: Store) -> None:
     while True:
         await asyncio.sleep(SWEPT)
-        await asyncio.to_thread(store.sweep)
+        try:
+            await asyncio.to_thread(store.sweep)
+        except sqlite3.Error:  # a full disk, say: the next sweep may find room
+            log.exception("what is too old was not removed")
 
 
 def _operations(app: FastAPI, serving: Serving) -> None:

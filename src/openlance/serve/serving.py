@@ -103,8 +103,7 @@ class Serving:
         asked = body.asked(num_frames)
         self._check_size(asked)
         with about("size"), collected() as notices:
-            turn = pipe.front.request(spec, text, clips, asked=asked, said=said)
-            _heard_system(turn, said)
+            turn = self._request(spec, text, clips, asked=asked, said=said)
         how = pipe.sampling([turn], **body.sampling)
         with about("negative_prompt"):
             (negative,) = pipe.negatives(body.negative_prompt, 1)
@@ -138,16 +137,26 @@ class Serving:
         """The items of so many answers, about media if there are any. Failure if there can be none."""
         with about("messages"), collected() as notices:
             if clips:
-                turn = self.pipe.front.request(question_about(clips), text, clips, said=said)
+                turn = self._request(question_about(clips), text, clips, said=said)
             else:
                 listed(text, "message", "what is a circle?")
                 turn = [*tasks.system(said or ""), tasks.say(text), tasks.reply()]
-            _heard_system(turn, said)
             request = tasks.dialogue(*past, turn)
             words, cells, _ = self._counted(request)
         first = random_seed() if seed is None else seed_of(seed)
         items = [Item(request=request, how=how, seed=later_seed(first, k), cells=cells + 1) for k in range(count)]
         return Prepared(items=items, notices=notices, words=words, cells=cells)
+
+    def _request(
+        self, spec: tasks.TaskSpec, text: str, clips: Sequence[Clip], *, said: str | None, **more: Any
+    ) -> Segments:
+        """A request, with notices of what this model does not know."""
+        turn = self.pipe.front.request(spec, text, clips, said=said, **more)
+        if not self.pipe.defaults.knows(spec.name):
+            notice(f"this model was not trained for {spec.name}: expect little")
+        if said and not any(s.role is Role.SYSTEM and s.value == said for s in turn):
+            notice("this model was trained without system prompts: yours has no effect")
+        return turn
 
     def _check_size(self, asked: tuple[int | None, int | None, int | None]) -> None:
         d = self.pipe.defaults
@@ -216,12 +225,6 @@ class Serving:
                 yield number, event
         finally:
             self.worker.cancel(items)
-
-
-def _heard_system(turn: Segments, said: str | None) -> None:
-    """Notice that a system prompt is not heard, where that is so."""
-    if said and not any(s.role is Role.SYSTEM and s.value == said for s in turn):
-        notice("this model was trained without system prompts: yours has no effect")
 
 
 def answer(data: Any) -> Response:
