@@ -40,10 +40,11 @@ test: lint
 # In a copy: what they write is none of the dated results.
 nightly: test $(VENV)/.stamp-dev,scale
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data
+	OMP_NUM_THREADS=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py
 	$(BIN)/openlance verify tests/golden --with compile,offload,tiling,prefix,batch
 	PATH="$(abspath $(BIN)):$$PATH" python tests/install.py
 	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && python=$(abspath $(BIN))/python && \
 	  cp -r examples benchmarks "$$scratch" && cd "$$scratch" && \
 	  $$python examples/ask.py && $$python examples/generate.py && $$python examples/new_task.py && \
 	  $$python examples/framed_pictures.py pictures && \
-	  for name in denoise release_loop step memory packing; do $$python benchmarks/$$name.py --quick || exit 1; done
+	  for name in denoise release_loop step memory packing serve; do $$python benchmarks/$$name.py --quick || exit 1; done

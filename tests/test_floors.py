@@ -19,7 +19,8 @@ FLOORS = [
     {"runtime"},
     {"planning", "inference", "training"},
     {"compat", "eval", "rl"},
-    {"cli", "serve"},
+    {"serve"},
+    {"cli"},
 ]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 PUBLIC = {"__init__", "__main__"}  # the package's face names what lies below; only the top floor shows it to users

@@ -28,3 +28,13 @@ class UserError(ValueError):
         use = f"such as {such}" if expected else f"use {such}"
         wanted = [f"expected {expected}"] * bool(expected) + [use] * bool(such)
         super().__init__(": ".join([self.what, ", ".join(wanted)]) if wanted else self.what)
+
+
+NO_MEMORY = ("t allocate memory", "out of memory")  # torch on the CPU ("can't ..."), and on a GPU
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or its GPU had no memory left."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(s in str(error) for s in NO_MEMORY)
+    )

@@ -17,11 +17,10 @@ from typing import Any
 
 import typer
 
-from openlance.errors import UserError
+from openlance.errors import UserError, out_of_memory
 
 # What a disk or folder says that takes no more, whatever was being written; the name is often missing then.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_MEMORY = ("t allocate memory", "out of memory")  # torch on the CPU ("can't ..."), and on a GPU
 # What shells report for Ctrl-C (128 + SIGINT), and for a program whose reader has gone (128 + SIGPIPE).
 USER_MISTAKE, INTERRUPTED, CLOSED = 2, 130, 141
 
@@ -107,7 +106,7 @@ def sentence(error: Any) -> str | None:
         return with_flags(one_line(error))
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return one_line(f"there is no file {error.filename}: check the path")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in NO_MEMORY)):
+    if out_of_memory(error):
         return "there is not enough memory for this: ask for something smaller, or see --memory and `openlance plan`"
     if isinstance(error, OSError) and error.errno in FULL:
         where = f"cannot write {error.filename}" if error.filename is not None else "what was made cannot be written"

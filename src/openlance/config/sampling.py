@@ -178,10 +178,12 @@ class Sampling:
         within("shift", self.shift, 1 / STRONGEST, STRONGEST, "; 3.5 is usual")
         within("renorm_min", self.renorm_min, 0, 1)
         if not 0 <= self.step_cache < 1:
-            raise UserError(f"step_cache is {self.step_cache:g}: expected 0 (off) or a share below 1, such as 0.05")
+            said = f"step_cache is {self.step_cache:g}: expected 0 (off) or a share below 1, such as 0.05"
+            raise UserError(said, param="step_cache")
         if self.interval[0] > self.interval[1]:
             low, high = self.interval
-            raise UserError(f"interval ({low:g}, {high:g}) ends before it begins: write the lower time first")
+            said = f"interval ({low:g}, {high:g}) ends before it begins: write the lower time first"
+            raise UserError(said, param="interval")
 
     @property
     def branches(self) -> int:
@@ -223,9 +225,11 @@ class Decoding:
         within("top_k", self.top_k, 0, MOST_TOKENS)
         within("repetition_penalty", self.repetition_penalty, 1 / STRONGEST, STRONGEST, "; 1 is off, 1.1 is usual")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p:g}: it must be above 0 and at most 1, such as 0.9")
+            said = f"top_p is {self.top_p:g}: it must be above 0 and at most 1, such as 0.9"
+            raise UserError(said, param="top_p")
         if "" in self.stop:
-            raise UserError("stop has an empty text in it, which every answer holds: leave that one out")
+            said = "stop has an empty text in it, which every answer holds: leave that one out"
+            raise UserError(said, param="stop")
 
 
 @dataclass(frozen=True, kw_only=True)

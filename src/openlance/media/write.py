@@ -57,18 +57,35 @@ def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
     Raises:
         UserError: the name ends otherwise, or the place cannot be written (a full disk, say).
     """
-    from PIL import Image
-
     target = Path(path)
     if target.suffix.lower() not in WRITABLE_SUFFIXES:
         raise UserError(f"cannot write an image as {target.name!r}: end its name in {', '.join(WRITABLE_SUFFIXES)}")
-    form = WRITTEN_AS[target.suffix.lower()]
-    pixels, text = (picture, "") if isinstance(picture, np.ndarray) else (picture.pixels[0], picture.record)
-    options = save_options(text, form, target.name) | ({} if form == "PNG" else {"quality": 95})
-    memory = io.BytesIO()  # writing to a full disk itself, Pillow may leave out the end of a JPEG without a word
-    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, form, **options)
+    # Writing to a full disk itself, Pillow may leave out the end of a JPEG without a word.
+    data = encode_image(picture, WRITTEN_AS[target.suffix.lower()], name=target.name)
     with atomic_path(target) as temporary:
-        temporary.write_bytes(memory.getvalue())
+        temporary.write_bytes(data)
+
+
+def encode_image(
+    picture: Clip | np.ndarray, form: str = "PNG", quality: int | None = None, name: str = "the image"
+) -> bytes:
+    """Encode the first frame of a Clip, or uint8 (H, W, 3), with how it was made, if that is known.
+
+    Args:
+        picture: What to encode.
+        form: "PNG", "JPEG" or "WEBP".
+        quality: Of JPEG and WebP, 0 to 100; 95 by default.
+        name: What notices call it.
+    """
+    from PIL import Image
+
+    pixels, text = (picture, "") if isinstance(picture, np.ndarray) else (picture.pixels[0], picture.record)
+    options = save_options(text, form, name)
+    if form != "PNG":
+        options["quality"] = 95 if quality is None else quality
+    memory = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(memory, form, **options)
+    return memory.getvalue()
 
 
 def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:

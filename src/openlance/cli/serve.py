@@ -1,0 +1,80 @@
+"""`openlance serve --port 8000`: the OpenAI API for images, videos and chat; docs/serving.md has every endpoint.
+
+The same from Python: `openlance.serve.app.create_app(openlance.load("nano"), ServeConfig())`, an ASGI application.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from openlance.cli import options
+from openlance.errors import UserError
+
+KEYS = "OPENLANCE_API_KEYS"
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+@options.grouped
+def serve(
+    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0 chooses a free one.")] = 8000,
+    api_key: Annotated[
+        list[str] | None, Option(help=f"Key that clients need; repeat it for several.  \\[default: ${KEYS}, a,b,c]")
+    ] = None,
+    name: Annotated[str | None, Option(help="Name of the model in the API.  \\[default: that of --model]")] = None,
+    folder: Annotated[Path, Option(help="Folder of jobs and files, for one server.")] = Path("outputs/serve"),
+    origin: Annotated[list[str] | None, Option(help="Origin of web pages that may call (CORS); repeatable.")] = None,
+    queue: Annotated[int, Option(min=1, help="Results that may wait before others get status 429.")] = 64,
+    keep_hours: Annotated[float, Option(min=0.01, help="Hours for which finished files are kept.")] = 24,
+    keep_gb: Annotated[float, Option(min=0.001, help="Gigabytes of finished files to keep.")] = 4,
+    *,
+    checkpoint: options.Checkpoint,
+) -> None:
+    """Serve images, videos and chat to clients of the OpenAI API, until Ctrl-C."""
+    said = api_key or os.environ.get(KEYS, "").split(",")
+    keys = tuple(key.strip() for key in said if key.strip())
+    options.check_writable(folder)
+    _check_address(host, port)
+    try:
+        from openlance.serve.app import JSONLines, create_app
+        from openlance.serve.run import Server
+    except ImportError as error:
+        raise UserError(f"serving needs the package {error.name}: run pip install 'openlance[serve]'") from error
+    from openlance.serve.config import ServeConfig
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    if not keys and not _loopback(host):
+        logging.getLogger("openlance.serve").warning("%s is open to everyone who reaches it: give --api-key", host)
+    config = ServeConfig(
+        name=name or checkpoint.model, folder=folder, api_keys=keys, origins=tuple(origin or ()), queued=queue,
+        keep=keep_hours * 3600, keep_bytes=int(keep_gb * 1e9),
+    )  # fmt: skip
+    Server(create_app(checkpoint.load(), config), host, port).run()
+
+
+def _check_address(host: str, port: int) -> None:
+    """UserError unless a server can listen there."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error}): choose another --port or --host") from None
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
