@@ -26,7 +26,7 @@ COMMANDS = {
     "ask": ("openlance.cli.ask", "Answer a question about images or videos."),
     "caption": ("openlance.cli.ask", "Describe an image or a video."),
     "chat": ("openlance.cli.chat", "Generate, edit and ask in one dialogue."),
-    "serve": ("openlance.cli.serve", "Serve images, videos and chat over the OpenAI API."),
+    "serve": ("openlance.serve.command", "Serve images, videos and chat over the OpenAI API."),
     "run": ("openlance.cli.run", "Run an input file of the Lance release."),
     "explain": ("openlance.cli.explain", "Print the segments, positions and attention mask of a task."),
     "bench": ("openlance.cli.bench", "Evaluate a model on a benchmark."),
