@@ -159,6 +159,7 @@ SUBCOMMANDS = {"t2i", "t2v", "i2v", "flf2v", "subject"}
 # Commands that put requests together; the others read what these made, or make none.
 ASKING = {"generate", "edit", "ask", "caption", "chat", "run", "explain"}
 SILENT = {"bench", "init", "inspect", "convert", "download", "train", "plan", "encode"}
+SERVED = {"serve"}  # tests/serve hold its results against the pipeline's
 
 
 def official(pipe, spec, tmp_path):
@@ -236,7 +237,7 @@ def test_every_entry_point_is_among_these(checkpoint):
     assert {n for n in vars(Processor) if not n.startswith("_")} == {"ids", "padded", "decode", "batch_decode"}
     talks = {name for name in vars(Dialogue) if not name.startswith("_")}
     assert talks - {"picture", "say", "show", "undo", "forget"} == {"draw", "edit", "ask"}
-    assert set(COMMANDS) == ASKING | SILENT
+    assert set(COMMANDS) == ASKING | SILENT | SERVED
     assert {c.callback.__name__ for c in generate.app.registered_commands} == SUBCOMMANDS
     assert len(chat.app.registered_commands) == 1
     assert {spec.template.__name__ for spec in TASKS.values()} >= TALKED
