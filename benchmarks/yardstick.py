@@ -3,6 +3,7 @@
     python benchmarks/yardstick.py hashes -o before.json              # every result of the world benchmark, as a hash
     python benchmarks/yardstick.py compare before.json after.json     # which of them differ
     python benchmarks/yardstick.py files                              # files and functions that a request passes
+    python benchmarks/yardstick.py lines                              # lines of code, folder by folder
     python benchmarks/yardstick.py history v1 v2 HEAD                 # both, commit by commit
     python benchmarks/yardstick.py timer --before ../other --pairs 20 # CPU seconds, the two checkouts taking turns
 
@@ -13,9 +14,11 @@ Where results of two commits differ, `history` makes those of the task again, wi
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -25,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tokenize
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -207,6 +211,10 @@ class Checkout:
         self.process.terminate()
 
 
+SILENT = (
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
+)  # fmt: skip
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 NAMES = (*WORK, "cold start", "training step")
 
 
@@ -238,6 +246,21 @@ def timer(before: Path, pairs: int, names: tuple[str, ...]) -> None:
         ["git", "-C", str(before), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     write_results("yardstick", {"before": against, "work": data}, f"Against {against}.\n\n" + markdown(head, rows))
+
+
+def lines(source: Path) -> dict[str, int]:
+    """Lines of code below a folder, without blanks, comments and docstrings, by package or folder of a package."""
+    found: dict[str, int] = {}
+    for path in sorted(source.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        own = {n for t in tokens if t.type not in SILENT for n in range(t.start[0], t.end[0] + 1)}
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+                own -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+        place = "/".join(path.relative_to(source).parts[:-1][:2])
+        found[place] = found.get(place, 0) + len(own)
+    return found
 
 
 def _half(values: list[float]) -> float:
@@ -312,7 +335,7 @@ def history(commits: list[str], said: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("hashes", "compare", "files", "timer", "history", "serve"))
+    parser.add_argument("what", choices=("hashes", "compare", "files", "lines", "timer", "history", "serve"))
     parser.add_argument("paths", nargs="*", help="files of compare, commits of history")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--tasks", default="all")
@@ -325,6 +348,9 @@ def main() -> None:
     said = parser.parse_args()
     if said.what == "serve":
         serve()
+    elif said.what == "lines":
+        for folder, count in lines(Path(__file__).parents[1] / "src").items():
+            print(f"{count:7,} {folder}")
     elif said.what == "compare":
         sys.exit(compare(*map(Path, said.paths)))
     elif said.what == "history":
