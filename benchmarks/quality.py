@@ -92,7 +92,8 @@ def main() -> None:
     columns += ["s", "times faster"]
     rows = [row(name, found) for name, found in results.items()]
     head = f"{args.model}, {args.size}, {args.samples} prompts in batches of {args.batch}, seed {args.seed}. "
-    head += "Right: the world's judge, with the paired difference to the reference. Latents: see `eval/quality.py`.\n\n"
+    head += "Right: the world's judge, with the paired difference to the reference. "
+    head += "Latents: see `toyworld/suites/quality.py`.\n\n"
     data = {"model": args.model, "size": args.size, "samples": args.samples, "rows": results}
     write_results("quality", data, head + markdown(columns, rows), args.out)
     if args.docs:

@@ -1,5 +1,5 @@
-"""Batches of clips of the procedural world, for every task that makes, changes or reads one. What `data.world` is for
-pictures: drawn anew from (seed, step), so that a resumed run sees exactly what an uninterrupted one would."""
+"""Batches of clips of the procedural world, for every task that makes, changes or reads one. What `toyworld.batches` is
+for pictures: drawn anew from (seed, step), so that a resumed run sees exactly what an uninterrupted one would."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     openlance train recipe/nano -o runs/nano          # the same command goes on where a stopped run was
 
-The stages are `recipes/nano.yaml`; `assets/nano/README.md` tells the compute and the scores of the shipped weights.
+The stages are `nano.yaml`; `assets/nano/README.md` tells the compute and the scores of the shipped weights.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def train_nano(
     """Train everything into `out` and return the checkpoint folder, `out/model`, or that of the VAE if the time was
     up before that was done; resumes what `out` holds.
 
-    stages: of the backbone, those of `recipes/nano.yaml` by default. settings: how to run them; their places are set
+    stages: of the backbone, those of `nano.yaml` by default. settings: how to run them; their places are set
     here. show(folder) is called with the checkpoint folder whenever it was written.
     """
     stages, began = stages or recipe("nano"), time.monotonic()

@@ -33,7 +33,7 @@ from openlance.runtime.components import Components, LazyVAE, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
-from openlance.sequence.segment import Kind, Role, Segments, any_video
+from openlance.sequence.segment import Kind, Role, Segments, any_video, prompt_in
 from openlance.sequence.tasks import task_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.vae.frames import channels_first, to_uint8
@@ -329,7 +329,7 @@ class Engine:
             task = task_of(request)
             made = Provenance(
                 task=task.name if task is not None else "",
-                prompt=next((s.value for s in reversed(request) if s.role is Role.PROMPT), ""),
+                prompt=prompt_in(request),
                 negative_prompt=negatives[k] if negatives else "",
                 seed=seeds[k] if seeds else None,
                 width=clip.width, height=clip.height, num_frames=clip.frames, **same,

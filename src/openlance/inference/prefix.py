@@ -1,6 +1,6 @@
 """Conditions that run once: documents with equal prefixes share one pass, and a store keeps prefixes between calls.
 
-That is legal because a prefix never depends on what follows it (`sequence.rows.visible`). Two rows are the same if
+That is legal because a prefix never depends on what follows it (`sequence.segment.visible`). Two rows are the same if
 their token, position, place in the sequence and, where they are visual, their whole image or video are; so seeds of
 one prompt, the branches without a prompt of a batch, and the turns of a dialogue find what is there already. Outputs
 are the same.

@@ -27,7 +27,7 @@ from openlance.model.lance import MOST_ROWS, Lance, is_generation, lance_paramet
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 EXPERT = re.compile(r"layers\.(\d+)\.(und|gen)\.")
 # Values that the VAE's decoder holds at its fullest, per pixel of a frame and channel of its last level, for an image
-# and for a video (counted at 768x768 and 480x848 by `training.measured.PeakMemory`).
+# and for a video (counted at 768x768 and 480x848 by `benchmarks/measured.py`).
 DECODER = (13, 85)
 SLOTS = 2  # layers of a streamed expert on the device: the one at work and the next
 

@@ -77,8 +77,8 @@ def drop(segments: Segments, roles: Iterable[Role]) -> Segments:
 
 
 def prompt_in(segments: Segments) -> str:
-    """Read the words of a request; empty where it has none."""
-    return next((s.value for s in segments if s.role in WORDS), "")
+    """Read the words of a request, the newest where it has earlier turns; empty where it has none."""
+    return next((s.value for s in reversed(segments) if s.role in WORDS), "")
 
 
 def with_prompt(segments: Segments, text: str) -> Segments:

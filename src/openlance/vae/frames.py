@@ -3,7 +3,7 @@ takes seconds.
 
 On one frame the Wan2.2 VAE is an ordinary 2-D network: a causal convolution meets only zeros before the frame, so its
 last temporal tap is all of it, and the temporal resamplers wait for a second frame. This is that network, about three
-times cheaper than diffusers' modules on a CPU; `training.codec` trains it.
+times cheaper than diffusers' modules on a CPU; `toyworld.vae` trains it.
 
 Axes: B batch, C channels, T Y X latent frames, rows and columns, F H W those of the pixels, which are in [-1, 1].
 """
