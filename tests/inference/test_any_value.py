@@ -172,10 +172,12 @@ def of_loading(folder):
 def of_dialogue(talk):
     names = (
         "seed", "history", "height", "width", "max_new_tokens", "num_inference_steps", "negative_prompt", "enhance",
+        "num_frames", "image", "video", "turns",
     )  # fmt: skip
     return {
         **by_name(lambda **o: Dialogue(talk.pipe, **o), {}, *names),
-        **{name: getattr(talk, name) for name in ("say", "draw", "edit", "ask", "show")},
+        **{name: getattr(talk, name) for name in ("say", "draw", "edit", "ask", "show", "branch")},
+        "size": lambda v: talk.draw("a ring", height=v),
         "stream": lambda v: talk.ask("what is it?", v) if v is not type else None,
     }
 

@@ -181,14 +181,14 @@ class Filming(Drawing):
         return given(num_frames=self.num_frames) | super().settings()
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """`WIDTHxHEIGHT` -> (width, height) in pixels."""
     match = re.fullmatch(r"\s*(-?\d{1,9})\s*[xX×]\s*(-?\d{1,9})\s*", text)
     if match is None:
-        raise UserError(f"--size {text!r} is not a size: give WIDTHxHEIGHT in pixels, for example --size 96x96")
+        raise UserError(f"{option} {text!r} is not a size: give WIDTHxHEIGHT in pixels, for example {option} 96x96")
     width, height = int(match[1]), int(match[2])
     if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
-        raise UserError(f"--size {text} is out of range: each side is 1 to {LARGEST_SIDE} pixels, for example 96x96")
+        raise UserError(f"{option} {text} is out of range: each side is 1 to {LARGEST_SIDE} pixels, for example 96x96")
     return width, height
 
 

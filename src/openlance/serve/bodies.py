@@ -195,15 +195,19 @@ class Part(BaseModel):
     image_url: Address | None = None
     video_url: Address | None = None
     file: dict[str, Any] | None = None
+    index: Any = None
 
 
 class Message(BaseModel):
+    """What somebody said. images, videos: media beside the content, as gateways put them."""
+
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
     name: Any = None
     images: list[Part] = Field(default_factory=list)
+    videos: list[Part] = Field(default_factory=list)
     refusal: None = None
     audio: None = None
 
@@ -222,10 +226,11 @@ class Plain(BaseModel):
 
 
 class ChatBody(VideoBody):
-    """`/v1/chat/completions`."""
+    """`/v1/chat/completions`. media: where images and videos come, as parts of the content or in lists beside it."""
 
     messages: list[Message] = Field(min_length=1, max_length=200)
     modalities: list[Literal["text", "image", "video"]] = Field(["text"], min_length=1)
+    media: Literal["content", "message"] = "content"
     n: int = Field(1, ge=1, le=MOST_RESULTS)
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from openlance.config.sampling import Decoding, later_seed
 from openlance.inference.inputs import listed, question_about, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
+from openlance.inference.turns import plain
 from openlance.media import Clip, collected, notice
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segments
@@ -140,7 +141,7 @@ class Serving:
                 turn = self._request(question_about(clips), text, clips, said=said)
             else:
                 listed(text, "message", "what is a circle?")
-                turn = [*tasks.system(said or ""), tasks.say(text), tasks.reply()]
+                turn = plain(text, said=said or "")
             request = tasks.dialogue(*past, turn)
             words, cells, _ = self._counted(request)
         first = random_seed() if seed is None else seed_of(seed)
