@@ -76,18 +76,10 @@ def strict_letter(answer: str, candidates: Sequence[str]) -> str:
     said = LEAD.sub("", answer.strip(), count=1).strip()
     letters = dict(zip(string.ascii_uppercase, candidates))
     worded = [letter for letter, text in letters.items() if _bare(text) == _bare(said)]
-    marked = {one.upper() for one in re.findall(r"\(([A-Za-z])\)", said)}
-    alone = re.match(r"\W*([A-Za-z])(?:[.):,]|\W*$)", said)
-    found = (
-        worded
-        if len(worded) == 1
-        else sorted(marked)
-        if len(marked) == 1
-        else [alone.group(1).upper()]
-        if alone
-        else []
-    )
-    return found[0] if found and found[0] in letters else ""
+    marked = sorted({one.upper() for one in re.findall(r"\(([A-Za-z])\)", said)})
+    alone = [one.upper() for one in re.findall(r"^\W*([A-Za-z])(?:[.):,]|\W*$)", said)]
+    found = worded or marked or alone
+    return found[0] if len(found) == 1 and found[0] in letters else ""
 
 
 def _bare(text: str) -> str:
