@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate, mean
-from openlance.eval.records import Record, Score, counted, judged
+from openlance.eval.records import Record, Score, counted, file_in, judged
+from openlance.eval.sampling import Job
 
 PROMPTS = 1065
 CELLS = 4  # images of one prompt, in a grid of 2 x 2, read line by line
@@ -64,6 +66,30 @@ def questions(path: Path) -> dict[str, list[Question]]:
     if not found:
         raise UserError(f"{path} has no questions: expected a table with the columns {', '.join(COLUMNS)}")
     return found
+
+
+def table_in(checkout: Path) -> dict[str, list[Question]]:
+    """The questions of a checkout."""
+    return questions(file_in(checkout, "dpg_bench.csv", "dpg_bench"))
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked: the files of dpg_bench/prompts in the checkout, each a grid of four images.
+
+    Raises:
+        UserError: There are none.
+    """
+    folder = file_in(checkout, "prompts", "dpg_bench")
+    files = sorted(folder.glob("*.txt"), key=lambda file: (len(file.stem), file.stem))
+    if not files:
+        raise UserError(f"{folder} has no prompts: expected dpg_bench/prompts/*.txt of ELLA")
+    return [
+        Job(
+            group="all", key=file.stem, task="t2i", prompt=read_text(file).strip(), samples=CELLS,
+            file=f"{file.stem}.png", grid=True,
+        )
+        for file in files
+    ]  # fmt: skip
 
 
 def standing(asked: Sequence[Question], answers: Mapping[int, float]) -> dict[int, float]:
@@ -160,12 +186,8 @@ def imported(path: Path, table: Mapping[str, Sequence[Question]]) -> list[Record
     Raises:
         UserError: It is no such file, or it answers what the table does not ask.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
     found = dict[tuple[str, int], dict[str, str]]()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(read_text(path).rstrip()), 1):
         parts = DETAIL.match(line)
         if parts is None:
             raise UserError(f"{path}, line {number}: expected file, cell, question and answer of DPG-Bench's details")

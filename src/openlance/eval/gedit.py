@@ -9,11 +9,16 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePath
+from typing import Any
 
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate, macro, mean
 from openlance.eval.records import Record, Score, clusters, counted, judged
+from openlance.eval.sampling import Job, braced
+from openlance.media import read_media
+from openlance.media.write import encode_image
 
 GROUPS = {
     "background_change": 40,
@@ -28,8 +33,62 @@ GROUPS = {
     "text_change": 99,
     "tone_transfer": 40,
 }  # fmt: skip  (English; a key is unique within its group alone)
+COLUMNS = ("key", "task_type", "instruction", "instruction_language", "Intersection_exist", "input_image_raw")
 BOUNDS = (0.0, 10.0)
 MEASURES = ("semantics", "quality", "overall")
+
+
+def jobs(checkout: Path, language: str = "en") -> list[Job]:
+    """What is asked: the Parquet files of stepfun-ai/GEdit-Bench, downloaded into the checkout.
+
+    Raises:
+        UserError: There are none, or they are of another form.
+    """
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError("GEdit-Bench is read with pyarrow: pip install 'openlance[train]'") from error
+    files = sorted(checkout.rglob("*.parquet"))
+    if not files:
+        raise UserError(f"{checkout} has no Parquet files: download the dataset stepfun-ai/GEdit-Bench into it")
+    found = list[Job]()
+    for file in files:
+        table = pq.ParquetFile(file)
+        lacks = [name for name in COLUMNS if name not in table.schema_arrow.names]
+        if lacks:
+            raise UserError(f"{file} has no column {lacks[0]}: expected those of stepfun-ai/GEdit-Bench")
+        number = 0
+        for batch in table.iter_batches(batch_size=16, columns=list(COLUMNS[:-1])):
+            for row in batch.to_pylist():
+                if row["instruction_language"] == language:
+                    found.append(_job(file, number, row))
+                number += 1
+    return found
+
+
+def _job(file: Path, number: int, row: dict[str, Any]) -> Job:
+    group, key, language = row["task_type"], row["key"], row["instruction_language"]
+    place = f"fullset/{group}/{language}/{key}"
+    source = partial(_image, file, number)
+    return Job(
+        group=group, key=key, task="image_edit", prompt=row["instruction"],
+        media=(lambda: read_media(source(), f"{group}/{key}"),), file=braced(place) + ".png",
+        beside={f"{place}_SRCIMG.png": lambda: encode_image(read_media(source(), f"{group}/{key}"))},
+        found={"intersection": bool(row["Intersection_exist"])},
+    )  # fmt: skip
+
+
+def _image(file: Path, number: int) -> bytes:
+    """The source of a row, as it was uploaded."""
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file)
+    for group in range(table.num_row_groups):
+        rows = table.metadata.row_group(group).num_rows
+        if number < rows:
+            return table.read_row_group(group, columns=[COLUMNS[-1]]).column(0)[number].as_py()["bytes"]
+        number -= rows
+    raise UserError(f"{file} has become shorter: download it again")
 
 
 def combined(semantics: Sequence[float], quality: Sequence[float]) -> dict[str, float]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from openlance.errors import UserError
 from openlance.eval.estimate import macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, judged, read_lines
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged, read_lines
+from openlance.eval.sampling import Job
 
 SAMPLES = 4
 PROMPTS = {
@@ -44,6 +45,26 @@ class Found:
 
 Objects = Mapping[str, Sequence[Found]]  # by class
 Colors = Callable[[Sequence[Found], str], Sequence[str]]  # the color of each of some objects of a class
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked, from prompts/evaluation_metadata.jsonl of the checkout.
+
+    Raises:
+        UserError: It is not there, or of another form.
+    """
+    lines = read_lines(file_in(checkout, "evaluation_metadata.jsonl", "prompts"))
+    try:
+        return [
+            Job(
+                group=line["tag"], key=f"{number:05}", task="t2i", prompt=line["prompt"], samples=SAMPLES,
+                file=f"{number:05}/samples/{{k:05}}.png",
+                beside={f"{number:05}/metadata.jsonl": json.dumps(line).encode},
+            )
+            for number, line in enumerate(lines)
+        ]  # fmt: skip
+    except KeyError as error:
+        raise UserError(f"{checkout}: a line lacks {error}: expected evaluation_metadata.jsonl of GenEval") from None
 
 
 def kept(detected: Objects, tag: str) -> dict[str, list[Found]]:

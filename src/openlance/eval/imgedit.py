@@ -6,20 +6,24 @@ written as a bare number is left out of the mean; ours takes an edit's three gra
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate, macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, judged
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
+from openlance.eval.sampling import Job
+from openlance.media import read_media
 
 TYPES = {
     "extract": 117, "style": 100, "add": 95, "adjust": 94, "background": 94, "replace": 92, "remove": 86, "action": 36,
     "compose": 23,
 }  # fmt: skip
+FOLDERS = ("Benchmark/Basic", "Basic")
 BOUNDS = (1.0, 5.0)
 GRADES = 3
 GRADE = re.compile(r":\s*\**\s*([1-5])(?!\d|\.\d)(?:\s*/\s*5)?", re.MULTILINE)
@@ -75,10 +79,34 @@ def items(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: It is no such file.
     """
-    found = _json(path)
+    found = read_json(path)
     for key, one in found.items():
         if not isinstance(one, dict) or not {"id", "prompt", "edit_type"} <= one.keys():
             raise UserError(f"{path}: {key} lacks id, prompt or edit_type: expected basic_edit.json of ImgEdit")
+    return found
+
+
+def items_in(checkout: Path) -> dict[str, dict[str, Any]]:
+    """The items of a checkout."""
+    return items(file_in(checkout, "basic_edit.json", *FOLDERS))
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked: Basic/basic_edit.json of the checkout, and the pictures that it names, below the same folder.
+
+    Raises:
+        UserError: Something is missing.
+    """
+    file = file_in(checkout, "basic_edit.json", *FOLDERS)
+    found = list[Job]()
+    for key, one in items(file).items():
+        source = file_in(file.parent, one["id"], "singleturn", "origin_img", "../..")
+        found.append(
+            Job(
+                group=one["edit_type"], key=key, task="image_edit", prompt=one["prompt"],
+                media=(partial(read_media, source),), file=f"{key}.png",
+            )
+        )  # fmt: skip
     return found
 
 
@@ -89,20 +117,10 @@ def imported(path: Path, edits: Mapping[str, Mapping[str, Any]]) -> list[Record]
         UserError: It is no such file, or a key is none of the benchmark's.
     """
     found = list[Record]()
-    for key, answer in _json(path).items():
+    for key, answer in read_json(path).items():
         if key not in edits:
             raise UserError(f"{path}: {key} is no key of the benchmark: give the basic_edit.json that was used")
         failed = "" if isinstance(answer, str) else "an error of the judge"
         said = {"answer": answer} if not failed else {}
         found.append(Record(group=edits[key]["edit_type"], key=key, found=said, failed=failed))
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a JSON object by key")
-    return data

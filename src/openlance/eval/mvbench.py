@@ -7,24 +7,83 @@ letter or counts the answer as wrong.
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
+from openlance.config.values import read_text
+from openlance.errors import UserError
 from openlance.eval.estimate import macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, judged
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
+from openlance.eval.sampling import Job
+from openlance.media import Clip, read_media
+from openlance.media.clip import joined
+from openlance.media.files import Source, notice
+from openlance.media.video import read_frames
 
-TASKS = (
-    "Action Sequence", "Action Prediction", "Action Antonym", "Fine-grained Action", "Unexpected Action",
-    "Object Existence", "Object Interaction", "Object Shuffle", "Moving Direction", "Action Localization",
-    "Scene Transition", "Action Count", "Moving Count", "Moving Attribute", "State Change", "Fine-grained Pose",
-    "Character Order", "Egocentric Navigation", "Episodic Reasoning", "Counterfactual Inference",
-)  # fmt: skip
-WHOLE = dict.fromkeys(TASKS, 200)
-FRAMES, SIZE = 16, 224
+CLEVRER, PERCEPTION, STAR = "clevrer/video_validation", "perception/videos", "star/Charades_v1_480"
+# Folder of the media of each task, and whether a part of a video is meant.
+MEDIA = {
+    "Action Sequence": (STAR, True), "Action Prediction": (STAR, True), "Action Antonym": ("ssv2_video", False),
+    "Fine-grained Action": ("Moments_in_Time_Raw/videos", False), "Unexpected Action": ("FunQA_test/test", False),
+    "Object Existence": (CLEVRER, False), "Object Interaction": (STAR, True), "Object Shuffle": (PERCEPTION, False),
+    "Moving Direction": (CLEVRER, False), "Action Localization": ("sta/sta_video", True),
+    "Scene Transition": ("scene_qa/video", False), "Action Count": (PERCEPTION, False),
+    "Moving Count": (CLEVRER, False), "Moving Attribute": (CLEVRER, False), "State Change": (PERCEPTION, False),
+    "Fine-grained Pose": ("nturgbd", False), "Character Order": (PERCEPTION, False),
+    "Egocentric Navigation": ("vlnqa", False), "Episodic Reasoning": ("tvqa/frames_fps3_hq", True),
+    "Counterfactual Inference": (CLEVRER, False),
+}  # fmt: skip
+FRAMES_FPS = 3.0  # of folders of frames, whose first is 00001.jpg
+WHOLE = dict.fromkeys(MEDIA, 200)
+FRAMES = 16
 LEAD = re.compile(r"(?:the\s+)?(?:best\s+|correct\s+)?(?:answer|option)\s*(?:is|:)\s*", re.IGNORECASE)
 SYSTEM_END = "\nOnly give the best option."
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked: json/*.json and video/ of OpenGVLab/MVBench; tasks without a file of questions are left out.
+
+    Raises:
+        UserError: There are no questions, or a medium is missing.
+    """
+    found = list[Job]()
+    for task, (folder, bounded) in MEDIA.items():
+        file = checkout / "json" / f"{task.lower().replace(' ', '_').replace('-', '_')}.json"
+        if not file.is_file():
+            notice(f"{task}: there is no {file}, so it is not asked")
+            continue
+        try:
+            for number, one in enumerate(json.loads(read_text(file))):
+                path = file_in(checkout / "video", f"{folder}/{one['video']}", "data0613")
+                bound = (one["start"], one["end"]) if bounded else (None, None)
+                letter = string.ascii_uppercase[one["candidates"].index(one["answer"])]
+                found.append(
+                    Job(
+                        group=task, key=f"{number:03}", task="x2t_video",
+                        prompt=prompt(one["question"], one["candidates"]), media=(partial(_watched, path, *bound),),
+                        found={"letter": letter, "candidates": one["candidates"]},
+                    )
+                )  # fmt: skip
+        except UserError:
+            raise
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{file}: not of MVBench ({type(error).__name__}: {error})") from None
+    if not found:
+        raise UserError(f"{checkout} has no questions: expected json/action_sequence.json and others of MVBench")
+    return found
+
+
+def _watched(path: Path, start: float | None, end: float | None) -> Clip:
+    """The frames of a video, or of a folder of them, that the official script looks at."""
+    if path.is_dir():
+        numbers = frames(len(list(path.glob("*.jpg"))), FRAMES_FPS, FRAMES, start, end, first=1)
+        return joined([read_media(path / f"{number:05}.jpg").pixels[0] for number in numbers], str(path))
+    return read_frames(Source(path), lambda count, fps: frames(count - 1, fps, FRAMES, start, end))
 
 
 def frames(

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate
+from openlance.media.files import atomic_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +114,25 @@ def counted(records: Iterable[Record]) -> dict[str, int]:
     return dict(Counter(record.group for record in records))
 
 
+def file_in(checkout: Path, name: str, *folders: str) -> Path:
+    """Find a file of a benchmark: the path itself, or in it or one of these folders of it.
+
+    Raises:
+        UserError: It is in none of them.
+    """
+    places = [checkout / name, *(checkout / folder / name for folder in folders)]
+    found = [checkout] if checkout.name == Path(name).name and checkout.exists() else [p for p in places if p.exists()]
+    if not found:
+        raise UserError(
+            f"{checkout} has no {name}: give --checkout, the folder of the benchmark, which has {folders[0]}/{name}"
+        )
+    return found[0]
+
+
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write one record a line."""
-    lines = (json.dumps(asdict(record), ensure_ascii=False) for record in records)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with atomic_path(path) as file:
+        file.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -124,12 +141,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: There is no such file, or a line of it is none.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
     found = list[dict[str, Any]]()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         if not line.strip():
             continue
         try:

@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from openlance.config.values import read_text
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate
-from openlance.eval.records import Score
+from openlance.eval.records import Score, file_in
+from openlance.eval.sampling import Job, braced
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,32 @@ SEMANTIC = {
 DIMENSIONS = QUALITY | SEMANTIC
 PROMPTS = 944  # different ones; two of the 946 entries occur twice
 SAMPLES, SAMPLES_FLICKERING = 5, 25
+LONGEST_NAME = 240  # bytes of a file's name, its number and ending left out
 QUALITY_WEIGHT, SEMANTIC_WEIGHT = 4, 1
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked: vbench/VBench_full_info.json of the checkout or of the installed package. A prompt that occurs
+    twice is asked once.
+
+    Raises:
+        UserError: It is not there, or of another form.
+    """
+    file = file_in(checkout, "VBench_full_info.json", "vbench")
+    samples = dict[str, int]()
+    try:
+        for one in json.loads(read_text(file)):
+            flickers = "temporal_flickering" in one["dimension"]
+            samples[one["prompt_en"]] = SAMPLES_FLICKERING if flickers else samples.get(one["prompt_en"], SAMPLES)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not of VBench ({type(error).__name__}: {error})") from None
+    wrong = [prompt for prompt in samples if "/" in prompt or len(prompt) > LONGEST_NAME]
+    if wrong:
+        raise UserError(f"{file}: {wrong[0][:60]!r} cannot be the name of a file, as VBench needs it")
+    return [
+        Job(group="all", key=prompt, task="t2v", prompt=prompt, samples=count, file=braced(prompt) + "-{k}.mp4")
+        for prompt, count in samples.items()
+    ]
 
 
 def totals(measured: Mapping[str, float], *, normalized: bool = True) -> dict[str, float]:
@@ -116,6 +143,8 @@ def imported(path: Path) -> tuple[dict[str, float], dict[str, int]]:
                 if dimension in measured:
                     raise UserError(f"{file}: {name} is measured twice: keep one result of it")
                 measured[dimension], videos[dimension] = float(value), len(each)
-        except (OSError, AttributeError, TypeError, json.JSONDecodeError) as error:
+        except UserError:
+            raise
+        except (OSError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{file}: not of VBench ({type(error).__name__}: {error})") from None
     return measured, videos
