@@ -1,11 +1,8 @@
 """From a benchmark's folder to its score, with nano, on small folders of the official layouts."""
 
-import io
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -15,82 +12,18 @@ from openlance.cli.main import app
 from openlance.errors import UserError
 from openlance.eval.benchmarks import BENCHMARKS, scored
 from openlance.eval.sampling import Job, Run, Seeding, sample
-from openlance.media import Clip, read_media
-from openlance.media.write import write_video
+from openlance.media import read_media
 
 SAMPLING = {"num_inference_steps": 2, "shift": 3.0}
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return openlance.load("nano")
-
-
-def picture(color: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), color).save(file, "PNG")
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def checkouts(tmp_path_factory):
-    """A small folder of every benchmark, in its official layout."""
-    root = tmp_path_factory.mktemp("checkouts")
-
-    def put(name: str, content: str | bytes) -> None:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    lines = [
-        {"tag": tag, "include": [{"class": "clock", "count": 1}], "prompt": f"a photo of a {color} clock"}
-        for tag, color in (("colors", "red"), ("colors", "blue"), ("counting", "green"))
-    ]
-    put("geneval/prompts/evaluation_metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    put("dpg/dpg_bench/prompts/12.txt", "a red circle\n")
-    head = "item_id,text,proposition_id,dependency,tuple,question_natural_language"
-    put(
-        "dpg/dpg_bench/dpg_bench.csv",
-        f"{head}\n0,x,1,0,entity - whole (x),Is it?\n12,x,1,0,entity - whole (x),Is it red?\n",
-    )
-    put(
-        "imgedit/Basic/basic_edit.json",
-        json.dumps({"7": {"id": "a/b.png", "prompt": "make it blue", "edit_type": "adjust"}}),
-    )
-    put("imgedit/Basic/singleturn/a/b.png", picture("red"))
-    rows = [
-        {
-            "key": "k", "task_type": group, "instruction": "make it blue", "instruction_language": language,
-            "Intersection_exist": True, "input_image_raw": {"bytes": picture("red"), "path": None},
-        }
-        for group in ("color_alter", "text_change") for language in ("en", "cn")
-    ]  # fmt: skip
-    (root / "gedit").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), root / "gedit" / "train.parquet", row_group_size=1)
-    info = [
-        {"prompt_en": "a red circle {moving}", "dimension": ["subject_consistency"]},
-        {"prompt_en": "a still circle", "dimension": ["temporal_flickering"]},
-        {"prompt_en": "a red circle {moving}", "dimension": ["motion_smoothness"]},
-    ]
-    put("vbench/vbench/VBench_full_info.json", json.dumps(info))
-    choice = {"question": "What moves?", "candidates": ["a circle", "a star"], "answer": "a star"}
-    put("mvbench/json/action_count.json", json.dumps([{"video": "v.mp4", **choice}, {"video": "v.mp4", **choice}]))
-    bounded = {"video": "f", "start": 0, "end": 20 / 3, **choice}
-    put("mvbench/json/episodic_reasoning.json", json.dumps([bounded]))
-    frames = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), dtype=np.uint8)
-    (root / "mvbench/video/perception/videos").mkdir(parents=True)
-    write_video(root / "mvbench/video/perception/videos/v.mp4", Clip(frames, 12.0))
-    for number in range(1, 21):
-        put(f"mvbench/video/tvqa/frames_fps3_hq/f/{number:05}.jpg", picture("red"))
-    return root
 
 
 def run(name: str, size=(1, 32, 32), **more) -> Run:
     return Run(benchmark=name, size=size, sampling=SAMPLING, **more)
 
 
-def test_geneval(pipe, checkouts, tmp_path):
+def test_geneval(nano, checkouts, tmp_path):
     jobs = BENCHMARKS["geneval"].jobs(checkouts / "geneval")
-    sample(pipe, jobs, tmp_path, run("geneval", limit=1))
+    sample(nano, jobs, tmp_path, run("geneval", limit=1))
     names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert names == sorted(
         [f"{n:05}/{name}" for n in (0, 2) for name in ["metadata.jsonl", *(f"samples/{k:05}.png" for k in range(4))]]
@@ -111,25 +44,25 @@ def test_geneval(pipe, checkouts, tmp_path):
     assert any("the benchmark has" in why for why in score.differs)  # a part of it is not the benchmark
 
 
-def test_an_interrupted_run_makes_what_is_missing_and_nothing_else(pipe, checkouts, tmp_path):
+def test_an_interrupted_run_makes_what_is_missing_and_nothing_else(nano, checkouts, tmp_path):
     jobs = BENCHMARKS["geneval"].jobs(checkouts / "geneval")
-    sample(pipe, jobs, tmp_path, run("geneval"))
+    sample(nano, jobs, tmp_path, run("geneval"))
     whole = {p: p.read_bytes() for p in sorted(tmp_path.rglob("*.png"))}
     gone = sorted(whole)[1]
     gone.unlink()
     before, done = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}, list[int]()
-    sample(pipe, jobs, tmp_path, run("geneval"), on_done=done.append)
+    sample(nano, jobs, tmp_path, run("geneval"), on_done=done.append)
     assert gone.read_bytes() == whole[gone] and sum(done) == 12
     assert all(p.stat().st_mtime_ns == when for p, when in before.items())
     with pytest.raises(UserError, match="choose another -o"):
-        sample(pipe, jobs, tmp_path, run("geneval", seeding=Seeding(seed=1)))
+        sample(nano, jobs, tmp_path, run("geneval", seeding=Seeding(seed=1)))
 
 
-def test_processes_share_the_items(pipe, checkouts, tmp_path):
+def test_processes_share_the_items(nano, checkouts, tmp_path):
     jobs = BENCHMARKS["geneval"].jobs(checkouts / "geneval")
-    sample(pipe, jobs, tmp_path / "one", run("geneval"))
+    sample(nano, jobs, tmp_path / "one", run("geneval"))
     for rank in range(2):
-        sample(pipe, jobs, tmp_path / "two", run("geneval"), rank=rank, world=2)
+        sample(nano, jobs, tmp_path / "two", run("geneval"), rank=rank, world=2)
     one, two = (
         {p.relative_to(d): p.read_bytes() for p in d.rglob("*.*")} for d in (tmp_path / "one", tmp_path / "two")
     )
@@ -144,13 +77,13 @@ def test_seeds():
     assert [release.of(job, number, 2) for number in (0, 1, 8, 15)] == [44, 52, 44, 100]
 
 
-def test_dpg_is_a_grid_of_four(pipe, checkouts, tmp_path):
+def test_dpg_is_a_grid_of_four(nano, checkouts, tmp_path):
     (job,) = BENCHMARKS["dpg"].jobs(checkouts / "dpg")
-    sample(pipe, [job], tmp_path, run("dpg"))
+    sample(nano, [job], tmp_path, run("dpg"))
     grid = read_media(tmp_path / "12.png").pixels[0]
     seeds = [Seeding().of(job, 0, k) for k in range(4)]
-    request = pipe.front.request("t2i", "a red circle", asked=(1, 32, 32))
-    clips = pipe.fill_visual([request] * 4, pipe.sampling([request], **SAMPLING), seeds)
+    request = nano.front.request("t2i", "a red circle", asked=(1, 32, 32))
+    clips = nano.fill_visual([request] * 4, nano.sampling([request], **SAMPLING), seeds)
     cells = [grid[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
     assert grid.shape == (64, 64, 3) and all(np.array_equal(c, clip.pixels[0]) for c, clip in zip(cells, clips))
     detail = tmp_path / "x_detail.txt"
@@ -159,14 +92,14 @@ def test_dpg_is_a_grid_of_four(pipe, checkouts, tmp_path):
     assert score.incomplete == [] and score.ours["total"].value == 100.0
 
 
-def test_edits_with_their_sources(pipe, checkouts, tmp_path):
-    sample(pipe, BENCHMARKS["gedit"].jobs(checkouts / "gedit"), tmp_path / "gedit", run("gedit", None))
+def test_edits_with_their_sources(nano, checkouts, tmp_path):
+    sample(nano, BENCHMARKS["gedit"].jobs(checkouts / "gedit"), tmp_path / "gedit", run("gedit", None))
     for group in ("color_alter", "text_change"):
         place = tmp_path / "gedit" / "fullset" / group / "en"
         assert sorted(p.name for p in place.iterdir()) == ["k.png", "k_SRCIMG.png"]
         assert Image.open(place / "k_SRCIMG.png").getpixel((3, 3)) == (255, 0, 0)
         assert Image.open(place / "k.png").size == (32, 32)
-    sample(pipe, BENCHMARKS["imgedit"].jobs(checkouts / "imgedit"), tmp_path / "imgedit", run("imgedit", None))
+    sample(nano, BENCHMARKS["imgedit"].jobs(checkouts / "imgedit"), tmp_path / "imgedit", run("imgedit", None))
     result = tmp_path / "imgedit" / "result.json"
     result.write_text(json.dumps({"7": "a: 4\nb: 4\nc: 3"}))
     score = scored("imgedit", result, checkouts / "imgedit")
@@ -174,27 +107,27 @@ def test_edits_with_their_sources(pipe, checkouts, tmp_path):
     assert Image.open(tmp_path / "imgedit" / "7.png").size == (32, 32)
 
 
-def test_vbench_asks_a_prompt_once_and_stills_more_often(pipe, checkouts, tmp_path):
+def test_vbench_asks_a_prompt_once_and_stills_more_often(nano, checkouts, tmp_path):
     jobs = BENCHMARKS["vbench"].jobs(checkouts / "vbench")
     assert {job.prompt: job.samples for job in jobs} == {"a red circle {moving}": 5, "a still circle": 25}
-    sample(pipe, jobs[:1], tmp_path, run("vbench", (5, 32, 32)))
+    sample(nano, jobs[:1], tmp_path, run("vbench", (5, 32, 32)))
     assert sorted(p.name for p in tmp_path.glob("*.mp4")) == [f"a red circle {{moving}}-{k}.mp4" for k in range(5)]
 
 
-def test_mvbench(pipe, checkouts, tmp_path):
+def test_mvbench(nano, checkouts, tmp_path):
     jobs = BENCHMARKS["mvbench"].jobs(checkouts / "mvbench")
     assert [(job.group, job.found["letter"]) for job in jobs] == [("Action Count", "B")] * 2 + [
         ("Episodic Reasoning", "B")
     ]
     assert [job.media[0]().frames for job in jobs] == [16, 16, 16]
-    sample(pipe, jobs, tmp_path, Run(benchmark="mvbench", max_new_tokens=4))
+    sample(nano, jobs, tmp_path, Run(benchmark="mvbench", max_new_tokens=4))
     score = scored("mvbench", tmp_path)
     assert score.incomplete == [] and score.found == {"Action Count": 2, "Episodic Reasoning": 1}
     asked = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    request = pipe.front.request("x2t_video", jobs[0].prompt, [jobs[0].media[0]()])
+    request = nano.front.request("x2t_video", jobs[0].prompt, [jobs[0].media[0]()])
     assert (
         asked[0]["found"]["answer"]
-        == pipe.fill_text([request], openlance.config.sampling.Decoding(max_new_tokens=4))[0]
+        == nano.fill_text([request], openlance.config.sampling.Decoding(max_new_tokens=4))[0]
     )
 
 

@@ -6,8 +6,9 @@ openlance bench score geneval results/geneval/results.jsonl
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from openlance.eval.records import Score
 
 INCOMPLETE = 3  # exit code
+DETECTOR, COLORS = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 NAMES = "geneval, dpg, gedit, imgedit, vbench or mvbench"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -85,6 +87,67 @@ def sample(
     mine = [job for n, job in enumerate(chosen(jobs, limit)) if n % processes.size == processes.rank]
     with options.progress(sum(job.samples for job in mine), "result") as bar:
         make(pipe, jobs, output, run, rank=processes.rank, world=processes.size, on_done=bar.update)
+
+
+@app.command()
+def judge(
+    name: Name,
+    folder: Annotated[Path, Argument(help="Folder of openlance bench sample.")],
+    checkout: Checkout = None,
+    judge_url: Annotated[
+        str | None, Option(help="Base URL of an OpenAI-compatible server that judges.  \\[default: $OPENAI_BASE_URL]")
+    ] = None,
+    judge_model: Annotated[str | None, Option(help="Its model; it stands in the report.")] = None,
+    rules: Annotated[Path | None, Option(help="Step1X-Edit, whose words GEdit's judge is asked with.")] = None,
+    detector: Annotated[str, Option(help="Mask2Former of GenEval's objects.")] = DETECTOR,
+    colors: Annotated[str, Option(help="CLIP of GenEval's colors.")] = COLORS,
+    device: Annotated[str, Option(help="Of these two.")] = "cpu",
+    parallel: Annotated[int, Option(min=1, max=64, help="Questions to a server at once.")] = 4,
+) -> None:
+    """Judge the results of geneval, dpg, gedit or imgedit; an interrupted run goes on, and what failed is tried again.
+
+    The key of a server is read from $OPENAI_API_KEY. VBench is measured by its own package, see docs/evaluation.md.
+    """
+    from openlance.eval.benchmarks import benchmark, manifest_of
+    from openlance.eval.judging import JUDGE, results_of
+    from openlance.eval.judging import judge as run
+    from openlance.eval.sampling import chosen
+
+    one = benchmark(name)
+    if one.judge is None and name != "geneval":
+        raise UserError(f"{one.title} needs no judge here: openlance bench score {name} takes its results")
+    if checkout is None:
+        raise UserError(f"--checkout is missing: give the folder of {one.source}")
+    made = manifest_of(name, folder)
+    jobs = chosen(one.jobs(checkout), made["limit"])
+    total = sum(1 for job in jobs for _ in results_of(job, folder))
+    if not total:
+        raise UserError(f"{folder} has no results of {one.title}: make them with openlance bench sample {name}")
+    if name == "geneval":
+        from openlance.eval.judging import Detector
+
+        scorer: Any = Detector(detector, colors, device)
+        who = {"objects": detector, "colors": colors}
+    else:
+        assert one.judge is not None
+        scorer, who = one.judge(_server(judge_url, judge_model), rules or checkout), {"judge": judge_model or ""}
+    with options.progress(total, "result") as bar:
+        records = run(jobs, folder, scorer, parallel=1 if name == "geneval" else parallel, on_done=bar.update)
+    options.write_json(who, folder / JUDGE)
+    failed = sum(bool(record.failed) for record in records)
+    typer.echo(f"{len(records) - failed} judged, {failed} failed: openlance bench score {name} {folder}")
+    if failed:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _server(url: str | None, model: str | None) -> Any:
+    """The judge behind a server."""
+    from openlance.inference.chat_server import ChatServer
+
+    url = url or os.environ.get("OPENAI_BASE_URL")
+    if not url or not model:
+        raise UserError("who judges? Give --judge-url and --judge-model, an OpenAI-compatible server and its model")
+    return ChatServer(url=url, model=model, key=os.environ.get("OPENAI_API_KEY", ""), temperature=0.0, max_tokens=1400)
 
 
 @app.command()

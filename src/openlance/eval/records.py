@@ -52,6 +52,7 @@ class Score:
         whole: Results of the published benchmark, by group.
         failed: Reasons why there is no judgement, counted.
         notes: What a reader has to know of this score.
+        made: In what its results or judgements are not those of the papers.
     """
 
     benchmark: str
@@ -62,6 +63,7 @@ class Score:
     whole: Mapping[str, int]
     failed: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    made: Sequence[str] = ()
 
     @property
     def incomplete(self) -> list[str]:
@@ -72,7 +74,8 @@ class Score:
     @property
     def differs(self) -> list[str]:
         """Why this is not the published benchmark; empty if it is."""
-        return self.incomplete + _differences(self.expected, self.whole, "asked for, the benchmark has")
+        parts = _differences(self.expected, self.whole, "asked for, the benchmark has")
+        return [*self.incomplete, *parts, *self.made]
 
     def as_data(self) -> dict[str, Any]:
         return asdict(self) | {"incomplete": self.incomplete, "differs": self.differs}

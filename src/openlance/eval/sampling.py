@@ -250,7 +250,7 @@ def manifest(pipe: LancePipeline, jobs: Sequence[Job], run: Run, asked: tuple[in
         "benchmark": run.benchmark, "model": pipe.parts.files.repo or pipe.parts.files.root.absolute().name,
         "model_hash": pipe.parts.fingerprint(clips), "dtype": str(pipe.dtype).removeprefix("torch."),
         "lora": [adapter.name for adapter in pipe.parts.adapters], "asked": list(asked),
-        "sampling": dict(run.sampling), "seeding": asdict(run.seeding), "limit": run.limit,
+        "sampling": asdict(pipe.sampling(**run.sampling)), "seeding": asdict(run.seeding), "limit": run.limit,
         "max_new_tokens": run.max_new_tokens, "expected": expected(jobs),
         "items": hashlib.blake2b(
             json.dumps([[job.group, job.key, job.prompt] for job in jobs]).encode(), digest_size=8
