@@ -52,7 +52,7 @@ def _geneval(results: Path, checkout: Path | None, expected: Mapping[str, int] |
 
 def _dpg(results: Path, checkout: Path | None, expected: Mapping[str, int] | None) -> Score:
     if checkout is None:
-        raise UserError("DPG-Bench is scored with its questions: give --checkout, the folder with dpg_bench.csv")
+        raise UserError("DPG-Bench is scored with its questions: give checkout=FOLDER, the folder with dpg_bench.csv")
     table = dpg.table_in(checkout)
     return dpg.score(_records(results) or dpg.imported(results, table), table, expected or dpg.WHOLE)
 
@@ -65,7 +65,7 @@ def _imgedit(results: Path, checkout: Path | None, expected: Mapping[str, int] |
     found = _records(results)
     if not found and checkout is None:
         raise UserError(
-            "ImgEdit's result.json is scored with its types: give --checkout, the folder with basic_edit.json"
+            "ImgEdit's result.json is scored with its types: give checkout=FOLDER, the folder with basic_edit.json"
         )
     if not found and checkout is not None:
         found = imgedit.imported(results, imgedit.items_in(checkout))
