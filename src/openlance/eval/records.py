@@ -127,7 +127,7 @@ def file_in(checkout: Path, name: str, *folders: str) -> Path:
     found = [checkout] if checkout.name == Path(name).name and checkout.exists() else [p for p in places if p.exists()]
     if not found:
         raise UserError(
-            f"{checkout} has no {name}: give checkout=FOLDER, the folder of the benchmark, which has {folders[0]}/{name}"
+            f"{checkout} has no {name}: give checkout=FOLDER, the benchmark's own, with {folders[0]}/{name} in it"
         )
     return found[0]
 
