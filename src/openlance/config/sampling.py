@@ -169,7 +169,7 @@ class Sampling:
         num_inference_steps: One evaluation per branch each, whatever the solver.
         guidance_scale: The prompt against no prompt; 1 is off.
         image_guidance_scale: Visual conditions against none (the release has it, but it crashes there); 1 is off.
-        shift: See `flow.shift_times`.
+        shift: How much of the steps noisy times get, see `flow.shift_times`; 1 is even.
         interval: Guidance acts where lo < t <= hi, t after the shift.
         renorm: "global" limits the guided velocity to the norm of the conditional one over a whole target, "channel"
             per token, "none" not at all.
