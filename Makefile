@@ -41,6 +41,7 @@ test: lint
 nightly: test $(VENV)/.stamp-nightly
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data
 	OMP_NUM_THREADS=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/openlance verify tests/golden --with compile,offload,tiling,prefix,batch
 	PATH="$(abspath $(BIN)):$$PATH" python tests/install.py
 	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && python=$(abspath $(BIN))/python && \
