@@ -5,6 +5,8 @@ import asyncio
 import json
 import os
 import re
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ import torch
 import openlance
 from openlance.config.sampling import LARGEST_SEED, RANGES, Decoding, Sampling
 from openlance.errors import UserError
+from openlance.media.clip import Clip
+from openlance.runtime.lora import Lora, write_adapter
 
 PACKAGE = Path(__file__).parents[2] / "integrations" / "comfyui"
 WORKFLOWS = {path.stem: json.loads(path.read_text("utf-8")) for path in PACKAGE.glob("example_workflows/*.json")}
@@ -247,12 +251,38 @@ def test_several_images_are_one_group_and_a_single_one_goes_with_all(nodes, pipe
         nodes["OpenlanceSubject"].execute(pipe, batch, *said, 32, 32, image_2=torch.rand(3, 32, 32, 3))
 
 
+def test_a_video_keeps_its_time(nodes, pipe, host):
+    api, levels_24 = sys.modules["comfy_api.latest"], torch.rand(18, 32, 32, 3)
+    video = api.InputImpl.VideoFromComponents(api.Types.VideoComponents(levels_24, Fraction(24)))
+    made = nodes["OpenlanceEditVideo"].execute(pipe, video, "make it blue", "", 3, settings=STEPS).result[0]
+    clip = Clip((levels_24 * 255).round().byte().numpy(), fps=24)
+    assert np.array_equal(levels(made), pipe.edit(clip, "make it blue", seed=3, **STEPS)[0].pixels)
+    assert made.get_components().frame_rate == 12 and len(levels(made)) == 9
+
+
+def test_an_adapter_is_loaded_with_its_weight(nodes, pipe, host, tmp_path, monkeypatch):
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    monkeypatch.setitem(host.folders, "loras", [str(tmp_path)])
+    draw, name = torch.Generator().manual_seed(1), "layers.0.gen.down"
+    width, inner = pipe.lance("und", "gen").get_submodule(name).weight.shape
+    shapes = {f"{name}.lora_A": (2, inner), f"{name}.lora_B": (width, 2)}
+    write_adapter(folder, {key: torch.randn(shape, generator=draw) for key, shape in shapes.items()}, Lora(rank=2))
+    [loaded] = nodes["OpenlanceLoad"].execute("nano", "auto", "noise", 0.5).result
+    other = openlance.load("nano")
+    other.load_lora_weights(folder, 0.5)
+    made = levels(drawn(nodes, loaded, settings=STEPS))
+    wanted = other.generate("a red circle", seed=1, num_images=2, width=32, height=32, **STEPS)
+    assert np.array_equal(made, [np.asarray(image) for image in wanted])
+    assert not np.array_equal(made, levels(drawn(nodes, pipe, settings=STEPS)))
+
+
 def test_a_mask_is_refused_before_anything_runs(nodes):
     refused = nodes["OpenlanceEdit"].validate_inputs
     assert refused() is True and "not supported" in refused(mask=None)  # connected inputs are None there
 
 
-def test_only_what_lies_in_the_folders_can_be_loaded_and_a_changed_file_is_noticed(nodes, host, tmp_path):
+def test_only_what_lies_in_the_folders_can_be_loaded_and_a_changed_file_is_noticed(nodes, host, tmp_path, monkeypatch):
     load, folder = nodes["OpenlanceLoad"], Path(host.folders["lance"][0])
     assert load.define_schema().inputs[0].options == ["nano"]
     for name in ("../etc", "/etc", "other/model", str(tmp_path)):
@@ -264,7 +294,8 @@ def test_only_what_lies_in_the_folders_can_be_loaded_and_a_changed_file_is_notic
     )  # names that come over a link are seen when they are used
     (folder / "mine").mkdir(parents=True)
     (folder / "mine" / "lance_config.json").write_text("{}")
-    adapter = Path(host.folders["loras"][0]) / "style"
+    adapter = tmp_path / "style"
+    monkeypatch.setitem(host.folders, "loras", [str(tmp_path)])
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
     assert [one.options for one in load.define_schema().inputs[::2]] == [["nano", "mine"], ["none", "style"]]
