@@ -18,8 +18,9 @@ class ServeConfig:
         origins: Pages of other hosts that may call it (CORS).
         queued: Results that may wait; more are told to come back.
         batch_cells: Latent cells of one pass; 0: as many as the checkpoint's own batch of its usual images.
-        window: Seconds without an arrival after which a worker that has served several waits for no more.
-        share: It waits no longer than this share of what the last pass took.
+        window: Seconds without an arrival after which a worker waits no more for those it has just served; where a
+            quarter of its patience is longer, that.
+        share: Its patience, as a share of what their pass took.
         keep: Seconds after which a finished file and its job are removed.
         keep_bytes: Of all files together; the oldest go first.
         keep_jobs: Jobs that are remembered.
