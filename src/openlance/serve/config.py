@@ -15,6 +15,10 @@ class ServeConfig:
         name: By which clients call the model.
         folder: Of jobs and files; it belongs to one server at a time.
         api_keys: Any of them opens the API; none leaves it open.
+        admin_key: It opens `/admin`, which is not there without one.
+        media_hosts: Hosts, or host:port, from which images and videos that clients name are fetched.
+        media_private: Whether these hosts may have addresses that are not global, such as those of an own network.
+        media_seconds: For such a fetch, all of it.
         origins: Pages of other hosts that may call it (CORS).
         queued: Results that may wait; more are told to come back.
         batch_cells: Latent cells of one pass; 0: as many as the checkpoint's own batch of its usual images.
@@ -37,7 +41,11 @@ class ServeConfig:
 
     name: str = "nano"
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="openlance-serve-")))
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    admin_key: str = field(default="", repr=False)
+    media_hosts: tuple[str, ...] = ()
+    media_private: bool = False
+    media_seconds: float = 10.0
     origins: tuple[str, ...] = ()
     queued: int = 64
     batch_cells: int = 0

@@ -167,6 +167,11 @@ class Worker:
                     self.pending.remove(item)
                     item.settle(cancelled())
 
+    def items(self) -> tuple[list[Item], list[Item]]:
+        """What runs, and what waits."""
+        with self.changed:
+            return [item for item in self.running if not item.result.done()], list(self.pending)
+
     @property
     def state(self) -> str:
         """ "ready", or why not."""
