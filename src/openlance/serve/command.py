@@ -42,11 +42,10 @@ def serve(
     folder: Annotated[Path, Option(help="Folder of jobs and files, for one server.")] = Path("outputs/serve"),
     origin: Annotated[list[str] | None, Option(help="Origin of web pages that may call (CORS); repeatable.")] = None,
     media_host: Annotated[
-        list[str] | None, Option(help="Host, or host:port, whose images and videos may be named by address; repeatable.")
+        list[str] | None,
+        Option(help="Host, or host:port, whose images and videos may be named by address; repeatable."),
     ] = None,
-    media_private: Annotated[
-        bool, Option("--media-private", help="These hosts may be on a private network.")
-    ] = False,
+    media_private: Annotated[bool, Option("--media-private", help="These hosts may be on a private network.")] = False,
     queue: Annotated[int, Option(min=1, help="Results that may wait before others get status 429.")] = 64,
     keep_hours: Annotated[float, Option(min=0.01, help="Hours for which finished files are kept.")] = 24,
     keep_gb: Annotated[float, Option(min=0.001, help="Gigabytes of finished files to keep.")] = 4,
@@ -88,7 +87,9 @@ def _hosts(said: Sequence[str], private: bool) -> tuple[str, ...]:
         raise UserError("--media-private is about the hosts of --media-host: give one")
     for one in said:
         if not HOST.fullmatch(one):
-            raise UserError(f"--media-host {one}: expected a host's name alone, such as example.com or example.com:8443")
+            raise UserError(
+                f"--media-host {one}: expected a host's name alone, such as example.com or example.com:8443"
+            )
     return tuple(one.lower() for one in said)
 
 

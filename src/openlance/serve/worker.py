@@ -332,8 +332,8 @@ class Worker:
         at = [n for n, item in enumerate(batch) if item in left]
         with self.metrics.phase("decode"):
             clips = pipe.decode_latents([made[n] for n in at])
-        of = [[values[n] for n in at] for values in (requests, seeds, negatives)]
-        return dict(zip(left, pipe.signed(clips, of[0], how, of[1], of[2]), strict=True))
+        own, seeds, negatives = [batch[n].request for n in at], [seeds[n] for n in at], [negatives[n] for n in at]
+        return dict(zip(left, pipe.signed(clips, own, how, seeds, negatives), strict=True))
 
     def _write(self, batch: Sequence[Item]) -> Mapping[Item, Any]:
         how = batch[0].how
