@@ -1,4 +1,4 @@
-"""Addresses: hosts that were listed, on global networks unless said otherwise, without redirects and within the caps. The
+"""Addresses: hosts that were listed, on global networks unless said otherwise, without redirects, within the caps. The
 host is a real one, on the loopback interface, which takes `media_private`."""
 
 import shutil

@@ -30,7 +30,7 @@ OTHER_NAMES = {
 SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
 MOST_RESULTS = 10  # of one request (OpenAI's)
 LONGEST_PROMPT = 32_000  # characters (OpenAI's)
-# What vLLM-Omni's clients put around words: one turn in the marks of the release's template, or an answer's first half.
+# What vLLM-Omni's clients put around words: the marks of the release's template, up to where an answer begins.
 WRAPPED = re.compile(
     r"\s*(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\s*)?<\|im_start\|>(?:user\n)?(?P<words>.*?)"
     r"(?:<\|im_end\|>\s*(?:<\|im_start\|>assistant\s*)?)?",
