@@ -6,6 +6,8 @@ import httpx2
 import pytest
 from openai import OpenAI
 
+from openlance.cli.main import main
+
 LONG = {"prompt": "a star", "size": "32x32", "num_inference_steps": 200}
 FEW = {"num_inference_steps": 2}
 
@@ -98,3 +100,16 @@ def test_a_sweep_removes_what_is_too_old_at_once(ask, client, running):
     store.db.execute("UPDATE files SET created_at = 0")
     assert ask("POST", "/admin/sweep").json() == {"status": "ready"}
     assert httpx2.get(made.data[0].url).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "line, what",
+    [
+        (["--media-private"], "--media-private is about the hosts"),
+        (["--media-host", "http://example.com"], "a host's name alone"),
+        (["--api-key", "a", "--admin-key", " a "], "choose another"),
+    ],
+)
+def test_settings_that_open_too_much_are_refused(line, what, capsys, tmp_path):
+    assert main(["serve", "--port", "0", "--folder", str(tmp_path / "new"), *line]) == 2
+    assert what in capsys.readouterr().err and not (tmp_path / "new").exists()

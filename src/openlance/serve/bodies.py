@@ -279,11 +279,12 @@ class ChatBody(VideoBody):
     def _plain(self) -> ChatBody:
         """Take the marks from around the words of users; what they enclose as a system prompt is one."""
         for message in self.messages:
-            if message.role == "user" and message.content:
-                texts = [(message, "content")] if isinstance(message.content, str) else []
-                texts = texts or [(part, "text") for part in message.content if isinstance(part, Part) and part.text]
-                for holder, name in texts:
-                    words, said = unwrapped(getattr(holder, name))
+            texts: list[tuple[Any, str]] = [(message, "content")]
+            if isinstance(message.content, list):
+                texts = [(part, "text") for part in message.content]
+            for holder, name in texts if message.role == "user" else []:
+                if text := getattr(holder, name):
+                    words, said = unwrapped(text)
                     setattr(holder, name, words)
                     self.system_prompt = said if self.system_prompt is None else self.system_prompt
         return self
