@@ -258,9 +258,7 @@ def denoise(
     targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
     if noise is None:
         assert seeds is not None
-        doc = branches.pack.rows.doc
-        own = [[v for v in visuals if v.kind == LATENTS and doc[v.rows[0]] == d] for d in range(len(requests))]
-        noise = [target_noise(o, model.config.latent_channels, seed) for o, seed in zip(own, seeds, strict=True)]
+        noise = _noises(branches, model.config.latent_channels, seeds)
     x = torch.cat([part.to(model.device) for part in noise]).float()
     lengths = [v.rows[1] - v.rows[0] for v in targets]
     moves = torch.cat([torch.arange(n) >= v.given for v, n in zip(targets, lengths, strict=True)]).to(model.device)
@@ -293,6 +291,14 @@ def denoise(
         if stops is not None and stops():
             break
     return [part.reshape(*v.grid, -1) for part, v in zip(x.split(lengths), targets, strict=True)]
+
+
+def _noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Generator]) -> list[Tensor]:
+    """The starting noise of every request."""
+    packed, count = branches.pack, branches.requests
+    doc = packed.rows.doc
+    own = [[v for v in packed.visuals if v.kind == LATENTS and doc[v.rows[0]] == d] for d in range(count)]
+    return [target_noise(o, channels, seed) for o, seed in zip(own, seeds, strict=True)]
 
 
 def among(run: Run, lengths: Sequence[int], wanted: Callable[[], Sequence[bool]]) -> Run:
