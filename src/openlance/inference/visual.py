@@ -266,10 +266,7 @@ def denoise(
         if v.given:
             part[: v.given] = known
     denoiser = Denoiser(model, branches, features, context, s.cached, store, s.compile, shared, on_pass)
-    run: Run = denoiser.run
-    if wanted is not None and not s.compile and shared is None:
-        run = among(run, lengths, wanted)
-    run = StepCache(run, lengths, s.step_cache) if s.step_cache else run
+    run = _runs(denoiser, lengths, s, wanted)
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
     times, solver, guided_before = schedule(s.num_inference_steps, s.shift), SOLVERS[s.solver](), 0
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
@@ -299,6 +296,16 @@ def _noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Gener
     doc = packed.rows.doc
     own = [[v for v in packed.visuals if v.kind == LATENTS and doc[v.rows[0]] == d] for d in range(count)]
     return [target_noise(o, channels, seed) for o, seed in zip(own, seeds, strict=True)]
+
+
+def _runs(
+    denoiser: Denoiser, lengths: Sequence[int], s: Sampling, wanted: Callable[[], Sequence[bool]] | None
+) -> Run:  # fmt: skip
+    """What gives the velocities of a step."""
+    run: Run = denoiser.run
+    if wanted is not None and denoiser.shared is None and not denoiser.compile:
+        run = among(run, lengths, wanted)
+    return StepCache(run, lengths, s.step_cache) if s.step_cache else run
 
 
 def among(run: Run, lengths: Sequence[int], wanted: Callable[[], Sequence[bool]]) -> Run:
