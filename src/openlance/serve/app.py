@@ -56,7 +56,7 @@ def create_app(pipe: LancePipeline, config: ServeConfig) -> FastAPI:
     metrics.watch(lambda: len(worker.pending))
     serving = Serving(
         pipe=pipe, config=config, metrics=metrics, worker=worker, store=Store(config),
-        pool=ThreadPoolExecutor(2, "openlance-media"),
+        pool=ThreadPoolExecutor(8 if config.media_hosts else 2, "openlance-media"),  # a fetch waits more than it works
     )  # fmt: skip
 
     @asynccontextmanager
