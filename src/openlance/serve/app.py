@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import sqlite3
@@ -12,7 +11,6 @@ import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -26,21 +24,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openlance.config.versions import versions
 from openlance.errors import UserError
-from openlance.serve import chat, images, videos
+from openlance.serve import admin, chat, images, videos
 from openlance.serve.bodies import unknown_model
 from openlance.serve.config import ServeConfig
 from openlance.serve.failures import Failure, failure_of
+from openlance.serve.keys import opens
 from openlance.serve.metrics import Metrics
 from openlance.serve.serving import Serving
 from openlance.serve.store import Store
-from openlance.serve.worker import Worker
+from openlance.serve.worker import REQUEST_ID, Worker
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
 
 log = logging.getLogger("openlance.serve")
-REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="")
-OPEN = ("/health", "/ready", "/metrics", "/files/")  # a file is found by whoever was told its name
+# A file is found by whoever was told its name, and /admin asks for its own key.
+OPEN = ("/health", "/ready", "/metrics", "/files/", "/admin/")
 METHODS = ("GET", "POST", "DELETE", "OPTIONS", "HEAD")
 SWEPT = 60.0  # seconds between two looks at what is too old
 LAST_STEP = 5.0  # seconds that a step may still take at the end
@@ -57,7 +56,7 @@ def create_app(pipe: LancePipeline, config: ServeConfig) -> FastAPI:
     metrics.watch(lambda: len(worker.pending))
     serving = Serving(
         pipe=pipe, config=config, metrics=metrics, worker=worker, store=Store(config),
-        pool=ThreadPoolExecutor(2, "openlance-media"),
+        pool=ThreadPoolExecutor(8 if config.media_hosts else 2, "openlance-media"),  # a fetch waits more than it works
     )  # fmt: skip
 
     @asynccontextmanager
@@ -75,6 +74,8 @@ def create_app(pipe: LancePipeline, config: ServeConfig) -> FastAPI:
     app.state.serving = serving
     for part in (images, videos, chat):
         app.include_router(part.routes(serving))
+    if config.admin_key:
+        app.include_router(admin.routes(serving))
     _operations(app, serving)
     for kind in (Failure, UserError, ValidationError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _told)
@@ -172,12 +173,7 @@ class Guard:
             await self.app(scope, limited, send)
 
     def _may(self, path: str, authorization: str) -> bool:
-        if not self.config.api_keys or path.startswith(OPEN):
-            return True
-        scheme, _, said = authorization.partition(" ")
-        # Every key is compared, so that the time tells nothing.
-        same = [hmac.compare_digest(said.strip().encode(), key.encode()) for key in self.config.api_keys]
-        return scheme.lower() == "bearer" and any(same)
+        return not self.config.api_keys or path.startswith(OPEN) or opens(authorization, self.config.api_keys)
 
 
 class Watch:

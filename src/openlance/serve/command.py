@@ -8,8 +8,10 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +21,8 @@ from typer import Option
 from openlance.cli import options
 from openlance.errors import UserError
 
-KEYS = "OPENLANCE_API_KEYS"
+KEYS, ADMIN_KEY = "OPENLANCE_API_KEYS", "OPENLANCE_ADMIN_KEY"
+HOST = re.compile(r"[\w.-]+(:\d{1,5})?", re.ASCII)
 
 app = typer.Typer(add_completion=False)
 
@@ -32,9 +35,17 @@ def serve(
     api_key: Annotated[
         list[str] | None, Option(help=f"Key that clients need; repeat it for several.  \\[default: ${KEYS}, a,b,c]")
     ] = None,
+    admin_key: Annotated[
+        str | None, Option(help=f"Key of the routes under /admin; none: no such routes.  \\[default: ${ADMIN_KEY}]")
+    ] = None,
     name: Annotated[str | None, Option(help="Name of the model in the API.  \\[default: that of --model]")] = None,
     folder: Annotated[Path, Option(help="Folder of jobs and files, for one server.")] = Path("outputs/serve"),
     origin: Annotated[list[str] | None, Option(help="Origin of web pages that may call (CORS); repeatable.")] = None,
+    media_host: Annotated[
+        list[str] | None,
+        Option(help="Host, or host:port, whose images and videos may be named by address; repeatable."),
+    ] = None,
+    media_private: Annotated[bool, Option("--media-private", help="These hosts may be on a private network.")] = False,
     queue: Annotated[int, Option(min=1, help="Results that may wait before others get status 429.")] = 64,
     keep_hours: Annotated[float, Option(min=0.01, help="Hours for which finished files are kept.")] = 24,
     keep_gb: Annotated[float, Option(min=0.001, help="Gigabytes of finished files to keep.")] = 4,
@@ -44,6 +55,10 @@ def serve(
     """Serve images, videos and chat to clients of the OpenAI API, until Ctrl-C."""
     said = api_key or os.environ.get(KEYS, "").split(",")
     keys = tuple(key.strip() for key in said if key.strip())
+    admin = (os.environ.get(ADMIN_KEY, "") if admin_key is None else admin_key).strip()
+    if admin and admin in keys:
+        raise UserError("the admin key is one of the API keys, which clients have: choose another")
+    hosts = _hosts(media_host or (), media_private)
     options.check_writable(folder)
     _check_address(host, port)
     try:
@@ -59,10 +74,23 @@ def serve(
     if not keys and not _loopback(host):
         logging.getLogger("openlance.serve").warning("%s is open to everyone who reaches it: give --api-key", host)
     config = ServeConfig(
-        name=name or checkpoint.model, folder=folder, api_keys=keys, origins=tuple(origin or ()), queued=queue,
+        name=name or checkpoint.model, folder=folder, api_keys=keys, admin_key=admin, media_hosts=hosts,
+        media_private=media_private, origins=tuple(origin or ()), queued=queue,
         keep=keep_hours * 3600, keep_bytes=int(keep_gb * 1e9),
     )  # fmt: skip
     Server(create_app(checkpoint.load(), config), host, port).run()
+
+
+def _hosts(said: Sequence[str], private: bool) -> tuple[str, ...]:
+    """Hosts in the form that is compared. UserError for what is none."""
+    if private and not said:
+        raise UserError("--media-private is about the hosts of --media-host: give one")
+    for one in said:
+        if not HOST.fullmatch(one):
+            raise UserError(
+                f"--media-host {one}: expected a host's name alone, such as example.com or example.com:8443"
+            )
+    return tuple(one.lower() for one in said)
 
 
 def _check_address(host: str, port: int) -> None:

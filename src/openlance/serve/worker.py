@@ -2,7 +2,8 @@
 
 Every result that a client wants is an item. The oldest item heads the next pass, so that nothing starves; items of the
 same settings join it in the order in which they came, whatever their sizes, up to a number of latent cells. An idle
-worker begins at once; one that has just served several waits a moment for as many to come back.
+worker begins at once; one that has just served some waits a moment for them to come back, since whoever misses a pass
+waits for two.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+import uuid
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from openlance.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
+REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="")  # of the request that is being answered
 MOST_DEFECTS = 3  # in a row: then the worker counts as broken, as after a fault of the GPU
 
 
@@ -79,6 +83,7 @@ class Item:
         result: A video or an answer, or why there is none.
         stopped: Whether nobody wants it any more.
         told: What the listener has of an answer.
+        origin: The id of the request that wants it.
         arrived: By `time.monotonic`.
     """
 
@@ -92,6 +97,7 @@ class Item:
     result: Future[Any] = field(default_factory=Future)
     stopped: bool = False
     told: str = ""
+    origin: str = field(default_factory=lambda: REQUEST_ID.get() or f"item_{uuid.uuid4().hex}")
     arrived: float = 0.0
 
     @property
@@ -123,6 +129,7 @@ class Worker:
         self.pending: list[Item] = []
         self.running: list[Item] = []
         self.changed = threading.Condition()
+        self.draining = False  # whether it ends what is there and takes nothing new
         self.closed = False
         self.loaded = False
         self.spent = 0.0  # seconds of the last pass
@@ -138,6 +145,8 @@ class Worker:
         with self.changed:
             if self.closed:
                 raise shutting_down()
+            if self.draining:
+                raise Failure("the server takes nothing new for now", status=503, code="draining", retry_after=10)
             if self.thread.ident is not None and not self.thread.is_alive():
                 raise Failure("the worker has ended; the log says why", status=503, code="worker_ended")
             if len(self.pending) + len(items) > self.config.queued:
@@ -158,6 +167,11 @@ class Worker:
                     self.pending.remove(item)
                     item.settle(cancelled())
 
+    def items(self) -> tuple[list[Item], list[Item]]:
+        """What runs, and what waits."""
+        with self.changed:
+            return [item for item in self.running if not item.result.done()], list(self.pending)
+
     @property
     def state(self) -> str:
         """ "ready", or why not."""
@@ -167,6 +181,8 @@ class Worker:
             return "the worker has ended"
         if not self.loaded:
             return "loading"
+        if self.draining:
+            return "draining"
         if self.defects >= MOST_DEFECTS:
             return "the last results all failed; the log says why"
         stuck = self.running and time.monotonic() - self.beat > self.config.stalled
@@ -211,10 +227,12 @@ class Worker:
     def _take(self) -> list[Item]:
         """The next pass, empty when there is none any more."""
         with self.changed:
-            back, self.running = len(self.running), []
-            until = time.monotonic() + self.config.share * self.spent
-            while 1 < back > len(self.pending) and not self.closed and time.monotonic() < until:
-                if not self.changed.wait(self.config.window):
+            expected, self.running = len(self.pending) + len(self.running), []
+            patience = self.config.share * self.spent
+            until, gap = time.monotonic() + patience, max(self.config.window, patience / 4)
+            while len(self.pending) < expected and sum(item.cells for item in self.pending) < self.most:
+                left = min(until - time.monotonic(), gap)
+                if self.closed or left <= 0 or not self.changed.wait(left):
                     break  # nobody comes any more
             self.changed.wait_for(lambda: self.closed or self.pending)
             if not self.pending:
@@ -241,7 +259,7 @@ class Worker:
             write = self._write if isinstance(batch[0].how, Decoding) else self._draw
             values = write(batch)
             self.defects = 0
-            for item, value in zip(batch, values, strict=True):
+            for item, value in values.items():
                 item.settle(value)
             return
         except _NobodyWaits:
@@ -279,7 +297,8 @@ class Worker:
                 item.settle(shutting_down() if self.closed else cancelled())
         return [item for item in batch if not item.stopped]
 
-    def _draw(self, batch: Sequence[Item]) -> list[Clip]:
+    def _draw(self, batch: Sequence[Item]) -> Mapping[Item, Clip]:
+        """The results of those who stay to the end; the rows of the others are left out from the next step on."""
         how = batch[0].how
         assert isinstance(how, Sampling)
         pipe, requests = self.pipe, [item.request for item in batch]
@@ -305,11 +324,18 @@ class Worker:
 
         seeds, negatives = [item.seed for item in batch], [item.negative for item in batch]
         with self.metrics.phase("denoise"):
-            made = pipe.fill_latents(requests, how, seeds, on_step=on_step, after_step=after_step, negatives=negatives)
+            made = pipe.fill_latents(
+                requests, how, seeds, on_step=on_step, after_step=after_step, negatives=negatives,
+                wanted=lambda: [not item.stopped for item in batch],
+            )  # fmt: skip
+        left = self._wanted(batch)
+        at = [n for n, item in enumerate(batch) if item in left]
         with self.metrics.phase("decode"):
-            return pipe.signed(pipe.decode_latents(made), requests, how, seeds, negatives)
+            clips = pipe.decode_latents([made[n] for n in at])
+        own, seeds, negatives = [batch[n].request for n in at], [seeds[n] for n in at], [negatives[n] for n in at]
+        return dict(zip(left, pipe.signed(clips, own, how, seeds, negatives), strict=True))
 
-    def _write(self, batch: Sequence[Item]) -> Sequence[Any]:
+    def _write(self, batch: Sequence[Item]) -> Mapping[Item, Any]:
         how = batch[0].how
         assert isinstance(how, Decoding)
         shown = [Shown(self.pipe.tokenizer, _pieces(item), how.stop) for item in batch]
@@ -323,7 +349,7 @@ class Worker:
             answers = self.pipe.fill_text([item.request for item in batch], how, generator, on_token)
         for told, answer in zip(shown, answers, strict=True):
             told.up_to(answer)
-        return answers
+        return dict(zip(batch, answers, strict=True))
 
 
 def _pieces(item: Item) -> Callable[[str], None]:
