@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,15 @@ def serve(
     queue: Annotated[int, Option(min=1, help="Results that may wait before others get status 429.")] = 64,
     keep_hours: Annotated[float, Option(min=0.01, help="Hours for which finished files are kept.")] = 24,
     keep_gb: Annotated[float, Option(min=0.001, help="Gigabytes of finished files to keep.")] = 4,
+    ray: Annotated[bool, Option("--ray", help="Run the model on replicas of Ray Serve.")] = False,
+    address: Annotated[
+        str | None, Option(help="Ray cluster: HOST:PORT, or auto.  \\[default: $RAY_ADDRESS, or a new one here]")
+    ] = None,
+    min_replicas: Annotated[int, Option(min=1, help="Replicas of each checkpoint.")] = 1,
+    max_replicas: Annotated[int | None, Option(min=1, help="As many when busy.  \\[default: one per GPU]")] = None,
+    target_requests: Annotated[
+        int | None, Option(min=1, help="Requests of a replica at which more start.  \\[default: what one pass holds]")
+    ] = None,
     *,
     checkpoint: options.Checkpoint,
 ) -> None:
@@ -62,7 +72,18 @@ def serve(
         name=name or checkpoint.model, folder=folder, api_keys=keys, origins=tuple(origin or ()), queued=queue,
         keep=keep_hours * 3600, keep_bytes=int(keep_gb * 1e9),
     )  # fmt: skip
-    Server(create_app(checkpoint.load(), config), host, port).run()
+    if not ray:
+        if address or max_replicas or target_requests or min_replicas > 1:
+            raise UserError("--address and the options for replicas do nothing on their own: add --ray")
+        Server(create_app(checkpoint.load(), config), host, port).run()
+        return
+    from openlance.serve.cluster import Cluster, connected
+
+    checkpoint = checkpoint.anywhere()
+    pipe = checkpoint.load()
+    with connected(address):
+        replicas = partial(Cluster, load=checkpoint.load, least=min_replicas, most=max_replicas, target=target_requests)
+        Server(create_app(pipe, config, replicas), host, port).run()
 
 
 def _check_address(host: str, port: int) -> None:
