@@ -57,7 +57,8 @@ class Replica:
     def __init__(self, load: Callable[[], LancePipeline], config: ServeConfig, clips: bool) -> None:
         from ray import serve
 
-        self.name = serve.get_replica_context().replica_tag
+        context = serve.get_replica_context()
+        self.name = f"{context.app_name}-{context.replica_tag}"
         self.metrics = Metrics()
         self.worker = Worker(load(), config, self.metrics, clips)
         self.worker.thread.start()
@@ -135,13 +136,14 @@ class Cluster:
 
     def cancel(self, items: Sequence[Item]) -> None:
         """Settle items, and stop a request at its replica's next step when nobody wants anything more of it."""
+        items = [item for item in items if not item.result.done()]
         with self.lock:
             calls = [self.calls[item] for item in items if item in self.calls]
         for item in items:
             item.stopped = True
             item.settle(shutting_down() if self.closed else cancelled())
         for call, together in calls:
-            if all(item.stopped for item in together):
+            if all(item.result.done() for item in together):
                 call.cancel()
 
     @property
@@ -203,7 +205,12 @@ class Cluster:
         targets = list[serve.RunTarget]()
         for clips in kinds:
             target = self.target or max(room(self.pipe, self.config) // self._usual(clips), 1)
-            scaled = {"min_replicas": self.least, "max_replicas": most, "target_ongoing_requests": target}
+            scaled = {
+                "min_replicas": self.least,
+                "max_replicas": most,
+                "target_ongoing_requests": target,
+                "upscale_delay_s": 10,
+            }
             deployment = serve.deployment(
                 **({"num_replicas": most} if most == self.least else {"autoscaling_config": scaled}),
                 max_ongoing_requests=2 * target,  # a pass, and what comes after it
@@ -336,7 +343,11 @@ def connected(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise UserError("replicas need Ray: pip install 'openlance[scale]', or leave --ray out") from error
     try:
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        for name in ("ray", "ray.serve"):  # in our form, to our handler
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [], True
+            logger.setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")  # our server is the only one
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
