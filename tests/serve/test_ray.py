@@ -174,7 +174,8 @@ def test_clips_come_from_the_other_checkpoint(running, local, until):
     (alone,) = local.generate_video(["a red circle moves left"], **how)
     (other,) = openlance.load("nano").generate_video(["a red circle moves left"], **how)
     found = frames(client, job).astype(int)
-    assert np.abs(found - alone.pixels).mean() < 4 < np.abs(found - other.pixels).mean()  # H.264
+    near, far = (np.abs(found - clip.pixels).mean() for clip in (alone, other))
+    assert near < 8 < 24 < far  # H.264 of what is nearly noise
     assert client.videos.download_content(job.id, variant="thumbnail").read()
     assert client.videos.delete(job.id).deleted
     with pytest.raises(openai.NotFoundError):

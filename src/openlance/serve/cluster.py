@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LOOK = 1.0  # seconds between two looks at the replicas
-LET_GO = 2.0  # seconds that a replica has to end
+PATIENCE = 2.0  # seconds for an address to answer, and for replicas to hear of the end
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Cluster:
                 await asyncio.wait_for(self.ended.wait(), LOOK)
             await asyncio.to_thread(self._look, names)
         if calls := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(calls, timeout=LET_GO)
+            await asyncio.wait(calls, timeout=PATIENCE)
         await asyncio.to_thread(_delete, names)
 
     def _deploy(self) -> list[str]:
@@ -214,7 +215,7 @@ class Cluster:
             deployment = serve.deployment(
                 **({"num_replicas": most} if most == self.least else {"autoscaling_config": scaled}),
                 max_ongoing_requests=2 * target,  # a pass, and what comes after it
-                ray_actor_options=share, graceful_shutdown_timeout_s=LET_GO, health_check_period_s=5,
+                ray_actor_options=share, graceful_shutdown_timeout_s=self.config.stalled, health_check_period_s=5,
                 logging_config={"enable_access_log": False, "log_level": "WARNING"},
             )(Replica)  # fmt: skip
             name = "-".join(["openlance", re.sub(r"\W+", "-", self.config.name), "videos" if clips else "images"])
@@ -343,13 +344,16 @@ def connected(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise UserError("replicas need Ray: pip install 'openlance[scale]', or leave --ray out") from error
     try:
+        host, _, port = address.rpartition(":")
+        if host and port.isdecimal():  # Ray itself would try for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
         ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
         for name in ("ray", "ray.serve"):  # in our form, to our handler
             logger = logging.getLogger(name)
             logger.handlers, logger.propagate = [], True
             logger.setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")  # our server is the only one
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot join a Ray cluster at {address!r} ({error}): start one, or give another --address"
         ) from error
