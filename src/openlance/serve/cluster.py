@@ -201,7 +201,7 @@ class Cluster:
         kinds = (False, True)[: len(self.pipe.parts.files.decoders)]  # whether it is for videos
         if (gpus or cpus) < self.least * len(kinds):
             kinds = (False,)  # which does both
-        most = max(self.most or (gpus // len(kinds) if gpus else self.least), self.least)
+        most = self.most or max(gpus // len(kinds), self.least)
         share = {"num_gpus": 1} if gpus else {"num_cpus": min(max(cpus // (most * len(kinds)), 1), largest)}
         targets = list[serve.RunTarget]()
         for clips in kinds:

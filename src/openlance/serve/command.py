@@ -77,6 +77,8 @@ def serve(
             raise UserError("--address and the options for replicas do nothing on their own: add --ray")
         Server(create_app(checkpoint.load(), config), host, port).run()
         return
+    if max_replicas is not None and max_replicas < min_replicas:
+        raise UserError(f"--max-replicas {max_replicas} is below --min-replicas {min_replicas}: give as many or more")
     from openlance.serve.cluster import Cluster, connected
 
     checkpoint = checkpoint.anywhere()
