@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from openlance.serve.config import ServeConfig
 
 log = logging.getLogger(__name__)
+GROWS = {"upscale_delay_s": 10}  # results take seconds: what lasts longer is a queue
 LOOK = 1.0  # seconds between two looks at the replicas
 PATIENCE = 2.0  # seconds for an address to answer, and for replicas to hear of the end
 
@@ -183,9 +184,9 @@ class Cluster:
         except Exception as error:  # noqa: BLE001  Ray may be gone: clients are told
             self._give_up(error)
         while not self.ended.is_set():
+            await asyncio.to_thread(self._look, names)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), LOOK)
-            await asyncio.to_thread(self._look, names)
         if calls := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(calls, timeout=PATIENCE)
         await asyncio.to_thread(_delete, names)
@@ -201,19 +202,16 @@ class Cluster:
         kinds = (False, True)[: len(self.pipe.parts.files.decoders)]  # whether it is for videos
         if (gpus or cpus) < self.least * len(kinds):
             kinds = (False,)  # which does both
-        most = self.most or max(gpus // len(kinds), self.least)
+        if (gpus or cpus) < self.least:
+            log.warning("%d replicas have to wait until Ray has more than %d", self.least, gpus or cpus)
+        most = self.most or max(gpus - self.least * (len(kinds) - 1), self.least)
         share = {"num_gpus": 1} if gpus else {"num_cpus": min(max(cpus // (most * len(kinds)), 1), largest)}
         targets = list[serve.RunTarget]()
         for clips in kinds:
             target = self.target or max(room(self.pipe, self.config) // self._usual(clips), 1)
-            scaled = {
-                "min_replicas": self.least,
-                "max_replicas": most,
-                "target_ongoing_requests": target,
-                "upscale_delay_s": 10,
-            }
+            scaled = {"min_replicas": self.least, "max_replicas": most, "target_ongoing_requests": target}
             deployment = serve.deployment(
-                **({"num_replicas": most} if most == self.least else {"autoscaling_config": scaled}),
+                **({"num_replicas": most} if most == self.least else {"autoscaling_config": scaled | GROWS}),
                 max_ongoing_requests=2 * target,  # a pass, and what comes after it
                 ray_actor_options=share, graceful_shutdown_timeout_s=self.config.stalled, health_check_period_s=5,
                 logging_config={"enable_access_log": False, "log_level": "WARNING"},
@@ -236,18 +234,19 @@ class Cluster:
         from ray.serve.schema import ReplicaState
 
         try:
-            found = serve.status().applications
+            every = serve.status().applications
+            found = {name: every[name] for name in names}
         except Exception:  # noqa: BLE001  Ray replaces its controller too
-            log.exception("Ray does not say how its replicas are")
+            if any(self.running.values()):  # once
+                log.exception("Ray does not say how its replicas are")
             self.running = dict.fromkeys(names, 0)
             return
-        for name in names:
-            if found[name].status == "DEPLOY_FAILED":
-                return self._give_up(found[name].message)
-        each = {name: found[name].deployments.values() for name in names}
-        running = {
-            name: sum(one.replica_states.get(ReplicaState.RUNNING, 0) for one in ones) for name, ones in each.items()
-        }
+        running = dict.fromkeys(names, 0)
+        for name, one in found.items():
+            if one.status == "DEPLOY_FAILED":
+                return self._give_up(one.message)
+            for deployment in one.deployments.values():
+                running[name] += deployment.replica_states.get(ReplicaState.RUNNING, 0)
         if self.running or all(running.values()):  # before, they load
             self.running = running
 
@@ -255,10 +254,10 @@ class Cluster:
         log.error("the replicas could not be started: %s", why)
         with self.lock:
             self.problem = "the replicas could not be started; the log says why"
-            items = list(self.calls)
-        for item in items:
+            calls = list(self.calls.items())
+        for item, (call, _) in calls:
             item.settle(Failure(self.problem, status=503, code="worker_ended"))
-        self.cancel(items)
+            call.cancel()
 
     async def _follow(self, items: Sequence[Item]) -> None:
         """Send a request to a replica, and hear what becomes of it."""
