@@ -244,7 +244,7 @@ class Cluster:
         running = dict.fromkeys(names, 0)
         for name, one in found.items():
             if one.status == "DEPLOY_FAILED":
-                return self._give_up(one.message)
+                return self._give_up(" ".join([one.message, *(each.message for each in one.deployments.values())]))
             for deployment in one.deployments.values():
                 running[name] += deployment.replica_states.get(ReplicaState.RUNNING, 0)
         if self.running or all(running.values()):  # before, they load
