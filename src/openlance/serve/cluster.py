@@ -184,7 +184,8 @@ class Cluster:
         except Exception as error:  # noqa: BLE001  Ray may be gone: clients are told
             self._give_up(error)
         while not self.ended.is_set():
-            await asyncio.to_thread(self._look, names)
+            if not self.problem:
+                await asyncio.to_thread(self._look, names)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), LOOK)
         if calls := asyncio.all_tasks() - {asyncio.current_task()}:
