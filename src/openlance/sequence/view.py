@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 import torch
 
 from openlance.sequence import segment as values
-from openlance.sequence.explain import Explanation, Split
+from openlance.sequence.explain import Ends, Explanation, Split
 from openlance.sequence.segment import LATENTS, PATCH, PROMPT, REFERENCE, SOURCE, TARGET, TEMPLATE, TEXT, visible
 
 NAMES = {
@@ -52,7 +52,7 @@ font-size:11px;white-space:pre}
 .openlance-sequence .title{font-size:17px;font-weight:650}.openlance-sequence .name{font-weight:650}
 .openlance-sequence .count{font-size:19px;font-weight:650;text-anchor:middle}
 .openlance-sequence .middle{text-anchor:middle}.openlance-sequence .end{text-anchor:end}
-.openlance-sequence .shift{fill:var(--moved)}
+.openlance-sequence .moved{fill:var(--moved)}
 """.strip()
 
 
@@ -71,7 +71,7 @@ def svg(found: Explanation, title: str = "") -> str:
     width = max(edges[-1] + RIGHT, LEAST)
     table, bottom = _table(found, edges)
     top = bottom + 46
-    count = f"{len(found.splits)} splits, {found.tokens} tokens"
+    count = f"{len(found.splits)} splits, {found.tokens:,} tokens"
     title = title or "A sequence"
     height = top + MASK + 34
     said = "; ".join(f"{n} {_name(found, s)}, {s.tokens} tokens" for n, s in enumerate(found.splits, start=1))
@@ -119,7 +119,7 @@ def _bar(found: Explanation, n: int, x: int, width: int) -> str:
     if 0 < moved < latents:
         parts.append(_words(x + 8, TOP + BAR - 8, "given"))
     parts += [
-        _words(x + 8, TOP + 16, str(n + 1), "name"), _words(x + inner / 2, TOP + 38, f"{split.tokens}", "count"),
+        _words(x + 8, TOP + 16, str(n + 1), "name"), _words(x + inner / 2, TOP + 38, f"{split.tokens:,}", "count"),
         f"<title>{_safe(f'{_name(found, split)}, rows {split.first} to {split.last}: {split.content}')}</title>",
     ]  # fmt: skip
     return f"<g>{''.join(parts)}</g>"
@@ -137,8 +137,12 @@ def _table(found: Explanation, edges: list[int]) -> tuple[list[str], int]:
             made.append(_words(x + 2, y, _cut(cell(split), after - x - 8, letter), style))
         y += LINE
 
-    def span(axis: int, ends: Callable[[Split], tuple]) -> Callable[[Split], str]:
+    def places(axis: int, ends: Callable[[Split], Ends]) -> Callable[[Split], str]:
         return lambda s: _span(*(end[axis] for end in ends(s)))
+
+    def before(axis: int) -> Callable[[Split], str]:
+        at, now = places(axis, lambda s: s.index), places(axis, lambda s: s.shifted)
+        return lambda s: "" if at(s) == now(s) else at(s)
 
     line("", lambda s: _name(found, s), "name")
     line("", lambda s: s.content, "mono soft")
@@ -150,16 +154,11 @@ def _table(found: Explanation, edges: list[int]) -> tuple[list[str], int]:
     line("loss", lambda s: "–" if s.loss == "-" else s.loss)
     y += 8
     for axis, name in enumerate("thw"):
-        line(f"position {name}" if not axis else name, span(axis, lambda s: s.shifted), "mono")
-    if _shifts(found):
-        line("before MaPE", lambda s: "" if s.index == s.shifted else _before(s), "mono shift")
+        line(name if axis else "position t", places(axis, lambda s: s.shifted), "mono")
+    for axis, name in enumerate("thw"):
+        if any(map(before(axis), found.splits)):
+            line(f"{name} before MaPE", before(axis), "mono moved")
     return made, y - LINE
-
-
-def _before(split: Split) -> str:
-    """The positions that the shift has moved."""
-    before, after = (list(zip(*ends)) for ends in (split.index, split.shifted))  # first and last by axis
-    return " ".join(f"{name} {_span(*a)}" for name, a, b in zip("thw", before, after) if a != b)
 
 
 def _experts(found: Explanation, edges: list[int], y: int) -> Iterator[str]:
@@ -199,7 +198,7 @@ def _mask(found: Explanation, widths: list[int], top: int) -> Iterator[str]:
 def _times(found: Explanation, widths: list[int], x: int, top: int) -> Iterator[str]:
     """How positions go along the sequence: the time of each split, and dashed where it was before MaPE. Its axis is
     that of log(1 + t), for text counts in ones and media may stand at thousands."""
-    right = LEAST - RIGHT
+    right = max(LEFT + sum(widths), LEAST - RIGHT)
     scale = (right - x) / sum(widths)
     most = max(end[0] for split in found.splits for end in (*split.index, *split.shifted))
     up = TIMES / math.log1p(max(most, 1)) * 0.94
