@@ -93,8 +93,8 @@ def test_ctrl_c_stops_what_is_drawn_and_the_dialogue_goes_on(folder, capfd, monk
     pipe = openlance.load("nano")
     fill = pipe.fill_visual
 
-    def interrupted(*given, on_step, **more):
-        return fill(*given, on_step=lambda *_: signal.raise_signal(signal.SIGINT), **more)
+    def interrupted(requests, sampling, seeds, _, **more):
+        return fill(requests, sampling, seeds, lambda *_: signal.raise_signal(signal.SIGINT), **more)
 
     talk = Dialogue(pipe, seed=3, num_inference_steps=1, height=16, width=16)
     session = chat.Session(talk, options.Checkpoint(), folder / "talk")

@@ -214,8 +214,8 @@ class Dialogue:
         turn, seed = turn if self.rewrite is None else self.rewrite(turn), later_seed(self.seed, self.drawn)
         total, hidden = sampling.num_inference_steps, not self.progress
         with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
-            more = {"on_step": lambda *_: bar.update(), "negatives": negatives}
-            clip = self.pipe.fill_visual([self._with_past(turn)], sampling, [seed], **more)[0]
+            past = self._with_past(turn)
+            clip = self.pipe.fill_visual([past], sampling, [seed], lambda *_: bar.update(), negatives=negatives)[0]
         self.drawn += 1
         return self._keep(Turn(said=wanted.text, segments=turns.filled(turn, clip), table=(clip,), seed=seed))
 

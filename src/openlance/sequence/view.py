@@ -31,21 +31,24 @@ LEGEND = {
     "noise": "latents that are denoised; nobody else sees them",
 }  # fmt: skip
 
-LEFT, RIGHT, TOP = 116, 28, 84  # margins in pixels
+LEFT, RIGHT, TOP = 124, 28, 84  # margins in pixels
 NARROW, WIDE = 112, 260  # of a split
 BAR, LINE = 60, 19  # heights
 MASK, STEPS = 330, 24  # side of the mask; most rows of a split that are looked at
 TIMES = 160  # height of the chart of positions
 LEAST = 940  # width of the picture
 
-STYLE = """
-.openlance-sequence{--card:#ffffff;--line:#e2e5ea;--ink:#1d2430;--soft:#687385;--text:#c9d1dc;--patches:#58c4b6;
+DARK = """--card:#171a20;--line:#323844;--ink:#e8ebf0;--soft:#98a2b3;--text:#59657a;--patches:#2f9488;
+--latents:#bd8424;--und:#5fcdbf;--gen:#f0b656;--moved:#c09bf2"""
+STYLE = (
+    f"""
+.openlance-sequence{{--card:#ffffff;--line:#e2e5ea;--ink:#1d2430;--soft:#687385;--text:#c9d1dc;--patches:#58c4b6;
 --latents:#f3b54a;--und:#2b8f86;--gen:#b7791f;--moved:#8a4fd0;font-family:ui-sans-serif,system-ui,-apple-system,
-"Segoe UI",Roboto,"DejaVu Sans",sans-serif;font-size:12px}
-@media (prefers-color-scheme:dark){.openlance-sequence{--card:#171a20;--line:#323844;--ink:#e8ebf0;--soft:#98a2b3;
---text:#59657a;--patches:#2f9488;--latents:#bd8424;--und:#5fcdbf;--gen:#f0b656;--moved:#c09bf2}}
-.dark .openlance-sequence{--card:#171a20;--line:#323844;--ink:#e8ebf0;--soft:#98a2b3;--text:#59657a;
---patches:#2f9488;--latents:#bd8424;--und:#5fcdbf;--gen:#f0b656;--moved:#c09bf2}
+"Segoe UI",Roboto,"DejaVu Sans",sans-serif;font-size:12px}}
+@media (prefers-color-scheme:dark){{.openlance-sequence{{{DARK}}}}}
+.dark .openlance-sequence{{{DARK}}}
+""".strip()
+    + """
 .openlance-sequence text{fill:var(--ink)}.openlance-sequence .soft{fill:var(--soft)}
 .openlance-sequence .mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
 font-size:11px;white-space:pre}
@@ -53,7 +56,8 @@ font-size:11px;white-space:pre}
 .openlance-sequence .count{font-size:19px;font-weight:650;text-anchor:middle}
 .openlance-sequence .middle{text-anchor:middle}.openlance-sequence .end{text-anchor:end}
 .openlance-sequence .moved{fill:var(--moved)}
-""".strip()
+"""
+)
 
 
 def svg(found: Explanation, title: str = "") -> str:
