@@ -84,6 +84,11 @@ def test_any_words_give_a_whole_file_that_needs_nothing_else(tiny, prompt):
     assert len(drawn) < 80_000
 
 
+def test_two_drawings_in_one_page_share_nothing(tiny):
+    ids = [set(re.findall(r'id="([^"]+)"', svg(found(tiny, task)))) for task in ("flf2v", "t2i")]
+    assert all(ids) and not ids[0] & ids[1]
+
+
 def test_a_drawing_is_always_the_same(tiny):
     assert svg(found(tiny, "flf2v")) == svg(found(tiny, "flf2v"))
     assert "answer" in texts(svg(found(tiny, "x2t_image", fill="three of them.")))

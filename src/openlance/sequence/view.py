@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from random import Random
 from xml.sax.saxutils import escape
+from zlib import crc32
 
 import torch
 
@@ -79,7 +80,7 @@ def svg(found: Explanation, title: str = "") -> str:
     title = title or "A sequence"
     height = top + MASK + 34
     said = "; ".join(f"{n} {_name(found, s)}, {s.tokens} tokens" for n, s in enumerate(found.splits, start=1))
-    return "\n".join([
+    drawn = "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" class="openlance-sequence" role="img" width="{width}" '
         f'height="{height}" viewBox="0 0 {width} {height}">',
         f"<title>{_safe(title)}</title><desc>{_safe(said)}</desc>", f"<style>{STYLE}</style>", _pattern(),
@@ -87,8 +88,10 @@ def svg(found: Explanation, title: str = "") -> str:
         _words(28, 38, _cut(title, width - 60, 9), "title"), _words(28, 59, count, "soft"),
         *(_bar(found, n, edges[n], widths[n]) for n in range(len(widths))), *table,
         *_mask(found, widths, top), *_times(found, widths, LEFT + MASK + 88, top),
-        *_legend(found, LEFT + MASK + 88, top + TIMES + 46), "</svg>",
-    ]) + "\n"  # fmt: skip
+        *_legend(found, LEFT + MASK + 88, top + TIMES + 46), "</svg>\n",
+    ])  # fmt: skip
+    # Of several pictures in one page, one that is hidden must not take the pattern of the others along.
+    return drawn.replace("openlance-noise", f"openlance-noise-{crc32(drawn.encode()):08x}")
 
 
 def _widths(splits: list[Split]) -> list[int]:
@@ -117,9 +120,11 @@ def _bar(found: Explanation, n: int, x: int, width: int) -> str:
     shape = f'y="{TOP}" height="{BAR}" rx="8"'
     parts = [f'<rect x="{x}" width="{inner}" {shape} fill="var(--{kind})"/>']
     if moved:
-        clip = f'<clipPath id="openlance-{n}"><rect x="{x}" width="{inner}" {shape}/></clipPath>'
-        parts += [clip, f'<rect x="{x + inner - noise:.1f}" y="{TOP}" width="{noise:.1f}" height="{BAR}" '
-                  f'fill="url(#openlance-noise)" clip-path="url(#openlance-{n})"/>']  # fmt: skip
+        start, round_ = x + inner - noise, "a8 8 0 0 1"
+        left = f"M{x + 8} {TOP + BAR}{round_} -8 -8v{16 - BAR}{round_} 8 -8" if moved == latents else (
+            f"M{start:.1f} {TOP + BAR}V{TOP}")  # fmt: skip
+        path = f"{left}H{x + inner - 8}{round_} 8 8v{BAR - 16}{round_} -8 8z"
+        parts.append(f'<path d="{path}" fill="url(#openlance-noise)"/>')
     if 0 < moved < latents:
         parts.append(_words(x + 8, TOP + BAR - 8, "given"))
     parts += [
