@@ -1,6 +1,8 @@
 """The commands that draw, with one step of nano: which file comes of what, and what is said on which stream."""
 
 import io
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +82,28 @@ def test_a_dialogue_makes_clips_and_branches(folder, capfd, monkeypatch):
     assert "branch 2, from turn 1; /switch 1 goes back\n" in out and "branch 1, after 'make it blue'\n" in out
     assert out.count("a red circle  ->  image") == 2 and "  2  a star  ->  video of 5 frames\n" in out
     assert out.endswith("branch 3, from turn 0; /switch 1 goes back\nno turns yet\n")
+
+
+def test_ctrl_c_stops_what_is_drawn_and_the_dialogue_goes_on(folder, capfd, monkeypatch):
+    """A signal in the middle of a turn, at a terminal."""
+    from openlance.cli import chat, options
+    from openlance.inference.dialogue import Dialogue
+
+    monkeypatch.setattr(options, "is_terminal", lambda stream: stream is sys.stdin)
+    pipe = openlance.load("nano")
+    fill = pipe.fill_visual
+
+    def interrupted(requests, sampling, seeds, _, **more):
+        return fill(requests, sampling, seeds, lambda *_: signal.raise_signal(signal.SIGINT), **more)
+
+    talk = Dialogue(pipe, seed=3, num_inference_steps=1, height=16, width=16)
+    session = chat.Session(talk, options.Checkpoint(), folder / "talk")
+    monkeypatch.setattr(pipe, "fill_visual", interrupted)
+    assert session.handle("draw a ring") and talk.turns == []
+    monkeypatch.setattr(pipe, "fill_visual", fill)
+    assert session.handle("draw a ring") and talk.turns[0].seed == 3
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{folder}/talk/000.png") and err == "stopped; nothing has changed\n"
 
 
 def test_a_mistake_in_a_dialogue_is_one_sentence_and_the_rest_goes_on(folder, capfd, monkeypatch):

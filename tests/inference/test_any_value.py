@@ -173,7 +173,7 @@ def of_loading(folder):
 def of_dialogue(talk):
     names = (
         "seed", "history", "height", "width", "max_new_tokens", "num_inference_steps", "negative_prompt", "enhance",
-        "num_frames", "image", "video", "turns",
+        "num_frames", "image", "video", "turns", "progress",
     )  # fmt: skip
     return {
         **by_name(lambda **o: Dialogue(talk.pipe, **o), {}, *names),

@@ -112,7 +112,7 @@ def test_a_branch_is_the_same_dialogue_until_it_says_something_else(pipe):
 def test_images_and_videos_have_settings_of_their_own(pipe, monkeypatch):
     seen: list = []
 
-    def fill(requests, how, seeds, **_):
+    def fill(requests, how, *_, **__):
         seen.append((requests[0][-1].size, how.num_inference_steps))
         return [Clip(np.zeros((*requests[0][-1].size, 3), np.uint8))]
 

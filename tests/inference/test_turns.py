@@ -71,7 +71,8 @@ def test_what_is_shown_beside_the_words_is_what_they_are_about():
 
 def test_what_cannot_be_made_is_said():
     for call, param in ((lambda: wanted("make it blue", [VIDEO], modalities=["image"]), "modalities"),
-                        (lambda: wanted("animate it", [IMAGE] * 3), None)):  # fmt: skip
+                        (lambda: wanted("animate: it moves", [IMAGE] * 3), None),
+                        (lambda: wanted("animate it", [IMAGE]), None), (lambda: wanted("film:"), None)):  # fmt: skip
         with pytest.raises(UserError) as told:
             call()
         assert told.value.param == param

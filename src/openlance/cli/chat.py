@@ -69,13 +69,15 @@ def chat(
 
     pipe = checkpoint.load()
     pipe.metadata = drawing.metadata
-    session = Session(Dialogue(pipe, max_new_tokens=max_new_tokens, **settings), checkpoint, output)
+    talk = Dialogue(pipe, max_new_tokens=max_new_tokens, progress=options.is_terminal(sys.stderr), **settings)
+    session = Session(talk, checkpoint, output)
     if first is not None:
         session.talk.show(first)
     terminal = options.is_terminal(sys.stdin)
     if terminal:
         where = f"seed {session.talk.seed}, results in {output}/"
         typer.echo(f"{checkpoint.model}, {where}.  /help lists the commands, /quit ends.")
+        typer.echo('Try: "draw a red circle", "make it blue", "what color is it?", "animate: it moves up".')
     mistakes = sum(not session.handle(line) for line in lines())
     if mistakes and not terminal:
         raise typer.Exit(2)
@@ -129,10 +131,14 @@ class Session:
         start = time.perf_counter()
         try:
             if line.startswith("/") and word not in self.commands:
-                raise UserError(f"there is no command {word}: use one of {', '.join(self.commands)}, /quit")
+                raise UserError(f"there is no command {word}: /help lists them")
             turn = self.commands[word](rest.strip()) if line.startswith("/") else self.talk.say(line, options.live())
             if turn is not None:
                 self.show(turn, time.perf_counter() - start)
+        except KeyboardInterrupt:
+            if not options.is_terminal(sys.stdin):
+                raise
+            typer.echo("stopped; nothing has changed", err=True)
         except (ValueError, OSError) as error:
             said = sentence(error)
             if said is None:

@@ -78,6 +78,7 @@ class Dialogue:
         image: What is otherwise for images: height, width, negative_prompt and fields of `Sampling`.
         video: Likewise for videos, and num_frames: `video={"num_frames": 9, "num_inference_steps": 20}`.
         turns: Where it begins, such as the first turns of another dialogue; see `branch`.
+        progress: Whether to show a bar for what takes long.
         **settings: Fields of `Sampling`.
     """
 
@@ -96,12 +97,14 @@ class Dialogue:
         image: Mapping[str, Any] | None = None,
         video: Mapping[str, Any] | None = None,
         turns: Sequence[Turn] = (),
+        progress: bool = False,
         **settings: Any,
     ) -> None:
         self.pipe, self.turns, self.drawn = pipe, _turns(turns), 0
         self.seed = random_seed() if seed is None else seed_of(seed)
         self.history = pipe.defaults.history if history is None else values.whole("history", history, least=0)
         self.decoding, self.rewrite = Decoding(max_new_tokens=max_new_tokens), rewriter(pipe, enhance)
+        self.progress = values.flag("progress", progress)
         d = pipe.defaults
         usual = {"height": d.height, "width": d.width}
         said = _said(settings | {"height": height, "width": width, "negative_prompt": negative_prompt})
@@ -200,6 +203,8 @@ class Dialogue:
         )
 
     def _make(self, wanted: turns.Wanted, how: Mapping[str, Any] | None = None) -> Turn:
+        from tqdm import tqdm
+
         spec, own = wanted.spec, _said(how or {})
         listed(wanted.text, "prompt", "the circle moves left" if spec.makes == "video" else "a red circle")
         usual = {k: v for k, v in self.how[spec.makes].items() if k not in SIZES or k in spec.takes}
@@ -207,7 +212,10 @@ class Dialogue:
         turn = self.pipe.front.request(spec, wanted.text, wanted.clips, asked=asked)
         sampling = self.pipe.sampling([turn], **settings)
         turn, seed = turn if self.rewrite is None else self.rewrite(turn), later_seed(self.seed, self.drawn)
-        clip = self.pipe.fill_visual([self._with_past(turn)], sampling, [seed], negatives=negatives)[0]
+        total, hidden = sampling.num_inference_steps, not self.progress
+        with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
+            past = self._with_past(turn)
+            clip = self.pipe.fill_visual([past], sampling, [seed], lambda *_: bar.update(), negatives=negatives)[0]
         self.drawn += 1
         return self._keep(Turn(said=wanted.text, segments=turns.filled(turn, clip), table=(clip,), seed=seed))
 

@@ -114,10 +114,10 @@ def wanted(
         return ask(text, there)
     still = "image" if "image" in may else "video"
     if "video" in may and (order := ANIMATE.match(text)):
-        rest = text[order.end() :]
+        rest = _moves(text, order)
         return animate(rest, there) if there else draw(rest, "video")
     if "video" in may and not (shown and moving) and (order := FILM.match(text)):
-        rest = text[order.end() :]
+        rest = _moves(text, order)
         return animate(rest, there) if shown else draw(rest, "video")
     if not shown and (order := DRAW.match(text)):
         return draw(text[order.end() :], still)
@@ -129,6 +129,21 @@ def wanted(
         said = 'modalities: a video is to be changed, which makes a video: ask for "video"'
         raise UserError(said, param="modalities")
     return edit(text, there) if moving or still == "image" else animate(text, there)
+
+
+def _moves(text: str, order: re.Match[str]) -> str:
+    """What a video is to show. UserError if there is an order alone."""
+    if rest := text[order.end() :]:
+        return rest
+    raise UserError(
+        f'{text!r} does not say what happens: write for example "{text.rstrip(" ,:")}: the circle moves up"'
+    )
+
+
+def ordered(text: str) -> str | None:
+    """ "image" or "video" where words order one, whatever is there."""
+    text = text.strip()
+    return "video" if ANIMATE.match(text) or FILM.match(text) else "image" if DRAW.match(text) else None
 
 
 # What is said and what was answered, as segments.

@@ -10,12 +10,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from openlance.inference.turns import Heard, newest, retold, table, wanted
+from openlance.inference.turns import Heard, newest, ordered, retold, table, wanted
 from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.serve import media
@@ -120,6 +121,9 @@ def _prepared(serving: Serving, body: ChatBody) -> tuple[Prepared, tasks.TaskSpe
         prepared = serving.answering(
             last.text, last.clips, body.decoding, seed=body.seed, count=body.n, said=said, past=past
         )
+        if (kind := ordered(now.text)) is not None:
+            said = f'this makes text alone: for {kind}s add "{kind}" to "modalities"'
+            prepared = replace(prepared, notices=[*prepared.notices, said])
         return prepared, last.spec
     frames = body.frames(serving.pipe.config.vae.temporal_stride) if last.spec.makes == "video" else None
     if last.spec.sized_by_source:
@@ -158,8 +162,8 @@ def _parts(serving: Serving, message: Message, n: int) -> tuple[str, list[Clip]]
     content = message.content or ""
     parts = [Part(type="text", text=content)] if isinstance(content, str) else content
     texts, clips = list[str](), list[Clip]()
-    for k, part in enumerate([*parts, *message.images, *message.videos]):
-        where = f"messages.{n}.content.{k}"
+    held = {"content": parts, "images": message.images, "videos": message.videos}
+    for where, part in ((f"messages.{n}.{name}.{k}", p) for name, some in held.items() for k, p in enumerate(some)):
         if part.type == "text":
             texts.append(part.text or "")
             continue
