@@ -5,8 +5,8 @@
 
 `openlance serve` with nano in a process of its own, over loopback, with caps on its disk so small that they bite. Eight
 clients draw small images, edit, ask, make videos, leave, send rubbish, read and write slowly (`soak_clients.py`). At a
-third of it the server is told to end (SIGTERM), at two thirds it is killed (SIGKILL), and begins again in the same folder.
-Its resident memory is read every second; the slope of each life is the median of the slopes between all pairs of its
+third of it the server is told to end (SIGTERM), at two thirds it is killed (SIGKILL); it begins again in its folder. Its
+resident memory is read every second; the slope of each life is the median of the slopes between all pairs of its
 samples after the first quarter (Theil and Sen), per thousand requests.
 """
 
@@ -225,9 +225,8 @@ def slope_of(samples: list[Sample]) -> dict[str, Any]:
     first, last = samples[0].requests, samples[-1].requests
     warm = [s for s in samples if s.requests >= first + (last - first) / 4]
     warm = warm[:: max(len(warm) // 300, 1)]
-    slopes = [
-        (b.rss - a.rss) / 1e6 / (b.requests - a.requests) * 1000 for a, b in combinations(warm, 2) if b.requests > a.requests
-    ]
+    pairs = [(a, b) for a, b in combinations(warm, 2) if b.requests > a.requests]
+    slopes = [(b.rss - a.rss) / (b.requests - a.requests) / 1000 for a, b in pairs]
     return {
         "requests": last - first, "mb_per_1000": round(statistics.median(slopes), 3) if slopes else None,
         "first_mb": round(warm[0].rss / 1e6, 1), "last_mb": round(warm[-1].rss / 1e6, 1),
@@ -282,7 +281,8 @@ def report(server: Server, ledger: Ledger, samples: list[Sample], audits: list[d
          "" if slope is None else verdict(slope, SLOPE_MB)],
         ["most bytes of files / of the database", f"{disk} / {max(s.database for s in samples)}",
          verdict(disk, 1.1 * CAP)],
-        ["descriptors / threads, most", f"{max(s.descriptors for s in samples)} / {max(s.threads for s in samples)}", ""],
+        ["descriptors / threads, most",
+         f"{max(s.descriptors for s in samples)} / {max(s.threads for s in samples)}", ""],
         ["files there / gone by rule, at each audit",
          "; ".join(f"{one['there']} / {one['gone_by_rule']}" for one in audits), ""],
         ["answers 500 or 507", failed, verdict(failed, 1)],
@@ -293,8 +293,8 @@ def report(server: Server, ledger: Ledger, samples: list[Sample], audits: list[d
     ]  # fmt: skip
     good = all("NO" not in str(row[-1]) for row in rows) and len(server.ends) == 3
     data = {
-        "good": good, "requests": ledger.done, "seconds": seconds, "clients": CLIENTS, "caps": {"bytes": CAP, "hours": KEEP_HOURS},
-        "kinds": kinds, "outcomes": {" ".join(key): n for key, n in ledger.outcomes.items()},
+        "good": good, "requests": ledger.done, "seconds": seconds, "clients": CLIENTS,
+        "caps": {"bytes": CAP, "hours": KEEP_HOURS}, "kinds": kinds, "outcomes": {" ".join(key): n for key, n in ledger.outcomes.items()},
         "statuses": dict(ledger.statuses), "codes": dict(ledger.codes), "lives": lives, "audits": audits,
         "ends": server.ends, "problems": ledger.problems, "defects": defects[:20],
         "median_s": {kind: round(statistics.median(values), 3) for kind, values in ledger.seconds.items()},

@@ -18,6 +18,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -348,8 +349,8 @@ class Clients:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(120)
             connection.connect((where.hostname, where.port))
-            head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}"
-            connection.sendall(f"{head}\r\n\r\n{body}".encode())
+            head = "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
             found = b""
             while piece := connection.recv(2048):
                 found += piece
@@ -374,16 +375,11 @@ class Clients:
     def _leave(self, rng: random.Random) -> None:
         """Go away while an image is made: in a stream after its first words, or without having heard anything."""
         body = self._drawing(rng, size="64x64", num_inference_steps=100, stream=rng.random() < 0.5)
-        began = time.monotonic()
-        try:
-            with self.http.stream(
-                "POST", "/v1/images/generations", json=body, timeout=httpx2.Timeout(30, read=0.5)
-            ) as answer:
-                if answer.status_code != 200:
-                    self._judge(answer.status_code, answer.headers, answer.read(), (200,), "a client that leaves", began)
-                next(answer.iter_lines(), None)
-        except httpx2.ReadTimeout:
-            pass
+        path, began, timeout = "/v1/images/generations", time.monotonic(), httpx2.Timeout(30, read=0.5)
+        with suppress(httpx2.ReadTimeout), self.http.stream("POST", path, json=body, timeout=timeout) as answer:
+            if answer.status_code != 200:
+                self._judge(answer.status_code, answer.headers, answer.read(), (200,), path, began)
+            next(answer.iter_lines(), None)
 
     def _stop(self, rng: random.Random) -> None:
         """Delete a job that waits or runs."""

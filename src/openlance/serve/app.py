@@ -6,7 +6,6 @@ import asyncio
 import hmac
 import json
 import logging
-import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -29,7 +28,7 @@ from openlance.errors import UserError
 from openlance.serve import chat, images, videos
 from openlance.serve.bodies import unknown_model
 from openlance.serve.config import ServeConfig
-from openlance.serve.failures import Failure, failure_of
+from openlance.serve.failures import Failure, failure_of, shutting_down
 from openlance.serve.metrics import Metrics
 from openlance.serve.serving import Serving
 from openlance.serve.store import Store
@@ -90,8 +89,8 @@ async def _sweeping(store: Store) -> None:
         await asyncio.sleep(SWEPT)
         try:
             await asyncio.to_thread(store.sweep)
-        except sqlite3.Error:  # a full disk, say: the next sweep may find room
-            log.exception("what is too old was not removed")
+        except Failure:  # a full disk, say, which is in the log: the next sweep may find room
+            log.warning("what is too old was not removed")
 
 
 def _operations(app: FastAPI, serving: Serving) -> None:
@@ -114,7 +113,7 @@ def _operations(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/ready", tags=["operations"])
     async def ready() -> Response:
-        state = serving.worker.state
+        state = serving.worker.state if serving.store.there else "its folder is gone"
         return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
@@ -203,6 +202,9 @@ class Watch:
 
         try:
             await self.app(scope, receive, named)
+        except asyncio.CancelledError:  # the server ends, and this client has not sent or read everything
+            if not told:
+                await _answer_of(shutting_down())(scope, receive, named)
         except Exception as error:  # noqa: BLE001  a defect: the client gets the error object all the same
             log.exception("a request failed")
             if not told:

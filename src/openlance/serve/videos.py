@@ -63,8 +63,9 @@ class Videos:
         item.result.add_done_callback(lambda done: self.serving.pool.submit(self._finish, job.id, done, before))
         try:
             self.serving.worker.put([item])
-        except Failure:
+        except Failure as failure:
             self._forget(job.id)
+            self.store.fail(job.id, failure)  # where it cannot be deleted, it has ended at least
             self.store.delete(job.id)
             raise
         return kept
