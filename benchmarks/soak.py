@@ -5,8 +5,8 @@
 
 `openlance serve` with nano in a process of its own, over loopback, with caps on its disk so small that they bite. Eight
 clients draw small images, edit, ask, make videos, leave, send rubbish, read and write slowly (`soak_clients.py`). At a
-third of it the server is told to end (SIGTERM), at two thirds it is killed (SIGKILL); it begins again in its folder. Its
-resident memory is read every second; the slope of each life is the median of the slopes between all pairs of its
+third of it the server is told to end (SIGTERM), at two thirds it is killed (SIGKILL); it begins again in its folder.
+Its resident memory is read every second; the slope of each life is the median of the slopes between all pairs of its
 samples after the first quarter (Theil and Sen), per thousand requests.
 """
 
@@ -294,7 +294,8 @@ def report(server: Server, ledger: Ledger, samples: list[Sample], audits: list[d
     good = all("NO" not in str(row[-1]) for row in rows) and len(server.ends) == 3
     data = {
         "good": good, "requests": ledger.done, "seconds": seconds, "clients": CLIENTS,
-        "caps": {"bytes": CAP, "hours": KEEP_HOURS}, "kinds": kinds, "outcomes": {" ".join(key): n for key, n in ledger.outcomes.items()},
+        "caps": {"bytes": CAP, "hours": KEEP_HOURS}, "kinds": kinds,
+        "outcomes": {" ".join(key): n for key, n in ledger.outcomes.items()},
         "statuses": dict(ledger.statuses), "codes": dict(ledger.codes), "lives": lives, "audits": audits,
         "ends": server.ends, "problems": ledger.problems, "defects": defects[:20],
         "median_s": {kind: round(statistics.median(values), 3) for kind, values in ledger.seconds.items()},
