@@ -1,4 +1,5 @@
 # make demo: a fresh machine to outputs/demo/index.html.   make test: environment, lint, types, tests.
+# make soak: the server under an hour of everything that clients do; benchmarks/results/ gets its report.
 # make nightly: what takes longer: all tests, those with Ray and many threads too; the wheel in an empty environment with
 # every line of the README; examples; every benchmark in small.
 PY ?= python3
@@ -7,7 +8,7 @@ VENV_FLAGS ?=
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup demo test lint nightly
+.PHONY: setup demo test lint nightly soak
 setup: $(VENV)/.stamp-dev
 
 $(VENV)/.stamp-uv:
@@ -36,6 +37,9 @@ lint: $(VENV)/.stamp-dev
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+soak: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
 # In a copy: what they write is none of the dated results.
 nightly: test $(VENV)/.stamp-nightly

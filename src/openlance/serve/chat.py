@@ -20,17 +20,20 @@ from openlance.inference.turns import Heard, newest, ordered, retold, table, wan
 from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.serve import media
+from openlance.serve.answers import Completion
 from openlance.serve.bodies import ChatBody, Message, Part, read
 from openlance.serve.failures import Failure, about
-from openlance.serve.openapi import json_of
+from openlance.serve.openapi import answers, json_of
 from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
 from openlance.serve.worker import Piece, Step
+
+ANSWERS = answers(Completion, "text/event-stream")
 
 
 def routes(serving: Serving) -> APIRouter:
     router = APIRouter(tags=["chat"])
 
-    @router.post("/v1/chat/completions", openapi_extra=json_of(ChatBody))
+    @router.post("/v1/chat/completions", openapi_extra=json_of(ChatBody), responses=ANSWERS)
     async def completions(request: Request) -> Response:
         body = await read(request, ChatBody, serving.config.name)
         prepared, spec = await serving.off_loop(_prepared, serving, body)

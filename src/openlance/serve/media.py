@@ -12,6 +12,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from openlance.errors import UserError
 from openlance.media import Clip, read_media, write_media
 from openlance.media.files import Source
 from openlance.media.image import frames_of, open_image
@@ -19,7 +20,7 @@ from openlance.media.inputs import UNSIGNED
 from openlance.media.video import opened, survey
 from openlance.media.write import encode_image
 from openlance.serve.config import ServeConfig
-from openlance.serve.failures import Failure, about
+from openlance.serve.failures import Failure, about, unkept
 from openlance.serve.fetch import fetched
 
 DATA = re.compile(r"data:[\w.+/;=-]*;base64,", re.IGNORECASE)
@@ -92,7 +93,10 @@ def encoded(clip: Clip, form: str = "png", quality: int | None = None) -> bytes:
         return encode_image(clip, form.upper(), quality)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_media(path, clip)
+        try:
+            write_media(path, clip)
+        except UserError as error:  # a full disk, which is no mistake of the client's
+            raise unkept(error) from error
         return path.read_bytes()
 
 

@@ -30,7 +30,15 @@ from openlance.errors import UserError, out_of_memory
 from openlance.inference.text import Shown
 from openlance.media.clip import Clip
 from openlance.sequence.segment import Segments, any_video
-from openlance.serve.failures import Failure, cancelled, failure_of, queue_full, shutting_down, takes_nothing
+from openlance.serve.failures import (
+    Failure,
+    cancelled,
+    failure_of,
+    queue_full,
+    shutting_down,
+    takes_nothing,
+    worker_ended,
+)
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
@@ -191,6 +199,8 @@ class Worker:
         self.changed = threading.Condition()
         self.draining = False
         self.closed = False
+        self.ended = False  # whether the thread is through, for whatever reason
+        self.until = math.inf  # when the last step has to be done
         self.loaded = False
         self.spent = 0.0  # seconds of the last pass
         self.pace = 0.0  # seconds of an item, measured
@@ -207,8 +217,8 @@ class Worker:
                 raise shutting_down()
             if self.draining:
                 raise takes_nothing()
-            if self.thread.ident is not None and not self.thread.is_alive():
-                raise Failure("the worker has ended; the log says why", status=503, code="worker_ended")
+            if self.ended:
+                raise worker_ended()
             if len(self.pending) + len(items) > self.config.queued:
                 raise queue_full(len(self.pending), self.pace * (len(self.pending) + len(self.running)))
             for item in items:
@@ -235,7 +245,7 @@ class Worker:
         """ "ready", or why not."""
         if self.closed:
             return "shutting down"
-        if not self.thread.is_alive():
+        if self.ended:
             return "the worker has ended"
         if not self.loaded:
             return "loading"
@@ -247,20 +257,35 @@ class Worker:
         return "the worker is stuck" if stuck else "ready"
 
     def close(self, timeout: float) -> None:
-        """Take no more, fail what waits, stop what runs at its next step, and wait for that."""
+        """Take no more, fail what waits, stop what runs at its next step, and wait for that: no longer than the first
+        call says."""
         with self.changed:
             self.closed = True
+            self.until = min(self.until, time.monotonic() + timeout)
             waiting, self.pending = self.pending, []
             for item in self.running:
                 item.stopped = True
             self.changed.notify()
         for item in waiting:
             item.settle(shutting_down())
-        self.thread.join(timeout)
+        self.thread.join(max(self.until - time.monotonic(), 0.0))
+        for item in list(self.running):  # a step that takes longer is not waited for
+            item.settle(shutting_down())
 
     # In the worker's own thread.
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            log.exception("the worker has ended")
+        finally:
+            with self.changed:
+                self.ended = True
+                for item in [*self.running, *self.pending]:
+                    item.settle(worker_ended())
+
+    def _work(self) -> None:
         self._load()
         while batch := self._take():
             began = time.monotonic()
