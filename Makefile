@@ -45,7 +45,8 @@ soak: $(VENV)/.stamp-dev
 nightly: test $(VENV)/.stamp-nightly
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data \
 	  tests/serve/test_ray.py
-	OMP_NUM_THREADS=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py
+	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py \
+	  tests/serve/test_openapi.py
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/openlance verify tests/golden --with compile,offload,tiling,prefix,batch
 	PATH="$(abspath $(BIN)):$$PATH" python tests/install.py

@@ -1,7 +1,6 @@
 """The description at /openapi.json is true: schemathesis asks for everything in it, right and wrong, and holds every
 answer against it. OPENLANCE_NIGHTLY=1 asks for more."""
 
-import logging
 import os
 
 import pytest
@@ -20,17 +19,11 @@ CHECKS = [
 LITTLE = {"num_inference_steps": 1, "n": 2, "num_frames": 5, "seconds": 0.4, "max_tokens": 4, "height": 16, "width": 16}
 
 
-def test_every_answer_is_as_described(pipe, serving, tmp_path):
-    told = list[str]()
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: told.append(record.getMessage())
-    logging.getLogger().addHandler(handler)
-    with serving(pipe, folder=tmp_path) as server:
+def test_every_answer_is_as_described(pipe, serving, defects, tmp_path):
+    with serving(pipe, folder=tmp_path) as server, defects() as told:
         for found in schemathesis.openapi.from_url(f"{server.url}/openapi.json").get_all_operations():
             asked(found.ok())
-        defects = list(told)  # the end cuts off what runs
-    logging.getLogger().removeHandler(handler)
-    assert defects == []
+        assert told == []
 
 
 def asked(operation):

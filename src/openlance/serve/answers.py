@@ -72,10 +72,12 @@ class ChatUsage(TypedDict):
 
 
 class ChatMessage(TypedDict):
-    """content: words, or parts of type image_url or video_url."""
+    """content: words, or parts of type image_url or video_url; the latter are in images and videos on request."""
 
     role: Literal["assistant"]
     content: str | list[dict[str, Any]] | None
+    images: NotRequired[list[dict[str, Any]]]
+    videos: NotRequired[list[dict[str, Any]]]
 
 
 class Choice(TypedDict):

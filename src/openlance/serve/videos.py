@@ -226,8 +226,8 @@ def _shown(job: Job, progress: int, keep: float) -> Video:
     error: Any = {"code": job.error_code, "message": job.error_message} if job.status == FAILED else None
     finished = job.completed_at
     return {
-        "id": job.id, "object": "video", "created_at": int(job.created_at), "status": cast(Any, job.status), "progress": done,
-        "model": job.model, "prompt": job.prompt, "seconds": f"{job.num_frames / MODEL_FPS:.6g}",
+        "id": job.id, "object": "video", "created_at": int(job.created_at), "status": cast(Any, job.status),
+        "progress": done, "model": job.model, "prompt": job.prompt, "seconds": f"{job.num_frames / MODEL_FPS:.6g}",
         "size": f"{job.width}x{job.height}", "completed_at": None if finished is None else int(finished),
         "expires_at": None if finished is None else int(finished + keep), "remixed_from_video_id": job.source,
         "error": error, "num_frames": job.num_frames, "fps": MODEL_FPS, "width": job.width, "height": job.height,
