@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("openlance.serve")
 REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="")
-OPEN = ("/health", "/ready", "/metrics", "/files/")  # a file is found by whoever was told its name
+# A file is found by whoever was told its name, and the Studio asks for the key itself.
+OPEN = ("/health", "/ready", "/metrics", "/files/", "/studio", "/favicon.ico")
 METHODS = ("GET", "POST", "DELETE", "OPTIONS", "HEAD")
 SWEPT = 60.0  # seconds between two looks at what is too old
 LAST_STEP = 5.0  # seconds that a step may still take at the end
