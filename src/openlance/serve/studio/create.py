@@ -137,8 +137,8 @@ def build(shared: Shared) -> Create:
             text = gr.Textbox(
                 value=next(iter(examples), ""), label="Prompt", lines=1, max_lines=4, autofocus=True, elem_id="prompt"
             )
-            chips = gr.HTML(look.chips(examples), js_on_load=look.CLICKS)
-            inputs, strip = parts.inputs(visible=False)
+            chips = gr.HTML(look.chips(examples), js_on_load=look.CLICKS, elem_id="examples")
+            inputs, strip = parts.inputs("inputs", visible=False)
             last = gr.State(None)
             plain = [name for name in fields.FIELDS if name not in fields.MORE]
             with gr.Row(elem_classes="settings"):

@@ -185,13 +185,13 @@ def build(shared: Shared) -> Dialogue:
         placeholder="Say what to draw, change or tell", label="Say", show_label=False, lines=1, max_lines=4,
         submit_btn=True, autofocus=True, elem_id="say",
     )  # fmt: skip
-    inputs, strip = parts.inputs()
+    inputs, strip = parts.inputs("talk-inputs")
     with gr.Row(elem_classes="tools"):
         makes = gr.Radio(MAKES, value="any", label="Make", show_label=False, container=False)
         stop = gr.Button("Stop", size="sm", elem_id="talk-stop")
         undo = gr.Button("Undo", size="sm", elem_id="undo")
         new = gr.Button("New", size="sm", elem_id="new")
-    with gr.Accordion("Settings", open=False), gr.Row(elem_classes="settings"):
+    with gr.Accordion("Settings", open=False, elem_id="talk-settings"), gr.Row(elem_classes="settings"):
         boxes = fields.boxes(SETTINGS)
     with gr.Accordion("In Python", open=False):
         script = gr.HTML("", js_on_load=look.CLICKS, elem_id="talk-script")

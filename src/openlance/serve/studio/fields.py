@@ -58,7 +58,9 @@ def fitted(pipe: LancePipeline, spec: TaskSpec, shown: Mapping[str, Any]) -> dic
     """Updates that show the boxes a task has a use for, with what an empty one means."""
     found, values = {}, usual(pipe, spec)
     for name, box in shown.items():
-        more = {} if name == "solver" else {"placeholder": f"{values[name]}"}
+        value = values[name]
+        plain = f"{value:g}" if isinstance(value, float) else f"{value}"
+        more = {} if name == "solver" else {"placeholder": plain}
         found[box] = gr.update(visible=FIELDS[name][1] in spec.takes, **more)
     return found
 

@@ -86,7 +86,7 @@ def page(serving: Serving, loading: str) -> gr.Blocks:
             shared = Shared(desk=desk, loading=loading, memory=memory, tabs=tabs, zoom=max(d.height, d.width) < SMALL)
             with gr.Tab("Dialogue", id="dialogue"):
                 talk = dialogue.build(shared)
-            with gr.Tab("Create", id="create"):
+            with gr.Tab("Create", id="create", elem_id="create-tab"):
                 making = create.build(shared)
             with gr.Tab("Gallery", id="gallery") as third:
                 hall = gallery.build(shared)

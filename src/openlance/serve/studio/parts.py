@@ -41,9 +41,10 @@ class Shared:
         return self.desk.serving
 
 
-def inputs(visible: bool = True) -> tuple[Any, Any]:
+def inputs(name: str, visible: bool = True) -> tuple[Any, Any]:
     """The media that go in: their names in the store, and what shows them and takes more."""
-    names, strip = gr.State([]), gr.HTML(look.inputs([]), js_on_load=look.CLICKS, visible=visible)
+    names = gr.State([])
+    strip = gr.HTML(look.inputs([]), js_on_load=look.CLICKS, visible=visible, elem_id=name)
     strip.click(_changed, names, [names, strip], **EVENT)
     return names, strip
 
