@@ -1,8 +1,9 @@
-"""The Studio as people have it: the command in a process of its own, and Chromium with an empty profile for each test."""
+"""The Studio as people have it: the command in its own process, and Chromium with an empty profile for each test."""
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ SHOTS = ROOT / "outputs" / "studio"
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
-LIMIT = 60_000  # milliseconds; a busy machine is slow
+LIMIT = 20_000  # milliseconds; a busy machine is slow
 
 
 @contextmanager
@@ -38,11 +39,13 @@ def studio(folder, *options):
     watch.start()
     try:
         found = (re.search(r"http://\S+", line) for line in process.stdout)
-        yield next(match[0] for match in found if match), time.monotonic() - began
+        url = next(match[0] for match in found if match)
+        watch.cancel()
+        yield url, time.monotonic() - began
     finally:
         watch.cancel()
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(20) in (0, -signal.SIGTERM)
         process.stdout.close()
 
 
@@ -64,7 +67,7 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, address):
-    """Opens the page in a new profile; at the end nothing may have gone wrong in it, or elsewhere than to its server."""
+    """Opens the page in a new profile; at the end nothing may have gone wrong in it, or left for another host."""
     contexts, wrong, host = [], [], address.split("/studio")[0]
 
     def see(**options):

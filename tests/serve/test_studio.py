@@ -189,10 +189,10 @@ def test_no_path_or_address_that_a_page_names_is_read(path, locked, tmp_path):
 def test_files_come_in_by_their_own_route(locked, png):
     locked.post("/studio/", data={"key": "secret"})
     assert locked.post("/studio/gradio_api/upload", files={"files": ("x.png", png)}).status_code >= 400
-    good = locked.post("/studio/files", files={"file": ("../../x.png", png)})
-    assert good.status_code == 200 and locked.get(f"/files/{good.json()['name']}").status_code == 200
-    bad = locked.post("/studio/files", files={"file": ("x.png", b"no image")})
-    assert bad.status_code == 400 and "\n" not in bad.json()["error"]["message"]
-    assert locked.post("/studio/files", data={"file": "/etc/passwd"}).status_code == 400
+    good = locked.post("/studio/files", files={"file": ("../../x.png", png)}).json()
+    assert good["wrong"] == "" and locked.get(f"/files/{good['names'][0]}").status_code == 200
+    for bad in ({"files": {"file": ("x.png", b"no image")}}, {"data": {"file": "/etc/passwd"}}):
+        said = locked.post("/studio/files", **bad).json()
+        assert said["names"] == [] and said["wrong"].startswith("input") and "\n" not in said["wrong"]
     locked.cookies.clear()
     assert locked.post("/studio/files", files={"file": ("x.png", png)}).status_code == 401

@@ -84,7 +84,8 @@ def read(serving: Serving, name: str) -> Clip:
 
 def _check(spec: tasks.TaskSpec, clips: Sequence[Clip]) -> None:
     """Failure unless these are what a task reads."""
-    most = {tasks.image_to_video: 1, tasks.first_and_last: 2}.get(spec.template, MOST_MEDIA if spec.reads else 0)
+    at_most: dict[tasks.Template, int] = {tasks.image_to_video: 1, tasks.first_and_last: 2}
+    most = at_most.get(spec.template, MOST_MEDIA if spec.reads else 0)
     if spec.reads and not clips:
         raise Failure(f"this reads {_a(spec.reads)}: add one first", code="missing_required_parameter", param="input")
     if len(clips) > most:

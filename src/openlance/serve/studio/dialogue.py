@@ -144,7 +144,7 @@ class Dialogue:
 
     def take(self, state: Any, memory: Any, file: str) -> dict[Any, Any]:
         """Put a result of the gallery on the table."""
-        return self.show(Talk.read(state).say(Turn(shown=(file,))), memory=memory)
+        return self.show(Talk.read(state).say(Turn(text="", shown=(file,))), memory=memory)
 
 
 def _empty() -> str:
@@ -193,7 +193,7 @@ def build(shared: Shared) -> Dialogue:
         new = gr.Button("New", size="sm", elem_id="new")
     with gr.Accordion("Settings", open=False, elem_id="talk-settings"), gr.Row(elem_classes="settings"):
         boxes = fields.boxes(SETTINGS)
-    with gr.Accordion("In Python", open=False):
+    with gr.Accordion("In Python", open=False, elem_id="talk-python"):
         script = gr.HTML("", js_on_load=look.CLICKS, elem_id="talk-script")
     tab = Dialogue(
         shared=shared, state=state, log=log, box=box, inputs=inputs, strip=strip, makes=makes, boxes=boxes, chips=chips,

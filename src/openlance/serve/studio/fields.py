@@ -30,7 +30,7 @@ FIELDS = {
 }
 MORE = ("image_guidance_scale", "temperature", "shift", "solver", "negative_prompt")  # below the others
 COMPARED = ("num_inference_steps", "guidance_scale", "image_guidance_scale", "shift", "solver", "negative_prompt")
-OWN = "as the model has it"
+USUAL = "usual"
 WORDS = ("negative_prompt", "solver")  # the rest are numbers
 
 
@@ -41,8 +41,8 @@ def boxes(names: list[str] | tuple[str, ...], prefix: str = "") -> dict[str, Any
 
 def _box(name: str, label: str) -> Any:
     if name == "solver":
-        return gr.Dropdown([("as the model has it", ""), *SOLVERS], value="", label=label, min_width=120)
-    return gr.Textbox(label=label, placeholder=OWN, min_width=90, max_lines=1)
+        return gr.Dropdown([(USUAL, ""), *SOLVERS], value="", label=label, min_width=120)
+    return gr.Textbox(label=label, placeholder=USUAL, min_width=90, max_lines=1)
 
 
 def usual(pipe: LancePipeline, spec: TaskSpec) -> dict[str, Any]:

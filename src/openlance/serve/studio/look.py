@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from openlance.serve.studio.calls import Call
+from openlance.serve.studio.fields import FIELDS
 from openlance.serve.studio.running import Progress
 
 CSS = Path(__file__).with_name("page.css")
@@ -67,12 +68,12 @@ def download(file: str) -> str:
 
 def mistake(message: str) -> str:
     """A mistake in one sentence."""
-    return f'<div class="studio"><p class="wrong" role="alert">{escape(message[:1].upper() + message[1:])}</p></div>'
+    return f'<div class="studio"><p class="wrong" role="alert">{escape(message)}</p></div>'
 
 
 def facts(call: Call, seconds: float | None = None) -> str:
     """The settings of a result, in a line."""
-    said = [f"{name.replace('_', ' ')} {value}" for name, value in call.settings.items() if value not in (None, "")]
+    said = [f"{FIELDS[name][0].lower()} {value}" for name, value in call.settings.items() if name in FIELDS]
     said += [f"{seconds:.1f} s"] if seconds is not None else []
     return escape(" · ".join(said))
 
@@ -120,8 +121,8 @@ def theme() -> Any:
     """gradio's own, calmer, with fonts that come with it."""
     import gradio as gr
 
-    fonts = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"]
-    mono = [gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "monospace"]
+    fonts: list[Any] = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"]
+    mono: list[Any] = [gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "monospace"]
     plain = {
         "block_background_fill": "transparent",
         "block_background_fill_dark": "transparent",

@@ -9,15 +9,11 @@ element.addEventListener('click', (event) => {
   }
 });
 element.addEventListener('change', async (event) => {
-  const input = event.target, names = [];
-  let wrong = '';
-  for (const file of input.type === 'file' ? [...input.files] : []) {
-    const form = new FormData();
-    form.append('file', file);
-    const answer = await fetch('files', {method: 'POST', body: form}), said = await answer.json();
-    if (answer.ok) names.push(said.name); else wrong = said.error.message;
-  }
-  if (names.length || wrong) trigger('click', {do: 'brought', at: names.join(' '), wrong: wrong});
+  if (event.target.type !== 'file' || !event.target.files.length) return;
+  const form = new FormData();
+  for (const file of event.target.files) form.append('file', file);
+  const answer = await fetch('files', {method: 'POST', body: form});
+  trigger('click', {do: 'brought', ...(await answer.json())});
 });
 const down = () => { const log = element.querySelector('.talk'); if (log) log.scrollTop = log.scrollHeight; };
 element.addEventListener('load', down, true);

@@ -7,12 +7,15 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route, Router
 
+from openlance.serve.failures import Failure
 from openlance.serve.serving import Serving
 from openlance.serve.studio import create, dialogue, gallery, look
+from openlance.serve.studio.calls import MOST_MEDIA
 from openlance.serve.studio.login import Login
 from openlance.serve.studio.memory import Talk, results
 from openlance.serve.studio.parts import EVENT, Shared
@@ -53,12 +56,18 @@ def mount(app: FastAPI, loading: str) -> None:
 
 
 def _files(serving: Serving) -> Callable[[Request], Awaitable[Response]]:
-    """The route of what people bring along: read within the server's limits, and kept as what was read."""
+    """The route of what people bring along: it is read within the server's limits, and kept as it was read. A mistake
+    is part of the answer: browsers take another status for a defect of the page."""
 
     async def bring(request: Request) -> Response:
-        fields = await request.form(max_files=1, max_fields=1)
-        clip = await serving.clip(fields.get("file", ""), "input")
-        return JSONResponse({"name": await serving.off_loop(kept, serving, clip)})
+        names, wrong = list[str](), ""
+        try:
+            fields = await request.form(max_files=MOST_MEDIA, max_fields=MOST_MEDIA)
+            for sent in fields.getlist("file"):
+                names.append(await serving.off_loop(kept, serving, await serving.clip(sent, "input")))
+        except (Failure, HTTPException) as error:
+            wrong = str(getattr(error, "detail", error))
+        return JSONResponse({"names": names, "wrong": wrong})
 
     return bring
 
@@ -71,8 +80,9 @@ def _close(blocks: gr.Blocks) -> None:
     async def refused(named: Any) -> str:
         raise gr.Error("files come in by their own route", print_exception=False)
 
+    block: Any
     for block in blocks.blocks.values():
-        block.async_move_resource_to_block_cache = refused  # type: ignore[method-assign]
+        block.async_move_resource_to_block_cache = refused
 
 
 def page(serving: Serving, loading: str) -> gr.Blocks:

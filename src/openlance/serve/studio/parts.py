@@ -53,7 +53,7 @@ def _changed(names: list[str], event: gr.EventData) -> tuple[list[str], str]:
     if event.do == "remove":
         found, wrong = [name for name in names if name != event.at], ""
     else:
-        found, wrong = [*names, *event.at.split()], event.wrong
+        found, wrong = [*names, *event.names], event.wrong
     return found, look.inputs(found, wrong)
 
 
