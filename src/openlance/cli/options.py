@@ -111,6 +111,14 @@ class Checkpoint:
         model = str(Path(self.model).absolute()) if here else self.model
         return replace(self, model=model, lora=self.lora and self.lora.absolute())
 
+    @property
+    def code(self) -> str:
+        """The same in Python, as lines of a script."""
+        said = given(allow_pickle=self.allow_pickle or None, memory=self.memory)
+        words = ", ".join([repr(self.model), *(f"{name}={value!r}" for name, value in said.items())])
+        lora = [] if self.lora is None else [f"pipe.load_lora_weights({str(self.lora)!r})"]
+        return "\n".join([f"pipe = openlance.load({words})", *lora])
+
     def warn(self, pipe: LancePipeline, task: str) -> None:
         """Say in one line on stderr that the model was not trained for what it was asked to do."""
         if not pipe.defaults.knows(task):

@@ -265,6 +265,7 @@ class GenerationConfig:
         resolution: Resolution preset of a run over an input file (`compat`), for what is read; None: `buckets` decide.
         seed: Of such a run, the same for every entry; -1 draws one. Elsewhere a seed is drawn where none is given.
         max_new_tokens: Of an answer in such a run.
+        examples: Words that it was trained for, by the name of the task, for people to begin with.
     """
 
     height: int = 768
@@ -280,6 +281,7 @@ class GenerationConfig:
     resolution: str | None = RELEASED_BUCKETS["video"]
     seed: int = 42
     max_new_tokens: int = 256
+    examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "num_frames", "batch", "max_new_tokens"):

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
 
 log = logging.getLogger("openlance.serve")
-# A file is found by whoever was told its name, and /admin asks for its own key.
-OPEN = ("/health", "/ready", "/metrics", "/files/", "/admin/")
+# A file is found by whoever was told its name; /admin and the Studio ask for their keys themselves.
+OPEN = ("/health", "/ready", "/metrics", "/files/", "/admin/", "/studio", "/favicon.ico")
 METHODS = ("GET", "POST", "DELETE", "OPTIONS", "HEAD")
 SWEPT = 60.0  # seconds between two looks at what is too old
 LAST_STEP = 5.0  # seconds that a step may still take at the end
