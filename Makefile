@@ -39,7 +39,8 @@ test: lint
 
 # In a copy: what they write is none of the dated results.
 nightly: test $(VENV)/.stamp-nightly
-	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data
+	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data \
+	  tests/serve/test_ray.py
 	OMP_NUM_THREADS=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/openlance verify tests/golden --with compile,offload,tiling,prefix,batch

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter
 from pathlib import Path
@@ -102,6 +102,14 @@ class Checkpoint:
         if self.lora is not None:
             pipe.load_lora_weights(self.lora)
         return pipe
+
+    def anywhere(self) -> Checkpoint:
+        """The same for a process in another folder."""
+        from openlance.checkpoint.formats import SHIPPED
+
+        here = self.model not in SHIPPED and Path(self.model).is_dir()
+        model = str(Path(self.model).absolute()) if here else self.model
+        return replace(self, model=model, lora=self.lora and self.lora.absolute())
 
     def warn(self, pipe: LancePipeline, task: str) -> None:
         """Say in one line on stderr that the model was not trained for what it was asked to do."""

@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from openlance.serve.keys import opens
 from openlance.serve.metrics import Metrics
 from openlance.serve.serving import Serving
 from openlance.serve.store import Store
-from openlance.serve.worker import REQUEST_ID, Worker
+from openlance.serve.worker import REQUEST_ID, Queue, Worker
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
@@ -45,15 +45,21 @@ SWEPT = 60.0  # seconds between two looks at what is too old
 LAST_STEP = 5.0  # seconds that a step may still take at the end
 
 
-def create_app(pipe: LancePipeline, config: ServeConfig) -> FastAPI:
+def create_app(
+    pipe: LancePipeline, config: ServeConfig, queue: Callable[[LancePipeline, ServeConfig, Metrics], Queue] = Worker
+) -> FastAPI:
     """Put a server together; its worker begins with the application's lifespan.
+
+    Args:
+        pipe: The model.
+        config: What is allowed.
+        queue: Makes what runs the model.
 
     Raises:
         UserError: The folder cannot hold the server's files.
     """
     metrics = Metrics()
-    worker = Worker(pipe, config, metrics)
-    metrics.watch(lambda: len(worker.pending))
+    worker = queue(pipe, config, metrics)
     serving = Serving(
         pipe=pipe, config=config, metrics=metrics, worker=worker, store=Store(config),
         pool=ThreadPoolExecutor(8 if config.media_hosts else 2, "openlance-media"),  # a fetch waits more than it works

@@ -11,9 +11,12 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -21,10 +24,49 @@ from typer import Option
 from openlance.cli import options
 from openlance.errors import UserError
 
+if TYPE_CHECKING:
+    from openlance.inference.lance_pipeline import LancePipeline
+    from openlance.serve.worker import Queue
+
 KEYS, ADMIN_KEY = "OPENLANCE_API_KEYS", "OPENLANCE_ADMIN_KEY"
 HOST = re.compile(r"[\w.-]+(:\d{1,5})?", re.ASCII)
 
 app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """Where the model runs, if not in the server."""
+
+    ray: Annotated[bool, Option("--ray", help="Run the model on replicas of Ray Serve.")] = False
+    address: Annotated[
+        str | None, Option(help="Ray cluster: HOST:PORT, or auto.  \\[default: $RAY_ADDRESS, or a new one here]")
+    ] = None
+    min_replicas: Annotated[int, Option(min=1, help="Replicas of each checkpoint.")] = 1
+    max_replicas: Annotated[int | None, Option(min=1, help="As many when busy.  \\[default: one per GPU]")] = None
+    target_requests: Annotated[
+        int | None, Option(min=1, help="Requests of a replica at which more start.  \\[default: what one pass holds]")
+    ] = None
+
+    @contextmanager
+    def model(self, checkpoint: options.Checkpoint) -> Iterator[tuple[LancePipeline, Callable[..., Queue]]]:
+        """A model, and what makes the queue that runs it, for as long as it is served."""
+        if not self.ray:
+            if self != Replicas():
+                raise UserError("--address and the options for replicas do nothing on their own: add --ray")
+            from openlance.serve.worker import Worker
+
+            yield checkpoint.load(), Worker
+            return
+        least, most = self.min_replicas, self.max_replicas
+        if most is not None and most < least:
+            raise UserError(f"--max-replicas {most} is below --min-replicas {least}: give as many or more")
+        from openlance.serve.cluster import Cluster, connected
+
+        checkpoint = checkpoint.anywhere()
+        pipe = checkpoint.load()
+        with connected(self.address):
+            yield pipe, partial(Cluster, load=checkpoint.load, least=least, most=most, target=self.target_requests)
 
 
 @app.command()
@@ -50,6 +92,7 @@ def serve(
     keep_hours: Annotated[float, Option(min=0.01, help="Hours for which finished files are kept.")] = 24,
     keep_gb: Annotated[float, Option(min=0.001, help="Gigabytes of finished files to keep.")] = 4,
     *,
+    replicas: Replicas,
     checkpoint: options.Checkpoint,
 ) -> None:
     """Serve images, videos and chat to clients of the OpenAI API, until Ctrl-C."""
@@ -78,7 +121,8 @@ def serve(
         media_private=media_private, origins=tuple(origin or ()), queued=queue,
         keep=keep_hours * 3600, keep_bytes=int(keep_gb * 1e9),
     )  # fmt: skip
-    Server(create_app(checkpoint.load(), config), host, port).run()
+    with replicas.model(checkpoint) as (pipe, runs):
+        Server(create_app(pipe, config, runs), host, port).run()
 
 
 def _hosts(said: Sequence[str], private: bool) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,6 +33,10 @@ class Failure(Exception):
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
+    def __reduce__(self) -> tuple:  # it may come from another process
+        said = {name: getattr(self, name) for name in ("status", "code", "param", "retry_after")}
+        return partial(Failure, str(self), **said), ()
+
     @property
     def kind(self) -> str:
         """OpenAI's `type`."""
@@ -49,6 +54,17 @@ class Failure(Exception):
 
 def cancelled() -> Failure:
     return Failure("the request was cancelled", status=409, code="cancelled")
+
+
+def queue_full(waiting: int, seconds: float) -> Failure:
+    """So many results wait already, which takes about so long."""
+    wait = min(max(seconds, 1.0), 120.0)
+    message = f"{waiting} results are waiting already: ask again in {wait:.0f} seconds"
+    return Failure(message, status=429, code="queue_full", retry_after=wait)
+
+
+def draining() -> Failure:
+    return Failure("the server takes nothing new for now", status=503, code="draining", retry_after=10)
 
 
 def shutting_down() -> Failure:

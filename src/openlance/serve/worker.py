@@ -8,17 +8,19 @@ waits for two.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ from openlance.errors import UserError, out_of_memory
 from openlance.inference.text import Shown
 from openlance.media.clip import Clip
 from openlance.sequence.segment import Segments, any_video
-from openlance.serve.failures import Failure, cancelled, failure_of, shutting_down
+from openlance.serve.failures import Failure, cancelled, draining, failure_of, queue_full, shutting_down
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
@@ -114,18 +116,76 @@ class Item:
             else:
                 self.result.set_result(value)
 
+    def __reduce__(self) -> tuple:
+        """To another process goes what is wanted, not who waits for it."""
+        wanted = ("request", "how", "seed", "cells", "negative", "partials", "origin")
+        return partial(Item, **{name: getattr(self, name) for name in wanted}), ()
+
+
+class Queue(Protocol):
+    """What takes items: a `Worker`, or a cluster of them (`cluster.Cluster`)."""
+
+    pending: list[Item]
+    draining: bool
+    thread: threading.Thread
+
+    @property
+    def state(self) -> str: ...
+
+    def put(self, items: Sequence[Item]) -> None: ...
+
+    def cancel(self, items: Sequence[Item]) -> None: ...
+
+    def items(self) -> tuple[list[Item], list[Item]]: ...
+
+    def close(self, timeout: float) -> None: ...
+
+
+def follow(queue: Queue, items: Sequence[Item]) -> AsyncGenerator[tuple[int, Any], None]:
+    """Queue items; the number of one and what happens to it: events, at last its result, a future that is done. Whoever
+    stops listening cancels them."""
+    loop, heard = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+
+    def tell(number: int, event: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(heard.put_nowait, (number, event))
+
+    for n, item in enumerate(items):
+        item.listener = partial(tell, n)
+        item.result.add_done_callback(item.listener)
+    queue.put(items)
+    return _heard(queue, items, heard)
+
+
+async def _heard(queue: Queue, items: Sequence[Item], heard: asyncio.Queue) -> AsyncGenerator[tuple[int, Any], None]:
+    left = len(items)
+    try:
+        while left:
+            number, event = await heard.get()
+            left -= event is items[number].result
+            yield number, event
+    finally:
+        queue.cancel(items)
+
+
+def room(pipe: LancePipeline, config: ServeConfig) -> int:
+    """Latent cells of one pass."""
+    usual = pipe.codec.latent_grid((1, pipe.defaults.height, pipe.defaults.width))
+    return config.batch_cells or pipe.defaults.batch * usual[1] * usual[2]
+
 
 class _NobodyWaits(Exception):
     """Every item of a pass was cancelled."""
 
 
 class Worker:
-    """Runs items on a pipeline, a pass after another, until it is closed."""
+    """Runs items on a pipeline, a pass after another, until it is closed. clips: it begins with the checkpoint for
+    videos, where that is another."""
 
-    def __init__(self, pipe: LancePipeline, config: ServeConfig, metrics: Metrics) -> None:
-        self.pipe, self.config, self.metrics = pipe, config, metrics
-        usual = pipe.codec.latent_grid((1, pipe.defaults.height, pipe.defaults.width))
-        self.most = config.batch_cells or pipe.defaults.batch * usual[1] * usual[2]
+    def __init__(self, pipe: LancePipeline, config: ServeConfig, metrics: Metrics, clips: bool = False) -> None:
+        self.pipe, self.config, self.metrics, self.clips = pipe, config, metrics, clips
+        self.most = room(pipe, config)
+        metrics.watch(lambda: len(self.pending))
         self.pending: list[Item] = []
         self.running: list[Item] = []
         self.changed = threading.Condition()
@@ -146,13 +206,11 @@ class Worker:
             if self.closed:
                 raise shutting_down()
             if self.draining:
-                raise Failure("the server takes nothing new for now", status=503, code="draining", retry_after=10)
+                raise draining()
             if self.thread.ident is not None and not self.thread.is_alive():
                 raise Failure("the worker has ended; the log says why", status=503, code="worker_ended")
             if len(self.pending) + len(items) > self.config.queued:
-                wait = min(max(self.pace * (len(self.pending) + len(self.running)), 1.0), 120.0)
-                message = f"{len(self.pending)} results are waiting already: ask again in {wait:.0f} seconds"
-                raise Failure(message, status=429, code="queue_full", retry_after=wait)
+                raise queue_full(len(self.pending), self.pace * (len(self.pending) + len(self.running)))
             for item in items:
                 item.arrived = time.monotonic()
             self.pending += items
@@ -217,9 +275,9 @@ class Worker:
     def _load(self) -> None:
         """Read what most requests need, so that the first one need not wait for it."""
         try:
-            self.pipe.lance("und", "gen")
+            self.pipe.lance("und", "gen", clips=self.clips)
             self.pipe.vae()
-            self.pipe.vit()
+            self.pipe.vit(self.clips)
         except UserError as error:  # a part is missing: what needs it says so
             log.warning("%s", error)
         self.loaded = True
