@@ -135,7 +135,8 @@ def local(tree):
 @pytest.fixture(scope="module")
 def running(tree, short, tmp_path_factory, until) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("ray")
-    with serving(folder, until, "--model", str(tree), "--name", "nano", "--queue", "4", RAY_TMPDIR=short) as one:
+    with serving(folder, until, "--model", str(tree), "--name", "nano", "--queue", "4", RAY_TMPDIR=short,
+                 OPENLANCE_ADMIN_KEY="boss") as one:  # fmt: skip
         yield one
 
 
@@ -215,6 +216,22 @@ def test_a_deleted_job_stops_in_its_replica(running, until):
     assert steps() - before < 100  # of 200
     with pytest.raises(openai.NotFoundError):
         client.videos.retrieve(job.id)
+
+
+def test_operators_see_cancel_and_drain(running, until):
+    admin = httpx2.Client(base_url=f"{running.url}/admin", headers={"Authorization": "Bearer boss"})
+    client = running.client
+    job = client.videos.create(prompt="a star", extra_body=LONG)
+    until(lambda: client.videos.retrieve(job.id).progress > 0)
+    seen = admin.get("/queue").json()
+    assert [one["makes"] for one in seen["running"]] == ["video"] and seen["waiting"] == []
+    assert admin.delete("/queue").json() == {"cancelled": 1}
+    assert client.videos.poll(job.id).error.code == "cancelled"
+    assert admin.post("/drain").json()["status"] == "draining" and not running.ready()
+    with pytest.raises(openai.InternalServerError) as drained:
+        client.images.generate(prompt="a star", extra_body=FEW)
+    assert drained.value.code == "draining"
+    assert admin.post("/resume").json()["status"] == "ready"
 
 
 def test_a_killed_replica_fails_what_it_did_and_another_takes_its_place(running, until):

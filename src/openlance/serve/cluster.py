@@ -163,10 +163,10 @@ class Cluster:
             return "shutting down"
         if self.problem:
             return self.problem
-        if self.draining:
-            return "draining"
         if not self.running:
             return "loading"
+        if self.draining:
+            return "draining"
         return "ready" if all(self.running.values()) else "no replica runs"
 
     def close(self, timeout: float) -> None:
