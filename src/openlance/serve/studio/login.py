@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-from collections.abc import Sequence
+from functools import partial
 from html import escape
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from openlance.serve.serving import Serving
 
 COOKIE = "openlance_studio"
 LONGEST = 4096  # bytes of the form
+LOOKS = 0.5  # seconds between two looks at whether the server ends
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>openlance Studio</title>
 <meta name="viewport" content="width=device-width"><style>
 :root {{color-scheme: light dark; font-family: system-ui, sans-serif}} body {{display: grid; place-items: center;
@@ -26,17 +30,29 @@ margin: 0}} input, button {{font: inherit; padding: .5rem .7rem; border-radius: 
 
 
 class Login:
-    """Lets through who has a cookie that one of the keys has signed."""
+    """Lets through who has a cookie that one of the keys has signed. When the server ends, an open page is let go."""
 
-    def __init__(self, app: ASGIApp, path: str, keys: Sequence[str]) -> None:
-        self.app, self.path, self.keys = app, path, keys
+    def __init__(self, app: ASGIApp, path: str, serving: Serving) -> None:
+        self.app, self.path, self.worker, self.keys = app, path, serving.worker, serving.config.api_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.keys or scope["type"] != "http" or self._known(scope):
-            await self.app(scope, receive, send)
+            await self.app(scope, partial(self._heard, receive), send)
             return
         answer = await self._asked(Request(scope, receive))
         await answer(scope, receive, send)
+
+    async def _heard(self, receive: Receive) -> Message:
+        """The next message, or that the client is gone once the server ends: pages keep a stream open for good."""
+        coming = asyncio.ensure_future(receive())
+        try:
+            while not coming.done():
+                await asyncio.wait({coming}, timeout=LOOKS)
+                if self.worker.closed and not coming.done():
+                    return {"type": "http.disconnect"}
+            return coming.result()
+        finally:
+            coming.cancel()
 
     def _known(self, scope: Scope) -> bool:
         said = SimpleCookie(Request(scope).headers.get("cookie", "")).get(COOKIE)

@@ -52,7 +52,7 @@ def mount(app: FastAPI, loading: str) -> None:
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)
     inner = Router([Route("/files", _files(serving), methods=["POST"]), Mount("/", mounted.app)])
-    mounted.app = Login(inner, f"{PATH}/", serving.config.api_keys)
+    mounted.app = Login(inner, f"{PATH}/", serving)
 
 
 def _files(serving: Serving) -> Callable[[Request], Awaitable[Response]]:
