@@ -219,11 +219,12 @@ class Cluster:
         share = {"num_gpus": 1} if gpus else {"num_cpus": min(max(cpus // (most * len(kinds)), 1), largest)}
         targets = list[serve.RunTarget]()
         for clips in kinds:
-            target = self.target or max(room(self.pipe, self.config) // self._usual(clips), 1)
+            holds = max(room(self.pipe, self.config) // self._usual(clips), 1)  # results of one pass
+            target = self.target or holds
             scaled = {"min_replicas": self.least, "max_replicas": most, "target_ongoing_requests": target}
             deployment = serve.deployment(
                 **({"num_replicas": most} if most == self.least else {"autoscaling_config": scaled | GROWS}),
-                max_ongoing_requests=2 * target,  # a pass, and what comes after it
+                max_ongoing_requests=2 * max(target, holds),  # a pass, and the next one
                 ray_actor_options=share, graceful_shutdown_timeout_s=self.config.stalled, health_check_period_s=5,
                 logging_config={"enable_access_log": False, "log_level": "WARNING"},
             )(Replica)  # fmt: skip
