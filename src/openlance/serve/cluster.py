@@ -135,8 +135,10 @@ class Cluster:
             for item in items:
                 item.arrived = time.monotonic()
             self.pending += items
-            call = asyncio.run_coroutine_threadsafe(self._follow(items), self.loop)
-            self.calls |= dict.fromkeys(items, (call, items))
+            for clips in (False, True):
+                if together := [item for item in items if any_video([item.request]) == clips]:
+                    call = asyncio.run_coroutine_threadsafe(self._follow(together, clips), self.loop)
+                    self.calls |= dict.fromkeys(together, (call, together))
 
     def cancel(self, items: Sequence[Item]) -> None:
         """Settle items, and stop a request at its replica's next step when nobody wants anything more of it."""
@@ -271,12 +273,11 @@ class Cluster:
             item.settle(Failure(self.problem, status=503, code="worker_ended"))
             call.cancel()
 
-    async def _follow(self, items: Sequence[Item]) -> None:
-        """Send a request to a replica, and hear what becomes of it."""
+    async def _follow(self, items: Sequence[Item], clips: bool) -> None:
+        """Send items to one replica, and hear what becomes of them; clips: they are about videos."""
         response, failure = None, _lost()
         try:
             await self.deployed.wait()
-            clips = any_video([items[0].request])
             response = self.handles.get(clips, self.handles[False]).remote(items)
             async for n, event in response:
                 self._hear(items, n, event)
