@@ -135,8 +135,10 @@ class Cluster:
             for item in items:
                 item.arrived = time.monotonic()
             self.pending += items
-            call = asyncio.run_coroutine_threadsafe(self._follow(items), self.loop)
-            self.calls |= dict.fromkeys(items, (call, items))
+            for clips in (False, True):
+                if together := [item for item in items if any_video([item.request]) == clips]:
+                    call = asyncio.run_coroutine_threadsafe(self._follow(together, clips), self.loop)
+                    self.calls |= dict.fromkeys(together, (call, together))
 
     def cancel(self, items: Sequence[Item]) -> None:
         """Settle items, and stop a request at its replica's next step when nobody wants anything more of it."""
@@ -219,11 +221,12 @@ class Cluster:
         share = {"num_gpus": 1} if gpus else {"num_cpus": min(max(cpus // (most * len(kinds)), 1), largest)}
         targets = list[serve.RunTarget]()
         for clips in kinds:
-            target = self.target or max(room(self.pipe, self.config) // self._usual(clips), 1)
+            holds = max(room(self.pipe, self.config) // self._usual(clips), 1)  # results of one pass
+            target = self.target or holds
             scaled = {"min_replicas": self.least, "max_replicas": most, "target_ongoing_requests": target}
             deployment = serve.deployment(
                 **({"num_replicas": most} if most == self.least else {"autoscaling_config": scaled | GROWS}),
-                max_ongoing_requests=2 * target,  # a pass, and what comes after it
+                max_ongoing_requests=2 * max(target, holds),  # a pass, and the next one
                 ray_actor_options=share, graceful_shutdown_timeout_s=self.config.stalled, health_check_period_s=5,
                 logging_config={"enable_access_log": False, "log_level": "WARNING"},
             )(Replica)  # fmt: skip
@@ -270,12 +273,11 @@ class Cluster:
             item.settle(Failure(self.problem, status=503, code="worker_ended"))
             call.cancel()
 
-    async def _follow(self, items: Sequence[Item]) -> None:
-        """Send a request to a replica, and hear what becomes of it."""
+    async def _follow(self, items: Sequence[Item], clips: bool) -> None:
+        """Send items to one replica, and hear what becomes of them; clips: they are about videos."""
         response, failure = None, _lost()
         try:
             await self.deployed.wait()
-            clips = any_video([items[0].request])
             response = self.handles.get(clips, self.handles[False]).remote(items)
             async for n, event in response:
                 self._hear(items, n, event)
