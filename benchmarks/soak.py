@@ -35,7 +35,7 @@ from soak_clients import CANCELLED, Clients, Ledger
 CLIENTS = 8
 CAP = 1_000_000  # bytes of files that the server may keep
 KEEP_HOURS = 0.1  # for which it keeps them
-SLOPE_MB, END_S = 1.0, 10.0  # what is wanted (issue 19): per 1,000 requests, seconds to a graceful end
+SLOPE_MB, END_S = 1.0, 10.0  # what is wanted: per 1,000 requests, seconds to a graceful end
 ENOUGH = 500  # requests of a life of which the slope means something
 COLORS = ("#2563eb", "#dc2626", "#16a34a")
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 60, 34, 46
