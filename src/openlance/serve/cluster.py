@@ -349,7 +349,7 @@ def connected(address: str | None) -> Iterator[None]:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's ports listen on all addresses, to those who have this token. Ray reads it when it is imported; where that was
+    # Ray's ports listen on all addresses, to those who have this token. Ray reads it when imported; where that was
     # before, it goes by a file of its own.
     if address == "local" and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
