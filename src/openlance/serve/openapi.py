@@ -14,7 +14,7 @@ EVENT = {
     "type": "object", "required": ["data"],
     "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
 }  # fmt: skip
-FORMS = {"text/plain": {"type": "string"}, "text/event-stream": EVENT}  # of what is no file
+FORMS: dict[str, Any] = {"text/plain": {"type": "string"}, "text/event-stream": EVENT}  # of what is no file
 
 
 class _Schema(GenerateJsonSchema):
