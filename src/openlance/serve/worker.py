@@ -136,6 +136,7 @@ class Queue(Protocol):
     pending: list[Item]
     thread: threading.Thread
     draining: bool  # whether it ends what is there and takes nothing new
+    closed: bool  # whether the server ends
 
     @property
     def state(self) -> str: ...

@@ -155,8 +155,8 @@ def build(shared: Shared) -> Create:
             stage = gr.HTML(EMPTY, js_on_load=look.CLICKS, elem_id="stage")
             with gr.Accordion("In Python", open=True):
                 script = gr.HTML("", js_on_load=look.CLICKS, elem_id="script")
-            with gr.Accordion("What the model reads", open=False) as reads:
-                sequence = gr.HTML("", elem_id="sequence")
+    with gr.Accordion("What the model reads", open=False, elem_id="reads") as reads:
+        sequence = gr.HTML("", elem_id="sequence")
     tab = Create(
         shared=shared, task=task, text=text, examples=chips, inputs=inputs, strip=strip, boxes=boxes,
         compare=compare, others=others, run=run, stop=stop, stage=stage, script=script, sequence=sequence, last=last,
