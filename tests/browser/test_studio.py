@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+expect = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright").expect
+
 
 def fill(page, tab, **said):
     """Write settings into the boxes of a tab."""
@@ -113,6 +115,29 @@ def test_the_python_on_the_page_makes_the_same_image(visit, tmp_path, monkeypatc
         source_of(page, "#stage"),
     )
     assert base64.b64decode(again) == made.read_bytes()
+
+
+def test_a_result_goes_on_to_an_edit_and_to_the_dialogue(visit):
+    page = visit()
+    page.get_by_role("tab", name="Create").click()
+    fill(page, "#create-tab", Steps="2")
+    page.click("#create")
+    page.get_by_role("button", name="Keep this seed").click()
+    seed = page.locator("#create-tab").get_by_label("Seed", exact=True)
+    expect(seed).to_have_value(page.locator("#stage figcaption").inner_text().split("seed ")[1].split()[0])
+    first = source_of(page, "#stage")
+    page.get_by_role("button", name="Edit this").click()
+    page.wait_for_selector("#inputs img")
+    assert source_of(page, "#inputs") == first
+    page.locator("#examples button").first.click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('replace')")
+    page.click("#create")
+    page.wait_for_function("document.querySelector('#script .script')?.innerText.split('pipe.').length === 3")
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator("#gallery button").nth(1).click()
+    page.get_by_role("button", name="Take to the dialogue").click()
+    page.wait_for_selector("#log .said img", state="visible")
+    assert source_of(page, "#log") == first
 
 
 def test_stop_ends_it_at_the_next_step_and_the_next_one_works(visit):
