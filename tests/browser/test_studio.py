@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("gradio", reason="the Studio needs openlance[studio]: `make test-browser` sets it up")
 expect = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright").expect
 
 
