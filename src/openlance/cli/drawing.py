@@ -123,7 +123,7 @@ def draw(
         prompts = rewritten(pipe, task, prompts, list(media.values()), enhance, asked)
     inputs = [text for text in prompts for _ in range(per_prompt)]
     settings = {"progress": total <= BATCH and leads and options.is_terminal(sys.stderr)} | settings
-    bar = options.progress(total, "file", show=total > BATCH and leads)
+    bar, verdicts = options.progress(total, "file", show=total > BATCH and leads), list[Any]()
     with options.no_empty_folders(paths[0].parent), bar:
         for first in range(0, total, BATCH):
             texts = inputs[first : first + BATCH]
@@ -135,11 +135,15 @@ def draw(
                 checkpoint.warn(pipe, task)
             for path, result in zip(paths[first:], made):
                 write_media(path, as_clip(result))
+                verdicts.append(getattr(result, "verdict", None))
             bar.update(len(made))
     pipe.disable_parallelism()
     if leads:
         where = str(paths[0]) if total == 1 else f"{total} files, {paths[0]} to {paths[-1].name}"
         typer.echo(f"{where}  (seed {seed}, {time.perf_counter() - start:.1f} s)")
+        for path, verdict in zip(paths, verdicts):
+            if verdict is not None:
+                typer.echo(f"{path.name}: {verdict}")
 
 
 def rewritten(

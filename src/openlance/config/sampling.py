@@ -115,6 +115,7 @@ LARGEST_SEED = 2**64 - 1  # what torch's generators accept
 LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
 LONGEST = 10_000  # frames; the released model makes 121
 MOST_RESULTS = 10_000  # of one prompt
+MOST_DRAWS = 100  # of one result that is checked; 4 is usual
 MOST_STEPS = 10_000  # of denoising; the release takes 30
 MOST_TOKENS = 100_000  # of an answer; the release takes 256
 STRONGEST = 1000  # guidance, and shift of the times
@@ -261,6 +262,7 @@ class GenerationConfig:
         buckets: Resolution preset of what is read, by what is made of it ("image", "video", "text"); without one an
             input keeps its size (see `media.transform`).
         history: Earlier turns that a dialogue shows it.
+        thinks: Whether it was trained to describe a result before it draws it (`think=True`).
         batch: Images made together; of videos fewer, by their latent frames.
         resolution: Resolution preset of a run over an input file (`compat`), for what is read; None: `buckets` decide.
         seed: Of such a run, the same for every entry; -1 draws one. Elsewhere a seed is drawn where none is given.
@@ -277,6 +279,7 @@ class GenerationConfig:
     tasks: tuple[str, ...] = ()
     buckets: dict[str, str] = field(default_factory=RELEASED_BUCKETS.copy)
     history: int = 0
+    thinks: bool = False
     batch: int = 16
     resolution: str | None = RELEASED_BUCKETS["video"]
     seed: int = 42

@@ -24,7 +24,7 @@ from openlance.data.front import Front
 from openlance.errors import UserError
 from openlance.inference.inputs import AnyDevice, device_of, dtype_of, is_many, seed_of, seeds_in
 from openlance.inference.prefix import PrefixStore
-from openlance.inference.text import Answer, OnToken, decode, stopping, up_to_stop
+from openlance.inference.text import Answer, OnToken, decode, likelihoods, stopping, up_to_stop
 from openlance.inference.visual import OnStep, denoise
 from openlance.media.clip import Clip, Provenance
 from openlance.media.transform import MediaTransform
@@ -361,6 +361,14 @@ class Engine:
                 generator=generator, on_token=on_token, store=self.prefixes, ended=stopping(self.tokenizer, d.stop),
             )  # fmt: skip
         return ids
+
+    def likelihoods(self, requests: list[Segments]) -> list[float]:
+        """Say how likely the filled text target of each request is as its answer, as logarithms of probabilities."""
+        with self.turn:
+            clips = self._settle(requests, "und")
+            model = self.lance("und", clips=clips)
+            encoded = self.encode(requests)
+            return likelihoods(model, self.codec, encoded, vocabulary=len(self.tokenizer))
 
     def fill_text(
         self, requests: list[Segments], d: Decoding, generator: Generator | None = None, on_token: OnToken | None = None

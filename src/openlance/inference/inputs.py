@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 import torch
 
 from openlance.config import values
-from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, later_seed
+from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_DRAWS, later_seed
 from openlance.config.values import NUMBER_TYPES, brief, convert
 from openlance.data.front import Asked
 from openlance.errors import UserError
@@ -45,7 +45,9 @@ class How(Settings, total=False):
     seed: Random if left out, or -1. generator: One for all, or one each. progress: Whether to show a bar; or a
     function, called after each step with the finished steps of all results and their total: what it raises ends the
     call. negative_prompt: What guidance leads away from, one or one each. enhance: Who rewrites the prompts first, see
-    `enhance.rewriter`. The rest are fields of `Sampling`.
+    `enhance.rewriter`. think: Whether the model describes a result before it draws it, where it was trained to. check:
+    Draw until the model finds no fault at a result, at most so often (`docs/checking.md`). The rest are fields of
+    `Sampling`.
     """
 
     seed: int | None
@@ -53,6 +55,8 @@ class How(Settings, total=False):
     progress: bool | Callable[[int, int], object]
     negative_prompt: str | Sequence[str] | None
     enhance: bool | str | Enhancer | None
+    think: bool
+    check: int | None
     num_inference_steps: int | None
     guidance_scale: float | None
     image_guidance_scale: float | None
@@ -203,6 +207,19 @@ def starts(seed: Any, generator: Any, count: int) -> list[int | torch.Generator]
     if len(found) != count:
         raise UserError(f"there are {len(found)} generators for {count} results: give one, or one each")
     return found
+
+
+def draws(check: Any, generator: Any) -> int:
+    """Give how often a result may be drawn until nothing is wrong with it; 0 where nobody wants that looked at.
+
+    Raises:
+        UserError: If it is no such number, or the noise comes from a generator, which has no second draw.
+    """
+    if check is None:
+        return 0
+    if generator is not None:
+        raise UserError("check draws again with other seeds: give a seed in the place of the generator")
+    return values.whole("check", check, 1, MOST_DRAWS)
 
 
 def seeds_in(starts: Sequence[int | torch.Generator]) -> list[int | None]:

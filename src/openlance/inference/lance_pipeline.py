@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from openlance.inference.enhance import Enhancer
+    from openlance.inference.story import Story
 
 TQDM = ("desc", "leave", "position", "ncols", "colour", "file", "unit", "mininterval", "ascii", "dynamic_ncols")
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -135,6 +136,22 @@ class LancePipeline(Methods):
         self.parts.move()
 
     # Pictures and clips.
+
+    def story(self, lines: Sequence[str], *, image: MediaInput | None = None, **how: Any) -> Story:
+        """Make several results in one call, images, videos and texts in turn.
+
+        Args:
+            lines: What comes next, in free words: "draw a red circle", "describe the picture", "make it blue".
+            image: An image or video to begin with.
+            **how: Of `Dialogue`: seed (of result k it is seed + k), history, height, width, check, think, fields of
+                `Sampling` ...
+
+        Raises:
+            UserError: On bad input.
+        """
+        from openlance.inference.story import tell
+
+        return tell(self, lines, image, **how)
 
     def __call__(
         self,

@@ -300,13 +300,14 @@ class Methods(Engine):
             raise UserError("there is no picture or clip to describe: give at least one")
         return self.ask(media, [""] * len(media) if isinstance(media, list) else "", **options)
 
-    def _rewritten(self, requests: list[Segments], enhance: Any) -> list[Segments]:
-        if enhance is None:
+    def _rewritten(self, requests: list[Segments], enhance: Any, think: bool = False) -> list[Segments]:
+        if enhance is None and think is False:
             return requests
-        from openlance.inference.enhance import rewriter
+        from openlance.inference.enhance import rewriter, thinker
 
-        rewrite = rewriter(self, enhance)
-        return requests if rewrite is None else [rewrite(request) for request in requests]
+        for rewrite in (rewriter(self, enhance), thinker(self, think)):
+            requests = requests if rewrite is None else [rewrite(request) for request in requests]
+        return requests
 
     def _draw(
         self,
@@ -317,21 +318,32 @@ class Methods(Engine):
         progress: bool | Callable[[int, int], object] = False,
         negative_prompt: str | Sequence[str] | None = None,
         enhance: Any = None,
+        think: bool = False,
+        check: int | None = None,
         **settings: Any,
     ) -> list[Clip]:
         """Fill the visual target of each request, batch by batch."""
-        negatives = self.negatives(negative_prompt, len(requests))
+        negatives, most = self.negatives(negative_prompt, len(requests)), inputs.draws(check, generator)
         how = [self.sampling([request], **settings) for request in requests]
         seeds = inputs.starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
-        per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        total = sum(s.num_inference_steps for s in how)
-        with _counted(progress, total) as finished:
-            for some, s in _batches(self._rewritten(requests, enhance), per, how):
-                mine = slice(len(clips), len(clips) + len(some))
-                more: Any = {"negatives": negatives[mine], "after_step": partial(finished, len(some))}
-                clips += self.fill_visual(some, s, seeds[mine], **more)
-        return clips
+        per, total = max(self.defaults.batch // longest, 1), sum(s.num_inference_steps for s in how)
+        with _counted(progress, total * (most or 1)) as finished:
+            requests = self._rewritten(requests, enhance, think)
+
+            def make(which: Sequence[int], seeds: Sequence[Any]) -> list[Clip]:
+                clips = list[Clip]()
+                for some, s in _batches([requests[n] for n in which], per, [how[n] for n in which]):
+                    mine = slice(len(clips), len(clips) + len(some))
+                    more: Any = {"negatives": [negatives[n] for n in which[mine]]}
+                    clips += self.fill_visual(some, s, seeds[mine], after_step=partial(finished, len(some)), **more)
+                return clips
+
+            if not most:
+                return make(range(len(requests)), seeds)
+            from openlance.inference.checking import checked
+
+            return checked(self, requests, [int(seed) for seed in seeds], most, make)  # type: ignore[arg-type]
 
 
 @contextmanager
