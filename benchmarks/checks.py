@@ -1,7 +1,7 @@
 """What a self-check brings: `check=4` against the first draw of the same requests, judged by the world from pixels.
 
     python benchmarks/checks.py run --records checks.jsonl      # goes on where it was stopped
-    python benchmarks/checks.py table --records checks.jsonl
+    python benchmarks/checks.py table --records checks.jsonl --docs
 
 The check sees the request and the results alone. A record is one block of requests of a category; its first draws are
 the results without a check. Beside that: how often a result is right where the check finds no fault, and where it does.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, markdown, write_results
+from common import RESULTS, markdown, put, write_results
 from samplers import paired, read
 
 from openlance import load
@@ -39,6 +39,7 @@ EDITS = {f"edit: {kind}": kind for kind in KINDS}
 BLOCKS = dict.fromkeys(DRAWN, 20) | dict.fromkeys(EDITS, 4)
 ROWS = {name: (name,) for name in DRAWN} | {"edits": tuple(EDITS)} | {name: (name,) for name in EDITS}
 
+PAGE = Path(__file__).parents[1] / "docs" / "checking.md"
 Judge = Callable[[np.ndarray], bool]
 
 
@@ -112,7 +113,7 @@ def summed(found: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(model: str, records: Path, out: Path) -> None:
+def table(model: str, records: Path, out: Path, docs: bool) -> None:
     found, rows, lines = read(records), dict[str, Any](), []
     for name, categories in ROWS.items():
         mine = [r for r in found if r["category"] in categories]
@@ -131,7 +132,10 @@ def table(model: str, records: Path, out: Path) -> None:
     head += "No fault / fault: how many of all draws are right where the model is sure and where it is not. "
     head += "CPU seconds per request, those of the questions included.\n\n"
     columns = ["", "n", "one draw", "checked", "points (95 %)", "p", "draws", "no fault / fault", "CPU s"]
-    write_results("checks", {"model": model, "draws": DRAWS, "rows": rows}, head + markdown(columns, lines), out)
+    text = head + markdown(columns, lines)
+    write_results("checks", {"model": model, "draws": DRAWS, "rows": rows}, text, out)
+    if docs:
+        put(PAGE, "checks", text)
 
 
 def main() -> None:
@@ -141,11 +145,12 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="a .jsonl file, which grows")
     parser.add_argument("--only", default="", help="categories whose name contains this")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/checking.md as well")
     args = parser.parse_args()
     if args.what == "run":
         run(args.model, args.records, args.only)
     else:
-        table(args.model, args.records, args.out)
+        table(args.model, args.records, args.out, args.docs)
 
 
 if __name__ == "__main__":

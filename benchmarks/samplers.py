@@ -22,7 +22,8 @@ from common import RESULTS, markdown, write_results
 
 from openlance import load
 from openlance.config.sampling import GenerationConfig, Sampling
-from openlance.eval.suite import HELDOUT, Z95
+from openlance.eval.estimate import Z95
+from openlance.eval.suite import HELDOUT
 from toyworld.suites.bench import SUITES, Bench
 
 BLOCK, SEED = 20, 500  # requests of a record; the seed of block b is SEED + b

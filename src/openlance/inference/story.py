@@ -27,6 +27,7 @@ PAGE = "story.md"
 class Story:
     """What came of each line, in order; image or video k was made with seed + k."""
 
+    lines: tuple[str, ...]
     turns: tuple[Turn, ...]
     seed: int
 
@@ -50,9 +51,9 @@ class Story:
         from openlance.media.files import atomic_path
 
         folder, parts = values.path_of("the folder", folder), list[str]()
-        for n, turn in enumerate(self.turns):
+        for n, (line, turn) in enumerate(zip(self.lines, self.turns, strict=True)):
             result = _result(turn)
-            parts.append(f"> {turn.said}")
+            parts.append(f"> {line}")
             if isinstance(result, Clip):
                 name = f"{n}{'.png' if result.frames == 1 else '.mp4'}"
                 result.save(folder / name)
@@ -87,4 +88,4 @@ def tell(pipe: LancePipeline, lines: Sequence[str], image: MediaInput | None = N
     talk = Dialogue(pipe, **how)
     if image is not None:
         talk.show(image)
-    return Story(tuple(talk.say(text) for text in texts), talk.seed)
+    return Story(tuple(texts), tuple(talk.say(text) for text in texts), talk.seed)
