@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice, product
 from typing import TYPE_CHECKING, TypeAlias
 
 from openlance.config.sampling import Decoding, later_seed
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
 # Probabilities of a fact's answer: from the first on the model is sure, below the second it finds a fault, as another
 # answer is likelier (docs/checking.md).
 SURE, FAULT = math.log(0.98), math.log(0.5)
+TINY = 1e-30  # the least probability that is told apart
 ASTRAY = math.log(0.01)  # what a thing in the wrong place counts as
 NEAR = 0.08  # how far the middle of a thing that stays may be from where it was, in widths and heights
 STEP = 0.1  # how far a thing goes at least that is moved
 SLACK = 0.05  # how far over the line of a third of the picture a middle may be
 APART = 1_000_000  # seeds between the draws of one request; torch's generators on CPUs read the lower half of a seed
+ALIKE, WORD, MOST_SPELLINGS = {"O": "O0", "0": "0O", "I": "I1", "1": "1I"}, 5, 8
 ANSWER = Decoding(max_new_tokens=96)
 LIST = Decoding(max_new_tokens=512)
 ASK = (
@@ -56,6 +59,7 @@ class Fact:
         says: In words, for people.
         question: What the model is asked about the result.
         answer: What it should answer; empty where it is asked for a box.
+        alike: Other answers that are as right.
         where: Whether the middle of the box that it answers is right; None where it gives none.
     """
 
@@ -63,6 +67,7 @@ class Fact:
     question: str
     answer: str = ""
     where: Callable[[Middle | None], bool] | None = None
+    alike: tuple[str, ...] = ()
 
 
 # From words to facts.
@@ -73,7 +78,7 @@ def shown(reading: Reading, moves: bool = False, alone: bool = True) -> list[Fac
     facts = [fact for thing in reading.things for fact in _thing(thing, moves)]
     if alone and reading.things and not reading.texts:
         facts.append(_total(reading.things, moves))
-    facts += [Fact(f'the text "{text}"', "read the text", text) for text in reading.texts]
+    facts += [_written(text) for text in reading.texts]
     if reading.ground:
         facts.append(_ground(reading.ground))
     facts += [_relation(relation) for relation in reading.relations]
@@ -106,6 +111,13 @@ def _total(things: Sequence[Thing], moves: bool = False) -> Fact:
     return Fact("nothing else", f"how many objects are there{when}?", str(sum(t.count for t in things)))
 
 
+def _written(text: str) -> Fact:
+    """A text; letters that look like digits, O and I, may be read as those where no word tells them apart."""
+    letters = [ALIKE.get(letter, letter) for letter in text]
+    spellings = ["".join(found) for found in islice(product(*letters), MOST_SPELLINGS)] if len(text) < WORD else []
+    return Fact(f'the text "{text}"', "read the text", text, alike=tuple(s for s in spellings if s != text))
+
+
 def _ground(look: str) -> Fact:
     return Fact(f"a {look} background", "what color is the background?", look)
 
@@ -136,7 +148,7 @@ def changed(change: Change, at: dict[str, Middle | None], moves: bool = False) -
     facts += [Fact(f"no {t.said}", f"is there {t.one}?", "no") for t in _gone(change)]
     if change.ground:
         facts.append(_ground(change.ground))
-    facts += [Fact(f'the text "{text}"', "read the text", text) for text in change.texts]
+    facts += [_written(text) for text in change.texts]
     facts += [_located(t, partial(_near, at.get(t.said)), "where it was") for t in change.stay if t.count == 1]
     if change.relation is not None:
         facts.append(_relation(change.relation))
@@ -272,7 +284,12 @@ def judged(pipe: Engine, clips: Sequence[Clip], facts: Sequence[Sequence[Fact]],
         draw: Which draw of their requests these are.
     """
     pairs = [(clip, fact) for clip, own in zip(clips, facts, strict=True) for fact in own]
-    told = iter(_likely(pipe, [(clip, f.question, f.answer) for clip, f in pairs if f.where is None]))
+    asked = [(clip, f) for clip, f in pairs if f.where is None]
+    spelled = [(n, clip, f.question, answer) for n, (clip, f) in enumerate(asked) for answer in (f.answer, *f.alike)]
+    shares = [0.0] * len(asked)
+    for (n, *_), score in zip(spelled, _likely(pipe, [tuple(rest) for _, *rest in spelled]), strict=True):
+        shares[n] += math.exp(score)
+    told = iter([math.log(max(share, TINY)) for share in shares])
     boxes = iter(_answers(pipe, [(clip, f.question) for clip, f in pairs if f.where is not None]))
     scores = iter(
         [next(told) if f.where is None else 0.0 if f.where(middle(next(boxes), c)) else ASTRAY for c, f in pairs]
