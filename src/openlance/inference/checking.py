@@ -226,9 +226,8 @@ def _listed(pipe: Engine, request: Segments, source: Clip | None) -> list[Fact] 
 
 def listed(answer: str) -> list[Fact] | None:
     """Read a JSON list of questions, also between other words. None if there is none, or it is empty."""
-    found = re.search(r"\[.*\]", answer, re.DOTALL)
     try:
-        questions = json.loads(found[0]) if found else None
+        questions = json.loads(answer[max(answer.find("["), 0) : answer.rfind("]") + 1])
     except (ValueError, RecursionError):
         return None
     if not isinstance(questions, list) or not questions or not all(isinstance(q, str) and q.strip() for q in questions):
