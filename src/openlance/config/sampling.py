@@ -151,6 +151,8 @@ class Sampling:
         solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
         step_cache: A velocity that is expected to change by a smaller share than this is used again, below 1; 0: off.
         compile: Run the experts through torch.compile, for which the first image waits; CUDA graphs on a GPU.
+        strength: Share of the steps that run, from the source of an edit with that much noise in it; 1: from noise
+            alone. The number of steps is diffusers'.
 
     Raises:
         UserError: If a value means none, or is out of its range.
@@ -167,6 +169,7 @@ class Sampling:
     solver: str = "euler"
     step_cache: float = 0.0
     compile: bool = False
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         checked(self)
@@ -180,6 +183,9 @@ class Sampling:
         if not 0 <= self.step_cache < 1:
             said = f"step_cache is {self.step_cache:g}: expected 0 (off) or a share below 1, such as 0.05"
             raise UserError(said, param="step_cache")
+        if not 0 < self.strength <= 1:
+            said = f"strength is {self.strength:g}: it must be above 0 and at most 1, such as 0.8"
+            raise UserError(said, param="strength")
         if self.interval[0] > self.interval[1]:
             low, high = self.interval
             said = f"interval ({low:g}, {high:g}) ends before it begins: write the lower time first"
@@ -189,6 +195,12 @@ class Sampling:
     def branches(self) -> int:
         """How many forms of a request run side by side: as it is, without its prompt, without images too."""
         return 1 + (self.guidance_scale > 1) + (self.image_guidance_scale > 1)
+
+    @property
+    def steps(self) -> int:
+        """How many steps run (diffusers' rule for `strength`)."""
+        total = self.num_inference_steps
+        return total - int(max(total - total * self.strength, 0))
 
     def acts_at(self, t: float) -> bool:
         return self.interval[0] < t <= self.interval[1]
@@ -241,7 +253,8 @@ class GenerationConfig:
         width: Likewise.
         num_frames: Of videos that are made.
         sampling: How it denoises.
-        sampling_with: Fields of `Sampling` that differ where a request has a segment of a role, by the role's name.
+        sampling_with: Fields of `Sampling` that differ where a request has a segment of a role, by the role's name, or
+            by "region" where only a part of the target may change.
         style: How its requests and samples are worded.
         tasks: What it was trained for, names of `sequence.tasks.TASKS`; empty if it does not say.
         buckets: Resolution preset of what is read, by what is made of it ("image", "video", "text"); without one an
@@ -307,7 +320,7 @@ class GenerationConfig:
         """Choose how a request denoises.
 
         Args:
-            roles: Names of the roles of its segments, in lower case.
+            roles: Names of the roles of its segments, in lower case; "region" where a part of its source stays.
             **settings: Fields of `Sampling` that the caller wants otherwise; None changes nothing.
 
         Raises:

@@ -16,6 +16,7 @@ from typing import Any
 from openlance.config import values
 from openlance.config.sampling import Decoding, later_seed
 from openlance.errors import UserError
+from openlance.inference import regions
 from openlance.inference.enhance import Enhancer, rewriter
 from openlance.inference.inputs import a_function, asked_size, listed, question_about, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
@@ -116,12 +117,14 @@ class Dialogue:
         task = tasks.the_task(tasks.text_to_visual, "image")
         return self._fill(prompt, self.pipe.front.request(task, prompt.strip(), asked=self.size))
 
-    def edit(self, instruction: str) -> Turn:
-        """Change the image or video on the table."""
+    def edit(self, instruction: str, *, mask: Any = None, region: Any = None) -> Turn:
+        """Change the image or video on the table; `mask` and `region` as in `Methods.edit`."""
         clip = self._table()
         listed(instruction, "instruction", "make the circle blue")
         task = tasks.the_task(tasks.edit, tasks.kind_of(clip.frames))
-        return self._fill(instruction, self.pipe.front.request(task, instruction.strip(), [clip]))
+        turn = self.pipe.front.request(task, instruction.strip(), [clip])
+        [turn] = regions.placed(self.pipe, [turn], [clip], [regions.Asked.of(mask, region)])
+        return self._fill(instruction, turn)
 
     def ask(self, question: str, stream: Callable[[str], None] | None = None) -> Turn:
         """Answer a question about the image or video on the table; stream(piece) gets it as it comes."""

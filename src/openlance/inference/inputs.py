@@ -55,6 +55,7 @@ class How(Settings, total=False):
     num_inference_steps: int | None
     guidance_scale: float | None
     image_guidance_scale: float | None
+    strength: float | None
 
 
 class Words(TypedDict, total=False):

@@ -18,11 +18,13 @@ from openlance.config.sampling import Decoding
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.inputs import clips_of, is_many, question_about, questions, videos_of
+from openlance.inference.regions import masked, within
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_image
+from openlance.media.region import read_mask
 from openlance.sequence import tasks
 from openlance.sequence.pack import pack
-from openlance.sequence.segment import Segment, Segments
+from openlance.sequence.segment import Segment, Segments, region_in, source_in
 from openlance.vae.frames import channels_first, channels_last
 
 if TYPE_CHECKING:
@@ -120,6 +122,30 @@ class Given:
             for clips, item in zip(found, each, strict=True):
                 clips += videos_of(item) if name == "video" else clips_of(item, as_image)
         return found
+
+
+    def masked(
+        self, engine: Engine, requests: list[Segments], clips: Sequence[Sequence[Clip]], masks: Any
+    ) -> list[Segments]:
+        """Give requests of edits regions, white in masks: one for all prompts, or one each. UserError for masks of
+        something else, or that do not fit."""
+        if masks is None:
+            return requests
+        if any(source_in(request) is None for request in requests):
+            raise UserError("mask_image says what of an image or video may change: give that as image or video")
+        moving = "video" in self.media
+        split = _unbatched(masks, 5 if moving else 4)
+        of_each = split is not masks or (self.several and is_many(split))
+        found = list(split) if of_each and len(split) != 1 else [split[0] if of_each else split] * len(self.texts)
+        if len(found) != len(self.texts):
+            raise UserError(f"{len(found)} masks and {len(self.texts)} prompts do not pair up: give one, or one each")
+        per, made = len(requests) // len(found), list[Segments]()
+        for n, (request, (*_, clip)) in enumerate(zip(requests, clips, strict=True)):
+            inside = read_mask(found[n // per], (clip.frames, clip.height, clip.width), resized=True)
+            made.append(within(request, masked(engine.front, request, clip, inside, "a mask")))
+        if len({region_in(request).is_part for request in made}) > 1:
+            raise UserError("some masks of this call are white everywhere, which is no region: call without a mask there")
+        return made
 
 
 def _unbatched(value: Any, dimensions: int) -> Any:

@@ -158,6 +158,8 @@ class LancePipeline(Methods):
         callback_on_step_end_tensor_inputs: Sequence[str] = interfaces.TENSORS,
         subject: MediaInput | Sequence[MediaInput] | None = None,
         enhance: bool | str | Enhancer | None = None,
+        mask_image: MediaInput | Sequence[MediaInput] | None = None,
+        strength: float | None = None,
         **settings: Unpack[Settings],
     ) -> interfaces.LanceOutput:
         """Draw, animate or change.
@@ -175,6 +177,10 @@ class LancePipeline(Methods):
                 the call early with `pipe.interrupt = True`.
             enhance: Who rewrites the prompts first: True for the checkpoint itself, an `Enhancer`, or its address. The
                 output has what was drawn as `revised_prompts`.
+            mask_image: White where the `image` or `video` may change, see `media.region.read_mask`; resized to it. All
+                else is its own pixels.
+            strength: Share of the steps that run, from the `image` or `video` with that much noise in it; 1 begins
+                from noise alone.
             **settings: Further fields of `Sampling`.
 
         Raises:
@@ -193,10 +199,11 @@ class LancePipeline(Methods):
         spec = given.task(tasks.kind_of(asked[0] or 1))
         each = [pair for pair in zip(given.texts, given.clips(), strict=True) for _ in range(count)]
         requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
+        requests = given.masked(self, requests, [clips for _, clips in each], mask_image)
         negatives = self.negatives(negative_prompt, len(given.texts), count)
         sampling = self.sampling(
             requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            image_guidance_scale=image_guidance_scale, **settings,
+            image_guidance_scale=image_guidance_scale, strength=strength, **settings,
         )  # fmt: skip
         grids = [self.codec.latent_grid(r[-1].size) for r in requests]  # type: ignore[arg-type]
         interfaces.check_output(output_type, grids)
@@ -204,13 +211,13 @@ class LancePipeline(Methods):
         after = None if callback_on_step_end is None else interfaces.step_end(callback_on_step_end, self, seen, grids)
         requests = self._rewritten(requests, enhance)
         revised = [prompt_in(request) for request in requests[::count]] if enhance else None
-        with self.turn, interfaces.running() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
+        with self.turn, interfaces.running() as run, tqdm(total=sampling.steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
             told, more = seeds_in(seeds), {"noise": noise, "stops": lambda: run.stopped, "negatives": negatives}
             made = self.fill_latents(requests, sampling, seeds, lambda *_: bar.update(), after_step=after, **more)
             value: Any = torch.stack([channels_first(z) for z in made]) if output_type == "latent" else None
             if value is None:
-                clips = self.signed(self.decode_latents(made), requests, sampling, told, negatives)
+                clips = self.signed(self.decode_latents(made, requests), requests, sampling, told, negatives)
                 value = interfaces.output(clips, output_type, spec.makes)
         kind = "images" if spec.makes == "image" else "frames"
         output = interfaces.LanceOutput(**{kind: value}, revised_prompts=revised)

@@ -22,7 +22,7 @@ from openlance.checkpoint.formats import Hub, find_model
 from openlance.config import values
 from openlance.config.sampling import MOST_RESULTS, Decoding, Sampling
 from openlance.errors import UserError
-from openlance.inference import inputs
+from openlance.inference import inputs, regions
 from openlance.inference.engine import Engine
 from openlance.inference.inputs import How, Words, asked_size, is_many, listed, paired, question_about
 from openlance.inference.text import Answer, AnswerInfo, Shown
@@ -200,13 +200,24 @@ class Methods(Engine):
         return self._draw(requests, **how)
 
     def edit(
-        self, source: MediaInput | Sequence[MediaInput], instruction: str | Sequence[str], **how: Unpack[How]
+        self,
+        source: MediaInput | Sequence[MediaInput],
+        instruction: str | Sequence[str],
+        *,
+        mask: Any = None,
+        region: Any = None,
+        **how: Unpack[How],
     ) -> list[Image] | list[Clip]:
         """Change images or videos as told, each of the size and length of its source, rounded to the strides.
 
         Args:
             source: One or several; a tuple is several sources of one edit, of which the last gives the size.
             instruction: One or several.
+            mask: White where the (last) source may change, of its size: see `media.region.read_mask`. All else is the
+                source's own pixels. A list has one for each of several edits.
+            region: The same said in another way: a box (left, top, right, bottom) in pixels, an array (T, 4) with one
+                for each frame, the name of a thing for which the model looks, such as "the red circle", or a list of
+                these; "none" for the whole. A list has one for each of several edits.
             **how: See `inputs.How`.
 
         Returns:
@@ -214,12 +225,14 @@ class Methods(Engine):
         """
         pairs = paired(source, instruction)
         listed([text for _, text in pairs], "instruction", "make the circle blue")
-        requests = list[Segments]()
+        wanted = regions.asked(mask, region, len(pairs), isinstance(source, list) or is_many(instruction))
+        requests, sources = list[Segments](), list[Clip]()
         for media, text in pairs:
             clips = inputs.clips_of(media)
             task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
             requests.append(self.front.request(task, text, clips))
-        made = self._draw(requests, **how)
+            sources.append(clips[-1])
+        made = self._draw(regions.placed(self, requests, sources, wanted), **how)
         return [clip if clip.frames > 1 else clip.images()[0] for clip in made]  # type: ignore[return-value]
 
     def subject(
@@ -327,7 +340,7 @@ class Methods(Engine):
         requests = self._rewritten(requests, enhance)
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        total = sum(s.num_inference_steps for s in how)
+        total = sum(s.steps for s in how)
         with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
             for some, s in _batches(requests, per, how):
                 mine = slice(len(clips), len(clips) + len(some))

@@ -291,7 +291,7 @@ class Worker:
             before = t, x
 
         def after_step(step: int, t: float, x: Tensor) -> None:
-            done, total = step + 1, how.num_inference_steps
+            done, total = step + 1, how.steps
             for item in self._heed(batch):
                 item.listener(Step(done, total))
             due = {n: _partial(item, done, total) for n, item in enumerate(batch)}
@@ -300,14 +300,14 @@ class Worker:
                 parts = clean.split([math.prod(grid) for grid in grids])
                 for n, index in due.items():
                     if index is not None:
-                        clip = pipe.decode_latents([parts[n].reshape(*grids[n], -1)])[0]
+                        clip = pipe.decode_latents([parts[n].reshape(*grids[n], -1)], [requests[n]])[0]
                         batch[n].listener(Partial(index, clip))
 
         seeds, negatives = [item.seed for item in batch], [item.negative for item in batch]
         with self.metrics.phase("denoise"):
             made = pipe.fill_latents(requests, how, seeds, on_step=on_step, after_step=after_step, negatives=negatives)
         with self.metrics.phase("decode"):
-            return pipe.signed(pipe.decode_latents(made), requests, how, seeds, negatives)
+            return pipe.signed(pipe.decode_latents(made, requests), requests, how, seeds, negatives)
 
     def _write(self, batch: Sequence[Item]) -> Sequence[Any]:
         how = batch[0].how
