@@ -203,7 +203,7 @@ class Engine:
         roles |= {REGION} if any(region_in(r).is_part for r in requests) else set()
         how = self.defaults.sampling_for(roles, **settings)
         if how.strength < 1 and any(source_in(r) is None for r in requests):
-            said = f"strength is {how.strength:g}, which begins from a source of an edit, and there is none of this size"
+            said = f"strength is {how.strength:g}, but there is no source of an edit to begin from"
             raise UserError(f"{said}: leave strength out", param="strength")
         return how
 
@@ -386,7 +386,7 @@ class Engine:
 def _within(clip: Clip, request: Segments, cell: int) -> Clip:
     """A decoded target, the source's own pixels outside of its region."""
     region, source = region_in(request), source_in(request)
-    if not region.is_part or not isinstance(source, Clip):
+    if region.inside is None or not region.is_part or not isinstance(source, Clip):
         return clip
     return clip.with_pixels(blended(source.pixels, clip.pixels, region.inside, cell))
 

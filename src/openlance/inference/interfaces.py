@@ -123,7 +123,6 @@ class Given:
                 clips += videos_of(item) if name == "video" else clips_of(item, as_image)
         return found
 
-
     def masked(
         self, engine: Engine, requests: list[Segments], clips: Sequence[Sequence[Clip]], masks: Any
     ) -> list[Segments]:
@@ -144,7 +143,7 @@ class Given:
             inside = read_mask(found[n // per], (clip.frames, clip.height, clip.width), resized=True)
             made.append(within(request, masked(engine.front, request, clip, inside, "a mask")))
         if len({region_in(request).is_part for request in made}) > 1:
-            raise UserError("some masks of this call are white everywhere, which is no region: call without a mask there")
+            raise UserError("some of the masks are white everywhere, which is no region: call without a mask for these")
         return made
 
 

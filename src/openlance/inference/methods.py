@@ -10,9 +10,8 @@ pipe.ask("out.png", "how many squares are there?")
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import groupby, islice, zip_longest
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -20,16 +19,16 @@ from torch import Tensor
 
 from openlance.checkpoint.formats import Hub, find_model
 from openlance.config import values
-from openlance.config.sampling import MOST_RESULTS, Decoding, Sampling
+from openlance.config.sampling import MOST_RESULTS, Decoding
 from openlance.errors import UserError
 from openlance.inference import inputs, regions
 from openlance.inference.engine import Engine
-from openlance.inference.inputs import How, Words, asked_size, is_many, listed, paired, question_about
+from openlance.inference.inputs import How, Words, asked_size, batches, is_many, listed, paired, question_about
 from openlance.inference.text import Answer, AnswerInfo, Shown
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_image
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments, any_video
+from openlance.sequence.segment import Segments
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -299,7 +298,7 @@ class Methods(Engine):
         answers = list[Answer]()
         longest = max((sum(1 + clip.frames // 2 for clip in clips) for clips, _ in groups), default=1)
         per = max(4 * self.defaults.batch // longest, 1)
-        for some, _ in _batches(requests, per):
+        for some, _ in batches(requests, per):
             answers += self.fill_text(some, d, generator, shown.add if shown is not None else None)
         if shown is not None:
             shown.up_to(answers[0])
@@ -342,19 +341,8 @@ class Methods(Engine):
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
         total = sum(s.steps for s in how)
         with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
-            for some, s in _batches(requests, per, how):
+            for some, s in batches(requests, per, how):
                 mine = slice(len(clips), len(clips) + len(some))
                 shown = partial(lambda n, *_: bar.update(n), len(some))
                 clips += self.fill_visual(some, s, seeds[mine], shown, negatives=negatives[mine])
         return clips
-
-
-def _batches(
-    requests: list[Segments], per: int, how: Sequence[Sampling | None] = ()
-) -> Iterator[tuple[list[Segments], Any]]:
-    """At most so many at a time, in order, with how they denoise. What differs in that stays apart, and what moves from
-    what does not: a release has weights for each."""
-    both = zip_longest(requests, how)
-    for (_, s), alike in groupby(both, lambda one: (any_video([one[0]]), one[1])):
-        while some := list(islice(alike, per)):
-            yield [request for request, _ in some], s

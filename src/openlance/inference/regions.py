@@ -14,16 +14,18 @@ import numpy as np
 from openlance.config.values import brief
 from openlance.data.front import Front
 from openlance.errors import UserError
+from openlance.inference import auto
 from openlance.inference.inputs import is_many
+from openlance.inference.locating import box_said, located, size_of
 from openlance.media.clip import Clip
-from openlance.media.region import Box, box_mask, boxes_in, is_box, read_box, read_mask
+from openlance.media.region import box_mask, is_box, read_box, read_mask
 from openlance.sequence import tasks
-from openlance.sequence.segment import Kind, Region, Role, Segments, source_in
+from openlance.sequence.segment import Region, Role, Segments
 
 if TYPE_CHECKING:
     from openlance.inference.methods import Methods
 
-NONE = "none"
+AUTO, NONE = "auto", "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +47,15 @@ class Asked:
             raise UserError("there are a mask and a region: give one of them")
         several = isinstance(region, list) and not is_box(region)
         found = tuple(region) if several else () if region is None else (region,)
-        alone = isinstance(region, str) and region == NONE
+        alone = isinstance(region, str) and region in (AUTO, NONE)
         if (several and not found) or not all(alone or is_box(one) or _is_track(one) or _is_name(one) for one in found):
-            said = "expected none, a box (left, top, right, bottom) in pixels, words, or a list of these"
+            said = "expected auto, none, a box (left, top, right, bottom) in pixels, words, or a list of the last two"
             raise UserError(f"the region is {brief(region)}: {said}")
-        return cls(mask, () if alone else found)
+        return cls(mask, found)
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and value != NONE
+    return isinstance(value, str) and bool(value.strip()) and value not in (AUTO, NONE)
 
 
 def _is_track(value: Any) -> bool:
@@ -100,8 +102,12 @@ def placed(
     """
     named = [(n, one) for n, asking in enumerate(wanted) for one in asking.regions if _is_name(one)]
     found = iter(located(pipe, [requests[n] for n, _ in named], [words for _, words in named]))
+    own = iter(auto.regions(pipe, [r for r, asking in zip(requests, wanted, strict=True) if asking.regions == (AUTO,)]))
     made = list[Segments]()
     for request, clip, asking in zip(requests, clips, wanted, strict=True):
+        if asking.regions in ((AUTO,), (NONE,)):
+            made.append(within(request, next(own)) if asking.regions == (AUTO,) else request)
+            continue
         parts = [next(found) if _is_name(one) else _boxed(pipe, request, clip, one) for one in asking.regions]
         for one, part in zip(asking.regions, parts, strict=True):
             if part is None:
@@ -119,15 +125,15 @@ def within(request: Segments, region: Region) -> Segments:
 
 
 def _joined(parts: Sequence[Region]) -> Region:
-    inside = np.logical_or.reduce([part.inside for part in parts])
+    inside = np.any([part.inside for part in parts], axis=0)
     return Region(inside, ", ".join(part.said for part in parts))
 
 
 def masked(front: Front, request: Segments, clip: Clip, inside: np.ndarray, said: str) -> Region:
     """Make a region of a mask, bool (T, H, W), in the pixels of a source, which is cut and resized as the source is."""
-    _, height, width = _size(request)
+    _, height, width = size_of(request)
     levels = np.repeat(inside[..., None].astype(np.uint8) * 255, 3, axis=-1)
-    spec = tasks.the_task(tasks.edit, tasks.kind_of(_size(request)[0]))
+    spec = tasks.the_task(tasks.edit, tasks.kind_of(size_of(request)[0]))
     cut = front.fitted(spec, clip.with_pixels(levels), (None, height, width)).pixels[..., 0] >= 128
     if not cut.any():
         raise UserError(f"nothing is left of {said} in {width}x{height} pixels: give a larger one")
@@ -142,64 +148,4 @@ def _boxed(pipe: Methods, request: Segments, clip: Clip, value: Any) -> Region:
         said = f"the region has boxes for {len(rows)} frames and the source {clip.frames}"
         raise UserError(f"{said}: give one box for all, or as many")
     boxes = [read_box(row, size) for row in rows]
-    return masked(pipe.front, request, clip, box_mask(boxes, size), _said(boxes))
-
-
-def located(pipe: Methods, requests: Sequence[Segments], names: Sequence[str]) -> list[Region | None]:
-    """Let the model look for things in the sources of requests, in each frame of a clip.
-
-    Args:
-        pipe: The model.
-        requests: Of edits.
-        names: What to look for in each, such as "the red circle".
-
-    Returns:
-        The cells that each touches, and their neighbors: what replaces it may be larger. None where it is not found.
-    """
-    seen: list[Clip] = [source_in(request, Kind.PATCHES) for request in requests]
-    frames = [(clip, t) for clip in seen for t in range(clip.frames)]
-    questions = [tasks.LOCATE.format(name.strip()) for name, clip in zip(names, seen) for _ in range(clip.frames)]
-    media = [[clip.with_pixels(clip.pixels[t : t + 1])] for clip, t in frames]
-    answers = iter(pipe.ask(media, questions) if questions else [])
-    found = list[Region | None]()
-    for request, clip, name in zip(requests, seen, names, strict=True):
-        size = _size(request)
-        scale = size[1] / clip.height, size[2] / clip.width
-        each = [_scaled(boxes_in(next(answers)), scale, size) for _ in range(clip.frames)]
-        there = [t for t, boxes in enumerate(each) if boxes]
-        if not there:
-            found.append(None)
-            continue
-        # Where a frame does not say, the nearest one that does.
-        each = [each[min(there, key=lambda other: abs(other - t))] for t in range(clip.frames)]
-        inside = np.concatenate([_around(pipe, boxes, size) for boxes in each])
-        found.append(Region(inside, f"{name.strip()}, {_said([boxes[0] for boxes in each])}"))
-    return found
-
-
-def _around(pipe: Methods, boxes: Sequence[Box], size: tuple[int, int, int]) -> np.ndarray:
-    """The cells of some boxes in one frame, and their neighbors: bool (1, H, W)."""
-    one, grid = (1, *size[1:]), pipe.codec.latent_grid(size)
-    return np.logical_or.reduce([box_mask([box], one, grid[1:]) for box in boxes])
-
-
-def _scaled(boxes: Sequence[Box], scale: tuple[float, float], size: tuple[int, int, int]) -> list[Box]:
-    """Boxes in the pixels of the target; what lies outside of it is cut off."""
-    (tall, wide), (_, height, width) = scale, size
-    cut = [
-        (max(x0 * wide, 0.0), max(y0 * tall, 0.0), min(x1 * wide, width), min(y1 * tall, height))
-        for x0, y0, x1, y1 in boxes
-    ]
-    return [box for box in cut if box[0] < box[2] and box[1] < box[3]]
-
-
-def _said(boxes: Sequence[Box]) -> str:
-    """Name a box, the first and the last where they move."""
-    ends = [f"({', '.join(f'{v:g}' for v in box)})" for box in dict.fromkeys((boxes[0], boxes[-1]))]
-    return " to ".join(ends)
-
-
-def _size(request: Segments) -> tuple[int, int, int]:
-    size = request[-1].size
-    assert size is not None
-    return size
+    return masked(pipe.front, request, clip, box_mask(boxes, size), box_said(boxes))

@@ -110,7 +110,7 @@ def _luma(clip: Clip) -> np.ndarray:
 
 
 def _with_channels(value: Any, size: Size) -> Any:
-    """An array or tensor as `as_clip` reads it: numbers in the place of truths, and an axis of channels behind frames."""
+    """An array or tensor as `as_clip` reads it: numbers for truths, and an axis of channels behind that of frames."""
     if "bool" in str(getattr(value, "dtype", "")):
         value = value * 1.0
     shape = tuple(getattr(value, "shape", ()))
@@ -171,7 +171,7 @@ def box_mask(boxes: Sequence[Box | None], size: Size, grid: tuple[int, int] | No
     """
     frames, height, width = size
     inside = np.zeros(size, dtype=bool)
-    for frame, box in zip(inside, boxes if len(boxes) == frames else list(boxes) * frames, strict=True):
+    for frame, box in zip(inside, boxes if len(boxes) == frames else [*boxes] * frames, strict=True):
         if box is None:
             continue
         (top, bottom), (left, right) = (
@@ -190,17 +190,17 @@ def _span(low: float, high: float, side: int, cells: int | None) -> tuple[int, i
     return max(int(low // pixels) - 1, 0) * pixels, min(int(np.ceil(high / pixels)) + 1, cells) * pixels
 
 
-def boxes_in(answer: str) -> list[Box]:
-    """Read the boxes of an answer in Qwen2.5-VL's form, [{"bbox_2d": [left, top, right, bottom], ...}]; those without
-    area are left out."""
+def boxes_in(answer: str) -> list[tuple[Box, str]]:
+    """Read the boxes of an answer and what each is said to hold, in Qwen2.5-VL's form [{"bbox_2d": [left, top, right,
+    bottom], "label": "circle"}]; those without area are left out."""
     found = []
-    for numbers in re.findall(r'"bbox_2d"\s*:\s*(\[[^\[\]]*\])', answer):
+    for numbers, label in re.findall(r'"bbox_2d"\s*:\s*(\[[^\[\]]*\])(?:\s*,\s*"label"\s*:\s*"([^"]*)")?', answer):
         try:
             left, top, right, bottom = (float(n) for n in json.loads(numbers))
         except (ValueError, TypeError):
             continue
         if left < right and top < bottom:
-            found.append((left, top, right, bottom))
+            found.append(((left, top, right, bottom), label))
     return found
 
 

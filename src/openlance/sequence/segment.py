@@ -45,8 +45,8 @@ class Region:
         if self.inside is None:
             return np.ones(grid, dtype=bool)
         (t, y, x), (frames, height, width) = grid, self.inside.shape
-        cells = self.inside.reshape(frames, y, height // y, x, width // x).any(axis=(2, 4))
-        later = cells[1:].reshape(t - 1, -1, y, x).any(axis=1) if t > 1 else cells[1:]
+        cells: np.ndarray = self.inside.reshape(frames, y, height // y, x, width // x).max(axis=(2, 4))
+        later = cells[1:].reshape(t - 1, -1, y, x).max(axis=1) if t > 1 else cells[1:]
         return np.concatenate([cells[:1], later])
 
 
