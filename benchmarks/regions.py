@@ -160,7 +160,9 @@ def report(args: argparse.Namespace) -> None:
                  "CPU s, plain", "CPU s, auto"]  # fmt: skip
         seeds = sorted({line["seed"] for line in mine})
         text += f"## {'Clips' if clips else 'Images'}\n\nSeeds {seeds}, one draw.\n\n{markdown(names, rows)}\n"
-        said = [[name, f"{v['mean']:.3f} ({v['ci95'][0]:.2f} to {v['ci95'][1]:.2f})", v["n"]] for name, v in where.items()]
+        said = [
+            [name, f"{v['mean']:.3f} ({v['ci95'][0]:.2f} to {v['ci95'][1]:.2f})", v["n"]] for name, v in where.items()
+        ]
         text += markdown(["what the model finds by itself", "share", "n"], said) + "\n"
     write_results("regions", data, text, args.out)
 
@@ -173,7 +175,7 @@ def main() -> None:
     go.add_argument("--model", default="nano")
     go.add_argument("--clips", action="store_true")
     go.add_argument("--samples", type=int, default=80, help="of every kind")
-    go.add_argument("--seed", type=int, default=2026)
+    go.add_argument("--seed", type=int, default=2027)
     go.add_argument("--size", type=int, default=64)
     go.add_argument("--part", type=int, default=0, help="of the rounds, where several processes share them")
     go.add_argument("--of", type=int, default=1)

@@ -35,20 +35,23 @@ class Asked:
     Args:
         mask: See `media.region.read_mask`.
         regions: Each a box, an array with a box for each frame, or words; together they are one region.
+        word: "auto" or "none", in the place of both.
     """
 
     mask: Any = None
     regions: tuple[Any, ...] = ()
+    word: str = ""
 
     @classmethod
     def of(cls, mask: Any, region: Any) -> Asked:
         """Take in what goes with one edit. UserError if that means nothing."""
         if mask is not None and region is not None:
             raise UserError("there are a mask and a region: give one of them")
+        if isinstance(region, str) and region in (AUTO, NONE):
+            return cls(word=region)
         several = isinstance(region, list) and not is_box(region)
         found = tuple(region) if several else () if region is None else (region,)
-        alone = isinstance(region, str) and region in (AUTO, NONE)
-        if (several and not found) or not all(alone or is_box(one) or _is_track(one) or _is_name(one) for one in found):
+        if (several and not found) or not all(is_box(one) or _is_track(one) or _is_name(one) for one in found):
             said = "expected auto, none, a box (left, top, right, bottom) in pixels, words, or a list of the last two"
             raise UserError(f"the region is {brief(region)}: {said}")
         return cls(mask, found)
@@ -102,11 +105,11 @@ def placed(
     """
     named = [(n, one) for n, asking in enumerate(wanted) for one in asking.regions if _is_name(one)]
     found = iter(located(pipe, [requests[n] for n, _ in named], [words for _, words in named]))
-    own = iter(auto.regions(pipe, [r for r, asking in zip(requests, wanted, strict=True) if asking.regions == (AUTO,)]))
+    own = iter(auto.regions(pipe, [r for r, asking in zip(requests, wanted, strict=True) if asking.word == AUTO]))
     made = list[Segments]()
     for request, clip, asking in zip(requests, clips, wanted, strict=True):
-        if asking.regions in ((AUTO,), (NONE,)):
-            made.append(within(request, next(own)) if asking.regions == (AUTO,) else request)
+        if asking.word:
+            made.append(within(request, next(own)) if asking.word == AUTO else request)
             continue
         parts = [next(found) if _is_name(one) else _boxed(pipe, request, clip, one) for one in asking.regions]
         for one, part in zip(asking.regions, parts, strict=True):
