@@ -4,8 +4,8 @@
     python benchmarks/regions.py run --records clips.jsonl --clips --samples 80
     python benchmarks/regions.py report --records regions.jsonl clips.jsonl
 
-A round has one request of every kind, so what is there at any time is even over kinds. A thing is found right if its box
-and the true one overlap by more than half; CPU seconds are those of this process.
+A round has one request of every kind, so what is there at any time is even over kinds. A thing is found right if its
+box and the true one overlap by more than half; CPU seconds are those of this process.
 """
 
 from __future__ import annotations

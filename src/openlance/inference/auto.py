@@ -34,8 +34,9 @@ PLACES = set(
 )
 # Of a clip, words that say how something moves: it leaves the place where it is seen.
 MOTIONS = set(
-    "move moves moving motion stop stops still stay stays stand rest grow grows growing shrink shrinks shrinking reverse "
-    "reverses opposite direction faster slower speed start starts begin begins rise rises fall falls drift slide".split()
+    "move moves moving motion stop stops still stay stays stand rest grow grows growing shrink shrinks shrinking "
+    "reverse reverses opposite direction faster slower speed start starts begin begins rise rises fall falls drift "
+    "slide".split()
 )
 # How far the latents outside of a found region may move in the first estimate, in standard deviations of latents: the
 # middle of them. With nano it is under .45 where one thing changes, and above .53 where ground or tone do (56 edits).
@@ -100,7 +101,7 @@ def named(instruction: str, caption: str, *, moving: bool = False) -> Named:
     motions = [word for word in words if word in MOTIONS] if moving else []
     if motions:
         return Named(why=f"it says how something moves ({motions[0]!r})")
-    best: tuple[tuple, list[str], str] | None = None
+    best: tuple[tuple, str] | None = None
     for thing in things:
         for at, word in enumerate(words):
             if _singular(word) == _singular(thing[-1]) and (group := _group(words, at))[0] not in ONE:
@@ -109,16 +110,16 @@ def named(instruction: str, caption: str, *, moving: bool = False) -> Named:
                 rank = (-unsaid, said, sum(w in words for w in thing[1:-1]), -at)
                 own = " ".join(group[1:]) if group[0] in KNOWN else " ".join(thing[1:])
                 if best is None or rank > best[0]:
-                    best = rank, thing, f"the {own}"
+                    best = rank, f"the {own}"
                 if group[0] in MANY or _singular(word) != word:
                     return Named(why=f"it is about several {word}")
     if best is None:
         if len(main) != 1 or not (IT | KNOWN) & set(words):
             return Named(why="it names nothing that is seen")
-        best = (), main[0], "the " + " ".join(main[0][1:])
-    if best[1][0] not in ONE | KNOWN:
-        return Named(why=f"there are several {best[1][-1]}")
-    return Named(name=best[2])
+        if main[0][0] not in ONE | KNOWN:
+            return Named(why=f"there are several {main[0][-1]}")
+        return Named("the " + " ".join(main[0][1:]))
+    return Named(best[1])
 
 
 def _words(text: str) -> list[str]:

@@ -46,7 +46,7 @@ def read_mask(value: Any, size: Size, *, resized: bool = False) -> np.ndarray:
     Raises:
         UserError: If it is of another form, size or length, or has nothing white in it.
     """
-    levels = _levels(value, size)
+    levels = _levels(value)
     if resized and levels.shape[1:] != size[1:]:
         levels = np.stack([_resized(frame, size) for frame in levels])
     inside = _fitting(levels, size) >= HALF
@@ -71,12 +71,12 @@ def _has_alpha(image: Any) -> bool:
     return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
 
 
-def _levels(value: Any, size: Size) -> np.ndarray:
+def _levels(value: Any) -> np.ndarray:
     """uint8 (n, h, w), grey."""
     if isinstance(value, (list, tuple)):
         if not value:
             raise UserError(f"the mask is an empty list: give an image for each frame, {WHITE}")
-        frames = [_levels(one, (1, *size[1:])) for one in value]
+        frames = [_levels(one) for one in value]
         if len({frame.shape for frame in frames}) > 1:
             raise UserError("the frames of the mask differ in size: give all of them in the size of the clip")
         return np.concatenate(frames)
@@ -91,7 +91,7 @@ def _levels(value: Any, size: Size) -> np.ndarray:
                 if frames_of(image, "the mask") == 1:
                     return _grey(image)
         value = as_clip(given, "the mask")
-    return _luma(value if isinstance(value, Clip) else as_clip(_with_channels(value, size), "the mask"))
+    return _luma(value if isinstance(value, Clip) else as_clip(_with_channels(value), "the mask"))
 
 
 def _grey(image: Any) -> np.ndarray:
@@ -109,12 +109,12 @@ def _luma(clip: Clip) -> np.ndarray:
     return ((clip.pixels.astype(np.uint32) @ np.array(LUMA, np.uint32) + 500) // 1000).astype(np.uint8)
 
 
-def _with_channels(value: Any, size: Size) -> Any:
+def _with_channels(value: Any) -> Any:
     """An array or tensor as `as_clip` reads it: numbers for truths, and an axis of channels behind that of frames."""
     if "bool" in str(getattr(value, "dtype", "")):
         value = value * 1.0
     shape = tuple(getattr(value, "shape", ()))
-    if len(shape) == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, size[0]):
+    if len(shape) == 3 and shape[-1] not in (1, 3, 4):
         return value[..., None]
     if len(shape) in (3, 4) and shape[-1] == 4:
         raise UserError(f"the mask is an array with four channels: give one of the shape (H, W), {WHITE}")
