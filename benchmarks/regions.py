@@ -2,6 +2,7 @@
 
     python benchmarks/regions.py run --records regions.jsonl --samples 80      # goes on where it stopped
     python benchmarks/regions.py run --records clips.jsonl --clips --samples 80
+    python benchmarks/regions.py locate --seed 77 --samples 20
     python benchmarks/regions.py report --records regions.jsonl clips.jsonl
 
 A round has one request of every kind, so what is there at any time is even over kinds. A thing is found right if its
@@ -26,7 +27,9 @@ from PIL import Image
 import openlance
 from openlance.config.values import append_line, lines_of, read_text
 from openlance.eval.suite import row
+from openlance.inference.auto import regions
 from openlance.media import Clip, as_clip
+from openlance.sequence import tasks
 from toyworld.clip_edits import CLIP_EDITS, judge_clip_edit
 from toyworld.edits import KINDS
 from toyworld.judge_edits import judge_edit
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     for n, made in enumerate(rounds(args.clips, args.seed, args.samples, args.size)):
         if n in done or n % args.of != args.part:
             continue
-        told = [edit.instruction for _, edit in made]
+        instructions = [edit.instruction for _, edit in made]
         sources = [
             edit.clips(args.size, args.size)[0] if args.clips else edit.pictures(args.size, args.size)[0]
             for _, edit in made
@@ -72,12 +75,12 @@ def run(args: argparse.Namespace) -> None:
         found: dict[str, Any] = {}
         for way in WAYS:
             began = time.process_time()
-            results = [as_clip(r) for r in pipe.edit(given, told, seed=args.seed + 1000 * n, region=way)]
+            results = [as_clip(r) for r in pipe.edit(given, instructions, seed=args.seed + 1000 * n, region=way)]
             found[way] = time.process_time() - began, results
         for k, (kind, edit) in enumerate(made):
             first = edit.first if args.clips else edit
             line = {
-                "clips": args.clips, "round": n, "kind": kind, "instruction": told[k],
+                "clips": args.clips, "round": n, "kind": kind, "instruction": instructions[k],
                 "meant": meant(first.before, first.after, args.size) if kind in (*LOCAL, "move") else [],
                 "region": found["auto"][1][k].made.region, "seed": args.seed,
             }  # fmt: skip
@@ -89,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def records(files: list[Path]) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in files for line in lines_of(read_text(file)) if line.strip()]
+    lines = [json.loads(line) for file in files for line in lines_of(read_text(file)) if line.strip()]
+    return [line | {"here": line["kind"] in LOCAL} for line in lines]
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -126,16 +130,41 @@ def is_plain(line: dict[str, Any]) -> bool:
 
 
 def locating(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often a region is taken where a thing is meant, and is the right one; and the whole where not."""
-    one = [line for line in lines if line["kind"] in LOCAL and len(line["meant"]) == 1]
-    other = [line for line in lines if line["kind"] not in LOCAL]
+    """How often a region is taken where one thing changes in its place, and is the right one; and the whole where
+    something else is to happen."""
+    one = [line for line in lines if line["here"] and len(line["meant"]) == 1]
+    other = [line for line in lines if not line["here"]]
     taken = [line for line in one if not is_plain(line)]
     return {
-        "region where one thing is meant": row(len(taken), len(one)),
+        "region, where one thing changes in its place": row(len(taken), len(one)),
         "right thing, of these regions": row(sum(map(found_right, taken)), len(taken)),
-        "right thing, of all": row(sum(map(found_right, one)), len(one)),
-        "whole where no thing stays in place": row(sum(map(is_plain, other)), len(other)),
+        "right thing, of all where one thing changes": row(sum(map(found_right, one)), len(one)),
+        "whole, where something else is to happen": row(sum(map(is_plain, other)), len(other)),
     }
+
+
+def told(where: dict[str, Any]) -> str:
+    """A table of `locating`."""
+    rows = [[name, f"{v['mean']:.3f} ({v['ci95'][0]:.2f} to {v['ci95'][1]:.2f})", v["n"]] for name, v in where.items()]
+    return markdown(["what the model finds by itself", "share", "n"], rows)
+
+
+def locate(args: argparse.Namespace) -> None:
+    """Only look for regions, on requests of any seed."""
+    pipe, lines = openlance.load(args.model), []
+    spec = tasks.the_task(tasks.edit, "image")
+    for made in rounds(False, args.seed, args.samples, args.size):
+        requests = [
+            pipe.front.request(spec, edit.instruction, [Clip(edit.pictures(args.size, args.size)[0][None])])
+            for _, edit in made
+        ]
+        for (kind, edit), region in zip(made, regions(pipe, requests), strict=True):
+            things = meant(edit.before, edit.after, args.size) if kind in (*LOCAL, "move") else []
+            said = {"kind": kind, "instruction": edit.instruction, "region": region.said}
+            lines.append(said | {"here": kind in LOCAL, "meant": things})
+    where = locating(lines)
+    head = f"Seed {args.seed}, {args.samples} edits of each of {len(KINDS)} kinds, {args.model}.\n\n"
+    write_results("regions", {"locating": where, "lines": lines}, head + told(where), args.out, f"locate-{args.seed}")
 
 
 def report(args: argparse.Namespace) -> None:
@@ -160,10 +189,7 @@ def report(args: argparse.Namespace) -> None:
                  "CPU s, plain", "CPU s, auto"]  # fmt: skip
         seeds = sorted({line["seed"] for line in mine})
         text += f"## {'Clips' if clips else 'Images'}\n\nSeeds {seeds}, one draw.\n\n{markdown(names, rows)}\n"
-        said = [
-            [name, f"{v['mean']:.3f} ({v['ci95'][0]:.2f} to {v['ci95'][1]:.2f})", v["n"]] for name, v in where.items()
-        ]
-        text += markdown(["what the model finds by itself", "share", "n"], said) + "\n"
+        text += told(where) + "\n"
     write_results("regions", data, text, args.out)
 
 
@@ -180,6 +206,13 @@ def main() -> None:
     go.add_argument("--part", type=int, default=0, help="of the rounds, where several processes share them")
     go.add_argument("--of", type=int, default=1)
     go.set_defaults(do=run)
+    look = commands.add_parser("locate")
+    look.add_argument("--model", default="nano")
+    look.add_argument("--samples", type=int, default=20, help="of every kind")
+    look.add_argument("--seed", type=int, default=2028)
+    look.add_argument("--size", type=int, default=64)
+    look.add_argument("--out", type=Path, default=RESULTS)
+    look.set_defaults(do=locate)
     tell = commands.add_parser("report")
     tell.add_argument("--records", type=Path, nargs="+", required=True)
     tell.add_argument("--out", type=Path, default=RESULTS)

@@ -118,6 +118,7 @@ MOST_RESULTS = 10_000  # of one prompt
 MOST_STEPS = 10_000  # of denoising; the release takes 30
 MOST_TOKENS = 100_000  # of an answer; the release takes 256
 STRONGEST = 1000  # guidance, and shift of the times
+REGIONS = ("auto", "none")  # of an edit, in the place of a region
 RENORMS = ("global", "channel", "none")
 SOLVERS = ("euler", "dpm++", "unipc")
 
@@ -264,6 +265,8 @@ class GenerationConfig:
         resolution: Resolution preset of a run over an input file (`compat`), for what is read; None: `buckets` decide.
         seed: Of such a run, the same for every entry; -1 draws one. Elsewhere a seed is drawn where none is given.
         max_new_tokens: Of an answer in such a run.
+        region: Where edits may change their source if nobody says: "auto", what the model finds; empty or "none",
+            everywhere.
     """
 
     height: int = 768
@@ -279,8 +282,11 @@ class GenerationConfig:
     resolution: str | None = RELEASED_BUCKETS["video"]
     seed: int = 42
     max_new_tokens: int = 256
+    region: str = ""
 
     def __post_init__(self) -> None:
+        if self.region:
+            values.one_of("region", self.region, REGIONS)
         for name in ("height", "width", "num_frames", "batch", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")

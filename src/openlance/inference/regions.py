@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openlance.config.sampling import REGIONS
 from openlance.config.values import brief
 from openlance.data.front import Front
 from openlance.errors import UserError
@@ -25,7 +26,7 @@ from openlance.sequence.segment import Region, Role, Segments
 if TYPE_CHECKING:
     from openlance.inference.methods import Methods
 
-AUTO, NONE = "auto", "none"
+AUTO, NONE = REGIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Asked:
     Args:
         mask: See `media.region.read_mask`.
         regions: Each a box, an array with a box for each frame, or words; together they are one region.
-        word: "auto" or "none", in the place of both.
+        word: "auto" or "none", in the place of both; empty with neither is the checkpoint's own.
     """
 
     mask: Any = None
@@ -105,11 +106,12 @@ def placed(
     """
     named = [(n, one) for n, asking in enumerate(wanted) for one in asking.regions if _is_name(one)]
     found = iter(located(pipe, [requests[n] for n, _ in named], [words for _, words in named]))
-    own = iter(auto.regions(pipe, [r for r, asking in zip(requests, wanted, strict=True) if asking.word == AUTO]))
+    words = [one.word or ("" if one.mask is not None or one.regions else pipe.defaults.region) for one in wanted]
+    own = iter(auto.regions(pipe, [r for r, word in zip(requests, words, strict=True) if word == AUTO]))
     made = list[Segments]()
-    for request, clip, asking in zip(requests, clips, wanted, strict=True):
-        if asking.word:
-            made.append(within(request, next(own)) if asking.word == AUTO else request)
+    for request, clip, asking, word in zip(requests, clips, wanted, words, strict=True):
+        if word:
+            made.append(within(request, next(own)) if word == AUTO else request)
             continue
         parts = [next(found) if _is_name(one) else _boxed(pipe, request, clip, one) for one in asking.regions]
         for one, part in zip(asking.regions, parts, strict=True):

@@ -102,8 +102,8 @@ def _several(value: Any) -> Any:
 
 
 class ImageEditBody(ImageBody):
-    """`/v1/images/edits`. image: uploads or data URLs; url: data URLs (vLLM-Omni). mask: likewise one, transparent where
-    the image may change."""
+    """`/v1/images/edits`. image: uploads or data URLs; url: data URLs (vLLM-Omni). mask: one of either, transparent
+    where the image may change."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
