@@ -29,7 +29,7 @@ NOTHING = "there is no picture or clip to go with the text: give at least one"
 
 
 class Settings(TypedDict, total=False):
-    """Fields of `Sampling` that diffusers has no names for."""
+    """Fields of `Sampling` that calls take under its names."""
 
     shift: float | None
     interval: tuple[float, float] | None
@@ -39,6 +39,7 @@ class Settings(TypedDict, total=False):
     solver: str | None
     step_cache: float | None
     compile: bool | None
+    strength: float | None
 
 
 class How(Settings, total=False):
@@ -57,7 +58,6 @@ class How(Settings, total=False):
     num_inference_steps: int | None
     guidance_scale: float | None
     image_guidance_scale: float | None
-    strength: float | None
 
 
 class Words(TypedDict, total=False):

@@ -159,7 +159,6 @@ class LancePipeline(Methods):
         subject: MediaInput | Sequence[MediaInput] | None = None,
         enhance: bool | str | Enhancer | None = None,
         mask_image: MediaInput | Sequence[MediaInput] | None = None,
-        strength: float | None = None,
         **settings: Unpack[Settings],
     ) -> interfaces.LanceOutput:
         """Draw, animate or change.
@@ -177,10 +176,7 @@ class LancePipeline(Methods):
                 the call early with `pipe.interrupt = True`.
             enhance: Who rewrites the prompts first: True for the checkpoint itself, an `Enhancer`, or its address. The
                 output has what was drawn as `revised_prompts`.
-            mask_image: White where the `image` or `video` may change, see `media.region.read_mask`; resized to it. All
-                else is its own pixels.
-            strength: Share of the steps that run, from the `image` or `video` with that much noise in it; 1 begins
-                from noise alone.
+            mask_image: White where the `image` or `video` may change (`media.region.read_mask`), resized to it.
             **settings: Further fields of `Sampling`.
 
         Raises:
@@ -190,20 +186,17 @@ class LancePipeline(Methods):
 
         a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
         seen = interfaces.check_tensors(callback_on_step_end_tensor_inputs)
-        named = values.flag("return_dict", return_dict)
-        texts = listed(prompt, "prompt", "a red circle")
+        named, texts = values.flag("return_dict", return_dict), listed(prompt, "prompt", "a red circle")
         asked = asked_size(num_frames, height, width)
         count = values.whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_RESULTS)
         media = {"image": image, "video": video, "subject": subject, "last_image": last_image}
         given = interfaces.Given.of(texts, is_many(prompt), media)
         spec = given.task(tasks.kind_of(asked[0] or 1))
-        each = [pair for pair in zip(given.texts, given.clips(), strict=True) for _ in range(count)]
-        requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
-        requests = given.masked(self, requests, [clips for _, clips in each], mask_image)
+        requests = [r for r in given.requests(self.front, spec, asked, mask_image) for _ in range(count)]
         negatives = self.negatives(negative_prompt, len(given.texts), count)
         sampling = self.sampling(
             requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            image_guidance_scale=image_guidance_scale, strength=strength, **settings,
+            image_guidance_scale=image_guidance_scale, **settings,
         )  # fmt: skip
         grids = [self.codec.latent_grid(r[-1].size) for r in requests]  # type: ignore[arg-type]
         interfaces.check_output(output_type, grids)

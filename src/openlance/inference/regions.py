@@ -130,7 +130,7 @@ def within(request: Segments, region: Region) -> Segments:
 
 
 def _joined(parts: Sequence[Region]) -> Region:
-    inside = np.any([part.inside for part in parts], axis=0)
+    inside = np.any([part.inside for part in parts if part.inside is not None], axis=0)
     return Region(inside, ", ".join(part.said for part in parts))
 
 
