@@ -138,8 +138,10 @@ def draw(
                 continue
             if first == 0:  # only now is it clear that what was asked for can be done
                 checkpoint.warn(pipe, task)
-            for path, result in zip(paths[first:], made):
-                write_media(path, as_clip(result))
+            for path, clip in zip(paths[first:], map(as_clip, made)):
+                write_media(path, clip)
+                if clip.made is not None and clip.made.region:
+                    typer.echo(f"note: {path.name}: {clip.made.region}", err=True)
             bar.update(len(made))
     pipe.disable_parallelism()
     if leads:
