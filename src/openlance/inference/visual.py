@@ -296,8 +296,7 @@ def denoise(
         if guided != guided_before:
             solver.restart()
         guided_before = guided
-        x = torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x)
-        x = line.kept(x, float(t_next))
+        x = line.kept(torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x), float(t_next))
         changed = after_step(i, float(t_next), x) if after_step is not None else None
         x = x if changed is None else changed.to(x)
         if stops is not None and stops():

@@ -21,10 +21,10 @@ from starlette.responses import Response
 from openlance.config.sampling import Decoding, later_seed
 from openlance.inference.inputs import listed, question_about, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
-from openlance.inference.regions import masked, within
+from openlance.inference.regions import Asked, placed
 from openlance.media import Clip, collected, notice
 from openlance.sequence import tasks
-from openlance.sequence.segment import Kind, Role, Segments
+from openlance.sequence.segment import Kind, Role, Segments, source_in
 from openlance.serve import media
 from openlance.serve.bodies import DrawingBody
 from openlance.serve.config import ServeConfig
@@ -113,8 +113,8 @@ class Serving:
         self._check_size(asked)
         with about("size"), collected() as notices:
             turn = self._request(spec, text, clips, asked=asked, said=said)
-            if mask is not None:
-                turn = within(turn, masked(pipe.front, turn, clips[-1], mask, "a mask"))
+            if source_in(turn) is not None:
+                [turn] = placed(pipe, [turn], clips[-1:], [Asked(mask=mask)])
         how = pipe.sampling([turn], **body.sampling)
         with about("negative_prompt"):
             (negative,) = pipe.negatives(body.negative_prompt, 1)
