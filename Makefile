@@ -1,4 +1,6 @@
 # make demo: a fresh machine to outputs/demo/index.html.   make test: environment, lint, types, tests.
+# make serve: the Studio with nano in the browser.   make test-browser: the Studio's tests, which need Chromium.
+# make soak: the server under an hour of everything that clients do; benchmarks/results/ gets its report.
 # make nightly: what takes longer: all tests, those with Ray and many threads too; the wheel in an empty environment with
 # every line of the README; examples; every benchmark in small.
 PY ?= python3
@@ -7,7 +9,7 @@ VENV_FLAGS ?=
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup demo test lint nightly
+.PHONY: setup demo serve test test-browser lint nightly soak
 setup: $(VENV)/.stamp-dev
 
 $(VENV)/.stamp-uv:
@@ -29,6 +31,9 @@ $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(VENV)/.stamp-uv
 demo: $(VENV)/.stamp-core
 	$(BIN)/openlance demo -o outputs/demo
 
+serve: $(VENV)/.stamp-studio
+	$(BIN)/openlance studio
+
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,10 +42,22 @@ lint: $(VENV)/.stamp-dev
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+soak: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
+
+# Debian's Chromium comes along where it is missing and this is root; elsewhere the tests that need one are skipped.
+test-browser: $(VENV)/.stamp-dev $(VENV)/.stamp-browser
+	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && apt-get install -qqy --no-install-recommends chromium iproute2 >/dev/null; } || true
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser tests/serve/test_studio.py
+
 # In a copy: what they write is none of the dated results.
 nightly: test $(VENV)/.stamp-nightly
-	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data
-	OMP_NUM_THREADS=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py
+	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data \
+	  tests/serve/test_ray.py
+	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py \
+	  tests/serve/test_openapi.py
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/openlance verify tests/golden --with compile,offload,tiling,prefix,batch
 	PATH="$(abspath $(BIN)):$$PATH" python tests/install.py
 	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && python=$(abspath $(BIN))/python && \

@@ -1,6 +1,7 @@
 """Make the pictures of README and docs with the shipped model: `python docs/make_images.py`.
 
-Writes docs/images/nano.png: prompts and what nano drew for them, nothing picked, the seeds being 0, 1, 2 and so on.
+Writes docs/images/nano.png: prompts and what nano drew for them, nothing picked, the seeds being 0, 1, 2 and so on; and
+docs/images/image_edit.svg: the sequence of an edit.
 """
 
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 import openlance
+from openlance.cli.main import main as main_line
 
 PROMPTS = [
     "a red circle left of a blue square",
@@ -53,6 +55,7 @@ def main() -> None:
     OUT.parent.mkdir(parents=True, exist_ok=True)
     sheet(pictures, PROMPTS).save(OUT)
     print(OUT)
+    main_line(["explain", "image_edit", "make it blue", "-o", str(OUT.parent / "image_edit.svg")])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,11 +31,12 @@ class UserError(ValueError):
         super().__init__(": ".join([self.what, ", ".join(wanted)]) if wanted else self.what)
 
 
-NO_MEMORY = ("t allocate memory", "out of memory")  # torch on the CPU ("can't ..."), and on a GPU
+# What torch says on the CPU ("can't ...", by itself and by oneDNN) and on a GPU (by itself, cuBLAS and cuDNN).
+NO_MEMORY = re.compile(
+    "t allocate memory|out of memory|could not create a primitive$|std::bad_alloc|STATUS_ALLOC_FAILED"
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the machine or its GPU had no memory left."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(s in str(error) for s in NO_MEMORY)
-    )
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))

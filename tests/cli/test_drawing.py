@@ -1,6 +1,8 @@
 """The commands that draw, with one step of nano: which file comes of what, and what is said on which stream."""
 
 import io
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -65,13 +67,61 @@ def test_a_dialogue_reads_a_pipe_and_saves_its_pictures(folder, capfd, monkeypat
     assert len(out.splitlines()) == 7 and "took back 'make it blue'" in out
 
 
-def test_a_mistake_in_a_dialogue_is_one_sentence_and_the_rest_goes_on(folder, capfd, monkeypatch):
-    monkeypatch.setattr(
-        "sys.stdin", io.StringIO("/edit x\n/ask x\n/paint\n/image nowhere.png\n/undo\n/save\n/image a.png\n")
+def test_a_dialogue_makes_clips_and_branches(folder, capfd, monkeypatch):
+    said = (
+        "draw a red circle\nanimate: it moves up\nmake it blue\n/branch 1\nfilm a star\n/turns\n/switch 1\n/turns\n"
+        "/save last.mp4\n/branch 0\n/turns\n"
     )
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    line = ["chat", "-o", "talk", "--size", "16x16", "--num-frames", "5", "--video-size", "24x16"]
+    assert main([*line, *STEP]) == 0
+    out, _ = capfd.readouterr()
+    shapes = {path.name: read_media(path).pixels.shape[:3] for path in (folder / "talk").iterdir()}
+    assert shapes == {"000.png": (1, 16, 16), "001.mp4": (5, 16, 16), "002.mp4": (5, 16, 16), "003.mp4": (5, 16, 24)}
+    assert (folder / "last.mp4").read_bytes() == (folder / "talk" / "002.mp4").read_bytes()
+    assert "branch 2, from turn 1; /switch 1 goes back\n" in out and "branch 1, after 'make it blue'\n" in out
+    assert out.count("a red circle  ->  image") == 2 and "  2  a star  ->  video of 5 frames\n" in out
+    assert out.endswith("branch 3, from turn 0; /switch 1 goes back\nno turns yet\n")
+
+
+def test_ctrl_c_stops_what_is_drawn_and_the_dialogue_goes_on(folder, capfd, monkeypatch):
+    """A signal in the middle of a turn, at a terminal."""
+    from openlance.cli import chat, options
+    from openlance.inference.dialogue import Dialogue
+
+    monkeypatch.setattr(options, "is_terminal", lambda stream: stream is sys.stdin)
+    pipe = openlance.load("nano")
+    fill = pipe.fill_visual
+
+    def interrupted(requests, sampling, seeds, _, **more):
+        return fill(requests, sampling, seeds, lambda *_: signal.raise_signal(signal.SIGINT), **more)
+
+    talk = Dialogue(pipe, seed=3, num_inference_steps=1, height=16, width=16)
+    session = chat.Session(talk, options.Checkpoint(), folder / "talk")
+    monkeypatch.setattr(pipe, "fill_visual", interrupted)
+    assert session.handle("draw a ring") and talk.turns == []
+    monkeypatch.setattr(pipe, "fill_visual", fill)
+    assert session.handle("draw a ring") and talk.turns[0].seed == 3
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{folder}/talk/000.png") and err == "stopped; nothing has changed\n"
+
+
+def test_a_mistake_in_a_dialogue_is_one_sentence_and_the_rest_goes_on(folder, capfd, monkeypatch):
+    said = [
+        "/edit x",
+        "/animate x",
+        "/ask x",
+        "/paint",
+        "/image nowhere.png",
+        "/undo",
+        "/save",
+        "/branch 1",
+        "/switch two",
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*said, "/show a.png"])))
     assert main(["chat", "-o", "talk"]) == 2
     out, err = capfd.readouterr()
-    assert err.count("error: ") == len(err.splitlines()) == 6 and "Traceback" not in err
+    assert err.count("error: ") == len(err.splitlines()) == 9 and "Traceback" not in err
     assert out == "16x16, 1 frame(s)\n" and not (folder / "talk").exists()
 
 

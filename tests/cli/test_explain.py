@@ -179,3 +179,15 @@ def test_bad_input_is_one_sentence(folder, line, words, capsys, tmp_path, monkey
     assert main(["explain", *line, *model]) == 2
     out, err = capsys.readouterr()
     assert out == "" and re.fullmatch(r"error: .+\n", err) and words in err
+
+
+def test_a_drawing_is_one_file_and_an_unfit_name_is_said(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["explain", "image_edit", "make it <blue>", "--model", str(folder)]
+    assert main([*line, "-o", "new/sequence.svg"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("new/sequence.svg\n", "")
+    assert "<svg" in (tmp_path / "new" / "sequence.svg").read_text("utf-8")
+    assert main([*line, "-o", "sequence.png"]) == 2
+    assert capsys.readouterr().err == "error: sequence.png is no SVG file: give for example -o sequence.svg\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

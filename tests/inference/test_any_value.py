@@ -62,7 +62,7 @@ def by_name(call, fixed, *names):
 
 
 DRAWING = (
-    "seed", "generator", "progress", "num_inference_steps", "guidance_scale", "image_guidance_scale", "shift",
+    "seed", "generator", "num_inference_steps", "guidance_scale", "image_guidance_scale", "shift",
     "interval", "renorm", "renorm_min", "solver", "step_cache", "cached",
     "negative_prompt", "enhance",
 )  # fmt: skip
@@ -83,6 +83,7 @@ def of_pipeline(pipe):
     return {
         "prompt": lambda v: pipe.generate(v, **SMALL),
         **by_name(lambda **how: pipe.generate("a", **how), SMALL, "height", "width", "num_images", *DRAWING),
+        "progress": lambda v: pipe.generate("a", progress=v, **SMALL) if v is not type else None,
         "video prompt": lambda v: pipe.generate_video(v, **CLIP),
         **{f"video {n}": c for n, c in by_name(lambda **h: pipe.generate_video("a", **h), CLIP, "num_frames").items()},
         "animate image": lambda v: pipe.animate(v, "a", **CLIP),
@@ -172,10 +173,12 @@ def of_loading(folder):
 def of_dialogue(talk):
     names = (
         "seed", "history", "height", "width", "max_new_tokens", "num_inference_steps", "negative_prompt", "enhance",
+        "num_frames", "image", "video", "turns", "progress",
     )  # fmt: skip
     return {
         **by_name(lambda **o: Dialogue(talk.pipe, **o), {}, *names),
-        **{name: getattr(talk, name) for name in ("say", "draw", "edit", "ask", "show")},
+        **{name: getattr(talk, name) for name in ("say", "draw", "edit", "ask", "show", "branch")},
+        "size": lambda v: talk.draw("a ring", height=v),
         "stream": lambda v: talk.ask("what is it?", v) if v is not type else None,
     }
 

@@ -1,10 +1,10 @@
-"""A dialogue: plain words find their way, a turn sees the picture on the table, and what was said can be repeated."""
+"""A dialogue: a turn sees what is on the table, what was said can be repeated, and turns are values."""
 
 import numpy as np
 import pytest
 
 from openlance.errors import UserError
-from openlance.inference.dialogue import NEW, Dialogue
+from openlance.inference.dialogue import Dialogue
 from openlance.media.clip import Clip
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Kind, Role
@@ -59,25 +59,83 @@ def test_a_turn_sees_the_turns_before_it_as_context(pipe, asked):
     assert all(len(pack([request], pipe.codec, pipe.config.position)) for request in asked)
 
 
-@pytest.mark.parametrize("text, act", [
-    ("draw a ring", "draw"), ("Please draw me two stars", "draw"), ("a picture of a ring", "draw"),
-    ("what is it?", "ask"), ("How many are there", "ask"), ("locate the ring", "ask"), ("it is red, right?", "ask"),
-    ("make it blue", "edit"), ("paint the ring red", "edit"), ("a ring", "edit"), ("now drawn larger", "edit"),
-])  # fmt: skip
-def test_plain_words_draw_ask_or_edit(pipe, monkeypatch, text, act):
-    talk, done = Dialogue(pipe, seed=0), []
-    talk.show(np.zeros((16, 16, 3), np.uint8))
-    for name in ("draw", "ask", "edit"):
-        monkeypatch.setattr(talk, name, lambda *_, name=name: done.append(name))
-    talk.say(text)
-    talk.turns.clear()
-    talk.say(text)
-    assert done == [act, "draw"], "on an empty table everything draws"
+FEW = {"num_inference_steps": 1, "height": 16, "width": 16, "num_frames": 5, "max_new_tokens": 3}
 
 
-def test_only_the_order_to_draw_is_left_out_of_the_prompt():
-    found = {text: text[NEW.match(text).end() :] for text in ("Draw me a ring", "a picture of a ring", "create a ring")}
-    assert list(found.values()) == ["a ring", "a picture of a ring", "a ring"]
+def test_clips_are_those_of_the_calls(pipe):
+    talk = Dialogue(pipe, seed=3, **FEW)
+    drawn, film = talk.draw("a ring").picture, talk.film("a ring moves left").picture
+    changed = talk.edit("make it blue").picture
+    answer = talk.ask("what moves?").answer
+    talk.show(drawn)
+    moved = talk.animate("it moves up").picture
+    few, size = {"num_inference_steps": 1}, {"height": 16, "width": 16, "num_frames": 5}
+    alone = pipe.generate_video("a ring moves left", seed=4, **size, **few)[0]
+    assert np.array_equal(film.pixels, alone.pixels)
+    assert np.array_equal(changed.pixels, pipe.edit(film, "make it blue", seed=5, **few)[0].pixels)
+    assert answer == pipe.ask(changed, "what moves?", max_new_tokens=3)
+    assert np.array_equal(moved.pixels, pipe.animate(drawn, "it moves up", num_frames=5, seed=6, **few)[0].pixels)
+    assert [turn.seed for turn in talk.turns] == [3, 4, 5, None, None, 6]
+
+
+def test_a_clip_goes_from_one_image_to_another(pipe):
+    talk = Dialogue(pipe, seed=3, **FEW)
+    first, last = (np.full((16, 16, 3), n, np.uint8) for n in (50, 200))
+    talk.show(first, last)
+    made = talk.animate("it grows").picture
+    asked = {"num_frames": 5, "seed": 3, "num_inference_steps": 1}
+    assert np.array_equal(made.pixels, pipe.animate(first, "it grows", last=last, **asked)[0].pixels)
+
+
+def test_a_branch_is_the_same_dialogue_until_it_says_something_else(pipe):
+    talk = Dialogue(pipe, seed=3, history=2, **FEW)
+    said = ("draw a ring", "make it blue", "animate: it moves up", "make it red")
+    for text in said:
+        talk.say(text)
+    other = talk.branch(2)
+    assert other.turns == talk.turns[:2] and other.picture is talk.turns[1].picture
+    for text in said[2:]:
+        other.say(text)
+    assert [t.seed for t in other.turns] == [t.seed for t in talk.turns] == [3, 4, 5, 6]
+    assert all(np.array_equal(a.picture.pixels, b.picture.pixels) for a, b in zip(talk.turns, other.turns))
+    other.say("film a star")
+    other.undo()
+    talk.undo()
+    assert len(other.turns) == 4 and len(talk.turns) == 3
+    assert talk.branch().turns == talk.turns and talk.branch(0).draw("a ring").seed == 3
+    assert Dialogue(pipe, seed=9, turns=talk.turns[:1], **FEW).edit("make it blue").seed == 9
+    for wrong in (lambda: talk.branch(4), lambda: talk.branch(-1), lambda: Dialogue(pipe, turns=["a ring"])):
+        with pytest.raises(UserError):
+            wrong()
+
+
+def test_images_and_videos_have_settings_of_their_own(pipe, monkeypatch):
+    seen: list = []
+
+    def fill(requests, how, *_, **__):
+        seen.append((requests[0][-1].size, how.num_inference_steps))
+        return [Clip(np.zeros((*requests[0][-1].size, 3), np.uint8))]
+
+    monkeypatch.setattr(pipe, "fill_visual", fill)
+    talk = Dialogue(
+        pipe, seed=0, num_inference_steps=3, height=24, image={"num_inference_steps": 4},
+        video={"height": 16, "width": 16, "num_frames": 5},
+    )  # fmt: skip
+    usual = pipe.defaults
+    for text in ("draw a ring", "animate: it moves", "film a ring", "make it blue"):
+        talk.say(text)
+    talk.film("a ring", num_frames=9, num_inference_steps=7, height=32)
+    talk.draw("a ring", width=40)
+    assert seen == [
+        ((1, 24, usual.width), 4), ((5, 24, usual.width), 3), ((5, 16, 16), 3), ((5, 16, 16), 3), ((9, 32, 16), 7),
+        ((1, 24, 40), 4),
+    ]  # fmt: skip
+    for wrong in ({"image": {"num_frames": 5}}, {"video": {"num_frames": 6}}, {"video": {"colour": 1}}, {"image": 3},
+                  {"video": {"height": 7}}, {"num_frames": 0}):  # fmt: skip
+        with pytest.raises(UserError):
+            Dialogue(pipe, **wrong)
+    with pytest.raises(UserError, match="no length"):
+        talk.draw("a ring", num_frames=5)
 
 
 def test_what_is_taken_back_leaves_the_picture_before_it(pipe, asked):

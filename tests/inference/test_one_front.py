@@ -181,12 +181,15 @@ def official(pipe, spec, tmp_path):
 def dialogue(pipe, spec):
     talk = Dialogue(pipe, seed=0)
     if spec.reads:
-        talk.show(READ[spec.reads])
-    calls = {"text_to_visual": talk.draw, "edit": talk.edit, "understand": talk.ask}
+        talk.show(READ[spec.reads], *([FILM[-1]] if spec.template.__name__ == "first_and_last" else []))
+    calls = {
+        "text_to_visual": talk.draw if spec.makes == "image" else talk.film, "edit": talk.edit,
+        "image_to_video": talk.animate, "first_and_last": talk.animate, "understand": talk.ask,
+    }  # fmt: skip
     return caught(calls[spec.template.__name__], WORDS)
 
 
-TALKED = {"text_to_visual", "edit", "understand"}  # what a dialogue can do; its clips are brought along
+TALKED = {"text_to_visual", "edit", "image_to_video", "first_and_last", "understand"}  # what a dialogue can do
 
 
 def same(asked: list, sample: list, pipe) -> None:
@@ -214,7 +217,7 @@ def test_a_request_is_the_training_sample_with_its_target_empty(pipe, task, tmp_
     same(diffusers(pipe, spec), sample, pipe)
     same(command_line(pipe, spec, tmp_path), sample, pipe)
     same(official(pipe, spec, tmp_path), sample, pipe)
-    if spec.template.__name__ in TALKED and not (spec.makes == "video" and not spec.reads):
+    if spec.template.__name__ in TALKED:
         same(dialogue(pipe, spec), sample, pipe)
 
 
@@ -236,7 +239,8 @@ def test_every_entry_point_is_among_these(checkpoint):
     assert not {name for name in calls if not name.startswith("_")} - settings  # the rest is inherited
     assert {n for n in vars(Processor) if not n.startswith("_")} == {"ids", "padded", "decode", "batch_decode"}
     talks = {name for name in vars(Dialogue) if not name.startswith("_")}
-    assert talks - {"picture", "say", "show", "undo", "forget"} == {"draw", "edit", "ask"}
+    acts = {"draw", "film", "animate", "edit", "ask"}
+    assert talks - {"table", "picture", "say", "show", "undo", "branch", "forget"} == acts
     assert set(COMMANDS) == ASKING | SILENT | SERVED
     assert {c.callback.__name__ for c in generate.app.registered_commands} == SUBCOMMANDS
     assert len(chat.app.registered_commands) == 1

@@ -58,6 +58,20 @@ def test_item_k_of_a_list_is_the_item_alone_with_its_seed(pipe, call):
     assert not same(together[:1], CALLS[call](pipe, 0, seed=8), steps=3)
 
 
+def test_progress_is_told_of_finished_steps_and_may_end_the_call(pipe):
+    told, steps = [], {"num_inference_steps": 3, "seed": 1}
+    made = pipe.generate([A, B], progress=lambda *counts: told.append(counts), **steps)
+    assert told == [(2, 6), (4, 6), (6, 6)] and same(made, pipe.generate([A, B], **steps), steps=0)
+
+    def stop(finished, total):
+        told.append(finished)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.generate(A, progress=stop, **steps)
+    assert told[3:] == [1] and same(pipe.generate(A, **steps), made[:1])
+
+
 def test_clips_have_the_frames_and_sizes_asked_for(pipe):
     assert pipe.generate_video(A, num_frames=3, height=8, width=12)[0].pixels.shape == (3, 8, 12, 3)
     assert pipe.generate_video(A)[0].pixels.shape == (5, 16, 16, 3)

@@ -179,3 +179,26 @@ def test_a_task_of_ones_own_trains_and_samples(tiny):
     ways = [run(mine, [request], replace(FEW, cached=cached)) for cached in (True, False)]
     assert ways[0][0].shape == (1, 2, 2, 4)
     close(*ways)
+
+
+def test_a_request_that_is_let_go_takes_no_further_part(tiny):
+    """Its rows do not run from the next pass on; the others come out as without it, also with the step cache."""
+    requests = [getattr(tiny, task)(seed=None) for task in ("draw", "edit", "animate")]
+
+    def after_two_steps(sampling, left):
+        steps, rows = [], []
+        how = {"on_step": lambda i, t, x: steps.append(i), "on_pass": rows.append}
+        return run(tiny, requests, sampling, wanted=lambda: left if len(steps) > 2 else [True] * 3, **how), rows
+
+    for sampling in (FEW, replace(FEW, cached=False), replace(FEW, solver="unipc", step_cache=0.1)):
+        for left in ([True, False, True], [False, False, True], [False, False, False]):
+            made, rows = after_two_steps(sampling, left)
+            each = [part.shape[:3].numel() for part in made]
+            kept = sum(n for n, stays in zip(each, left) if stays)
+            if not sampling.step_cache:
+                branches = rows[0] // sum(each)
+                assert rows == [branches * sum(each)] * 2 + [branches * kept] * (2 if kept else 0)
+            for n, part in enumerate(made):
+                assert part.isfinite().all()
+                if left[n]:
+                    close(run(tiny, [requests[n]], sampling, [7 + n]), [part])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,22 @@ def until():
 @pytest.fixture(scope="session")
 def pixels():
     return _pixels
+
+
+@pytest.fixture(scope="session")
+def defects():
+    return _defects
+
+
+@contextmanager
+def _defects() -> Iterator[list[str]]:
+    """What is logged as an error in a block."""
+    told = list[str]()
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: told.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    yield told
+    logging.getLogger().removeHandler(handler)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+from dataclasses import replace
 
 import numpy as np
 import openai
 import pytest
 
+from openlance.inference.dialogue import Dialogue
 from openlance.media import read_media
 
 FEW = {"num_inference_steps": 2, "seed": 7}
@@ -31,7 +33,11 @@ def say(client, *messages, **more):
 
 
 def clip_in(message):
-    (part,) = message.content
+    return clip_of(message.content)
+
+
+def clip_of(parts):
+    (part,) = parts
     return read_media(base64.b64decode(part[part["type"]]["url"].partition(",")[2]))
 
 
@@ -84,6 +90,64 @@ def test_clips_are_drawn_edited_and_asked_about(client, shown, filmed):
     assert isinstance(say(client, *asked, user("what moves?"), max_tokens=4).choices[0].message.content, str)
 
 
+EVERYTHING = ["text", "image", "video"]
+
+
+def test_a_conversation_goes_on_with_clips(client, pipe):
+    """Draw, animate, edit, ask: what comes of each turn is that of the call for it."""
+    few, so_far, made = {"num_inference_steps": 2, "seed": 7}, list[dict](), []
+    for said in ("draw a red circle", "animate: the circle moves up", "make the circle blue", "what moves?"):
+        so_far.append({"role": "user", "content": said})
+        more = few | {"num_frames": 5, "max_tokens": 4}
+        answer = say(client, *so_far, modalities=EVERYTHING, extra_body=more).choices[0].message
+        so_far.append({"role": "assistant", "content": answer.content})
+        made.append(answer if isinstance(answer.content, str) else clip_in(answer))
+    drawn, moving, blue, words = made
+    (alone,) = pipe.generate("a red circle", **few)
+    assert np.array_equal(drawn.pixels[0], np.array(alone))
+    assert moving.pixels.shape == blue.pixels.shape == (5, 64, 64, 3)
+    assert close(moving, pipe.animate(alone, "the circle moves up", num_frames=5, **few)[0])
+    assert close(blue, pipe.edit(moving, "make the circle blue", **few)[0])
+    assert words.content == pipe.ask(blue, "what moves?", max_new_tokens=4)
+
+
+def close(clip, other) -> bool:
+    """The same clip, but for what H.264 leaves out."""
+    return clip.pixels.shape == other.pixels.shape and np.abs(clip.pixels.astype(int) - other.pixels).mean() < 4
+
+
+@pytest.mark.parametrize("modality, name", [("image", "images"), ("video", "videos")])
+def test_media_come_beside_the_content_where_that_is_asked_for(client, modality, name):
+    draw, more = user("a red circle"), FEW | {"media": "message", "num_frames": 5, "size": "32x32"}
+    one = say(client, draw, modalities=[modality], extra_body=more).choices[0].message
+    parts = getattr(one, name)
+    assert one.content == "" and [part["type"] for part in parts] == [f"{modality}_url"]
+    usual = say(client, draw, modalities=[modality], extra_body=more | {"media": "content"}).choices[0].message
+    *_, last, _ = list(say(client, draw, modalities=[modality], extra_body=more, stream=True))
+    beside = getattr(last.choices[0].delta, name)
+    assert last.choices[0].delta.content == "" and not hasattr(usual, name)
+    assert close(clip_in(usual), clip_of(parts)) and close(clip_in(usual), clip_of(beside))
+    answers = [
+        say(client, draw, {"role": "assistant", **held}, user("what is it?"), max_tokens=3).choices[0].message.content
+        for held in ({"content": "", name: [part | {"index": 0} for part in parts]}, {"content": parts})
+    ]
+    assert answers[0] == answers[1] != ""
+
+
+def test_a_model_that_looks_back_sees_what_its_dialogue_would_show_it(client, pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "defaults", replace(pipe.defaults, history=2))
+    talk = Dialogue(pipe, seed=7, num_inference_steps=2)
+    said = ("draw a red circle", "make it blue", "make it larger")
+    messages = list[dict]()
+    for n, text in enumerate(said):
+        talk.say(text)
+        messages.append({"role": "user", "content": text})
+        more = {"num_inference_steps": 2, "seed": 7 + n}
+        found = say(client, *messages, modalities=EVERYTHING, extra_body=more).choices[0].message
+        assert np.array_equal(clip_in(found).pixels, talk.picture.pixels)
+        messages.append({"role": "assistant", "content": found.content})
+
+
 def test_a_picture_comes_in_a_stream(later):
     async def chunks():
         answer = await say(later, user("draw a red circle"), modalities=["image"], stream=True, extra_body=FEW)
@@ -125,6 +189,19 @@ def test_a_system_prompt_that_has_no_effect_is_said(client, shown):
     system = {"role": "system", "content": "be brief"}
     assert "system prompts" in say(client, system, user(QUESTION, shown)).notices[0]
     assert not hasattr(say(client, user(QUESTION, shown)), "notices")
+
+
+@pytest.mark.parametrize("words, kind", [("draw a ring", "image"), ("film a ring", "video"), ("what is it?", "")])
+def test_an_order_that_text_cannot_carry_out_is_said(client, words, kind):
+    notices = getattr(say(client, user(words), max_tokens=2), "notices", [])
+    assert [f'add "{kind}" to "modalities"' in notice for notice in notices] == [True] * bool(kind)
+
+
+def test_a_medium_beside_the_content_is_named_by_its_place(client):
+    part = {"type": "image_url", "image_url": {"url": "https://localhost/a.png"}}
+    with pytest.raises(openai.BadRequestError) as told:
+        say(client, {"role": "assistant", "content": "x", "images": [part]}, user("what is it?"))
+    assert told.value.param == "messages.0.images.0"
 
 
 def test_control_tokens_in_words_are_words(client, pipe, picture, shown):

@@ -79,6 +79,51 @@ def test_one_too_large_for_the_cap_goes_alone_and_is_not_overtaken_by_its_kind(p
     assert [worker._take() for _ in range(3)] == [[small], [large], [last]]
 
 
+def test_nothing_starves(pipe, worker):
+    """A kind that keeps arriving is not served before another one that was there earlier, nor a small one before a
+    large one of its kind."""
+    rare = item(pipe, "b", 0, guidance_scale=1.0)
+    worker.most, served = 32, []
+    worker.put([item(pipe, "a", 0), item(pipe, "a", 1), rare])
+    while rare not in served:
+        served += worker._take()
+        worker.put([item(pipe, "a", len(served)) for _ in range(2)])  # two more come for every two that go
+    assert served.index(rare) == 2
+
+
+def test_who_was_just_served_is_waited_for_a_moment_and_shares_the_next_pass(pipe, worker):
+    items = [item(pipe, "a", n) for n in range(4)]
+    worker.put(items[:1])
+    assert worker._take() == items[:1]
+    worker.spent = 60.0
+    worker.put(items[1:3])
+    threading.Timer(0.2, worker.put, [items[3:]]).start()
+    assert worker._take() == items[1:]
+    worker.spent, began = 1.0, time.monotonic()
+    worker.put([item(pipe, "a", 9)])
+    assert len(worker._take()) == 1 and time.monotonic() - began < 0.5  # nobody comes back: not for long
+    began = time.monotonic()
+    worker.spent, worker.most = 60.0, 32
+    worker.put([item(pipe, "a", n) for n in range(3)])
+    assert len(worker._take()) == 2 and time.monotonic() - began < 0.5  # the pass is full
+
+
+def test_who_leaves_a_pass_takes_no_further_part_in_it(pipe, worker):
+    items, rows = [item(pipe, "a", n, steps=6, guidance_scale=1.0) for n in range(3)], []
+    items[1].listener = lambda event: worker.cancel([items[1]]) if isinstance(event, Step) and event.done == 2 else None
+    hook = pipe.lance("und", "gen").latent_in.register_forward_hook(lambda _, args, out: rows.append(len(out)))
+    worker.put(items)
+    worker.thread.start()
+    made = [items[n].result.result(20) for n in (0, 2)]
+    hook.remove()
+    assert pytest.raises(Failure, items[1].result.result, 20).value.code == "cancelled"
+    assert rows == [48] * 2 + [32] * 4
+    for seed, clip in zip((0, 2), made):
+        how = {"height": 32, "width": 32, "num_inference_steps": 6, "guidance_scale": 1.0}
+        (alone,) = pipe.generate("a", seed=seed, **how)
+        assert np.abs(clip.pixels[0].astype(int) - np.array(alone)).max() <= 1
+
+
 def test_a_full_queue_says_when_to_come_back(pipe, worker):
     worker.pace = 2.0
     worker.put([item(pipe, "a", n) for n in range(7)])

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from openlance.cli.main import main
-from openlance.eval.suite import summary, wilson
+from openlance.eval.estimate import wilson
+from openlance.eval.suite import summary
 from toyworld.render import render
 from toyworld.scene import is_heldout
 from toyworld.suites import world_command as command

@@ -1,17 +1,199 @@
-"""`openlance bench NAME`: the benchmarks of installed packages; toyworld has `world` and `quality`."""
+"""`openlance bench NAME`: official benchmarks, and those of installed packages (toyworld has `world` and `quality`).
+
+openlance bench sample geneval --checkout geneval --model downloads -o results/geneval
+openlance bench score geneval results/geneval/results.jsonl
+"""
 
 from __future__ import annotations
 
-import typer
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+from typer import Argument, Option
+
+from openlance.cli import options
 from openlance.config.plugins import plugin, plugins
+from openlance.errors import UserError
+
+if TYPE_CHECKING:
+    from openlance.eval.records import Score
+
+INCOMPLETE = 3  # exit code
+DETECTOR, COLORS = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
+NAMES = "geneval, dpg, gedit, imgedit, vbench or mvbench"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
+Name = Annotated[str, Argument(metavar="BENCH", help=NAMES)]
+Checkout = Annotated[Path | None, Option(help="Folder of the benchmark: its repository or dataset.")]
 
 
 @app.callback()
 def bench() -> None:
     """Evaluate a model on a benchmark."""
+
+
+@app.command()
+@options.grouped
+def sample(
+    name: Name,
+    output: Annotated[Path, Option("-o", "--output", help="Folder of the results; an interrupted run goes on there.")],
+    checkout: Checkout = None,
+    size: options.Size = None,
+    num_frames: Annotated[int | None, Option(min=1, help="Of videos.  \\[default: the paper's]")] = None,
+    num_inference_steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    seed: Annotated[int, Option(min=0, help="The first one.")] = 42,
+    seeding: Annotated[
+        str, Option(help="each: noise of its own for every result; release: as its scripts on --world processes.")
+    ] = "each",
+    world: Annotated[int, Option(min=1, help="Processes of the release's run, for --seeding release.")] = 8,
+    limit: Annotated[int, Option(min=0, help="Items of every group, for a look; 0: all. Not comparable.")] = 0,
+    *,
+    checkpoint: options.Checkpoint,
+) -> None:
+    """Make the results of a benchmark, in the folders that its official scorer reads, with a manifest.
+
+    Settings are those of the paper's runs unless given. Started by torchrun, the items are shared among the processes.
+    """
+    from openlance.eval.benchmarks import benchmark
+    from openlance.eval.sampling import Run, Seeding, chosen
+    from openlance.eval.sampling import sample as make
+
+    one = benchmark(name)
+    if checkout is None:
+        raise UserError(f"--checkout is missing: give the folder of {one.source}")
+    if seeding not in ("each", "release"):
+        raise UserError(f"--seeding {seeding!r} is unknown: use each or release")
+    options.check_writable(output)
+    asked = one.size
+    if size is not None:
+        width, height = options.parse_size(size)
+        asked = ((asked or (1,))[0], height, width)
+    if num_frames is not None and asked is not None:
+        asked = (num_frames, *asked[1:])
+    jobs = one.jobs(checkout)
+    sampling = {"num_inference_steps": num_inference_steps or one.steps, "shift": one.shift}
+    run = Run(
+        benchmark=name, size=asked, limit=limit,
+        sampling=sampling | options.given(guidance_scale=guidance_scale),
+        seeding=Seeding(seed=seed, world=world if seeding == "release" else None, most=one.most),
+    )  # fmt: skip
+    pipe = checkpoint.load()
+    from openlance.runtime.distributed import Distributed
+
+    processes = Distributed.join()
+    mine = [job for n, job in enumerate(chosen(jobs, limit)) if n % processes.size == processes.rank]
+    with options.progress(sum(job.samples for job in mine), "result") as bar:
+        make(pipe, jobs, output, run, rank=processes.rank, world=processes.size, on_done=bar.update)
+
+
+@app.command()
+def judge(
+    name: Name,
+    folder: Annotated[Path, Argument(help="Folder of openlance bench sample.")],
+    checkout: Checkout = None,
+    judge_url: Annotated[
+        str | None, Option(help="Base URL of an OpenAI-compatible server that judges.  \\[default: $OPENAI_BASE_URL]")
+    ] = None,
+    judge_model: Annotated[str | None, Option(help="Its model; it stands in the report.")] = None,
+    rules: Annotated[Path | None, Option(help="Step1X-Edit, whose words GEdit's judge is asked with.")] = None,
+    detector: Annotated[str, Option(help="Mask2Former of GenEval's objects.")] = DETECTOR,
+    colors: Annotated[str, Option(help="CLIP of GenEval's colors.")] = COLORS,
+    device: Annotated[str, Option(help="Of these two.")] = "cpu",
+    parallel: Annotated[int, Option(min=1, max=64, help="Questions to a server at once.")] = 4,
+) -> None:
+    """Judge the results of geneval, dpg, gedit or imgedit; an interrupted run goes on, and what failed is tried again.
+
+    The key of a server is read from $OPENAI_API_KEY. VBench is measured by its own package, see docs/evaluation.md.
+    """
+    from openlance.eval.benchmarks import benchmark, manifest_of
+    from openlance.eval.judging import JUDGE, results_of
+    from openlance.eval.judging import judge as run
+    from openlance.eval.sampling import chosen
+
+    one = benchmark(name)
+    if one.judge is None and name != "geneval":
+        raise UserError(f"{one.title} needs no judge here: openlance bench score {name} takes its results")
+    if checkout is None:
+        raise UserError(f"--checkout is missing: give the folder of {one.source}")
+    made = manifest_of(name, folder)
+    jobs = chosen(one.jobs(checkout), made["limit"])
+    total = sum(1 for job in jobs for _ in results_of(job, folder))
+    if not total:
+        raise UserError(f"{folder} has no results of {one.title}: make them with openlance bench sample {name}")
+    if name == "geneval":
+        from openlance.eval.judging import Detector
+
+        scorer: Any = Detector(detector, colors, device)
+        who = {"objects": detector, "colors": colors}
+    else:
+        assert one.judge is not None
+        scorer, who = one.judge(_server(judge_url, judge_model), rules or checkout), {"judge": judge_model or ""}
+    with options.progress(total, "result") as bar:
+        records = run(jobs, folder, scorer, parallel=1 if name == "geneval" else parallel, on_done=bar.update)
+    options.write_json(who, folder / JUDGE)
+    failed = sum(bool(record.failed) for record in records)
+    typer.echo(f"{len(records) - failed} judged, {failed} failed: openlance bench score {name} {folder}")
+    if failed:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _server(url: str | None, model: str | None) -> Any:
+    """The judge behind a server."""
+    from openlance.inference.chat_server import ChatServer
+
+    url = url or os.environ.get("OPENAI_BASE_URL")
+    if not url or not model:
+        raise UserError("who judges? Give --judge-url and --judge-model, an OpenAI-compatible server and its model")
+    return ChatServer(url=url, model=model, key=os.environ.get("OPENAI_API_KEY", ""), temperature=0.0, max_tokens=1400)
+
+
+@app.command()
+def score(
+    name: Name,
+    results: Annotated[Path, Argument(help="File or folder of the official scorer, or of this command.")],
+    checkout: Checkout = None,
+    json_file: options.JsonFile = None,
+) -> None:
+    """Add up results: the official numbers, and ours with 95 % intervals, which guess and drop nothing.
+
+    Exits with 3 if results are missing or failed.
+    """
+    from openlance.eval.benchmarks import benchmark, scored
+
+    options.check_json(json_file)
+    found = scored(name, results, checkout)
+    if json_file is not None:
+        options.write_json(found.as_data() | {"comparable": not found.differs}, json_file)
+    show(found, benchmark(name).unit)
+    if found.incomplete:
+        raise typer.Exit(INCOMPLETE)
+
+
+def show(found: Score, unit: str) -> None:
+    """Print a score beside the rows that papers print."""
+    from openlance.eval.published import published
+
+    names = [name for name in dict.fromkeys([*found.official, *found.ours]) if name != "total"] + ["total"]
+    rows = [["", "official", "ours", "95 %", "n"]]
+    for name in names:
+        ours = found.ours.get(name)
+        official = f"{found.official[name]:.4g}" if name in found.official else ""
+        interval = "" if ours is None or ours.low != ours.low else f"{ours.low:.4g} to {ours.high:.4g}"
+        rows.append([name, official, *(["", "", ""] if ours is None else [f"{ours.value:.4g}", interval, str(ours.n)])])
+    typer.echo("\n".join(options.columns(rows, right=(1, 2, 4))))
+    typer.echo(f"unit: {unit}")
+    for row in published():
+        if row.benchmark == found.benchmark:
+            differs = {n: f"{follows:.2f} follows" for n, (_, follows) in row.differences.items()}
+            totals = ", ".join(f"{n} {v}" + (f" ({differs[n]})" if n in differs else "") for n, v in row.totals.items())
+            typer.echo(f"printed for {row.model}: {totals}  [{row.source}]")
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+    for why in found.differs:
+        typer.echo(f"not comparable: {why}", err=True)
 
 
 for name in plugins("benchmarks"):

@@ -37,6 +37,7 @@ QUOTES = "'\""
 FLAGS = {
     "Enhancer(url=...)": "--enhance-url",
     "Enhancer(model=...)": "--enhance-model",
+    "ChatServer(url=...)": "--judge-url",
     "with enhance=None": "without --enhance-prompt",
 }
 

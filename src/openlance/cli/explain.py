@@ -1,7 +1,8 @@
 """`openlance explain image_edit "make it blue" --size 64x64`: what a request becomes, without loading any weights.
 
 Prints the segments, the splits of the sequence with what each does, their positions before and after the modality shift
-(MaPE), and the mask. Images and videos count by their size alone: leave them out and placeholders take their place.
+(MaPE), and the mask; with `-o sequence.svg` they are drawn instead. Images and videos count by their size alone: leave
+them out and placeholders take their place.
 """
 
 from __future__ import annotations
@@ -48,8 +49,13 @@ def explain(
     media: Annotated[int, Option(min=1, max=16, help="Number of placeholders, where no file is given.")] = 1,
     answer: Annotated[str | None, Option(help="Explain a training sample with this answer.")] = None,
     no_mape: Annotated[bool, Option("--no-mape", help="Leave out the modality shift of the positions (MaPE).")] = False,
+    output: Annotated[Path | None, Option("-o", "--output", help="Draw it into this .svg file instead.")] = None,
 ) -> None:
-    """Print the segments, positions and attention mask of a task; no weights are read."""
+    """Print or draw the segments, positions and attention mask of a task; no weights are read."""
+    if output is not None:
+        if output.suffix.lower() != ".svg":
+            raise UserError(f"{output} is no SVG file: give for example -o sequence.svg")
+        options.check_writable(output.parent)
     height, width = options.parse_size(size)[::-1] if size is not None else (None, None)
     texts, files = sort_inputs(inputs or [])
     from openlance.sequence.explain import explain as read
@@ -73,8 +79,16 @@ def explain(
         segments, SequenceCodec(words, config), replace(config.position, shift=not no_mape),
         lambda ids: words.backend.decode(ids, skip_special_tokens=False),
     )  # fmt: skip
-    title = f"{task} with {model}: {len(found.parts)} segments, {len(found.splits)} splits, {found.tokens} tokens"
-    show(found, title + ", no modality shift" * no_mape)
+    title, more = f"{task} with {model}", ", no modality shift" * no_mape
+    if output is None:
+        counts = f"{len(found.parts)} segments, {len(found.splits)} splits, {found.tokens} tokens"
+        return show(found, f"{title}: {counts}{more}")
+    from openlance.media.files import atomic_path
+    from openlance.sequence.view import svg
+
+    with options.no_empty_folders(output.parent), atomic_path(output) as path:
+        path.write_text(svg(found, title + more), encoding="utf-8")
+    typer.echo(output)
 
 
 def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:

@@ -27,6 +27,7 @@ COMMANDS = {
     "caption": ("openlance.cli.ask", "Describe an image or a video."),
     "chat": ("openlance.cli.chat", "Generate, edit and ask in one dialogue."),
     "serve": ("openlance.serve.command", "Serve images, videos and chat over the OpenAI API."),
+    "studio": ("openlance.serve.command", "Open the Studio: every task in the browser."),
     "run": ("openlance.cli.run", "Run an input file of the Lance release."),
     "explain": ("openlance.cli.explain", "Print the segments, positions and attention mask of a task."),
     "bench": ("openlance.cli.bench", "Evaluate a model on a benchmark."),

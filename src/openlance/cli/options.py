@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter
 from pathlib import Path
@@ -103,6 +103,22 @@ class Checkpoint:
             pipe.load_lora_weights(self.lora)
         return pipe
 
+    def anywhere(self) -> Checkpoint:
+        """The same for a process in another folder."""
+        from openlance.checkpoint.formats import SHIPPED
+
+        here = self.model not in SHIPPED and Path(self.model).is_dir()
+        model = str(Path(self.model).absolute()) if here else self.model
+        return replace(self, model=model, lora=self.lora and self.lora.absolute())
+
+    @property
+    def code(self) -> str:
+        """The same in Python, as lines of a script."""
+        said = given(allow_pickle=self.allow_pickle or None, memory=self.memory)
+        words = ", ".join([repr(self.model), *(f"{name}={value!r}" for name, value in said.items())])
+        lora = [] if self.lora is None else [f"pipe.load_lora_weights({str(self.lora)!r})"]
+        return "\n".join([f"pipe = openlance.load({words})", *lora])
+
     def warn(self, pipe: LancePipeline, task: str) -> None:
         """Say in one line on stderr that the model was not trained for what it was asked to do."""
         if not pipe.defaults.knows(task):
@@ -181,14 +197,14 @@ class Filming(Drawing):
         return given(num_frames=self.num_frames) | super().settings()
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """`WIDTHxHEIGHT` -> (width, height) in pixels."""
     match = re.fullmatch(r"\s*(-?\d{1,9})\s*[xX×]\s*(-?\d{1,9})\s*", text)
     if match is None:
-        raise UserError(f"--size {text!r} is not a size: give WIDTHxHEIGHT in pixels, for example --size 96x96")
+        raise UserError(f"{option} {text!r} is not a size: give WIDTHxHEIGHT in pixels, for example {option} 96x96")
     width, height = int(match[1]), int(match[2])
     if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
-        raise UserError(f"--size {text} is out of range: each side is 1 to {LARGEST_SIDE} pixels, for example 96x96")
+        raise UserError(f"{option} {text} is out of range: each side is 1 to {LARGEST_SIDE} pixels, for example 96x96")
     return width, height
 
 

@@ -121,6 +121,34 @@ STRONGEST = 1000  # guidance, and shift of the times
 REGIONS = ("auto", "none")  # of an edit, in the place of a region
 RENORMS = ("global", "channel", "none")
 SOLVERS = ("euler", "dpm++", "unipc")
+# Fields of `Sampling` and `Decoding`: the least, the most (None: no end), and what an error adds. `step_cache` stays
+# below its most and `top_p` above its least.
+RANGES: dict[str, tuple[float, float | None, str]] = {
+    "num_inference_steps": (1, MOST_STEPS, ""),
+    "guidance_scale": (0, STRONGEST, "; 1 is off, 4 is usual"),
+    "image_guidance_scale": (0, STRONGEST, "; 1 is off, 4 is usual"),
+    "shift": (1 / STRONGEST, STRONGEST, "; 3.5 is usual"),
+    "renorm_min": (0, 1, ""),
+    "strength": (0, 1, "; 1 is from noise alone, 0.8 is usual"),
+    "step_cache": (0, 1, "; 0 is off, 0.05 is usual"),
+    "max_new_tokens": (1, MOST_TOKENS, ""),
+    "temperature": (0, None, "; 0 is greedy"),
+    "top_p": (0, 1, "; 1 is off, 0.9 is usual"),
+    "top_k": (0, MOST_TOKENS, ""),
+    "repetition_penalty": (1 / STRONGEST, STRONGEST, "; 1 is off, 1.1 is usual"),
+}
+CHOICES = {"renorm": RENORMS, "solver": SOLVERS}
+
+
+def _checked(value: Any) -> None:
+    """Convert the fields of a `Sampling` or `Decoding`; UserError for one that means none, or is out of its range."""
+    checked(value)
+    for name in hints(value.__class__):
+        if name in RANGES:
+            within(name, getattr(value, name), *RANGES[name])
+        elif name in CHOICES:
+            values.one_of(name, getattr(value, name), CHOICES[name])
+
 
 # Resolution presets of the release for what goes in, by what is made of it (released commands; questions as trained).
 RELEASED_BUCKETS = {"image": "image_768res", "video": "video_480p", "text": "video_480p"}
@@ -143,7 +171,7 @@ class Sampling:
         num_inference_steps: One evaluation per branch each, whatever the solver.
         guidance_scale: The prompt against no prompt; 1 is off.
         image_guidance_scale: Visual conditions against none (the release has it, but it crashes there); 1 is off.
-        shift: See `flow.shift_times`.
+        shift: How much of the steps noisy times get, see `flow.shift_times`; 1 is even.
         interval: Guidance acts where lo < t <= hi, t after the shift.
         renorm: "global" limits the guided velocity to the norm of the conditional one over a whole target, "channel"
             per token, "none" not at all.
@@ -173,20 +201,11 @@ class Sampling:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        checked(self)
-        within("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
-        values.one_of("renorm", self.renorm, RENORMS)
-        values.one_of("solver", self.solver, SOLVERS)
-        for name in ("guidance_scale", "image_guidance_scale"):
-            within(name, getattr(self, name), 0, STRONGEST, "; 1 is off, 4 is usual")
-        within("shift", self.shift, 1 / STRONGEST, STRONGEST, "; 3.5 is usual")
-        within("renorm_min", self.renorm_min, 0, 1)
-        if not 0 <= self.step_cache < 1:
-            said = f"step_cache is {self.step_cache:g}: expected 0 (off) or a share below 1, such as 0.05"
-            raise UserError(said, param="step_cache")
-        if not 0 < self.strength <= 1:
-            said = f"strength is {self.strength:g}: it must be above 0 and at most 1, such as 0.8"
-            raise UserError(said, param="strength")
+        _checked(self)
+        if self.step_cache == 1:
+            raise UserError("step_cache is 1", expected="0 (off) or a share below 1, such as 0.05", param="step_cache")
+        if self.strength == 0:
+            raise UserError("strength is 0", expected="above 0 and at most 1, such as 0.8", param="strength")
         if self.interval[0] > self.interval[1]:
             low, high = self.interval
             said = f"interval ({low:g}, {high:g}) ends before it begins: write the lower time first"
@@ -232,14 +251,9 @@ class Decoding:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checked(self)
-        within("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
-        within("temperature", self.temperature, 0, hint="; 0 is greedy")
-        within("top_k", self.top_k, 0, MOST_TOKENS)
-        within("repetition_penalty", self.repetition_penalty, 1 / STRONGEST, STRONGEST, "; 1 is off, 1.1 is usual")
-        if not 0 < self.top_p <= 1:
-            said = f"top_p is {self.top_p:g}: it must be above 0 and at most 1, such as 0.9"
-            raise UserError(said, param="top_p")
+        _checked(self)
+        if self.top_p == 0:
+            raise UserError("top_p is 0", expected="a share above 0, such as 0.9", param="top_p")
         if "" in self.stop:
             said = "stop has an empty text in it, which every answer holds: leave that one out"
             raise UserError(said, param="stop")
@@ -267,6 +281,7 @@ class GenerationConfig:
         max_new_tokens: Of an answer in such a run.
         region: Where edits may change their source if nobody says: "auto", what the model finds; empty or "none",
             everywhere.
+        examples: Words that it was trained for, by the name of the task, for people to begin with.
     """
 
     height: int = 768
@@ -283,6 +298,7 @@ class GenerationConfig:
     seed: int = 42
     max_new_tokens: int = 256
     region: str = ""
+    examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.region:

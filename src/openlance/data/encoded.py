@@ -287,7 +287,7 @@ def _on_ray(job: Job, count: int, workers: int, address: str, gpus: float) -> It
         if not ray.is_initialized():
             ray.init(address, log_to_driver=False, include_dashboard=False)
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(PartEncoder)
-        pool = ActorPool([actor.remote(job) for _ in range(workers)])
+        pool: Any = ActorPool([actor.remote(job) for _ in range(workers)])
         yield from pool.map(lambda encoder, number: encoder.__call__.remote(number), range(count))
     except ConnectionError as error:
         raise UserError(f"there is no Ray cluster at {address!r}: start one, or choose ray='local'") from error

@@ -5,7 +5,6 @@ A suite yields one `Outcome` per request and knows its categories.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from openlance.eval.estimate import wilson
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 HELDOUT = "heldout"  # the category of combinations that are never trained; no part of "mean"
-Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
 Row: TypeAlias = dict[str, Any]  # "mean", "n", "ci95"
 
@@ -100,11 +100,3 @@ def row(successes: int, n: int) -> Row:
     """{"mean", "n", "ci95"}: the share of successes with Wilson's interval, which stays honest near 0 and 1."""
     low, high = wilson(successes, n)
     return {"mean": successes / n, "n": n, "ci95": [low, high]}
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927)."""
-    p, z2 = successes / n, Z95**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -273,7 +273,7 @@ class Engine:
             sampling: How.
             seeds: Of the noise of each; none where `noise` is given.
             on_step: See `denoise`.
-            **more: Further arguments of `denoise`: after_step, on_pass, noise, negatives, stops.
+            **more: Further arguments of `denoise`: after_step, on_pass, noise, negatives, stops, wanted.
 
         Returns:
             Latents (T, Y, X, C) of each.

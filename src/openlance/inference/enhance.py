@@ -10,24 +10,17 @@ Both are a `Writer`: a text and images in, an answer out. What is asked and what
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from http.client import HTTPException
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from openlance.config.sampling import Decoding
-from openlance.config.values import brief, checked, flag
+from openlance.config.values import brief, flag
 from openlance.data.front import NO_SIZE
 from openlance.errors import UserError
+from openlance.inference.chat_server import ChatServer
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segments, prompt_in, with_prompt
@@ -53,95 +46,25 @@ SHOWN = " Say what the pictures given with it show as they show it."
 CHANGED = (
     "Keep every change that it asks for and add none; name what is changed by how the pictures given with it show it."
 )
-TEMPERATURE, TOKENS = 0.3, 2048  # of a server (released code)
 OWN_TOKENS = 512  # of the checkpoint's own text side: a page
 SELF = "self"
 QUOTED = re.compile(
     r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)['‘]([^'‘’]+)['’](?!\w)"
 )
 THOUGHT = "</think>"  # what a reasoning model says before this is not its answer
-INSTEAD = "choose another Enhancer(model=...), or draw the prompt as it is with enhance=None"
 
 # (a text, images it is about) -> the answer, and why it ended: "length" where it was cut.
 Writer = Callable[[str, Sequence[Clip]], tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Enhancer:
-    """A server that speaks OpenAI's chat form.
+class Enhancer(ChatServer):
+    """A server that rewrites prompts; arguments as of `ChatServer`. Temperature and length are the release's."""
 
-    Args:
-        url: Its base, up to and with `/v1`.
-        model: The name by which it knows its model.
-        key: Sent as a bearer token, if there is one.
-        timeout: Seconds to wait for it.
+    INSTEAD = "choose another Enhancer(model=...), or draw the prompt as it is with enhance=None"
 
-    Raises:
-        UserError: If a value makes no sense.
-    """
-
-    url: str
-    model: str = "default"
-    key: str = field(default="", repr=False)
-    timeout: float = 120.0
-
-    def __post_init__(self) -> None:
-        checked(self)
-        try:
-            parts = urlsplit(self.url)
-            fits = parts.scheme in ("http", "https") and parts.hostname and re.fullmatch("[!-~]+", self.url)
-        except ValueError:
-            fits = None
-        if not fits:
-            raise UserError(f"{brief(self.url)} is no address of a server: give for example http://localhost:8000/v1")
-        if not re.fullmatch("[!-~]*", self.key):
-            raise UserError("the key of the server has a blank or a letter in it that no key has: copy it anew")
-        if not 0 < self.timeout <= 86400:
-            raise UserError(f"timeout is {self.timeout:g}: it must be above 0 and at most a day, for example 120")
-
-    def __call__(self, text: str, pictures: Sequence[Clip]) -> tuple[str, str]:
-        """Answer as a `Writer`. UserError if the server cannot be reached, or answers something else."""
-        shown = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
-        content = [{"type": "text", "text": text}, *shown] if shown else text
-        messages = [{"role": "user", "content": content}]
-        body = {"model": self.model, "messages": messages, "temperature": TEMPERATURE, "max_tokens": TOKENS}
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        address = f"{self.url.rstrip('/')}/chat/completions"
-        try:
-            with urlopen(Request(address, json.dumps(body).encode(), headers), timeout=self.timeout) as reply:
-                return _answer(json.load(reply))
-        except HTTPError as error:
-            raise UserError(f"{address} refused with {error.code}{_why(error)}: {INSTEAD}") from None
-        except (OSError, HTTPException) as error:
-            said = f"{address} does not answer ({getattr(error, 'reason', error)})"
-            raise UserError(f"{said}: start it, or give another Enhancer(url=...)") from None
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-            said = f"{address} answers otherwise than OpenAI's chat ({type(error).__name__}: {brief(str(error))})"
-            raise UserError(f"{said}: give another Enhancer(url=...)") from None
-
-
-def _answer(found: Any) -> tuple[str, str]:
-    choice = found["choices"][0]
-    text, reason = choice["message"]["content"], choice.get("finish_reason")
-    if not isinstance(text, str) and reason != "length":  # a model that was cut while it thought has none
-        raise TypeError(f"content is {brief(text)}")
-    return text or "", str(reason)
-
-
-def _why(error: HTTPError) -> str:
-    """What a server said beside the number, on one line."""
-    with error, suppress(OSError, HTTPException):
-        said = error.read(4096).decode(errors="replace").strip()
-        return f" ({brief(said)})" if said else ""
-    return ""
-
-
-def data_url(picture: Clip) -> str:
-    from PIL import Image
-
-    memory = io.BytesIO()
-    Image.fromarray(picture.pixels[0]).save(memory, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(memory.getvalue()).decode()}"
+    temperature: float | None = 0.3
+    max_tokens: int = 2048
 
 
 def own_side(engine: Engine) -> Writer:
@@ -223,7 +146,7 @@ def revised(prompt: str, answer: str, finish_reason: str, caveat: str = "") -> s
     text = " ".join(answer.rpartition(THOUGHT)[2].split())
     if finish_reason == "length" or not text:
         wrong = "was cut at its limit" if finish_reason == "length" else "is empty"
-        raise UserError(f"the rewrite of {brief(prompt)} {wrong}: {INSTEAD}")
+        raise UserError(f"the rewrite of {brief(prompt)} {wrong}: {Enhancer.INSTEAD}")
     lost = sorted(quoted(prompt) - quoted(text))
     if lost:
         log.warning("note: prompt kept as it was: its rewrite lost the quoted text %r", lost[0])

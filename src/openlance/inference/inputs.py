@@ -45,14 +45,15 @@ class Settings(TypedDict, total=False):
 class How(Settings, total=False):
     """What every method that draws takes beside its media and words; None means the checkpoint's own.
 
-    seed: Random if left out, or -1. generator: One for all, or one each. progress: Whether to show a bar.
-    negative_prompt: What guidance leads away from, one or one each. enhance: Who rewrites the prompts first, see
+    seed: Random if left out, or -1. generator: One for all, or one each. progress: Whether to show a bar; or a
+    function, called after each step with the finished steps of all results and their total: what it raises ends the
+    call. negative_prompt: What guidance leads away from, one or one each. enhance: Who rewrites the prompts first, see
     `enhance.rewriter`. The rest are fields of `Sampling`.
     """
 
     seed: int | None
     generator: torch.Generator | Sequence[torch.Generator] | None
-    progress: bool
+    progress: bool | Callable[[int, int], object]
     negative_prompt: str | Sequence[str] | None
     enhance: bool | str | Enhancer | None
     num_inference_steps: int | None

@@ -10,7 +10,8 @@ pipe.ask("out.png", "how many squares are there?")
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
@@ -325,24 +326,41 @@ class Methods(Engine):
         *,
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        progress: bool = False,
+        progress: bool | Callable[[int, int], object] = False,
         negative_prompt: str | Sequence[str] | None = None,
         enhance: Any = None,
         **settings: Any,
     ) -> list[Clip]:
         """Fill the visual target of each request, batch by batch."""
-        from tqdm import tqdm
-
         negatives = self.negatives(negative_prompt, len(requests))
         how = [self.sampling([request], **settings) for request in requests]
-        seeds, hidden = inputs.starts(seed, generator, len(requests)), not values.flag("progress", progress)
-        requests = self._rewritten(requests, enhance)
+        seeds = inputs.starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
         per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
         total = sum(s.steps for s in how)
-        with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
-            for some, s in batches(requests, per, how):
+        with _counted(progress, total) as finished:
+            for some, s in batches(self._rewritten(requests, enhance), per, how):
                 mine = slice(len(clips), len(clips) + len(some))
-                shown = partial(lambda n, *_: bar.update(n), len(some))
-                clips += self.fill_visual(some, s, seeds[mine], shown, negatives=negatives[mine])
+                more: Any = {"negatives": negatives[mine], "after_step": partial(finished, len(some))}
+                clips += self.fill_visual(some, s, seeds[mine], **more)
         return clips
+
+
+@contextmanager
+def _counted(progress: Any, total: int) -> Iterator[Callable[..., None]]:
+    """Give what is to be called with how many more of `total` steps are finished, which a bar or a function is told."""
+    from tqdm import tqdm
+
+    told, done = progress if callable(progress) else None, 0
+    inputs.a_function("progress", told, 2, "lambda finished, total: print(finished, total)")
+    hidden = told is not None or not values.flag("progress", progress)
+    with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
+
+        def finished(n: int, *_: Any) -> None:
+            nonlocal done
+            done += n
+            bar.update(n)
+            if told is not None:
+                told(done, total)
+
+        yield finished

@@ -239,6 +239,7 @@ def denoise(
     shared: Shared | None = None,
     negatives: Sequence[str] = (),
     stops: Callable[[], bool] | None = None,
+    wanted: Callable[[], Sequence[bool]] | None = None,
 ) -> list[Tensor]:
     """Fill the last visual target of each request.
 
@@ -257,6 +258,8 @@ def denoise(
         shared: How several processes do this together.
         negatives: See `branch_out`.
         stops: Asked after each step whether to stop.
+        wanted: Asked before each pass which requests are still wanted; the others take no further part, and the rest
+            are as without them. Without effect where passes are compiled, or several processes share them.
 
     Returns:
         Latents (T, Y, X, C) of each.
@@ -268,9 +271,7 @@ def denoise(
     targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
     if noise is None:
         assert seeds is not None
-        doc = branches.pack.rows.doc
-        own = [[v for v in visuals if v.kind == LATENTS and doc[v.rows[0]] == d] for d in range(len(requests))]
-        noise = [target_noise(o, model.config.latent_channels, seed) for o, seed in zip(own, seeds, strict=True)]
+        noise = _noises(branches, model.config.latent_channels, seeds)
     x = torch.cat([part.to(model.device) for part in noise]).float()
     line = Line.of(requests, targets, x)
     lengths = [v.rows[1] - v.rows[0] for v in targets]
@@ -279,7 +280,7 @@ def denoise(
         if v.given:
             part[: v.given] = known
     denoiser = Denoiser(model, branches, features, context, s.cached, store, s.compile, shared, on_pass)
-    run = StepCache(denoiser.run, lengths, s.step_cache) if s.step_cache else None
+    run = _runs(denoiser, lengths, s, wanted)
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
     times, solver, guided_before = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], SOLVERS[s.solver](), 0
     x = line.at(float(times[0])) if s.strength < 1 else x
@@ -341,6 +342,42 @@ class Line:
     def kept(self, x: Tensor, t: float) -> Tensor:
         """The state with its rows outside on the line."""
         return torch.where(self.outside[:, None], self.at(t), x) if self.part else x
+
+
+def _noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Generator]) -> list[Tensor]:
+    """The starting noise of every request."""
+    packed, count = branches.pack, branches.requests
+    doc = packed.rows.doc
+    own = [[v for v in packed.visuals if v.kind == LATENTS and doc[v.rows[0]] == d] for d in range(count)]
+    return [target_noise(o, channels, seed) for o, seed in zip(own, seeds, strict=True)]
+
+
+def _runs(
+    denoiser: Denoiser, lengths: Sequence[int], s: Sampling, wanted: Callable[[], Sequence[bool]] | None
+) -> Run:  # fmt: skip
+    """What gives the velocities of a step."""
+    run: Run = denoiser.run
+    if wanted is not None and denoiser.shared is None and not denoiser.compile:
+        run = among(run, lengths, wanted)
+    return StepCache(run, lengths, s.step_cache) if s.step_cache else run
+
+
+def among(run: Run, lengths: Sequence[int], wanted: Callable[[], Sequence[bool]]) -> Run:
+    """`run` without the documents of requests that are not wanted any more: their velocities are 0. lengths: rows of
+    the target of each request; documents are requests, branch after branch."""
+
+    def some(documents: tuple[int, ...], x_MC: Tensor, times_M: Tensor) -> Tensor:
+        asked = wanted()
+        if all(asked):
+            return run(documents, x_MC, times_M)
+        requests = [d % len(lengths) for d in documents]
+        mine = torch.cat([torch.full((lengths[r],), asked[r]) for r in requests]).to(x_MC.device)
+        velocities = torch.zeros_like(x_MC)
+        if left := tuple(d for d, r in zip(documents, requests, strict=True) if asked[r]):
+            velocities[mine] = run(left, x_MC[mine], times_M[mine])
+        return velocities
+
+    return some
 
 
 def _until_target(request: Segments) -> Segments:

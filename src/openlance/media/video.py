@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, TypeAlias
@@ -52,12 +52,12 @@ def read_video_file(source: Source) -> Clip:
         UserError: the file is no video, unreadable, truncated, or its frames are too large or change their size.
     """
     line = survey(source)
-    kept, times, damage = _pick(source, line)
+    kept, times, damage = _pick(source, line.chosen() if line.count else ())
     if len(times) != line.count:
         starts, end = _spans(times, line.tick)
         line = replace(line, count=len(times), starts=starts, end=end)
         if times:
-            kept, times, damage = _pick(source, line)
+            kept, times, damage = _pick(source, line.chosen())
     _refuse_truncated(source.name, line, damage)
     wanted = line.chosen()
     if any(i not in kept for i in wanted):
@@ -65,6 +65,25 @@ def read_video_file(source: Source) -> Clip:
     clip = joined([kept[i] for i in wanted], source.name)
     _tell(source.name, line, damage, len(wanted))
     return clip
+
+
+def read_frames(source: Source, choose: Callable[[int, float], Sequence[int]]) -> Clip:
+    """Read frames of a video by their numbers.
+
+    Args:
+        source: a file.
+        choose: gives the numbers for how many frames there are, and how many a second.
+
+    Raises:
+        UserError: as `read_video_file`, and where there is no frame of a number.
+    """
+    line = survey(source)
+    wanted = choose(line.count, line.rate or UNKNOWN_FPS)
+    kept, _, damage = _pick(source, wanted)
+    _refuse_truncated(source.name, line, damage)
+    if any(number not in kept for number in wanted):
+        raise UserError(f"{source.name} has no frame {max(wanted)}: get it again, or choose others")
+    return joined([kept[number] for number in wanted], source.name)
 
 
 class _Nameless:
@@ -221,9 +240,9 @@ def _cut_asf(source: Source, container: Any) -> bool:
     return at >= 0 and container.size < WHOLE * int.from_bytes(head[at + 40 : at + 48], "little")
 
 
-def _pick(source: Source, line: Timeline) -> tuple[dict[int, np.ndarray], list[Moment], Counter[str]]:
+def _pick(source: Source, chosen: Collection[int]) -> tuple[dict[int, np.ndarray], list[Moment], Counter[str]]:
     """Decode all frames: the chosen ones as pixels by their number, and when each is shown."""
-    chosen = set(line.chosen()) if line.count else set()
+    chosen = set(chosen)
     kept: dict[int, np.ndarray] = {}
     times: list[Moment] = []
     damage: Counter[str] = Counter()

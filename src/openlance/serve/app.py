@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
+import ctypes
 import json
 import logging
-import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -26,38 +24,47 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openlance.config.versions import versions
 from openlance.errors import UserError
-from openlance.serve import chat, images, videos
+from openlance.serve import admin, chat, images, videos
+from openlance.serve.answers import Model, Models, Status
 from openlance.serve.bodies import unknown_model
 from openlance.serve.config import ServeConfig
-from openlance.serve.failures import Failure, failure_of
+from openlance.serve.failures import Failure, failure_of, shutting_down
+from openlance.serve.keys import opens
 from openlance.serve.metrics import Metrics
+from openlance.serve.openapi import answers
 from openlance.serve.serving import Serving
 from openlance.serve.store import Store
-from openlance.serve.worker import Worker
+from openlance.serve.worker import REQUEST_ID, Queue, Worker
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
 
 log = logging.getLogger("openlance.serve")
-REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="")
-OPEN = ("/health", "/ready", "/metrics", "/files/")  # a file is found by whoever was told its name
+# A file is found by whoever was told its name; /admin and the Studio ask for their keys themselves.
+OPEN = ("/health", "/ready", "/metrics", "/files/", "/admin/", "/studio", "/favicon.ico")
 METHODS = ("GET", "POST", "DELETE", "OPTIONS", "HEAD")
 SWEPT = 60.0  # seconds between two looks at what is too old
 LAST_STEP = 5.0  # seconds that a step may still take at the end
 
 
-def create_app(pipe: LancePipeline, config: ServeConfig) -> FastAPI:
+def create_app(
+    pipe: LancePipeline, config: ServeConfig, queue: Callable[[LancePipeline, ServeConfig, Metrics], Queue] = Worker
+) -> FastAPI:
     """Put a server together; its worker begins with the application's lifespan.
+
+    Args:
+        pipe: The model.
+        config: What is allowed.
+        queue: Makes what runs the model.
 
     Raises:
         UserError: The folder cannot hold the server's files.
     """
     metrics = Metrics()
-    worker = Worker(pipe, config, metrics)
-    metrics.watch(lambda: len(worker.pending))
+    worker = queue(pipe, config, metrics)
     serving = Serving(
         pipe=pipe, config=config, metrics=metrics, worker=worker, store=Store(config),
-        pool=ThreadPoolExecutor(2, "openlance-media"),
+        pool=ThreadPoolExecutor(8 if config.media_hosts else 2, "openlance-media"),  # a fetch waits more than it works
     )  # fmt: skip
 
     @asynccontextmanager
@@ -75,6 +82,8 @@ def create_app(pipe: LancePipeline, config: ServeConfig) -> FastAPI:
     app.state.serving = serving
     for part in (images, videos, chat):
         app.include_router(part.routes(serving))
+    if config.admin_key:
+        app.include_router(admin.routes(serving))
     _operations(app, serving)
     for kind in (Failure, UserError, ValidationError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _told)
@@ -90,34 +99,42 @@ async def _sweeping(store: Store) -> None:
         await asyncio.sleep(SWEPT)
         try:
             await asyncio.to_thread(store.sweep)
-        except sqlite3.Error:  # a full disk, say: the next sweep may find room
-            log.exception("what is too old was not removed")
+        except Failure:  # a full disk, say, which is in the log: the next sweep may find room
+            log.warning("what is too old was not removed")
+        await asyncio.to_thread(_give_back)
+
+
+def _give_back() -> None:
+    """Hand free memory back to the system: glibc keeps the most that was ever in each of its arenas, and threads come
+    and go between them."""
+    with suppress(OSError, AttributeError, TypeError):  # other systems have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _operations(app: FastAPI, serving: Serving) -> None:
     name, created = serving.config.name, int(time.time())
-    model = {"id": name, "object": "model", "created": created, "owned_by": "openlance"}
+    model: Model = {"id": name, "object": "model", "created": created, "owned_by": "openlance"}
 
-    @app.get("/v1/models", tags=["models"])
-    async def models() -> dict[str, Any]:
+    @app.get("/v1/models", tags=["models"], responses=answers(Models), response_model=None)
+    async def models() -> Models:
         return {"object": "list", "data": [model]}
 
-    @app.get("/v1/models/{model_id:path}", tags=["models"])
-    async def one_model(model_id: str) -> dict[str, Any]:
+    @app.get("/v1/models/{model_id:path}", tags=["models"], responses=answers(Model), response_model=None)
+    async def one_model(model_id: str) -> Model:
         if model_id != name:
             raise unknown_model(model_id)
         return model
 
-    @app.get("/health", tags=["operations"])
-    async def health() -> dict[str, str]:
+    @app.get("/health", tags=["operations"], responses=answers(Status), response_model=None)
+    async def health() -> Status:
         return {"status": "alive"}
 
-    @app.get("/ready", tags=["operations"])
+    @app.get("/ready", tags=["operations"], responses=answers(Status) | answers(Status, status=503))
     async def ready() -> Response:
-        state = serving.worker.state
+        state = serving.worker.state if serving.store.there else "its folder is gone"
         return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
 
-    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    @app.get("/metrics", tags=["operations"], response_class=Response, responses=answers(None, "text/plain"))
     def measured() -> Response:
         return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -172,12 +189,7 @@ class Guard:
             await self.app(scope, limited, send)
 
     def _may(self, path: str, authorization: str) -> bool:
-        if not self.config.api_keys or path.startswith(OPEN):
-            return True
-        scheme, _, said = authorization.partition(" ")
-        # Every key is compared, so that the time tells nothing.
-        same = [hmac.compare_digest(said.strip().encode(), key.encode()) for key in self.config.api_keys]
-        return scheme.lower() == "bearer" and any(same)
+        return not self.config.api_keys or path.startswith(OPEN) or opens(authorization, self.config.api_keys)
 
 
 class Watch:
@@ -203,6 +215,9 @@ class Watch:
 
         try:
             await self.app(scope, receive, named)
+        except asyncio.CancelledError:  # the server ends, and this client has not sent or read everything
+            if not told:
+                await _answer_of(shutting_down())(scope, receive, named)
         except Exception as error:  # noqa: BLE001  a defect: the client gets the error object all the same
             log.exception("a request failed")
             if not told:

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
@@ -30,9 +30,34 @@ OTHER_NAMES = {
 SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
 MOST_RESULTS = 10  # of one request (OpenAI's)
 LONGEST_PROMPT = 32_000  # characters (OpenAI's)
+# What vLLM-Omni's clients put around words: the marks of the release's template, up to where an answer begins.
+WRAPPED = re.compile(
+    r"\s*(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\s*)?<\|im_start\|>(?:user\n)?(?P<words>.*?)"
+    r"(?:<\|im_end\|>\s*(?:<\|im_start\|>assistant\s*)?)?",
+    re.DOTALL,
+)
+SHOWN = re.compile(r"(?:<\|vision_start\|>(?:<\|(?:image|video)_pad\|>)*<\|vision_end\|>\s*)+")
 
 
-Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT)]
+def unwrapped(text: str) -> tuple[str, str | None]:
+    """Words without the marks that some clients put around them, and a system prompt that these enclose. Marks inside
+    are words."""
+    match = WRAPPED.fullmatch(text)
+    if match is None:
+        return text, None
+    words = match["words"]
+    shown = SHOWN.match(words)  # the place of a medium, which comes in a part of its own
+    return words[shown.end() :] if shown else words, match["system"]
+
+
+def _unwrapped(text: str) -> str:
+    words, said = unwrapped(text)
+    if said is not None:
+        raise ValueError("a system prompt belongs into the messages of /v1/chat/completions")
+    return words
+
+
+Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_unwrapped)]
 
 
 class Body(BaseModel):
@@ -102,7 +127,7 @@ def _several(value: Any) -> Any:
 
 
 class ImageEditBody(ImageBody):
-    """`/v1/images/edits`. image: uploads or data URLs; url: data URLs (vLLM-Omni). mask: one of either, transparent
+    """`/v1/images/edits`. image: uploads or addresses; url: addresses (vLLM-Omni). mask: one of either, transparent
     where the image may change."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -114,7 +139,7 @@ class ImageEditBody(ImageBody):
 
 
 class Address(BaseModel):
-    """A medium by its data URL."""
+    """A medium by its address, a data URL for the most part."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -197,15 +222,19 @@ class Part(BaseModel):
     image_url: Address | None = None
     video_url: Address | None = None
     file: dict[str, Any] | None = None
+    index: Any = None
 
 
 class Message(BaseModel):
+    """What somebody said. images, videos: media beside the content, as gateways put them."""
+
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
     name: Any = None
     images: list[Part] = Field(default_factory=list)
+    videos: list[Part] = Field(default_factory=list)
     refusal: None = None
     audio: None = None
 
@@ -224,10 +253,11 @@ class Plain(BaseModel):
 
 
 class ChatBody(VideoBody):
-    """`/v1/chat/completions`."""
+    """`/v1/chat/completions`. media: where images and videos come, as parts of the content or in lists beside it."""
 
     messages: list[Message] = Field(min_length=1, max_length=200)
     modalities: list[Literal["text", "image", "video"]] = Field(["text"], min_length=1)
+    media: Literal["content", "message"] = "content"
     n: int = Field(1, ge=1, le=MOST_RESULTS)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -246,6 +276,20 @@ class ChatBody(VideoBody):
     store: Any = None
     service_tier: Any = None
     prompt_cache_key: Any = None
+
+    @model_validator(mode="after")
+    def _plain(self) -> ChatBody:
+        """Take the marks from around the words of users; what they enclose as a system prompt is one."""
+        for message in self.messages:
+            texts: list[tuple[Any, str]] = [(message, "content")]
+            if isinstance(message.content, list):
+                texts = [(part, "text") for part in message.content]
+            for holder, name in texts if message.role == "user" else []:
+                if text := getattr(holder, name):
+                    words, said = unwrapped(text)
+                    setattr(holder, name, words)
+                    self.system_prompt = said if self.system_prompt is None else self.system_prompt
+        return self
 
     @property
     def decoding(self) -> Decoding:

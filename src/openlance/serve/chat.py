@@ -10,49 +10,30 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from openlance.inference.dialogue import NEW, QUESTION
-from openlance.inference.inputs import question_about
-from openlance.inference.interfaces import Given
+from openlance.inference.turns import Heard, newest, ordered, retold, table, wanted
 from openlance.media import Clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments
 from openlance.serve import media
+from openlance.serve.answers import Completion
 from openlance.serve.bodies import ChatBody, Message, Part, read
-from openlance.serve.failures import Failure
-from openlance.serve.openapi import json_of
+from openlance.serve.failures import Failure, about
+from openlance.serve.openapi import answers, json_of
 from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
 from openlance.serve.worker import Piece, Step
 
-
-@dataclass(kw_only=True)
-class Turn:
-    """What a user said and showed, and what was answered."""
-
-    text: str = ""
-    shown: list[Clip] = field(default_factory=list)
-    answer: str = ""
-    made: list[Clip] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What the last turn asks for: the task, its words and its media."""
-
-    spec: tasks.TaskSpec
-    text: str
-    clips: list[Clip]
+ANSWERS = answers(Completion, "text/event-stream")
 
 
 def routes(serving: Serving) -> APIRouter:
     router = APIRouter(tags=["chat"])
 
-    @router.post("/v1/chat/completions", openapi_extra=json_of(ChatBody))
+    @router.post("/v1/chat/completions", openapi_extra=json_of(ChatBody), responses=ANSWERS)
     async def completions(request: Request) -> Response:
         body = await read(request, ChatBody, serving.config.name)
         prepared, spec = await serving.off_loop(_prepared, serving, body)
@@ -61,30 +42,35 @@ def routes(serving: Serving) -> APIRouter:
             lines = _chunks(serving, body, spec, prepared, head, serving.listen(prepared.items))
             return StreamingResponse(stream(lines), media_type="text/event-stream")
         results = await serving.results(request, prepared.items)
-        return await serving.off_loop(_completion, serving, prepared, head, results)
+        return await serving.off_loop(_completion, serving, body, prepared, head, results)
 
     return router
 
 
-def _completion(serving: Serving, prepared: Prepared, head: dict[str, Any], results: list[Any]) -> Response:
+def _completion(
+    serving: Serving, body: ChatBody, prepared: Prepared, head: dict[str, Any], results: list[Any]
+) -> Response:
     choices, out = list[dict[str, Any]](), 0
     for n, result in enumerate(results):
-        content, reason, words = _content(serving, result)
-        message = {"role": "assistant", "content": content, "refusal": None}
+        content, reason, words = _content(serving, body, result)
+        message = {"role": "assistant", **content, "refusal": None}
         choices.append({"index": n, "message": message, "finish_reason": reason, "logprobs": None})
         out += words
     said = head | {"object": "chat.completion", "choices": choices, "usage": _usage(prepared, out)}
     return answer(said | prepared.told)
 
 
-def _content(serving: Serving, result: Any) -> tuple[Any, str, int]:
-    """The content of a message, why it ended, and its tokens."""
+def _content(serving: Serving, body: ChatBody, result: Any) -> tuple[dict[str, Any], str, int]:
+    """What a message holds, why it ended, and its tokens."""
     if not isinstance(result, Clip):
-        return str(result), result.finish_reason, len(serving.pipe.codec.ids(result))
+        return {"content": str(result)}, result.finish_reason, len(serving.pipe.codec.ids(result))
     form, name = ("png", "image_url") if result.frames == 1 else ("mp4", "video_url")
     with serving.metrics.phase("encode"):
         url = media.data_url(media.encoded(result, form), form)
-    return [{"type": name, name: {"url": url}}], "stop", 0
+    parts = [{"type": name, name: {"url": url}}]
+    if body.media == "content":
+        return {"content": parts}, "stop", 0
+    return {"content": "", "images" if result.frames == 1 else "videos": parts}, "stop", 0
 
 
 def _usage(prepared: Prepared, words: int) -> dict[str, Any]:
@@ -113,10 +99,10 @@ async def _chunks(
             elif isinstance(what, Piece):
                 yield chunk(n, {"content": what.text})
             elif isinstance(what, (str, Clip)):
-                content, reason, words = await serving.off_loop(_content, serving, what)
+                content, reason, words = await serving.off_loop(_content, serving, body, what)
                 out += words
                 if isinstance(what, Clip):
-                    yield await serving.off_loop(chunk, n, {"content": content})
+                    yield await serving.off_loop(chunk, n, content)
                 yield chunk(n, {}, reason)
     if usage:
         yield event(head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(prepared, out)})
@@ -129,13 +115,18 @@ async def _chunks(
 def _prepared(serving: Serving, body: ChatBody) -> tuple[Prepared, tasks.TaskSpec]:
     said, turns = _conversation(serving, body)
     said = body.system_prompt if body.system_prompt is not None else said
-    last = _wanted(body, turns)
-    history = serving.pipe.defaults.history
-    past = _past(serving, turns[:-1])[-history:] if history else []
+    *before, now = turns
+    with about("messages"):
+        last = wanted(now.text, table(before), shown=now.shown, modalities=body.modalities)
+        history = serving.pipe.defaults.history
+        past = newest(retold(serving.pipe.front, before), history) if history else []
     if last.spec.makes == "text":
         prepared = serving.answering(
             last.text, last.clips, body.decoding, seed=body.seed, count=body.n, said=said, past=past
         )
+        if (kind := ordered(now.text)) is not None:
+            said = f'this makes text alone: for {kind}s add "{kind}" to "modalities"'
+            prepared = replace(prepared, notices=[*prepared.notices, said])
         return prepared, last.spec
     frames = body.frames(serving.pipe.config.vae.temporal_stride) if last.spec.makes == "video" else None
     if last.spec.sized_by_source:
@@ -146,22 +137,24 @@ def _prepared(serving: Serving, body: ChatBody) -> tuple[Prepared, tasks.TaskSpe
     return prepared, last.spec
 
 
-def _conversation(serving: Serving, body: ChatBody) -> tuple[str | None, list[Turn]]:
+def _conversation(serving: Serving, body: ChatBody) -> tuple[str | None, list[Heard]]:
     """The system prompt, and the turns; the last one has no answer."""
-    said, turns = list[str](), list[Turn]()
+    said, turns = list[str](), list[Heard]()
     for n, message in enumerate(body.messages):
         text, clips = _parts(serving, message, n)
         if message.role in ("system", "developer"):
             said.append(text)
         elif message.role == "user":
-            if turns and not turns[-1].answer and not turns[-1].made:  # two messages of one turn
+            if turns and turns[-1].answer is None and not turns[-1].made:  # two messages of one turn
                 turns[-1].text = f"{turns[-1].text}\n{text}".strip()
                 turns[-1].shown += clips
             else:
-                turns.append(Turn(text=text, shown=clips))
+                turns.append(Heard(text=text, shown=clips))
         else:
-            turns = turns or [Turn()]
-            turns[-1].answer, turns[-1].made = f"{turns[-1].answer}{text}", [*turns[-1].made, *clips]
+            turns = turns or [Heard()]
+            turns[-1].made += clips
+            if text or not clips:
+                turns[-1].answer = (turns[-1].answer or "") + text
     if body.messages[-1].role != "user":
         raise Failure("messages: the last one has to be the user's", code="invalid_value", param="messages")
     return "\n".join(said) or None, turns
@@ -172,8 +165,8 @@ def _parts(serving: Serving, message: Message, n: int) -> tuple[str, list[Clip]]
     content = message.content or ""
     parts = [Part(type="text", text=content)] if isinstance(content, str) else content
     texts, clips = list[str](), list[Clip]()
-    for k, part in enumerate([*parts, *message.images]):
-        where = f"messages.{n}.content.{k}"
+    held = {"content": parts, "images": message.images, "videos": message.videos}
+    for where, part in ((f"messages.{n}.{name}.{k}", p) for name, some in held.items() for k, p in enumerate(some)):
         if part.type == "text":
             texts.append(part.text or "")
             continue
@@ -184,48 +177,3 @@ def _parts(serving: Serving, message: Message, n: int) -> tuple[str, list[Clip]]
             raise Failure(message_, code="missing_required_parameter", param=where)
         clips.append(media.read(url, serving.config, where))
     return "\n".join(texts), clips
-
-
-def _wanted(body: ChatBody, turns: list[Turn]) -> Wanted:
-    """What the last turn asks for."""
-    turn, text = turns[-1], turns[-1].text.strip()
-    before = [clips for past in turns[:-1] for clips in (past.shown, past.made) if clips]
-    table = turn.shown or (before[-1] if before else [])
-    kinds = set(body.modalities)
-    new = NEW.match(text) if not turn.shown else None
-    if kinds == {"text"} or ("text" in kinds and table and new is None and QUESTION.match(text)):
-        kind = tasks.kind_of(max((clip.frames for clip in table), default=1))
-        spec = question_about(table) if table else tasks.the_task(tasks.understand, kind)
-        return Wanted(spec=spec, text=text, clips=table)
-    if new is not None:
-        text, table = text[new.end() :], []
-    moving = [clip for clip in table if clip.frames > 1]
-    makes = "video" if "video" in kinds and (moving or "image" not in kinds) else "image"
-    if moving and makes == "image":
-        message = 'modalities: a video is to be changed, which makes a video: ask for "video"'
-        raise Failure(message, code="invalid_value", param="modalities")
-    given = dict[str, Any]()
-    if makes == "video" and moving:
-        table = moving[-1:]
-        given["video"] = table[0]
-    elif makes == "video" and table:
-        if len(table) > 2:
-            message = "messages: a video begins with one image and ends with another, and more are given"
-            raise Failure(message, code="invalid_value", param="messages")
-        given |= dict(zip(("image", "last_image"), table))
-    elif table:
-        given["image"] = tuple(table)
-    return Wanted(spec=Given.of([text], False, given).task(makes), text=text, clips=table)
-
-
-def _past(serving: Serving, turns: list[Turn]) -> list[Segments]:
-    """Earlier turns with their answers, for a model that was trained to look back."""
-    found = list[Segments]()
-    for turn in turns:
-        front = serving.pipe.front
-        for clip in turn.made:
-            spec = tasks.the_task(tasks.edit if turn.shown else tasks.text_to_visual, tasks.kind_of(clip.frames))
-            found.append(front.sample(spec, turn.text, turn.shown, clip))
-        if turn.answer and turn.shown:
-            found.append(front.sample(question_about(turn.shown), turn.text, turn.shown, turn.answer))
-    return found

@@ -15,11 +15,16 @@ class ServeConfig:
         name: By which clients call the model.
         folder: Of jobs and files; it belongs to one server at a time.
         api_keys: Any of them opens the API; none leaves it open.
+        admin_key: It opens `/admin`, which is not there without one.
+        media_hosts: Hosts, or host:port, from which images and videos that clients name are fetched.
+        media_private: Whether these hosts may have addresses that are not global, such as those of an own network.
+        media_seconds: For such a fetch, all of it.
         origins: Pages of other hosts that may call it (CORS).
         queued: Results that may wait; more are told to come back.
         batch_cells: Latent cells of one pass; 0: as many as the checkpoint's own batch of its usual images.
-        window: Seconds without an arrival after which a worker that has served several waits for no more.
-        share: It waits no longer than this share of what the last pass took.
+        window: Seconds without an arrival after which a worker waits no more for those it has just served; where a
+            quarter of its patience is longer, that.
+        share: Its patience, as a share of what their pass took.
         keep: Seconds after which a finished file and its job are removed.
         keep_bytes: Of all files together; the oldest go first.
         keep_jobs: Jobs that are remembered.
@@ -36,7 +41,11 @@ class ServeConfig:
 
     name: str = "nano"
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="openlance-serve-")))
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    admin_key: str = field(default="", repr=False)
+    media_hosts: tuple[str, ...] = ()
+    media_private: bool = False
+    media_seconds: float = 10.0
     origins: tuple[str, ...] = ()
     queued: int = 64
     batch_cells: int = 0

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
 from openlance.errors import UserError, out_of_memory
 
+log = logging.getLogger(__name__)
 NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients send 408, 409, 429 and 5xx again otherwise
 # Codes that OpenAI uses for what pydantic finds.
 FOUND = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
@@ -32,6 +36,10 @@ class Failure(Exception):
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
+    def __reduce__(self) -> tuple:  # it may come from another process
+        said = {name: getattr(self, name) for name in ("status", "code", "param", "retry_after")}
+        return partial(Failure, str(self), **said), ()
+
     @property
     def kind(self) -> str:
         """OpenAI's `type`."""
@@ -49,6 +57,27 @@ class Failure(Exception):
 
 def cancelled() -> Failure:
     return Failure("the request was cancelled", status=409, code="cancelled")
+
+
+def queue_full(waiting: int, seconds: float) -> Failure:
+    """So many results wait already, which takes about so long."""
+    wait = min(max(seconds, 1.0), 120.0)
+    message = f"{waiting} results are waiting already: ask again in {wait:.0f} seconds"
+    return Failure(message, status=429, code="queue_full", retry_after=wait)
+
+
+def takes_nothing() -> Failure:
+    return Failure("the server takes nothing new for now", status=503, code="draining", retry_after=10)
+
+
+def unkept(why: object) -> Failure:
+    """What was made, or is known of it, cannot be written; why is for the log, since it may name paths."""
+    log.error("the server's files cannot be written: %s", why)
+    return Failure("the server cannot keep this: its disk takes nothing", status=507, code="storage_failed")
+
+
+def worker_ended() -> Failure:
+    return Failure("the worker has ended; the log says why", status=503, code="worker_ended")
 
 
 def shutting_down() -> Failure:
@@ -70,6 +99,8 @@ def failure_of(error: BaseException) -> Failure:
     if out_of_memory(error):
         message = "there is not enough memory for this: ask for a smaller size, or fewer frames"
         return Failure(message, status=500, code="out_of_memory")
+    if isinstance(error, sqlite3.Error):
+        return unkept(error)
     return Failure("something went wrong inside; the log says more", status=500, code="internal_error")
 
 

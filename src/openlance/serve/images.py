@@ -14,22 +14,26 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.serve import media
+from openlance.serve.answers import Images, ImageUsage
 from openlance.serve.bodies import ImageBody, ImageEditBody, read
 from openlance.serve.failures import Failure
-from openlance.serve.openapi import form_of, json_of
+from openlance.serve.openapi import answers, form_of, json_of
 from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
 from openlance.serve.worker import Partial, Step
+
+IMAGE_TYPES = [media.MIME[form] for form in ("png", "jpeg", "webp")]
+ANSWERS = answers(Images, "text/event-stream")
 
 
 def routes(serving: Serving) -> APIRouter:
     router = APIRouter(tags=["images"])
 
-    @router.post("/v1/images/generations", openapi_extra=json_of(ImageBody))
+    @router.post("/v1/images/generations", openapi_extra=json_of(ImageBody), responses=ANSWERS)
     async def generations(request: Request) -> Response:
         body = await read(request, ImageBody, serving.config.name)
         return await _answer(serving, request, body, "image_generation", tasks.text_to_visual, [])
 
-    @router.post("/v1/images/edits", openapi_extra=form_of(ImageEditBody))
+    @router.post("/v1/images/edits", openapi_extra=form_of(ImageEditBody), responses=ANSWERS)
     async def edits(request: Request) -> Response:
         body = await read(request, ImageEditBody, serving.config.name)
         sent = [*(("image", one) for one in body.image), *(("url", one) for one in body.url)]
@@ -44,7 +48,7 @@ def routes(serving: Serving) -> APIRouter:
         mask = None if body.mask is None else await serving.mask(body.mask, clips[0])
         return await _answer(serving, request, body, "image_edit", tasks.edit, clips, mask)
 
-    @router.get("/files/{name}")
+    @router.get("/files/{name}", response_class=Response, responses=answers(None, *IMAGE_TYPES))
     def file(name: str) -> Response:
         path = serving.store.path(name)
         return FileResponse(path, media_type=media.MIME[path.suffix[1:]])
@@ -99,7 +103,7 @@ def _said(body: ImageBody, clip: Clip) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def usage(prepared: Prepared) -> dict[str, Any]:
+def usage(prepared: Prepared) -> ImageUsage:
     """Tokens of a request, as OpenAI counts those of images."""
     going_in, out = prepared.words + prepared.cells, prepared.made * len(prepared.items)
     return {

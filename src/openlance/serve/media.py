@@ -1,7 +1,7 @@
 """Images and videos in and out: data URLs and uploads become a `Clip`, within limits that are checked before a pixel is
 decoded, and results become bytes. All of it is work for a thread.
 
-Nothing that a client names is opened: no address, no path, no file name.
+Nothing that a client names is opened, no path and no file name, and no address but of a host that was listed (`fetch`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openlance.errors import UserError
 from openlance.media import Clip, read_media, write_media
 from openlance.media.files import Source
 from openlance.media.image import frames_of, open_image
@@ -22,17 +23,18 @@ from openlance.media.region import read_transparency
 from openlance.media.video import opened, survey
 from openlance.media.write import encode_image
 from openlance.serve.config import ServeConfig
-from openlance.serve.failures import Failure, about
+from openlance.serve.failures import Failure, about, unkept
+from openlance.serve.fetch import fetched
 
 DATA = re.compile(r"data:[\w.+/;=-]*;base64,", re.IGNORECASE)
 MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 
 
 def read(sent: bytes | str, config: ServeConfig, param: str) -> Clip:
-    """The clip in the bytes of a file or in a data URL.
+    """The clip in the bytes of a file, in a data URL, or at the address of a host that was listed.
 
     Raises:
-        Failure: It is another kind of address, or nothing that can be read within the limits.
+        Failure: It is another address, or nothing that can be read within the limits.
     """
     with about(param):
         data = _of_url(sent, config, param) if isinstance(sent, str) else sent
@@ -55,8 +57,7 @@ def mask(sent: bytes | str, about_: Clip, config: ServeConfig, param: str = "mas
 def _of_url(url: str, config: ServeConfig, param: str) -> bytes:
     match = DATA.match(url[:200])
     if match is None:
-        message = f"{param}: only data URLs (data:image/png;base64,...) and uploads are read, no addresses"
-        raise Failure(message, code="unsupported_url", param=param)
+        return fetched(url, config, param)
     _check((len(url) - match.end()) * 3 // 4, config.video_bytes, "bytes", param)
     try:
         return base64.b64decode(url[match.end() :], validate=True)
@@ -103,7 +104,10 @@ def encoded(clip: Clip, form: str = "png", quality: int | None = None) -> bytes:
         return encode_image(clip, form.upper(), quality)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_media(path, clip)
+        try:
+            write_media(path, clip)
+        except UserError as error:  # a full disk, which is no mistake of the client's
+            raise unkept(error) from error
         return path.read_bytes()
 
 

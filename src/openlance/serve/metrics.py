@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
 
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+SILENT = 600.0  # seconds without a request
 
 
-class Metrics:
-    """Counts and times of one server; `depth` tells how many results wait."""
+class Metrics(Collector):
+    """Counts and times of one server, and of its replicas; `depth` tells how many results wait."""
 
     def __init__(self) -> None:
+        self.replicas = dict[str, tuple[float, list[Metric]]]()  # when each was heard of, and what it had counted
         self.registry = r = CollectorRegistry()
         self.depth = Gauge("openlance_queue_depth", "Results that wait.", registry=r)
         self.wait = Histogram("openlance_wait_seconds", "From arrival to the pass.", registry=r, buckets=SECONDS)
@@ -38,8 +41,21 @@ class Metrics:
         finally:
             self.phases.labels(name).observe(time.perf_counter() - began)
 
+    def hear(self, replica: str, counted: list[Metric]) -> None:
+        """Keep what a replica has counted so far."""
+        self.replicas[replica] = time.monotonic(), counted
+
+    def collect(self) -> Iterable[Metric]:
+        """Everything, the replicas' with their names; one that is silent for long is gone."""
+        now, found = time.monotonic(), {family.name: family for family in self.registry.collect()}
+        self.replicas = {name: heard for name, heard in self.replicas.items() if now - heard[0] < SILENT}
+        for name, (_, counted) in self.replicas.items():
+            for family in counted:
+                found[family.name].samples += [s._replace(labels={**s.labels, "replica": name}) for s in family.samples]
+        return found.values()
+
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self)
 
 
 def _gpu() -> float:

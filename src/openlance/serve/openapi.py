@@ -1,11 +1,16 @@
-"""Bodies in the description at `/openapi.json`: they are read by hand, since one route takes JSON and forms."""
+"""Bodies and answers in the description at `/openapi.json`. Bodies are read by hand, since one route takes JSON and
+forms; answers are put together off the event loop."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from openlance.serve.answers import Failed
+
+TEXT = ("text/plain", "text/event-stream")
 
 
 class _Schema(GenerateJsonSchema):
@@ -35,3 +40,18 @@ def json_of(kind: type[BaseModel]) -> dict[str, Any]:
 
 def form_of(kind: type[BaseModel]) -> dict[str, Any]:
     return _body(kind, "multipart/form-data", "application/json")
+
+
+def answers(kind: Any = None, *types: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route: JSON of a kind of `openlance.serve.answers`, or files and streams of other types; and,
+    whatever goes wrong, the error object."""
+    content = {} if kind is None else {"application/json": {"schema": _schema(kind)}}
+    content |= {name: {"schema": {"type": "string"} | ({} if name in TEXT else {"format": "binary"})} for name in types}
+    failed = {"description": "What is wrong", "content": {"application/json": {"schema": _schema(Failed)}}}
+    return {status: {"description": "What was asked for", "content": content}, "4XX": failed, "5XX": failed}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    schema = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")
+    parts = schema.pop("$defs", {})
+    return _inlined(schema, parts)

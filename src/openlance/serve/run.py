@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,16 +17,29 @@ GRACE = 3  # seconds for answers that are being sent when the server is told to 
 
 
 class Server(uvicorn.Server):
-    """Told to end, it first stops the work, so that every client hears why there is no result."""
+    """Told to end, it first stops the work, so that every client hears why there is no result.
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    Args:
+        app: Of `serve.app`.
+        host: Address to listen on.
+        port: Likewise; 0 chooses a free one.
+        listening: Called once it listens.
+    """
+
+    def __init__(self, app: FastAPI, host: str, port: int, listening: Callable[[Server], Any] | None = None) -> None:
         self.serving: Serving = app.state.serving
+        self.listening = listening
         super().__init__(
             uvicorn.Config(
                 app, host=host, port=port, log_config=None, access_log=False, server_header=False,
                 timeout_graceful_shutdown=GRACE,
             )
         )  # fmt: skip
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.listening is not None:
+            await asyncio.to_thread(self.listening, self)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.to_thread(self.serving.worker.close, LAST_STEP)

@@ -6,11 +6,10 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from openlance.config.sampling import Decoding, later_seed
 from openlance.inference.inputs import listed, question_about, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.regions import Asked, placed
+from openlance.inference.turns import plain
 from openlance.media import Clip, collected, notice
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segments, source_in
@@ -31,7 +31,7 @@ from openlance.serve.config import ServeConfig
 from openlance.serve.failures import Failure, about, failure_of
 from openlance.serve.metrics import Metrics
 from openlance.serve.store import Store
-from openlance.serve.worker import Item, Worker
+from openlance.serve.worker import Item, Queue, follow
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Serving:
     pipe: LancePipeline
     config: ServeConfig
     metrics: Metrics
-    worker: Worker
+    worker: Queue
     store: Store
     pool: ThreadPoolExecutor
 
@@ -151,7 +151,7 @@ class Serving:
                 turn = self._request(question_about(clips), text, clips, said=said)
             else:
                 listed(text, "message", "what is a circle?")
-                turn = [*tasks.system(said or ""), tasks.say(text), tasks.reply()]
+                turn = plain(text, said=said or "")
             request = tasks.dialogue(*past, turn)
             words, cells, _ = self._counted(request)
         first = random_seed() if seed is None else seed_of(seed)
@@ -214,28 +214,13 @@ class Serving:
     def listen(self, items: Sequence[Item]) -> AsyncGenerator[tuple[int, Any], None]:
         """Queue items; the number of one and what happens to it: events of the worker, at last its result. Raises its
         failure. Whoever stops listening cancels them."""
-        loop, heard = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+        return _opened(follow(self.worker, items))
 
-        def tell(number: int, event: Any) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(heard.put_nowait, (number, event))
 
-        for n, item in enumerate(items):
-            item.listener = partial(tell, n)
-            item.result.add_done_callback(item.listener)
-        self.worker.put(items)
-        return self._heard(items, heard)
-
-    async def _heard(self, items: Sequence[Item], heard: asyncio.Queue) -> AsyncGenerator[tuple[int, Any], None]:
-        left = len(items)
-        try:
-            while left:
-                number, event = await heard.get()
-                if event is items[number].result:
-                    event, left = event.result(), left - 1
-                yield number, event
-        finally:
-            self.worker.cancel(items)
+async def _opened(heard: AsyncGenerator[tuple[int, Any], None]) -> AsyncGenerator[tuple[int, Any], None]:
+    async with aclosing(heard):
+        async for number, event in heard:
+            yield number, event.result() if isinstance(event, Future) else event
 
 
 def answer(data: Any) -> Response:

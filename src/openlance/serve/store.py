@@ -1,7 +1,8 @@
 """Jobs in SQLite and files by uuid, in one folder that belongs to one server.
 
 Nothing of a client's is part of a path: a file is found by the name that this module gave it. What is older than it may
-be goes first, then the oldest until all fits.
+be goes first, then the oldest until all fits. Where nothing can be written any more, every change is a Failure
+(`storage_failed`), and what failed is kept in mind until it can.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import sqlite3
 import threading
 import time
 import uuid
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.serve.config import ServeConfig
-from openlance.serve.failures import Failure
+from openlance.serve.failures import Failure, unkept
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -55,38 +57,77 @@ class Store:
     """May be used from any thread.
 
     Raises:
-        UserError: The folder cannot be written, or another server has it.
+        UserError: The folder cannot be written or read, or another server has it.
     """
 
     def __init__(self, config: ServeConfig) -> None:
-        self.config, self.files = config, config.folder / "files"
+        self.config, self.files, self.path_of_db = config, config.folder / "files", config.folder / "jobs.db"
         self.lock = threading.RLock()
+        self.unsaved: dict[str, Failure] = {}  # ends of jobs that could not be written yet
         try:
             self.files.mkdir(parents=True, exist_ok=True)
-            self.db = sqlite3.connect(config.folder / "jobs.db", check_same_thread=False, timeout=1.0)
-            self.db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.executescript(SCHEMA)
+            if not self.path_of_db.exists() and any(self.files.iterdir()):
+                raise UserError(
+                    f"{self.files} has files, and {self.path_of_db}, which knows them, is missing: put it back, or "
+                    f"remove {self.files}, or choose another folder"
+                )
+            self.db = sqlite3.connect(self.path_of_db, check_same_thread=False, timeout=1.0)
         except (OSError, sqlite3.Error) as error:
             raise UserError(
-                f"{config.folder} cannot hold the server's files ({error}): choose another folder, or end the server "
-                f"that has it"
+                f"{config.folder} cannot hold the server's files ({error}): choose another folder"
             ) from error
         self.db.row_factory = sqlite3.Row
-        self._failed_before()
-        self.sweep()
+        try:
+            self._begin()
+        except (sqlite3.Error, Failure) as error:
+            self.db.close()
+            if "locked" in str(error):
+                message = f"{config.folder} belongs to another server: end it, or choose another folder"
+            else:
+                message = (
+                    f"{self.path_of_db} cannot be used ({error}): put a good copy in its place, or remove it together "
+                    f"with {self.files}, or choose another folder"
+                )
+            raise UserError(message) from error
 
-    def _failed_before(self) -> None:
-        """What ran when the last server ended has failed, and what no job and no answer names is removed."""
-        with self.lock, self.db:
+    def _begin(self) -> None:
+        """Take the folder over. What ran when the last server ended has failed, and what no job and no answer names is
+        removed."""
+        self.db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self.db.execute("PRAGMA journal_mode=WAL")
+        (found,) = self.db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError("it is damaged")
+        self.db.executescript(SCHEMA)
+        self.inode = self.path_of_db.stat().st_ino
+        with self._change():
             self.db.execute(
                 "UPDATE jobs SET status = ?, error_code = 'server_restarted', error_message = ? WHERE status IN (?, ?)",
                 (FAILED, "the server was restarted before this was done", QUEUED, IN_PROGRESS),
             )
             known = {row["name"] for row in self.db.execute("SELECT name FROM files")}
-        for path in self.files.iterdir():
-            if path.name not in known:
-                path.unlink(missing_ok=True)
+        self._unlink([path.name for path in self.files.iterdir() if path.name not in known])
+        self.sweep()
+
+    @property
+    def there(self) -> bool:
+        """Whether the folder is still the one that this server began with."""
+        try:
+            return self.path_of_db.stat().st_ino == self.inode
+        except OSError:
+            return False
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """A transaction. Failure (507) if it cannot be kept."""
+        with self.lock:
+            if not self.there:
+                raise unkept(f"{self.path_of_db} was removed; start the server again")
+            try:
+                with self.db:
+                    yield
+            except sqlite3.Error as error:
+                raise unkept(error) from error
 
     def close(self) -> None:
         with self.lock:
@@ -97,7 +138,7 @@ class Store:
     def add(self, job: Job) -> Job:
         """Keep a new job, with its number and its time."""
         row = asdict(job) | {"created_at": time.time()}
-        with self.lock, self.db:
+        with self._change():
             (last,) = self.db.execute("SELECT COALESCE(MAX(number), 0) FROM jobs").fetchone()
             row["number"] = last + 1
             places = ", ".join(f":{name}" for name in row)
@@ -110,7 +151,7 @@ class Store:
             row = self.db.execute("SELECT * FROM jobs WHERE id = ?", (name,)).fetchone()
         if row is None:
             raise Failure(f"there is no video {name[:80]!r} (any more)", status=404, code="not_found", param="video_id")
-        return Job(**row)
+        return self._job(row)
 
     def page(self, limit: int, after: str | None, newest_first: bool) -> tuple[list[Job], bool]:
         """So many jobs behind another, and whether there are more."""
@@ -119,38 +160,51 @@ class Store:
         with self.lock:
             query = f"SELECT * FROM jobs {where} ORDER BY number {order} LIMIT ?"
             rows = self.db.execute(query, [*values, limit + 1]).fetchall()
-        return [Job(**row) for row in rows[:limit]], len(rows) > limit
+        return [self._job(row) for row in rows[:limit]], len(rows) > limit
+
+    def _job(self, row: sqlite3.Row) -> Job:
+        job, failure = Job(**row), self.unsaved.get(row["id"])
+        if failure is None:
+            return job
+        return replace(job, status=FAILED, error_code=failure.code, error_message=str(failure))
 
     def begin(self, name: str) -> None:
-        with self.lock, self.db:
+        with self._change():
             self.db.execute("UPDATE jobs SET status = ? WHERE id = ? AND status = ?", (IN_PROGRESS, name, QUEUED))
 
     def complete(self, name: str, files: dict[str, bytes]) -> None:
         """Keep what a job made, by suffix; a job that was deleted meanwhile leaves nothing."""
         kept = {f"{uuid.uuid4().hex}.{suffix}": data for suffix, data in files.items()}
+        changed = 0
         try:
             for file, data in kept.items():
                 self._write(file, data)
+            with self._change():
+                changed = self.db.execute(
+                    "UPDATE jobs SET status = ?, completed_at = ? WHERE id = ? AND status IN (?, ?)",
+                    (COMPLETED, time.time(), name, QUEUED, IN_PROGRESS),
+                ).rowcount
+                if changed:
+                    self._enter(kept, name)
         except Failure:
-            self._unlink(kept)
+            changed = 0
             raise
-        with self.lock, self.db:
-            changed = self.db.execute(
-                "UPDATE jobs SET status = ?, completed_at = ? WHERE id = ? AND status IN (?, ?)",
-                (COMPLETED, time.time(), name, QUEUED, IN_PROGRESS),
-            )
-            if changed.rowcount:
-                self._enter(kept, name)
-        if not changed.rowcount:
-            self._unlink(kept)
-        self.sweep()
+        finally:
+            if not changed:
+                self._unlink(kept)
+        with suppress(Failure):  # the next one may find room
+            self.sweep()
 
     def fail(self, name: str, failure: Failure) -> None:
-        with self.lock, self.db:
-            self.db.execute(
-                "UPDATE jobs SET status = ?, error_code = ?, error_message = ? WHERE id = ? AND status IN (?, ?)",
-                (FAILED, failure.code, str(failure), name, QUEUED, IN_PROGRESS),
-            )
+        try:
+            with self._change():
+                self.db.execute(
+                    "UPDATE jobs SET status = ?, error_code = ?, error_message = ? WHERE id = ? AND status IN (?, ?)",
+                    (FAILED, failure.code, str(failure), name, QUEUED, IN_PROGRESS),
+                )
+            self.unsaved.pop(name, None)
+        except Failure:  # every job ends: it is said, and written as soon as that is possible
+            self.unsaved[name] = failure
 
     def delete(self, name: str) -> None:
         """Remove a job and its files. Failure (404) if there is none."""
@@ -163,9 +217,14 @@ class Store:
         """Keep a file of no job; its name."""
         name = f"{uuid.uuid4().hex}.{suffix}"
         self._write(name, data)
-        with self.lock, self.db:
-            self._enter({name: data}, None)
-        self.sweep()
+        try:
+            with self._change():
+                self._enter({name: data}, None)
+        except Failure:
+            self._unlink([name])
+            raise
+        with suppress(Failure):
+            self.sweep()
         return name
 
     def path(self, name: str) -> Path:
@@ -187,12 +246,15 @@ class Store:
         return path
 
     def sweep(self) -> None:
-        """Remove what is too old or too much: jobs with their files, and files of no job."""
+        """Remove what is too old or too much: jobs with their files, and files of no job. Failure if that is impossible
+        now."""
+        for name, failure in list(self.unsaved.items()):
+            self.fail(name, failure)
         now = time.time()
-        with self.lock:
+        with self._change():
             old = now - self.config.keep
             gone = [row["id"] for row in self.db.execute(
-                "SELECT id FROM jobs WHERE status IN (?, ?) AND (created_at < ? OR number <="
+                "SELECT id FROM jobs WHERE status IN (?, ?) AND (COALESCE(completed_at, created_at) < ? OR number <="
                 " (SELECT MAX(number) FROM jobs) - ?)", (COMPLETED, FAILED, old, self.config.keep_jobs))]  # fmt: skip
             rows = self.db.execute("SELECT * FROM files ORDER BY created_at DESC, rowid DESC").fetchall()
             room = self.config.keep_bytes
@@ -204,11 +266,12 @@ class Store:
 
     def _remove(self, names: list[str]) -> None:
         """Jobs, or files of no job, with everything that is kept of them."""
-        with self.lock, self.db:
+        with self._change():
             for name in names:
                 rows = self.db.execute("SELECT name FROM files WHERE job = ? OR name = ?", (name, name)).fetchall()
                 self.db.execute("DELETE FROM files WHERE job = ? OR name = ?", (name, name))
                 self.db.execute("DELETE FROM jobs WHERE id = ?", (name,))
+                # Before the transaction ends, which needs room where the disk is full.
                 self._unlink([row["name"] for row in rows])
 
     def _enter(self, kept: dict[str, bytes], job: str | None) -> None:
@@ -220,7 +283,7 @@ class Store:
             with atomic_path(self.files / name) as temporary:
                 temporary.write_bytes(data)
         except (UserError, OSError) as error:
-            raise Failure(f"the result could not be kept: {error}", status=507, code="storage_failed") from error
+            raise unkept(error) from error
 
     def _unlink(self, names: list[str] | dict[str, bytes]) -> None:
         for name in names:

@@ -6,7 +6,7 @@ import uuid
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
@@ -18,15 +18,19 @@ from openlance.media import MODEL_FPS, Clip
 from openlance.media.transform import resize_to_ratio
 from openlance.sequence import tasks
 from openlance.serve import media
+from openlance.serve.answers import Deleted, Video
+from openlance.serve.answers import Videos as VideosPage
 from openlance.serve.bodies import RemixBody, VideoCreateBody, VideoEditBody, VideoExtendBody, read
 from openlance.serve.failures import Failure, failure_of
-from openlance.serve.openapi import form_of, json_of
+from openlance.serve.openapi import answers, form_of, json_of
 from openlance.serve.serving import Prepared, Serving
 from openlance.serve.store import COMPLETED, FAILED, IN_PROGRESS, Job
 from openlance.serve.worker import Begun, Item, Step
 
 POLL = "500"  # milliseconds that clients wait between two looks
 LET_GO = 2.0  # seconds that a deletion waits for the step that runs
+JOB = answers(Video)
+FILES = answers(None, media.MIME["mp4"], media.MIME["webp"])
 EXTENDED = "goes on from the last frame alone: the model does not see the motion before it"
 
 
@@ -63,8 +67,9 @@ class Videos:
         item.result.add_done_callback(lambda done: self.serving.pool.submit(self._finish, job.id, done, before))
         try:
             self.serving.worker.put([item])
-        except Failure:
+        except Failure as failure:
             self._forget(job.id)
+            self.store.fail(job.id, failure)  # where it cannot be deleted, it has ended at least
             self.store.delete(job.id)
             raise
         return kept
@@ -108,7 +113,7 @@ class Videos:
         """What a finished job made."""
         return media.read(self.file(name, "mp4").read_bytes(), self.config, "video_id")
 
-    def as_data(self, job: Job) -> dict[str, Any]:
+    def as_data(self, job: Job) -> Video:
         return _shown(job, self.progress.get(job.id, 0), self.config.keep)
 
     def shown(self, job: Job) -> Response:
@@ -131,7 +136,7 @@ def routes(serving: Serving) -> APIRouter:
 def _making(router: APIRouter, videos: Videos) -> None:
     serving, name, stride = videos.serving, videos.config.name, videos.serving.pipe.config.vae.temporal_stride
 
-    @router.post("/v1/videos", openapi_extra=form_of(VideoCreateBody))
+    @router.post("/v1/videos", openapi_extra=form_of(VideoCreateBody), responses=JOB)
     async def create(request: Request) -> Response:
         body = await read(request, VideoCreateBody, name)
         frames, sent = body.frames(stride), _references(body)
@@ -144,39 +149,39 @@ def _making(router: APIRouter, videos: Videos) -> None:
             raise Failure(message, code="invalid_value", param="seconds")
         return await videos.start(body, {"video" if moves else "image": clip for clip in clips}, frames)
 
-    @router.post("/v1/videos/edits", openapi_extra=form_of(VideoEditBody))
+    @router.post("/v1/videos/edits", openapi_extra=form_of(VideoEditBody), responses=JOB)
     async def edits(request: Request) -> Response:
         body = await read(request, VideoEditBody, name)
         return await videos.start(body, {"video": await serving.clip(body.video, "video")})
 
-    @router.post("/v1/videos/extensions", openapi_extra=form_of(VideoExtendBody))
+    @router.post("/v1/videos/extensions", openapi_extra=form_of(VideoExtendBody), responses=JOB)
     async def extensions(request: Request) -> Response:
         body = await read(request, VideoExtendBody, name)
         before = await serving.clip(body.video, "video")
         last = before.with_pixels(before.pixels[-1:])
         return await videos.start(body, {"image": last}, body.frames(stride), before=before, notice=EXTENDED)
 
-    @router.post("/v1/videos/{video_id}/remix", openapi_extra=json_of(RemixBody))
+    @router.post("/v1/videos/{video_id}/remix", openapi_extra=json_of(RemixBody), responses=JOB)
     async def remix(video_id: str, request: Request) -> Response:
         body = await read(request, RemixBody, name)
         return await videos.start(body, {"video": await serving.off_loop(videos.clip, video_id)}, source=video_id)
 
 
 def _kept(router: APIRouter, videos: Videos) -> None:
-    @router.get("/v1/videos")
+    @router.get("/v1/videos", responses=answers(VideosPage), response_model=None)
     def listed(
         limit: int = Query(20, ge=1, le=100), after: str | None = None, order: Literal["asc", "desc"] = "desc"
-    ) -> dict[str, Any]:
+    ) -> VideosPage:
         jobs, more = videos.store.page(limit, after, order == "desc")
         data = [videos.as_data(job) for job in jobs]
-        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        return {"object": "list", "data": data, "has_more": more} | ends
+        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        return {"object": "list", "data": data, "has_more": more, "first_id": first, "last_id": last}
 
-    @router.get("/v1/videos/{video_id}")
+    @router.get("/v1/videos/{video_id}", responses=JOB)
     def retrieve(video_id: str) -> Response:
         return videos.shown(videos.store.job(video_id))
 
-    @router.get("/v1/videos/{video_id}/content")
+    @router.get("/v1/videos/{video_id}/content", response_class=Response, responses=FILES)
     def content(video_id: str, variant: str = "video") -> Response:
         suffix = {"video": "mp4", "thumbnail": "webp"}.get(variant)
         if suffix is None:
@@ -184,8 +189,8 @@ def _kept(router: APIRouter, videos: Videos) -> None:
             raise Failure(message, code="invalid_value", param="variant")
         return FileResponse(videos.file(video_id, suffix), media_type=media.MIME[suffix])
 
-    @router.delete("/v1/videos/{video_id}")
-    def delete(video_id: str) -> dict[str, Any]:
+    @router.delete("/v1/videos/{video_id}", responses=answers(Deleted), response_model=None)
+    def delete(video_id: str) -> Deleted:
         videos.delete(video_id)
         return {"id": video_id, "object": "video.deleted", "deleted": True}
 
@@ -215,14 +220,14 @@ def _job(
     return job, item, before
 
 
-def _shown(job: Job, progress: int, keep: float) -> dict[str, Any]:
+def _shown(job: Job, progress: int, keep: float) -> Video:
     """A job as OpenAI's, with what this server adds."""
     done = {COMPLETED: 100, IN_PROGRESS: progress}.get(job.status, 0)
-    error = {"code": job.error_code, "message": job.error_message} if job.status == FAILED else None
+    error: Any = {"code": job.error_code, "message": job.error_message} if job.status == FAILED else None
     finished = job.completed_at
     return {
-        "id": job.id, "object": "video", "created_at": int(job.created_at), "status": job.status, "progress": done,
-        "model": job.model, "prompt": job.prompt, "seconds": f"{job.num_frames / MODEL_FPS:.6g}",
+        "id": job.id, "object": "video", "created_at": int(job.created_at), "status": cast(Any, job.status),
+        "progress": done, "model": job.model, "prompt": job.prompt, "seconds": f"{job.num_frames / MODEL_FPS:.6g}",
         "size": f"{job.width}x{job.height}", "completed_at": None if finished is None else int(finished),
         "expires_at": None if finished is None else int(finished + keep), "remixed_from_video_id": job.source,
         "error": error, "num_frames": job.num_frames, "fps": MODEL_FPS, "width": job.width, "height": job.height,

@@ -2,20 +2,25 @@
 
 Every result that a client wants is an item. The oldest item heads the next pass, so that nothing starves; items of the
 same settings join it in the order in which they came, whatever their sizes, up to a number of latent cells. An idle
-worker begins at once; one that has just served several waits a moment for as many to come back.
+worker begins at once; one that has just served some waits a moment for them to come back, since whoever misses a pass
+waits for two.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+import uuid
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +30,15 @@ from openlance.errors import UserError, out_of_memory
 from openlance.inference.text import Shown
 from openlance.media.clip import Clip
 from openlance.sequence.segment import Segments, any_video
-from openlance.serve.failures import Failure, cancelled, failure_of, shutting_down
+from openlance.serve.failures import (
+    Failure,
+    cancelled,
+    failure_of,
+    queue_full,
+    shutting_down,
+    takes_nothing,
+    worker_ended,
+)
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
@@ -33,6 +46,7 @@ if TYPE_CHECKING:
     from openlance.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
+REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="")  # of the request that is being answered
 MOST_DEFECTS = 3  # in a row: then the worker counts as broken, as after a fault of the GPU
 
 
@@ -79,6 +93,7 @@ class Item:
         result: A video or an answer, or why there is none.
         stopped: Whether nobody wants it any more.
         told: What the listener has of an answer.
+        origin: The id of the request that wants it.
         arrived: By `time.monotonic`.
     """
 
@@ -92,6 +107,7 @@ class Item:
     result: Future[Any] = field(default_factory=Future)
     stopped: bool = False
     told: str = ""
+    origin: str = field(default_factory=lambda: REQUEST_ID.get() or f"item_{uuid.uuid4().hex}")
     arrived: float = 0.0
 
     @property
@@ -108,22 +124,83 @@ class Item:
             else:
                 self.result.set_result(value)
 
+    def __reduce__(self) -> tuple:
+        """To another process goes what is wanted, not who waits for it."""
+        wanted = ("request", "how", "seed", "cells", "negative", "partials", "origin")
+        return partial(Item, **{name: getattr(self, name) for name in wanted}), ()
+
+
+class Queue(Protocol):
+    """What takes items: a `Worker`, or a cluster of them (`cluster.Cluster`)."""
+
+    pending: list[Item]
+    thread: threading.Thread
+    draining: bool  # whether it ends what is there and takes nothing new
+
+    @property
+    def state(self) -> str: ...
+
+    def items(self) -> tuple[list[Item], list[Item]]: ...
+
+    def put(self, items: Sequence[Item]) -> None: ...
+
+    def cancel(self, items: Sequence[Item]) -> None: ...
+
+    def close(self, timeout: float) -> None: ...
+
+
+def follow(queue: Queue, items: Sequence[Item]) -> AsyncGenerator[tuple[int, Any], None]:
+    """Queue items; the number of one and what happens to it: events, at last its result, a future that is done. Whoever
+    stops listening cancels them."""
+    loop, heard = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+
+    def tell(number: int, event: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(heard.put_nowait, (number, event))
+
+    for n, item in enumerate(items):
+        item.listener = partial(tell, n)
+        item.result.add_done_callback(item.listener)
+    queue.put(items)
+    return _heard(queue, items, heard)
+
+
+async def _heard(queue: Queue, items: Sequence[Item], heard: asyncio.Queue) -> AsyncGenerator[tuple[int, Any], None]:
+    left = len(items)
+    try:
+        while left:
+            number, event = await heard.get()
+            left -= event is items[number].result
+            yield number, event
+    finally:
+        queue.cancel(items)
+
+
+def room(pipe: LancePipeline, config: ServeConfig) -> int:
+    """Latent cells of one pass."""
+    usual = pipe.codec.latent_grid((1, pipe.defaults.height, pipe.defaults.width))
+    return config.batch_cells or pipe.defaults.batch * usual[1] * usual[2]
+
 
 class _NobodyWaits(Exception):
     """Every item of a pass was cancelled."""
 
 
 class Worker:
-    """Runs items on a pipeline, a pass after another, until it is closed."""
+    """Runs items on a pipeline, a pass after another, until it is closed. clips: it begins with the checkpoint for
+    videos, where that is another."""
 
-    def __init__(self, pipe: LancePipeline, config: ServeConfig, metrics: Metrics) -> None:
-        self.pipe, self.config, self.metrics = pipe, config, metrics
-        usual = pipe.codec.latent_grid((1, pipe.defaults.height, pipe.defaults.width))
-        self.most = config.batch_cells or pipe.defaults.batch * usual[1] * usual[2]
+    def __init__(self, pipe: LancePipeline, config: ServeConfig, metrics: Metrics, clips: bool = False) -> None:
+        self.pipe, self.config, self.metrics, self.clips = pipe, config, metrics, clips
+        self.most = room(pipe, config)
+        metrics.watch(lambda: len(self.pending))
         self.pending: list[Item] = []
         self.running: list[Item] = []
         self.changed = threading.Condition()
+        self.draining = False
         self.closed = False
+        self.ended = False  # whether the thread is through, for whatever reason
+        self.until = math.inf  # when the last step has to be done
         self.loaded = False
         self.spent = 0.0  # seconds of the last pass
         self.pace = 0.0  # seconds of an item, measured
@@ -138,12 +215,12 @@ class Worker:
         with self.changed:
             if self.closed:
                 raise shutting_down()
-            if self.thread.ident is not None and not self.thread.is_alive():
-                raise Failure("the worker has ended; the log says why", status=503, code="worker_ended")
+            if self.draining:
+                raise takes_nothing()
+            if self.ended:
+                raise worker_ended()
             if len(self.pending) + len(items) > self.config.queued:
-                wait = min(max(self.pace * (len(self.pending) + len(self.running)), 1.0), 120.0)
-                message = f"{len(self.pending)} results are waiting already: ask again in {wait:.0f} seconds"
-                raise Failure(message, status=429, code="queue_full", retry_after=wait)
+                raise queue_full(len(self.pending), self.pace * (len(self.pending) + len(self.running)))
             for item in items:
                 item.arrived = time.monotonic()
             self.pending += items
@@ -158,35 +235,57 @@ class Worker:
                     self.pending.remove(item)
                     item.settle(cancelled())
 
+    def items(self) -> tuple[list[Item], list[Item]]:
+        """What runs, and what waits."""
+        with self.changed:
+            return [item for item in self.running if not item.result.done()], list(self.pending)
+
     @property
     def state(self) -> str:
         """ "ready", or why not."""
         if self.closed:
             return "shutting down"
-        if not self.thread.is_alive():
+        if self.ended:
             return "the worker has ended"
         if not self.loaded:
             return "loading"
+        if self.draining:
+            return "draining"
         if self.defects >= MOST_DEFECTS:
             return "the last results all failed; the log says why"
         stuck = self.running and time.monotonic() - self.beat > self.config.stalled
         return "the worker is stuck" if stuck else "ready"
 
     def close(self, timeout: float) -> None:
-        """Take no more, fail what waits, stop what runs at its next step, and wait for that."""
+        """Take no more, fail what waits, stop what runs at its next step, and wait for that: no longer than the first
+        call says."""
         with self.changed:
             self.closed = True
+            self.until = min(self.until, time.monotonic() + timeout)
             waiting, self.pending = self.pending, []
             for item in self.running:
                 item.stopped = True
             self.changed.notify()
         for item in waiting:
             item.settle(shutting_down())
-        self.thread.join(timeout)
+        self.thread.join(max(self.until - time.monotonic(), 0.0))
+        for item in list(self.running):  # a step that takes longer is not waited for
+            item.settle(shutting_down())
 
     # In the worker's own thread.
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            log.exception("the worker has ended")
+        finally:
+            with self.changed:
+                self.ended = True
+                for item in [*self.running, *self.pending]:
+                    item.settle(worker_ended())
+
+    def _work(self) -> None:
         self._load()
         while batch := self._take():
             began = time.monotonic()
@@ -201,9 +300,9 @@ class Worker:
     def _load(self) -> None:
         """Read what most requests need, so that the first one need not wait for it."""
         try:
-            self.pipe.lance("und", "gen")
+            self.pipe.lance("und", "gen", clips=self.clips)
             self.pipe.vae()
-            self.pipe.vit()
+            self.pipe.vit(self.clips)
         except UserError as error:  # a part is missing: what needs it says so
             log.warning("%s", error)
         self.loaded = True
@@ -211,10 +310,12 @@ class Worker:
     def _take(self) -> list[Item]:
         """The next pass, empty when there is none any more."""
         with self.changed:
-            back, self.running = len(self.running), []
-            until = time.monotonic() + self.config.share * self.spent
-            while 1 < back > len(self.pending) and not self.closed and time.monotonic() < until:
-                if not self.changed.wait(self.config.window):
+            expected, self.running = len(self.pending) + len(self.running), []
+            patience = self.config.share * self.spent
+            until, gap = time.monotonic() + patience, max(self.config.window, patience / 4)
+            while len(self.pending) < expected and sum(item.cells for item in self.pending) < self.most:
+                left = min(until - time.monotonic(), gap)
+                if self.closed or left <= 0 or not self.changed.wait(left):
                     break  # nobody comes any more
             self.changed.wait_for(lambda: self.closed or self.pending)
             if not self.pending:
@@ -241,7 +342,7 @@ class Worker:
             write = self._write if isinstance(batch[0].how, Decoding) else self._draw
             values = write(batch)
             self.defects = 0
-            for item, value in zip(batch, values, strict=True):
+            for item, value in values.items():
                 item.settle(value)
             return
         except _NobodyWaits:
@@ -279,7 +380,8 @@ class Worker:
                 item.settle(shutting_down() if self.closed else cancelled())
         return [item for item in batch if not item.stopped]
 
-    def _draw(self, batch: Sequence[Item]) -> list[Clip]:
+    def _draw(self, batch: Sequence[Item]) -> Mapping[Item, Clip]:
+        """The results of those who stay to the end; the rows of the others are left out from the next step on."""
         how = batch[0].how
         assert isinstance(how, Sampling)
         pipe, requests = self.pipe, [item.request for item in batch]
@@ -305,11 +407,19 @@ class Worker:
 
         seeds, negatives = [item.seed for item in batch], [item.negative for item in batch]
         with self.metrics.phase("denoise"):
-            made = pipe.fill_latents(requests, how, seeds, on_step=on_step, after_step=after_step, negatives=negatives)
+            made = pipe.fill_latents(
+                requests, how, seeds, on_step=on_step, after_step=after_step, negatives=negatives,
+                wanted=lambda: [not item.stopped for item in batch],
+            )  # fmt: skip
+        left = self._wanted(batch)
+        at = [n for n, item in enumerate(batch) if item in left]
         with self.metrics.phase("decode"):
-            return pipe.signed(pipe.decode_latents(made, requests), requests, how, seeds, negatives)
+            own = [batch[n].request for n in at]
+            clips = pipe.decode_latents([made[n] for n in at], own)
+        seeds, negatives = [seeds[n] for n in at], [negatives[n] for n in at]
+        return dict(zip(left, pipe.signed(clips, own, how, seeds, negatives), strict=True))
 
-    def _write(self, batch: Sequence[Item]) -> Sequence[Any]:
+    def _write(self, batch: Sequence[Item]) -> Mapping[Item, Any]:
         how = batch[0].how
         assert isinstance(how, Decoding)
         shown = [Shown(self.pipe.tokenizer, _pieces(item), how.stop) for item in batch]
@@ -323,7 +433,7 @@ class Worker:
             answers = self.pipe.fill_text([item.request for item in batch], how, generator, on_token)
         for told, answer in zip(shown, answers, strict=True):
             told.up_to(answer)
-        return answers
+        return dict(zip(batch, answers, strict=True))
 
 
 def _pieces(item: Item) -> Callable[[str], None]:

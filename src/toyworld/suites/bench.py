@@ -17,7 +17,8 @@ from typing import TypeAlias
 from PIL import Image
 
 from openlance.errors import UserError
-from openlance.eval.suite import HELDOUT, Model, Row, Suite, row, summary, wilson
+from openlance.eval.estimate import wilson
+from openlance.eval.suite import HELDOUT, Model, Row, Suite, row, summary
 from toyworld.suites import clips, dialogue, edits, images
 from toyworld.suites.asked import Asked
 from toyworld.suites.images import Asking, Drawing, askings, drawings

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from openlance.config.sampling import later_seed
 from openlance.errors import UserError
-from openlance.eval.suite import Z95
+from openlance.eval.estimate import Z95
 from openlance.inference.engine import Engine
 from openlance.sequence import tasks
 from toyworld.facts import Fact

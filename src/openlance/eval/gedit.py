@@ -1,0 +1,145 @@
+"""GEdit-Bench (Liu et al., arXiv 2504.17761): real edits, judged by VIEScore (Ku et al., arXiv 2312.14867).
+
+Rules are those of GEdit-Bench/ in github.com/stepfun-ai/Step1X-Edit, commit 570eba6. There an answer that cannot be
+read becomes a random number; here it is a failure, which is counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any
+
+from openlance.errors import UserError
+from openlance.eval.estimate import Estimate, macro, mean
+from openlance.eval.records import Record, Score, clusters, counted, judged
+from openlance.eval.sampling import Job, braced
+from openlance.media import read_media
+from openlance.media.write import encode_image
+
+GROUPS = {
+    "background_change": 40,
+    "color_alter": 40,
+    "material_alter": 40,
+    "motion_change": 40,
+    "ps_human": 70,
+    "style_change": 60,
+    "subject-add": 60,
+    "subject-remove": 57,
+    "subject-replace": 60,
+    "text_change": 99,
+    "tone_transfer": 40,
+}  # fmt: skip  (English; a key is unique within its group alone)
+COLUMNS = ("key", "task_type", "instruction", "instruction_language", "Intersection_exist", "input_image_raw")
+BOUNDS = (0.0, 10.0)
+MEASURES = ("semantics", "quality", "overall")
+
+
+def jobs(checkout: Path, language: str = "en") -> list[Job]:
+    """What is asked: the Parquet files of stepfun-ai/GEdit-Bench, downloaded into the checkout.
+
+    Raises:
+        UserError: There are none, or they are of another form.
+    """
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError("GEdit-Bench is read with pyarrow: pip install 'openlance[train]'") from error
+    files = sorted(checkout.rglob("*.parquet"))
+    if not files:
+        raise UserError(f"{checkout} has no Parquet files: download the dataset stepfun-ai/GEdit-Bench into it")
+    found = list[Job]()
+    for file in files:
+        table = pq.ParquetFile(file)
+        lacks = [name for name in COLUMNS if name not in table.schema_arrow.names]
+        if lacks:
+            raise UserError(f"{file} has no column {lacks[0]}: expected those of stepfun-ai/GEdit-Bench")
+        number = 0
+        for batch in table.iter_batches(batch_size=16, columns=list(COLUMNS[:-1])):
+            for row in batch.to_pylist():
+                if row["instruction_language"] == language:
+                    found.append(_job(file, number, row))
+                number += 1
+    return found
+
+
+def _job(file: Path, number: int, row: dict[str, Any]) -> Job:
+    group, key, language = row["task_type"], row["key"], row["instruction_language"]
+    place = f"fullset/{group}/{language}/{key}"
+    source = partial(_image, file, number)
+    return Job(
+        group=group, key=key, task="image_edit", prompt=row["instruction"],
+        media=(lambda: read_media(source(), f"{group}/{key}"),), file=braced(place) + ".png",
+        beside={f"{place}_SRCIMG.png": lambda: encode_image(read_media(source(), f"{group}/{key}"))},
+        found={"intersection": bool(row["Intersection_exist"])},
+    )  # fmt: skip
+
+
+def _image(file: Path, number: int) -> bytes:
+    """The source of a row, as it was uploaded."""
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file)
+    for group in range(table.num_row_groups):
+        rows = table.metadata.row_group(group).num_rows
+        if number < rows:
+            return table.read_row_group(group, columns=[COLUMNS[-1]]).column(0)[number].as_py()["bytes"]
+        number -= rows
+    raise UserError(f"{file} has become shorter: download it again")
+
+
+def combined(semantics: Sequence[float], quality: Sequence[float]) -> dict[str, float]:
+    """VIEScore of one edit: the least of either kind of grades (0 to 10), and the root of their product."""
+    least = {"semantics": float(min(semantics)), "quality": float(min(quality))}
+    return least | {"overall": math.sqrt(least["semantics"] * least["quality"])}
+
+
+def score(records: Sequence[Record], expected: Mapping[str, int] = GROUPS) -> Score:
+    """Add up records whose `found` has "semantics", "quality" and "overall" of `combined`, and "intersection"."""
+    kept, failed = judged(records)
+    both = [record for record in kept if record.found.get("intersection")]
+    ours = dict[str, Estimate]()
+    for name in MEASURES:
+        groups = clusters(kept, name)
+        if name == "overall":
+            ours |= {group: mean(values, BOUNDS) for group, values in groups.items()}
+        ours[name] = macro(groups, BOUNDS)
+    if both:
+        ours["overall, intersection"] = macro(clusters(both, "overall"), BOUNDS)
+    ours["total"] = ours.pop("overall")
+    return Score(
+        benchmark="gedit", official={name: one.value for name, one in ours.items()}, ours=ours,
+        found=counted(kept), expected=expected, whole=GROUPS, failed=failed,
+    )  # fmt: skip
+
+
+def imported(folder: Path, language: str = "en") -> list[Record]:
+    """Read the <model>_<group>_gpt_score.csv files of test_gedit_score.py.
+
+    Raises:
+        UserError: There are none, or they are not of this form.
+    """
+    found, ends = list[Record](), {f"_{group}_gpt_score.csv": group for group in GROUPS}
+    files = {
+        path: group for path in sorted(folder.glob("*.csv")) for end, group in ends.items() if path.name.endswith(end)
+    }
+    if not files:
+        raise UserError(
+            f"{folder} has no files like MODEL_text_change_gpt_score.csv: expected eval_results_new of GEdit-Bench"
+        )
+    for path, group in files.items():
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    if row["instruction_language"] != language:
+                        continue
+                    grades = combined([float(row["sementics_score"])], [float(row["quality_score"])])
+                    shared = row["intersection_exist"] == "True"
+                    key = PurePath(row["edited_image"]).stem
+                    found.append(Record(group=group, key=key, found=grades | {"intersection": shared}))
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: not of GEdit-Bench's scorer ({type(error).__name__}: {error})") from None
+    return found

@@ -1,0 +1,126 @@
+"""ImgEdit-Bench, basic suite (Ye et al., arXiv 2505.20275): edits of nine types, three grades of a judge for each.
+
+Rules are those of Benchmark/Basic in github.com/PKU-YuanGroup/ImgEdit, commit 547185d. There a grade that is not
+written as a bare number is left out of the mean; ours takes an edit's three grades or counts a failure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from openlance.config.values import read_json
+from openlance.errors import UserError
+from openlance.eval.estimate import Estimate, macro, mean
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
+from openlance.eval.sampling import Job
+from openlance.media import read_media
+
+TYPES = {
+    "extract": 117, "style": 100, "add": 95, "adjust": 94, "background": 94, "replace": 92, "remove": 86, "action": 36,
+    "compose": 23,
+}  # fmt: skip
+FOLDERS = ("Benchmark/Basic", "Basic")
+BOUNDS = (1.0, 5.0)
+GRADES = 3
+GRADE = re.compile(r":\s*\**\s*([1-5])(?!\d|\.\d)(?:\s*/\s*5)?", re.MULTILINE)
+
+
+def official_grade(answer: str) -> float | None:
+    """The mean grade by the official script, to two decimals: of the lines "name: digits" alone; None without any."""
+    parts = [line.strip().split(": ") for line in answer.splitlines()]
+    grades = [int(part[1]) for part in parts if len(part) == 2 and part[1].isdigit()]
+    return round(sum(grades) / len(grades), 2) if grades else None
+
+
+def strict_grade(answer: str) -> float | None:
+    """The mean of three grades 1 to 5, also written 4/5 or "2 (fair)"; None unless there are just three."""
+    grades = [int(one) for one in GRADE.findall(answer)]
+    return sum(grades) / GRADES if len(grades) == GRADES else None
+
+
+def score(records: Sequence[Record], expected: Mapping[str, int] = TYPES) -> Score:
+    """Add up records whose `found` has the judge's "answer"."""
+    read = [_graded(record) for record in records]
+    kept, failed = judged(read)
+    groups = clusters(kept, "grade")
+    ours: dict[str, Estimate] = {name: mean(values, BOUNDS) for name, values in groups.items()}
+    return Score(
+        benchmark="imgedit", official=_official(records), ours=ours | {"total": macro(groups, BOUNDS)},
+        found=counted(kept), expected=expected, whole=TYPES, failed=failed,
+        notes=["the official code has no total: it is the mean of the nine types"],
+    )  # fmt: skip
+
+
+def _graded(record: Record) -> Record:
+    if record.failed:
+        return record
+    grade = strict_grade(record.found["answer"])
+    why = "" if grade is not None else "an answer without three grades"
+    return Record(group=record.group, key=record.key, k=record.k, found={"grade": grade}, failed=why)
+
+
+def _official(records: Sequence[Record]) -> dict[str, float]:
+    types = dict[str, list[float]]()
+    for record in records:
+        grade = None if record.failed else official_grade(record.found["answer"])
+        if grade is not None:
+            types.setdefault(record.group, []).append(grade)
+    means = {name: round(sum(grades) / len(grades), 2) for name, grades in types.items()}
+    return means | {"total": sum(means.values()) / len(means) if means else float("nan")}
+
+
+def items(path: Path) -> dict[str, dict[str, Any]]:
+    """Read basic_edit.json: id (the source's path), prompt and edit_type of every key.
+
+    Raises:
+        UserError: It is no such file.
+    """
+    found = read_json(path)
+    for key, one in found.items():
+        if not isinstance(one, dict) or not {"id", "prompt", "edit_type"} <= one.keys():
+            raise UserError(f"{path}: {key} lacks id, prompt or edit_type: expected basic_edit.json of ImgEdit")
+    return found
+
+
+def items_in(checkout: Path) -> dict[str, dict[str, Any]]:
+    """The items of a checkout."""
+    return items(file_in(checkout, "basic_edit.json", *FOLDERS))
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked: Basic/basic_edit.json of the checkout, and the pictures that it names, below the same folder.
+
+    Raises:
+        UserError: Something is missing.
+    """
+    file = file_in(checkout, "basic_edit.json", *FOLDERS)
+    found = list[Job]()
+    for key, one in items(file).items():
+        source = file_in(file.parent, one["id"], "singleturn", "origin_img", "../..")
+        found.append(
+            Job(
+                group=one["edit_type"], key=key, task="image_edit", prompt=one["prompt"],
+                media=(partial(read_media, source),), file=f"{key}.png",
+            )
+        )  # fmt: skip
+    return found
+
+
+def imported(path: Path, edits: Mapping[str, Mapping[str, Any]]) -> list[Record]:
+    """Read result.json of basic_bench.py, the judge's answer by key.
+
+    Raises:
+        UserError: It is no such file, or a key is none of the benchmark's.
+    """
+    found = list[Record]()
+    for key, answer in read_json(path).items():
+        if key not in edits:
+            raise UserError(f"{path}: {key} is no key of the benchmark: give the basic_edit.json that was used")
+        failed = "" if isinstance(answer, str) else "an error of the judge"
+        said = {"answer": answer} if not failed else {}
+        found.append(Record(group=edits[key]["edit_type"], key=key, found=said, failed=failed))
+    return found

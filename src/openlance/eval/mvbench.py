@@ -1,0 +1,173 @@
+"""MVBench (Li et al., arXiv 2311.17005): twenty tasks of questions about videos, with options to choose from.
+
+Frames, prompts and parsers are those of video_chat2/mvbench.ipynb in github.com/OpenGVLab/Ask-Anything, commit 4dd8210,
+and of lmms-eval 75571cf. Both parsers count some answers that choose nothing as right, or leave them out; ours takes a
+letter or counts the answer as wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from openlance.config.values import read_text
+from openlance.errors import UserError
+from openlance.eval.estimate import macro, mean
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
+from openlance.eval.sampling import Job
+from openlance.media import Clip, read_media
+from openlance.media.clip import joined
+from openlance.media.files import Source, notice
+from openlance.media.video import read_frames
+
+CLEVRER, PERCEPTION, STAR = "clevrer/video_validation", "perception/videos", "star/Charades_v1_480"
+# Folder of the media of each task, and whether a part of a video is meant.
+MEDIA = {
+    "Action Sequence": (STAR, True), "Action Prediction": (STAR, True), "Action Antonym": ("ssv2_video", False),
+    "Fine-grained Action": ("Moments_in_Time_Raw/videos", False), "Unexpected Action": ("FunQA_test/test", False),
+    "Object Existence": (CLEVRER, False), "Object Interaction": (STAR, True), "Object Shuffle": (PERCEPTION, False),
+    "Moving Direction": (CLEVRER, False), "Action Localization": ("sta/sta_video", True),
+    "Scene Transition": ("scene_qa/video", False), "Action Count": (PERCEPTION, False),
+    "Moving Count": (CLEVRER, False), "Moving Attribute": (CLEVRER, False), "State Change": (PERCEPTION, False),
+    "Fine-grained Pose": ("nturgbd", False), "Character Order": (PERCEPTION, False),
+    "Egocentric Navigation": ("vlnqa", False), "Episodic Reasoning": ("tvqa/frames_fps3_hq", True),
+    "Counterfactual Inference": (CLEVRER, False),
+}  # fmt: skip
+FRAMES_FPS = 3.0  # of folders of frames, whose first is 00001.jpg
+WHOLE = dict.fromkeys(MEDIA, 200)
+FRAMES = 16
+LEAD = re.compile(r"(?:the\s+)?(?:best\s+|correct\s+)?(?:answer|option)\s*(?:is|:)\s*", re.IGNORECASE)
+SYSTEM_END = "\nOnly give the best option."
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked: json/*.json and video/ of OpenGVLab/MVBench; tasks without a file of questions are left out.
+
+    Raises:
+        UserError: There are no questions, or a medium is missing.
+    """
+    found = list[Job]()
+    for task, (folder, bounded) in MEDIA.items():
+        file = checkout / "json" / f"{task.lower().replace(' ', '_').replace('-', '_')}.json"
+        if not file.is_file():
+            notice(f"{task}: there is no {file}, so it is not asked")
+            continue
+        try:
+            for number, one in enumerate(json.loads(read_text(file))):
+                path = file_in(checkout / "video", f"{folder}/{one['video']}", "data0613")
+                bound = (one["start"], one["end"]) if bounded else (None, None)
+                letter = string.ascii_uppercase[one["candidates"].index(one["answer"])]
+                found.append(
+                    Job(
+                        group=task, key=f"{number:03}", task="x2t_video",
+                        prompt=prompt(one["question"], one["candidates"]), media=(partial(_watched, path, *bound),),
+                        found={"letter": letter, "candidates": one["candidates"]},
+                    )
+                )  # fmt: skip
+        except UserError:
+            raise
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{file}: not of MVBench ({type(error).__name__}: {error})") from None
+    if not found:
+        raise UserError(f"{checkout} has no questions: expected json/action_sequence.json and others of MVBench")
+    return found
+
+
+def _watched(path: Path, start: float | None, end: float | None) -> Clip:
+    """The frames of a video, or of a folder of them, that the official script looks at."""
+    if path.is_dir():
+        numbers = frames(len(list(path.glob("*.jpg"))), FRAMES_FPS, FRAMES, start, end, first=1)
+        return joined([read_media(path / f"{number:05}.jpg").pixels[0] for number in numbers], str(path))
+    return read_frames(Source(path), lambda count, fps: frames(count - 1, fps, FRAMES, start, end))
+
+
+def frames(
+    last: int, fps: float, count: int, start: float | None = None, end: float | None = None, first: int = 0
+) -> list[int]:
+    """Numbers of the frames that are looked at: the middles of so many equal parts.
+
+    Args:
+        last: Number of the last frame.
+        fps: Of the video.
+        count: Frames to take.
+        start: In seconds; None: from the first frame.
+        end: In seconds; None: to the last frame.
+        first: Number of the first frame; 1 in folders of images.
+    """
+    begin = first if start is None else max(first, round(start * fps))
+    until = last if end is None else min(round(end * fps), last)
+    part = (until - begin) / count
+    return [int(begin + part / 2 + round(part * k)) for k in range(count)]
+
+
+def options(candidates: Sequence[str]) -> str:
+    """The options as the official prompt lists them."""
+    return "".join(f"({letter}) {text}\n" for letter, text in zip(string.ascii_uppercase, candidates))
+
+
+def prompt(question: str, candidates: Sequence[str]) -> str:
+    """The official words; the answer begins behind "Best option:("."""
+    return f"Question: {question}\nOptions:\n{options(candidates).rstrip()}{SYSTEM_END}"
+
+
+def official_right(answer: str, letter: str) -> bool:
+    """Whether the official script takes an answer for a letter: by its first word, also if that is empty."""
+    word = answer.split(" ")[0].lower().replace(".", "")
+    wanted = f"({letter.lower()})"
+    return word in wanted or wanted in word
+
+
+def lmms_letter(answer: str) -> str:
+    """The letter that lmms-eval reads: the first single a to e, the article among them; else the words."""
+    match = re.match(r"^([A-E])\.\s*(.+)$", answer.strip(), re.IGNORECASE)
+    if match is None:
+        match = re.search(r"\b([A-E])\b", answer, re.IGNORECASE)
+    return match.group(1).upper() if match else answer.strip().lower()
+
+
+def strict_letter(answer: str, candidates: Sequence[str]) -> str:
+    """The letter that an answer chooses, "" if none: "B", "(B) a cat", "The answer is B", or an option's own words."""
+    said = LEAD.sub("", answer.strip(), count=1).strip()
+    letters = dict(zip(string.ascii_uppercase, candidates))
+    worded = [letter for letter, text in letters.items() if _bare(text) == _bare(said)]
+    marked = sorted({one.upper() for one in re.findall(r"\(([A-Za-z])\)", said)})
+    alone = [one.upper() for one in re.findall(r"^\W*([A-Za-z])(?:[.):,]|\W*$)", said)]
+    found = worded or marked or alone
+    return found[0] if len(found) == 1 and found[0] in letters else ""
+
+
+def _bare(text: str) -> str:
+    return text.strip().rstrip(".").lower()
+
+
+def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
+    """Add up records whose `found` has "answer", "letter" and "candidates"."""
+    kept, failed = judged(records)
+    marked = [
+        Record(group=r.group, key=r.key, k=r.k, found={"right": float(_strict(r) == r.found["letter"])}) for r in kept
+    ]
+    groups, each = clusters(marked, "right"), counted(kept)
+    ours = {task: mean(values).scaled(100) for task, values in groups.items()}
+    right = Counter(r.group for r in kept if official_right(r.found["answer"], r.found["letter"]))
+    official = {task: 100 * right[task] / count for task, count in each.items()}
+    spoken = [r for r in kept if r.found["answer"] != ""]
+    lmms = sum(lmms_letter(r.found["answer"]) == r.found["letter"] for r in spoken)
+    totals = {
+        "total": 100 * sum(right.values()) / len(kept) if kept else float("nan"),
+        "total by lmms-eval": 100 * lmms / len(spoken) if spoken else float("nan"),
+    }
+    silent = sum(not _strict(r) for r in kept)
+    return Score(
+        benchmark="mvbench", official=official | totals, ours=ours | {"total": macro(groups).scaled(100)},
+        found=each, expected=expected, whole=WHOLE, failed=failed,
+        notes=[f"{silent} answers choose no option and count as wrong"] if silent else [],
+    )  # fmt: skip
+
+
+def _strict(record: Record) -> str:
+    return strict_letter(record.found["answer"], record.found["candidates"])

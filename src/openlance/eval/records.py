@@ -1,0 +1,170 @@
+"""What a scorer found about each result of a benchmark, and the score that records come to."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openlance.config.values import lines_of, read_text
+from openlance.errors import UserError
+from openlance.eval.estimate import Estimate
+from openlance.media.files import atomic_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was found about one result.
+
+    Args:
+        group: Task, tag or category of the benchmark.
+        key: Of the item within the group.
+        k: Which of the item's results.
+        found: What the scorer says, in the benchmark's own terms.
+        failed: Why there is no judgement; empty if there is one.
+    """
+
+    group: str
+    key: str
+    k: int = 0
+    found: Mapping[str, Any] = field(default_factory=dict)
+    failed: str = ""
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Which result it is about."""
+        return self.group, self.key, self.k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What records come to.
+
+    Args:
+        benchmark: Its name.
+        official: The numbers of the official aggregation, by name; "total" is the headline.
+        ours: Numbers with intervals; "total" is the headline.
+        found: Results with a judgement, by group.
+        expected: Results that were asked for, by group.
+        whole: Results of the published benchmark, by group.
+        failed: Reasons why there is no judgement, counted.
+        notes: What a reader has to know of this score.
+        made: In what its results or judgements are not those of the papers.
+    """
+
+    benchmark: str
+    official: Mapping[str, float]
+    ours: Mapping[str, Estimate]
+    found: Mapping[str, int]
+    expected: Mapping[str, int]
+    whole: Mapping[str, int]
+    failed: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    made: Sequence[str] = ()
+
+    @property
+    def incomplete(self) -> list[str]:
+        """What is missing from what was asked for, in sentences; empty if nothing is."""
+        failed = [f"{count} without a judgement: {why}" for why, count in self.failed.items()]
+        return _differences(self.found, self.expected, "judged, asked for were") + failed
+
+    @property
+    def differs(self) -> list[str]:
+        """Why this is not the published benchmark; empty if it is."""
+        parts = _differences(self.expected, self.whole, "asked for, the benchmark has")
+        return [*self.incomplete, *parts, *self.made]
+
+    def as_data(self) -> dict[str, Any]:
+        return asdict(self) | {"incomplete": self.incomplete, "differs": self.differs}
+
+
+def _differences(found: Mapping[str, int], wanted: Mapping[str, int], words: str) -> list[str]:
+    groups = dict.fromkeys([*wanted, *found])
+    pairs = {group: (found.get(group, 0), wanted.get(group, 0)) for group in groups}
+    return [f"{group}: {one} {words} {other}" for group, (one, other) in pairs.items() if one != other]
+
+
+def judged(records: Iterable[Record]) -> tuple[list[Record], dict[str, int]]:
+    """Set apart what failed, counted by its reason.
+
+    Raises:
+        UserError: Two records are about one result.
+    """
+    kept = list(records)
+    twice = [place for place, count in Counter(record.place for record in kept).items() if count > 1]
+    if twice:
+        group, key, k = twice[0]
+        raise UserError(
+            f"{len(twice)} results are recorded twice, first {group}/{key} (result {k}): keep one record of each"
+        )
+    failed = Counter(record.failed for record in kept if record.failed)
+    return [record for record in kept if not record.failed], dict(failed)
+
+
+def clusters(records: Iterable[Record], name: str) -> dict[str, list[list[float]]]:
+    """Values by group, those of one item together."""
+    found = dict[str, dict[str, list[float]]]()
+    for record in records:
+        found.setdefault(record.group, {}).setdefault(record.key, []).append(float(record.found[name]))
+    return {group: list(items.values()) for group, items in found.items()}
+
+
+def counted(records: Iterable[Record]) -> dict[str, int]:
+    """Records by group."""
+    return dict(Counter(record.group for record in records))
+
+
+def file_in(checkout: Path, name: str, *folders: str) -> Path:
+    """Find a file of a benchmark: the path itself, or in it or one of these folders of it.
+
+    Raises:
+        UserError: It is in none of them.
+    """
+    places = [checkout / name, *(checkout / folder / name for folder in folders)]
+    found = [checkout] if checkout.name == Path(name).name and checkout.exists() else [p for p in places if p.exists()]
+    if not found:
+        raise UserError(
+            f"{checkout} has no {name}: give checkout=FOLDER, the benchmark's own, with {folders[0]}/{name} in it"
+        )
+    return found[0]
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write one record a line."""
+    with atomic_path(path) as file:
+        file.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line.
+
+    Raises:
+        UserError: There is no such file, or a line of it is none.
+    """
+    found = list[dict[str, Any]]()
+    for number, line in enumerate(lines_of(read_text(path)), 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: no JSON ({error})") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{path}, line {number}: expected a JSON object, found {type(data).__name__}")
+        found.append(data)
+    return found
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read what `write_records` wrote.
+
+    Raises:
+        UserError: It is no file of records.
+    """
+    try:
+        return [Record(**data) for data in read_lines(path)]
+    except TypeError as error:
+        raise UserError(f"{path} is no file of records ({error}): write one with openlance bench score") from None

@@ -1,0 +1,150 @@
+"""VBench (Huang et al., arXiv 2311.17982): sixteen dimensions of generated videos, and their total.
+
+Weights, limits and formula are those of scripts/constant.py and cal_final_score.py of github.com/Vchitect/VBench,
+commit 45e79ec. The dimensions are measured by its own package, in an environment of its own. Where a dimension is
+missing, the official total takes 0 for it; ours is none then.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from openlance.config.values import read_text
+from openlance.errors import UserError
+from openlance.eval.estimate import Estimate
+from openlance.eval.records import Score, file_in
+from openlance.eval.sampling import Job, braced
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A measure, 0 to 1.
+
+    Args:
+        low: Its value that counts as 0.
+        high: Its value that counts as 1.
+        videos: That it is measured on: 5 of every prompt, 25 for temporal flickering.
+        weight: In its half of the total.
+    """
+
+    low: float
+    high: float
+    videos: int
+    weight: float = 1.0
+
+
+QUALITY = {
+    "subject consistency": Dimension(0.1462, 1.0, 72 * 5),
+    "background consistency": Dimension(0.2615, 1.0, 86 * 5),
+    "temporal flickering": Dimension(0.6293, 1.0, 75 * 25),
+    "motion smoothness": Dimension(0.706, 0.9975, 72 * 5),
+    "dynamic degree": Dimension(0.0, 1.0, 72 * 5, weight=0.5),
+    "aesthetic quality": Dimension(0.0, 1.0, 93 * 5),
+    "imaging quality": Dimension(0.0, 1.0, 93 * 5),
+}
+SEMANTIC = {
+    "object class": Dimension(0.0, 1.0, 79 * 5),
+    "multiple objects": Dimension(0.0, 1.0, 82 * 5),
+    "human action": Dimension(0.0, 1.0, 100 * 5),
+    "color": Dimension(0.0, 1.0, 85 * 5),
+    "spatial relationship": Dimension(0.0, 1.0, 84 * 5),
+    "scene": Dimension(0.0, 0.8222, 86 * 5),
+    "appearance style": Dimension(0.0009, 0.2855, 90 * 5),
+    "temporal style": Dimension(0.0, 0.364, 100 * 5),
+    "overall consistency": Dimension(0.0, 0.364, 93 * 5),
+}
+DIMENSIONS = QUALITY | SEMANTIC
+PROMPTS = 944  # different ones; two of the 946 entries occur twice
+SAMPLES, SAMPLES_FLICKERING = 5, 25
+LONGEST_NAME = 240  # bytes of a file's name, its number and ending left out
+QUALITY_WEIGHT, SEMANTIC_WEIGHT = 4, 1
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked: vbench/VBench_full_info.json of the checkout or of the installed package. A prompt that occurs
+    twice is asked once.
+
+    Raises:
+        UserError: It is not there, or of another form.
+    """
+    file = file_in(checkout, "VBench_full_info.json", "vbench")
+    samples = dict[str, int]()
+    try:
+        for one in json.loads(read_text(file)):
+            flickers = "temporal_flickering" in one["dimension"]
+            samples[one["prompt_en"]] = SAMPLES_FLICKERING if flickers else samples.get(one["prompt_en"], SAMPLES)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not of VBench ({type(error).__name__}: {error})") from None
+    wrong = [prompt for prompt in samples if "/" in prompt or len(prompt) > LONGEST_NAME]
+    if wrong:
+        raise UserError(f"{file}: {wrong[0][:60]!r} cannot be the name of a file, as VBench needs it")
+    return [
+        Job(group="all", key=prompt, task="t2v", prompt=prompt, samples=count, file=braced(prompt) + "-{k}.mp4")
+        for prompt, count in samples.items()
+    ]
+
+
+def totals(measured: Mapping[str, float], *, normalized: bool = True) -> dict[str, float]:
+    """Quality, semantic and total, in percent, of sixteen measures (0 to 1).
+
+    Args:
+        measured: By dimension.
+        normalized: False leaves the limits of the dimensions out, which is not the official formula.
+    """
+
+    def half(dimensions: Mapping[str, Dimension]) -> float:
+        total = 0.0
+        for name, one in dimensions.items():
+            value = measured[name]
+            total += one.weight * ((value - one.low) / (one.high - one.low) if normalized else value)
+        return 100 * total / sum(one.weight for one in dimensions.values())
+
+    quality, semantic = half(QUALITY), half(SEMANTIC)
+    total = (QUALITY_WEIGHT * quality + SEMANTIC_WEIGHT * semantic) / (QUALITY_WEIGHT + SEMANTIC_WEIGHT)
+    return {"quality": quality, "semantic": semantic, "total": total}
+
+
+def score(measured: Mapping[str, float], videos: Mapping[str, int]) -> Score:
+    """Add up measures (0 to 1) by dimension, and how many videos each is of."""
+    official = totals({name: measured.get(name, 0.0) for name in DIMENSIONS})
+    missing = [name for name in DIMENSIONS if name not in measured]
+    ours = totals(measured) if not missing else {"total": math.nan}
+    found = {name: 100 * value for name, value in measured.items()}
+    whole = {name: one.videos for name, one in DIMENSIONS.items()}
+    count = sum(videos.values())
+    return Score(
+        benchmark="vbench", official=found | official, found=dict(videos), expected=whole, whole=whole,
+        ours={n: Estimate(value=v, low=math.nan, high=math.nan, n=count) for n, v in (found | ours).items()},
+        notes=[f"the official total takes 0 for {', '.join(missing)}"] if missing else [],
+    )  # fmt: skip
+
+
+def imported(path: Path) -> tuple[dict[str, float], dict[str, int]]:
+    """Read eval_results.json of VBench, or a folder of such files: a measure, and its videos, by dimension.
+
+    Raises:
+        UserError: There is none, it is not of this form, or a dimension occurs twice.
+    """
+    files = sorted(path.rglob("*eval_results.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path} has no eval_results.json: expected what vbench evaluate writes")
+    measured, videos = dict[str, float](), dict[str, int]()
+    for file in files:
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            for name, (value, each) in data.items():
+                dimension = name.replace("_", " ")
+                if dimension not in DIMENSIONS:
+                    raise UserError(f"{file}: {name} is no dimension of VBench")
+                if dimension in measured:
+                    raise UserError(f"{file}: {name} is measured twice: keep one result of it")
+                measured[dimension], videos[dimension] = float(value), len(each)
+        except UserError:
+            raise
+        except (OSError, AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: not of VBench ({type(error).__name__}: {error})") from None
+    return measured, videos

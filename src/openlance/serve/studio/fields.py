@@ -1,0 +1,86 @@
+"""The settings of the page: boxes with plain names, empty where the checkpoint decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from openlance.config.sampling import SOLVERS, GenerationConfig
+from openlance.inference.lance_pipeline import LancePipeline
+from openlance.sequence import tasks
+from openlance.sequence.tasks import TaskSpec
+from openlance.serve.studio.calls import ANSWER
+
+# By the name of the field: what the page calls it, and the field of `TaskSpec.takes` that it belongs to.
+FIELDS = {
+    "seed": ("Seed", "seed"),
+    "num_inference_steps": ("Steps", "sampling"),
+    "guidance_scale": ("Guidance", "sampling"),
+    "image_guidance_scale": ("Image guidance", "sampling"),
+    "width": ("Width", "width"),
+    "height": ("Height", "height"),
+    "num_frames": ("Frames", "num_frames"),
+    "max_new_tokens": ("Longest answer", "max_new_tokens"),
+    "temperature": ("Temperature", "max_new_tokens"),
+    "shift": ("Shift", "sampling"),
+    "solver": ("Solver", "sampling"),
+    "negative_prompt": ("Not this", "sampling"),
+}
+MORE = ("image_guidance_scale", "temperature", "shift", "solver", "negative_prompt")  # below the others
+COMPARED = ("num_inference_steps", "guidance_scale", "image_guidance_scale", "shift", "solver", "negative_prompt")
+USUAL = "usual"
+WORDS = ("negative_prompt", "solver")  # the rest are numbers
+
+
+def boxes(names: list[str] | tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+    """One box for each name."""
+    return {name: _box(name, f"{prefix}{FIELDS[name][0]}") for name in names}
+
+
+def _box(name: str, label: str) -> Any:
+    if name == "solver":
+        return gr.Dropdown([(USUAL, ""), *SOLVERS], value="", label=label, min_width=120)
+    return gr.Textbox(label=label, placeholder=USUAL, min_width=90, max_lines=1)
+
+
+def usual(pipe: LancePipeline, spec: TaskSpec) -> dict[str, Any]:
+    """What the checkpoint takes for a task where a box is empty."""
+    d: GenerationConfig = pipe.defaults
+    sampling = d.sampling_for({segment.role.name.lower() for segment in tasks.outline(spec)})
+    plain = {"height": d.height, "width": d.width, "num_frames": d.num_frames, "max_new_tokens": ANSWER}
+    named = {name: getattr(sampling, name) for name in FIELDS if hasattr(sampling, name)}
+    return plain | named | {"seed": "random", "temperature": 0, "negative_prompt": "nothing"}
+
+
+def fitted(pipe: LancePipeline, spec: TaskSpec, shown: Mapping[str, Any]) -> dict[Any, Any]:
+    """Updates that show the boxes a task has a use for, with what an empty one means."""
+    found, values = {}, usual(pipe, spec)
+    for name, box in shown.items():
+        value = values[name]
+        plain = f"{value:g}" if isinstance(value, float) else f"{value}"
+        more = {} if name == "solver" else {"placeholder": plain}
+        found[box] = gr.update(visible=FIELDS[name][1] in spec.takes, **more)
+    return found
+
+
+def settings(said: Mapping[str, Any], spec: TaskSpec) -> dict[str, Any]:
+    """What was written into boxes, by name, as settings of a call of this task."""
+    given = {name: value for name, value in said.items() if FIELDS[name][1] in spec.takes and value not in (None, "")}
+    return {name: value if name in WORDS else _number(value.strip()) for name, value in given.items()}
+
+
+def _number(text: str) -> Any:
+    """A number where there is one; anything else stays as it is, for the server to say what is wrong with it."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def written(call_settings: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[Any, Any]:
+    """Updates that write settings into boxes, and empty the others."""
+    return {box: str(call_settings.get(name, "")) for name, box in shown.items()}
