@@ -279,8 +279,8 @@ class GenerationConfig:
         resolution: Resolution preset of a run over an input file (`compat`), for what is read; None: `buckets` decide.
         seed: Of such a run, the same for every entry; -1 draws one. Elsewhere a seed is drawn where none is given.
         max_new_tokens: Of an answer in such a run.
-        region: Where edits may change their source if nobody says: "auto", what the model finds; empty or "none",
-            everywhere.
+        region: Where edits may change their source if nobody says, by what is made ("image", "video"): "auto", what the
+            model finds; without one or "none" everywhere.
         examples: Words that it was trained for, by the name of the task, for people to begin with.
     """
 
@@ -297,12 +297,12 @@ class GenerationConfig:
     resolution: str | None = RELEASED_BUCKETS["video"]
     seed: int = 42
     max_new_tokens: int = 256
-    region: str = ""
+    region: dict[str, str] = field(default_factory=dict)
     examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.region:
-            values.one_of("region", self.region, REGIONS)
+        for made, word in self.region.items():
+            values.one_of(f"region.{made}", word, REGIONS)
         for name in ("height", "width", "num_frames", "batch", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")

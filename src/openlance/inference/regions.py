@@ -106,12 +106,15 @@ def placed(
     """
     named = [(n, one) for n, asking in enumerate(wanted) for one in asking.regions if _is_name(one)]
     found = iter(located(pipe, [requests[n] for n, _ in named], [words for _, words in named]))
-    words = [one.word or ("" if one.mask is not None or one.regions else pipe.defaults.region) for one in wanted]
-    own = iter(auto.regions(pipe, [r for r, word in zip(requests, words, strict=True) if word == AUTO]))
+    usual = [pipe.defaults.region.get(tasks.kind_of(size_of(request)[0]), NONE) for request in requests]
+    words = [
+        one.word or ("" if one.mask is not None or one.regions else own) for one, own in zip(wanted, usual, strict=True)
+    ]
+    found_by_itself = iter(auto.regions(pipe, [r for r, word in zip(requests, words, strict=True) if word == AUTO]))
     made = list[Segments]()
     for request, clip, asking, word in zip(requests, clips, wanted, words, strict=True):
         if word:
-            made.append(within(request, next(own)) if word == AUTO else request)
+            made.append(within(request, next(found_by_itself)) if word == AUTO else request)
             continue
         parts = [next(found) if _is_name(one) else _boxed(pipe, request, clip, one) for one in asking.regions]
         for one, part in zip(asking.regions, parts, strict=True):

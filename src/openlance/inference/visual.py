@@ -266,9 +266,8 @@ def denoise(
     """
     requests = [_until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s, negatives)
-    visuals = branches.pack.visuals
     features, context, given = conditions(branches.pack, model.device)
-    targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
+    targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
     if noise is None:
         assert seeds is not None
         noise = _noises(branches, model.config.latent_channels, seeds)
