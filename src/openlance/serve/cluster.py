@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -348,7 +349,9 @@ def connected(address: str | None) -> Iterator[None]:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address == "local":  # its ports listen on all addresses, to those who have this token
+    # Ray's ports listen on all addresses, to those who have this token. Ray reads it when imported; where that was
+    # before, it goes by a file of its own.
+    if address == "local" and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
@@ -356,20 +359,20 @@ def connected(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise UserError("replicas need Ray: pip install 'openlance[scale]', or leave --ray out") from error
     try:
-        host, _, port = address.rpartition(":")
-        if host and port.isdecimal():  # Ray itself would try for many minutes
-            socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
-        ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        for name in ("ray", "ray.serve"):  # in our form, to our handler
-            logger = logging.getLogger(name)
-            logger.handlers, logger.propagate = [], True
-            logger.setLevel(logging.WARNING)
-        serve.start(proxy_location="Disabled")  # our server is the only one
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"cannot join a Ray cluster at {address!r} ({error}): start one, or give another --address"
-        ) from error
-    try:
+        try:
+            host, _, port = address.rpartition(":")
+            if host and port.isdecimal():  # Ray itself would try for many minutes
+                socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+            ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            for name in ("ray", "ray.serve"):  # in our form, to our handler
+                logger = logging.getLogger(name)
+                logger.handlers, logger.propagate = [], True
+                logger.setLevel(logging.WARNING)
+            serve.start(proxy_location="Disabled")  # our server is the only one
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"there is no Ray cluster at {address!r} ({error}): start one, or give another --address"
+            ) from error
         yield
     finally:
         ray.shutdown()

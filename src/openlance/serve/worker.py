@@ -134,8 +134,10 @@ class Queue(Protocol):
     """What takes items: a `Worker`, or a cluster of them (`cluster.Cluster`)."""
 
     pending: list[Item]
+    closed: bool
     thread: threading.Thread
     draining: bool  # whether it ends what is there and takes nothing new
+    closed: bool  # whether the server ends
 
     @property
     def state(self) -> str: ...

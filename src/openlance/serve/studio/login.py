@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from openlance.serve.keys import known
 from openlance.serve.serving import Serving
 
 COOKIE = "openlance_studio"
@@ -56,9 +57,7 @@ class Login:
 
     def _known(self, scope: Scope) -> bool:
         said = SimpleCookie(Request(scope).headers.get("cookie", "")).get(COOKIE)
-        # Every key is compared, so that the time tells nothing.
-        same = [hmac.compare_digest(_signed(key), said.value if said else "") for key in self.keys]
-        return any(same)
+        return said is not None and known(said.value, [_signed(key) for key in self.keys])
 
     async def _asked(self, request: Request) -> Response:
         if request.method != "POST":
@@ -69,11 +68,10 @@ class Login:
             if len(body) > LONGEST:
                 return HTMLResponse(PAGE.format(said=escape("That is no key.")), status_code=413)
         said = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0].strip()
-        fitting = [key for key in self.keys if hmac.compare_digest(said.encode(), key.encode())]
-        if not fitting:
+        if not known(said, self.keys):
             return HTMLResponse(PAGE.format(said=escape("This key is wrong.")), status_code=401)
         answer = RedirectResponse(self.path, status_code=303)
-        answer.set_cookie(COOKIE, _signed(fitting[0]), httponly=True, samesite="strict", path=self.path)
+        answer.set_cookie(COOKIE, _signed(said), httponly=True, samesite="strict", path=self.path)
         return answer
 
 

@@ -64,6 +64,8 @@ def _files(serving: Serving) -> Callable[[Request], Awaitable[Response]]:
         try:
             fields = await request.form(max_files=MOST_MEDIA, max_fields=MOST_MEDIA)
             for sent in fields.getlist("file"):
+                if isinstance(sent, str):
+                    raise Failure("input: send files", code="invalid_value", param="input")
                 names.append(await serving.off_loop(kept, serving, await serving.clip(sent, "input")))
         except (Failure, HTTPException) as error:
             wrong = str(getattr(error, "detail", error))
