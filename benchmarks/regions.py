@@ -4,6 +4,7 @@
     python benchmarks/regions.py run --records clips.jsonl --clips --samples 80
     python benchmarks/regions.py locate --seed 77 --samples 20
     python benchmarks/regions.py report --records regions.jsonl clips.jsonl
+    python benchmarks/regions.py drift --scores drift.json      # of `openlance bench drift --json drift.json`
 
 A round has one request of every kind, so what is there at any time is even over kinds. A thing is found right if its
 box and the true one overlap by more than half; CPU seconds are those of this process.
@@ -39,6 +40,7 @@ from toyworld.render import pixel_box
 from toyworld.scene import Scene
 from toyworld.suites.asked import Asked
 from toyworld.suites.clips import clip_edits
+from toyworld.suites.drift import write_figure
 from toyworld.suites.edits import edits
 
 LOCAL = ("recolour", "refill", "reshape", "remove", "replace", "resize")  # change one thing where it stands
@@ -193,6 +195,18 @@ def report(args: argparse.Namespace) -> None:
     write_results("regions", data, text, args.out)
 
 
+def drifted(args: argparse.Namespace) -> None:
+    """Tables and the figure of what `openlance bench drift --json` wrote."""
+    found = json.loads(read_text(args.scores))
+    names = list(next(iter(found.values()))[0])
+    head = ["edits", *(f"{name}, {way}" for way in found for name in names)]
+    turns = range(len(next(iter(found.values()))))
+    rows = [[turn + 1, *(f"{rows[turn][name]:.3g}" for rows in found.values() for name in names)] for turn in turns]
+    write_figure(found, args.figure)
+    text = "Of `openlance bench drift --samples 8`: eight images, one thing of each recoloured ten times.\n\n"
+    write_results("regions", found, text + markdown(head, rows), args.out, "drift")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -213,6 +227,11 @@ def main() -> None:
     look.add_argument("--size", type=int, default=64)
     look.add_argument("--out", type=Path, default=RESULTS)
     look.set_defaults(do=locate)
+    row_of_edits = commands.add_parser("drift")
+    row_of_edits.add_argument("--scores", type=Path, required=True, help="JSON of openlance bench drift")
+    row_of_edits.add_argument("--figure", type=Path, default=RESULTS.parents[1] / "docs" / "images" / "drift.svg")
+    row_of_edits.add_argument("--out", type=Path, default=RESULTS)
+    row_of_edits.set_defaults(do=drifted)
     tell = commands.add_parser("report")
     tell.add_argument("--records", type=Path, nargs="+", required=True)
     tell.add_argument("--out", type=Path, default=RESULTS)
