@@ -320,6 +320,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends with it
     with tempfile.TemporaryDirectory() as folder:
         server, ledger = Server(Path(folder), free_port()), Ledger()
         try:

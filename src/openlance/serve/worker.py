@@ -137,7 +137,6 @@ class Queue(Protocol):
     closed: bool
     thread: threading.Thread
     draining: bool  # whether it ends what is there and takes nothing new
-    closed: bool  # whether the server ends
 
     @property
     def state(self) -> str: ...
