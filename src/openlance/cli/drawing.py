@@ -140,7 +140,7 @@ def draw(
                 checkpoint.warn(pipe, task)
             for path, clip in zip(paths[first:], map(as_clip, made)):
                 write_media(path, clip)
-                if clip.made is not None and clip.made.region:
+                if beside and clip.made is not None and clip.made.region:  # who asked for a region is told
                     typer.echo(f"note: {path.name}: {clip.made.region}", err=True)
             bar.update(len(made))
     pipe.disable_parallelism()
