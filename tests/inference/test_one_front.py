@@ -247,7 +247,7 @@ def test_every_entry_point_is_among_these(checkpoint):
     assert len(chat.app.registered_commands) == 1
     assert {spec.template.__name__ for spec in TASKS.values()} >= TALKED
     front = {name for name in vars(Front) if not name.startswith("_")}
-    assert front - {"transform", "style", "num_frames"} == {"request", "sample"}
+    assert front - {"transform", "style", "num_frames", "fitted"} == {"request", "sample"}
 
 
 def test_a_chat_says_what_the_dialogue_says(pipe, monkeypatch, tmp_path):

@@ -286,7 +286,9 @@ def judged(pipe: Engine, clips: Sequence[Clip], facts: Sequence[Sequence[Fact]],
     asked = [(clip, f) for clip, f in pairs if f.where is None]
     spelled = [(n, clip, f.question, answer) for n, (clip, f) in enumerate(asked) for answer in (f.answer, *f.alike)]
     shares = [0.0] * len(asked)
-    for (n, *_), score in zip(spelled, _likely(pipe, [tuple(rest) for _, *rest in spelled]), strict=True):
+    for (n, _, _, _), score in zip(
+        spelled, _likely(pipe, [(clip, question, answer) for _, clip, question, answer in spelled]), strict=True
+    ):
         shares[n] += math.exp(score)
     told = iter([math.log(max(share, TINY)) for share in shares])
     boxes = iter(_answers(pipe, [(clip, f.question) for clip, f in pairs if f.where is not None]))

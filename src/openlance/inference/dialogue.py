@@ -20,7 +20,7 @@ from openlance.config import values
 from openlance.config.sampling import Decoding, later_seed
 from openlance.data.front import Asked
 from openlance.errors import UserError
-from openlance.inference import turns
+from openlance.inference import regions, turns
 from openlance.inference.checking import checked
 from openlance.inference.enhance import Enhancer, rewriter, thinker
 from openlance.inference.inputs import NOTHING, a_function, asked_size, draws, listed, random_seed, seed_of
@@ -28,7 +28,7 @@ from openlance.inference.text import Answer, Shown
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments, prompt_in
+from openlance.sequence.segment import Segments, prompt_in, source_in
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
@@ -154,10 +154,10 @@ class Dialogue:
         listed(prompt, "prompt", "the circle moves left")
         return self._make(turns.animate(prompt.strip(), self._there()), how)
 
-    def edit(self, instruction: str, **how: Any) -> Turn:
-        """Change the image or video on the table."""
+    def edit(self, instruction: str, *, mask: Any = None, region: Any = None, **how: Any) -> Turn:
+        """Change the image or video on the table; `mask` and `region` as in `Methods.edit`."""
         listed(instruction, "instruction", "make the circle blue")
-        return self._make(turns.edit(instruction.strip(), self._there()), how)
+        return self._make(turns.edit(instruction.strip(), self._there()), how, regions.Asked.of(mask, region))
 
     def ask(self, question: str, stream: Callable[[str], None] | None = None) -> Turn:
         """Answer a question about what is on the table; stream(piece) gets it as it comes."""
@@ -208,7 +208,9 @@ class Dialogue:
             Turn(said=wanted.text, segments=turns.filled(turn, answer), table=wanted.clips, answer=answer)
         )
 
-    def _make(self, wanted: turns.Wanted, how: Mapping[str, Any] | None = None) -> Turn:
+    def _make(
+        self, wanted: turns.Wanted, how: Mapping[str, Any] | None = None, region: regions.Asked | None = None
+    ) -> Turn:  # fmt: skip
         from tqdm import tqdm
 
         spec, own = wanted.spec, _said(how or {})
@@ -216,11 +218,13 @@ class Dialogue:
         usual = {k: v for k, v in self.how[spec.makes].items() if k not in SIZES or k in spec.takes}
         asked, negatives, settings = self._denoising(spec.makes, usual | own)
         turn = self.pipe.front.request(spec, wanted.text, wanted.clips, asked=asked)
+        if source_in(turn) is not None:
+            [turn] = regions.placed(self.pipe, [turn], wanted.clips[-1:], [region or regions.Asked()])
         sampling = self.pipe.sampling([turn], **settings)
         seed = later_seed(self.seed, self.drawn)
         for rewrite in self.rewrites:
             turn = rewrite(turn)
-        whole, total, hidden = self._with_past(turn), sampling.num_inference_steps * (self.most or 1), not self.progress
+        whole, total, hidden = self._with_past(turn), sampling.steps * (self.most or 1), not self.progress
         with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
 
             def make(_: list[int], seeds: list[int]) -> list[Clip]:

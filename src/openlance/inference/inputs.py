@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby, islice, zip_longest
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 
 from openlance.config import values
-from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_DRAWS, later_seed
+from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_DRAWS, Sampling, later_seed
 from openlance.config.values import NUMBER_TYPES, brief, convert
 from openlance.data.front import Asked
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_clip
 from openlance.sequence import tasks
+from openlance.sequence.segment import Segments, any_video
 
 if TYPE_CHECKING:
     from openlance.inference.enhance import Enhancer
@@ -27,7 +29,7 @@ NOTHING = "there is no picture or clip to go with the text: give at least one"
 
 
 class Settings(TypedDict, total=False):
-    """Fields of `Sampling` that diffusers has no names for."""
+    """Fields of `Sampling` that calls take under its names."""
 
     shift: float | None
     interval: tuple[float, float] | None
@@ -37,6 +39,7 @@ class Settings(TypedDict, total=False):
     solver: str | None
     step_cache: float | None
     compile: bool | None
+    strength: float | None
 
 
 class How(Settings, total=False):
@@ -278,3 +281,14 @@ def dtype_of(value: Any) -> torch.dtype | None:
     if name is None or short not in NUMBER_TYPES:
         raise UserError(f"{brief(value)} is no dtype to compute in: use float32, bfloat16 or float16")
     return getattr(torch, NUMBER_TYPES[short])
+
+
+def batches(
+    requests: Sequence[Segments], per: int, how: Sequence[Sampling | None] = ()
+) -> Iterator[tuple[list[Segments], Any]]:
+    """Give at most so many at a time, in order, with how they denoise. What differs in that stays apart, and so does
+    what moves from what does not: a release has weights for each."""
+    both = zip_longest(requests, how)
+    for (_, s), alike in groupby(both, lambda one: (any_video([one[0]]), one[1])):
+        while some := list(islice(alike, per)):
+            yield [request for request, _ in some], s

@@ -38,6 +38,7 @@ class Provenance:
         task: A name of `sequence.tasks.TASKS`, or empty.
         prompt: What was asked for, in full.
         negative_prompt: What guidance led away from.
+        region: Of an edit where it changed its source, and how that was found; empty for a plain one.
         seed: Of its noise; None where that came from elsewhere.
         width: In pixels.
         height: In pixels.
@@ -53,6 +54,7 @@ class Provenance:
     task: str = ""
     prompt: str
     negative_prompt: str = ""
+    region: str = ""
     seed: int | None = None
     width: int
     height: int
