@@ -73,7 +73,7 @@ def sample(
         asked = ((asked or (1,))[0], height, width)
     if num_frames is not None and asked is not None:
         asked = (num_frames, *asked[1:])
-    jobs = one.jobs(checkout)
+    jobs = one.rules.jobs(checkout)
     sampling = {"num_inference_steps": num_inference_steps or one.steps, "shift": one.shift}
     run = Run(
         benchmark=name, size=asked, limit=limit,
@@ -119,7 +119,7 @@ def judge(
     if checkout is None:
         raise UserError(f"--checkout is missing: give the folder of {one.source}")
     made = manifest_of(name, folder)
-    jobs = chosen(one.jobs(checkout), made["limit"])
+    jobs = chosen(one.rules.jobs(checkout), made["limit"])
     total = sum(1 for job in jobs for _ in results_of(job, folder))
     if not total:
         raise UserError(f"{folder} has no results of {one.title}: make them with openlance bench sample {name}")

@@ -193,7 +193,7 @@ def sample(
         if TASKS[batch[0][0].task].makes == "text":
             said = pipe.fill_text([request for _, _, request in batch], Decoding(max_new_tokens=run.max_new_tokens))
             for (job, _, _), answer in zip(batch, said, strict=True):
-                found = {"answer": str(answer), **job.found}
+                found = {"prompt": job.prompt, "answer": str(answer), **job.found}
                 told[job.group, job.key, 0] = Record(group=job.group, key=job.key, found=found)
             write_records(answers, told.values())
             on_done(len(batch))
