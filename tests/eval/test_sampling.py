@@ -27,7 +27,7 @@ def test_geneval(nano, checkouts, tmp_path):
     names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert names == sorted(
         [f"{n:05}/{name}" for n in (0, 2) for name in ["metadata.jsonl", *(f"samples/{k:05}.png" for k in range(4))]]
-        + ["manifest.json"]
+        + ["items.jsonl", "manifest.json"]
     )
     assert json.loads((tmp_path / "00002/metadata.jsonl").read_text())["tag"] == "counting"
     results = tmp_path / "results.jsonl"
@@ -111,7 +111,9 @@ def test_vbench_asks_a_prompt_once_and_stills_more_often(nano, checkouts, tmp_pa
     jobs = BENCHMARKS["vbench"].rules.jobs(checkouts / "vbench")
     assert {job.prompt: job.samples for job in jobs} == {"a red circle {moving}": 5, "a still circle": 25}
     sample(nano, jobs[:1], tmp_path, run("vbench", (5, 32, 32)))
-    assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == [f"a red circle {{moving}}-{k}.mp4" for k in range(5)]
+    assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == [
+        f"a red circle {{moving}}-{k}.mp4" for k in range(5)
+    ]
 
 
 def test_mvbench(nano, checkouts, tmp_path):

@@ -232,7 +232,11 @@ def test_gedit_files_of_the_official_scorer(tmp_path):
     records = gedit.imported(tmp_path)
     assert sorted(r.place for r in records if not r.failed) == [("color_alter", "k1", 0), ("text_change", "k1", 0)]
     score = gedit.score(records)
-    assert score.failed == {"a row without scores": 2} and score.ours["total"].value == 4.0 and score.ours["overall, intersection"].value == 4.0
+    assert (
+        score.failed == {"a row without scores": 2}
+        and score.ours["total"].value == 4.0
+        and score.ours["overall, intersection"].value == 4.0
+    )
     with pytest.raises(UserError, match="has no files like"):
         gedit.imported(tmp_path / "none")
 

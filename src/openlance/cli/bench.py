@@ -172,6 +172,40 @@ def score(
         raise typer.Exit(INCOMPLETE)
 
 
+@app.command()
+def report(
+    results: Annotated[
+        list[str],
+        Argument(metavar="DIR...", help="Folders of results, JSON of scores, or official results as BENCH=PATH."),
+    ],
+    output: Annotated[Path, Option("-o", "--output", help="The page; its tables stand beside it as .md.")] = Path(
+        "report.html"
+    ),
+    checkout: Annotated[Path | None, Option(help="Where official results of dpg or imgedit need it.")] = None,
+    title: Annotated[str, Option(help="Of the page.")] = "Scores",
+    gallery: Annotated[int, Option(min=0, help="Items of every group whose results are shown.")] = 4,
+) -> None:
+    """Put runs beside each other and beside printed rows: one HTML file, and the tables as Markdown.
+
+    Runs of one benchmark are compared item by item with the first. Exits with 3 if results are missing or failed.
+    """
+    from openlance.eval.report import markdown, sections
+    from openlance.eval.report_page import page
+    from openlance.media.files import atomic_path
+
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"-o {output} is no page: give a name that ends in .html")
+    options.check_json(output, "-o")
+    found = sections(results, checkout)
+    for path, text in ((output, page(found, title, gallery)), (output.with_suffix(".md"), markdown(found, title))):
+        with atomic_path(path) as file:
+            file.write_text(text, encoding="utf-8")
+        typer.echo(path)
+    if any(run.score.incomplete for one in found for run in one.runs):
+        typer.echo("results are missing or failed: the report says which", err=True)
+        raise typer.Exit(INCOMPLETE)
+
+
 def show(found: Score, unit: str) -> None:
     """Print a score beside the rows that papers print."""
     from openlance.eval.published import published

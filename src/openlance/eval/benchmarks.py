@@ -36,6 +36,9 @@ class Rules(Protocol):
     def score(self, records: Sequence[Record], expected: Mapping[str, int], /) -> Score:
         """What records come to."""
 
+    def fault(self, record: Record, /) -> str:
+        """Why a judgement cannot be read; empty if it can."""
+
     def value(self, record: Record, /) -> float:
         """What one adds to the mean of its group."""
 

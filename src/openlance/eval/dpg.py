@@ -16,7 +16,7 @@ from typing import Any
 
 from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
-from openlance.eval.estimate import Estimate, mean
+from openlance.eval.estimate import mean
 from openlance.eval.records import Record, Score, clusters, counted, file_in, judged, results_in
 from openlance.eval.sampling import Job
 
@@ -131,7 +131,8 @@ def _answers(record: Record) -> dict[int, float]:
     return {int(number): float(said == "yes") for number, said in record.found["answers"].items()}
 
 
-def _fault(record: Record) -> str:
+def fault(record: Record) -> str:
+    """Why a judgement cannot be read; empty if it can."""
     said = record.found["answers"]
     if any(str(question.number) not in said for question in _questions(record)):
         return "questions without an answer"
@@ -141,7 +142,7 @@ def _fault(record: Record) -> str:
 def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
     """Add up records whose `found` has "answers", texts by the number of the question as text, and what `asked_of`
     says of the questions; `k` is the cell."""
-    kept, failed = judged(records, _fault)
+    kept, failed = judged(records, fault)
     groups = dict[str, dict[str, list[float]]]()
     for record in kept:
         asked = _questions(record)

@@ -97,15 +97,26 @@ def combined(semantics: Sequence[float], quality: Sequence[float]) -> dict[str, 
     return least | {"overall": math.sqrt(least["semantics"] * least["quality"])}
 
 
+def _grade(name: str, record: Record) -> float:
+    return float(record.found[name])
+
+
 def value(record: Record) -> float:
     """The overall grade of an edit."""
-    return float(record.found["overall"])
+    return _grade("overall", record)
 
 
 def why(record: Record) -> str:
     """Its two halves, and what the judge said."""
     said = record.found.get("said", {}).values()
-    return "; ".join([f"{name} {record.found[name]:g}" for name in MEASURES[:2]] + [" ".join(one.split()) for one in said])
+    return "; ".join(
+        [f"{name} {record.found[name]:g}" for name in MEASURES[:2]] + [" ".join(one.split()) for one in said]
+    )
+
+
+def fault(record: Record) -> str:
+    """Every judgement can be read."""
+    return ""
 
 
 def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
@@ -114,7 +125,7 @@ def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Sco
     both = [record for record in kept if record.found.get("intersection")]
     ours = dict[str, Estimate]()
     for name in MEASURES:
-        groups = clusters(kept, lambda record: float(record.found[name]))
+        groups = clusters(kept, partial(_grade, name))
         if name == "overall":
             ours |= {group: mean(values, BOUNDS) for group, values in groups.items()}
         ours[name] = macro(groups, BOUNDS)

@@ -147,6 +147,11 @@ def why(record: Record) -> str:
     return str(record.found.get("why", ""))
 
 
+def fault(record: Record) -> str:
+    """Every judgement can be read."""
+    return ""
+
+
 def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
     """Add up records whose `found` has "right"."""
     kept_, failed = judged(records)

@@ -44,7 +44,7 @@ def strict_grade(answer: str) -> float | None:
 
 def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
     """Add up records whose `found` has the judge's "answer"."""
-    kept, failed = judged(records, _fault)
+    kept, failed = judged(records, fault)
     groups = clusters(kept, value)
     ours: dict[str, Estimate] = {name: mean(values, BOUNDS) for name, values in groups.items()}
     return Score(
@@ -66,7 +66,8 @@ def why(record: Record) -> str:
     return " ".join(record.found["answer"].split())
 
 
-def _fault(record: Record) -> str:
+def fault(record: Record) -> str:
+    """Why a judgement cannot be read; empty if it can."""
     return "" if strict_grade(record.found["answer"]) is not None else "an answer without three grades"
 
 

@@ -161,6 +161,11 @@ def imported(results: Path, checkout: Path | None = None) -> list[Record]:
     raise UserError(f"{results} has no answers: expected answers.jsonl of openlance bench sample mvbench")
 
 
+def fault(record: Record) -> str:
+    """Every judgement can be read."""
+    return ""
+
+
 def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
     """Add up records whose `found` has "answer", "letter" and "candidates"."""
     kept, failed = judged(records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,13 @@ class Score:
 
     def as_data(self) -> dict[str, Any]:
         return asdict(self) | {"incomplete": self.incomplete, "differs": self.differs}
+
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any]) -> Score:
+        """The score of `as_data`."""
+        names = {one.name for one in fields(cls)}
+        ours = {name: Estimate(**one) for name, one in data["ours"].items()}
+        return cls(**{name: value for name, value in data.items() if name in names} | {"ours": ours})
 
 
 def _differences(found: Mapping[str, int], wanted: Mapping[str, int], words: str) -> list[str]:

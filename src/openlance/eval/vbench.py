@@ -87,7 +87,14 @@ def jobs(checkout: Path) -> list[Job]:
     if wrong:
         raise UserError(f"{file}: {wrong[0][:60]!r} cannot be the name of a file, as VBench needs it")
     return [
-        Job(group="all", key=prompt, task="t2v", prompt=prompt, samples=count, file=f"{FOLDER}/{braced(prompt)}-{{k}}.mp4")
+        Job(
+            group="all",
+            key=prompt,
+            task="t2v",
+            prompt=prompt,
+            samples=count,
+            file=f"{FOLDER}/{braced(prompt)}-{{k}}.mp4",
+        )
         for prompt, count in samples.items()
     ]
 
@@ -119,6 +126,11 @@ def value(record: Record) -> float:
 
 def why(record: Record) -> str:
     """Nothing is said beside the measure."""
+    return ""
+
+
+def fault(record: Record) -> str:
+    """Every judgement can be read."""
     return ""
 
 
