@@ -1,8 +1,4 @@
-"""A checkpoint as a model of lmms-eval, found by its entry point:
-
-    lmms_eval --model lance --model_args pretrained=downloads --tasks mvbench --batch_size 8
-    lmms_eval --model lance --model_args pretrained=downloads,task=image_edit,output_dir=edits --tasks imgedit \
-        --process_with_media
+"""A checkpoint as a model of lmms-eval, which finds it by its entry point as `lance`; docs/evaluation.md has commands.
 
 lmms-eval belongs into an environment of its own; nothing else of openlance imports this file.
 """

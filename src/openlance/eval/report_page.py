@@ -57,11 +57,14 @@ ul { margin: .3rem 0; padding-left: 1.2rem } li { margin: .1rem 0; color: var(--
 details { margin-top: .4rem } summary { cursor: pointer; padding: .25rem 0 } summary b { font-weight: 600 }
 .gallery { display: grid; gap: 1rem; padding: .6rem 0; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)) }
 figure { margin: 0; min-width: 0 } figure .pair { display: flex; gap: .4rem; align-items: flex-start }
-figure img { max-width: 100%; min-width: 0; border-radius: 6px; border: 1px solid var(--line); display: block }
-figure .pair div { flex: 1 1 0; min-width: 0 } figcaption { font-size: .86rem; line-height: 1.35; margin-top: .35rem;
-  overflow-wrap: anywhere } figcaption p { margin: .15rem 0 } .mark { font-size: .84rem; font-weight: 600 }
-.mark .key { width: .6em; height: .6em } .why { color: var(--soft); max-height: 5.5em; overflow: auto; display: block }
-.wide { grid-column: span 2 }
+figure img { width: 100%; max-width: 12rem; border-radius: 6px; border: 1px solid var(--line); display: block;
+  margin-bottom: .3rem }
+figure .pair div { flex: 1 1 0; min-width: 0; max-width: 12rem }
+figcaption { font-size: .9rem; line-height: 1.35; margin-bottom: .4rem; overflow-wrap: anywhere }
+.mark { font-size: .84rem; font-weight: 600; margin: .2rem 0 } .mark .key { width: .6em; height: .6em }
+.why { color: var(--soft); font-size: .84rem; line-height: 1.35; max-height: 5.5em; overflow: auto; display: block;
+  overflow-wrap: anywhere }
+.wide { grid-column: span 2 } @media (max-width: 32rem) { .wide { grid-column: auto } }
 """
 
 
@@ -291,7 +294,7 @@ def figure(one: Section, asked: Record, full: float, thumbnails: Thumbnails) -> 
         )
     name = escaped(prompt or asked.key)
     wide = ' class="wide"' if len(places) > 1 else ""
-    return f'<figure{wide}><div class="pair">{"".join(places)}</div><figcaption>{name}</figcaption></figure>'
+    return f'<figure{wide}><figcaption>{name}</figcaption><div class="pair">{"".join(places)}</div></figure>'
 
 
 def mark(run: Evaluated, record: Record, full: float) -> str:
