@@ -7,6 +7,7 @@ openlance bench score geneval results/geneval/results.jsonl
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -204,6 +205,41 @@ def report(
     if any(run.score.incomplete for one in found for run in one.runs):
         typer.echo("results are missing or failed: the report says which", err=True)
         raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+@options.grouped
+def speed(
+    tasks: Annotated[str, Option(help="Names with commas.  \\[default: one for all that is read and made]")] = "",
+    size: Annotated[list[str] | None, Option(metavar="WIDTHxHEIGHT", help="Repeatable.")] = None,
+    num_frames: Annotated[int | None, Option(min=1, help="Of videos.  \\[default: the model's]")] = None,
+    batch: Annotated[list[int] | None, Option(min=1, help="Requests at once; repeatable.  \\[default: 1]")] = None,
+    repeats: Annotated[int, Option(min=1, help="Times that count, after one that warms up.")] = 3,
+    num_inference_steps: options.Steps = None,
+    json_file: options.JsonFile = None,
+    *,
+    checkpoint: options.Checkpoint,
+) -> None:
+    """Measure latency, throughput and memory of requests; the JSON has all that a row of a table needs.
+
+    Times are medians. Memory is that of the GPU, else of the process; "planned" is what openlance plan counts.
+    """
+    from openlance.eval import speed as measuring
+
+    options.check_json(json_file)
+    sizes = [options.parse_size(one) for one in size or []]
+    pipe = checkpoint.load()
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    rows = measuring.wanted(pipe, names, sizes, num_frames, batch or (1,))
+    with options.progress(len(rows) * (repeats + 1), "run") as bar:
+        found = measuring.measured(pipe, rows, repeats=repeats, steps=num_inference_steps, on_done=bar.update)
+    words = [re.sub(r"[^\s=]*/", "", word) for word in options.COMMAND_LINE.get()]  # folders may have names of people
+    found |= {"command": " ".join(["openlance", *words])}
+    if json_file is not None:
+        options.write_json(found, json_file)
+    typer.echo("\n".join(options.columns(list(measuring.lines(found)), right=range(2, 9))))
+    about = found["machine"]
+    typer.echo(f"{found['model']}, {about.get('gpu', about['device'])}, {about['dtype']}, torch {about['torch']}")
 
 
 def show(found: Score, unit: str) -> None:
