@@ -177,7 +177,7 @@ def score(
 def report(
     results: Annotated[
         list[str],
-        Argument(metavar="DIR...", help="Folders of results, JSON of scores, or official results as BENCH=PATH."),
+        Argument(metavar="DIR", help="Folders of results, JSON of scores, or official results as BENCH=PATH."),
     ],
     output: Annotated[Path, Option("-o", "--output", help="The page; its tables stand beside it as .md.")] = Path(
         "report.html"

@@ -116,7 +116,7 @@ def measured(
         most memory in bytes, beside what `openlance plan` counts for one request.
     """
     whole("repeats", repeats)
-    sampling = {} if steps is None else {"num_inference_steps": steps}
+    sampling: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
     found = [asdict(row) | _row(pipe, row, repeats, sampling, on_done) for row in rows]
     files = pipe.parts.files
     return {
@@ -155,9 +155,8 @@ def _request(pipe: LancePipeline, row: Row, number: int) -> Segments:
     frames = row.frames if spec.reads == "video" else 1
     pixels = rng.integers(0, 256, (frames, row.height, row.width, 3), dtype=np.uint8)
     media = [Clip(pixels)] if spec.reads else []
-    size = (row.frames, row.height, row.width) if spec.makes != "text" and not spec.keeps_size else (None, None, None)
-    if spec.keeps_size and spec.makes == "video" and not spec.sized_by_source:
-        size = (row.frames, None, None)
+    sides = (None, None) if spec.keeps_size else (row.height, row.width)
+    size = (None if spec.makes == "text" or spec.sized_by_source else row.frames, *sides)
     return pipe.front.request(row.task, WORDS.format(n=number), media, asked=size)
 
 
