@@ -12,7 +12,6 @@ import base64
 import hashlib
 import io
 import os
-import platform
 import re
 import time
 from collections.abc import Callable
@@ -25,11 +24,11 @@ import numpy as np
 import torch
 
 from openlance.checkpoint.tensors import NAMES, PIECE, TensorSource, fingerprint, listed_files, misfits
-from openlance.config.versions import versions
 from openlance.inference.inputs import as_clip
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.media.clip import Clip
 from openlance.runtime.inspection import opened, weights_of
+from openlance.runtime.machine import machine, resident
 
 FORM = 1  # of the report
 SEED, STEPS, TOKENS = 7, 10, 48
@@ -127,7 +126,7 @@ def report(
     files = pipe.parts.files if pipe.parts.files.repo is None else pipe.parts.fetched()
     rows = weights_of(files)
     work.data |= {
-        "form": FORM, "failed": {}, "left_out": [], "machine": machine(pipe),
+        "form": FORM, "failed": {}, "left_out": [], "machine": machine(pipe.device, pipe.dtype),
         "model": {"form": files.form, "config": asdict(files.config)},
         "seconds": {}, "parts": {row[0]: {} for row in rows}, "results": {},
     }  # fmt: skip
@@ -140,19 +139,6 @@ def report(
         work.run((name, number, len(jobs)), share, job)
     save(work.data)
     return work.data
-
-
-def machine(pipe: LancePipeline) -> Data:
-    """What runs here, without the names of anybody."""
-    found: Data = {"system": f"{platform.system()} {platform.release()} {platform.machine()}", **versions()}
-    found |= {"device": pipe.device.type, "dtype": str(pipe.dtype).removeprefix("torch.")}
-    found |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    found["instructions"] = torch.backends.cpu.get_cpu_capability()
-    if pipe.device.type == "cuda":
-        card = torch.cuda.get_device_properties(pipe.device)
-        found |= {"gpu": card.name, "gpu_bytes": card.total_memory, "gpu_capability": f"{card.major}.{card.minor}"}
-        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return found
 
 
 # Files.
@@ -254,15 +240,6 @@ def _result(work: Work, name: str, make: Callable[[], Data]) -> None:
     if cuda:
         found["peak_gpu_memory"] = torch.cuda.max_memory_allocated(work.pipe.device)
     work.data["results"][name] = found
-
-
-def resident() -> int | None:
-    """The most bytes that this process has had in memory; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def _drawn(pipe: LancePipeline, tick: Callable[[str], None], prompt: str, more: Data) -> Data:

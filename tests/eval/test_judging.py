@@ -36,7 +36,7 @@ def made(nano, checkouts, tmp_path_factory):
         size = (1, 32, 32) if BENCHMARKS[name].size else None
         sample(
             nano,
-            BENCHMARKS[name].jobs(checkouts / name),
+            BENCHMARKS[name].rules.jobs(checkouts / name),
             root / name,
             Run(benchmark=name, size=size, sampling=SAMPLING),
         )
@@ -77,7 +77,7 @@ def test_gedits_judge_sees_both_images_and_then_the_result_alone(made, checkouts
         asked.append((text, len(images)))
         return ('{"score": [8, 6]}' if len(images) == 2 else '{"score": [9, 7]}'), "stop"
 
-    jobs = BENCHMARKS["gedit"].jobs(checkouts / "gedit")
+    jobs = BENCHMARKS["gedit"].rules.jobs(checkouts / "gedit")
     records = judge(jobs, made / "gedit", viescore(writer, tmp_path))
     assert set(asked) == {("context\ntwo\nwas make it blue done?", 2), ("context\nis it natural?", 1)}
     assert [r.found["overall"] for r in records] == [42**0.5] * 2
@@ -96,7 +96,7 @@ def test_a_failed_judgement_is_counted_and_tried_again(made, checkouts, tmp_path
             raise UserError("the server does not answer")
         return "a: 4\nb: 4\nc: 4", "stop"
 
-    jobs, scorer = BENCHMARKS["imgedit"].jobs(checkouts / "imgedit"), imgedit_judge(writer, tmp_path)
+    jobs, scorer = BENCHMARKS["imgedit"].rules.jobs(checkouts / "imgedit"), imgedit_judge(writer, tmp_path)
     judge(jobs, made / "imgedit", scorer)
     assert scored("imgedit", made / "imgedit", checkouts / "imgedit").failed == {"the server does not answer": 1}
     judge(jobs, made / "imgedit", scorer)
@@ -107,8 +107,9 @@ def test_a_failed_judgement_is_counted_and_tried_again(made, checkouts, tmp_path
 
 @pytest.mark.parametrize("said, total", [("Yes.", 100.0), ("no", 0.0), ("perhaps", None)])
 def test_dpgs_questions(said, total, made, checkouts, tmp_path):
-    (job,) = BENCHMARKS["dpg"].jobs(checkouts / "dpg")
-    (tmp_path / "12.png").write_bytes((made / "dpg" / "12.png").read_bytes())
+    (job,) = BENCHMARKS["dpg"].rules.jobs(checkouts / "dpg")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/12.png").write_bytes((made / "dpg/images/12.png").read_bytes())
     (tmp_path / "manifest.json").write_bytes((made / "dpg" / "manifest.json").read_bytes())
     seen = list[Clip]()
 
@@ -179,7 +180,7 @@ def test_what_a_detector_sees_is_inside_the_image_and_has_a_color(detector):
 
 
 def test_geneval_from_images_to_a_score(made, checkouts, detector):
-    jobs = BENCHMARKS["geneval"].jobs(checkouts / "geneval")
+    jobs = BENCHMARKS["geneval"].rules.jobs(checkouts / "geneval")
     judge(jobs, made / "geneval", detector)
     score = scored("geneval", made / "geneval")
     assert score.incomplete == [] and score.official["total"] == 0.0  # a class that this detector does not know

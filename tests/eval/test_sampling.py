@@ -22,12 +22,12 @@ def run(name: str, size=(1, 32, 32), **more) -> Run:
 
 
 def test_geneval(nano, checkouts, tmp_path):
-    jobs = BENCHMARKS["geneval"].jobs(checkouts / "geneval")
+    jobs = BENCHMARKS["geneval"].rules.jobs(checkouts / "geneval")
     sample(nano, jobs, tmp_path, run("geneval", limit=1))
     names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert names == sorted(
         [f"{n:05}/{name}" for n in (0, 2) for name in ["metadata.jsonl", *(f"samples/{k:05}.png" for k in range(4))]]
-        + ["manifest.json"]
+        + ["items.jsonl", "manifest.json"]
     )
     assert json.loads((tmp_path / "00002/metadata.jsonl").read_text())["tag"] == "counting"
     results = tmp_path / "results.jsonl"
@@ -45,7 +45,7 @@ def test_geneval(nano, checkouts, tmp_path):
 
 
 def test_an_interrupted_run_makes_what_is_missing_and_nothing_else(nano, checkouts, tmp_path):
-    jobs = BENCHMARKS["geneval"].jobs(checkouts / "geneval")
+    jobs = BENCHMARKS["geneval"].rules.jobs(checkouts / "geneval")
     sample(nano, jobs, tmp_path, run("geneval"))
     whole = {p: p.read_bytes() for p in sorted(tmp_path.rglob("*.png"))}
     gone = sorted(whole)[1]
@@ -59,7 +59,7 @@ def test_an_interrupted_run_makes_what_is_missing_and_nothing_else(nano, checkou
 
 
 def test_processes_share_the_items(nano, checkouts, tmp_path):
-    jobs = BENCHMARKS["geneval"].jobs(checkouts / "geneval")
+    jobs = BENCHMARKS["geneval"].rules.jobs(checkouts / "geneval")
     sample(nano, jobs, tmp_path / "one", run("geneval"))
     for rank in range(2):
         sample(nano, jobs, tmp_path / "two", run("geneval"), rank=rank, world=2)
@@ -78,9 +78,9 @@ def test_seeds():
 
 
 def test_dpg_is_a_grid_of_four(nano, checkouts, tmp_path):
-    (job,) = BENCHMARKS["dpg"].jobs(checkouts / "dpg")
+    (job,) = BENCHMARKS["dpg"].rules.jobs(checkouts / "dpg")
     sample(nano, [job], tmp_path, run("dpg"))
-    grid = read_media(tmp_path / "12.png").pixels[0]
+    grid = read_media(tmp_path / "images/12.png").pixels[0]
     seeds = [Seeding().of(job, 0, k) for k in range(4)]
     request = nano.front.request("t2i", "a red circle", asked=(1, 32, 32))
     clips = nano.fill_visual([request] * 4, nano.sampling([request], **SAMPLING), seeds)
@@ -93,13 +93,13 @@ def test_dpg_is_a_grid_of_four(nano, checkouts, tmp_path):
 
 
 def test_edits_with_their_sources(nano, checkouts, tmp_path):
-    sample(nano, BENCHMARKS["gedit"].jobs(checkouts / "gedit"), tmp_path / "gedit", run("gedit", None))
+    sample(nano, BENCHMARKS["gedit"].rules.jobs(checkouts / "gedit"), tmp_path / "gedit", run("gedit", None))
     for group in ("color_alter", "text_change"):
         place = tmp_path / "gedit" / "fullset" / group / "en"
         assert sorted(p.name for p in place.iterdir()) == ["k.png", "k_SRCIMG.png"]
         assert Image.open(place / "k_SRCIMG.png").getpixel((3, 3)) == (255, 0, 0)
         assert Image.open(place / "k.png").size == (32, 32)
-    sample(nano, BENCHMARKS["imgedit"].jobs(checkouts / "imgedit"), tmp_path / "imgedit", run("imgedit", None))
+    sample(nano, BENCHMARKS["imgedit"].rules.jobs(checkouts / "imgedit"), tmp_path / "imgedit", run("imgedit", None))
     result = tmp_path / "imgedit" / "result.json"
     result.write_text(json.dumps({"7": "a: 4\nb: 4\nc: 3"}))
     score = scored("imgedit", result, checkouts / "imgedit")
@@ -108,14 +108,16 @@ def test_edits_with_their_sources(nano, checkouts, tmp_path):
 
 
 def test_vbench_asks_a_prompt_once_and_stills_more_often(nano, checkouts, tmp_path):
-    jobs = BENCHMARKS["vbench"].jobs(checkouts / "vbench")
+    jobs = BENCHMARKS["vbench"].rules.jobs(checkouts / "vbench")
     assert {job.prompt: job.samples for job in jobs} == {"a red circle {moving}": 5, "a still circle": 25}
     sample(nano, jobs[:1], tmp_path, run("vbench", (5, 32, 32)))
-    assert sorted(p.name for p in tmp_path.glob("*.mp4")) == [f"a red circle {{moving}}-{k}.mp4" for k in range(5)]
+    assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == [
+        f"a red circle {{moving}}-{k}.mp4" for k in range(5)
+    ]
 
 
 def test_mvbench(nano, checkouts, tmp_path):
-    jobs = BENCHMARKS["mvbench"].jobs(checkouts / "mvbench")
+    jobs = BENCHMARKS["mvbench"].rules.jobs(checkouts / "mvbench")
     assert [(job.group, job.found["letter"]) for job in jobs] == [("Action Count", "B")] * 2 + [
         ("Episodic Reasoning", "B")
     ]
@@ -162,6 +164,6 @@ def test_the_commands(checkouts, tmp_path):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_an_empty_checkout_gets_one_sentence(name, tmp_path):
     with pytest.raises(UserError):
-        BENCHMARKS[name].jobs(tmp_path)
+        BENCHMARKS[name].rules.jobs(tmp_path)
     with pytest.raises(UserError):
         scored(name, tmp_path / "none")

@@ -1,7 +1,10 @@
 """The official rules of the benchmarks, by their worked examples and against their own tables."""
 
+import csv
 import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,19 +142,25 @@ CELLS = [(1, 1, 1, 0), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 1)]
 FIRST = {"first": [Question(number=1, text="is it?", category="global")]}  # the row that the official script drops
 
 
-def dpg_records() -> list[Record]:
-    return [
-        Record(
-            group="all", key="12", k=k, found={"answers": {str(n + 1): ("no", "yes")[a] for n, a in enumerate(cell)}}
-        )
-        for k, cell in enumerate(CELLS)
-    ]
+def dpg_records(table: dict[str, list[Question]] = FIRST | {"12": ASKED}) -> list[Record]:
+    said = [{str(n + 1): ("no", "yes")[a] for n, a in enumerate(cell)} for cell in CELLS]
+    asked = dpg.asked_of(table, "12")
+    return [Record(group="all", key="12", k=k, found={"answers": one, **asked}) for k, one in enumerate(said)]
+
+
+def dpg_checkout(folder: Path) -> Path:
+    """The same as a table."""
+    rows = [(key, q.number, ",".join(map(str, q.needs)) or "0", f"{q.category} (x)", q.text)
+            for key, asked in (FIRST | {"12": ASKED}).items() for q in asked]  # fmt: skip
+    with (folder / "dpg_bench.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([dpg.COLUMNS, *rows])
+    return folder
 
 
 def test_dpg_sets_what_needs_a_no_to_zero():
     held = [dpg.standing(ASKED, dict(enumerate(map(float, cell), 1))) for cell in CELLS]
     assert [sum(one.values()) / 4 for one in held] == [0.75, 0.0, 0.5, 1.0]
-    score = dpg.score(dpg_records(), FIRST | {"12": ASKED})
+    score = dpg.score(dpg_records())
     assert score.official["total"] == 56.25 == score.ours["total"].value
     assert score.official["attribute"] == 100.0 and score.ours["attribute - size"].value == 50.0
     assert score.incomplete == ["all: 4 judged, asked for were 4260"]
@@ -164,25 +173,30 @@ def test_dpg_details_of_the_official_script(tmp_path):
         for (x, y), cell in zip(corners, CELLS)
         for q, a in zip(ASKED, cell)
     ]
-    path = tmp_path / "detail.txt"
+    path = tmp_path / "x_detail.txt"
     path.write_text("\n".join(lines))
-    assert dpg.imported(path, {"12": ASKED}) == dpg_records()
+    checkout = dpg_checkout(tmp_path)
+    assert json.dumps([asdict(r) for r in dpg.imported(tmp_path, checkout)]) == json.dumps(
+        [asdict(r) for r in dpg_records()]
+    )
     path.write_text(f"{lines[0]}\n{lines[0]}\n")
     with pytest.raises(UserError, match="answered twice"):
-        dpg.imported(path, {"12": ASKED})
+        dpg.imported(path, checkout)
 
 
 def test_the_official_omissions_of_dpg_are_repeated_in_its_total_alone():
     """The first row of the table is dropped, so what needs it raises, and the prompt is skipped."""
-    score = dpg.score(dpg_records(), {"12": ASKED})
+    score = dpg.score(dpg_records({"12": ASKED}))
     assert math.isnan(score.official["total"]) and score.ours["total"].value == 56.25
 
 
 def test_an_unanswered_question_is_a_failure():
     records = dpg_records()
     del records[0].found["answers"]["3"]
-    score = dpg.score(records, FIRST | {"12": ASKED})
-    assert score.failed == {"questions without an answer": 1} and score.found == {"all": 3}
+    records[1].found["answers"]["3"] = ""
+    score = dpg.score(records)
+    assert score.found == {"all": 2}
+    assert score.failed == {"questions without an answer": 1, "an answer that is neither yes nor no": 1}
 
 
 def test_the_table_of_questions(tmp_path):
@@ -213,11 +227,16 @@ def test_gedit_files_of_the_official_scorer(tmp_path):
     head = "source_image,edited_image,instruction,sementics_score,quality_score,intersection_exist,instruction_language"
     for group in ("text_change", "color_alter"):  # a key may occur in both
         row = f"r/{group}/en/k1_SRCIMG.png,r/{group}/en/k1.png,make it red,8.0,2.0,True,en"
-        (tmp_path / f"m_{group}_gpt_score.csv").write_text(f"{head}\n{row}\n{row.replace(',en', ',cn')}\n")
+        none = row.replace("k1", "k2").replace("8.0", "")
+        (tmp_path / f"m_{group}_gpt_score.csv").write_text(f"{head}\n{row}\n{none}\n{row.replace(',en', ',cn')}\n")
     records = gedit.imported(tmp_path)
-    assert sorted(r.place for r in records) == [("color_alter", "k1", 0), ("text_change", "k1", 0)]
+    assert sorted(r.place for r in records if not r.failed) == [("color_alter", "k1", 0), ("text_change", "k1", 0)]
     score = gedit.score(records)
-    assert score.ours["total"].value == 4.0 and score.ours["overall, intersection"].value == 4.0
+    assert (
+        score.failed == {"a row without scores": 2}
+        and score.ours["total"].value == 4.0
+        and score.ours["overall, intersection"].value == 4.0
+    )
     with pytest.raises(UserError, match="has no files like"):
         gedit.imported(tmp_path / "none")
 
@@ -243,9 +262,9 @@ def test_imgedit_grades(answer, official, strict):
 def test_imgedit_results_of_the_official_script(tmp_path):
     edits = {str(k): {"id": "a.png", "prompt": "x", "edit_type": "add" if k < 2 else "style"} for k in range(4)}
     answers = {"0": "a: 5\nb: 5\nc: 5", "1": {"error": "x"}, "2": "a: 4/5\nb: 2\nc: 2", "3": "none"}
-    path = tmp_path / "result.json"
-    path.write_text(json.dumps(answers))
-    score = imgedit.score(imgedit.imported(path, edits))
+    (tmp_path / "result.json").write_text(json.dumps(answers))
+    (tmp_path / "basic_edit.json").write_text(json.dumps(edits))
+    score = imgedit.score(imgedit.imported(tmp_path, tmp_path))
     assert score.official == {"add": 5.0, "style": 2.0, "total": 3.5}
     assert np.isclose(score.ours["total"].value, (5 + 8 / 3) / 2)
     assert score.failed == {"an error of the judge": 1, "an answer without three grades": 1}
@@ -265,14 +284,22 @@ def test_vbench_totals():
 
 
 def test_vbench_results_of_the_official_package(tmp_path):
-    named = {name.replace(" ", "_"): [value, [{"video_path": "a.mp4"}]] for name, value in MEASURED.items()}
+    scale = {"imaging quality": 100}  # of its videos
+    named = {
+        name.replace(" ", "_"): [
+            value,
+            [{"video_path": f"x/a cat-{k}.mp4", "video_results": value * scale.get(name, 1)} for k in range(2)],
+        ]
+        for name, value in MEASURED.items()
+    }
     scene = {"scene": named.pop("scene")}
     (tmp_path / "a_eval_results.json").write_text(json.dumps(named))
-    partly = vbench.score(*vbench.imported(tmp_path))
+    partly = vbench.score(vbench.imported(tmp_path))
     assert math.isnan(partly.ours["total"].value) and partly.notes == ["the official total takes 0 for scene"]
     (tmp_path / "b_eval_results.json").write_text(json.dumps(scene))
-    score = vbench.score(*vbench.imported(tmp_path))
-    assert np.isclose(score.ours["total"].value, 79.0742, atol=5e-5) and len(score.incomplete) == 16
+    score = vbench.score(vbench.imported(tmp_path))
+    totals = [score.official["total"], score.ours["total"].value]
+    assert np.allclose(totals, 79.0742, atol=5e-5) and len(score.incomplete) == 16
     (tmp_path / "c_eval_results.json").write_text(json.dumps(scene))
     with pytest.raises(UserError, match="measured twice"):
         vbench.imported(tmp_path)

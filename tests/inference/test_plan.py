@@ -3,7 +3,10 @@
 import pytest
 
 from openlance.config.model import ModelConfig, nano
-from openlance.planning.sampling import Wanted, plan
+from openlance.config.sampling import Sampling
+from openlance.model.lance import lance_parameters
+from openlance.planning.sampling import Wanted, operations, plan
+from openlance.planning.size import decoder_half
 from openlance.sequence.tasks import TASKS
 
 C = ModelConfig()
@@ -50,3 +53,20 @@ def test_every_task_has_a_plan(task, config):
 def test_a_request_that_cannot_be_is_refused(wanted):
     with pytest.raises(ValueError):
         plan(C, wanted)
+
+
+def test_operations_follow_steps_guidance_and_size():
+    def count(task="t2i", height=768, width=768, **how):
+        wanted = Wanted(task=task, height=height, width=width)
+        return operations(C, wanted, Sampling(guidance_scale=1.0, **how))
+
+    one, four = count(num_inference_steps=10), count(num_inference_steps=40)
+    assert 3.7 < four["linear layers"] / one["linear layers"] < 4  # the prompt is read once
+    assert four["VAE"] == one["VAE"] == sum(map(decoder_half(C.vae).flops, [(1, 48, 48)]))
+    guided = operations(C, Wanted(task="t2i", height=768, width=768), Sampling(interval=(0.0, 1.0)))
+    alone = operations(C, Wanted(task="t2i", height=768, width=768), Sampling(guidance_scale=1.0))
+    assert guided["linear layers"] == 2 * alone["linear layers"] and guided["VAE"] == alone["VAE"]
+    read = count("x2t_image")
+    assert read["VAE"] == 0 and read["vision tower"] > 0
+    expected = 2 * sum(n for name, n in lance_parameters(C) if ".gen." in name) * 2306 * 10
+    assert 1.0 <= one["linear layers"] / expected < 1.05

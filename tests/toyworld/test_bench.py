@@ -8,6 +8,7 @@ from PIL import Image
 
 from openlance.cli.main import main
 from openlance.eval.estimate import wilson
+from openlance.eval.records import read_records
 from openlance.eval.suite import summary
 from toyworld.render import render
 from toyworld.scene import is_heldout
@@ -108,7 +109,8 @@ def test_scores_are_written_whole_and_pictures_kept_with_their_verdict(tmp_path)
     scored = Scored(task="t2i", category="two", index=7, right=False, said={"prompt": "a ring"},
                     image=Image.new("RGB", (16, 16)))  # fmt: skip
     command.save_image(scored, tmp_path / "pictures")
-    assert json.loads((tmp_path / "pictures" / "requests.jsonl").read_text())["prompt"] == "a ring"
+    (record,) = read_records(tmp_path / "pictures" / "records.jsonl")
+    assert record.group == "t2i two" and record.found["prompt"] == "a ring" and record.found["right"] is False
     assert (tmp_path / "pictures" / "t2i-two-000007-wrong.png").is_file()
 
 

@@ -7,6 +7,7 @@ openlance bench score geneval results/geneval/results.jsonl
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,7 +74,7 @@ def sample(
         asked = ((asked or (1,))[0], height, width)
     if num_frames is not None and asked is not None:
         asked = (num_frames, *asked[1:])
-    jobs = one.jobs(checkout)
+    jobs = one.rules.jobs(checkout)
     sampling = {"num_inference_steps": num_inference_steps or one.steps, "shift": one.shift}
     run = Run(
         benchmark=name, size=asked, limit=limit,
@@ -119,7 +120,7 @@ def judge(
     if checkout is None:
         raise UserError(f"--checkout is missing: give the folder of {one.source}")
     made = manifest_of(name, folder)
-    jobs = chosen(one.jobs(checkout), made["limit"])
+    jobs = chosen(one.rules.jobs(checkout), made["limit"])
     total = sum(1 for job in jobs for _ in results_of(job, folder))
     if not total:
         raise UserError(f"{folder} has no results of {one.title}: make them with openlance bench sample {name}")
@@ -170,6 +171,75 @@ def score(
     show(found, benchmark(name).unit)
     if found.incomplete:
         raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[str],
+        Argument(metavar="DIR", help="Folders of results, JSON of scores, or official results as BENCH=PATH."),
+    ],
+    output: Annotated[Path, Option("-o", "--output", help="The page; its tables stand beside it as .md.")] = Path(
+        "report.html"
+    ),
+    checkout: Annotated[Path | None, Option(help="Where official results of dpg or imgedit need it.")] = None,
+    title: Annotated[str, Option(help="Of the page.")] = "Scores",
+    gallery: Annotated[int, Option(min=0, help="Items of every group whose results are shown.")] = 4,
+) -> None:
+    """Put runs beside each other and beside printed rows: one HTML file, and the tables as Markdown.
+
+    Runs of one benchmark are compared item by item with the first. Exits with 3 if results are missing or failed.
+    """
+    from openlance.eval.report import markdown, sections
+    from openlance.eval.report_page import page
+    from openlance.media.files import atomic_path
+
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"-o {output} is no page: give a name that ends in .html")
+    options.check_json(output, "-o")
+    found = sections(results, checkout)
+    for path, text in ((output, page(found, title, gallery)), (output.with_suffix(".md"), markdown(found, title))):
+        with atomic_path(path) as file:
+            file.write_text(text, encoding="utf-8")
+        typer.echo(path)
+    if any(run.score.incomplete for one in found for run in one.runs):
+        typer.echo("results are missing or failed: the report says which", err=True)
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+@options.grouped
+def speed(
+    tasks: Annotated[str, Option(help="Names with commas.  \\[default: one for all that is read and made]")] = "",
+    size: Annotated[list[str] | None, Option(metavar="WIDTHxHEIGHT", help="Repeatable.")] = None,
+    num_frames: Annotated[int | None, Option(min=1, help="Of videos.  \\[default: the model's]")] = None,
+    batch: Annotated[list[int] | None, Option(min=1, help="Requests at once; repeatable.  \\[default: 1]")] = None,
+    repeats: Annotated[int, Option(min=1, help="Times that count, after one that warms up.")] = 3,
+    num_inference_steps: options.Steps = None,
+    json_file: options.JsonFile = None,
+    *,
+    checkpoint: options.Checkpoint,
+) -> None:
+    """Measure latency, throughput and memory of requests; the JSON has all that a row of a table needs.
+
+    Times are medians. Memory is that of the GPU, else of the process; "planned" is what openlance plan counts.
+    """
+    from openlance.eval import speed as measuring
+
+    options.check_json(json_file)
+    sizes = [options.parse_size(one) for one in size or []]
+    pipe = checkpoint.load()
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    rows = measuring.wanted(pipe, names, sizes, num_frames, batch or (1,))
+    with options.progress(len(rows) * (repeats + 1), "run") as bar:
+        found = measuring.measured(pipe, rows, repeats=repeats, steps=num_inference_steps, on_done=bar.update)
+    words = [re.sub(r"[^\s=]*/", "", word) for word in options.COMMAND_LINE.get()]  # folders may have names of people
+    found |= {"command": " ".join(["openlance", *words])}
+    if json_file is not None:
+        options.write_json(found, json_file)
+    typer.echo("\n".join(options.columns(list(measuring.lines(found)), right=range(2, 9))))
+    about = found["machine"]
+    typer.echo(f"{found['model']}, {about.get('gpu', about['device'])}, {about['dtype']}, torch {about['torch']}")
 
 
 def show(found: Score, unit: str) -> None:

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from openlance.config.values import one_of, read_json
 from openlance.errors import UserError
 from openlance.eval import dpg, gedit, geneval, imgedit, mvbench, vbench
 from openlance.eval.judging import JUDGE, Scorer, Writer, dpg_judge, imgedit_judge, viescore
 from openlance.eval.records import Record, Score, read_records
-from openlance.eval.sampling import ANSWERS, Job, read_manifest
+from openlance.eval.sampling import Job, read_manifest
+
+OURS = ("records*.jsonl", "answers*.jsonl")  # files of records
+
+
+class Rules(Protocol):
+    """What the file of a benchmark has.
+
+    Args:
+        WHOLE: Results of all of it, by group.
+    """
+
+    @property
+    def WHOLE(self) -> Mapping[str, int]: ...
+
+    def jobs(self, checkout: Path, /) -> list[Job]:
+        """What is asked, of a checkout."""
+
+    def imported(self, results: Path, checkout: Path | None, /) -> list[Record]:
+        """What the official scorer wrote, with a checkout where that is needed to read it."""
+
+    def score(self, records: Sequence[Record], expected: Mapping[str, int], /) -> Score:
+        """What records come to."""
+
+    def fault(self, record: Record, /) -> str:
+        """Why a judgement cannot be read; empty if it can."""
+
+    def value(self, record: Record, /) -> float:
+        """What one adds to the mean of its group."""
+
+    def why(self, record: Record, /) -> str:
+        """What the scorer said of it, for a reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +54,8 @@ class Benchmark:
         title: As its authors call it.
         unit: Of its total.
         source: Repository and commit of its prompts and rules.
-        jobs: What is asked, of a checkout.
-        scored: The score of results, files of the official scorer or records, with a checkout if it takes one.
+        rules: Its file here.
+        items: Hash of its items at that commit, as manifests have it; empty where a dataset has no fixed one.
         size: Frames, height and width that the paper asks for; None: the input's.
         steps: Denoising steps of the paper's runs; 0 where nothing is drawn.
         shift: Likewise, of the times.
@@ -36,8 +67,8 @@ class Benchmark:
     title: str
     unit: str
     source: str
-    jobs: Callable[[Path], list[Job]]
-    scored: Callable[[Path, Path | None, Mapping[str, int] | None], Score]
+    rules: Rules
+    items: str = ""
     size: tuple[int, int, int] | None = None
     steps: int = 50
     shift: float = 3.5
@@ -46,67 +77,32 @@ class Benchmark:
     judged_by: str = ""
 
 
-def _geneval(results: Path, checkout: Path | None, expected: Mapping[str, int] | None) -> Score:
-    return geneval.score(_records(results) or geneval.imported(results), expected or geneval.WHOLE)
-
-
-def _dpg(results: Path, checkout: Path | None, expected: Mapping[str, int] | None) -> Score:
-    if checkout is None:
-        raise UserError("DPG-Bench is scored with its questions: give checkout=FOLDER, the folder with dpg_bench.csv")
-    table = dpg.table_in(checkout)
-    return dpg.score(_records(results) or dpg.imported(results, table), table, expected or dpg.WHOLE)
-
-
-def _gedit(results: Path, checkout: Path | None, expected: Mapping[str, int] | None) -> Score:
-    return gedit.score(_records(results) or gedit.imported(results), expected or gedit.GROUPS)
-
-
-def _imgedit(results: Path, checkout: Path | None, expected: Mapping[str, int] | None) -> Score:
-    found = _records(results)
-    if not found and checkout is None:
-        raise UserError(
-            "ImgEdit's result.json is scored with its types: give checkout=FOLDER, the folder with basic_edit.json"
-        )
-    if not found and checkout is not None:
-        found = imgedit.imported(results, imgedit.items_in(checkout))
-    return imgedit.score(found, expected or imgedit.TYPES)
-
-
-def _vbench(results: Path, checkout: Path | None, expected: Mapping[str, int] | None) -> Score:
-    return vbench.score(*vbench.imported(results))
-
-
-def _mvbench(results: Path, checkout: Path | None, expected: Mapping[str, int] | None) -> Score:
-    return mvbench.score(_records(results), expected or mvbench.WHOLE)
-
-
 SETTINGS = {"guidance_scale": 4.0}  # of all the paper's runs
 BENCHMARKS = {
     "geneval": Benchmark(
-        title="GenEval", unit="share", source="github.com/djghosh13/geneval at af4902f",
-        jobs=geneval.jobs, scored=_geneval, size=(1, 768, 768),
+        title="GenEval", unit="share", source="github.com/djghosh13/geneval at af4902f", rules=geneval,
+        items="177c0a86fe96c593", size=(1, 768, 768),
         judged_by="mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco, ViT-L-14 openai",
     ),
     "dpg": Benchmark(
-        title="DPG-Bench", unit="of 100", source="github.com/TencentQQGYLab/ELLA at 3c228f1",
-        jobs=dpg.jobs, scored=_dpg, size=(1, 768, 768), judge=dpg_judge,
+        title="DPG-Bench", unit="of 100", source="github.com/TencentQQGYLab/ELLA at 3c228f1", rules=dpg,
+        items="9b05708da7ddc41b", size=(1, 768, 768), judge=dpg_judge,
         judged_by="mplug_visual-question-answering_coco_large_en",
     ),
     "gedit": Benchmark(
-        title="GEdit-Bench", unit="of 10", source="the dataset stepfun-ai/GEdit-Bench",
-        jobs=gedit.jobs, scored=_gedit, most=100_000, judge=viescore, judged_by="gpt-4.1",
+        title="GEdit-Bench", unit="of 10", source="the dataset stepfun-ai/GEdit-Bench", rules=gedit,
+        most=100_000, judge=viescore, judged_by="gpt-4.1",
     ),
     "imgedit": Benchmark(
-        title="ImgEdit-Bench", unit="of 5", source="github.com/PKU-YuanGroup/ImgEdit at 547185d",
-        jobs=imgedit.jobs, scored=_imgedit, most=100_000, judge=imgedit_judge, judged_by="gpt-4.1",
+        title="ImgEdit-Bench", unit="of 5", source="github.com/PKU-YuanGroup/ImgEdit at 547185d", rules=imgedit,
+        items="c23cca1fe1ab19e9", most=100_000, judge=imgedit_judge, judged_by="gpt-4.1",
     ),
     "vbench": Benchmark(
-        title="VBench", unit="of 100", source="github.com/Vchitect/VBench at 45e79ec",
-        jobs=vbench.jobs, scored=_vbench, size=(49, 480, 848), steps=30, shift=3.0,
+        title="VBench", unit="of 100", source="github.com/Vchitect/VBench at 45e79ec", rules=vbench,
+        items="6cd489e55048826a", size=(49, 480, 848), steps=30, shift=3.0,
     ),
     "mvbench": Benchmark(
-        title="MVBench", unit="of 100", source="the dataset OpenGVLab/MVBench",
-        jobs=mvbench.jobs, scored=_mvbench, steps=0,
+        title="MVBench", unit="of 100", source="the dataset OpenGVLab/MVBench", rules=mvbench, steps=0,
     ),
 }  # fmt: skip
 
@@ -117,8 +113,8 @@ def benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def scored(name: str, results: Path, checkout: Path | None = None) -> Score:
-    """Score what an official scorer, one of ours, or a model's own answers left.
+def records_of(name: str, results: Path, checkout: Path | None = None) -> list[Record]:
+    """Read what an official scorer, one of ours, or a model's own answers left.
 
     Args:
         name: Of the benchmark.
@@ -131,11 +127,37 @@ def scored(name: str, results: Path, checkout: Path | None = None) -> Score:
     one = benchmark(name)
     if not results.exists():
         raise UserError(f"there is no {results}: give the file or folder with the results of {one.title}")
-    made = read_manifest(results if results.is_dir() else results.parent)
-    if made and made["benchmark"] != name:
-        raise UserError(f"{results} has results of {made['benchmark']}, not of {name}")
-    score = one.scored(results, checkout, made.get("expected"))
-    return replace(score, made=_otherwise(one, results if results.is_dir() else results.parent, made))
+    made = read_manifest(_folder(results))
+    if made and made.get("benchmark") != name:
+        raise UserError(f"{results} has results of {made.get('benchmark')}, not of {name}")
+    ours = [results] if results.is_file() else sorted(path for form in OURS for path in results.glob(form))
+    kept = [record for file in ours if any(map(file.match, OURS)) for record in read_records(file)]
+    return kept or one.rules.imported(results, checkout)
+
+
+def scored(name: str, results: Path, checkout: Path | None = None) -> Score:
+    """Score what `records_of` reads."""
+    return score_of(name, records_of(name, results, checkout), _folder(results))
+
+
+def score_of(name: str, records: Sequence[Record], folder: Path) -> Score:
+    """Add records up; the folder tells how their results were made and judged.
+
+    Raises:
+        UserError: The records are not of this benchmark.
+    """
+    one, made = benchmark(name), read_manifest(folder)
+    whole: Mapping[str, int] = one.rules.WHOLE
+    asked = made.get("expected", whole)
+    try:  # VBench asks for prompts, and counts by dimension
+        score = one.rules.score(records, asked if asked.keys() <= whole.keys() else whole)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder} has records that are not of {name} ({type(error).__name__}: {error})") from None
+    return replace(score, made=_otherwise(one, folder, made))
+
+
+def _folder(results: Path) -> Path:
+    return results if results.is_dir() else results.parent
 
 
 def _otherwise(one: Benchmark, folder: Path, made: Mapping[str, Any]) -> list[str]:
@@ -146,6 +168,8 @@ def _otherwise(one: Benchmark, folder: Path, made: Mapping[str, Any]) -> list[st
         said: dict[str, tuple[Any, Any]] = {name: (made["sampling"][name], value) for name, value in usual.items()}
         said["size"] = (made["asked"], list(one.size or (None, None, None)))
         found += [f"{name} is {own}, the paper's is {other}" for name, (own, other) in said.items() if own != other]
+        if one.items and not made["limit"] and made["items"] != one.items:
+            found.append(f"the items are not those of {one.source}")
     file = folder / JUDGE
     if file.is_file():
         who = ", ".join(map(str, read_json(file).values()))
@@ -160,12 +184,3 @@ def manifest_of(name: str, folder: Path) -> dict[str, Any]:
         found = f"results of {made['benchmark']}" if made else "no manifest.json"
         raise UserError(f"{folder} has {found}: give the folder of openlance bench sample {name}")
     return made
-
-
-def _records(results: Path) -> list[Record]:
-    """Records in a file or folder of ours; none in what an official scorer wrote."""
-    files = (
-        [results] if results.is_file() else sorted([*results.glob("records*.jsonl"), *results.glob("answers*.jsonl")])
-    )
-    ours = [file for file in files if file.name.startswith(("records", ANSWERS.removesuffix(".jsonl")))]
-    return [record for file in ours for record in read_records(file)]

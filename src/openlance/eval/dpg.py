@@ -10,18 +10,21 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
-from openlance.eval.estimate import Estimate, mean
-from openlance.eval.records import Record, Score, counted, file_in, judged
+from openlance.eval.estimate import mean
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged, results_in
 from openlance.eval.sampling import Job
 
 PROMPTS = 1065
+BOUNDS = (0.0, 100.0)
 CELLS = 4  # images of one prompt, in a grid of 2 x 2, read line by line
 WHOLE = {"all": CELLS * PROMPTS}
+FOLDER = "images"  # the official script takes every file in it for a grid
 COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 # A line of the official *_detail.txt: file, cell, question, answer; questions have commas of their own.
 DETAIL = re.compile(r"(?P<file>.+?), \((?P<x>\d+), (?P<y>\d+), \d+, \d+\), (?P<question>.*), (?P<answer>[^,]*)$")
@@ -77,19 +80,31 @@ def jobs(checkout: Path) -> list[Job]:
     """What is asked: the files of dpg_bench/prompts in the checkout, each a grid of four images.
 
     Raises:
-        UserError: There are none.
+        UserError: There are none, or one without questions.
     """
-    folder = file_in(checkout, "prompts", "dpg_bench")
+    folder, table = file_in(checkout, "prompts", "dpg_bench"), table_in(checkout)
     files = sorted(folder.glob("*.txt"), key=lambda file: (len(file.stem), file.stem))
     if not files:
         raise UserError(f"{folder} has no prompts: expected dpg_bench/prompts/*.txt of ELLA")
+    unasked = [file.stem for file in files if file.stem not in table]
+    if unasked:
+        raise UserError(f"{checkout}: dpg_bench.csv has no questions about {unasked[0]}: get the whole file of ELLA")
     return [
         Job(
             group="all", key=file.stem, task="t2i", prompt=read_text(file).strip(), samples=CELLS,
-            file=f"{file.stem}.png", grid=True,
+            file=f"{FOLDER}/{file.stem}.png", grid=True, found=asked_of(table, file.stem),
         )
         for file in files
     ]  # fmt: skip
+
+
+def asked_of(table: Mapping[str, Sequence[Question]], key: str) -> dict[str, Any]:
+    """What a record says of the questions about a prompt, so that it can be added up without the table."""
+    return {"questions": [asdict(question) for question in table[key]], "first": key == next(iter(table))}
+
+
+def _questions(record: Record) -> list[Question]:
+    return [Question(**said | {"needs": tuple(said["needs"])}) for said in record.found["questions"]]
 
 
 def standing(asked: Sequence[Question], answers: Mapping[int, float]) -> dict[int, float]:
@@ -101,75 +116,70 @@ def standing(asked: Sequence[Question], answers: Mapping[int, float]) -> dict[in
     return held
 
 
-def score(
-    records: Sequence[Record], table: Mapping[str, Sequence[Question]], expected: Mapping[str, int] = WHOLE
-) -> Score:
-    """Add up records whose `found` has "answers", texts by the number of the question as text; `k` is the cell."""
-    cells, answered = dict[str, dict[int, dict[int, float]]](), list[Record]()
-    for record in records:
-        if record.key not in table:
-            raise UserError(f"{record.key} is no prompt of the table of questions: give the table that was asked")
-        if not record.failed:
-            answers = {int(number): float(said == "yes") for number, said in record.found["answers"].items()}
-            cells.setdefault(record.key, {})[record.k] = answers
-            if any(question.number not in answers for question in table[record.key]):
-                record = replace(record, failed="questions without an answer")
-        answered.append(record)
-    kept, failed = judged(answered)
-    whole = {key: {k: cells[key][k] for k in ks} for key, ks in _cells_of(kept).items()}
-    ours, prompts = _ours(whole, table)
+def value(record: Record) -> float:
+    """The share of a cell's questions that hold, in percent."""
+    held = standing(_questions(record), _answers(record))
+    return 100 * sum(held.values()) / len(held)
+
+
+def why(record: Record) -> str:
+    """The questions that were denied."""
+    return "; ".join(q.text for q in _questions(record) if record.found["answers"].get(str(q.number)) == "no")
+
+
+def _answers(record: Record) -> dict[int, float]:
+    return {int(number): float(said == "yes") for number, said in record.found["answers"].items()}
+
+
+def fault(record: Record) -> str:
+    """Why a judgement cannot be read; empty if it can."""
+    said = record.found["answers"]
+    if any(str(question.number) not in said for question in _questions(record)):
+        return "questions without an answer"
+    return "" if set(said.values()) <= {"yes", "no"} else "an answer that is neither yes nor no"
+
+
+def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
+    """Add up records whose `found` has "answers", texts by the number of the question as text, and what `asked_of`
+    says of the questions; `k` is the cell."""
+    kept, failed = judged(records, fault)
+    groups = dict[str, dict[str, list[float]]]()
+    for record in kept:
+        asked = _questions(record)
+        held = standing(asked, _answers(record))
+        for question in asked:
+            for name in _categories(question):
+                groups.setdefault(name, {}).setdefault(record.key, []).append(100 * held[question.number])
+    ours = {name: mean(each.values(), BOUNDS) for name, each in sorted(groups.items())}
     return Score(
-        benchmark="dpg", official=_official(cells, table), ours=ours | {"total": mean(prompts).scaled(100)},
+        benchmark="dpg", official=_official([record for record in records if not record.failed]),
+        ours=ours | {"total": mean(clusters(kept, value).get("all", []), BOUNDS)},
         found=counted(kept), expected=expected, whole=WHOLE, failed=failed,
         notes=["official categories are of raw answers about the last cell alone, ours of all cells with dependencies"],
     )  # fmt: skip
 
 
-def _cells_of(records: Sequence[Record]) -> dict[str, list[int]]:
-    found = dict[str, list[int]]()
-    for record in records:
-        found.setdefault(record.key, []).append(record.k)
-    return found
-
-
-def _ours(
-    cells: Mapping[str, Mapping[int, Mapping[int, float]]], table: Mapping[str, Sequence[Question]]
-) -> tuple[dict[str, Estimate], list[list[float]]]:
-    """Categories, and the scores of every prompt's cells."""
-    groups, prompts = dict[str, dict[str, list[float]]](), list[list[float]]()
-    for key, found in cells.items():
-        scores = list[float]()
-        for answers in found.values():
-            held = standing(table[key], answers)
-            scores.append(sum(held.values()) / len(held))
-            for question in table[key]:
-                for name in _categories(question):
-                    groups.setdefault(name, {}).setdefault(key, []).append(held[question.number])
-        prompts.append(scores)
-    return {name: mean(items.values()).scaled(100) for name, items in sorted(groups.items())}, prompts
-
-
-def _official(
-    cells: Mapping[str, Mapping[int, Mapping[int, float]]], table: Mapping[str, Sequence[Question]]
-) -> dict[str, float]:
+def _official(records: Sequence[Record]) -> dict[str, float]:
     """The numbers of the official script, with its omissions."""
-    first = next(iter(table))
+    cells = dict[str, list[Record]]()
+    for record in sorted(records, key=lambda one: one.k):
+        cells.setdefault(record.key, []).append(record)
     groups, prompts = dict[str, list[float]](), list[float]()
-    for key, found in cells.items():
-        asked = list(table[key])[1:] if key == first else list(table[key])
+    for found in cells.values():
+        asked = _questions(found[0])[found[0].found["first"] :]  # the first row of the table is dropped
         numbers = {question.number for question in asked}
-        unanswered = any(not numbers <= answers.keys() for answers in found.values())
+        answers = [_answers(record) for record in found]
+        unanswered = any(not numbers <= each.keys() for each in answers)
         if not asked or unanswered or any(need not in numbers for question in asked for need in question.needs):
             continue  # the script raises and goes on
         scores = list[float]()
-        for _, answers in sorted(found.items()):
-            held = standing(asked, {number: answers[number] for number in numbers})
+        for each in answers:
+            held = standing(asked, {number: each[number] for number in numbers})
             scores.append(sum(held.values()) / len(held))
         prompts.append(sum(scores) / len(scores))
-        last = found[max(found)]
         for question in asked:
             for name in _categories(question):
-                groups.setdefault(name, []).append(last[question.number])
+                groups.setdefault(name, []).append(answers[-1][question.number])
     means = {name: 100 * sum(values) / len(values) for name, values in sorted(groups.items())}
     return means | {"total": 100 * sum(prompts) / len(prompts) if prompts else float("nan")}
 
@@ -180,13 +190,16 @@ def _categories(question: Question) -> tuple[str, ...]:
     return (broad,) if broad == question.category else (broad, question.category)
 
 
-def imported(path: Path, table: Mapping[str, Sequence[Question]]) -> list[Record]:
-    """Read the *_detail.txt of compute_dpg_bench.py, which has a line for every answer.
+def imported(results: Path, checkout: Path | None) -> list[Record]:
+    """Read the *_detail.txt of compute_dpg_bench.py, which has a line for every answer, with the table of the checkout.
 
     Raises:
         UserError: It is no such file, or it answers what the table does not ask.
     """
-    found = dict[tuple[str, int], dict[str, str]]()
+    if checkout is None:
+        raise UserError("DPG-Bench's details are read with its questions: give checkout=FOLDER, with dpg_bench.csv")
+    found, table = dict[tuple[str, int], dict[str, str]](), table_in(checkout)
+    path = results_in(results, "*_detail.txt", f"{FOLDER}/*_detail.txt")
     for number, line in enumerate(lines_of(read_text(path).rstrip()), 1):
         parts = DETAIL.match(line)
         if parts is None:
@@ -199,4 +212,7 @@ def imported(path: Path, table: Mapping[str, Sequence[Question]]) -> list[Record
             why = "is answered twice" if asked else "is not in the table"
             raise UserError(f"{path}, line {number}: this question about {key} {why}")
         answers[new[0]] = parts["answer"]
-    return [Record(group="all", key=key, k=cell, found={"answers": said}) for (key, cell), said in found.items()]
+    return [
+        Record(group="all", key=key, k=cell, found={"answers": said, **asked_of(table, key)})
+        for (key, cell), said in found.items()
+    ]

@@ -20,7 +20,7 @@ from openlance.eval.sampling import Job, braced
 from openlance.media import read_media
 from openlance.media.write import encode_image
 
-GROUPS = {
+WHOLE = {
     "background_change": 40,
     "color_alter": 40,
     "material_alter": 40,
@@ -97,35 +97,56 @@ def combined(semantics: Sequence[float], quality: Sequence[float]) -> dict[str, 
     return least | {"overall": math.sqrt(least["semantics"] * least["quality"])}
 
 
-def score(records: Sequence[Record], expected: Mapping[str, int] = GROUPS) -> Score:
+def _grade(name: str, record: Record) -> float:
+    return float(record.found[name])
+
+
+def value(record: Record) -> float:
+    """The overall grade of an edit."""
+    return _grade("overall", record)
+
+
+def why(record: Record) -> str:
+    """Its two halves, and what the judge said."""
+    said = record.found.get("said", {}).values()
+    return "; ".join(
+        [f"{name} {record.found[name]:g}" for name in MEASURES[:2]] + [" ".join(one.split()) for one in said]
+    )
+
+
+def fault(record: Record) -> str:
+    """Every judgement can be read."""
+    return ""
+
+
+def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
     """Add up records whose `found` has "semantics", "quality" and "overall" of `combined`, and "intersection"."""
     kept, failed = judged(records)
     both = [record for record in kept if record.found.get("intersection")]
     ours = dict[str, Estimate]()
     for name in MEASURES:
-        groups = clusters(kept, name)
+        groups = clusters(kept, partial(_grade, name))
         if name == "overall":
             ours |= {group: mean(values, BOUNDS) for group, values in groups.items()}
         ours[name] = macro(groups, BOUNDS)
     if both:
-        ours["overall, intersection"] = macro(clusters(both, "overall"), BOUNDS)
+        ours["overall, intersection"] = macro(clusters(both, value), BOUNDS)
     ours["total"] = ours.pop("overall")
     return Score(
         benchmark="gedit", official={name: one.value for name, one in ours.items()}, ours=ours,
-        found=counted(kept), expected=expected, whole=GROUPS, failed=failed,
+        found=counted(kept), expected=expected, whole=WHOLE, failed=failed,
     )  # fmt: skip
 
 
-def imported(folder: Path, language: str = "en") -> list[Record]:
+def imported(folder: Path, checkout: Path | None = None, language: str = "en") -> list[Record]:
     """Read the <model>_<group>_gpt_score.csv files of test_gedit_score.py.
 
     Raises:
         UserError: There are none, or they are not of this form.
     """
-    found, ends = list[Record](), {f"_{group}_gpt_score.csv": group for group in GROUPS}
-    files = {
-        path: group for path in sorted(folder.glob("*.csv")) for end, group in ends.items() if path.name.endswith(end)
-    }
+    found, ends = list[Record](), {f"_{group}_gpt_score.csv": group for group in WHOLE}
+    each = sorted(folder.rglob("*.csv")) if folder.is_dir() else [folder]
+    files = {path: group for path in each for end, group in ends.items() if path.name.endswith(end)}
     if not files:
         raise UserError(
             f"{folder} has no files like MODEL_text_change_gpt_score.csv: expected eval_results_new of GEdit-Bench"
@@ -136,10 +157,19 @@ def imported(folder: Path, language: str = "en") -> list[Record]:
                 for row in csv.DictReader(file):
                     if row["instruction_language"] != language:
                         continue
-                    grades = combined([float(row["sementics_score"])], [float(row["quality_score"])])
-                    shared = row["intersection_exist"] == "True"
-                    key = PurePath(row["edited_image"]).stem
-                    found.append(Record(group=group, key=key, found=grades | {"intersection": shared}))
+                    found.append(_imported(group, row))
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path}: not of GEdit-Bench's scorer ({type(error).__name__}: {error})") from None
     return found
+
+
+def _imported(group: str, row: Mapping[str, str]) -> Record:
+    """The record of a row; a row without grades is a failure."""
+    said = {"intersection": row["intersection_exist"] == "True", "prompt": row["instruction"]}
+    key, scores = PurePath(row["edited_image"]).stem, (row["sementics_score"], row["quality_score"])
+    if any(score.strip().lower() in ("", "nan") for score in scores):
+        return Record(group=group, key=key, found=said, failed="a row without scores")
+    semantics, quality = map(float, scores)
+    if not (0 <= semantics <= 10 and 0 <= quality <= 10):
+        raise ValueError(f"{key} has the scores {semantics:g} and {quality:g}, which are 0 to 10")
+    return Record(group=group, key=key, found=combined([semantics], [quality]) | said)

@@ -15,7 +15,7 @@ from typing import Any
 
 from openlance.errors import UserError
 from openlance.eval.estimate import macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, file_in, judged, read_lines
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged, read_lines, results_in
 from openlance.eval.sampling import Job
 
 SAMPLES = 4
@@ -137,10 +137,25 @@ def _misplaced(
     return []
 
 
+def value(record: Record) -> float:
+    """1 if an image is right."""
+    return float(record.found["right"])
+
+
+def why(record: Record) -> str:
+    """What is wrong with it."""
+    return str(record.found.get("why", ""))
+
+
+def fault(record: Record) -> str:
+    """Every judgement can be read."""
+    return ""
+
+
 def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
     """Add up records whose `found` has "right"."""
     kept_, failed = judged(records)
-    groups = clusters(kept_, "right")
+    groups = clusters(kept_, value)
     ours = {tag: mean(values) for tag, values in groups.items()} | {"total": macro(groups)}
     return Score(
         benchmark="geneval",
@@ -153,18 +168,20 @@ def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Sco
     )
 
 
-def imported(path: Path) -> list[Record]:
+def imported(results: Path, checkout: Path | None = None) -> list[Record]:
     """Read the results.jsonl of evaluate_images.py.
 
     Raises:
         UserError: It is no such file.
     """
-    found = list[Record]()
+    found, path = list[Record](), results_in(results, "results*.jsonl")
     for number, line in enumerate(read_lines(path), 1):
         try:
             name = PurePath(line["filename"])
             key, k = name.parent.parent.name, int(name.stem)
-            said = {"right": bool(line["correct"]), "prompt": line["prompt"], "why": line["reason"]}
+            if not isinstance(line["correct"], bool):
+                raise TypeError(f"correct is {line['correct']!r}")
+            said = {"right": line["correct"], "prompt": line["prompt"], "why": line["reason"]}
             detected = json.loads(line["details"])
             found.append(Record(group=line["tag"], key=key, k=k, found=said | {"objects": detected}))
         except (KeyError, ValueError, TypeError) as error:

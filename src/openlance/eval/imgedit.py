@@ -15,11 +15,11 @@ from typing import Any
 from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate, macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged, results_in
 from openlance.eval.sampling import Job
 from openlance.media import read_media
 
-TYPES = {
+WHOLE = {
     "extract": 117, "style": 100, "add": 95, "adjust": 94, "background": 94, "replace": 92, "remove": 86, "action": 36,
     "compose": 23,
 }  # fmt: skip
@@ -42,25 +42,33 @@ def strict_grade(answer: str) -> float | None:
     return sum(grades) / GRADES if len(grades) == GRADES else None
 
 
-def score(records: Sequence[Record], expected: Mapping[str, int] = TYPES) -> Score:
+def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
     """Add up records whose `found` has the judge's "answer"."""
-    read = [_graded(record) for record in records]
-    kept, failed = judged(read)
-    groups = clusters(kept, "grade")
+    kept, failed = judged(records, fault)
+    groups = clusters(kept, value)
     ours: dict[str, Estimate] = {name: mean(values, BOUNDS) for name, values in groups.items()}
     return Score(
         benchmark="imgedit", official=_official(records), ours=ours | {"total": macro(groups, BOUNDS)},
-        found=counted(kept), expected=expected, whole=TYPES, failed=failed,
+        found=counted(kept), expected=expected, whole=WHOLE, failed=failed,
         notes=["the official code has no total: it is the mean of the nine types"],
     )  # fmt: skip
 
 
-def _graded(record: Record) -> Record:
-    if record.failed:
-        return record
+def value(record: Record) -> float:
+    """The mean grade of an edit. A record without three grades has none and is none of `judged`."""
     grade = strict_grade(record.found["answer"])
-    why = "" if grade is not None else "an answer without three grades"
-    return Record(group=record.group, key=record.key, k=record.k, found={"grade": grade}, failed=why)
+    assert grade is not None
+    return grade
+
+
+def why(record: Record) -> str:
+    """What the judge said."""
+    return " ".join(record.found["answer"].split())
+
+
+def fault(record: Record) -> str:
+    """Why a judgement cannot be read; empty if it can."""
+    return "" if strict_grade(record.found["answer"]) is not None else "an answer without three grades"
 
 
 def _official(records: Sequence[Record]) -> dict[str, float]:
@@ -110,17 +118,19 @@ def jobs(checkout: Path) -> list[Job]:
     return found
 
 
-def imported(path: Path, edits: Mapping[str, Mapping[str, Any]]) -> list[Record]:
-    """Read result.json of basic_bench.py, the judge's answer by key.
+def imported(results: Path, checkout: Path | None) -> list[Record]:
+    """Read result.json of basic_bench.py, the judge's answer by key, with the checkout that has basic_edit.json.
 
     Raises:
         UserError: It is no such file, or a key is none of the benchmark's.
     """
-    found = list[Record]()
+    if checkout is None:
+        raise UserError("ImgEdit's result.json is read with its types: give checkout=FOLDER, with basic_edit.json")
+    found, path, edits = list[Record](), results_in(results, "result.json"), items_in(checkout)
     for key, answer in read_json(path).items():
         if key not in edits:
             raise UserError(f"{path}: {key} is no key of the benchmark: give the basic_edit.json that was used")
         failed = "" if isinstance(answer, str) else "an error of the judge"
-        said = {"answer": answer} if not failed else {}
+        said = {"prompt": edits[key]["prompt"], **({"answer": answer} if not failed else {})}
         found.append(Record(group=edits[key]["edit_type"], key=key, found=said, failed=failed))
     return found

@@ -19,7 +19,7 @@ import numpy as np
 
 from openlance.config.values import read_json, read_text
 from openlance.errors import UserError
-from openlance.eval import dpg, gedit, geneval
+from openlance.eval import gedit, geneval
 from openlance.eval.geneval import Found
 from openlance.eval.records import Record, file_in, read_records, write_records
 from openlance.eval.sampling import Job
@@ -93,7 +93,8 @@ def judge(
 
     def one(job: Job, k: int, read: Callable[[], Clip]) -> Record:
         try:
-            return Record(group=job.group, key=job.key, k=k, found={**job.found, **scorer(job, read())})
+            found = {"prompt": job.prompt, **job.found, **scorer(job, read())}
+            return Record(group=job.group, key=job.key, k=k, found=found)
         except UserError as error:
             return Record(group=job.group, key=job.key, k=k, failed=str(error))
 
@@ -153,18 +154,17 @@ def imgedit_judge(writer: Writer, checkout: Path) -> Scorer:
     return score
 
 
-def dpg_judge(writer: Writer, checkout: Path) -> Scorer:
+def dpg_judge(writer: Writer, rules: Path) -> Scorer:
     """Who answers DPG's questions; the official one is mplug's visual question answering."""
-    table = dpg.table_in(checkout)
 
     def score(job: Job, result: Clip) -> Mapping[str, Any]:
         answers = dict[str, str]()
-        for question in table[job.key]:
-            said = writer(question.text + YES_OR_NO, [result])[0].strip()
+        for question in job.found["questions"]:
+            said = writer(question["text"] + YES_OR_NO, [result])[0].strip()
             word = re.match(r"\W*(yes|no)\b", said, re.IGNORECASE)
             if word is None:
                 raise UserError("an answer that is neither yes nor no")
-            answers[str(question.number)] = word[1].lower()
+            answers[str(question["number"])] = word[1].lower()
         return {"answers": answers}
 
     return score

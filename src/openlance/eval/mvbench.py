@@ -41,6 +41,7 @@ MEDIA = {
 FRAMES_FPS = 3.0  # of folders of frames, whose first is 00001.jpg
 WHOLE = dict.fromkeys(MEDIA, 200)
 FRAMES = 16
+BOUNDS = (0.0, 100.0)
 LEAD = re.compile(r"(?:the\s+)?(?:best\s+|correct\s+)?(?:answer|option)\s*(?:is|:)\s*", re.IGNORECASE)
 SYSTEM_END = "\nOnly give the best option."
 
@@ -145,14 +146,31 @@ def _bare(text: str) -> str:
     return text.strip().rstrip(".").lower()
 
 
+def value(record: Record) -> float:
+    """100 for the letter that is right."""
+    return 100.0 * (_strict(record) == record.found["letter"])
+
+
+def why(record: Record) -> str:
+    """What was answered, and what is right."""
+    return f"{record.found['answer']!r}; right is {record.found['letter']}"
+
+
+def imported(results: Path, checkout: Path | None = None) -> list[Record]:
+    """The official script names no tasks in its results, so that there is nothing to read."""
+    raise UserError(f"{results} has no answers: expected answers.jsonl of openlance bench sample mvbench")
+
+
+def fault(record: Record) -> str:
+    """Every judgement can be read."""
+    return ""
+
+
 def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
     """Add up records whose `found` has "answer", "letter" and "candidates"."""
     kept, failed = judged(records)
-    marked = [
-        Record(group=r.group, key=r.key, k=r.k, found={"right": float(_strict(r) == r.found["letter"])}) for r in kept
-    ]
-    groups, each = clusters(marked, "right"), counted(kept)
-    ours = {task: mean(values).scaled(100) for task, values in groups.items()}
+    groups, each = clusters(kept, value), counted(kept)
+    ours = {task: mean(values, BOUNDS) for task, values in groups.items()}
     right = Counter(r.group for r in kept if official_right(r.found["answer"], r.found["letter"]))
     official = {task: 100 * right[task] / count for task, count in each.items()}
     spoken = [r for r in kept if r.found["answer"] != ""]
@@ -163,7 +181,7 @@ def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Sco
     }
     silent = sum(not _strict(r) for r in kept)
     return Score(
-        benchmark="mvbench", official=official | totals, ours=ours | {"total": macro(groups).scaled(100)},
+        benchmark="mvbench", official=official | totals, ours=ours | {"total": macro(groups, BOUNDS)},
         found=each, expected=expected, whole=WHOLE, failed=failed,
         notes=[f"{silent} answers choose no option and count as wrong"] if silent else [],
     )  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,13 @@ class Score:
     def as_data(self) -> dict[str, Any]:
         return asdict(self) | {"incomplete": self.incomplete, "differs": self.differs}
 
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any]) -> Score:
+        """The score of `as_data`."""
+        names = {one.name for one in fields(cls)}
+        ours = {name: Estimate(**one) for name, one in data["ours"].items()}
+        return cls(**{name: value for name, value in data.items() if name in names} | {"ours": ours})
+
 
 def _differences(found: Mapping[str, int], wanted: Mapping[str, int], words: str) -> list[str]:
     groups = dict.fromkeys([*wanted, *found])
@@ -87,13 +94,19 @@ def _differences(found: Mapping[str, int], wanted: Mapping[str, int], words: str
     return [f"{group}: {one} {words} {other}" for group, (one, other) in pairs.items() if one != other]
 
 
-def judged(records: Iterable[Record]) -> tuple[list[Record], dict[str, int]]:
+def judged(
+    records: Iterable[Record], fault: Callable[[Record], str] = lambda record: ""
+) -> tuple[list[Record], dict[str, int]]:
     """Set apart what failed, counted by its reason.
+
+    Args:
+        records: What was found.
+        fault: Why a judgement cannot be read; empty if it can.
 
     Raises:
         UserError: Two records are about one result.
     """
-    kept = list(records)
+    kept = [record if record.failed else replace(record, failed=fault(record)) for record in records]
     twice = [place for place, count in Counter(record.place for record in kept).items() if count > 1]
     if twice:
         group, key, k = twice[0]
@@ -104,12 +117,17 @@ def judged(records: Iterable[Record]) -> tuple[list[Record], dict[str, int]]:
     return [record for record in kept if not record.failed], dict(failed)
 
 
-def clusters(records: Iterable[Record], name: str) -> dict[str, list[list[float]]]:
-    """Values by group, those of one item together."""
+def items(records: Iterable[Record], value: Callable[[Record], float]) -> dict[str, dict[str, list[float]]]:
+    """Values by group and item."""
     found = dict[str, dict[str, list[float]]]()
     for record in records:
-        found.setdefault(record.group, {}).setdefault(record.key, []).append(float(record.found[name]))
-    return {group: list(items.values()) for group, items in found.items()}
+        found.setdefault(record.group, {}).setdefault(record.key, []).append(value(record))
+    return found
+
+
+def clusters(records: Iterable[Record], value: Callable[[Record], float]) -> dict[str, list[list[float]]]:
+    """Values by group, those of one item together."""
+    return {group: list(each.values()) for group, each in items(records, value).items()}
 
 
 def counted(records: Iterable[Record]) -> dict[str, int]:
@@ -129,6 +147,19 @@ def file_in(checkout: Path, name: str, *folders: str) -> Path:
         raise UserError(
             f"{checkout} has no {name}: give checkout=FOLDER, the benchmark's own, with {folders[0]}/{name} in it"
         )
+    return found[0]
+
+
+def results_in(results: Path, *patterns: str) -> Path:
+    """Find an official scorer's file: the path itself, or the one in it of such a name.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    found = [results] if results.is_file() else sorted(p for pattern in patterns for p in results.glob(pattern))
+    if len(found) != 1:
+        what = f"{len(found)} files" if found else "no file"
+        raise UserError(f"{results} has {what} like {patterns[0]}: give the one that the official scorer wrote")
     return found[0]
 
 

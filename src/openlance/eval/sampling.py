@@ -19,7 +19,7 @@ from openlance.config.sampling import LARGEST_SEED, Decoding
 from openlance.config.values import differences, read_json
 from openlance.config.versions import versions
 from openlance.errors import UserError
-from openlance.eval.records import Record, read_records, write_records
+from openlance.eval.records import Record, read_lines, read_records, write_records
 from openlance.media import Clip
 from openlance.media.files import atomic_path, notice, write_json
 from openlance.media.write import write_image, write_media
@@ -29,7 +29,7 @@ from openlance.sequence.tasks import TASKS
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
 
-MANIFEST = "manifest.json"
+MANIFEST, ITEMS = "manifest.json", "items.jsonl"
 ANSWERS = "answers.jsonl"
 LARGER = 4  # times a model's usual area at most: what is asked beyond that is made in the model's own size
 
@@ -175,6 +175,8 @@ def sample(
     asked = fitting(pipe, run)
     kept = chosen(jobs, run.limit)
     check_manifest(folder, manifest(pipe, kept, run, asked), write=rank == 0)
+    if rank == 0:
+        write_items(folder, kept)
     answers = folder / (ANSWERS if world == 1 else f"answers-{rank}.jsonl")
     told = {record.place: record for record in read_records(answers)} if answers.is_file() else {}
     numbers = {(job.group, job.key): number for number, job in enumerate(kept)}
@@ -193,7 +195,7 @@ def sample(
         if TASKS[batch[0][0].task].makes == "text":
             said = pipe.fill_text([request for _, _, request in batch], Decoding(max_new_tokens=run.max_new_tokens))
             for (job, _, _), answer in zip(batch, said, strict=True):
-                found = {"answer": str(answer), **job.found}
+                found = {"prompt": job.prompt, "answer": str(answer), **job.found}
                 told[job.group, job.key, 0] = Record(group=job.group, key=job.key, found=found)
             write_records(answers, told.values())
             on_done(len(batch))
@@ -274,6 +276,36 @@ def check_manifest(folder: Path, made: Mapping[str, Any], *, write: bool = True)
             raise UserError(f"{folder} has results with {name} {old!r}, not {new!r}: choose another -o, or delete it")
     elif write:
         write_json(file, dict(made))
+
+
+def write_items(folder: Path, jobs: Sequence[Job]) -> None:
+    """List what was asked and where its results stand, for readers that have no checkout."""
+    with atomic_path(folder / ITEMS) as file:
+        file.write_text("".join(json.dumps(item_of(job)) + "\n" for job in jobs), encoding="utf-8")
+
+
+def item_of(job: Job) -> dict[str, Any]:
+    """One line of the list."""
+    shown = [name for name in job.beside if name.endswith(".png")]
+    plain = {name: getattr(job, name) for name in ("group", "key", "prompt", "samples", "file", "grid")}
+    return plain | {"beside": shown}
+
+
+def read_items(folder: Path) -> dict[tuple[str, str], Job]:
+    """The list by group and key; empty where there is none."""
+    file, found = folder / ITEMS, dict[tuple[str, str], Job]()
+    for line in read_lines(file) if file.is_file() else []:
+        try:
+            beside = {name: (folder / name).read_bytes for name in line.pop("beside")}
+            job = Job(**line, task="", beside=beside)
+            if any(".." in Path(name).parts or Path(name).is_absolute() for name in [job.file, *beside]):
+                raise ValueError("a file outside the folder")
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{file} is no list of items ({error}): make it again with openlance bench sample"
+            ) from None
+        found[job.group, job.key] = job
+    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

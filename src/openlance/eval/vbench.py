@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 from openlance.config.values import read_text
 from openlance.errors import UserError
-from openlance.eval.estimate import Estimate
-from openlance.eval.records import Score, file_in
+from openlance.eval.estimate import Estimate, mean
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
 from openlance.eval.sampling import Job, braced
 
 
@@ -58,6 +59,9 @@ SEMANTIC = {
     "overall consistency": Dimension(0.0, 0.364, 93 * 5),
 }
 DIMENSIONS = QUALITY | SEMANTIC
+WHOLE = {name: one.videos for name, one in DIMENSIONS.items()}
+BOUNDS = (0.0, 100.0)
+FOLDER = "videos"  # VBench takes the ending of its first file for that of all, so nothing else may stand there
 PROMPTS = 944  # different ones; two of the 946 entries occur twice
 SAMPLES, SAMPLES_FLICKERING = 5, 25
 LONGEST_NAME = 240  # bytes of a file's name, its number and ending left out
@@ -83,7 +87,14 @@ def jobs(checkout: Path) -> list[Job]:
     if wrong:
         raise UserError(f"{file}: {wrong[0][:60]!r} cannot be the name of a file, as VBench needs it")
     return [
-        Job(group="all", key=prompt, task="t2v", prompt=prompt, samples=count, file=braced(prompt) + "-{k}.mp4")
+        Job(
+            group="all",
+            key=prompt,
+            task="t2v",
+            prompt=prompt,
+            samples=count,
+            file=f"{FOLDER}/{braced(prompt)}-{{k}}.mp4",
+        )
         for prompt, count in samples.items()
     ]
 
@@ -108,23 +119,40 @@ def totals(measured: Mapping[str, float], *, normalized: bool = True) -> dict[st
     return {"quality": quality, "semantic": semantic, "total": total}
 
 
-def score(measured: Mapping[str, float], videos: Mapping[str, int]) -> Score:
-    """Add up measures (0 to 1) by dimension, and how many videos each is of."""
-    official = totals({name: measured.get(name, 0.0) for name in DIMENSIONS})
+def value(record: Record) -> float:
+    """The measure of a video, in percent."""
+    return 100.0 * record.found["value"]
+
+
+def why(record: Record) -> str:
+    """Nothing is said beside the measure."""
+    return ""
+
+
+def fault(record: Record) -> str:
+    """Every judgement can be read."""
+    return ""
+
+
+def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
+    """Add up records whose `found` has a video's "value" and its dimension's "average" as VBench has it (0 to 1)."""
+    kept, failed = judged(records)
+    measured = {record.group: float(record.found["average"]) for record in kept}
     missing = [name for name in DIMENSIONS if name not in measured]
-    ours = totals(measured) if not missing else {"total": math.nan}
-    found = {name: 100 * value for name, value in measured.items()}
-    whole = {name: one.videos for name, one in DIMENSIONS.items()}
-    count = sum(videos.values())
+    ours = {name: mean(values, BOUNDS) for name, values in clusters(kept, value).items()}
+    parts = {name: one.value / 100 for name, one in ours.items()}
+    whole = totals(parts) if not missing else {"total": math.nan}
     return Score(
-        benchmark="vbench", official=found | official, found=dict(videos), expected=whole, whole=whole,
-        ours={n: Estimate(value=v, low=math.nan, high=math.nan, n=count) for n, v in (found | ours).items()},
+        benchmark="vbench", found=counted(kept), expected=expected, whole=WHOLE, failed=failed,
+        official={name: 100 * value for name, value in measured.items()}
+        | totals({name: measured.get(name, 0.0) for name in DIMENSIONS}),
+        ours=ours | {n: Estimate(value=v, low=math.nan, high=math.nan, n=len(kept)) for n, v in whole.items()},
         notes=[f"the official total takes 0 for {', '.join(missing)}"] if missing else [],
     )  # fmt: skip
 
 
-def imported(path: Path) -> tuple[dict[str, float], dict[str, int]]:
-    """Read eval_results.json of VBench, or a folder of such files: a measure, and its videos, by dimension.
+def imported(path: Path, checkout: Path | None = None) -> list[Record]:
+    """Read eval_results.json of VBench, or a folder of such files: the measure of every video by dimension.
 
     Raises:
         UserError: There is none, it is not of this form, or a dimension occurs twice.
@@ -132,19 +160,28 @@ def imported(path: Path) -> tuple[dict[str, float], dict[str, int]]:
     files = sorted(path.rglob("*eval_results.json")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path} has no eval_results.json: expected what vbench evaluate writes")
-    measured, videos = dict[str, float](), dict[str, int]()
+    found, seen = list[Record](), set[str]()
     for file in files:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            for name, (value, each) in data.items():
+            for name, (average, videos) in data.items():
                 dimension = name.replace("_", " ")
                 if dimension not in DIMENSIONS:
                     raise UserError(f"{file}: {name} is no dimension of VBench")
-                if dimension in measured:
+                if dimension in seen:
                     raise UserError(f"{file}: {name} is measured twice: keep one result of it")
-                measured[dimension], videos[dimension] = float(value), len(each)
+                seen.add(dimension)
+                found += [_measured(dimension, float(average), video) for video in videos]
         except UserError:
             raise
         except (OSError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{file}: not of VBench ({type(error).__name__}: {error})") from None
-    return measured, videos
+    return found
+
+
+def _measured(dimension: str, average: float, video: Mapping[str, Any]) -> Record:
+    """The record of one video, PROMPT-k.mp4."""
+    prompt, _, k = PurePath(video["video_path"]).stem.rpartition("-")
+    scale = 100.0 if dimension == "imaging quality" else 1.0  # its videos are in percent there, its average is not
+    said = {"value": float(video["video_results"]) / scale, "average": average, "prompt": prompt}
+    return Record(group=dimension, key=prompt, k=int(k), found=said)

@@ -121,9 +121,14 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
             yield container, track
 
 
+def _bits(disposition: Any) -> int:
+    """What a track is meant for, as a number: some releases of PyAV give a flag that is none."""
+    return int(getattr(disposition, "value", disposition))
+
+
 def _video_track(container: Any, name: str) -> Any:
     """The default track of video, or the first: cover art of a song is none."""
-    bits = {track: int(getattr(track, "disposition", 0)) for track in container.streams.video}
+    bits = {track: _bits(getattr(track, "disposition", 0)) for track in container.streams.video}
     tracks = [track for track in bits if not bits[track] & NO_VIDEO]
     if not tracks:
         raise UserError(f"{name} has no video track, only sound: give a video file")

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import RELEASED_BUCKETS, Sampling
 from openlance.errors import UserError
+from openlance.flow import schedule
 from openlance.media.transform import MediaTransform
-from openlance.planning.size import decoder_half, encoder_half, vit_size
-from openlance.planning.workload import ruler, sized
+from openlance.planning.size import decoder_half, encoder_half, expert_size, tower_operations, vit_size
+from openlance.planning.workload import load_of, ruler, sized
 from openlance.runtime.offload import Work, plans, sizes
 from openlance.sequence.pack import document
 from openlance.sequence.segment import PATCHES, Kind, Role, Segments
@@ -121,6 +122,35 @@ def plan(c: ModelConfig, wanted: Wanted, memory: float | None = None) -> Samplin
         placements=tuple((str(option).rpartition(" (")[0], float(option.bytes)) for option in distinct),
         memory=memory,
     )  # fmt: skip
+
+
+def operations(c: ModelConfig, wanted: Wanted, sampling: Sampling | None = None) -> dict[str, float]:
+    """Count the operations of a request by part: linear layers, attention, the tower's linear layers, convolutions.
+
+    The words of an answer are left out: reading the weights takes their time, not computing.
+
+    Args:
+        c: The model.
+        wanted: The request.
+        sampling: How it denoises; None: as released.
+
+    Raises:
+        UserError: As `plan`.
+    """
+    wanted, segments = _request(c, wanted)
+    columns, visuals = document(segments, ruler(c), c.position)
+    load, how = load_of(columns, visuals, c), sampling or Sampling()
+    noisy = float(columns["noisy"].sum())
+    context, made = load.rows - noisy, [v.grid for v in visuals if v.segment.role is Role.TARGET]
+    passes = sum(how.branches if how.acts_at(t) else 1 for t in schedule(how.num_inference_steps, how.shift)[:-1])
+    passes, branches = (passes, how.branches) if noisy else (0, 1)
+    pairs = passes * noisy * (noisy + context) + branches * context * (context + 1) / 2
+    return {
+        "linear layers": 2.0 * expert_size(c) * c.layers * (passes * noisy + branches * context),
+        "attention": 4.0 * c.heads * c.head_dim * c.layers * pairs,
+        "vision tower": tower_operations(c.vit, load.patches),
+        "VAE": sum(map(decoder_half(c.vae).flops, made)) + load.vae - sum(map(encoder_half(c.vae).flops, made)),
+    }
 
 
 def _gb(value: float) -> str:

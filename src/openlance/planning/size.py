@@ -40,6 +40,11 @@ def vit_size(v: ViTConfig) -> int:
     return patch + v.depth * vit_block_size(v) + vit_merger_size(v)
 
 
+def tower_operations(v: ViTConfig, patches: float) -> float:
+    """Count the operations of a forward pass of the vision tower's linear layers, for tokens after merging."""
+    return 2.0 * (v.depth * vit_block_size(v) * v.spatial_merge_size**2 + vit_merger_size(v)) * patches
+
+
 class Half:
     """One half of the VAE, filled while walking through its levels.
 

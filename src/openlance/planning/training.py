@@ -19,7 +19,7 @@ from openlance.errors import UserError
 from openlance.model.lance import lance_parameters
 from openlance.planning.hardware import PER_NODE, Device
 from openlance.planning.memory import activations
-from openlance.planning.size import encoder_half, expert_size, linear_sizes, vit_block_size, vit_merger_size, vit_size
+from openlance.planning.size import encoder_half, expert_size, linear_sizes, tower_operations, vit_size
 from openlance.planning.workload import Load, packed, typical
 
 GIB = float(1 << 30)
@@ -124,9 +124,7 @@ def trainable(c: ModelConfig, stage: Stage, lora: int = 0) -> dict[str, float]:
 def flops(c: ModelConfig, load: Load, learns: dict[str, float], lora: int = 0) -> dict[str, float]:
     """Count the operations of one training step of a pack, by part; the backward pass counts twice the forward one
     (once where weights are frozen below adapters). Windows of the tower's attention are left out."""
-    expert, vit = 2.0 * expert_size(c) * c.layers, c.vit
-    blocks = vit.depth * vit_block_size(vit) * vit.spatial_merge_size**2
-    seen = 2.0 * (blocks + vit_merger_size(vit)) * load.patches
+    expert, seen = 2.0 * expert_size(c) * c.layers, tower_operations(c.vit, load.patches)
     return {
         "experts": (2 if lora else 3) * expert * load.rows,
         "attention": 3 * 4.0 * c.heads * c.head_dim * c.layers * load.pairs,

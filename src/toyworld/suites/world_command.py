@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,8 @@ def world(
     options.check_json(json_file)
     if images is not None:
         options.check_writable(images)
+        if (images / "records.jsonl").exists():
+            raise UserError(f"--images {images} has the images of another run: choose another folder, or delete it")
 
     from toyworld.suites.bench import SUITES, Bench, named_tasks, prepare, run
 
@@ -68,6 +71,9 @@ def world(
 
     pipe: Any = openlance.load(model)
     total = samples * sum(len(SUITES[task].categories) for task in wanted.tasks)
+    if images is not None:
+        made = {"benchmark": "world", "model": model, "seed": seed, "placement": placement, "size": size}
+        options.write_json(made | {"samples": samples, "sampling": given}, images / "manifest.json")
     results = with_progress(lambda on_scored: run(pipe, wanted, on_scored), total, images)
     if json_file is not None:
         options.write_json(results, json_file)
@@ -94,16 +100,19 @@ def with_progress(
 
 
 def save_image(scored: Scored, folder: Path) -> None:
-    """TASK-CATEGORY-000000-right.png, and a line about it in requests.jsonl."""
+    """TASK-CATEGORY-000000-right.png, and a record of it in records.jsonl."""
     import numpy as np
 
     from openlance.config.values import append_line
+    from openlance.eval.records import Record
     from openlance.media import write_image
 
     verdict = "right" if scored.right else "wrong"
     name = f"{scored.task}-{scored.category}-{scored.index:06d}-{verdict}.png"
     write_image(folder / name, np.asarray(scored.image.convert("RGB")))
-    append_line(folder / "requests.jsonl", json.dumps({"file": name, "right": scored.right, **scored.said}))
+    found = {"file": name, "right": scored.right, **scored.said}
+    record = Record(group=f"{scored.task} {scored.category}", key=f"{scored.index:06d}", found=found)
+    append_line(folder / "records.jsonl", json.dumps(asdict(record)))
 
 
 def show(results: Results, title: str) -> None:
