@@ -51,12 +51,13 @@ def _on_cpu(s: Segment) -> Segment:
 
 @app.command()
 def encode(
-    source: Annotated[str, Argument(help="A folder, *.parquet or *.tar files, hf:NAME, or world.")],
+    source: Annotated[str, Argument(help="A folder or file of data, hf:NAME, or world.")],
     output: Annotated[Path, Option("-o", "--output", help="Folder for the encoded shards.")],
     model: options.Model = "nano",
     task: Annotated[str, Option(help="Task that the samples are for.")] = "t2i",
     type: Annotated[str | None, Option(help="Dataset type.  \\[default: the task's]")] = None,
     columns: Annotated[list[str] | None, Option("--column", help="Rename a column, OURS=THEIRS; repeatable.")] = None,
+    caption: options.Caption = None,
     stage: Annotated[
         str | None, Option(help="Use the last resolution of SCALE/NAME.  \\[default: sft of the model's scale]")
     ] = None,
@@ -72,16 +73,17 @@ def encode(
 ) -> None:
     """Encode media into VAE latents and ViT features ahead of training. Shards whose source is unchanged are kept."""
     from openlance.data import encoded
-    from openlance.data.open import open_source
+    from openlance.data.open import as_mapping, open_source
     from openlance.data.source import Endless
 
-    spec = {"path": source} | options.given(type=type, columns=_mapping(columns) or None)
+    spec = as_mapping(source) | options.given(type=type, columns=_mapping(columns) or None, caption=caption)
     found, fit = open_source(spec, task), _fit(model, stage)
     options.check_writable(output)
     job = encoded.Job(
         source=found.drawn(samples, seed) if isinstance(found, Endless) else found, fit=fit,
         make=partial(Encoder, model, vit, device, allow_pickle), out=output, rows=shard_rows,
-        about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec, max_broken=max_broken,
+        about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec,
+        content=_content(model, vit, fit), max_broken=max_broken,
     )  # fmt: skip
     total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
     with options.no_empty_folders(output), options.progress(None, "part") as bar:
@@ -92,6 +94,16 @@ def encode(
         typer.echo(f"skipped {place}: {reason}", err=True)
     kept = total["rows"] - len(total["broken"])
     typer.echo(f"{output}  ({kept} samples, {total['made']} new shards, {len(total['broken'])} rows skipped)")
+
+
+def _content(model: str, vit: bool, fit: Any) -> str:
+    """What latents and features depend on beside the data: weights by a hash, sizes and words as they stand."""
+    from openlance.checkpoint.formats import find_model
+    from openlance.checkpoint.tensors import fingerprint
+
+    files = find_model(model)
+    weights = [files.vae, *([files.vit] if vit else [])]
+    return f"{fingerprint(*(path for path in weights if path.is_file()))} {fit!r}"
 
 
 def _mapping(columns: list[str] | None) -> dict[str, str]:

@@ -54,6 +54,7 @@ AllowPickle = Annotated[bool, Option("--allow-pickle", help="Load tensors of .pt
 Metadata = Annotated[bool, Option(help="Write prompt, seed, settings and model into the files.")]
 NewTokens = Annotated[int, Option(min=1, help="Longest answer, in tokens.")]
 MaxBroken = Annotated[float, Option(min=0, help="Broken rows to skip: a share below 1, or a number.")]
+Caption = Annotated[str | None, Option(help="The text of media that have none of their own.")]
 JsonFile = Annotated[Path | None, Option("--json", help="Write the results to this JSON file.")]
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
