@@ -55,6 +55,7 @@ Metadata = Annotated[bool, Option(help="Write prompt, seed, settings and model i
 NewTokens = Annotated[int, Option(min=1, help="Longest answer, in tokens.")]
 MaxBroken = Annotated[float, Option(min=0, help="Broken rows to skip: a share below 1, or a number.")]
 Caption = Annotated[str | None, Option(help="The text of media that have none of their own.")]
+Columns = Annotated[list[str] | None, Option("--column", help="Rename a column, OURS=THEIRS; repeatable.")]
 JsonFile = Annotated[Path | None, Option("--json", help="Write the results to this JSON file.")]
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
@@ -316,6 +317,14 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (), indent: st
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = ([c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths))] for row in rows)
     return [(indent + "  ".join(cells)).rstrip() for cells in aligned]
+
+
+def mapping(columns: list[str] | None) -> dict[str, str]:
+    """Columns by our names. UserError for what is not OURS=THEIRS."""
+    for column in columns or []:
+        if not all(column.partition("=")):
+            raise UserError(f"--column {column!r} is not OURS=THEIRS: write for example --column caption=title")
+    return dict(column.split("=", 1) for column in columns or [])
 
 
 def given(**options: Any) -> dict[str, Any]:
