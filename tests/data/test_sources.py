@@ -161,7 +161,11 @@ def test_columns_can_be_named(picture, tmp_path):
 @pytest.mark.parametrize(
     "columns, task, said",
     [
-        (("capton", "imag_byte"), "t2i", r"text2image_general .* needs caption, image_bytes: .*caption: capton, image_by"),
+        (
+            ("capton", "imag_byte"),
+            "t2i",
+            r"text2image_general .* needs caption, image_bytes: .*caption: capton, image_by",
+        ),
         (("caption", "input_image_bytes", "output_image_bytes"), "t2i", "these are the columns of image2image"),
         (("caption", "image_bytes"), "image_edit", r"image2image .* columns of text2image_general"),
         (("x", "y"), "x2t_image", r"x2t_general .* needs caption_q, image_bytes or video_bytes, caption_a"),

@@ -26,8 +26,9 @@ from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.image import read_image
 from openlance.media.inputs import as_clip, read_video, read_window
-from openlance.sequence.segment import Segments
-from openlance.sequence.tasks import spec_of
+from openlance.sequence.segment import Role, Segment, Segments
+from openlance.sequence.tasks import reply, say, spec_of
+from openlance.sequence.tasks import system as prompted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +210,14 @@ class Layout:
         ]
         system, turns = turns_of(values[TURNS], beside)
         said = values.get(self.columns.system)
-        told = [(t.question, [read(value, kind) for value, kind in t.media], t.answer) for t in turns]
-        return fit.front.dialogue(self.task, told, said=system or (said if isinstance(said, str) else None))
+        said, found = system or (said if isinstance(said, str) and said.strip() else None), list[Segment]()
+        for t in turns:
+            if shown := [read(value, kind) for value, kind in t.media]:
+                one = fit.front.sample(self.task, t.question, shown, t.answer, said=said)
+            else:  # words alone are answered without a system prompt, as in a conversation
+                one = [*prompted(said or ""), *([say(t.question)] if t.question else []), reply(t.answer)]
+            found += [s for s in one if not found or s.role is not Role.SYSTEM]
+        return found
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.transform import ClipViews, MediaTransform
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
-from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of, system
+from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
 
 # Frames, height, width of a target image or video as the caller wants them; None leaves one to the input or the model.
 Asked = tuple[int | None, int | None, int | None]
@@ -95,26 +95,6 @@ class Front:
                 ends = [target.with_pixels(target.pixels[at][None]) for at in (0, -1)]
                 views = [Views(end, end) for end in ends]
         return request(spec, prompt, views, target.pixels.shape[:3], target, self.style, said=said)
-
-    def dialogue(
-        self, task: str | TaskSpec, turns: Sequence[tuple[str, Clips, str]], *, said: str | None = None
-    ) -> Segments:
-        """Build a training sample of several turns, all of whose answers are learned.
-
-        Args:
-            task: A task that makes a text, or its name.
-            turns: What is asked, what is shown with it (nothing, where words are asked about alone), the answer.
-            said: A system prompt of its own.
-        """
-        spec = spec_of(task) if isinstance(task, str) else task
-        (question, media, answer), *later = turns
-        if media:
-            found = self.sample(spec, question, media, answer, said=said)
-        else:
-            found = [*system(said or ""), *spec.template(question, [], NO_SIZE, answer)]
-        for question, media, answer in later:
-            found = [*found, *spec.template(question, self._views(spec, list(media)), NO_SIZE, answer)]
-        return found
 
     def _views(self, spec: TaskSpec, clips: list[Clip]) -> list[ClipViews]:
         return [self.transform.views(clip, spec.makes) for clip in clips]

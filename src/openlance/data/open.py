@@ -137,6 +137,8 @@ def _files(path: str, layout: Layout, split: str | None) -> Source:
         source: Source = ParquetSource(parquet, layout)
     elif files:
         source = TarSource(tuple(files), layout)
+        if not source.rows(files[0]):
+            _ = source.census  # says what all of them lack, if they do
     elif place.is_dir() or (place.is_file() and place.suffix.lower() in tables.SUFFIXES):
         source = FolderSource((place,), layout)
     else:

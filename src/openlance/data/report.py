@@ -154,7 +154,7 @@ def look(
     entries = []
     for task, source in sources.items():
         entry = Entry(task, str(source), getattr(source, "census", None), shares.get(task, 0.0))
-        for n, row in enumerate(_spread(source, most)):
+        for n, row in enumerate(islice(_spread(source, most), most)):
             try:
                 with collected() as said:
                     sample = source.sample(row, fit, np.random.default_rng(n))

@@ -19,7 +19,7 @@ from openlance.training.files import Settings, starts_of
 
 # Fields of a stage on which the weights, or the position in the data, depend.
 FIXED = ("mixture", "pack_tokens", "max_sample_tokens", "resolutions", "max_frames", "draws", "seed", "drop_text",
-         "drop_all", "frozen")  # fmt: skip
+         "drop_all")  # fmt: skip
 SETTINGS = {"model": "base", "init": "init", "data": "data"}
 
 
@@ -42,7 +42,7 @@ def check_again(stage: Stage, settings: Settings, checkpoints: Checkpoints) -> N
     changed = [
         f"{name} {brief(now['stage'][name])} in the place of {brief(own[name])}"
         for name in now["stage"]
-        if name in own and name not in ("steps", *FIXED) and _plain(own[name]) != _plain(now["stage"][name])
+        if name in own and name not in ("steps", "frozen", *FIXED) and _plain(own[name]) != _plain(now["stage"][name])
     ]
     if done < stage.steps:
         more = f", with {', '.join(changed)}" if changed else ""
@@ -77,8 +77,13 @@ def _differences(
             if name in one and one[name] != other[name] and not (name == "alpha" and one["rank"] != other["rank"]):
                 yield f"{name} {one[name]}, and {other[name]} is asked for"
     for name in FIXED:
-        if name in stage and _plain(stage[name]) != _plain(plan[name]):
+        if name in stage and _plain(stage[name]) != _plain(plan[name]) and not _other_tasks(stage[name], plan[name]):
             yield f"{name} {brief(stage[name])}, and {brief(plan[name])} is asked for"
+
+
+def _other_tasks(one: Any, other: Any) -> bool:
+    """Whether two mixtures are of other tasks, which the position in the data itself tells."""
+    return isinstance(one, Mapping) and one.keys() != other.keys()
 
 
 def _plain(value: Any) -> Any:
