@@ -168,10 +168,11 @@ class Files:
 
 
 def digest(file: Path) -> str:
-    """Hash what is in a file: 16 hexadecimal digits of SHA-256. UserError if it cannot be read."""
+    """Hash what is in a file: 16 hexadecimal digits of SHA-256. UserError if it cannot be read. A file is read again
+    unless its size and the time of its last change (which, unlike that of its contents, nobody sets) are the same."""
     with readable(file, lambda: "cannot be read"):
         about = file.stat()
-        return _digest(file, about.st_size, about.st_mtime_ns)
+        return _digest(file, about.st_size, about.st_ctime_ns)
 
 
 @lru_cache(maxsize=1024)  # a file has many parts, which are asked for in a row

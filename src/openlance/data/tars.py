@@ -50,7 +50,7 @@ class TarSource(Table):
     def _index(self, part: Path) -> tuple[list[tuple[str, dict[str, int]]], list[str], int]:
         with readable(part, lambda: "is damaged", *BROKEN):
             about = part.stat()
-        return index(part, about.st_size, about.st_mtime_ns)
+        return index(part, about.st_size, about.st_ctime_ns)
 
     def _whole(self, fields: dict[str, Any]) -> bool:
         """Whether a sample has all its columns, as far as the names of its files tell."""
