@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -317,6 +317,15 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (), indent: st
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = ([c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths))] for row in rows)
     return [(indent + "  ".join(cells)).rstrip() for cells in aligned]
+
+
+def captioned(sources: Mapping[str, Any], caption: str | None) -> dict[str, Any]:
+    """Sources by task, with the text of what has none of its own."""
+    from openlance.data.open import as_mapping
+
+    if caption is None:
+        return dict(sources)
+    return {task: as_mapping(spec) | {"caption": caption} for task, spec in sources.items()}
 
 
 def mapping(columns: list[str] | None) -> dict[str, str]:

@@ -23,7 +23,7 @@ from openlance.data.names import CAPTION, plain, recognised
 from openlance.data.source import BrokenRow, Row, Sample
 from openlance.data.turns import turns_of
 from openlance.errors import UserError
-from openlance.media.clip import Clip
+from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.image import read_image
 from openlance.media.inputs import as_clip, read_video, read_window
 from openlance.sequence.segment import Role, Segment, Segments
@@ -86,6 +86,7 @@ class Layout:
         clips: What is taken of a video longer than the stage's: a "window" of it, at another place each time, its
             "start", or the "whole" of it, frames evenly spread.
         stride: Of windows: every n-th of the model's 12 frames a second.
+        media: Folder in which the relative paths of lists begin, if it is not the list's own.
         least: Pictures with a shorter side of fewer pixels are left out of folders.
     """
 
@@ -96,11 +97,12 @@ class Layout:
     clips: str = "whole"
     stride: int = 1
     least: int = 16
+    media: str = ""
 
     @classmethod
     def of(
         cls, task: str, type: str | None = None, columns: Mapping[str, str] | None = None, *, caption: str = "",
-        clips: str | None = None, stride: Any = 1, min_side: Any = 16,
+        clips: str | None = None, stride: Any = 1, min_side: Any = 16, media: str = "",
     ) -> Layout:  # fmt: skip
         """Return the layout of a task; UserError if task or type is unknown, or the two do not go together."""
         spec, names = spec_of(task), columns or {}
@@ -120,8 +122,16 @@ class Layout:
         one_of("clips", clips, CLIPS)
         return cls(
             task=task, type=chosen, names=tuple(names.items()), caption=str(caption), clips=clips,
-            stride=whole("stride", stride), least=whole("min_side", min_side, 0),
+            stride=whole("stride", stride), least=whole("min_side", min_side, 0), media=str(media),
         )  # fmt: skip
+
+    def rule(self, frames: int) -> str:
+        """Say what is taken of videos, for a stage with clips of at most so many frames."""
+        if self.clips == "whole":
+            return f"the whole of each, at most {frames} frames evenly spread: what is longer runs faster"
+        where = "at another place each time" if self.clips == "window" else "at its start"
+        pace = f"{MODEL_FPS / self.stride:g} a second" + (f", {self.stride} times as fast" if self.stride > 1 else "")
+        return f"a window of at most {frames} frames of each, {pace}, {where}"
 
     @property
     def columns(self) -> Columns:

@@ -57,6 +57,7 @@ class Survey:
     layout: Layout
     census: Census = field(default_factory=Census)
     sources: Counter[str] = field(default_factory=Counter)  # of captions
+    _media: list[Path] = field(default_factory=list)
 
     def rows(self) -> list[Row]:
         """Return the rows in the order of their names, each as often as its folder says; fills the census.
@@ -78,6 +79,8 @@ class Survey:
     def _nothing(self) -> str:
         pair = "name pairs by folders control and target, or " if self._is_pair else ""
         fix = f"{pair}put a text file of the same name beside each, or a metadata.jsonl with file_name and text"
+        if "the file is missing" in self.census.left:
+            fix = "put them there, or name the folder in which their paths begin: {path: LIST, media: FOLDER}"
         why = f" ({'; '.join(self.census.lines)})" if self.census.left else ""
         return f"{self.place} holds no captioned images or videos{why}: {fix}"
 
@@ -99,6 +102,20 @@ class Survey:
             if (name := f"{role}{kind}_bytes") in self._wanted and (kind == "video" or not moves or both):
                 return name
         return None
+
+    @cached_property
+    def _names(self) -> dict[str, list[Path]]:
+        """The media of the folder by their names, with and without a suffix."""
+        found = defaultdict[str, list[Path]](list)
+        for path in self._media:
+            for name in {path.name, path.stem}:
+                found[name].append(path)
+        return found
+
+    def _by_name(self, value: str) -> Path | None:
+        """The one file of the name with which a path ends that is from another machine, or begins elsewhere."""
+        found = self._names.get(re.split(r"[\\/]", value)[-1], []) if self.place.is_dir() else []
+        return found[0].absolute() if len(found) == 1 else None
 
     # Files.
 
@@ -133,7 +150,7 @@ class Survey:
 
     def _from_folder(self) -> Iterator[Row]:
         files = list(self._walk())
-        media = [path for path in files if is_media(path.name)]
+        media = self._media = [path for path in files if is_media(path.name)]
         self._texts = _Beside(files, self.place)
         stems = {path.with_suffix("") for path in media}
         taken, rows = set[Path](), list[Row]()
@@ -200,7 +217,14 @@ class Survey:
         names = _paths(values, self._wanted)
         if names:
             roots = (folder, folder / "images", folder / "videos", folder.parent, self.place)
+            if self.layout.media:
+                roots = (Path(self.layout.media), *roots)
             root = next((r for r in roots if _there(r / names[0])), None)
+            if root is None and (alone := [self._by_name(name) for name in names]) and all(alone):
+                renamed = dict(zip(names, map(str, alone)))
+                for name in self._wanted:
+                    values[name] = renamed.get(str(values.get(name)), values.get(name))
+                root = self.place
             if root is None:
                 self.census.leave("the file is missing", f"{place}: {names[0]}")
                 return None

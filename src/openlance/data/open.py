@@ -31,8 +31,9 @@ from openlance.data.tabular import ParquetSource, SavedSource, Table, contents, 
 from openlance.data.tars import TarSource
 from openlance.errors import UserError
 
-LAYOUT = ("type", "columns", "caption", "clips", "stride", "min_side")
+LAYOUT = ("type", "columns", "caption", "clips", "stride", "min_side", "media")
 KEYS = ("path", *LAYOUT, "config", "split")
+METADATA = "metadata.parquet"  # of Hugging Face's imagefolder: a list of the files beside it
 # Rows of a part of a folder: so few that it spreads over ranks and workers, enough for a shard of latents.
 BLOCK = 64
 
@@ -133,9 +134,9 @@ def _files(path: str, layout: Layout, split: str | None) -> Source:
     parquet = tuple(file for file in files if file.suffix.lower() == ".parquet")
     if parquet and len(parquet) < len(files):
         raise UserError(f"{path} holds Parquet files and tar files: name one kind, such as {path}/*.parquet")
-    if parquet:
+    if parquet and not (place.is_dir() and all(file.name == METADATA for file in parquet)):
         source: Source = ParquetSource(parquet, layout)
-    elif files:
+    elif files and not parquet:
         source = TarSource(tuple(files), layout)
         if not source.rows(files[0]):
             _ = source.census  # says what all of them lack, if they do

@@ -44,6 +44,7 @@ class Entry:
         samples: These samples.
         broken: Why rows that were looked at cannot be used, by place.
         notices: What was shortened or skipped when their media were read.
+        clips: What is taken of videos.
     """
 
     task: str
@@ -54,6 +55,7 @@ class Entry:
     samples: list[Sample] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    clips: str = ""
 
     @property
     def tokens(self) -> float | None:
@@ -88,6 +90,7 @@ class Report:
             *(e.census.lines + e.census.notes if e.census is not None else ()),
             *([f"{long} of {len(e.lengths)} looked at are longer than {longest} tokens: left out"] if long else ()),
             *(f"broken: {place}: {why}" for place, why in list(e.broken.items())[:TOLD]),
+            *([f"clips: {e.clips}"] if e.clips else ()),
             *e.notices[:1],
         ]
 
@@ -113,7 +116,11 @@ class Report:
         for e in self.entries:
             parts.append(f"<h2>{escape(e.task)}: {escape(e.source)}</h2><div class=sheet>")
             for s in e.samples:
-                shown = "".join(_shown(segment) for segment in s.segments if segment.role is not Role.SYSTEM)
+                kept = {segment.role for segment in s.segments if segment.kind is Kind.LATENTS}
+                shown = "".join(
+                    _shown(segment) for segment in s.segments
+                    if segment.role is not Role.SYSTEM and not (segment.kind is Kind.PATCHES and segment.role in kept)
+                )  # fmt: skip
                 parts.append(f"<figure>{shown}<figcaption>{escape(s.id)}</figcaption></figure>")
             parts.append("</div>")
         return PAGE.format(body="\n".join(parts))
@@ -165,6 +172,8 @@ def look(
             else:
                 entry.samples.append(sample)
                 entry.notices += [line for line in said if line not in entry.notices]
+        if any(s.size is not None and s.size[0] > 1 for one in entry.samples for s in one.segments):
+            entry.clips = getattr(getattr(source, "layout", None), "rule", lambda _: "")(stage.max_frames)
         entries.append(entry)
     return Report(entries=entries, stage=stage)
 
@@ -194,13 +203,13 @@ def _counts(census: Census | None) -> tuple[str, str]:
 def in_words(sample: Sample) -> str:
     """A sample on one line: what is read, an arrow before what is to be made, its texts cut."""
     words = list[str]()
+    kept = {s.role for s in sample.segments if s.kind is Kind.LATENTS}
     for s in sample.segments:
-        if s.role is Role.SYSTEM:
+        if s.role is Role.SYSTEM or (s.kind is Kind.PATCHES and s.role in kept):  # the ViT's view of what the VAE keeps
             continue
         words += ["->"] if s.role is Role.TARGET else []
         words.append(_brief(s.value) if s.kind is Kind.TEXT else f"[{_seen(s)}]")
-    # The ViT's view of a picture and the VAE's are one picture to people.
-    return " ".join(word for n, word in enumerate(words) if n == 0 or word != words[n - 1])
+    return " ".join(words)
 
 
 def _brief(text: str) -> str:
@@ -219,8 +228,6 @@ def _shown(s: Segment) -> str:
     made = " class=made" if s.role is Role.TARGET else ""
     if s.kind is Kind.TEXT:
         return f"<p{made}>{escape(s.value or '')}</p>"
-    if s.kind is Kind.PATCHES and s.role is Role.SOURCE:  # the VAE's view of it follows
-        return ""
     if not isinstance(s.value, Clip):
         return f"<p{made}>[{escape(_seen(s))}, encoded]</p>"
     frames = sorted({0, s.value.frames // 2, s.value.frames - 1})

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from openlance.config.values import lines_of, read_text
+from openlance.data.tabular import parquet
 from openlance.errors import UserError
 from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 DELIMITERS = ("\t", "|", ";", ",")
 HELD = ("data", "annotations", "items", "samples", "rows", "records")  # keys under which a JSON file has its list
 LONGEST = 1 << 27  # characters of one field of a CSV: a dialogue may be long
@@ -32,6 +33,9 @@ def read_table(path: Path) -> list[tuple[str, dict[str, Any]]]:
         return list(_lines(path))
     if suffix == ".json":
         return list(_json(path))
+    if suffix == ".parquet":
+        with parquet(path) as table:
+            return [(f"{path}, row {n}", values) for n, values in enumerate(table.read().to_pylist())]
     return list(_delimited(path))
 
 

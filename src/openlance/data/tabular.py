@@ -79,23 +79,23 @@ class ArrowTable(Table):
 
     @cached_property
     def census(self) -> Census:
-        """How many rows there are; faults of single rows are met when they are read."""
-        count = sum(rows for _, rows in self.groups)
-        return Census(seen=count, used=count, notes=[self._blank(count)])
-
-    def _blank(self, count: int) -> str:
-        """What is said of the texts of all rows."""
-        text, blank = self._column(self.layout.columns.text), 0
-        if text is None:
-            return "captions: the one for all" if self.layout.caption else "captions: in dialogues, or asked for"
+        """How many rows there are, and how many of them have no text; other faults are met when rows are read."""
+        count, blank = sum(rows for _, rows in self.groups), 0
+        text, found = self._column(self.layout.columns.text), Census(seen=count, used=count)
+        asks = self.layout.columns.makes == "text"  # which an empty question does, too
+        if text is None or asks:
+            found.notes.append("captions: the one for all" if text is None and not asks else "questions: in the table")
+            return found
         for part, _ in self.groups:
             held = self._read(part, [text])[text]
-            blank += held.null_count + sum(1 for one in held.drop_null().to_pylist() if not one or not str(one).strip())
-        if not blank or self.layout.columns.makes == "text":
-            return f"captions: from the column {text}"
-        return f"captions: {count - blank} from the column {text}, {blank} blank" + (
-            ", which get the one for all" if self.layout.caption else ": these rows are broken"
-        )
+            blank += held.null_count + sum(not str(one).strip() for one in held.drop_null().to_pylist())
+        found.notes.append(f"captions: {count - blank} from the column {text}")
+        if blank and self.layout.caption:
+            found.notes.append(f"captions: {blank} the one for all")
+        elif blank:
+            found.used = count - blank
+            found.leave("no caption, which makes a row a broken one", self, blank)
+        return found
 
     def _column(self, ours: str) -> str | None:
         return self.layout.named(self._names).get(ours)
