@@ -144,8 +144,9 @@ def lora(
     from openlance.training.start import lora_stage
 
     start = Settings(
-        out=output, model=start_folder(model, "nano"), data=options.captioned({"t2i": data}, caption), save_every=save_every, keep=1,
-        lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=options.COMMAND_LINE.get(),
+        out=output, model=start_folder(model, "nano"), data=options.captioned({"t2i": data}, caption),
+        save_every=save_every, keep=1, lora=Lora(rank=rank, alpha=rank), minutes=minutes,
+        command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
     with diverging():

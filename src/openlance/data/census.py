@@ -13,8 +13,9 @@ class Census:
     """Counts of one source.
 
     Args:
-        seen: Media files, or rows of tables; None where nobody can tell before they are read.
-        used: Samples of an epoch; None likewise, and where there is no end.
+        seen: Media files, pairs or rows of tables: what is used and what is left out; None where nobody can tell before
+            they are read.
+        used: Samples of an epoch, repeats counted; None likewise.
         left: Of what is left out, by the reason: how many, and the first of them.
         notes: What else is to be known, such as where captions come from.
     """

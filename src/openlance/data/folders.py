@@ -71,6 +71,7 @@ class Survey:
             made = list(self._from_folder())
         found = [row for row in made for row in self._repeated(row)]
         self.census.used = len(found)
+        self.census.seen = len(made) + sum(count for count, _ in self.census.left.values())
         self.census.notes += [f"captions: {', '.join(f'{n} {where}' for where, n in self.sources.items())}"]
         if not found:
             raise UserError(self._nothing())
@@ -142,11 +143,7 @@ class Survey:
 
     def _hide(self, path: Path) -> None:
         if is_media(path.name):
-            self._seen(1)
             self.census.leave("hidden", path)
-
-    def _seen(self, count: int) -> None:
-        self.census.seen = (self.census.seen or 0) + count
 
     def _from_folder(self) -> Iterator[Row]:
         files = list(self._walk())
@@ -175,7 +172,6 @@ class Survey:
         yield from rows
         taken = {Path(os.path.abspath(path)) for path in taken}
         free = [path for path in media if Path(os.path.abspath(path)) not in taken]
-        self._seen(len(free))
         yield from self._pairs(free) if self._is_pair else self._singles(free)
 
     def _from_file(self, path: Path) -> list[Row]:
@@ -198,7 +194,6 @@ class Survey:
                 self.layout.check(path, list(table[0][1]))
             return []
         made = [row for place, values in table if (row := self._row(path, place, values)) is not None]
-        self._seen(len(table))
         return made
 
     def _renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,12 +73,12 @@ class Report:
 
     def text(self) -> str:
         """A table, and under each source what is left out and the first samples."""
-        lines = [f"{'task':<11}{'used':>9} of {'seen':<9}{'share':>6}{'tokens':>12}{'packs':>8}  source"]
+        lines = [f"{'task':<11}{'used':>9} of {'seen':<9}{'share':>6}{'tokens/epoch':>14}{'packs':>7}  source"]
         for e in self.entries:
             packs = "-" if e.tokens is None else f"{e.tokens / self.stage.pack_tokens[1]:.1f}"
             tokens = "-" if e.tokens is None else f"{e.tokens:,.0f}"
             used, seen = _counts(e.census)
-            lines.append(f"{e.task:<11}{used:>9} of {seen:<9}{e.share:>6.0%}{tokens:>12}{packs:>8}  {e.source}")
+            lines.append(f"{e.task:<11}{used:>9} of {seen:<9}{e.share:>6.0%}{tokens:>14}{packs:>7}  {e.source}")
             lines += [f"  {line}" for line in self._about(e)]
             lines += [f"  {n}  {in_words(s)}" for n, s in enumerate(e.samples[:TOLD], start=1)]
         return "\n".join(lines)
