@@ -211,9 +211,9 @@ class Survey:
         folder = table.parent
         names = _paths(values, self._wanted)
         if names:
-            roots = (folder, folder / "images", folder / "videos", folder.parent, self.place)
+            roots = [folder, folder / "images", folder / "videos", folder.parent, self.place]
             if self.layout.media:
-                roots = (Path(self.layout.media), *roots)
+                roots.insert(0, Path(self.layout.media))
             root = next((r for r in roots if _there(r / names[0])), None)
             if root is None and (alone := [self._by_name(name) for name in names]) and all(alone):
                 renamed = dict(zip(names, map(str, alone)))
