@@ -25,7 +25,7 @@ from openlance.data.census import Census
 from openlance.data.columns import CHAIN, TURNS, Layout
 from openlance.data.names import CAPTION, IMAGE, MADE, ORDER, SOURCE, VIDEO, words_of
 from openlance.data.source import Row
-from openlance.data.tables import SUFFIXES, beside, names_a_file, read_table
+from openlance.data.tables import SUFFIXES, beside, headless, names_a_file, read_table
 from openlance.errors import UserError
 from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from openlance.media.image import readers, size_of
@@ -58,6 +58,7 @@ class Survey:
     census: Census = field(default_factory=Census)
     sources: Counter[str] = field(default_factory=Counter)  # of captions
     _media: list[Path] = field(default_factory=list)
+    _taken: set[str] = field(default_factory=set)  # files that lists name
 
     def rows(self) -> list[Row]:
         """Return the rows in the order of their names, each as often as its folder says; fills the census.
@@ -150,28 +151,18 @@ class Survey:
         media = self._media = [path for path in files if is_media(path.name)]
         self._texts = _Beside(files, self.place)
         stems = {path.with_suffix("") for path in media}
-        taken, rows = set[Path](), list[Row]()
+        rows = list[Row]()
         for path in files:
             suffix = path.suffix.lower()
-            if suffix not in SUFFIXES or suffix == ".txt" or (suffix == ".json" and path.with_suffix("") in stems):
-                continue
-            made = self._from_file(path)
-            taken |= {row.folder / value for row in made for value in _paths(row.values, self._wanted)}
-            rows += made
-        for path in files:
             if path.name.lower() in LISTS:
                 texts = next((path.with_name(name) for name in TOLD if path.with_name(name).is_file()), None)
-                if texts is not None:
-                    made = self._listed(path, list(beside(path, texts)), must=True)
-                    taken |= {row.folder / value for row in made for value in _paths(row.values, self._wanted)}
-                    rows += made
-            elif path.suffix.lower() == ".txt" and path.with_suffix("") not in stems and _is_list(path):
-                made = self._listed(path, read_table(path), must=False)
-                taken |= {row.folder / value for row in made for value in _paths(row.values, self._wanted)}
-                rows += made
+                rows += [] if texts is None else self._listed(path, list(beside(path, texts)), must=True)
+            elif suffix == ".txt" and path.with_suffix("") not in stems and _is_list(path):
+                rows += self._listed(path, read_table(path), must=False)
+            elif suffix in SUFFIXES and suffix != ".txt" and (suffix != ".json" or path.with_suffix("") not in stems):
+                rows += self._from_file(path)
         yield from rows
-        taken = {Path(os.path.abspath(path)) for path in taken}
-        free = [path for path in media if Path(os.path.abspath(path)) not in taken]
+        free = [path for path in media if os.path.abspath(path) not in self._taken]
         yield from self._pairs(free) if self._is_pair else self._singles(free)
 
     def _from_file(self, path: Path) -> list[Row]:
@@ -207,40 +198,56 @@ class Survey:
         return found
 
     def _row(self, table: Path, place: str, raw: Mapping[str, Any]) -> Row | None:
+        """The row of an entry of a list; None if it is left out, or left to its file, and counted there."""
         values, c = self.layout.renamed(self._renamed(raw)), self.layout.columns
-        folder = table.parent
-        names = _paths(values, self._wanted)
-        if names:
-            roots = [folder, folder / "images", folder / "videos", folder.parent, self.place]
-            if self.layout.media:
-                roots.insert(0, Path(self.layout.media))
-            root = next((r for r in roots if _there(r / names[0])), None)
-            if root is None and (alone := [self._by_name(name) for name in names]) and all(alone):
-                renamed = dict(zip(names, map(str, alone)))
-                for name in self._wanted:
-                    values[name] = renamed.get(str(values.get(name)), values.get(name))
-                root = self.place
-            if root is None:
-                self.census.leave("the file is missing", f"{place}: {names[0]}")
-                return None
-            folder = root
-            for name in self._wanted:
-                values[name] = _whole(values[name], folder) if name in values else None
-            values = {k: v for k, v in values.items() if v is not None}
-        elif not values.get(TURNS) and not values.get(CHAIN):
+        names, folder = _paths(values, self._wanted), table.parent
+        if not names and not values.get(TURNS) and not values.get(CHAIN):
             self.census.leave("no image or video", place)
             return None
-        text = values.get(c.text)
-        if not values.get(TURNS) and c.text == "caption" and (text is None or not str(text).strip()):
-            if not self.layout.caption:
-                self.census.leave("no caption", place)
+        if names:
+            found = self._folder_of(names, table.parent)
+            if isinstance(found, str):
+                self.census.leave(found, f"{place}: {names[0]}")
                 return None
-            self.sources["the one for all"] += 1
-        else:
-            self.sources[f"from {table.name}"] += 1
-        if self._too_small([folder / name for name in _paths(values, self._wanted)], place):
+            folder, whole = found
+            for key in (*self._wanted, CHAIN):
+                if key in values:
+                    values[key] = _exchanged(values[key], whole)
+            names = list(whole.values())
+        text = values.get(c.text)
+        told = values.get(TURNS) or c.text != "caption" or (text is not None and str(text).strip())
+        if not told and self.place.is_dir() and len(self._wanted) == 1:
+            return None  # a text beside the file may tell
+        self._taken |= {os.path.abspath(folder / name) for name in names}
+        if not told and not self.layout.caption:
+            self.census.leave("no caption", place)
             return None
-        return Row(place, values, folder)
+        for key in self._wanted:
+            if not all(self._usable(folder / name, self._fits(key, name)) for name in _paths(values, (key,))):
+                return None
+        if self._too_small([folder / name for name in names], place):
+            return None
+        self.sources[f"from {table.name}" if told else "the one for all"] += 1
+        return Row(place, {key: value for key, value in values.items() if value is not None}, folder)
+
+    def _folder_of(self, names: list[str], beside: Path) -> tuple[Path, dict[str, str]] | str:
+        """The folder in which the paths of a row begin, and the files that they mean; or why there are none."""
+        if names[0].startswith(("http://", "https://")):
+            return "on the network: download the files and name those"
+        roots = [beside, beside / "images", beside / "videos", beside.parent, self.place]
+        for root in [Path(self.layout.media), *roots] if self.layout.media else roots:
+            files = [_there(root / name) for name in names]
+            if all(files):
+                return root, {name: os.path.relpath(file, root) for name, file in zip(names, files) if file is not None}
+        alone = [self._by_name(name) for name in names]
+        if all(alone):
+            return beside, {name: str(file) for name, file in zip(names, alone)}
+        return "the file is missing"
+
+    def _fits(self, column: str, name: str) -> str | None:
+        """The column, if a file of this name can fill it."""
+        moves, gif = name.lower().endswith(VIDEO_SUFFIXES), name.lower().endswith(".gif")
+        return column if gif or moves == ("video" in column) else None
 
     # Files without a list.
 
@@ -415,30 +422,27 @@ def _paths(values: Mapping[str, Any], columns: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _there(path: Path) -> bool:
-    return path.is_file() or _with_suffix(path) is not None
-
-
-def _with_suffix(path: Path) -> Path | None:
-    """The picture of a name that came without its suffix, as kohya's tables have them."""
+def _there(path: Path) -> Path | None:
+    """The file of a path, which may lack its suffix, as kohya's tables have them."""
+    if path.is_file():
+        return path
     if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES or not path.parent.is_dir():
         return None
     known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
     return next((p for s in known for p in (path.with_name(path.name + s),) if p.is_file()), None)
 
 
-def _whole(value: Any, folder: Path) -> Any:
-    if isinstance(value, str) and not (folder / value).is_file() and (found := _with_suffix(folder / value)):
-        return str(found.relative_to(folder)) if found.is_relative_to(folder) else str(found)
-    return value
+def _exchanged(value: Any, files: Mapping[str, str]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_exchanged(one, files) for one in value]
+    if isinstance(value, Mapping) and value.get("bytes") is None:
+        value = value.get("path")
+    return files.get(value, value) if isinstance(value, str) else value
 
 
 def _is_list(path: Path) -> bool:
     """Whether the first line of a text names a file that is there."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first = next((line.strip() for line in file if line.strip()), "")
-    return any(
-        names_a_file(name) and (path.parent / name.strip()).is_file()
-        for mark in "\t|;,"
-        for name in [first.split(mark)[0]]
-    )
+    mark = headless(first)
+    return mark is not None and (path.parent / first.split(mark)[0].strip()).is_file()

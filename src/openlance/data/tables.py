@@ -9,6 +9,7 @@ read_table(Path("list.txt"))               # dog.mp4|a dog, and the same with a 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -96,8 +97,8 @@ def _delimited(path: Path) -> Rows:
     lines = [line for line in lines_of(read_text(path)) if line.strip()]
     if not lines:
         return
-    mark = "\t" if path.suffix.lower() == ".tsv" else next((d for d in DELIMITERS if d in lines[0]), ",")
-    if names_a_file(first := lines[0].split(mark)[0]):  # a list without a head: the rest of the line is the text
+    mark = headless(lines[0])
+    if mark is not None:  # the rest of each line is the text
         for number, line in enumerate(lines):
             name, _, text = line.partition(mark)
             name, text = name.strip().strip('"'), text.strip()
@@ -105,14 +106,22 @@ def _delimited(path: Path) -> Rows:
             yield f"{path}, row {number}", {"file_name": name} | ({"caption": text} if text else {})
         return
     if path.suffix.lower() == ".txt":
-        raise UserError(f"{path} is no list of media: expected lines such as clip.mp4|what is seen, not {first[:40]!r}")
+        raise UserError(
+            f"{path} is no list of media: expected lines such as clip.mp4|what is seen, not {lines[0][:40]!r}"
+        )
+    mark = "\t" if path.suffix.lower() == ".tsv" else next((d for d in DELIMITERS if d in lines[0]), ",")
     csv.field_size_limit(LONGEST)
     text = read_text(path)
     try:
-        for number, values in enumerate(csv.DictReader(text.splitlines(keepends=True), delimiter=mark)):
+        for number, values in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=mark)):
             yield f"{path}, row {number}", {k.strip(): v for k, v in values.items() if k is not None}
     except csv.Error as error:
         raise UserError(f"{path} is not CSV ({error}): mend it, or leave it out") from error
+
+
+def headless(line: str) -> str | None:
+    """What ends the name of a file at the beginning of a line, where one stands there; None where none does."""
+    return next((mark for mark in (*DELIMITERS, " ") if names_a_file(line.split(mark)[0])), None)
 
 
 def names_a_file(text: str) -> bool:

@@ -20,6 +20,7 @@ from openlance.errors import UserError
 
 # Row groups of more bytes are read in batches of so many rows, and shuffled as far as a buffer reaches.
 LARGE, BATCH = 1 << 30, 16
+COUNTED = 1_000_000  # rows up to which all texts are looked at before the first step
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # of datasets.Dataset and DatasetDict
 Part = tuple[Path, int, int]  # file, row group or batch, number of its first row
 
@@ -85,6 +86,9 @@ class ArrowTable(Table):
         asks = self.layout.columns.makes == "text"  # which an empty question does, too
         if text is None or asks:
             found.notes.append("captions: the one for all" if text is None and not asks else "questions: in the table")
+            return found
+        if count > COUNTED:
+            found.notes.append(f"captions: from the column {text}, blank ones not counted among so many rows")
             return found
         for part, _ in self.groups:
             held = self._read(part, [text])[text]

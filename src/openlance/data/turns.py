@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from openlance.config.values import brief
+from openlance.config.values import MARK, brief
 from openlance.errors import UserError
 
 SPEAKERS = {
@@ -108,7 +108,7 @@ def _said(speaker: str, content: Any) -> _Said:
             part = {"type": "text", "text": part}
         kind = part.get("type") or next((key for key in ("text", *SHOWN) if part.get(key) is not None), "")
         if kind in ("text", "input_text", "output_text"):
-            text = part.get("text") or ""
+            text = (part.get("text") or "").removeprefix(MARK)
             places += len(PLACE.findall(text))
             texts.append(PLACE.sub("\n", text).strip())
         elif kind in SHOWN:
