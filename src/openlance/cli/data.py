@@ -81,7 +81,9 @@ def _opened(spec: dict[str, Any], task: str | None) -> tuple[str, Source]:
     errors = list[UserError]()
     for one in ordered:
         try:
-            return one.name, open_source(spec, one.name)
+            source = open_source(spec, one.name)
+            source.parts(0, None)  # what is streamed is opened only now
+            return one.name, source
         except UserError as error:
             errors.append(error)
     plain = next(n for n, one in enumerate(ordered) if not one.reads)
