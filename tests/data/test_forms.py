@@ -187,6 +187,37 @@ def test_several_captions_are_drawn_from(tmp_path):
     assert {told(source, seed)[0][0] for seed in range(12)} == {"one", "two"}
 
 
+def test_one_question_for_all_that_have_an_answer(tmp_path):
+    draw(tmp_path / "a.png").with_suffix(".txt").write_text("a dot")
+    draw(tmp_path / "b.png")
+    source = open_source({"path": tmp_path, "caption": "what?"}, "x2t_image")
+    assert told(source) == [["red", "what?", "->", "a dot"]] and left(source) == {"no caption": 1}
+
+
+def test_lists_without_a_head_and_paths_of_elsewhere(tmp_path):
+    draw(tmp_path / "in" / "a.png")
+    for line in ("a.png|red, round", "a.png\tred, round", 'a.png,"red, round"', "a.png red, round"):
+        (tmp_path / "in" / "list.txt").write_text(f"\ufeff{line}\n\n", encoding="utf-8")
+        assert told(open_source(tmp_path / "in", "t2i")) == [["red, round", "->", "red"]], line
+    (tmp_path / "in" / "list.txt").unlink()
+    row = {"image": "coco/a.png", "text": "red"}
+    for name in ("C:\\\\data\\\\a.png", "/elsewhere/a.png"):
+        (tmp_path / "in" / "metadata.jsonl").write_text(json.dumps(row | {"image": name}))
+        assert told(open_source(tmp_path / "in", "t2i")) == [["red", "->", "red"]]
+    draw(tmp_path / "far" / "coco" / "a.png", BLUE)
+    (tmp_path / "list.json").write_text(json.dumps([row, {"image": "http://x/y.png", "text": "x"}]))
+    with pytest.raises(UserError, match="the file is missing .*1 left out: on the network.*media: FOLDER"):
+        open_source(tmp_path / "list.json", "t2i")
+    source = open_source({"path": tmp_path / "list.json", "media": tmp_path / "far"}, "t2i")
+    assert told(source) == [["red", "->", "blue"]]
+    (tmp_path / "in" / "metadata.jsonl").unlink()
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    draw(tmp_path / "in" / "b.png")
+    pq.write_table(pa.table({"file_name": ["a.png"], "text": ["red"]}), tmp_path / "in" / "metadata.parquet")
+    source = open_source(tmp_path / "in", "t2i")
+    assert told(source) == [["red", "->", "red"]] and left(source) == {"no caption": 1}
+
+
 # Pairs.
 
 

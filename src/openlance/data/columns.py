@@ -82,7 +82,7 @@ class Layout:
         task: What the samples are for.
         type: Dataset type, a key of `TYPES`.
         names: Pairs of our name of a column and the source's own.
-        caption: The text of what has none of its own.
+        caption: The text of what has none of its own; for tasks that answer, the question.
         clips: What is taken of a video longer than the stage's: a "window" of it, at another place each time, its
             "start", or the "whole" of it, frames evenly spread.
         stride: Of windows: every n-th of the model's 12 frames a second.

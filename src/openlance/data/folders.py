@@ -312,7 +312,7 @@ class Survey:
         text = "" if own is None else read_text(own).strip()
         if not text and (folder := self._repeats(path)) is not None:
             text, where = folder[1], "from names of folders"
-        if not text and self.layout.caption:
+        if not text and self.layout.caption and c.text == "caption":
             text, where = self.layout.caption, "the one for all"
         if not text:
             self.census.leave("no caption" if own is None else "its caption is blank", path)
