@@ -3,13 +3,16 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from openlance.config.train import stage
 from openlance.config.values import as_data
+from openlance.data.open import open_source
+from openlance.data.report import look
 from openlance.errors import UserError
 from openlance.media.files import write_json
 from openlance.runtime.distributed import Distributed
-from openlance.training.again import check_again
+from openlance.training.again import check_again, note_found
 from openlance.training.checkpoint import Checkpoints
 from openlance.training.files import Lora, Settings
 
@@ -52,6 +55,24 @@ def test_a_run_that_goes_on_or_is_finished_says_so(begun, capsys, tmp_path, monk
     assert "is finished (step 2 of 2): nothing is trained" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     begun(data={"t2i": "pictures"})  # the same folder by another name
+
+
+def test_data_that_changed_in_their_folder_are_told(tmp_path, tiny, capsys):
+    for n in range(2):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{n}.png")
+        (tmp_path / f"{n}.txt").write_text("black")
+    plan = replace(PLAN, mixture={"t2i": 1})
+
+    def again():
+        (tmp_path / "run").mkdir(exist_ok=True)
+        note_found(tmp_path / "run", look({"t2i": open_source(tmp_path, "t2i")}, plan, tiny.codec))
+        return capsys.readouterr().err
+
+    assert [again(), again()] == ["", ""]
+    (tmp_path / "1.txt").write_text("dark")
+    assert "have changed since the run began: 2 samples then, 2 now" in again()
+    (tmp_path / "1.txt").unlink()
+    assert "2 samples then, 1 now" in again()
 
 
 @pytest.mark.parametrize(

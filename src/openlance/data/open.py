@@ -26,7 +26,7 @@ from openlance.data.columns import Layout
 from openlance.data.encoded import MARK, EncodedSource
 from openlance.data.folders import Survey, is_private
 from openlance.data.hub import HubSource
-from openlance.data.source import Row, Source, shuffled
+from openlance.data.source import Row, Source, marked, shuffled
 from openlance.data.tabular import ParquetSource, SavedSource, Table, contents, saved_files
 from openlance.data.tars import TarSource
 from openlance.errors import UserError
@@ -56,6 +56,10 @@ class FolderSource(Table):
     def census(self) -> Census:
         return self._surveyed[1]
 
+    @property
+    def mark(self) -> str:
+        return marked(f"{row.place} {row.values} {_sizes(row)}" for row in self.found)
+
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[list[int]]:
         order = shuffled(range(len(self.found)), rng)
         return [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
@@ -65,6 +69,11 @@ class FolderSource(Table):
 
     def stamp(self, part: list[int]) -> str:
         return "\n".join(f"{row.place} {contents(row)}" for row in self.rows(part))
+
+
+def _sizes(row: Row) -> list[int]:
+    media = [row.folder / v for k, v in row.values.items() if k.endswith("_bytes") and isinstance(v, str)]
+    return [path.stat().st_size for path in media if path.is_file()]
 
 
 def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:

@@ -45,6 +45,7 @@ class Entry:
         broken: Why rows that were looked at cannot be used, by place.
         notices: What was shortened or skipped when their media were read.
         clips: What is taken of videos.
+        mark: Tells one state of the data from another; empty where nothing does.
     """
 
     task: str
@@ -56,6 +57,7 @@ class Entry:
     broken: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     clips: str = ""
+    mark: str = ""
 
     @property
     def tokens(self) -> float | None:
@@ -99,7 +101,8 @@ class Report:
         return {
             "stage": self.stage.name, "pack_tokens": list(self.stage.pack_tokens),
             "sources": [
-                {"task": e.task, "source": e.source, "share": e.share, "looked_at": len(e.lengths) + len(e.broken),
+                {"task": e.task, "source": e.source, "mark": e.mark, "share": e.share,
+                 "looked_at": len(e.lengths) + len(e.broken),
                  "tokens": e.tokens, "packs": e.tokens and e.tokens / self.stage.pack_tokens[1], "broken": e.broken,
                  "too_long": sum(n > self.stage.max_sample_tokens for n in e.lengths), "notices": e.notices,
                  "samples": [{"id": s.id, "text": in_words(s)} for s in e.samples[:TOLD]]}
@@ -172,6 +175,7 @@ def look(
             else:
                 entry.samples.append(sample)
                 entry.notices += [line for line in said if line not in entry.notices]
+        entry.mark = getattr(source, "mark", "")
         if any(s.size is not None and s.size[0] > 1 for one in entry.samples for s in one.segments):
             entry.clips = getattr(getattr(source, "layout", None), "rule", lambda _: "")(stage.max_frames)
         entries.append(entry)

@@ -157,6 +157,11 @@ class Files:
     def rows(self, part: Any) -> Iterable[Row]:
         raise NotImplementedError
 
+    @property
+    def mark(self) -> str:
+        """A text that another state of the data changes, as far as names, sizes and texts of lists tell."""
+        return marked(f"{file.name} {file.stat().st_size}" for file in self.files if file.is_file())
+
     @cached_property
     def census(self) -> Census:
         """What is in it."""
@@ -181,6 +186,14 @@ def _digest(file: Path, size: int, changed: int) -> str:
     with file.open("rb") as data:
         while block := data.read(1 << 20):
             found.update(block)
+    return found.hexdigest()[:16]
+
+
+def marked(texts: Iterable[str]) -> str:
+    """Hash texts in order: 16 hexadecimal digits of SHA-256."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(f"{text}\0".encode("utf-8", "surrogatepass"))
     return found.hexdigest()[:16]
 
 

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from openlance.config.train import Stage
-from openlance.config.values import as_data, brief
+from openlance.config.values import as_data, brief, read_json
+from openlance.data.report import Report
 from openlance.errors import UserError
+from openlance.media.files import write_json
 from openlance.training.checkpoint import Checkpoints
 from openlance.training.files import Settings, starts_of
 
 # Fields of a stage on which the weights, or the position in the data, depend.
 FIXED = ("mixture", "pack_tokens", "max_sample_tokens", "resolutions", "max_frames", "draws", "seed", "drop_text",
          "drop_all")  # fmt: skip
+FOUND = "found.json"
 SETTINGS = {"model": "base", "init": "init", "data": "data"}
 
 
@@ -56,6 +59,20 @@ def check_again(stage: Stage, settings: Settings, checkpoints: Checkpoints) -> N
         )
     if checkpoints.processes.leads:
         print(f"note: {said}", file=sys.stderr)
+
+
+def note_found(folder: Path, report: Report) -> None:
+    """Keep what was found in `found.json` of a run, and say on stderr where that is not what it began with."""
+    path, now = folder / FOUND, report.as_data()
+    if path.is_file():
+        had = {one["task"]: one for one in read_json(path).get("sources", ())}
+        for one in now["sources"]:
+            before = had.get(one["task"])
+            if before is not None and before.get("mark") != one["mark"]:
+                said = f"the data of {one['task']} in {one['source']} have changed since the run began"
+                print(f"note: {said}: {before.get('used')} samples then, {one['used']} now", file=sys.stderr)
+    else:
+        write_json(path, now)
 
 
 def _differences(

@@ -29,7 +29,7 @@ from openlance.runtime.distributed import Distributed
 from openlance.runtime.lora import inject, write_adapter
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
-from openlance.training.again import check_again
+from openlance.training.again import check_again, note_found
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
 from openlance.training.files import RunFolder, Settings, stage_folders, starts_of
@@ -76,6 +76,8 @@ def _run(stages: Mapping[Path, Stage], settings: Settings, show: Show | None, of
         with ExitStack() as stack:
             run, work = prepare(stage, own, base, processes, stack, show, before=run)
             check_again(stage, own, work.folder.checkpoints)
+            if work.found is not None:
+                note_found(folder, work.found)
             work.folder.record(stage)
             if not train(run, work):
                 break
@@ -111,8 +113,9 @@ def prepare(
     )
     stream = stack.enter_context(Stream(sources, stage, base.codec, style=base.style, reading=reading))
     folder = RunFolder(settings, processes)
-    if processes.leads:
-        print(look(sources, stage, base.codec, base.style).text(), file=sys.stderr)
+    found = look(sources, stage, base.codec, base.style) if processes.leads else None
+    if found is not None:
+        print(found.text(), file=sys.stderr)
     if before is not None:
         base.learner.requires_grad_(True)
     run = Trainer(stage, base.learner, processes, settings.compiled)
@@ -127,7 +130,7 @@ def prepare(
         with Stream(held_out, other, base.codec, style=base.style, reading=alone) as validating:
             packs = [next(validating) for _ in range(settings.held_out_packs)]
     shown = partial(finish, base=base, settings=settings, show=show)
-    return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown)
+    return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown, found=found)
 
 
 def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
