@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import shutil
 import subprocess
 import sys
@@ -26,8 +27,9 @@ def _studio(folder, *options):
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
     with open(folder / "stderr", "w") as stderr:
         process = subprocess.Popen(
-            [*command, str(folder), *options], stdout=subprocess.PIPE, stderr=stderr, text=True, env=unbuffered
-        )
+            [*command, str(folder), *options], stdout=subprocess.PIPE, stderr=stderr, text=True, env=unbuffered,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background are deaf to it
+        )  # fmt: skip
     watch = threading.Timer(120, process.kill)  # a server that never answers ends the test
     watch.start()
     try:

@@ -90,6 +90,7 @@ def test_ctrl_c_stops_what_is_drawn_and_the_dialogue_goes_on(folder, capfd, monk
     from openlance.inference.dialogue import Dialogue
 
     monkeypatch.setattr(options, "is_terminal", lambda stream: stream is sys.stdin)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     pipe = openlance.load("nano")
     fill = pipe.fill_visual
 
@@ -100,6 +101,7 @@ def test_ctrl_c_stops_what_is_drawn_and_the_dialogue_goes_on(folder, capfd, monk
     session = chat.Session(talk, options.Checkpoint(), folder / "talk")
     monkeypatch.setattr(pipe, "fill_visual", interrupted)
     assert session.handle("draw a ring") and talk.turns == []
+    signal.signal(signal.SIGINT, before)
     monkeypatch.setattr(pipe, "fill_visual", fill)
     assert session.handle("draw a ring") and talk.turns[0].seed == 3
     out, err = capfd.readouterr()

@@ -270,9 +270,9 @@ def test_explain_shows_the_request_that_would_run(checkpoint, task, capsys, tmp_
         "--media", count,
     ]  # fmt: skip
     assert main(line) == 0
-    title = capsys.readouterr().out.splitlines()[0]
+    said = " ".join(capsys.readouterr().out.split())  # whatever the width
     made = pipe.front.request(spec, WORDS, media, asked=(FRAMES, SIZE, SIZE))
-    assert title.endswith(f"{len(pack([made], pipe.codec, pipe.config.position).rows)} tokens")
+    assert f" {len(pack([made], pipe.codec, pipe.config.position).rows)} tokens " in said
 
 
 def test_encoded_shards_hold_the_samples_of_their_source(checkpoint, tmp_path):

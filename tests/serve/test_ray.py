@@ -68,14 +68,20 @@ class Running:
         return httpx2.get(f"{self.url}/ready").status_code == 200
 
 
+def hears_ctrl_c() -> None:
+    """A shell starts what it puts into the background deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def serving(folder: Path, until, *words: str, **more: str) -> Iterator[Running]:
     """`openlance serve --ray`, ready for work."""
     line = ["serve", "--ray", "--port", "0", "--api-key", "secret", "--folder", str(folder / "files"), *words]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "openlance.cli.main", *line], stderr=log, env=os.environ | more, cwd=folder
-        )
+            [sys.executable, "-m", "openlance.cli.main", *line], stderr=log, env=os.environ | more, cwd=folder,
+            preexec_fn=hears_ctrl_c,
+        )  # fmt: skip
     try:
         said = re.compile(r"running on (http://[\d.:]+)")
         until(lambda: said.search((folder / "log").read_text()) or process.poll() is not None, 120)
