@@ -20,7 +20,7 @@ from openlance.checkpoint.formats import SHIPPED
 from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_RESULTS, Decoding, later_seed
 from openlance.config.values import one_of
 from openlance.errors import UserError
-from openlance.runtime.lora import CONFIG
+from openlance.model.lora import CONFIG
 
 from .sockets import Model, Settings, groups, image_of, media_in, settings_said, settings_widgets, video_of, widget
 

@@ -17,7 +17,7 @@ import openlance
 from openlance.config.sampling import LARGEST_SEED, RANGES, Decoding, Sampling
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.runtime.lora import Lora, write_adapter
+from openlance.model.lora import Lora, write_adapter
 
 PACKAGE = Path(__file__).parents[2] / "integrations" / "comfyui"
 WORKFLOWS = {path.stem: json.loads(path.read_text("utf-8")) for path in PACKAGE.glob("example_workflows/*.json")}

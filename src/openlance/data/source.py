@@ -158,6 +158,19 @@ def shuffled(parts: Sequence[Any], rng: np.random.Generator | None) -> list[Any]
     return list(parts) if rng is None else [parts[i] for i in rng.permutation(len(parts))]
 
 
+def dealt(rows: Iterator[Row], rank: int, world: int) -> Iterator[Row]:
+    """Yield the rows of one of several ranks, in turn; of too few rows one that another rank has, too."""
+    before = list[Row]()
+    for number, row in enumerate(rows):
+        if number < rank:
+            before.append(row)
+        elif number % world == rank:
+            before = []
+            yield row
+    if before:
+        yield before[rank % len(before)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How sources are read.
@@ -185,7 +198,8 @@ class Reader(Iterator[Row]):
     """The rows of a source for one rank, epoch after epoch; iterating takes the next row.
 
     Parts are dealt to the ranks in turn; where there are fewer parts than ranks, rows are. So no two ranks of an epoch
-    see the same row, and together they see all. UserError if the source has no row for this rank.
+    see the same row, and together they see all; only of a part with fewer rows than ranks some see the same. UserError
+    if the source has no row for this rank.
     """
 
     def __init__(self, source: Source, reading: Reading | None = None, seed: int = 0) -> None:
@@ -207,7 +221,7 @@ class Reader(Iterator[Row]):
             while self.part < len(own):
                 rows = self.source.rows(own[self.part])
                 if by_rows:
-                    rows = islice(rows, r.rank, None, r.world)
+                    rows = dealt(rows, r.rank, r.world)
                 for row in islice(rows, self.row, None):
                     self.row, found = self.row + 1, True
                     yield row

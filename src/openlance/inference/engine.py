@@ -163,7 +163,7 @@ class Engine:
             self.media.memory.clear()
 
     def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
-        """Add an adapter in PEFT's format to the decoder (see `runtime.lora`); several add up.
+        """Add an adapter in PEFT's format to the decoder (see `model.lora`); several add up.
 
         Args:
             folder: Of the adapter.
@@ -172,7 +172,7 @@ class Engine:
         Raises:
             UserError: If it is none; one that does not fit the decoder is noticed when that is first needed.
         """
-        from openlance.runtime.lora import read_adapter
+        from openlance.model.lora import read_adapter
 
         adapter = read_adapter(folder, weight)
         with self.turn:
