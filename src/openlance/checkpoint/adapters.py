@@ -46,9 +46,9 @@ _PART = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, DOWN + UP))})(?:\.default
 _BIAS = re.compile(r"(.+?)(?:\.base_layer)?\.bias")
 # Parts of names of tensors by which other kinds are known.
 OTHER_KINDS = {
-    "magnitude": "DoRA", "dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT",
-    "lora_mid": "a Tucker LoRA", "lora_embedding": "a LoRA of an embedding", "diff": "a difference of full rank", "ia3": "IA3",
-    "vera_": "VeRA", "modules_to_save": "whole modules",
+    "magnitude": "DoRA", "dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "ia3": "IA3",
+    "vera_": "VeRA", "lora_mid": "a Tucker LoRA", "lora_embedding": "a LoRA of an embedding",
+    "diff": "a difference of full rank", "modules_to_save": "whole modules",
 }  # fmt: skip
 # Fields of PEFT's LoraConfig (0.21) that change nothing of what a finished adapter computes, or are read here; whatever
 # else is set is a kind of its own.

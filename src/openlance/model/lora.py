@@ -191,16 +191,16 @@ def merge(lance: Lance, adapters: Sequence[Adapter]) -> None:
                 raise UserError(f"{adapter.origin} does not fit at {name}: use it with the model it was made for")
             begun.setdefault(name, torch.zeros(()) if module.bias is None else module.bias.float().clone())
         for name, update in adapter.stored.updates.items():
-            if (module := modules.get(name)) is None:
-                continue
-            _add(module.weight, adapter.weight * product(update))
-            if update.shift is not None:
-                if module.bias is None:
-                    module.bias = nn.Parameter(module.weight.new_zeros(len(update.b)), requires_grad=False)
-                _add(module.bias, adapter.weight * update.scale * update.shift.float())
+            if name in begun:
+                layer = modules[name]
+                _add(layer.weight, adapter.weight * product(update))
+                if update.shift is not None:
+                    if layer.bias is None:
+                        layer.bias = nn.Parameter(layer.weight.new_zeros(len(update.b)), requires_grad=False)
+                    _add(layer.bias, adapter.weight * update.scale * update.shift.float())
         for name, bias in adapter.stored.biases.items():
-            if (module := modules.get(name)) is not None:
-                _add(module.bias, adapter.weight * (bias.float().to(begun[name].device) - begun[name]))
+            if name in begun:
+                _add(modules[name].bias, adapter.weight * (bias.float().to(begun[name].device) - begun[name]))
 
 
 def product(update: Update) -> Tensor:
