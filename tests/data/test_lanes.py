@@ -10,7 +10,7 @@ from PIL import Image
 
 from openlance.data.lanes import Lanes
 from openlance.data.open import open_source
-from openlance.data.source import Reading, Row, dealt
+from openlance.data.source import Reader, Reading
 from openlance.errors import UserError
 
 
@@ -92,12 +92,17 @@ def test_a_run_goes_on_with_another_number_of_processes(lanes, tmp_path, picture
         lanes(source, 0, 1, 3).load_state_dict(saved)
 
 
-def test_no_row_is_seen_twice_unless_there_are_too_few():
-    rows = [Row(str(n), n) for n in range(7)]
-    for world in range(1, 8):
-        assert sorted(r.values for rank in range(world) for r in dealt(iter(rows), rank, world)) == list(range(7))
-    assert [[r.values for r in dealt(iter(rows[:2]), rank, 5)] for rank in range(5)] == [[0], [1], [0], [1], [0]]
-    assert not list(dealt(iter(()), 3, 5))
+@pytest.mark.parametrize("count, block", [(2, 8), (6, 2)])
+def test_a_rank_that_is_left_without_a_row_borrows_one(greys, count, block):
+    source = greys(count, block=block)
+    readers = [Reader(source, Reading(rank=rank, world=8, shuffle=False)) for rank in range(8)]
+    seen = [[row.values for row in islice(reader, 3)] for reader in readers]
+    assert all(len(set(rows)) == 1 for rows in seen[block:]) and {rows[0] for rows in seen} == set(range(count))
+    again = Reader(source, Reading(rank=7, world=8, shuffle=False))
+    again.load_state_dict(readers[7].state_dict())
+    assert next(again).values == next(readers[7]).values
+    with pytest.raises(UserError, match="has no rows: give it data"):
+        next(Reader(greys(0)))
 
 
 def test_a_single_picture_serves_many_packs(lanes, tmp_path):

@@ -135,24 +135,16 @@ def test_wandb_goes_on_with_one_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     import wandb
 
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    names, logged, folder = [], [], tmp_path / "run"
+    names, folder = [], tmp_path / "run"
     folder.mkdir()
-    for done, known, steps in ((0, 0, (1, 2, 3)), (2, 3, (3, 4))):
+    for done, known, steps in ((0, 0, {1: 1, 2: 2, 3: 3}), (2, 3, {3: 0, 4: 4})):  # the third is there already
         *_, write = reporters(folder, ("wandb",), done, known)
-        for step in steps:
+        for step, last in steps.items():
             write({"flow": 1.0}, step)
+            assert wandb.run.step == last
         names.append((wandb.run.id, wandb.run.name))
-        written = wandb.run.settings.sync_file
         wandb.finish()
-        store, record = DataStore(), wandb_internal_pb2.Record()
-        store.open_for_scan(written)
-        while (data := store.scan_data()) is not None:
-            record.ParseFromString(data)
-            logged += [int(i.value_json) for i in record.history.item if "_step" in (i.key, *i.nested_key)]
-    assert names[0] == names[1] and logged == [1, 2, 3, 4]
+    assert names[0] == names[1]
 
 
 COMMAND = """

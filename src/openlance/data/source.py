@@ -158,19 +158,6 @@ def shuffled(parts: Sequence[Any], rng: np.random.Generator | None) -> list[Any]
     return list(parts) if rng is None else [parts[i] for i in rng.permutation(len(parts))]
 
 
-def dealt(rows: Iterator[Row], rank: int, world: int) -> Iterator[Row]:
-    """Yield the rows of one of several ranks, in turn; of too few rows one that another rank has, too."""
-    before = list[Row]()
-    for number, row in enumerate(rows):
-        if number < rank:
-            before.append(row)
-        elif number % world == rank:
-            before = []
-            yield row
-    if before:
-        yield before[rank % len(before)]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How sources are read.
@@ -198,8 +185,8 @@ class Reader(Iterator[Row]):
     """The rows of a source for one rank, epoch after epoch; iterating takes the next row.
 
     Parts are dealt to the ranks in turn; where there are fewer parts than ranks, rows are. So no two ranks of an epoch
-    see the same row, and together they see all; only of a part with fewer rows than ranks some see the same. UserError
-    if the source has no row for this rank.
+    see the same row, and together they see all; only a rank that is left without, since there are too few, borrows one.
+    UserError if the source has no row at all.
     """
 
     def __init__(self, source: Source, reading: Reading | None = None, seed: int = 0) -> None:
@@ -221,16 +208,25 @@ class Reader(Iterator[Row]):
             while self.part < len(own):
                 rows = self.source.rows(own[self.part])
                 if by_rows:
-                    rows = dealt(rows, r.rank, r.world)
+                    rows = islice(rows, r.rank, None, r.world)
                 for row in islice(rows, self.row, None):
                     self.row, found = self.row + 1, True
                     yield row
                 self.part, self.row = self.part + 1, 0
             if not r.repeat:
                 return
+            self.epoch, self.part = self.epoch + 1, 0
             if not found:
-                raise UserError(f"{self.source} has no rows for rank {r.rank} of {r.world}: give it more data")
-            self.epoch, self.part, found = self.epoch + 1, 0, False
+                yield self._borrowed(parts)
+            found = False
+
+    def _borrowed(self, parts: Sequence[Any]) -> Row:
+        """A row of another rank."""
+        count = sum(1 for part in parts for _ in self.source.rows(part))
+        if not count:
+            raise UserError(f"{self.source} has no rows: give it data")
+        rows = (row for part in parts for row in self.source.rows(part))
+        return next(islice(rows, self.reading.rank % count, None))
 
     def state_dict(self) -> dict[str, int]:
         """Return the place of the row that comes next."""
