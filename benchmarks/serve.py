@@ -28,7 +28,7 @@ from openlance.serve.config import ServeConfig
 from openlance.serve.run import Server
 
 CLIENTS = 16
-MORE, MORE_S, THROUGHPUT, WAIT, LAG_MS = 0.05, 0.015, 0.9, 2.0, 20.0  # what is wanted (issue 19)
+MORE, MORE_S, THROUGHPUT, WAIT, LAG_MS = 0.05, 0.015, 0.9, 2.0, 20.0  # what is wanted
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from soak_clients import CANCELLED, Clients, Ledger
 CLIENTS = 8
 CAP = 1_000_000  # bytes of files that the server may keep
 KEEP_HOURS = 0.1  # for which it keeps them
-SLOPE_MB, END_S = 1.0, 10.0  # what is wanted (issue 19): per 1,000 requests, seconds to a graceful end
+SLOPE_MB, END_S = 1.0, 10.0  # what is wanted: per 1,000 requests, seconds to a graceful end
 ENOUGH = 500  # requests of a life of which the slope means something
 COLORS = ("#2563eb", "#dc2626", "#16a34a")
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 60, 34, 46
@@ -47,6 +47,7 @@ class Sample:
     seconds: float
     requests: int
     rss: int
+    anonymous: int  # bytes of it that no file has
     files: int
     disk: int
     database: int
@@ -117,15 +118,17 @@ class Server:
         """What it takes of the machine, None while it does not run."""
         place = Path(f"/proc/{self.process.pid}") if self.process else Path("/nowhere")
         try:
-            rss = int((place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            _, resident, of_files, *_ = map(int, (place / "statm").read_text().split())
             descriptors, threads = (len(os.listdir(place / name)) for name in ("fd", "task"))
-        except (OSError, IndexError):
+        except (OSError, ValueError):
             return None
+        page = os.sysconf("SC_PAGE_SIZE")
         sizes = [size for path in (self.folder / "kept" / "files").glob("*") if (size := _size(path)) is not None]
         database = sum(_size(path) or 0 for path in (self.folder / "kept").glob("jobs.db*"))
         return Sample(
-            life=self.lives, seconds=round(seconds, 1), requests=requests, rss=rss, files=len(sizes), disk=sum(sizes),
-            database=database, descriptors=descriptors, threads=threads,
+            life=self.lives, seconds=round(seconds, 1), requests=requests, rss=resident * page,
+            anonymous=(resident - of_files) * page, files=len(sizes), disk=sum(sizes), database=database,
+            descriptors=descriptors, threads=threads,
         )  # fmt: skip
 
     def defects(self) -> list[str]:
@@ -317,6 +320,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends with it
     with tempfile.TemporaryDirectory() as folder:
         server, ledger = Server(Path(folder), free_port()), Ledger()
         try:

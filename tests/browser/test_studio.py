@@ -3,12 +3,16 @@
 import base64
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("gradio", reason="the Studio needs openlance[studio]: `make test-browser` sets it up")
+expect = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright").expect
 
 
 def fill(page, tab, **said):
@@ -31,10 +35,12 @@ def say(page, text):
     return page.locator("#log .back").last
 
 
-def quick(page):
-    """Few steps and short videos in the dialogue."""
-    page.locator("#talk-settings button").first.click()
-    fill(page, "#talk-settings", Steps="2", Frames="5")
+def set_up(page, **said):
+    """Settings of the dialogue."""
+    button = page.locator("#talk-settings button").first
+    button.click()
+    fill(page, "#talk-settings", **said)
+    button.click()
 
 
 def source_of(page, place):
@@ -43,24 +49,28 @@ def source_of(page, place):
 
 def test_a_dialogue_from_the_first_image_to_a_branch(visit, shot):
     page = visit()
+    set_up(page, Seed="12")
     first = say(page, "draw a red circle left of a blue square")
     assert first.locator("img").get_attribute("src").endswith(".png")
-    say(page, "make the circle green")
+    say(page, "replace the blue square with a yellow star")
     say(page, "make the background white")
     images = page.locator("#log .back img")
     assert images.count() == 3
     page.click("#undo")
     page.wait_for_function("document.querySelectorAll('#log .back img').length === 2")
-    assert say(page, "what color is the square?").locator(".answer").inner_text()
+    assert say(page, "what color is the star?").locator(".answer").inner_text()
+    page.set_viewport_size({"width": 900, "height": 1000})
+    page.wait_for_timeout(500)
     shot(page, "dialogue")
-    quick(page)
+    page.set_viewport_size({"width": 1200, "height": 900})
+    set_up(page, Steps="2", Frames="5")
     moved = say(page, "animate: the circle moves up")
     page.wait_for_function("document.querySelector('#log video')?.readyState >= 2")
     assert moved.locator("video").evaluate("v => [v.videoWidth, v.videoHeight]") == [64, 64]
     shot(page, "animated")
     page.get_by_role("button", name="Go on from here").first.click()
     page.wait_for_function("document.querySelectorAll('#log .said').length === 1")
-    say(page, "make the square yellow")
+    say(page, "make the circle small")
     page.get_by_role("button", name="branch 2 of 2, show the next").wait_for()
     page.locator("#talk-python button").first.click()
     script = page.locator("#talk-script .script").inner_text()
@@ -95,7 +105,7 @@ def test_the_python_on_the_page_makes_the_same_image(visit, tmp_path, monkeypatc
     page.get_by_role("tab", name="Create").click()
     fill(page, "#create-tab", Steps="3", Seed="7", Width="48")
     page.click("#create")
-    page.wait_for_selector("#stage .does")
+    page.wait_for_selector("#script .script")
     script = page.locator("#script .script").inner_text()
     monkeypatch.chdir(tmp_path)
     exec(script, {})
@@ -106,6 +116,29 @@ def test_the_python_on_the_page_makes_the_same_image(visit, tmp_path, monkeypatc
         source_of(page, "#stage"),
     )
     assert base64.b64decode(again) == made.read_bytes()
+
+
+def test_a_result_goes_on_to_an_edit_and_to_the_dialogue(visit):
+    page = visit()
+    page.get_by_role("tab", name="Create").click()
+    fill(page, "#create-tab", Steps="2")
+    page.click("#create")
+    page.get_by_role("button", name="Keep this seed").click()
+    seed = page.locator("#create-tab").get_by_label("Seed", exact=True)
+    expect(seed).to_have_value(page.locator("#stage figcaption").inner_text().split("seed ")[1].split()[0])
+    first = source_of(page, "#stage")
+    page.get_by_role("button", name="Edit this").click()
+    page.wait_for_selector("#inputs img")
+    assert source_of(page, "#inputs") == first
+    page.locator("#examples button").first.click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('replace')")
+    page.click("#create")
+    page.wait_for_function("document.querySelector('#script .script')?.innerText.split('pipe.').length === 3")
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator("#gallery button").nth(1).click()
+    page.get_by_role("button", name="Take to the dialogue").click()
+    page.wait_for_selector("#log .said img", state="visible")
+    assert source_of(page, "#log") == first
 
 
 def test_stop_ends_it_at_the_next_step_and_the_next_one_works(visit):
@@ -151,15 +184,18 @@ def test_two_settings_side_by_side_from_one_seed(visit, shot):
     page.wait_for_function("document.querySelectorAll('#stage .does').length === 2")
     said = page.locator("#stage figcaption").all_inner_texts()
     assert said[0].split("seed ")[1].split()[0] == said[1].split("seed ")[1].split()[0]
-    assert "steps 2" in said[0] and "steps 3" in said[1] and page.locator("#script .script").count() == 2
+    assert "steps 2" in said[0] and "steps 3" in said[1]
+    page.wait_for_function("document.querySelectorAll('#script .script').length === 2")
     shot(page, "compare")
 
 
-def test_what_the_model_reads(visit):
+def test_what_the_model_reads(visit, shot):
     page = visit()
     page.get_by_role("tab", name="Create").click()
-    page.get_by_role("button", name="What the model reads").click()
-    page.wait_for_function("document.querySelector('#sequence').innerText.includes('PROMPT')")
+    page.locator("#reads button").first.click()
+    page.wait_for_function("document.querySelector('#sequence svg')?.textContent.includes('prompt')")
+    page.locator("#sequence").scroll_into_view_if_needed()
+    shot(page, "sequence")
 
 
 @pytest.mark.parametrize(
@@ -203,9 +239,9 @@ def test_the_keyboard_alone_is_enough(visit):
             page.keyboard.press("Shift+Tab")
         return False
 
-    assert reach("document.activeElement.innerText === 'make the circle green'")
+    assert reach("document.activeElement.innerText === 'make the background white'")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#say textarea').value === 'make the circle green'")
+    page.wait_for_function("document.querySelector('#say textarea').value === 'make the background white'")
     assert reach("document.activeElement.innerText === 'Download'")
     ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert ring == "solid"  # where one is can be seen
@@ -226,6 +262,21 @@ def test_it_fits_a_phone_in_both_schemes(scheme, visit, shot):
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(c => c > 128)"
     )
     assert light == (scheme == "light")
+
+
+def test_it_asks_for_the_key_and_ends_with_a_page_open(chromium, studio, tmp_path):
+    with studio(tmp_path, "--api-key", "secret") as (url, process):
+        page = chromium.new_page()
+        page.goto(url)
+        for key in ("wrong", "secret"):
+            page.get_by_label("API key").fill(key)
+            page.keyboard.press("Enter")
+            page.get_by_text("This key is wrong." if key == "wrong" else "Say").first.wait_for()
+        page.wait_for_selector("#chips button")
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
+        page.close()
+    assert (tmp_path / "stderr").read_text() in ("", "interrupted\n")
 
 
 OFFLINE = "OPENLANCE_STUDIO_OFFLINE"

@@ -58,7 +58,7 @@ def _serving(pipe, **config) -> Iterator[Server]:
     server = Server(create_app(pipe, ServeConfig(**config)), "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    _until(lambda: server.started and server.serving.worker.state == "ready")
+    _until(lambda: server.started and server.serving.worker.state == "ready", 120)
     yield server
     server.should_exit = True
     thread.join(20)

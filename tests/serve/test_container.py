@@ -47,7 +47,7 @@ def last(stage, word):
 
 
 def options():
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(app).commands["serve"]
     return {name: option for option in command.params for name in option.opts}
 
 

@@ -13,6 +13,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,9 +21,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from openlance.config.sampling import Decoding
 from openlance.errors import UserError
+from openlance.sequence import tasks
 from openlance.serve.config import ServeConfig
+from openlance.serve.failures import Failure
+from openlance.serve.metrics import Metrics
 from openlance.serve.store import FAILED, Job, Store
+from openlance.serve.worker import Item, Worker
 
 IMAGES, VIDEOS = "/v1/images/generations", "/v1/videos"
 SMALL = {"prompt": "a star", "size": "32x32", "num_inference_steps": 1}
@@ -258,3 +264,25 @@ def test_a_database_that_cannot_be_used_is_one_sentence_and_nothing_is_touched(t
     with pytest.raises(UserError, match="jobs.db.*(put it back|good copy).*choose another folder$") as told:
         Store(ServeConfig(folder=tmp_path))
     assert "\n" not in str(told.value) and file.read_bytes() == b"x"
+
+
+def test_a_step_that_goes_on_is_waited_for_once_and_its_client_is_told(pipe):
+    worker = Worker(pipe, ServeConfig(), Metrics())
+    item = Item(request=[tasks.say("what is a circle?"), tasks.reply()], how=Decoding(max_new_tokens=2), seed=0)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def listen(event):
+        begun.set()
+        go_on.wait(30)
+
+    item.listener = listen
+    worker.put([item])
+    worker.thread.start()
+    assert begun.wait(120)
+    began = time.monotonic()
+    worker.close(0.5)
+    assert pytest.raises(Failure, item.result.result, 0).value.code == "server_shutdown"
+    worker.close(0.5)
+    assert time.monotonic() - began < 0.9
+    go_on.set()
+    worker.thread.join(30)

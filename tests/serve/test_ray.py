@@ -181,6 +181,7 @@ def test_clips_come_from_the_other_checkpoint(running, local, until):
     assert client.videos.delete(job.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.videos.retrieve(job.id)
+    assert client.images.generate(prompt="a star", extra_body=FEW).data
     until(lambda: len(running.counted("openlance_batch_size_count")) == 2)
     assert all(running.counted("openlance_batch_size_count").values())
 

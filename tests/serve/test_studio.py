@@ -1,21 +1,26 @@
 """The Studio without a browser: what it asks the queue for, what it says in Python, what it believes of a browser."""
 
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 pytest.importorskip("gradio", reason="the Studio needs openlance[studio]")
 
+import openlance
 from openlance.media import Clip, read_media, read_provenance
 from openlance.sequence import tasks
 from openlance.serve.app import create_app
 from openlance.serve.config import ServeConfig
 from openlance.serve.failures import failure_of
-from openlance.serve.studio import fields
+from openlance.serve.studio import dialogue, fields
 from openlance.serve.studio.calls import Call, code
 from openlance.serve.studio.memory import Talk, Turn, added, results
 from openlance.serve.studio.page import mount
-from openlance.serve.studio.running import kept
+from openlance.serve.studio.parts import Shared
+from openlance.serve.studio.running import Desk, kept
 
 LOADING = 'pipe = openlance.load("nano")'
 QUICK = {"num_inference_steps": 2}
@@ -138,6 +143,21 @@ def test_a_conversation_branches_and_comes_back():
     back = talk.branch(1)
     assert [back.turns[n].text for n in back.path] == ["a", "b"] and back.end_of(0) == 2
     assert Talk.read(back.model_dump(mode="json")) == back and Talk().undo() == Talk()
+
+
+def test_a_model_that_looks_back_sees_the_turns_of_its_branch(tmp_path, picture):
+    pipe = openlance.load("nano")
+    pipe.defaults = replace(pipe.defaults, history=2)
+    serving = create_app(pipe, ServeConfig(folder=tmp_path)).state.serving
+    shared = Shared(desk=Desk(serving), loading=LOADING, memory=None, tabs=None, zoom=True)
+    parts = {field.name: None for field in dataclass_fields(dialogue.Dialogue)} | {"shared": shared}
+    first = Turn(text="draw a red circle", call=Call(task="t2i", text="a red circle"), file=kept(serving, picture))
+    talk = Talk().say(first).say(first).undo()
+    call, past = dialogue.Dialogue(**parts).asked(talk, "make it blue", [], "any", {"num_inference_steps": "2"})
+    assert (call.task, call.media, call.settings) == ("image_edit", (first.file,), QUICK) and len(past) == 1
+    alone, seeing = (len(call.prepared(serving, turns).items[0].request) for turns in ((), past))
+    assert seeing > alone and "# made with earlier turns" in code(LOADING, [(call, "")], {})
+    serving.store.close()
 
 
 @pytest.fixture(scope="module")

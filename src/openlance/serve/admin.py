@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from fastapi import APIRouter, Depends, Request
 
 from openlance.config.sampling import Decoding
 from openlance.sequence.segment import any_video
+from openlance.serve.answers import Cancelled, Queue, QueueItem, Status
 from openlance.serve.failures import Failure
 from openlance.serve.keys import opens
+from openlance.serve.openapi import answers
 from openlance.serve.serving import Serving
 from openlance.serve.worker import Item
 
@@ -27,34 +28,34 @@ def routes(serving: Serving) -> APIRouter:
 
     router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(asked)])
 
-    def status() -> dict[str, Any]:
+    def status() -> Status:
         return {"status": worker.state}
 
-    @router.get("/queue")
-    def queue() -> dict[str, Any]:
+    @router.get("/queue", response_model=None, responses=answers(Queue))
+    def queue() -> Queue:
         running, waiting = worker.items()
-        return status() | {"running": _told(running), "waiting": _told(waiting)}
+        return {"status": worker.state, "running": _told(running), "waiting": _told(waiting)}
 
-    @router.delete("/queue")
-    def clear() -> dict[str, Any]:
+    @router.delete("/queue", response_model=None, responses=answers(Cancelled))
+    def clear() -> Cancelled:
         return _cancelled(serving, None)
 
-    @router.delete("/queue/{request_id}")
-    def cancel(request_id: str) -> dict[str, Any]:
+    @router.delete("/queue/{request_id}", response_model=None, responses=answers(Cancelled))
+    def cancel(request_id: str) -> Cancelled:
         return _cancelled(serving, request_id)
 
-    @router.post("/drain")
-    def drain() -> dict[str, Any]:
+    @router.post("/drain", response_model=None, responses=answers(Status))
+    def drain() -> Status:
         worker.draining = True
         return status()
 
-    @router.post("/resume")
-    def resume() -> dict[str, Any]:
+    @router.post("/resume", response_model=None, responses=answers(Status))
+    def resume() -> Status:
         worker.draining = False
         return status()
 
-    @router.post("/sweep")
-    def sweep() -> dict[str, Any]:
+    @router.post("/sweep", response_model=None, responses=answers(Status))
+    def sweep() -> Status:
         serving.store.sweep()
         gc.collect()
         if torch.cuda.is_available():
@@ -64,7 +65,7 @@ def routes(serving: Serving) -> APIRouter:
     return router
 
 
-def _cancelled(serving: Serving, request_id: str | None) -> dict[str, Any]:
+def _cancelled(serving: Serving, request_id: str | None) -> Cancelled:
     """Cancel what one request wants, or every request."""
     found = [i for items in serving.worker.items() for i in items if request_id in (None, i.origin) and not i.stopped]
     if request_id is not None and not found:
@@ -73,7 +74,7 @@ def _cancelled(serving: Serving, request_id: str | None) -> dict[str, Any]:
     return {"cancelled": len(found)}
 
 
-def _told(items: Sequence[Item]) -> list[dict[str, Any]]:
+def _told(items: Sequence[Item]) -> list[QueueItem]:
     """Items without anything that clients sent."""
     now = time.monotonic()
     return [

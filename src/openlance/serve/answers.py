@@ -135,3 +135,22 @@ class Deleted(TypedDict):
     id: str
     object: Literal["video.deleted"]
     deleted: bool
+
+
+class QueueItem(TypedDict):
+    """A result that an operator sees."""
+
+    request_id: str
+    makes: Literal["text", "image", "video"]
+    cells: int
+    seconds: float
+    cancelled: bool
+
+
+class Queue(Status):
+    running: list[QueueItem]
+    waiting: list[QueueItem]
+
+
+class Cancelled(TypedDict):
+    cancelled: int

@@ -43,7 +43,7 @@ log = logging.getLogger("openlance.serve")
 # A file is found by whoever was told its name; /admin and the Studio ask for their keys themselves.
 OPEN = ("/health", "/ready", "/metrics", "/files/", "/admin/", "/studio", "/favicon.ico")
 METHODS = ("GET", "POST", "DELETE", "OPTIONS", "HEAD")
-SWEPT = 60.0  # seconds between two looks at what is too old
+SWEPT = 15.0  # seconds between two looks at what is too old, and at memory that is free
 LAST_STEP = 5.0  # seconds that a step may still take at the end
 
 

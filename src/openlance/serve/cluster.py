@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -135,8 +136,10 @@ class Cluster:
             for item in items:
                 item.arrived = time.monotonic()
             self.pending += items
-            call = asyncio.run_coroutine_threadsafe(self._follow(items), self.loop)
-            self.calls |= dict.fromkeys(items, (call, items))
+            for clips in (False, True):
+                if together := [item for item in items if any_video([item.request]) == clips]:
+                    call = asyncio.run_coroutine_threadsafe(self._follow(together, clips), self.loop)
+                    self.calls |= dict.fromkeys(together, (call, together))
 
     def cancel(self, items: Sequence[Item]) -> None:
         """Settle items, and stop a request at its replica's next step when nobody wants anything more of it."""
@@ -219,11 +222,12 @@ class Cluster:
         share = {"num_gpus": 1} if gpus else {"num_cpus": min(max(cpus // (most * len(kinds)), 1), largest)}
         targets = list[serve.RunTarget]()
         for clips in kinds:
-            target = self.target or max(room(self.pipe, self.config) // self._usual(clips), 1)
+            holds = max(room(self.pipe, self.config) // self._usual(clips), 1)  # results of one pass
+            target = self.target or holds
             scaled = {"min_replicas": self.least, "max_replicas": most, "target_ongoing_requests": target}
             deployment = serve.deployment(
                 **({"num_replicas": most} if most == self.least else {"autoscaling_config": scaled | GROWS}),
-                max_ongoing_requests=2 * target,  # a pass, and what comes after it
+                max_ongoing_requests=2 * max(target, holds),  # a pass, and the next one
                 ray_actor_options=share, graceful_shutdown_timeout_s=self.config.stalled, health_check_period_s=5,
                 logging_config={"enable_access_log": False, "log_level": "WARNING"},
             )(Replica)  # fmt: skip
@@ -270,12 +274,11 @@ class Cluster:
             item.settle(Failure(self.problem, status=503, code="worker_ended"))
             call.cancel()
 
-    async def _follow(self, items: Sequence[Item]) -> None:
-        """Send a request to a replica, and hear what becomes of it."""
+    async def _follow(self, items: Sequence[Item], clips: bool) -> None:
+        """Send items to one replica, and hear what becomes of them; clips: they are about videos."""
         response, failure = None, _lost()
         try:
             await self.deployed.wait()
-            clips = any_video([items[0].request])
             response = self.handles.get(clips, self.handles[False]).remote(items)
             async for n, event in response:
                 self._hear(items, n, event)
@@ -346,7 +349,9 @@ def connected(address: str | None) -> Iterator[None]:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address == "local":  # its ports listen on all addresses, to those who have this token
+    # Ray's ports listen on all addresses, to those who have this token. Ray reads it when imported; where that was
+    # before, it goes by a file of its own.
+    if address == "local" and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
@@ -354,20 +359,20 @@ def connected(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise UserError("replicas need Ray: pip install 'openlance[scale]', or leave --ray out") from error
     try:
-        host, _, port = address.rpartition(":")
-        if host and port.isdecimal():  # Ray itself would try for many minutes
-            socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
-        ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        for name in ("ray", "ray.serve"):  # in our form, to our handler
-            logger = logging.getLogger(name)
-            logger.handlers, logger.propagate = [], True
-            logger.setLevel(logging.WARNING)
-        serve.start(proxy_location="Disabled")  # our server is the only one
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"cannot join a Ray cluster at {address!r} ({error}): start one, or give another --address"
-        ) from error
-    try:
+        try:
+            host, _, port = address.rpartition(":")
+            if host and port.isdecimal():  # Ray itself would try for many minutes
+                socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+            ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            for name in ("ray", "ray.serve"):  # in our form, to our handler
+                logger = logging.getLogger(name)
+                logger.handlers, logger.propagate = [], True
+                logger.setLevel(logging.WARNING)
+            serve.start(proxy_location="Disabled")  # our server is the only one
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"there is no Ray cluster at {address!r} ({error}): start one, or give another --address"
+            ) from error
         yield
     finally:
         ray.shutdown()

@@ -150,11 +150,10 @@ def _run(
     options.check_writable(place.folder)
     _check_address(place.host, place.port)
     try:
-        from openlance.serve.app import JSONLines, create_app
-        from openlance.serve.run import Server
-
         if studio is not None:
             from openlance.serve.studio.page import mount
+        from openlance.serve.app import JSONLines, create_app
+        from openlance.serve.run import Server
     except ImportError as error:
         extra = "studio" if studio is not None else "serve"
         what = "the Studio" if studio is not None else "serving"

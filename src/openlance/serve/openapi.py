@@ -10,7 +10,11 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from openlance.serve.answers import Failed
 
-TEXT = ("text/plain", "text/event-stream")
+EVENT = {
+    "type": "object", "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+}  # fmt: skip
+FORMS: dict[str, Any] = {"text/plain": {"type": "string"}, "text/event-stream": EVENT}  # of what is no file
 
 
 class _Schema(GenerateJsonSchema):
@@ -46,7 +50,7 @@ def answers(kind: Any = None, *types: str, status: int = 200) -> dict[int | str,
     """The responses of a route: JSON of a kind of `openlance.serve.answers`, or files and streams of other types; and,
     whatever goes wrong, the error object."""
     content = {} if kind is None else {"application/json": {"schema": _schema(kind)}}
-    content |= {name: {"schema": {"type": "string"} | ({} if name in TEXT else {"format": "binary"})} for name in types}
+    content |= {name: {"schema": FORMS.get(name, {"type": "string", "format": "binary"})} for name in types}
     failed = {"description": "What is wrong", "content": {"application/json": {"schema": _schema(Failed)}}}
     return {status: {"description": "What was asked for", "content": content}, "4XX": failed, "5XX": failed}
 

@@ -134,6 +134,7 @@ class Queue(Protocol):
     """What takes items: a `Worker`, or a cluster of them (`cluster.Cluster`)."""
 
     pending: list[Item]
+    closed: bool
     thread: threading.Thread
     draining: bool  # whether it ends what is there and takes nothing new
 

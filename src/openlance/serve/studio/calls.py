@@ -35,6 +35,7 @@ class Call(BaseModel):
         text: A prompt, an instruction or a question.
         media: Names of files in the server's store.
         settings: Fields of `bodies.VideoBody`, or of `Decoding`; what is left out is the checkpoint's own.
+        looks_back: Whether the model saw earlier turns of a dialogue as well, which are no part of this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +44,7 @@ class Call(BaseModel):
     text: str = Field("", max_length=LONGEST_PROMPT)
     media: tuple[str, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
+    looks_back: bool = False
 
     @property
     def spec(self) -> tasks.TaskSpec:
@@ -126,6 +128,8 @@ def code(loading: str, results: Sequence[tuple[Call, str]], earlier: Mapping[str
             else:
                 lines.append(f"# {_file(source)} is a file that you brought along: download it from this page")
                 done.add(source)
+        if call.looks_back:
+            lines.append("# made with earlier turns of its dialogue in view, which a call alone has not:")
         said = f"pipe.{_method(call)}"
         lines.append(f"{said}[0].save({_file(name)!r})" if name else f"print({said})")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from openlance.inference.inputs import random_seed
 from openlance.sequence import tasks
 from openlance.serve.studio import fields, look, parts, view
 from openlance.serve.studio.calls import Call, code
@@ -64,11 +65,12 @@ class Create:
     async def make(self, said: dict[Any, Any], request: gr.Request) -> AsyncGenerator[dict[Any, Any], None]:
         shared = self.shared
         states, heads = [], ["With these", "With the others"] * said[self.compare]
+        yield {self.script: "", self.sequence: ""}
         try:
             calls = self.calls(said)
             if len(calls) > 1 and calls[0].settings.get("seed") is None:  # what is compared starts from one noise
-                seed = (await shared.serving.off_loop(calls[0].prepared, shared.serving)).items[0].seed
-                calls = [call.model_copy(update={"settings": call.settings | {"seed": seed}}) for call in calls]
+                seed = {"seed": random_seed()}
+                calls = [call.model_copy(update={"settings": call.settings | seed}) for call in calls]
             async with aclosing(shared.desk.run(session(request, "create"), calls)) as heard:
                 async for states in heard:
                     buttons = "" if len(calls) > 1 else BUTTONS
@@ -155,8 +157,8 @@ def build(shared: Shared) -> Create:
             stage = gr.HTML(EMPTY, js_on_load=look.CLICKS, elem_id="stage")
             with gr.Accordion("In Python", open=True):
                 script = gr.HTML("", js_on_load=look.CLICKS, elem_id="script")
-            with gr.Accordion("What the model reads", open=False) as reads:
-                sequence = gr.HTML("", elem_id="sequence")
+    with gr.Accordion("What the model reads", open=False, elem_id="reads") as reads:
+        sequence = gr.HTML("", elem_id="sequence")
     tab = Create(
         shared=shared, task=task, text=text, examples=chips, inputs=inputs, strip=strip, boxes=boxes,
         compare=compare, others=others, run=run, stop=stop, stage=stage, script=script, sequence=sequence, last=last,

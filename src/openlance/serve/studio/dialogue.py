@@ -100,8 +100,9 @@ class Dialogue:
             raise Failure("there is nothing to look at yet: draw an image first", code="invalid_value", param="input")
         past: list[Segments] = turns.newest(turns.retold(serving.pipe.front, heard), history) if history else []
         settings = fields.settings(said, meant.spec)
-        return Call(task=meant.spec.name, text=meant.text, media=tuple(names[id(clip)] for clip in meant.clips),
-                    settings=settings), past  # fmt: skip
+        media = tuple(names[id(clip)] for clip in meant.clips)
+        call = Call(task=meant.spec.name, text=meant.text, media=media, settings=settings, looks_back=bool(past))
+        return call, past
 
     async def say(self, said: dict[Any, Any], request: gr.Request) -> AsyncGenerator[dict[Any, Any], None]:
         shared, talk, memory = self.shared, Talk.read(said[self.state]), said[self.shared.memory]
@@ -126,7 +127,8 @@ class Dialogue:
                 self.box: text, self.inputs: files, self.strip: look.inputs(files)
             }  # fmt: skip
             return
-        done = turn.model_copy(update={"call": state.call, "file": state.file, "answer": state.answer})
+        answer = None if state.file else state.answer
+        done = turn.model_copy(update={"call": state.call, "file": state.file, "answer": answer})
         if state.file:
             memory = added(memory, [Result(file=state.file, call=state.call)])
         yield self.show(talk.say(done), memory=memory) | {shared.memory: memory}
@@ -170,7 +172,7 @@ def _turn(talk: Talk, n: int, zoom: bool) -> str:
         does = look.download(turn.file) + does
         body = f"<figure>{look.shown(turn.file, turn.text, small=zoom)}</figure>"
     else:
-        body = f'<p class="answer">{look.escape(turn.answer)}</p>' if turn.call else ""
+        body = "" if turn.answer is None else f'<p class="answer">{look.escape(turn.answer)}</p>'
     line = f'<p class="note">{look.facts(turn.call)}</p>' if turn.call and turn.file else ""
     back = f'<div class="back">{body}{line}<div class="does">{does}</div></div>' if body or does else ""
     return _said(turn) + back

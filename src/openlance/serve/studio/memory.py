@@ -53,7 +53,7 @@ def _is_there(store: Store, file: str) -> bool:
 
 
 class Turn(BaseModel):
-    """What was said and shown, and what came of it. parent: the turn before it, -1 for none."""
+    """What was said and shown, and what came of it: a file or an answer. parent: the turn before it, -1 for none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,7 +62,7 @@ class Turn(BaseModel):
     shown: tuple[str, ...] = ()
     call: Call | None = None
     file: str = ""
-    answer: str = ""
+    answer: str | None = None
 
 
 class Talk(BaseModel):

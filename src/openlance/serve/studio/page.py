@@ -52,7 +52,7 @@ def mount(app: FastAPI, loading: str) -> None:
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)
     inner = Router([Route("/files", _files(serving), methods=["POST"]), Mount("/", mounted.app)])
-    mounted.app = Login(inner, f"{PATH}/", serving.config.api_keys)
+    mounted.app = Login(inner, f"{PATH}/", serving)
 
 
 def _files(serving: Serving) -> Callable[[Request], Awaitable[Response]]:
@@ -64,6 +64,8 @@ def _files(serving: Serving) -> Callable[[Request], Awaitable[Response]]:
         try:
             fields = await request.form(max_files=MOST_MEDIA, max_fields=MOST_MEDIA)
             for sent in fields.getlist("file"):
+                if isinstance(sent, str):
+                    raise Failure("input: send files", code="invalid_value", param="input")
                 names.append(await serving.off_loop(kept, serving, await serving.clip(sent, "input")))
         except (Failure, HTTPException) as error:
             wrong = str(getattr(error, "detail", error))
