@@ -101,11 +101,8 @@ class Checkpoint:
         """Load the model with its adapters."""
         import openlance
 
-        wanted = weighted(self.lora)
         pipe = openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
-        for path, weight in wanted:
-            pipe.load_lora_weights(path, weight)
-        return pipe
+        return adapted(pipe, self.lora)
 
     def anywhere(self) -> Checkpoint:
         """The same for a process in another folder."""
@@ -217,6 +214,13 @@ def weighted(adapters: Sequence[str] | None) -> list[tuple[Path, float]]:
                 f"--lora {text} has no number behind the colon: write PATH:WEIGHT, such as {path}:0.8"
             ) from None
     return found
+
+
+def adapted(pipe: LancePipeline, adapters: Sequence[str] | None) -> LancePipeline:
+    """The model with the adapters of `--lora`."""
+    for path, weight in weighted(adapters):
+        pipe.load_lora_weights(path, weight)
+    return pipe
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

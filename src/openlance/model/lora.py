@@ -180,7 +180,7 @@ def merge(lance: Lance, adapters: Sequence[Adapter]) -> None:
         for name in (*adapter.stored.updates, *adapter.stored.biases):
             if ".gen." in name and "gen" not in lance.norm:
                 continue
-            module = modules.get(name)
+            module: Any = modules.get(name)
             if hasattr(module, "scale"):
                 raise UserError(f"{name} is quantized, so {adapter.origin} cannot be added: add it before quantizing")
             update, bias = adapter.stored.updates.get(name), adapter.stored.biases.get(name)

@@ -192,7 +192,10 @@ _SPECS = (
 )  # fmt: skip
 TASKS = {spec.name: spec for spec in _SPECS}
 # What people call some of them.
-ALSO = {"edit": "image_edit", "subject": "image_idip", "vqa": "x2t_image", "caption": "x2t_image", "flf": "flf2v"}
+ALSO = {
+    "edit": "image_edit", "subject": "image_idip", "video_subject": "video_idip", "vqa": "x2t_image",
+    "caption": "x2t_image", "video_vqa": "x2t_video", "video_caption": "x2t_video",
+}  # fmt: skip
 
 
 def spec_of(task: str) -> TaskSpec:
