@@ -106,10 +106,7 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(pa
     assert main([*command, "-o", str(whole), "--steps", "2", "--set", "accumulate=2"]) == 0
     capsys.readouterr()
     assert main([*command, "-o", str(cut), "--steps", "2", "--set", "accumulate=3"]) == 2
-    assert (
-        "has 2 packs in a step, which 1 processes with 3 do not go on with: use --set accumulate=2"
-        in capsys.readouterr().err
-    )
+    assert "has 2 packs in a step, not 3: use --set accumulate=2" in capsys.readouterr().err
     assert main([*command, "-o", str(cut), "--steps", "2"]) == 0
     assert "2 packs in a step: with 1 in the place of 2 processes, accumulate=2" in capsys.readouterr().err
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, cut)]

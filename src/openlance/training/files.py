@@ -218,13 +218,11 @@ def as_begun(stage: Stage, folder: Path, processes: Distributed) -> Stage:
     if packs == now:
         return stage
     said = f"{folder} has {packs} packs in a step"
-    if stage.accumulate != starts[-1]["stage"]["accumulate"] or packs % processes.size:
-        fix = (
-            f"accumulate={packs // processes.size}"
-            if packs % processes.size == 0
-            else "a number of them that divides it"
-        )
-        raise UserError(f"{said}, which {processes.size} processes with {now} do not go on with: use {fix}")
+    if packs % processes.size:
+        fit = " or ".join(str(n) for n in range(1, packs + 1) if packs % n == 0)
+        raise UserError(f"{said}, which {processes.size} processes cannot share: start {fit}")
+    if stage.accumulate != starts[-1]["stage"]["accumulate"]:
+        raise UserError(f"{said}, not {now}: use accumulate={packs // processes.size}, or begin in another folder")
     stage = replace(stage, accumulate=packs // processes.size)
     if processes.leads:
         note(f"{said}: with {processes.size} in the place of {len(told)} processes, accumulate={stage.accumulate}")
