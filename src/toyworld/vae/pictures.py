@@ -259,8 +259,8 @@ def train_vae(
     there is one.
 
     Returns the folder of the result, `out_dir/final`, or of the checkpoint when steps or minutes end the run earlier.
-    FloatingPointError when training diverges, UserError when the disk is full, Interrupted (with everything saved) after
-    Ctrl-C or SIGTERM.
+    FloatingPointError when training diverges, UserError when the disk is full, Interrupted after Ctrl-C or SIGTERM:
+    everything is saved then.
     """
     return drive(VAERun(recipe, out_dir), steps, resume, minutes)
 
