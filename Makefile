@@ -40,7 +40,7 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 soak: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py

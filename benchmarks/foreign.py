@@ -1,6 +1,7 @@
 """Prompts that were written by hand, not by the world, and a judge that shares no code with the world's.
 
     python benchmarks/foreign.py --seeds 2
+    python benchmarks/foreign.py --edits      # which region the model finds for edits in foreign words
 
 The judge finds shapes with OpenCV: what stands out from the border's colour, its outline, convex hull and holes, the
 nearest of the world's colours. How often it is right on true pictures, others than it was made with, is measured beside
@@ -16,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import foreign_edits
 import numpy as np
+import regions
 from common import RESULTS, markdown, write_results
 
 from openlance import load
 from openlance.eval.suite import row
+from openlance.inference.lance_pipeline import LancePipeline
 from toyworld.render import render
 from toyworld.scene import sample_scene
 
@@ -166,6 +170,17 @@ def on_true_pictures(count: int, side: int) -> list[bool]:
     return found
 
 
+def report_edits(pipe: LancePipeline, args: argparse.Namespace) -> None:
+    """Tables of what the model finds, and every edit where it is not what is meant."""
+    lines = [line | {"here": bool(line["thing"])} for line in foreign_edits.found(pipe)]
+    where = regions.locating(lines)
+    right = [regions.found_right(line) if line["here"] else regions.is_plain(line) for line in lines]
+    wrong = [[x["instruction"], x["thing"] or "the whole", x["region"]] for x, good in zip(lines, right) if not good]
+    text = f"{len(lines)} edits written by hand, {args.model}.\n\n{regions.told(where)}\n"
+    text += markdown(["found otherwise", "meant", "found"], wrong)
+    write_results("foreign", {"locating": where, "lines": lines}, text, args.out, "edits")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano")
@@ -173,8 +188,11 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--pictures", type=Path, help="a folder for what was drawn, wrong ones named so")
+    parser.add_argument("--edits", action="store_true", help="regions of edits (benchmarks/foreign_edits.py) instead")
     args = parser.parse_args()
     pipe = load(args.model)
+    if args.edits:
+        return report_edits(pipe, args)
     kinds = {"one": [], "several": [], "relation": [], "background": []}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         images = pipe.generate([prompt for prompt, *_ in PROMPTS], seed=seed)

@@ -198,24 +198,24 @@ class Edit(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         source = image("image", "What to change; of several images the last one gives the size.")
-        mask = io.Mask.Input("mask", optional=True, tooltip="Refused: edits of a region are not supported.")
+        part = (
+            "Where the (last) image may change, of its size: 1 changes. As many as images in the batch, or one for all."
+        )
+        mask = io.Mask.Input("mask", optional=True, tooltip=part)
         told = text("instruction", "make the circle green", "What to change.")
         inputs = [MODEL, source, told, NEGATIVE, SEED, *MORE_IMAGES, mask, SETTINGS]
         about = "Changes each image of a batch as told; several images side by side are sources of one edit."
         return schema("Edit", "Lance Edit Image", about, inputs, io.Image.Output())
 
     @classmethod
-    def validate_inputs(cls, mask: Any = False) -> bool | str:
-        """Refuse a mask before anything runs; where one is connected it is None here."""
-        return mask is False or "edits of a region are not supported: disconnect the mask"
-
-    @classmethod
     def execute(
         cls, model: Any, image: Any, instruction: str, negative_prompt: str, seed: int, image_2: Any = None,
-        image_3: Any = None, settings: Any = None,
+        image_3: Any = None, mask: Any = None, settings: Any = None,
     ) -> Any:  # fmt: skip
         sources = groups(image, image_2, image_3)
-        return io.NodeOutput(image_of(model.edit(sources, instruction, **how(seed, negative_prompt, settings))))
+        masks = None if mask is None else list(mask) if len(mask) == len(sources) else [mask] * len(sources)
+        made = model.edit(sources, instruction, mask=masks, **how(seed, negative_prompt, settings))
+        return io.NodeOutput(image_of(made))
 
 
 class EditVideo(io.ComfyNode):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from openlance.errors import UserError
+from openlance.media.region import boxes_in
 from toyworld.facts import Thing
 from toyworld.render import pixel_box
 from toyworld.scene import Object, Scene, pick, relation_between, sample_scene
@@ -253,12 +254,7 @@ def normalise(answer: str) -> str:
 
 def parse_box(answer: str) -> tuple[float, float, float, float] | None:
     """The first box, x1 y1 x2 y2, of an answer in Qwen2.5-VL's form; None where there is none."""
-    found = re.search(r'"bbox_2d"\s*:\s*\[([^\]]*)\]', answer)
-    numbers = re.findall(r"-?\d+(?:\.\d+)?", found[1]) if found else []
-    if len(numbers) != 4:
-        return None
-    x1, y1, x2, y2 = (float(n) for n in numbers)
-    return x1, y1, x2, y2
+    return next((box for box, _ in boxes_in(answer)), None)
 
 
 def iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:

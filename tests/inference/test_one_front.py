@@ -235,18 +235,19 @@ def test_every_entry_point_is_among_these(checkpoint):
     own = {name for name, value in vars(Methods).items() if callable(value) and not name.startswith("_")}
     assert own == PYTHON
     settings = {"save_pretrained", "to", "enable_model_cpu_offload", "set_progress_bar_config"}
+    told = {"story"}  # lines of a dialogue
     calls = {name for name, value in vars(LancePipeline).items() if callable(value) or isinstance(value, classmethod)}
-    assert not {name for name in calls if not name.startswith("_")} - settings  # the rest is inherited
+    assert not {name for name in calls if not name.startswith("_")} - settings - told  # the rest is inherited
     assert {n for n in vars(Processor) if not n.startswith("_")} == {"ids", "padded", "decode", "batch_decode"}
     talks = {name for name in vars(Dialogue) if not name.startswith("_")}
     acts = {"draw", "film", "animate", "edit", "ask"}
     assert talks - {"table", "picture", "say", "show", "undo", "branch", "forget"} == acts
-    assert set(COMMANDS) == ASKING | SILENT | SERVED
+    assert set(COMMANDS) == ASKING | SILENT | SERVED | told
     assert {c.callback.__name__ for c in generate.app.registered_commands} == SUBCOMMANDS
     assert len(chat.app.registered_commands) == 1
     assert {spec.template.__name__ for spec in TASKS.values()} >= TALKED
     front = {name for name in vars(Front) if not name.startswith("_")}
-    assert front - {"transform", "style", "num_frames"} == {"request", "sample"}
+    assert front - {"transform", "style", "num_frames", "fitted"} == {"request", "sample"}
 
 
 def test_a_chat_says_what_the_dialogue_says(pipe, monkeypatch, tmp_path):

@@ -278,9 +278,19 @@ def test_an_adapter_is_loaded_with_its_weight(nodes, pipe, host, tmp_path, monke
     assert not np.array_equal(made, levels(drawn(nodes, pipe, settings=STEPS)))
 
 
-def test_a_mask_is_refused_before_anything_runs(nodes):
-    refused = nodes["OpenlanceEdit"].validate_inputs
-    assert refused() is True and "not supported" in refused(mask=None)  # connected inputs are None there
+def test_a_mask_keeps_what_it_leaves_out(nodes, pipe):
+    edit = nodes["OpenlanceEdit"].execute
+    images = torch.from_numpy(np.random.default_rng(0).random((2, 32, 32, 3), np.float32).round(1))
+    masks = torch.zeros(2, 32, 32)
+    masks[0, :, :16], masks[1, :16] = 1, 1
+    made = levels(edit(pipe, images, "make it blue", "", 1, mask=masks, settings=STEPS).result[0])
+    given = (images.numpy() * 255).round().astype(np.uint8)
+    assert np.array_equal(made[0, :, 16:], given[0, :, 16:]) and np.array_equal(made[1, 16:], given[1, 16:])
+    assert not np.array_equal(made, given)
+    one = levels(edit(pipe, images, "make it blue", "", 1, mask=masks[:1], settings=STEPS).result[0])
+    assert np.array_equal(one[0], made[0]) and np.array_equal(one[1, :, 16:], given[1, :, 16:])
+    with pytest.raises(UserError, match="the mask has"):
+        edit(pipe, images, "make it blue", "", 1, mask=masks[:, :8], settings=STEPS)
 
 
 def test_only_what_lies_in_the_folders_can_be_loaded_and_a_changed_file_is_noticed(nodes, host, tmp_path, monkeypatch):

@@ -115,10 +115,32 @@ def test_a_size_that_cannot_be_names_the_nearest(client):
         drawn(client, size="60x64")
 
 
-def test_a_mask_and_other_models_are_refused(client, png):
-    with pytest.raises(openai.BadRequestError) as told:
-        client.images.edit(image=png, mask=png, prompt="make it blue")
-    assert (told.value.param, told.value.code) == ("mask", "unsupported_parameter")
+def test_a_mask_is_transparent_where_the_image_may_change(client, pipe, picture, png, pixels):
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[8:40, 8:40] = 0
+    mask = io.BytesIO()
+    Image.fromarray(np.dstack([picture.pixels[0], alpha])).save(mask, "PNG")
+    made = client.images.edit(image=png, mask=mask.getvalue(), prompt="make it blue", extra_body=FEW)
+    found, opaque = pixels(made.data[0].b64_json), alpha == 255
+    assert np.array_equal(found[opaque], picture.pixels[0][opaque]) and (found != picture.pixels[0]).any()
+    (alone,) = pipe.edit(picture, "make it blue", mask=~opaque, **FEW)
+    assert np.array_equal(found, np.array(alone))
+
+
+def test_a_mask_that_cannot_be_is_refused(client, png):
+    small, clear = io.BytesIO(), io.BytesIO()
+    Image.new("RGBA", (32, 64)).save(small, "PNG")
+    Image.new("RGBA", (64, 64)).save(clear, "PNG")
+    for mask, images, said in (
+        (png, png, "no transparency"), (small.getvalue(), png, "32x64 pixels and what it is about 64x64"),
+        (clear.getvalue(), [png, png], "with one image"), (b"GIF", png, "mask"),
+    ):  # fmt: skip
+        with pytest.raises(openai.BadRequestError, match=said) as told:
+            client.images.edit(image=images, mask=mask, prompt="make it blue", extra_body=FEW)
+        assert told.value.param == "mask"
+
+
+def test_other_models_are_refused(client):
     with pytest.raises(openai.NotFoundError) as told:
         drawn(client, model="dall-e-3")
     assert told.value.code == "model_not_found"

@@ -154,6 +154,8 @@ class Session:
         elif turn.segments and turn.picture is not None:
             self.warn(turn)
             typer.echo(f"{self.write(turn.picture)}  ({seconds:.1f} s)")
+            if turn.picture.verdict is not None:
+                typer.echo(str(turn.picture.verdict))
         elif turn.picture is not None:
             typer.echo(f"{turn.picture.width}x{turn.picture.height}, {turn.picture.frames} frame(s)")
 

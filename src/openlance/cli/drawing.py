@@ -6,6 +6,7 @@ The same from Python: `openlance.load("nano").edit("in.png", "make the circle bl
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,14 @@ from openlance.errors import UserError
 
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
+    from openlance.media import Clip
 
 app = typer.Typer(add_completion=False)
 
 BATCH = 8  # generated between two writes; on two cores eight images take less than four times one
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CLIPS = (".mp4", ".webp", ".gif")
+BOX = r"\s*-?[\d.]+\s*(,\s*-?[\d.]+\s*){3}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,7 @@ def draw(
     *,
     prompt_name: str = "prompt",
     per_prompt: int = 1,
+    beside: Mapping[str, Any] = {},
     **more: Any,
 ) -> None:
     """Load the model and generate in batches; every file is written whole or not at all. The processes of a torchrun
@@ -98,6 +102,7 @@ def draw(
         checkpoint: The model.
         prompt_name: The method's keyword for the prompts.
         per_prompt: How many results each prompt has.
+        beside: What goes with every prompt and is no media, by the method's keywords.
         **more: Settings beside those of `how`.
     """
     from openlance.sequence.tasks import spec_of
@@ -123,23 +128,30 @@ def draw(
         prompts = rewritten(pipe, task, prompts, list(media.values()), enhance, asked)
     inputs = [text for text in prompts for _ in range(per_prompt)]
     settings = {"progress": total <= BATCH and leads and options.is_terminal(sys.stderr)} | settings
-    bar = options.progress(total, "file", show=total > BATCH and leads)
+    bar, verdicts = options.progress(total, "file", show=total > BATCH and leads), list[Any]()
     with options.no_empty_folders(paths[0].parent), bar:
         for first in range(0, total, BATCH):
             texts = inputs[first : first + BATCH]
-            given = {name: [medium] * len(texts) for name, medium in media.items()} | {prompt_name: texts}
+            given = {name: [one] * len(texts) for name, one in (*media.items(), *beside.items())} | {prompt_name: texts}
             made = getattr(pipe, method)(**given, seed=later_seed(seed, first), **settings)
             if not leads:
                 continue
             if first == 0:  # only now is it clear that what was asked for can be done
                 checkpoint.warn(pipe, task)
             for path, result in zip(paths[first:], made):
-                write_media(path, as_clip(result))
+                clip = as_clip(result)
+                write_media(path, clip)
+                verdicts.append(getattr(result, "verdict", None))
+                if beside and clip.made is not None and clip.made.region:  # who asked for a region is told
+                    typer.echo(f"note: {path.name}: {clip.made.region}", err=True)
             bar.update(len(made))
     pipe.disable_parallelism()
     if leads:
         where = str(paths[0]) if total == 1 else f"{total} files, {paths[0]} to {paths[-1].name}"
         typer.echo(f"{where}  (seed {seed}, {time.perf_counter() - start:.1f} s)")
+        for path, verdict in zip(paths, verdicts):
+            if verdict is not None:
+                typer.echo(f"{path.name}: {verdict}")
 
 
 def rewritten(
@@ -168,17 +180,46 @@ def edit(
     image_guidance_scale: Annotated[
         float | None, Option(min=0, help="Strength of the source; 1: off.  \\[default: the model's]")
     ] = None,
+    mask: Annotated[
+        Path | None, Option(help="Image, white where the source may change; for a video also one with as many frames.")
+    ] = None,
+    region: Annotated[
+        list[str] | None, Option(help="auto, LEFT,TOP,RIGHT,BOTTOM in pixels, or 'the circle'; repeat for more.")
+    ] = None,
+    strength: Annotated[
+        float | None, Option(min=0, max=1, help="Share of the steps, from the source with noise in it.  \\[default: 1]")
+    ] = None,
     *,
     files: Files,
     denoising: options.Denoising,
     checkpoint: options.Checkpoint,
 ) -> None:
-    """Edit an image or a video as instructed; the result has its size and length."""
-    more = options.given(image_guidance_scale=image_guidance_scale)
+    """Edit an image or a video as instructed; the result has its size and length.
+
+    With a mask or a region, all else is the source's own pixels.
+    """
+    more = options.given(image_guidance_scale=image_guidance_scale, strength=strength)
     Sampling(**more)  # says what is wrong with it
     prompts = files.prompts(instruction, f"edit {source} 'make the circle blue'")
     media = options.read_media(source)
+    beside = _regions(media, mask, region)
     from openlance.sequence import tasks
 
     task, given = tasks.the_task(tasks.edit, tasks.kind_of(media.frames)).name, {"source": media}
-    draw(task, "edit", prompts, given, files, denoising, checkpoint, prompt_name="instruction", **more)
+    draw(task, "edit", prompts, given, files, denoising, checkpoint, prompt_name="instruction", beside=beside, **more)
+
+
+def _regions(source: Clip, mask: Path | None, said: list[str] | None) -> dict[str, Any]:
+    """What goes with each edit; UserError, before a model is loaded, if it does not fit the source."""
+    if mask is None and not said:
+        return {}
+    from openlance.inference.regions import Asked
+    from openlance.media.region import is_box, read_box, read_mask
+
+    size = source.frames, source.height, source.width
+    regions = [tuple(map(float, one.split(","))) if re.fullmatch(BOX, one) else one for one in said or ()]
+    region: Any = regions[0] if len(regions) == 1 else regions or None
+    Asked.of(mask, region)
+    for box in filter(is_box, regions):
+        read_box(box, size)
+    return {"region": region} if mask is None else {"mask": read_mask(mask, size)}

@@ -26,6 +26,7 @@ COMMANDS = {
     "ask": ("openlance.cli.ask", "Answer a question about images or videos."),
     "caption": ("openlance.cli.ask", "Describe an image or a video."),
     "chat": ("openlance.cli.chat", "Generate, edit and ask in one dialogue."),
+    "story": ("openlance.cli.story", "Generate images, videos and texts in turn."),
     "serve": ("openlance.serve.command", "Serve images, videos and chat over the OpenAI API."),
     "studio": ("openlance.serve.command", "Open the Studio: every task in the browser."),
     "run": ("openlance.cli.run", "Run an input file of the Lance release."),

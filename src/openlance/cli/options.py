@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from typer import Option
 
-from openlance.config.sampling import LARGEST_SIDE, Sampling
+from openlance.config.sampling import LARGEST_SIDE, MOST_DRAWS, Sampling
 from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 
@@ -167,6 +167,9 @@ class Denoising(Rewriting):
     guidance_scale: Guidance = None
     negative_prompt: Annotated[str | None, Option(help="What not to generate; needs guidance above 1.")] = None
     solver: Solver = None
+    check: Annotated[
+        int | None, Option(min=1, max=MOST_DRAWS, help="Draw until the model finds no fault, at most so often; try 4.")
+    ] = None
     metadata: Metadata = True
 
     def settings(self) -> dict[str, Any]:
@@ -175,7 +178,7 @@ class Denoising(Rewriting):
             raise UserError(f"--negative-prompt does nothing at --guidance-scale {self.guidance_scale:g}: give above 1")
         said = given(**{name: getattr(self, name) for name in ("num_inference_steps", "guidance_scale", "solver")})
         Sampling(**said)  # says what is wrong with them
-        return said | given(negative_prompt=self.negative_prompt)
+        return said | given(negative_prompt=self.negative_prompt, check=self.check)
 
 
 @dataclass(frozen=True, kw_only=True)

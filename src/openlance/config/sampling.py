@@ -115,9 +115,11 @@ LARGEST_SEED = 2**64 - 1  # what torch's generators accept
 LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
 LONGEST = 10_000  # frames; the released model makes 121
 MOST_RESULTS = 10_000  # of one prompt
+MOST_DRAWS = 100  # of one result that is checked; 4 is usual
 MOST_STEPS = 10_000  # of denoising; the release takes 30
 MOST_TOKENS = 100_000  # of an answer; the release takes 256
 STRONGEST = 1000  # guidance, and shift of the times
+REGIONS = ("auto", "none")  # of an edit, in the place of a region
 RENORMS = ("global", "channel", "none")
 SOLVERS = ("euler", "dpm++", "unipc")
 # Fields of `Sampling` and `Decoding`: the least, the most (None: no end), and what an error adds. `step_cache` stays
@@ -128,6 +130,7 @@ RANGES: dict[str, tuple[float, float | None, str]] = {
     "image_guidance_scale": (0, STRONGEST, "; 1 is off, 4 is usual"),
     "shift": (1 / STRONGEST, STRONGEST, "; 3.5 is usual"),
     "renorm_min": (0, 1, ""),
+    "strength": (0, 1, "; 1 is from noise alone, 0.8 is usual"),
     "step_cache": (0, 1, "; 0 is off, 0.05 is usual"),
     "max_new_tokens": (1, MOST_TOKENS, ""),
     "temperature": (0, None, "; 0 is greedy"),
@@ -178,6 +181,8 @@ class Sampling:
         solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
         step_cache: A velocity that is expected to change by a smaller share than this is used again, below 1; 0: off.
         compile: Run the experts through torch.compile, for which the first image waits; CUDA graphs on a GPU.
+        strength: Share of the steps that run, from the source of an edit with that much noise in it; 1: from noise
+            alone. The number of steps is diffusers'.
 
     Raises:
         UserError: If a value means none, or is out of its range.
@@ -194,11 +199,14 @@ class Sampling:
     solver: str = "euler"
     step_cache: float = 0.0
     compile: bool = False
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         _checked(self)
         if self.step_cache == 1:
             raise UserError("step_cache is 1", expected="0 (off) or a share below 1, such as 0.05", param="step_cache")
+        if self.strength == 0:
+            raise UserError("strength is 0", expected="above 0 and at most 1, such as 0.8", param="strength")
         if self.interval[0] > self.interval[1]:
             low, high = self.interval
             said = f"interval ({low:g}, {high:g}) ends before it begins: write the lower time first"
@@ -208,6 +216,12 @@ class Sampling:
     def branches(self) -> int:
         """How many forms of a request run side by side: as it is, without its prompt, without images too."""
         return 1 + (self.guidance_scale > 1) + (self.image_guidance_scale > 1)
+
+    @property
+    def steps(self) -> int:
+        """How many steps run (diffusers' rule for `strength`)."""
+        total = self.num_inference_steps
+        return total - int(max(total - total * self.strength, 0))
 
     def acts_at(self, t: float) -> bool:
         return self.interval[0] < t <= self.interval[1]
@@ -255,16 +269,20 @@ class GenerationConfig:
         width: Likewise.
         num_frames: Of videos that are made.
         sampling: How it denoises.
-        sampling_with: Fields of `Sampling` that differ where a request has a segment of a role, by the role's name.
+        sampling_with: Fields of `Sampling` that differ where a request has a segment of a role, by the role's name, or
+            by "region" where only a part of the target may change.
         style: How its requests and samples are worded.
         tasks: What it was trained for, names of `sequence.tasks.TASKS`; empty if it does not say.
         buckets: Resolution preset of what is read, by what is made of it ("image", "video", "text"); without one an
             input keeps its size (see `media.transform`).
         history: Earlier turns that a dialogue shows it.
+        thinks: Whether it was trained to describe a result before it draws it (`think=True`).
         batch: Images made together; of videos fewer, by their latent frames.
         resolution: Resolution preset of a run over an input file (`compat`), for what is read; None: `buckets` decide.
         seed: Of such a run, the same for every entry; -1 draws one. Elsewhere a seed is drawn where none is given.
         max_new_tokens: Of an answer in such a run.
+        region: Where edits may change their source if nobody says, by what is made ("image", "video"): "auto", what the
+            model finds; without one or "none" everywhere.
         examples: Words that it was trained for, by the name of the task, for people to begin with.
     """
 
@@ -277,13 +295,17 @@ class GenerationConfig:
     tasks: tuple[str, ...] = ()
     buckets: dict[str, str] = field(default_factory=RELEASED_BUCKETS.copy)
     history: int = 0
+    thinks: bool = False
     batch: int = 16
     resolution: str | None = RELEASED_BUCKETS["video"]
     seed: int = 42
     max_new_tokens: int = 256
+    region: dict[str, str] = field(default_factory=dict)
     examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for made, word in self.region.items():
+            values.one_of(f"region.{made}", word, REGIONS)
         for name in ("height", "width", "num_frames", "batch", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
@@ -323,7 +345,7 @@ class GenerationConfig:
         """Choose how a request denoises.
 
         Args:
-            roles: Names of the roles of its segments, in lower case.
+            roles: Names of the roles of its segments, in lower case; "region" where a part of its source stays.
             **settings: Fields of `Sampling` that the caller wants otherwise; None changes nothing.
 
         Raises:

@@ -18,6 +18,7 @@ from openlance.config.sampling import EXACT, PromptStyle
 from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.media.clip import Clip
+from openlance.media.files import collected
 from openlance.media.transform import ClipViews, MediaTransform
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
 from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
@@ -71,6 +72,12 @@ class Front:
             said = f"num_frames is {size[0]}, which holds the given image alone"
             raise UserError(f"{said}: ask for more, such as num_frames={least}")
         return request(spec, prompt, views, size, None, self.style, said=said)
+
+    def fitted(self, task: str | TaskSpec, clip: Clip, asked: Asked = ANY) -> Clip:
+        """Cut a clip as `request` cuts a source of its size, for what goes with one pixel by pixel."""
+        spec, clips = _read(task, [clip])
+        with collected():  # the source has said it
+            return self._sized(spec, clips, asked)[0][-1].kept
 
     def sample(
         self, task: str | TaskSpec, prompt: str, media: Clips, fill: Clip | str, *, said: str | None = None

@@ -14,21 +14,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openlance.config import values
 from openlance.config.sampling import Decoding, later_seed
 from openlance.data.front import Asked
 from openlance.errors import UserError
-from openlance.inference import turns
-from openlance.inference.enhance import Enhancer, rewriter
-from openlance.inference.inputs import NOTHING, a_function, asked_size, listed, random_seed, seed_of
-from openlance.inference.lance_pipeline import LancePipeline
+from openlance.inference import regions, turns
+from openlance.inference.checking import checked
+from openlance.inference.enhance import Enhancer, rewriter, thinker
+from openlance.inference.inputs import NOTHING, a_function, asked_size, draws, listed, random_seed, seed_of
 from openlance.inference.text import Answer, Shown
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments, prompt_in
+from openlance.sequence.segment import Segments, prompt_in, source_in
+
+if TYPE_CHECKING:
+    from openlance.inference.lance_pipeline import LancePipeline
 
 SIZES = ("num_frames", "height", "width")
 
@@ -74,7 +77,7 @@ class Dialogue:
         height: Of what is drawn anew, in pixels, as `width`.
         num_frames: Of videos that are filmed, or begin with an image: 1 + k times the VAE's temporal stride.
         max_new_tokens: The longest answer.
-        negative_prompt: Of everything that is drawn or changed, as `enhance`.
+        negative_prompt: Of everything that is drawn or changed, as `enhance`, `think` and `check`.
         image: What is otherwise for images: height, width, negative_prompt and fields of `Sampling`.
         video: Likewise for videos, and num_frames: `video={"num_frames": 9, "num_inference_steps": 20}`.
         turns: Where it begins, such as the first turns of another dialogue; see `branch`.
@@ -94,6 +97,8 @@ class Dialogue:
         max_new_tokens: int = Decoding.max_new_tokens,
         negative_prompt: str | None = None,
         enhance: bool | str | Enhancer | None = None,
+        think: bool = False,
+        check: int | None = None,
         image: Mapping[str, Any] | None = None,
         video: Mapping[str, Any] | None = None,
         turns: Sequence[Turn] = (),
@@ -103,7 +108,8 @@ class Dialogue:
         self.pipe, self.turns, self.drawn = pipe, _turns(turns), 0
         self.seed = random_seed() if seed is None else seed_of(seed)
         self.history = pipe.defaults.history if history is None else values.whole("history", history, least=0)
-        self.decoding, self.rewrite = Decoding(max_new_tokens=max_new_tokens), rewriter(pipe, enhance)
+        self.decoding, self.most = Decoding(max_new_tokens=max_new_tokens), draws(check, None)
+        self.rewrites = [rewrite for rewrite in (rewriter(pipe, enhance), thinker(pipe, think)) if rewrite is not None]
         self.progress = values.flag("progress", progress)
         d = pipe.defaults
         usual = {"height": d.height, "width": d.width}
@@ -148,10 +154,10 @@ class Dialogue:
         listed(prompt, "prompt", "the circle moves left")
         return self._make(turns.animate(prompt.strip(), self._there()), how)
 
-    def edit(self, instruction: str, **how: Any) -> Turn:
-        """Change the image or video on the table."""
+    def edit(self, instruction: str, *, mask: Any = None, region: Any = None, **how: Any) -> Turn:
+        """Change the image or video on the table; `mask` and `region` as in `Methods.edit`."""
         listed(instruction, "instruction", "make the circle blue")
-        return self._make(turns.edit(instruction.strip(), self._there()), how)
+        return self._make(turns.edit(instruction.strip(), self._there()), how, regions.Asked.of(mask, region))
 
     def ask(self, question: str, stream: Callable[[str], None] | None = None) -> Turn:
         """Answer a question about what is on the table; stream(piece) gets it as it comes."""
@@ -202,7 +208,9 @@ class Dialogue:
             Turn(said=wanted.text, segments=turns.filled(turn, answer), table=wanted.clips, answer=answer)
         )
 
-    def _make(self, wanted: turns.Wanted, how: Mapping[str, Any] | None = None) -> Turn:
+    def _make(
+        self, wanted: turns.Wanted, how: Mapping[str, Any] | None = None, region: regions.Asked | None = None
+    ) -> Turn:  # fmt: skip
         from tqdm import tqdm
 
         spec, own = wanted.spec, _said(how or {})
@@ -210,12 +218,19 @@ class Dialogue:
         usual = {k: v for k, v in self.how[spec.makes].items() if k not in SIZES or k in spec.takes}
         asked, negatives, settings = self._denoising(spec.makes, usual | own)
         turn = self.pipe.front.request(spec, wanted.text, wanted.clips, asked=asked)
+        if source_in(turn) is not None:
+            [turn] = regions.placed(self.pipe, [turn], wanted.clips[-1:], [region or regions.Asked()])
         sampling = self.pipe.sampling([turn], **settings)
-        turn, seed = turn if self.rewrite is None else self.rewrite(turn), later_seed(self.seed, self.drawn)
-        total, hidden = sampling.num_inference_steps, not self.progress
+        seed = later_seed(self.seed, self.drawn)
+        for rewrite in self.rewrites:
+            turn = rewrite(turn)
+        whole, total, hidden = self._with_past(turn), sampling.steps * (self.most or 1), not self.progress
         with tqdm(total=total, disable=hidden, unit="step", leave=False, delay=1.0) as bar:
-            past = self._with_past(turn)
-            clip = self.pipe.fill_visual([past], sampling, [seed], lambda *_: bar.update(), negatives=negatives)[0]
+
+            def make(_: list[int], seeds: list[int]) -> list[Clip]:
+                return self.pipe.fill_visual([whole], sampling, seeds, lambda *_: bar.update(), negatives=negatives)
+
+            clip = (checked(self.pipe, [turn], [seed], self.most, make) if self.most else make([0], [seed]))[0]
         self.drawn += 1
         return self._keep(Turn(said=wanted.text, segments=turns.filled(turn, clip), table=(clip,), seed=seed))
 

@@ -24,9 +24,10 @@ from openlance.data.front import Front
 from openlance.errors import UserError
 from openlance.inference.inputs import AnyDevice, device_of, dtype_of, is_many, seed_of, seeds_in
 from openlance.inference.prefix import PrefixStore
-from openlance.inference.text import Answer, OnToken, decode, stopping, up_to_stop
+from openlance.inference.text import Answer, OnToken, decode, likelihoods, stopping, up_to_stop
 from openlance.inference.visual import OnStep, denoise
 from openlance.media.clip import Clip, Provenance
+from openlance.media.region import blended
 from openlance.media.transform import MediaTransform
 from openlance.model.lance import Lance
 from openlance.model.lora import Adapter, read_adapter
@@ -34,7 +35,7 @@ from openlance.runtime.components import Components, LazyVAE, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
-from openlance.sequence.segment import Kind, Role, Segments, any_video, prompt_in
+from openlance.sequence.segment import Kind, Role, Segments, any_video, prompt_in, region_in, source_in
 from openlance.sequence.tasks import task_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.vae.frames import channels_first, to_uint8
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 # Pixels of one frame of all results that the VAE decodes together: many small images at once, large ones in turn.
 DECODED = 1 << 18
-ROLES = tuple(role.name.lower() for role in Role)
+REGION = "region"  # beside the roles in `sampling_with`
+ROLES = (*(role.name.lower() for role in Role), REGION)
 VERSION = versions("openlance").get("openlance", "")
 
 Seeds = Sequence[int | Generator]
@@ -232,7 +234,13 @@ class Engine:
     def sampling(self, requests: Sequence[Segments] = (), **settings: Any) -> Sampling:
         """Give how the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes
         nothing."""
-        return self.defaults.sampling_for((s.role.name.lower() for r in requests for s in r), **settings)
+        roles = {s.role.name.lower() for r in requests for s in r}
+        roles |= {REGION} if any(region_in(r).is_part for r in requests) else set()
+        how = self.defaults.sampling_for(roles, **settings)
+        if how.strength < 1 and any(source_in(r) is None for r in requests):
+            said = f"strength is {how.strength:g}, but there is no source of an edit to begin from"
+            raise UserError(f"{said}: leave strength out", param="strength")
+        return how
 
     def negatives(self, texts: Any, count: int, each: int = 1) -> list[str]:
         """Give what guidance leads away from in each of `each` results of so many prompts, empty where nobody says.
@@ -316,8 +324,8 @@ class Engine:
             return denoise(self.lance("und", "gen", clips=clips), self.codec, encoded, sampling, **more)
 
     @torch.inference_mode()
-    def decode_latents(self, latents: list[Tensor]) -> list[Clip]:
-        """Decode latents (T, Y, X, C) each."""
+    def decode_latents(self, latents: list[Tensor], requests: Sequence[Segments] = ()) -> list[Clip]:
+        """Decode latents (T, Y, X, C) each; of requests with regions, outside of them is what the source shows."""
         stride, tiling = self.config.vae.stride, self.media.tiling
         some = max(DECODED // (latents[0].shape[1] * latents[0].shape[2] * stride**2), 1) if latents else 1
         alike = len({z.shape for z in latents}) == 1
@@ -332,7 +340,7 @@ class Engine:
                 frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
                 clips += [Clip(pixels) for pixels in np.concatenate(frames, axis=1)]
             self.parts.done("vae")
-        return clips
+        return [_within(*pair, stride) for pair in zip(clips, requests, strict=True)] if requests else clips
 
     def fill_visual(
         self, requests: list[Segments], sampling: Sampling, seeds: Seeds, on_step: OnStep | None = None, **more: Any
@@ -340,7 +348,7 @@ class Engine:
         """Fill the visual target of each request as `fill_latents` does, and decode it."""
         told = seeds_in(seeds)
         with self.turn:
-            clips = self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step, **more))
+            clips = self.decode_latents(self.fill_latents(requests, sampling, seeds, on_step, **more), requests)
             return self.signed(clips, requests, sampling, told, more.get("negatives", ()))
 
     def signed(
@@ -366,6 +374,7 @@ class Engine:
                 task=task.name if task is not None else "",
                 prompt=prompt_in(request),
                 negative_prompt=negatives[k] if negatives else "",
+                region=region_in(request).said,
                 seed=seeds[k] if seeds else None,
                 width=clip.width, height=clip.height, num_frames=clip.frames, **same,
             )  # fmt: skip
@@ -397,6 +406,14 @@ class Engine:
             )  # fmt: skip
         return ids
 
+    def likelihoods(self, requests: list[Segments]) -> list[float]:
+        """Say how likely the filled text target of each request is as its answer, as logarithms of probabilities."""
+        with self.turn:
+            clips = self._settle(requests, "und")
+            model = self.lance("und", clips=clips)
+            encoded = self.encode(requests)
+            return likelihoods(model, self.codec, encoded, vocabulary=len(self.tokenizer))
+
     def fill_text(
         self, requests: list[Segments], d: Decoding, generator: Generator | None = None, on_token: OnToken | None = None
     ) -> list[Answer]:
@@ -407,6 +424,14 @@ class Engine:
             # One that was closed has room for the closing token.
             answers.append(Answer(text.strip(), "length" if len(ids) >= d.max_new_tokens and not ended else "stop"))
         return answers
+
+
+def _within(clip: Clip, request: Segments, cell: int) -> Clip:
+    """A decoded target, the source's own pixels outside of its region."""
+    region, source = region_in(request), source_in(request)
+    if region.inside is None or not region.is_part or not isinstance(source, Clip):
+        return clip
+    return clip.with_pixels(blended(source.pixels, clip.pixels, region.inside, cell))
 
 
 class VAESettings:

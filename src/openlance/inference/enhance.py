@@ -11,7 +11,6 @@ Both are a `Writer`: a text and images in, an answer out. What is asked and what
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from openlance.inference.chat_server import ChatServer
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Role, Segments, prompt_in, with_prompt
+from openlance.text.phrases import quoted
 
 if TYPE_CHECKING:
     from openlance.inference.engine import Engine
@@ -48,9 +48,6 @@ CHANGED = (
 )
 OWN_TOKENS = 512  # of the checkpoint's own text side: a page
 SELF = "self"
-QUOTED = re.compile(
-    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)['‘]([^'‘’]+)['’](?!\w)"
-)
 THOUGHT = "</think>"  # what a reasoning model says before this is not its answer
 
 # (a text, images it is about) -> the answer, and why it ended: "length" where it was cut.
@@ -127,6 +124,33 @@ def _wanted(enhance: Any) -> bool:
         raise UserError(f"enhance is {brief(enhance)}: expected {good}") from None
 
 
+def thinker(engine: Engine, think: Any) -> Callable[[Segments], Segments] | None:
+    """Find what writes down how a result will look before it is drawn; None where nobody wants that.
+
+    Args:
+        engine: Whose text side writes: the request with a text in the place of its target.
+        think: True or False.
+
+    Returns:
+        A request -> the request with that description in front of its target.
+
+    Raises:
+        UserError: If the checkpoint does not say that it was trained to (`thinks` in generation_config.json).
+    """
+    if not flag("think", think):
+        return None
+    if not engine.defaults.thinks:
+        name = engine.parts.files.repo or engine.folder.absolute().name
+        raise UserError(f"{name} was not trained to describe a result before it draws it: leave think out")
+
+    def written(request: Segments) -> Segments:
+        *before, target = request
+        text = engine.fill_text([[*before, tasks.reply()]], Decoding())[0]
+        return [*before, tasks.say(text), target] if text else request
+
+    return written
+
+
 def shown_in(request: Segments) -> list[Clip]:
     """The first frame of each image and clip that a request reads, what the target begins with first."""
     kept = [s for s in request if s.kind is Kind.LATENTS]
@@ -147,17 +171,12 @@ def revised(prompt: str, answer: str, finish_reason: str, caveat: str = "") -> s
     if finish_reason == "length" or not text:
         wrong = "was cut at its limit" if finish_reason == "length" else "is empty"
         raise UserError(f"the rewrite of {brief(prompt)} {wrong}: {Enhancer.INSTEAD}")
-    lost = sorted(quoted(prompt) - quoted(text))
+    lost = sorted(set(quoted(prompt)) - set(quoted(text)))
     if lost:
         log.warning("note: prompt kept as it was: its rewrite lost the quoted text %r", lost[0])
         return prompt
     log.warning("note: prompt rewritten to %r%s", text, caveat)
     return text
-
-
-def quoted(text: str) -> set[str]:
-    """What stands in quotation marks of any kind, without them."""
-    return {" ".join("".join(found).split()) for found in QUOTED.findall(text)}
 
 
 def _agreed(processes: Distributed, make: Callable[[], str]) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby, islice, zip_longest
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 
 from openlance.config import values
-from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, later_seed
+from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_DRAWS, Sampling, later_seed
 from openlance.config.values import NUMBER_TYPES, brief, convert
 from openlance.data.front import Asked
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_clip
 from openlance.sequence import tasks
+from openlance.sequence.segment import Segments, any_video
 
 if TYPE_CHECKING:
     from openlance.inference.enhance import Enhancer
@@ -27,7 +29,7 @@ NOTHING = "there is no picture or clip to go with the text: give at least one"
 
 
 class Settings(TypedDict, total=False):
-    """Fields of `Sampling` that diffusers has no names for."""
+    """Fields of `Sampling` that calls take under its names."""
 
     shift: float | None
     interval: tuple[float, float] | None
@@ -37,6 +39,7 @@ class Settings(TypedDict, total=False):
     solver: str | None
     step_cache: float | None
     compile: bool | None
+    strength: float | None
 
 
 class How(Settings, total=False):
@@ -45,7 +48,9 @@ class How(Settings, total=False):
     seed: Random if left out, or -1. generator: One for all, or one each. progress: Whether to show a bar; or a
     function, called after each step with the finished steps of all results and their total: what it raises ends the
     call. negative_prompt: What guidance leads away from, one or one each. enhance: Who rewrites the prompts first, see
-    `enhance.rewriter`. The rest are fields of `Sampling`.
+    `enhance.rewriter`. think: Whether the model describes a result before it draws it, where it was trained to. check:
+    Draw until the model finds no fault at a result, at most so often (`docs/checking.md`). The rest are fields of
+    `Sampling`.
     """
 
     seed: int | None
@@ -53,6 +58,8 @@ class How(Settings, total=False):
     progress: bool | Callable[[int, int], object]
     negative_prompt: str | Sequence[str] | None
     enhance: bool | str | Enhancer | None
+    think: bool
+    check: int | None
     num_inference_steps: int | None
     guidance_scale: float | None
     image_guidance_scale: float | None
@@ -205,6 +212,19 @@ def starts(seed: Any, generator: Any, count: int) -> list[int | torch.Generator]
     return found
 
 
+def draws(check: Any, generator: Any) -> int:
+    """Give how often a result may be drawn until nothing is wrong with it; 0 where nobody wants that looked at.
+
+    Raises:
+        UserError: If it is no such number, or the noise comes from a generator, which has no second draw.
+    """
+    if check is None:
+        return 0
+    if generator is not None:
+        raise UserError("check draws again with other seeds: give a seed in the place of the generator")
+    return values.whole("check", check, 1, MOST_DRAWS)
+
+
 def seeds_in(starts: Sequence[int | torch.Generator]) -> list[int | None]:
     """Give the seed of each of these for a record, also of a generator from which nothing was drawn yet; else None."""
     found, used = list[int | None](), list[torch.Generator]()
@@ -261,3 +281,14 @@ def dtype_of(value: Any) -> torch.dtype | None:
     if name is None or short not in NUMBER_TYPES:
         raise UserError(f"{brief(value)} is no dtype to compute in: use float32, bfloat16 or float16")
     return getattr(torch, NUMBER_TYPES[short])
+
+
+def batches(
+    requests: Sequence[Segments], per: int, how: Sequence[Sampling | None] = ()
+) -> Iterator[tuple[list[Segments], Any]]:
+    """Give at most so many at a time, in order, with how they denoise. What differs in that stays apart, and so does
+    what moves from what does not: a release has weights for each."""
+    both = zip_longest(requests, how)
+    for (_, s), alike in groupby(both, lambda one: (any_video([one[0]]), one[1])):
+        while some := list(islice(alike, per)):
+            yield [request for request, _ in some], s

@@ -15,14 +15,17 @@ from torch import Tensor
 
 from openlance.config import values
 from openlance.config.sampling import Decoding
+from openlance.data.front import Asked, Front
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.inputs import clips_of, is_many, question_about, questions, videos_of
+from openlance.inference.regions import masked, within
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_image
+from openlance.media.region import read_mask
 from openlance.sequence import tasks
 from openlance.sequence.pack import pack
-from openlance.sequence.segment import Segment, Segments
+from openlance.sequence.segment import Segment, Segments, region_in, source_in
 from openlance.vae.frames import channels_first, channels_last
 
 if TYPE_CHECKING:
@@ -120,6 +123,27 @@ class Given:
             for clips, item in zip(found, each, strict=True):
                 clips += videos_of(item) if name == "video" else clips_of(item, as_image)
         return found
+
+    def requests(self, front: Front, spec: tasks.TaskSpec, asked: Asked, masks: Any) -> list[Segments]:
+        """Give the request of each prompt, those of edits with regions, white in masks: one for all, or one each.
+        UserError for masks of something else, or that do not fit."""
+        each = list(zip(self.texts, self.clips(), strict=True))
+        made = [front.request(spec, text, clips, asked=asked) for text, clips in each]
+        if masks is None:
+            return made
+        if any(source_in(request) is None for request in made):
+            raise UserError("mask_image says what of an image or video may change: give that as image or video")
+        split = _unbatched(masks, 5 if "video" in self.media else 4)
+        batch = split is not masks or (self.several and is_many(split))
+        found = list(split) if batch and len(split) != 1 else [split[0] if batch else split] * len(made)
+        if len(found) != len(made):
+            raise UserError(f"{len(found)} masks and {len(made)} prompts do not pair up: give one, or one each")
+        for n, (mask, (_, (*_, clip))) in enumerate(zip(found, each, strict=True)):
+            inside = read_mask(mask, (clip.frames, clip.height, clip.width), resized=True)
+            made[n] = within(made[n], masked(front, made[n], clip, inside, "a mask"))
+        if len({region_in(request).is_part for request in made}) > 1:
+            raise UserError("some of the masks are white everywhere, which is no region: call without a mask for these")
+        return made
 
 
 def _unbatched(value: Any, dimensions: int) -> Any:

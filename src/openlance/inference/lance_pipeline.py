@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from openlance.inference.enhance import Enhancer
+    from openlance.inference.story import Story
 
 TQDM = ("desc", "leave", "position", "ncols", "colour", "file", "unit", "mininterval", "ascii", "dynamic_ncols")
 StepEnd = Callable[["LancePipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -136,6 +137,22 @@ class LancePipeline(Methods):
 
     # Pictures and clips.
 
+    def story(self, lines: Sequence[str], *, image: MediaInput | None = None, **how: Any) -> Story:
+        """Make several results in one call, images, videos and texts in turn.
+
+        Args:
+            lines: What comes next, in free words: "draw a red circle", "describe the picture", "make it blue".
+            image: An image or video to begin with.
+            **how: Of `Dialogue`: seed (of result k it is seed + k), history, height, width, check, think, fields of
+                `Sampling` ...
+
+        Raises:
+            UserError: On bad input.
+        """
+        from openlance.inference.story import tell
+
+        return tell(self, lines, image, **how)
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -158,6 +175,7 @@ class LancePipeline(Methods):
         callback_on_step_end_tensor_inputs: Sequence[str] = interfaces.TENSORS,
         subject: MediaInput | Sequence[MediaInput] | None = None,
         enhance: bool | str | Enhancer | None = None,
+        mask_image: MediaInput | Sequence[MediaInput] | None = None,
         **settings: Unpack[Settings],
     ) -> interfaces.LanceOutput:
         """Draw, animate or change.
@@ -175,6 +193,7 @@ class LancePipeline(Methods):
                 the call early with `pipe.interrupt = True`.
             enhance: Who rewrites the prompts first: True for the checkpoint itself, an `Enhancer`, or its address. The
                 output has what was drawn as `revised_prompts`.
+            mask_image: White where the `image` or `video` may change (`media.region.read_mask`), resized to it.
             **settings: Further fields of `Sampling`.
 
         Raises:
@@ -184,15 +203,13 @@ class LancePipeline(Methods):
 
         a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
         seen = interfaces.check_tensors(callback_on_step_end_tensor_inputs)
-        named = values.flag("return_dict", return_dict)
-        texts = listed(prompt, "prompt", "a red circle")
+        named, texts = values.flag("return_dict", return_dict), listed(prompt, "prompt", "a red circle")
         asked = asked_size(num_frames, height, width)
         count = values.whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_RESULTS)
         media = {"image": image, "video": video, "subject": subject, "last_image": last_image}
         given = interfaces.Given.of(texts, is_many(prompt), media)
         spec = given.task(tasks.kind_of(asked[0] or 1))
-        each = [pair for pair in zip(given.texts, given.clips(), strict=True) for _ in range(count)]
-        requests = [self.front.request(spec, text, clips, asked=asked) for text, clips in each]
+        requests = [r for r in given.requests(self.front, spec, asked, mask_image) for _ in range(count)]
         negatives = self.negatives(negative_prompt, len(given.texts), count)
         sampling = self.sampling(
             requests, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
@@ -204,13 +221,13 @@ class LancePipeline(Methods):
         after = None if callback_on_step_end is None else interfaces.step_end(callback_on_step_end, self, seen, grids)
         requests = self._rewritten(requests, enhance)
         revised = [prompt_in(request) for request in requests[::count]] if enhance else None
-        with self.turn, interfaces.running() as run, tqdm(total=sampling.num_inference_steps, **self._bar) as bar:
+        with self.turn, interfaces.running() as run, tqdm(total=sampling.steps, **self._bar) as bar:
             seeds = [] if noise is not None else starts(None, generator, len(requests))
             told, more = seeds_in(seeds), {"noise": noise, "stops": lambda: run.stopped, "negatives": negatives}
             made = self.fill_latents(requests, sampling, seeds, lambda *_: bar.update(), after_step=after, **more)
             value: Any = torch.stack([channels_first(z) for z in made]) if output_type == "latent" else None
             if value is None:
-                clips = self.signed(self.decode_latents(made), requests, sampling, told, negatives)
+                clips = self.signed(self.decode_latents(made, requests), requests, sampling, told, negatives)
                 value = interfaces.output(clips, output_type, spec.makes)
         kind = "images" if spec.makes == "image" else "frames"
         output = interfaces.LanceOutput(**{kind: value}, revised_prompts=revised)

@@ -13,7 +13,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby, islice, zip_longest
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -21,16 +20,16 @@ from torch import Tensor
 
 from openlance.checkpoint.formats import Hub, find_model
 from openlance.config import values
-from openlance.config.sampling import MOST_RESULTS, Decoding, Sampling
+from openlance.config.sampling import MOST_RESULTS, Decoding
 from openlance.errors import UserError
-from openlance.inference import inputs
+from openlance.inference import inputs, regions
 from openlance.inference.engine import Engine
-from openlance.inference.inputs import How, Words, asked_size, is_many, listed, paired, question_about
+from openlance.inference.inputs import How, Words, asked_size, batches, is_many, listed, paired, question_about
 from openlance.inference.text import Answer, AnswerInfo, Shown
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_image
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments, any_video
+from openlance.sequence.segment import Segments
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,13 +200,24 @@ class Methods(Engine):
         return self._draw(requests, **how)
 
     def edit(
-        self, source: MediaInput | Sequence[MediaInput], instruction: str | Sequence[str], **how: Unpack[How]
+        self,
+        source: MediaInput | Sequence[MediaInput],
+        instruction: str | Sequence[str],
+        *,
+        mask: Any = None,
+        region: Any = None,
+        **how: Unpack[How],
     ) -> list[Image] | list[Clip]:
         """Change images or videos as told, each of the size and length of its source, rounded to the strides.
 
         Args:
             source: One or several; a tuple is several sources of one edit, of which the last gives the size.
             instruction: One or several.
+            mask: White where the (last) source may change, of its size: see `media.region.read_mask`. All else is the
+                source's own pixels. A list has one for each of several edits.
+            region: The same said in another way: a box (left, top, right, bottom) in pixels, an array (T, 4) with one
+                for each frame, the name of a thing for which the model looks, such as "the red circle", or a list of
+                these; "none" for the whole. A list has one for each of several edits.
             **how: See `inputs.How`.
 
         Returns:
@@ -215,12 +225,14 @@ class Methods(Engine):
         """
         pairs = paired(source, instruction)
         listed([text for _, text in pairs], "instruction", "make the circle blue")
-        requests = list[Segments]()
+        wanted = regions.asked(mask, region, len(pairs), isinstance(source, list) or is_many(instruction))
+        requests, sources = list[Segments](), list[Clip]()
         for media, text in pairs:
             clips = inputs.clips_of(media)
             task = tasks.the_task(tasks.edit, tasks.kind_of(clips[-1].frames))
             requests.append(self.front.request(task, text, clips))
-        made = self._draw(requests, **how)
+            sources.append(clips[-1])
+        made = self._draw(regions.placed(self, requests, sources, wanted), **how)
         return [clip if clip.frames > 1 else clip.images()[0] for clip in made]  # type: ignore[return-value]
 
     def subject(
@@ -287,7 +299,7 @@ class Methods(Engine):
         answers = list[Answer]()
         longest = max((sum(1 + clip.frames // 2 for clip in clips) for clips, _ in groups), default=1)
         per = max(4 * self.defaults.batch // longest, 1)
-        for some, _ in _batches(requests, per):
+        for some, _ in batches(requests, per):
             answers += self.fill_text(some, d, generator, shown.add if shown is not None else None)
         if shown is not None:
             shown.up_to(answers[0])
@@ -300,13 +312,14 @@ class Methods(Engine):
             raise UserError("there is no picture or clip to describe: give at least one")
         return self.ask(media, [""] * len(media) if isinstance(media, list) else "", **options)
 
-    def _rewritten(self, requests: list[Segments], enhance: Any) -> list[Segments]:
-        if enhance is None:
+    def _rewritten(self, requests: list[Segments], enhance: Any, think: bool = False) -> list[Segments]:
+        if enhance is None and think is False:
             return requests
-        from openlance.inference.enhance import rewriter
+        from openlance.inference.enhance import rewriter, thinker
 
-        rewrite = rewriter(self, enhance)
-        return requests if rewrite is None else [rewrite(request) for request in requests]
+        for rewrite in (rewriter(self, enhance), thinker(self, think)):
+            requests = requests if rewrite is None else [rewrite(request) for request in requests]
+        return requests
 
     def _draw(
         self,
@@ -317,21 +330,32 @@ class Methods(Engine):
         progress: bool | Callable[[int, int], object] = False,
         negative_prompt: str | Sequence[str] | None = None,
         enhance: Any = None,
+        think: bool = False,
+        check: int | None = None,
         **settings: Any,
     ) -> list[Clip]:
         """Fill the visual target of each request, batch by batch."""
-        negatives = self.negatives(negative_prompt, len(requests))
+        negatives, most = self.negatives(negative_prompt, len(requests)), inputs.draws(check, generator)
         how = [self.sampling([request], **settings) for request in requests]
         seeds = inputs.starts(seed, generator, len(requests))
         longest = max((self.codec.latent_grid(r[-1].size)[0] for r in requests), default=1)  # type: ignore[arg-type]
-        per, clips = max(self.defaults.batch // longest, 1), list[Clip]()
-        total = sum(s.num_inference_steps for s in how)
-        with _counted(progress, total) as finished:
-            for some, s in _batches(self._rewritten(requests, enhance), per, how):
-                mine = slice(len(clips), len(clips) + len(some))
-                more: Any = {"negatives": negatives[mine], "after_step": partial(finished, len(some))}
-                clips += self.fill_visual(some, s, seeds[mine], **more)
-        return clips
+        per, total = max(self.defaults.batch // longest, 1), sum(s.steps for s in how)
+        with _counted(progress, total * (most or 1)) as finished:
+            requests = self._rewritten(requests, enhance, think)
+
+            def make(which: Sequence[int], seeds: Sequence[Any]) -> list[Clip]:
+                clips = list[Clip]()
+                for some, s in batches([requests[n] for n in which], per, [how[n] for n in which]):
+                    mine = slice(len(clips), len(clips) + len(some))
+                    more: Any = {"negatives": [negatives[n] for n in which[mine]]}
+                    clips += self.fill_visual(some, s, seeds[mine], after_step=partial(finished, len(some)), **more)
+                return clips
+
+            if not most:
+                return make(range(len(requests)), seeds)
+            from openlance.inference.checking import checked
+
+            return checked(self, requests, [int(seed) for seed in seeds], most, make)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -352,14 +376,3 @@ def _counted(progress: Any, total: int) -> Iterator[Callable[..., None]]:
                 told(done, total)
 
         yield finished
-
-
-def _batches(
-    requests: list[Segments], per: int, how: Sequence[Sampling | None] = ()
-) -> Iterator[tuple[list[Segments], Any]]:
-    """At most so many at a time, in order, with how they denoise. What differs in that stays apart, and what moves from
-    what does not: a release has weights for each."""
-    both = zip_longest(requests, how)
-    for (_, s), alike in groupby(both, lambda one: (any_video([one[0]]), one[1])):
-        while some := list(islice(alike, per)):
-            yield [request for request, _ in some], s

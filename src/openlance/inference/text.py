@@ -94,6 +94,33 @@ def decode(
     return out, first
 
 
+@torch.inference_mode()
+def likelihoods(model: Lance, codec: Codec, requests: list[Segments], *, vocabulary: int) -> list[float]:
+    """Say how likely the text target of each request is as its answer.
+
+    Args:
+        model: The decoder.
+        codec: Of tokens.
+        requests: Each ends with a text that is filled; their media are tensors.
+        vocabulary: Tokens of the tokenizer; the head may have more.
+
+    Returns:
+        The natural logarithm of the probability of each answer, its end included.
+    """
+    shift = model.config.position.shift and not model.config.quirks.decode_without_shift
+    packed = pack(requests, codec, replace(model.config.position, shift=shift))
+    features, context, _ = conditions(packed, model.device)
+    rows = packed.rows
+    start = prefill(model, packed, torch.arange(len(rows)), (features, context), ends=True)
+    assert start.layout is not None and start.hidden is not None
+    ran = start.ran[start.layout.order[: start.layout.und]]
+    label, doc = rows.label[ran], rows.doc[ran]
+    own = label >= 0
+    logits = model.logits(start.hidden[0][own.to(start.hidden[0].device)])[:, :vocabulary].float()
+    said = logits.log_softmax(-1).cpu().gather(-1, label[own][:, None])[:, 0]
+    return torch.zeros(len(requests)).index_add(0, doc[own], said).tolist()
+
+
 def _next(last: Rows, token: Tensor) -> Rows:
     """The row after each last row: a text token, one position on."""
     position = last.position.amax(dim=1, keepdim=True).expand(-1, 3) + 1

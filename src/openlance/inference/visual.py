@@ -20,7 +20,20 @@ from openlance.inference.step_cache import Run, StepCache
 from openlance.model.lance import Cache, Lance, Layout
 from openlance.runtime.distributed import Shared
 from openlance.sequence.pack import Codec, Pack, Visual, pack
-from openlance.sequence.segment import CONDITIONS, LATENTS, PROMPT, WORDS, Kind, Role, Rows, Segments, drop, with_prompt
+from openlance.sequence.segment import (
+    CONDITIONS,
+    LATENTS,
+    PROMPT,
+    WORDS,
+    Kind,
+    Role,
+    Rows,
+    Segments,
+    drop,
+    region_in,
+    source_in,
+    with_prompt,
+)
 
 OnStep = Callable[[int, float, Tensor], None]
 
@@ -253,13 +266,13 @@ def denoise(
     """
     requests = [_until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s, negatives)
-    visuals = branches.pack.visuals
     features, context, given = conditions(branches.pack, model.device)
-    targets = [v for v in visuals if v.segment.role is Role.TARGET][: len(requests)]
+    targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
     if noise is None:
         assert seeds is not None
         noise = _noises(branches, model.config.latent_channels, seeds)
     x = torch.cat([part.to(model.device) for part in noise]).float()
+    line = Line.of(requests, targets, x)
     lengths = [v.rows[1] - v.rows[0] for v in targets]
     moves = torch.cat([torch.arange(n) >= v.given for v, n in zip(targets, lengths, strict=True)]).to(model.device)
     for v, part, known in zip(targets, x.split(lengths), given, strict=False):
@@ -268,7 +281,8 @@ def denoise(
     denoiser = Denoiser(model, branches, features, context, s.cached, store, s.compile, shared, on_pass)
     run = _runs(denoiser, lengths, s, wanted)
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
-    times, solver, guided_before = schedule(s.num_inference_steps, s.shift), SOLVERS[s.solver](), 0
+    times, solver, guided_before = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], SOLVERS[s.solver](), 0
+    x = line.at(float(times[0])) if s.strength < 1 else x
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:
             on_step(i, float(t), x)
@@ -282,12 +296,51 @@ def denoise(
         if guided != guided_before:
             solver.restart()
         guided_before = guided
-        x = torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x)
+        x = line.kept(torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x), float(t_next))
         changed = after_step(i, float(t_next), x) if after_step is not None else None
         x = x if changed is None else changed.to(x)
         if stops is not None and stops():
             break
     return [part.reshape(*v.grid, -1) for part, v in zip(x.split(lengths), targets, strict=True)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The straight path from the noise that a target begins with to its source. Outside of a region the rows are on it
+    at every time, so that those inside see what they would if the source came out again; they end as its latents.
+
+    Args:
+        outside: (N,) rows that stay on it.
+        noise: (N, C) states at t = 1.
+        source: (N, C) at t = 0; zeros where a target has no source.
+        part: Whether there are any outside.
+    """
+
+    outside: Tensor
+    noise: Tensor
+    source: Tensor
+    part: bool
+
+    @classmethod
+    def of(cls, requests: list[Segments], targets: list[Visual], noise: Tensor) -> Line:
+        """Take it from requests whose media are tensors, and where each target goes."""
+        outside, source = list[Tensor](), list[Tensor]()
+        for request, v in zip(requests, targets, strict=True):
+            found, region = source_in(request), region_in(request)
+            if region.is_part and found is None:
+                raise UserError("a region needs a source of an edit in which the rest stays: give one of this size")
+            outside.append(torch.from_numpy(~region.cells(v.grid)).flatten())
+            zeros = noise.new_zeros(v.rows[1] - v.rows[0], noise.shape[1])
+            source.append(zeros if found is None else found.flatten(0, 2).to(noise))
+        rows = torch.cat(outside)
+        return cls(rows.to(noise.device), noise.clone(), torch.cat(source), bool(rows.any()))
+
+    def at(self, t: float) -> Tensor:
+        return (1 - t) * self.source + t * self.noise
+
+    def kept(self, x: Tensor, t: float) -> Tensor:
+        """The state with its rows outside on the line."""
+        return torch.where(self.outside[:, None], self.at(t), x) if self.part else x
 
 
 def _noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Generator]) -> list[Tensor]:

@@ -38,6 +38,7 @@ class Provenance:
         task: A name of `sequence.tasks.TASKS`, or empty.
         prompt: What was asked for, in full.
         negative_prompt: What guidance led away from.
+        region: Of an edit where it changed its source, and how that was found; empty for a plain one.
         seed: Of its noise; None where that came from elsewhere.
         width: In pixels.
         height: In pixels.
@@ -53,6 +54,7 @@ class Provenance:
     task: str = ""
     prompt: str
     negative_prompt: str = ""
+    region: str = ""
     seed: int | None = None
     width: int
     height: int
@@ -100,6 +102,39 @@ def carried(info: Mapping[Any, Any]) -> Provenance | None:
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a model finds at a result of its own, by its own answers (`inference.checking`).
+
+    Args:
+        draw: Which draw of the request this result is, from 1 on.
+        draws: How many were made.
+        facts: How many facts it was asked about; 0 where the words of the request gave none.
+        faults: Those that do not hold, in words.
+        unsure: Those of which it is not sure.
+        score: Logarithm of the probability that the model gives to the right answers; nearer to 0 is better.
+    """
+
+    draw: int
+    draws: int
+    facts: int
+    faults: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
+    score: float = 0.0
+
+    @property
+    def fine(self) -> bool:
+        """Whether it is sure that every fact holds."""
+        return not self.faults and not self.unsure
+
+    def __str__(self) -> str:
+        if not self.facts:
+            return "nothing in the words could be checked"
+        named = (("faults", self.faults), ("unsure", self.unsure))
+        found = "; ".join(f"{name}: {', '.join(facts)}" for name, facts in named if facts) or "no fault"
+        return f"{found} ({self.facts} facts, draw {self.draw} of {self.draws})"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Clip:
     """The frames of an image (one frame) or a video.
@@ -108,6 +143,7 @@ class Clip:
         pixels: uint8 (T, H, W, 3), RGB, 0..255.
         fps: frames per second, without meaning for an image.
         made: how, where a model drew it here and that is to be known; files and Pillow images carry it along.
+        verdict: what the model found at it, where it was asked to check; Pillow images have it too.
 
     Raises:
         UserError: the pixels are of another type or shape, or the rate is not positive.
@@ -116,6 +152,7 @@ class Clip:
     pixels: np.ndarray
     fps: float = MODEL_FPS
     made: Provenance | None = None
+    verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, np.ndarray):
@@ -169,12 +206,13 @@ class Clip:
         from PIL import Image
 
         frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in self.pixels]
-        if self.made is not None:
+        if self.made is not None or self.verdict is not None:
             from openlance.media.signed import SignedImage
 
             for frame in frames:
                 frame.__class__ = SignedImage
-                frame.info[KEY] = self.record
+                frame.verdict = self.verdict  # type: ignore[attr-defined]
+                frame.info |= {KEY: self.record} if self.record else {}
         return frames
 
     def with_pixels(self, pixels: np.ndarray) -> Clip:

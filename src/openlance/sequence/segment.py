@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,33 @@ Segments = list["Segment"]
 
 
 @dataclass(frozen=True, eq=False)
+class Region:
+    """Where the target of an edit may differ from its source.
+
+    Args:
+        inside: bool (T, H, W), pixels of the target; None is everywhere.
+        said: How it was found, for people.
+    """
+
+    inside: np.ndarray | None = None
+    said: str = ""
+
+    @property
+    def is_part(self) -> bool:
+        """Whether something has to stay as it is."""
+        return self.inside is not None and not self.inside.all()
+
+    def cells(self, grid: tuple[int, int, int]) -> np.ndarray:
+        """Give bool (T, Y, X), the latents of a grid in which any pixel may differ; the first frame has its own."""
+        if self.inside is None:
+            return np.ones(grid, dtype=bool)
+        (t, y, x), (frames, height, width) = grid, self.inside.shape
+        cells: np.ndarray = self.inside.reshape(frames, y, height // y, x, width // x).max(axis=(2, 4))
+        later = cells[1:].reshape(t - 1, -1, y, x).max(axis=1) if t > 1 else cells[1:]
+        return np.concatenate([cells[:1], later])
+
+
+@dataclass(frozen=True, eq=False)
 class Segment:
     """A run of tokens of one kind.
 
@@ -33,6 +61,7 @@ class Segment:
             empty.
         size: Frames, height, width in pixels of a visual segment; taken from the clip when there is one.
         given: Leading frames of a visual TARGET that are already known (image-to-video): a clip or latents.
+        region: Of a visual TARGET, where it may differ from the last SOURCE, which has its size; None is everywhere.
 
     Raises:
         ValueError: If the value does not go with the kind, or a visual segment has no size.
@@ -43,6 +72,7 @@ class Segment:
     value: Any = None
     size: tuple[int, int, int] | None = None
     given: Any = None
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         if self.kind is Kind.TEXT:
@@ -66,7 +96,7 @@ class Segment:
         becomes a REFERENCE, so that guidance and positions are about the newest turn alone."""
         if self.role in (Role.PROMPT, Role.SOURCE, Role.LAST):
             return replace(self, role=Role.REFERENCE)
-        return replace(self, role=Role.HISTORY, given=None) if self.role is Role.TARGET else self
+        return replace(self, role=Role.HISTORY, given=None, region=None) if self.role is Role.TARGET else self
 
 
 def drop(segments: Segments, roles: Iterable[Role]) -> Segments:
@@ -79,6 +109,19 @@ def drop(segments: Segments, roles: Iterable[Role]) -> Segments:
 def prompt_in(segments: Segments) -> str:
     """Read the words of a request, the newest where it has earlier turns; empty where it has none."""
     return next((s.value for s in reversed(segments) if s.role in WORDS), "")
+
+
+def region_in(segments: Segments) -> Region:
+    """Read where the target of a request may differ from its source."""
+    return next((s.region for s in reversed(segments) if s.region is not None), Region())
+
+
+def source_in(segments: Segments, kind: Kind = Kind.LATENTS) -> Any:
+    """Read what the target of an edit begins from, as it looks or is seen; None where there is none of its size."""
+    target = next((s for s in reversed(segments) if s.role is Role.TARGET), None)
+    last = next((s for s in reversed(segments) if s.role is Role.SOURCE and s.kind is kind), None)
+    same = kind is not Kind.LATENTS or (last and target and last.size == target.size)
+    return last.value if last is not None and same else None
 
 
 def with_prompt(segments: Segments, text: str) -> Segments:

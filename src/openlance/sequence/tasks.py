@@ -248,6 +248,8 @@ def task_of(segments: Segments) -> TaskSpec | None:
 
 # What a model that has no prompts for descriptions is asked instead.
 DESCRIBE = "describe the picture"
+# Asks for the box of something, in the form of Qwen2.5-VL, whose words it has been trained with.
+LOCATE = "locate {}"
 
 
 def request(

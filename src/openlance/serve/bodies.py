@@ -127,12 +127,14 @@ def _several(value: Any) -> Any:
 
 
 class ImageEditBody(ImageBody):
-    """`/v1/images/edits`. image: uploads or addresses; url: addresses (vLLM-Omni)."""
+    """`/v1/images/edits`. image: uploads or addresses; url: addresses (vLLM-Omni). mask: one of either, transparent
+    where the image may change."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     image: Annotated[list[UploadFile | str], BeforeValidator(_several)] = Field(default_factory=list, max_length=16)
     url: Annotated[list[str], BeforeValidator(_several)] = Field(default_factory=list, max_length=16)
+    mask: UploadFile | str | None = None
     input_fidelity: Any = None
 
 
@@ -346,9 +348,9 @@ def of_form(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 REFUSED = {
-    "mask": "edits of a region are not supported", "mask_image": "edits of a region are not supported",
-    "markup": "edits of a region are not supported",
-}  # fmt: skip
+    "mask_image": "white masks are not read here, send a mask that is transparent where the image may change",
+    "markup": "drawings on an image are not read",
+}
 
 
 async def read(request: Request, kind: type[Body], served: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
@@ -42,7 +43,10 @@ def routes(serving: Serving) -> APIRouter:
         if any(clip.frames > 1 for clip in clips):
             message = "image: send images; /v1/videos/edits takes videos"
             raise Failure(message, code="invalid_value", param="image")
-        return await _answer(serving, request, body, "image_edit", tasks.edit, clips)
+        if body.mask is not None and len(clips) > 1:
+            raise Failure("mask: send it with one image, which it is about", code="invalid_value", param="mask")
+        mask = None if body.mask is None else await serving.mask(body.mask, clips[0])
+        return await _answer(serving, request, body, "image_edit", tasks.edit, clips, mask)
 
     @router.get("/files/{name}", response_class=Response, responses=answers(None, *IMAGE_TYPES))
     def file(name: str) -> Response:
@@ -53,7 +57,13 @@ def routes(serving: Serving) -> APIRouter:
 
 
 async def _answer(
-    serving: Serving, request: Request, body: ImageBody, kind: str, template: tasks.Template, clips: list[Clip]
+    serving: Serving,
+    request: Request,
+    body: ImageBody,
+    kind: str,
+    template: tasks.Template,
+    clips: list[Clip],
+    mask: np.ndarray | None = None,
 ) -> Response:
     if body.stream and body.n > 1:
         raise Failure("n: a stream brings one image", code="invalid_value", param="n")
@@ -62,7 +72,7 @@ async def _answer(
     partials = body.partial_images if body.stream else 0
     spec = tasks.the_task(template, "image")
     prepared = await serving.off_loop(
-        lambda: serving.drawing(spec, body.prompt, clips, body, count=body.n, partials=partials)
+        lambda: serving.drawing(spec, body.prompt, clips, body, count=body.n, partials=partials, mask=mask)
     )
     if body.stream:
         lines = _events(serving, body, kind, prepared, serving.listen(prepared.items))

@@ -12,11 +12,14 @@ import re
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from openlance.errors import UserError
 from openlance.media import Clip, read_media, write_media
 from openlance.media.files import Source
 from openlance.media.image import frames_of, open_image
 from openlance.media.inputs import UNSIGNED
+from openlance.media.region import read_transparency
 from openlance.media.video import opened, survey
 from openlance.media.write import encode_image
 from openlance.serve.config import ServeConfig
@@ -41,6 +44,14 @@ def read(sent: bytes | str, config: ServeConfig, param: str) -> Clip:
             frames = _frames_of_video(source, config, param)
         _check(frames, config.video_frames, "frames", param)
         return read_media(data, param)
+
+
+def mask(sent: bytes | str, about_: Clip, config: ServeConfig, param: str = "mask") -> np.ndarray:
+    """The mask of an image, OpenAI's (`media.region.read_transparency`); Failure as from `read`."""
+    with about(param):
+        data = _of_url(sent, config, param) if isinstance(sent, str) else sent
+        _frames_of_image(Source(data, param), config, param)
+        return read_transparency(data, (about_.frames, about_.height, about_.width))
 
 
 def _of_url(url: str, config: ServeConfig, param: str) -> bytes:

@@ -12,6 +12,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,10 +20,11 @@ from starlette.responses import Response
 from openlance.config.sampling import Decoding, later_seed
 from openlance.inference.inputs import listed, question_about, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
+from openlance.inference.regions import Asked, placed
 from openlance.inference.turns import plain
 from openlance.media import Clip, collected, notice
 from openlance.sequence import tasks
-from openlance.sequence.segment import Kind, Role, Segments
+from openlance.sequence.segment import Kind, Role, Segments, source_in
 from openlance.serve import media
 from openlance.serve.bodies import DrawingBody
 from openlance.serve.config import ServeConfig
@@ -79,6 +81,11 @@ class Serving:
         with self.metrics.phase("read"):
             return await self.off_loop(media.read, data, self.config, param)
 
+    async def mask(self, sent: UploadFile | str, about: Clip) -> np.ndarray:
+        """A mask that was sent with an image, True where it may change."""
+        data = sent if isinstance(sent, str) else await sent.read()
+        return await self.off_loop(media.mask, data, about, self.config)
+
     # Preparation, in a thread.
 
     def drawing(
@@ -94,8 +101,10 @@ class Serving:
         said: str | None = None,
         past: Sequence[Segments] = (),
         where: str = "prompt",
+        mask: np.ndarray | None = None,
     ) -> Prepared:
-        """The items of so many images or videos; `where` the words stand. Failure if they cannot be made."""
+        """The items of so many images or videos; `where` the words stand; `mask` of the last clip. Failure if they
+        cannot be made."""
         pipe = self.pipe
         with about(where):
             listed(text, "prompt", "a red circle")
@@ -104,6 +113,8 @@ class Serving:
         self._check_size(asked)
         with about("size"), collected() as notices:
             turn = self._request(spec, text, clips, asked=asked, said=said)
+            if source_in(turn) is not None:
+                [turn] = placed(pipe, [turn], clips[-1:], [Asked(mask=mask)])
         how = pipe.sampling([turn], **body.sampling)
         with about("negative_prompt"):
             (negative,) = pipe.negatives(body.negative_prompt, 1)

@@ -394,7 +394,7 @@ class Worker:
             before = t, x
 
         def after_step(step: int, t: float, x: Tensor) -> None:
-            done, total = step + 1, how.num_inference_steps
+            done, total = step + 1, how.steps
             for item in self._heed(batch):
                 item.listener(Step(done, total))
             due = {n: _partial(item, done, total) for n, item in enumerate(batch)}
@@ -403,7 +403,7 @@ class Worker:
                 parts = clean.split([math.prod(grid) for grid in grids])
                 for n, index in due.items():
                     if index is not None:
-                        clip = pipe.decode_latents([parts[n].reshape(*grids[n], -1)])[0]
+                        clip = pipe.decode_latents([parts[n].reshape(*grids[n], -1)], [requests[n]])[0]
                         batch[n].listener(Partial(index, clip))
 
         seeds, negatives = [item.seed for item in batch], [item.negative for item in batch]
@@ -415,8 +415,9 @@ class Worker:
         left = self._wanted(batch)
         at = [n for n, item in enumerate(batch) if item in left]
         with self.metrics.phase("decode"):
-            clips = pipe.decode_latents([made[n] for n in at])
-        own, seeds, negatives = [batch[n].request for n in at], [seeds[n] for n in at], [negatives[n] for n in at]
+            own = [batch[n].request for n in at]
+            clips = pipe.decode_latents([made[n] for n in at], own)
+        seeds, negatives = [seeds[n] for n in at], [negatives[n] for n in at]
         return dict(zip(left, pipe.signed(clips, own, how, seeds, negatives), strict=True))
 
     def _write(self, batch: Sequence[Item]) -> Mapping[Item, Any]:

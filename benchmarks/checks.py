@@ -1,0 +1,157 @@
+"""What a self-check brings: `check=4` against the first draw of the same requests, judged by the world from pixels.
+
+    python benchmarks/checks.py run --records checks.jsonl      # goes on where it was stopped
+    python benchmarks/checks.py table --records checks.jsonl --docs
+
+The check sees the request and the results alone. A record is one block of requests of a category; its first draws are
+the results without a check. Beside that: how often a result is right where the check finds no fault, and where it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, markdown, put, write_results
+from samplers import paired, read
+
+from openlance import load
+from openlance.inference.checking import checked, draw_seed
+from openlance.inference.lance_pipeline import LancePipeline
+from openlance.media.clip import Clip
+from openlance.sequence.segment import Segments
+from toyworld.edits import KINDS
+from toyworld.judge import is_right
+from toyworld.judge_edits import judge_edit
+from toyworld.suites.bench import Bench
+from toyworld.suites.edits import edits
+from toyworld.suites.images import drawings
+
+BLOCK, SEED, DRAWS = 20, 700, 4  # requests of a record; the seed of block b is SEED + b
+DRAWN = ("text", "two", "attribute")
+EDITS = {f"edit: {kind}": kind for kind in KINDS}
+BLOCKS = dict.fromkeys(DRAWN, 20) | dict.fromkeys(EDITS, 4)
+ROWS = {name: (name,) for name in DRAWN} | {"edits": tuple(EDITS)} | {name: (name,) for name in EDITS}
+
+PAGE = Path(__file__).parents[1] / "docs" / "checking.md"
+Judge = Callable[[np.ndarray], bool]
+
+
+def requests_of(pipe: LancePipeline, category: str, block: int) -> tuple[list[Segments], list[Judge]]:
+    """Requests, and what says of pixels whether they are right."""
+    asked = Bench(tasks=("t2i",), samples=BLOCK, seed=SEED + block)
+    if category in DRAWN:
+        drawn = list(drawings(category, asked))
+        made = [pipe.front.request("t2i", d.prompt, asked=(1, 64, 64)) for d in drawn]
+        return made, [lambda pixels, d=d: is_right(pixels, d.facts) for d in drawn]  # type: ignore[misc]
+    wanted = list(edits(EDITS[category], asked))
+    sources = [edit.pictures(64, 64)[0] for edit in wanted]
+    made = [pipe.front.request("image_edit", e.instruction, [Clip(s[None])]) for e, s in zip(wanted, sources)]
+    pairs = list(zip(wanted, sources, strict=True))
+    return made, [lambda pixels, e=e, s=s: judge_edit(e, s, pixels).right for e, s in pairs]  # type: ignore[misc]
+
+
+def block_of(pipe: LancePipeline, category: str, block: int) -> dict[str, Any]:
+    requests, judges = requests_of(pipe, category, block)
+    seeds = [1000 * (SEED + block) + n for n in range(BLOCK)]
+    made, spent, sampling = dict[int, list[tuple[int, Clip]]](), list[float](), pipe.sampling(requests)
+
+    def make(which: list[int], own: list[int]) -> list[Clip]:
+        began = time.process_time()
+        clips = pipe.fill_visual([requests[n] for n in which], sampling, own)
+        spent.append(time.process_time() - began)
+        for n, clip in zip(which, clips, strict=True):
+            made.setdefault(n, []).append(clip)
+        return clips
+
+    began = time.process_time()
+    best = checked(pipe, requests, seeds, DRAWS, make)
+    whole = time.process_time() - began
+    verdicts = [clip.verdict for clip in best]
+    right = [[judge(clip.pixels[0]) for clip in made[n]] for n, judge in enumerate(judges)]
+    assert [draw_seed(s, v.draw) for s, v in zip(seeds, verdicts)] == [clip.made.seed for clip in best]
+    return {
+        "category": category, "block": block, "draws": [v.draws for v in verdicts], "draw": [v.draw for v in verdicts],
+        "right": right, "sure": [v.fine for v in verdicts], "facts": [v.facts for v in verdicts],
+        "seconds": {"one": spent[0] / BLOCK, "drawing": sum(spent) / BLOCK, "looking": (whole - sum(spent)) / BLOCK},
+    }  # fmt: skip
+
+
+def run(model: str, records: Path, only: str) -> None:
+    pipe = load(model)
+    records.touch()
+    done = {(r["category"], r["block"]) for r in read(records)}
+    for block in range(max(BLOCKS.values())):
+        for category, blocks in BLOCKS.items():
+            if block < blocks and only in category and (category, block) not in done:
+                with records.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(block_of(pipe, category, block)) + "\n")
+
+
+def summed(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first draws against what the check chose."""
+    first = [own[0] for r in found for own in r["right"]]
+    chosen = [own[k - 1] for r in found for own, k in zip(r["right"], r["draw"], strict=True)]
+    sure = [s for r in found for s in r["sure"]]
+    looked = defaultdict[bool, list[bool]](list)
+    for r in found:
+        for own, fine in zip(r["right"], r["sure"], strict=True):
+            for n, right in enumerate(own):
+                looked[fine and n == len(own) - 1].append(right)
+    draws = [d for r in found for d in r["draws"]]
+    return paired(first, chosen) | {
+        "draws": sum(draws) / len(draws), "sure": sum(sure) / len(sure),
+        "right_where_no_fault": sum(looked[True]) / max(len(looked[True]), 1),
+        "right_where_a_fault": sum(looked[False]) / max(len(looked[False]), 1),
+        "seconds": {k: sum(r["seconds"][k] for r in found) / len(found) for k in ("one", "drawing", "looking")},
+    }  # fmt: skip
+
+
+def table(model: str, records: Path, out: Path, docs: bool) -> None:
+    found, rows, lines = read(records), dict[str, Any](), []
+    for name, categories in ROWS.items():
+        mine = [r for r in found if r["category"] in categories]
+        if not mine:
+            continue
+        rows[name] = r = summed(mine)
+        low, high = (100 * x for x in r["ci95"])
+        s = r["seconds"]
+        lines.append([
+            name, r["n"], f"{r['old']:.3f}", f"{r['new']:.3f}",
+            f"{100 * r['difference']:+.1f} ({low:+.1f} to {high:+.1f})", f"{r['p']:.2g}", f"{r['draws']:.2f}",
+            f"{r['right_where_no_fault']:.2f} / {r['right_where_a_fault']:.2f}",
+            f"{s['drawing'] + s['looking']:.2f} for {s['one']:.2f}",
+        ])  # fmt: skip
+    head = f"{model}, free placement, 64x64, blocks of {BLOCK} from seed {SEED}, `check={DRAWS}`. "
+    head += "No fault / fault: how many of all draws are right where the model is sure and where it is not. "
+    head += "CPU seconds per request, those of the questions included.\n\n"
+    columns = ["", "n", "one draw", "checked", "points (95 %)", "p", "draws", "no fault / fault", "CPU s"]
+    text = head + markdown(columns, lines)
+    write_results("checks", {"model": model, "draws": DRAWS, "rows": rows}, text, out)
+    if docs:
+        put(PAGE, "checks", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--records", type=Path, required=True, help="a .jsonl file, which grows")
+    parser.add_argument("--only", default="", help="categories whose name contains this")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/checking.md as well")
+    args = parser.parse_args()
+    if args.what == "run":
+        run(args.model, args.records, args.only)
+    else:
+        table(args.model, args.records, args.out, args.docs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Edits of the region that the model finds against plain ones, on the same requests with the same noise.
+
+    python benchmarks/regions.py run --records regions.jsonl --samples 80      # goes on where it stopped
+    python benchmarks/regions.py run --records clips.jsonl --clips --samples 80
+    python benchmarks/regions.py locate --seed 77 --samples 20
+    python benchmarks/regions.py report --records regions.jsonl clips.jsonl
+    python benchmarks/regions.py drift --scores drift.json      # of `openlance bench drift --json drift.json`
+
+A round has one request of every kind, so what is there at any time is even over kinds. A thing is found right if its
+box and the true one overlap by more than half; CPU seconds are those of this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, markdown, write_results
+from PIL import Image
+
+import openlance
+from openlance.config.values import append_line, lines_of, read_text
+from openlance.eval.suite import row
+from openlance.inference.auto import regions
+from openlance.media import Clip, as_clip
+from openlance.sequence import tasks
+from toyworld.clip_edits import CLIP_EDITS, judge_clip_edit
+from toyworld.edits import KINDS
+from toyworld.judge_edits import judge_edit
+from toyworld.questions import iou
+from toyworld.read_text import reader
+from toyworld.render import pixel_box
+from toyworld.scene import Scene
+from toyworld.suites.asked import Asked
+from toyworld.suites.clips import clip_edits
+from toyworld.suites.drift import write_figure
+from toyworld.suites.edits import edits
+
+LOCAL = ("recolour", "refill", "reshape", "remove", "replace", "resize")  # change one thing where it stands
+WAYS = ("none", "auto")
+BOX = re.compile(r"\(([-\d., e]+)\)")
+
+
+def meant(before: Scene, after: Scene, size: int) -> list[list[float]]:
+    """Boxes of the things that an edit changes."""
+    return [list(pixel_box(o, size, size)) for o in before.objects if o not in after.objects]
+
+
+def rounds(clips: bool, seed: int, samples: int, size: int) -> Iterator[list[tuple[str, Any]]]:
+    """One edit of every kind at a time."""
+    asked = Asked(samples=samples, seed=seed, placement="free", height=size, width=size)
+    makers = {kind: (clip_edits if clips else edits)(kind, asked) for kind in (CLIP_EDITS if clips else KINDS)}
+    for _ in range(samples):
+        yield [(kind, next(maker)) for kind, maker in makers.items()]
+
+
+def run(args: argparse.Namespace) -> None:
+    pipe, kind_of_judge = openlance.load(args.model), judge_clip_edit if args.clips else judge_edit
+    reader()
+    done = {line["round"] for line in records([args.records])} if args.records.is_file() else set()
+    for n, made in enumerate(rounds(args.clips, args.seed, args.samples, args.size)):
+        if n in done or n % args.of != args.part:
+            continue
+        instructions = [edit.instruction for _, edit in made]
+        sources = [
+            edit.clips(args.size, args.size)[0] if args.clips else edit.pictures(args.size, args.size)[0]
+            for _, edit in made
+        ]
+        given = [Clip(s) if args.clips else Image.fromarray(s) for s in sources]
+        found: dict[str, Any] = {}
+        for way in WAYS:
+            began = time.process_time()
+            results = [as_clip(r) for r in pipe.edit(given, instructions, seed=args.seed + 1000 * n, region=way)]
+            found[way] = time.process_time() - began, results
+        for k, (kind, edit) in enumerate(made):
+            first = edit.first if args.clips else edit
+            line = {
+                "clips": args.clips, "round": n, "kind": kind, "instruction": instructions[k],
+                "meant": meant(first.before, first.after, args.size) if kind in (*LOCAL, "move") else [],
+                "region": found["auto"][1][k].made.region, "seed": args.seed,
+            }  # fmt: skip
+            for way, (seconds, results) in found.items():
+                pixels = results[k].pixels if args.clips else results[k].pixels[0]
+                verdict = kind_of_judge(edit, sources[k], pixels)
+                line[way] = {"asked": verdict.asked, "kept": verdict.kept, "seconds": seconds / len(made)}
+            append_line(args.records, json.dumps(line))
+
+
+def records(files: list[Path]) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for file in files for line in lines_of(read_text(file)) if line.strip()]
+    return [line | {"here": line["kind"] in LOCAL} for line in lines]
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """The exact p of so many changes for better and for worse (McNemar, two-sided)."""
+    n, k = gained + lost, min(gained, lost)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def compared(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of both ways with what was gained and lost."""
+    out: dict[str, Any] = {"n": len(lines)}
+    for part in ("right", "asked", "kept"):
+        pairs = [tuple(_value(line[way], part) for way in WAYS) for line in lines]
+        gained, lost = sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
+        shares = {way: row(sum(p[k] for p in pairs), len(pairs)) for k, way in enumerate(WAYS)}
+        out[part] = shares | {"gained": gained, "lost": lost, "p": mcnemar(gained, lost)}
+    out["seconds"] = {way: float(np.mean([line[way]["seconds"] for line in lines])) for way in WAYS}
+    return out
+
+
+def _value(verdict: dict[str, Any], part: str) -> bool:
+    return verdict["asked"] and verdict["kept"] if part == "right" else verdict[part]
+
+
+def found_right(line: dict[str, Any]) -> bool:
+    """Whether the region begins with the box of the thing that is meant."""
+    numbers = BOX.search(line["region"])
+    box = tuple(float(v) for v in numbers[1].split(",")) if numbers else ()
+    return len(box) == 4 and any(iou(box, tuple(true)) > 0.5 for true in line["meant"])  # type: ignore[arg-type]
+
+
+def is_plain(line: dict[str, Any]) -> bool:
+    return "the whole, since" in line["region"]
+
+
+def locating(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often a region is taken where one thing changes in its place, and is the right one; and the whole where
+    something else is to happen."""
+    one = [line for line in lines if line["here"] and len(line["meant"]) == 1]
+    other = [line for line in lines if not line["here"]]
+    taken = [line for line in one if not is_plain(line)]
+    return {
+        "region, where one thing changes in its place": row(len(taken), len(one)),
+        "right thing, of these regions": row(sum(map(found_right, taken)), len(taken)),
+        "right thing, of all where one thing changes": row(sum(map(found_right, one)), len(one)),
+        "whole, where something else is to happen": row(sum(map(is_plain, other)), len(other)),
+    }
+
+
+def told(where: dict[str, Any]) -> str:
+    """A table of `locating`."""
+    rows = [[name, f"{v['mean']:.3f} ({v['ci95'][0]:.2f} to {v['ci95'][1]:.2f})", v["n"]] for name, v in where.items()]
+    return markdown(["what the model finds by itself", "share", "n"], rows)
+
+
+def locate(args: argparse.Namespace) -> None:
+    """Only look for regions, on requests of any seed."""
+    pipe, lines = openlance.load(args.model), []
+    spec = tasks.the_task(tasks.edit, "image")
+    for made in rounds(False, args.seed, args.samples, args.size):
+        requests = [
+            pipe.front.request(spec, edit.instruction, [Clip(edit.pictures(args.size, args.size)[0][None])])
+            for _, edit in made
+        ]
+        for (kind, edit), region in zip(made, regions(pipe, requests), strict=True):
+            things = meant(edit.before, edit.after, args.size) if kind in (*LOCAL, "move") else []
+            said = {"kind": kind, "instruction": edit.instruction, "region": region.said}
+            lines.append(said | {"here": kind in LOCAL, "meant": things})
+    where = locating(lines)
+    head = f"Seed {args.seed}, {args.samples} edits of each of {len(KINDS)} kinds, {args.model}.\n\n"
+    write_results("regions", {"locating": where, "lines": lines}, head + told(where), args.out, f"locate-{args.seed}")
+
+
+def report(args: argparse.Namespace) -> None:
+    lines = records(args.records)
+    data: dict[str, Any] = {}
+    text = ""
+    for clips in sorted({line["clips"] for line in lines}):
+        mine = [line for line in lines if line["clips"] == clips]
+        kinds = list(dict.fromkeys(line["kind"] for line in mine))
+        groups = {kind: [line for line in mine if line["kind"] == kind] for kind in kinds}
+        groups |= {"the six local kinds": [x for x in mine if x["kind"] in LOCAL], "all": mine}
+        found = {name: compared(some) for name, some in groups.items()}
+        where = locating(mine)
+        data["clips" if clips else "images"] = {"compared": found, "locating": where}
+        rows = [
+            [name, c["n"], *(f"{c['right'][way]['mean']:.3f}" for way in WAYS),
+             f"+{c['right']['gained']} -{c['right']['lost']}", f"{c['right']['p']:.2g}",
+             *(f"{c['kept'][way]['mean']:.3f}" for way in WAYS), *(f"{c['seconds'][way]:.2f}" for way in WAYS)]
+            for name, c in found.items()
+        ]  # fmt: skip
+        names = ["kind", "n", "right, plain", "right, auto", "changed", "p", "kept, plain", "kept, auto",
+                 "CPU s, plain", "CPU s, auto"]  # fmt: skip
+        seeds = sorted({line["seed"] for line in mine})
+        text += f"## {'Clips' if clips else 'Images'}\n\nSeeds {seeds}, one draw.\n\n{markdown(names, rows)}\n"
+        text += told(where) + "\n"
+    write_results("regions", data, text, args.out)
+
+
+def drifted(args: argparse.Namespace) -> None:
+    """Tables and the figure of what `openlance bench drift --json` wrote."""
+    found = json.loads(read_text(args.scores))
+    names = list(next(iter(found.values()))[0])
+    head = ["edits", *(f"{name}, {way}" for way in found for name in names)]
+    turns = range(len(next(iter(found.values()))))
+    rows = [[turn + 1, *(f"{rows[turn][name]:.3g}" for rows in found.values() for name in names)] for turn in turns]
+    write_figure(found, args.figure)
+    text = "Of `openlance bench drift --samples 8`: eight images, one thing of each recoloured ten times.\n\n"
+    write_results("regions", found, text + markdown(head, rows), args.out, "drift")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    go = commands.add_parser("run")
+    go.add_argument("--records", type=Path, required=True)
+    go.add_argument("--model", default="nano")
+    go.add_argument("--clips", action="store_true")
+    go.add_argument("--samples", type=int, default=80, help="of every kind")
+    go.add_argument("--seed", type=int, default=2027)
+    go.add_argument("--size", type=int, default=64)
+    go.add_argument("--part", type=int, default=0, help="of the rounds, where several processes share them")
+    go.add_argument("--of", type=int, default=1)
+    go.set_defaults(do=run)
+    look = commands.add_parser("locate")
+    look.add_argument("--model", default="nano")
+    look.add_argument("--samples", type=int, default=20, help="of every kind")
+    look.add_argument("--seed", type=int, default=2028)
+    look.add_argument("--size", type=int, default=64)
+    look.add_argument("--out", type=Path, default=RESULTS)
+    look.set_defaults(do=locate)
+    row_of_edits = commands.add_parser("drift")
+    row_of_edits.add_argument("--scores", type=Path, required=True, help="JSON of openlance bench drift")
+    row_of_edits.add_argument("--figure", type=Path, default=RESULTS.parents[1] / "docs" / "images" / "drift.svg")
+    row_of_edits.add_argument("--out", type=Path, default=RESULTS)
+    row_of_edits.set_defaults(do=drifted)
+    tell = commands.add_parser("report")
+    tell.add_argument("--records", type=Path, nargs="+", required=True)
+    tell.add_argument("--out", type=Path, default=RESULTS)
+    tell.set_defaults(do=report)
+    args = parser.parse_args()
+    args.do(args)
+
+
+if __name__ == "__main__":
+    main()
