@@ -82,6 +82,7 @@ def stage(
     init: Annotated[str, Option(help="model: its weights; fresh: random; or a folder of Qwen2.5-VL.")] = "model",
     data: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Training samples; repeatable.")] = None,
     held_out: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Validation samples; repeatable.")] = None,
+    caption: options.Caption = None,
     settings: Set = None,
     only: Annotated[str | None, Option("--stage", help="Which stage of a file with several.")] = None,
     *,
@@ -97,7 +98,8 @@ def stage(
     from_nothing = recipe.from_nothing if recipe and name == f"recipe/{scale}" and model is None else None
     start = Settings(
         out=output, model=output if from_nothing else start_folder(model, scale), init=init,
-        data=pairs("--data", data), held_out=pairs("--held-out", held_out), command=options.COMMAND_LINE.get(),
+        data=options.captioned(pairs("--data", data), caption),
+        held_out=options.captioned(pairs("--held-out", held_out), caption), command=options.COMMAND_LINE.get(),
         **vars(running) | {"report_to": tuple(running.report_to or ())},
     )  # fmt: skip
     show = partial(write_samples, output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
@@ -145,6 +147,7 @@ def lora(
         str | None,
         Option(help="What --data is for: t2i, t2v, i2v, flf2v, edit, video_edit, subject, vqa ...  \\[default: t2i]"),
     ] = None,
+    caption: options.Caption = None,
     model: Annotated[str, Option(help="nano or a folder with weights.")] = "nano",
     steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 100,
     lr: Annotated[float, Option(help="Learning rate.")] = 2e-3,
@@ -178,7 +181,8 @@ def lora(
         raise UserError(f"--adapter {adapter} has its own {', '.join(said)}: leave them out, or begin without it")
     trained = Lora(**said) if adapter is None else read_adapter(adapter).lora()
     start = Settings(
-        out=output, model=folder, data=sources, held_out=pairs("--held-out", held_out, usual), adapter=adapter,
+        out=output, model=folder, data=options.captioned(sources, caption), adapter=adapter,
+        held_out=options.captioned(pairs("--held-out", held_out, usual), caption),
         lora=replace(trained, dropout=dropout),
         command=options.COMMAND_LINE.get(), **vars(adapting) | {"report_to": tuple(adapting.report_to or ())},
     )  # fmt: skip

@@ -6,6 +6,7 @@ run_recipe(recipe("nano"), Settings(...))          # stage after stage, each in 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from openlance.config.values import as_data, build
 from openlance.data.encoded import PROBE, EncodedSource, probed
 from openlance.data.lanes import Lanes
 from openlance.data.open import open_source
+from openlance.data.report import look
 from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
@@ -28,6 +30,7 @@ from openlance.model.lora import inject, read_adapter, trained, write_adapter
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
+from openlance.training.again import check_again
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
@@ -74,6 +77,7 @@ def _run(stages: Mapping[Path, Stage], settings: Settings, show: Show | None, of
         own = replace(settings, out=folder, minutes=left, of_recipe=of_recipe)
         with ExitStack() as stack:
             run, work = prepare(as_begun(stage, folder, processes), own, base, processes, stack, show, before=run)
+            check_again(stage, own, work.folder.checkpoints)
             if processes.leads:
                 note_schedule(stage, folder)
             work.folder.record(stage)
@@ -112,6 +116,8 @@ def prepare(
     )
     stream = stack.enter_context(Lanes(sources, stage, base.codec, style=base.style, reading=reading))
     folder = RunFolder(settings, processes)
+    if processes.leads:
+        print(look(sources, stage, base.codec, base.style).text(), file=sys.stderr)
     if before is not None:
         base.learner.requires_grad_(True)
     run = Trainer(stage, base.learner, processes, settings.compiled)
