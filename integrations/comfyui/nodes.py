@@ -16,11 +16,11 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 import openlance
+from openlance.checkpoint.adapters import CONFIG
 from openlance.checkpoint.formats import SHIPPED
 from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_RESULTS, Decoding, later_seed
 from openlance.config.values import one_of
 from openlance.errors import UserError
-from openlance.runtime.lora import CONFIG
 
 from .sockets import Model, Settings, groups, image_of, media_in, settings_said, settings_widgets, video_of, widget
 
@@ -40,9 +40,11 @@ def models() -> dict[str, Any]:
 
 
 def adapters() -> dict[str, Any]:
-    """Find adapters in PEFT's format, each a folder in ComfyUI's folder of LoRAs."""
-    found = [path for base in folder_paths.get_folder_paths("loras") for path in sorted(Path(base).glob(f"*/{CONFIG}"))]
-    return {NONE: None} | {path.parent.name: path.parent for path in found}
+    """Find adapters in ComfyUI's folders of LoRAs: folders of PEFT's, and files, whose keys say if they are Lance's."""
+    bases = [Path(base) for base in folder_paths.get_folder_paths("loras")]
+    folders = [path.parent for base in bases for path in sorted(base.glob(f"*/{CONFIG}"))]
+    files = [path for base in bases for path in sorted(base.glob("*.safetensors"))]
+    return {NONE: None} | {path.name: path for path in (*folders, *files)}
 
 
 def report(finished: int, total: int) -> None:

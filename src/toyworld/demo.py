@@ -68,6 +68,7 @@ WISHES = [
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the page.")] = Path("outputs/demo"),
     model: options.Model = "nano",
+    lora: options.Adapters = None,
     seed: options.Seed = None,
     metadata: options.Metadata = True,
 ) -> None:
@@ -80,7 +81,7 @@ def demo(
     import openlance
     from openlance.media.inputs import as_clip
 
-    pipe = openlance.load(model, metadata=metadata)
+    pipe = options.adapted(openlance.load(model, metadata=metadata), lora)
     loaded = time.perf_counter() - start
     seed = secrets.randbelow(2**31) if seed == -1 else 7 if seed is None else seed
     cards = [show(pipe, wish, seed) for wish in progress(WISHES)]

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import openlance
+from openlance.checkpoint.adapters import Update
 from openlance.config.sampling import LARGEST_SEED, RANGES, Decoding, Sampling
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.runtime.lora import Lora, write_adapter
+from openlance.model.lora import Lora, write_adapter
 
 PACKAGE = Path(__file__).parents[2] / "integrations" / "comfyui"
 WORKFLOWS = {path.stem: json.loads(path.read_text("utf-8")) for path in PACKAGE.glob("example_workflows/*.json")}
@@ -266,8 +267,8 @@ def test_an_adapter_is_loaded_with_its_weight(nodes, pipe, host, tmp_path, monke
     monkeypatch.setitem(host.folders, "loras", [str(tmp_path)])
     draw, name = torch.Generator().manual_seed(1), "layers.0.gen.down"
     width, inner = pipe.lance("und", "gen").get_submodule(name).weight.shape
-    shapes = {f"{name}.lora_A": (2, inner), f"{name}.lora_B": (width, 2)}
-    write_adapter(folder, {key: torch.randn(shape, generator=draw) for key, shape in shapes.items()}, Lora(rank=2))
+    a, b = (torch.randn(shape, generator=draw) for shape in ((2, inner), (width, 2)))
+    write_adapter(folder, {name: Update(a=a, b=b)}, Lora(rank=2))
     [loaded] = nodes["OpenlanceLoad"].execute("nano", "auto", "noise", 0.5).result
     other = openlance.load("nano")
     other.load_lora_weights(folder, 0.5)

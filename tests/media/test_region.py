@@ -102,7 +102,7 @@ GREY = Image.new("L", SIZE[:0:-1], 200)
         ("nowhere.png", "there is no file nowhere.png"),
         (None, "the mask is None"),
     ],
-    ids=str,
+    ids=lambda one: str(one).partition(" at 0x")[0],
 )  # fmt: skip
 def test_a_mask_that_cannot_be_gets_one_sentence(mask, said):
     with pytest.raises(UserError) as told:

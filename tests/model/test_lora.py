@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
+from openlance.checkpoint.adapters import CONFIG
 from openlance.errors import UserError
-from openlance.runtime.lora import CONFIG, Lora, inject, read_adapter, write_adapter
+from openlance.model.lora import Lora, inject, read_adapter, trained, write_adapter
 
 
 @pytest.fixture
@@ -18,8 +19,7 @@ def adapted(tiny, tmp_path):
     for name, p in tuned.model.named_parameters():
         if name.endswith("lora_B"):
             p.data = torch.randn(p.shape, generator=generator) * 0.1
-    tensors = {n: p for n, p in tuned.model.named_parameters() if ".lora_" in n}
-    write_adapter(tmp_path, tensors, lora, "tiny")
+    write_adapter(tmp_path, trained(dict(tuned.model.named_parameters()), lora), lora, "tiny")
     return tuned, plain, tmp_path
 
 

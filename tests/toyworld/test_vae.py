@@ -1,6 +1,8 @@
 """Training of the VAE: the 2-D form is the VAE, a resumed run is the same run, a frozen encoder stays frozen."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 import torch
 
 from openlance.config.model import VAEConfig
+from openlance.training.interrupt import Interrupted
 from openlance.vae.autoencoder import VAE
 from toyworld.vae.frames import PictureVAE
-from toyworld.vae.pictures import KernelOptimizer, VAERecipe, VAERun, edges, train_vae
+from toyworld.vae.pictures import KernelOptimizer, VAERecipe, VAERun, drive, edges, train_vae
 from toyworld.vae.report import pictures, psnr, to_tensor
 
 TINY = VAEConfig(
@@ -67,6 +70,19 @@ def test_a_run_out_of_time_or_killed_between_two_renames_goes_on(tmp_path):
     assert train_vae(RECIPE, tmp_path) == tmp_path / "final"
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 5]
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
+    class Stopped(VAERun):
+        def train_step(self):
+            if self.step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().train_step()
+
+    with pytest.raises(Interrupted, match="stopped after step 2, all saved in"):
+        drive(Stopped(RECIPE, tmp_path / "parts"))
+    whole, parts = train_vae(RECIPE, tmp_path / "whole"), train_vae(RECIPE, tmp_path / "parts")
+    assert (whole / "vae.safetensors").read_bytes() == (parts / "vae.safetensors").read_bytes()
 
 
 def test_the_encoder_that_is_handed_out_is_the_final_one(tmp_path):

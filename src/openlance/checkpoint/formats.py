@@ -354,12 +354,12 @@ IN_LAYER = {
 }
 SUFFIX = {"und": "", "gen": "_moe_gen"}
 # Modules of the decoder both ways; `*` is the number of a layer.
-_RELEASED = FIXED | {
+RELEASED_MODULES = FIXED | {
     f"layers.*.{stream}.{name}": f"language_model.model.layers.*.{part.replace('@', suffix)}"
     for name, part in IN_LAYER.items()
     for stream, suffix in SUFFIX.items()
 }
-_OURS = {released: name for name, released in _RELEASED.items()}
+_OURS = {released: name for name, released in RELEASED_MODULES.items()}
 _NUMBER = re.compile(r"(?<=layers\.)\d+")
 
 # A fixed table that some checkpoints carry; we compute it.
@@ -374,7 +374,7 @@ def _renamed(name: str, modules: Mapping[str, str]) -> str | None:
 
 def released_name(name: str) -> str:
     """Translate the name of one of our parameters, `layers.3.gen.q.bias`, say; KeyError if it has no released one."""
-    found = _renamed(name, _RELEASED)
+    found = _renamed(name, RELEASED_MODULES)
     if found is None:
         raise KeyError(f"{name} has no released name")
     return found

@@ -37,6 +37,7 @@ COMMANDS = {
     "convert": ("openlance.cli.checkpoints", "Convert a checkpoint to another layout, or quantize it."),
     "download": ("openlance.cli.checkpoints", "Download a model from the Hugging Face Hub."),
     "train": ("openlance.cli.train", "Train a stage, a recipe or a LoRA adapter."),
+    "lora": ("openlance.cli.lora", "Merge, extract, convert and inspect LoRA adapters."),
     "plan": ("openlance.cli.plan", "Estimate memory, time and cost of training or of a request."),
     "data": ("openlance.cli.data", "Look at training data: what is used, and what is left out."),
     "encode": ("openlance.cli.encode", "Encode media into latents and features ahead of training."),

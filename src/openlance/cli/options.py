@@ -57,6 +57,9 @@ MaxBroken = Annotated[float, Option(min=0, help="Broken rows to skip: a share be
 Caption = Annotated[str | None, Option(help="The text of media that have none of their own.")]
 Columns = Annotated[list[str] | None, Option("--column", help="Rename a column, OURS=THEIRS; repeatable.")]
 JsonFile = Annotated[Path | None, Option("--json", help="Write the results to this JSON file.")]
+Adapters = Annotated[
+    list[str] | None, Option(metavar="PATH[:WEIGHT]", help="LoRA adapter, and how much of it; repeatable.")
+]
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
 # The words that are being run, without the name of the program: a command is run from Python and from others too.
@@ -94,16 +97,14 @@ class Checkpoint:
     model: Model = "nano"
     memory: Memory = None
     allow_pickle: AllowPickle = False
-    lora: Annotated[Path | None, Option(help="Folder of a LoRA adapter in PEFT's format.")] = None
+    lora: Adapters = None
 
     def load(self) -> LancePipeline:
-        """Load the model with its adapter."""
+        """Load the model with its adapters."""
         import openlance
 
         pipe = openlance.load(self.model, **given(allow_pickle=self.allow_pickle, memory=self.memory))
-        if self.lora is not None:
-            pipe.load_lora_weights(self.lora)
-        return pipe
+        return adapted(pipe, self.lora)
 
     def anywhere(self) -> Checkpoint:
         """The same for a process in another folder."""
@@ -111,14 +112,15 @@ class Checkpoint:
 
         here = self.model not in SHIPPED and Path(self.model).is_dir()
         model = str(Path(self.model).absolute()) if here else self.model
-        return replace(self, model=model, lora=self.lora and self.lora.absolute())
+        lora = [f"{path.absolute()}:{weight!r}" for path, weight in weighted(self.lora)]
+        return replace(self, model=model, lora=lora or None)
 
     @property
     def code(self) -> str:
         """The same in Python, as lines of a script."""
         said = given(allow_pickle=self.allow_pickle or None, memory=self.memory)
         words = ", ".join([repr(self.model), *(f"{name}={value!r}" for name, value in said.items())])
-        lora = [] if self.lora is None else [f"pipe.load_lora_weights({str(self.lora)!r})"]
+        lora = [f"pipe.load_lora_weights({str(path)!r}, {weight!r})" for path, weight in weighted(self.lora)]
         return "\n".join([f"pipe = openlance.load({words})", *lora])
 
     def warn(self, pipe: LancePipeline, task: str) -> None:
@@ -200,6 +202,30 @@ class Filming(Drawing):
 
     def settings(self) -> dict[str, Any]:
         return given(num_frames=self.num_frames) | super().settings()
+
+
+def weighted(adapters: Sequence[str] | None) -> list[tuple[Path, float]]:
+    """Adapters of `--lora PATH[:WEIGHT]` with their weights, 1 where none is given."""
+    found = []
+    for text in adapters or ():
+        path, colon, weight = text.rpartition(":")
+        if not colon or Path(text).exists():
+            found.append((Path(text), 1.0))
+            continue
+        try:
+            found.append((Path(path), float(weight)))
+        except ValueError:
+            raise UserError(
+                f"--lora {text} has no number behind the colon: write PATH:WEIGHT, such as {path}:0.8"
+            ) from None
+    return found
+
+
+def adapted(pipe: LancePipeline, adapters: Sequence[str] | None) -> LancePipeline:
+    """The model with the adapters of `--lora`."""
+    for path, weight in weighted(adapters):
+        pipe.load_lora_weights(path, weight)
+    return pipe
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

@@ -123,6 +123,7 @@ def run(
         Path | None, Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
     ] = None,
     model: Annotated[str, Option("--model", "--MODEL_PATH", help="nano or a folder with weights.")] = "nano",
+    lora: options.Adapters = None,
     asked: Asked,
     rewriting: options.Rewriting,
     show_defaults: Annotated[bool, Option("--show-defaults", help="Print the settings of the run and stop.")] = False,
@@ -166,6 +167,7 @@ def run(
 
     ranks = Distributed.join(timeout=WAIT)
     pipe: Any = openlance.load(model, allow_pickle=allow_pickle, device=ranks.device, metadata=metadata)
+    options.adapted(pipe, lora)
     size = size_for(pipe, config)
     if ranks.leads:
         note(f"{spec.name} has no use for", asked.unused(spec))
@@ -205,7 +207,7 @@ def share(
     """Run this process's entries; on rank 0 write the tables and give (key, reason) of all that failed."""
     from openlance.compat.running import Record, run, settings_of
 
-    record = Record(output, settings_of(job, model), ranks.rank)
+    record = Record(output, settings_of(job, model, pipe.parts.adapters), ranks.rank)
     mine = entries[ranks.rank :: ranks.size]
     with options.progress(len(mine), "entry", show=ranks.leads) as bar:
         failed = run(pipe, mine, job, record, bar.update)

@@ -2,7 +2,8 @@
 
 openlance train recipe/nano -o runs/nano                                  # nano from nothing, stage after stage
 openlance train nano/sft --data t2i=pictures -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
-openlance train lora --model nano --data pictures -o runs/mine            # captioned images -> an adapter
+openlance train lora --data pictures -o runs/mine                         # captioned images -> an adapter
+openlance train lora --data edit=pairs --data vqa=questions -o runs/mine  # ... of any task, or of several
 torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --data t2i=DIR -o runs/sft --shard 8
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -26,6 +28,9 @@ from openlance.config.train import Stage, override, presets, read_recipe, read_s
 from openlance.config.train import recipe as recipe_named
 from openlance.config.train import stage as preset
 from openlance.errors import UserError
+
+if TYPE_CHECKING:
+    from openlance.sequence.tasks import TaskSpec
 
 
 class StageGroup(TyperGroup):
@@ -41,6 +46,7 @@ app = typer.Typer(cls=StageGroup, no_args_is_help=True, add_completion=False)
 Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; a stopped run in it is continued.")]
 Minutes = Annotated[float, Option(callback=options.positive, show_default=False, help="Save and stop after this time.")]
 Set = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
+Keep = Annotated[int, Option(min=1, help="Checkpoints to keep.")]
 SaveEvery = Annotated[int, Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
 
 
@@ -50,7 +56,8 @@ class Running:
 
     minutes: Minutes = math.inf
     save_every: SaveEvery = 500
-    keep: Annotated[int, Option(min=1, help="Checkpoints to keep.")] = 3
+    save_minutes: Annotated[float, Option(callback=options.positive, help="Longest time between checkpoints.")] = 30
+    keep: Keep = 3
     validate_every: Annotated[int, Option(min=0, help="Steps between validations; 0: none.")] = 0
     show_every: Annotated[int, Option(min=0, help="Steps between exports with sample images; 0: at the end.")] = 0
     workers: Annotated[int, Option(min=0, help="Data loading processes; 0: load in this one.")] = 0
@@ -96,7 +103,7 @@ def stage(
         **vars(running) | {"report_to": tuple(running.report_to or ())},
     )  # fmt: skip
     show = partial(write_samples, output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
-    with diverging():
+    with stopping():
         if from_nothing:
             done = from_nothing(output, stages=stages, settings=start, show=show)
         elif len(stages) > 1:
@@ -123,35 +130,80 @@ def nano(
     stage(name="recipe/nano", output=output, settings=changes, minutes=minutes, compiled=compiled, **every)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapting(Running):
+    """The same for an adapter, which is small and soon trained."""
+
+    save_every: SaveEvery = 50
+    keep: Keep = 1
+
+
 @app.command()
+@options.grouped
 def lora(
-    data: Annotated[str, Option(help="Captioned images: a folder, or what docs/data.md names.")],
+    data: Annotated[list[str], Option(metavar="[TASK=]PATH", help="Training samples; repeatable.")],
     output: Output,
+    task: Annotated[
+        str | None,
+        Option(help="What --data is for: t2i, t2v, i2v, flf2v, edit, video_edit, subject, vqa ...  \\[default: t2i]"),
+    ] = None,
     caption: options.Caption = None,
     model: Annotated[str, Option(help="nano or a folder with weights.")] = "nano",
     steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 100,
     lr: Annotated[float, Option(help="Learning rate.")] = 2e-3,
-    rank: Annotated[int, Option(min=1, help="Rank of the adapter.")] = 16,
+    rank: Annotated[int | None, Option(min=1, help="Rank of the adapter.  \\[default: 16]")] = None,
+    alpha: Annotated[float | None, Option(help="alpha / rank is its scale.  \\[default: the rank]")] = None,
+    dropout: Annotated[float, Option(help="Share of the adapter's inputs to drop, below 1.")] = 0.0,
+    targets: Annotated[
+        str | None, Option(help="Ends of layer names (q,v or gen.q), or a pattern.  \\[default: all of the experts]")
+    ] = None,
+    adapter: Annotated[Path | None, Option(help="Adapter to go on from; its rank, alpha and layers hold.")] = None,
+    held_out: Annotated[list[str] | None, Option(metavar="[TASK=]PATH", help="Validation samples; repeatable.")] = None,
     seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
     settings: Set = None,
-    minutes: Minutes = math.inf,
-    save_every: SaveEvery = 50,
+    *,
+    adapting: Adapting,
 ) -> None:
-    """Fine-tune on a folder of captioned images: an adapter for `generate --lora`, in PEFT's format."""
-    from openlance.runtime.lora import Lora
+    """Fine-tune an adapter for any task or a mixture of them: for --lora, in PEFT's format."""
+    from openlance.model.lora import Lora, read_adapter
+    from openlance.sequence.tasks import spec_of, task_name
     from openlance.training.files import Settings
     from openlance.training.run import run_stage
     from openlance.training.start import lora_stage
 
+    folder, changes = start_folder(model, "nano"), settings or []
+    mixed = override(lora_stage(folder, ["t2i"], steps=steps, lr=lr), [s for s in changes if s.startswith("mixture")])
+    tasks = [task_name(name) for name, weight in mixed.mixture.items() if weight]
+    usual = [task_name(task)] if task is not None else tasks
+    sources = pairs("--data", data, usual)
+    said = options.given(rank=rank, alpha=alpha, targets=targets)
+    if adapter is not None and said:
+        raise UserError(f"--adapter {adapter} has its own {', '.join(said)}: leave them out, or begin without it")
+    trained = Lora(**said) if adapter is None else read_adapter(adapter).lora()
     start = Settings(
-        out=output, model=start_folder(model, "nano"), data=options.captioned({"t2i": data}, caption),
-        save_every=save_every, keep=1, lora=Lora(rank=rank, alpha=rank), minutes=minutes,
-        command=options.COMMAND_LINE.get(),
+        out=output, model=folder, data=options.captioned(sources, caption), adapter=adapter,
+        held_out=options.captioned(pairs("--held-out", held_out, usual), caption),
+        lora=replace(trained, dropout=dropout),
+        command=options.COMMAND_LINE.get(), **vars(adapting) | {"report_to": tuple(adapting.report_to or ())},
     )  # fmt: skip
-    plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
-    with diverging():
+    plan = override(lora_stage(folder, list(sources), steps=steps, lr=lr, seed=seed), changes)
+    plan = replace(plan, mixture={task_name(name): weight for name, weight in plan.mixture.items()})
+    with stopping():
         done = run_stage(plan, start)
-    ended(f'{done}\ntry: openlance generate t2i "a caption" --model {model} --lora {done} -o out.png')
+    ended(f"{done}\ntry: openlance {use_of(spec_of(next(iter(sources))), model, done)}")
+
+
+def use_of(spec: TaskSpec, model: str, adapter: Path) -> str:
+    """How an adapter is used for a task, as a command."""
+    chosen = f"--model {model} --lora {adapter}"
+    if spec.makes == "text":
+        return f'ask IN "a question" {chosen}'
+    out = f"{chosen} -o out.{'png' if spec.makes == 'image' else 'mp4'}"
+    if spec.sized_by_source:
+        return f'edit IN "an instruction" {out}'
+    if spec.reads and not spec.keeps_size:
+        return f'generate subject IMAGE --prompt "a caption" {out}'
+    return f'generate {spec.name} {"IMAGE " if spec.reads else ""}"a caption" {out}'
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -191,15 +243,31 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
     return tuple(override(one, settings) for one in found)
 
 
-def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
-    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md)."""
-    from openlance.sequence.tasks import TASKS
+def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = None) -> dict[str, Any]:
+    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md).
+
+    Args:
+        option: Its name.
+        given: What was said.
+        usual: Tasks that a path alone may be for; None where it may not stand alone.
+    """
+    from openlance.sequence.tasks import ALSO, TASKS
 
     found: dict[str, Any] = {}
     for text in given or []:
         task, equals, path = text.partition("=")
-        if not equals or task not in TASKS or not path:
-            raise UserError(f"{option} {text} is not TASK=PATH with a task of {', '.join(TASKS)}: write t2i=pictures")
+        task = ALSO.get(task, task)
+        if task not in TASKS or not equals or not path:
+            alone = usual is not None and (not re.fullmatch(r"\w+=.*", text) or Path(text).exists())
+            if not alone:
+                good = f"{'' if usual is None else 'PATH or '}TASK=PATH"
+                raise UserError(f"{option} {text} is not {good} with a task of {', '.join(TASKS)}: write t2i=pictures")
+            if len(usual or ()) != 1:
+                each = " and ".join(f"{option} {one}={text}" for one in usual or ())
+                raise UserError(f"{option} {text} could be for {' or '.join(usual or ())}: say which, {each}")
+            task, path = (usual or ("",))[0], text
+        if task in found:
+            raise UserError(f"{option} names data for {task} twice, {found[task]} and {path}: put them into one folder")
         found[task] = path
     return found
 
@@ -222,18 +290,19 @@ def replayed(folder: Path, step: int) -> None:
     typer.echo(" ".join(f"{name} {value}" for name, value in found.items()))
 
 
-def ended(text: str) -> None:
+def ended(text: str, err: bool = False) -> None:
     """Part from the other processes; the first of all prints."""
     from openlance.runtime.distributed import Distributed
 
     Distributed.leave()
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(text)
+        typer.echo(text, err=err)
 
 
 @contextmanager
-def diverging() -> Iterator[None]:
-    """Say how to do a step again that is not finite."""
+def stopping() -> Iterator[None]:
+    """Say how to do a step again that is not finite, and how a run that was interrupted goes on."""
+    from openlance.training.interrupt import Interrupted
     from openlance.training.trainer import TrainingDiverged
 
     try:
@@ -242,6 +311,9 @@ def diverging() -> Iterator[None]:
         size = os.environ.get("WORLD_SIZE", "1")
         start = "openlance" if size == "1" else f"torchrun --nproc-per-node {size} -m openlance.cli.main"
         raise UserError(f"{error} (`{start} train resume {error.folder} --only-step {error.step}`)") from error
+    except Interrupted as error:
+        ended(str(error), err=True)
+        raise typer.Exit(128 + error.number) from error
 
 
 def write_samples(out: Path, prompts: tuple[str, ...], folder: Path) -> None:

@@ -22,6 +22,7 @@ from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.media.files import atomic_path, write_json
 from openlance.media.write import write_media
+from openlance.model.lora import Adapter
 from openlance.sequence.segment import Segments
 
 Group = list[tuple[Entry, Segments, str]]  # entries with their requests and prompts
@@ -112,11 +113,11 @@ def _result(entry: Entry, line: dict[str, Any]) -> dict[str, Any]:
     return {"key": entry.key, "file": line["file"], "prompt": line["prompt"]}
 
 
-def settings_of(job: Job, model: str) -> dict[str, Any]:
+def settings_of(job: Job, model: str, adapters: Sequence[Adapter] = ()) -> dict[str, Any]:
     return {
         "model": model, "task": job.task, "preset": job.preset, "size": job.size, "seed": job.seed,
         "sampling": job.settings, "max_new_tokens": job.max_new_tokens,
-        "enhance": getattr(job.enhance, "model", job.enhance),
+        "enhance": getattr(job.enhance, "model", job.enhance), "lora": [adapter.name for adapter in adapters] or None,
     }  # fmt: skip
 
 

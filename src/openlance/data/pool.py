@@ -14,11 +14,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from multiprocessing import get_context
+from types import FrameType
 from typing import Any
 
 from openlance.errors import UserError
 
 _work: Callable[[Any], Any] | None = None  # of a worker process
+GRACE = 30.0  # seconds, as long as torchrun waits between SIGTERM and SIGKILL
 
 
 class Pool:
@@ -27,13 +29,14 @@ class Pool:
     Args:
         work: The function; with workers it has to be safe to pickle.
         workers: Processes; with 0 it is called in this one, when its result is taken.
+        like: A pool of the same work, whose workers do this one's as well.
     """
 
-    def __init__(self, work: Callable[[Any], Any], workers: int = 0) -> None:
+    def __init__(self, work: Callable[[Any], Any], workers: int = 0, like: Pool | None = None) -> None:
         self.work, self.waited = work, 0.0  # seconds that `take` has blocked so far
         self._pending: deque[Callable[[], Any]] = deque()
-        self._executor = None
-        if workers > 0:
+        self._executor: ProcessPoolExecutor | None = None if like is None else like._executor
+        if workers > 0 and like is None:
             # A forked worker costs milliseconds and no memory, and needs no guard in the caller's script.
             context = get_context("fork" if sys.platform == "linux" else None)
             arguments = (work, os.getpid())
@@ -80,9 +83,15 @@ def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pool
+    signal.signal(signal.SIGTERM, _leave_later)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_later(number: int, frame: FrameType | None) -> None:
+    """A SIGTERM to all processes of a run lets the parent finish its step and save first; it then closes the pool."""
+    threading.Timer(GRACE, os._exit, (1,)).start()
 
 
 def _leave_with(parent: int) -> None:

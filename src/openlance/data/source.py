@@ -245,7 +245,8 @@ class Reader(Iterator[Row]):
     """The rows of a source for one rank, epoch after epoch; iterating takes the next row.
 
     Parts are dealt to the ranks in turn; where there are fewer parts than ranks, rows are. So no two ranks of an epoch
-    see the same row, and together they see all. UserError if the source has no row for this rank.
+    see the same row, and together they see all; only a rank that is left without, since there are too few, borrows one.
+    UserError if the source has no row at all.
     """
 
     def __init__(self, source: Source, reading: Reading | None = None, seed: int = 0) -> None:
@@ -274,9 +275,18 @@ class Reader(Iterator[Row]):
                 self.part, self.row = self.part + 1, 0
             if not r.repeat:
                 return
+            self.epoch, self.part = self.epoch + 1, 0
             if not found:
-                raise UserError(f"{self.source} has no rows for rank {r.rank} of {r.world}: give it more data")
-            self.epoch, self.part, found = self.epoch + 1, 0, False
+                yield self._borrowed(parts)
+            found = False
+
+    def _borrowed(self, parts: Sequence[Any]) -> Row:
+        """A row of another rank."""
+        count = sum(1 for part in parts for _ in self.source.rows(part))
+        if not count:
+            raise UserError(f"{self.source} has no rows: give it data")
+        rows = (row for part in parts for row in self.source.rows(part))
+        return next(islice(rows, self.reading.rank % count, None))
 
     def _ordered(self, rows: Iterable[Row], rng: np.random.Generator | None, first: int, step: int) -> Iterator[Row]:
         """The rows of a part in the order of this epoch from `row` on, every `step`-th of them. What makes its rows is

@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 # Rows that are with the workers. A constant, since it decides at which resolution of a curriculum a row is decoded.
 AHEAD = 32
-Ticket = tuple[int, int, str, Row]  # number of the row in the stream, step of the stage, task, row
+# Rank of the stream and number of the row in it, step of the stage, task, row.
+Ticket = tuple[tuple[int, int], int, str, Row]
 COUNTS = ("packs", "tokens", "rows", "too_long")
 
 
@@ -80,11 +81,11 @@ def next_pack(lengths: list[int], budget: int) -> list[int]:
 
 
 def decode(
-    sources: Mapping[str, Source], fit_at: Callable[[int], Fit], seed: tuple[int, int], ticket: Ticket
+    sources: Mapping[str, Source], fit_at: Callable[[int], Fit], seed: int, ticket: Ticket
 ) -> Sample | BrokenRow:
     """Do what the workers do: a pure function of a ticket."""
     number, step, task, row = ticket
-    fit, rng = fit_at(step), np.random.default_rng((*seed, number))
+    fit, rng = fit_at(step), np.random.default_rng((seed, *number))
     try:
         with collected() as said:
             sample = sources[task].sample(row, fit, rng)
@@ -116,6 +117,7 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         codec: Of the model, with its configuration.
         style: How samples are worded.
         reading: How sources are read.
+        like: A stream of the same data, whose workers decode for this one as well.
 
     Raises:
         UserError: When a file cannot be read, or when there are more broken rows than `reading` allows.
@@ -129,6 +131,7 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         *,
         style: PromptStyle = EXACT,
         reading: Reading | None = None,
+        like: Stream | None = None,
     ) -> None:
         self.stage, self.codec, self.reading = stage, codec, reading or Reading()
         self.mixture = Mixture(stage.mixture, stage.seed)
@@ -139,8 +142,8 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         numbered = enumerate(sorted(self.mixture.shares))
         self.readers = {task: Reader(sources[task], self.reading, seed + number) for number, task in numbered}
         fit_at = partial(Fit.at, stage, config=codec.config, style=style)
-        work = partial(decode, dict(sources), fit_at, (seed, self.reading.rank))
-        self.pool = Pool(work, self.reading.workers)
+        work = partial(decode, dict(sources), fit_at, seed)
+        self.pool: Pool = Pool(work, self.reading.workers, None if like is None else like.pool)
         self._decoding: list[Waiting] = []  # with the workers, in order
         self._buffer: list[Waiting] = []  # decoded, in order
         self._owed = 0  # rows of a loaded position that were decoded already when it was saved
@@ -230,7 +233,7 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         if wanted is None or number in wanted:
             step = step if wanted is None else wanted[number]
             self._decoding.append(Waiting(number, step, task, places))
-            self.pool.put((number, step, task, row), here=self.readers[task].source.light)
+            self.pool.put(((r.rank, number), step, task, row), here=self.readers[task].source.light)
         return True
 
     def _places(self) -> dict[str, dict[str, int]]:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from openlance.checkpoint.formats import Files, find
 from openlance.config.sampling import LARGEST_SIDE, Decoding, GenerationConfig, Sampling
-from openlance.config.values import brief, flag, whole
+from openlance.config.values import brief, flag, number, unknown, whole
 from openlance.config.versions import versions
 from openlance.data.front import Front
 from openlance.errors import UserError
@@ -30,6 +30,7 @@ from openlance.media.clip import Clip, Provenance
 from openlance.media.region import blended
 from openlance.media.transform import MediaTransform
 from openlance.model.lance import Lance
+from openlance.model.lora import Adapter, read_adapter
 from openlance.runtime.components import Components, LazyVAE, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
@@ -94,6 +95,7 @@ class Engine:
         self.parts = Components(
             files, device=self.device, dtype=self.dtype, allow_pickle=allow_pickle, memory=budget, say=say
         )
+        self.adapters = dict[str, Adapter]()  # by name; those in use are `parts.adapters`
         self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
         self.defaults = GenerationConfig.read(files.tokenizer)
@@ -164,28 +166,61 @@ class Engine:
             self.prefixes.clear()
             self.media.memory.clear()
 
-    def load_lora_weights(self, folder: str | Path, weight: float = 1.0) -> None:
-        """Add an adapter in PEFT's format to the decoder (see `runtime.lora`); several add up.
+    def load_lora_weights(self, folder: str | Path, weight: float = 1.0, *, adapter_name: str | None = None) -> None:
+        """Add an adapter of PEFT, kohya or diffusers to the decoder (see `model.lora`); several add up.
 
         Args:
-            folder: Of the adapter.
+            folder: Of the adapter, or its file.
             weight: Factor of its strength.
+            adapter_name: For `set_adapters`; that of its folder by default.
 
         Raises:
-            UserError: If it is none; one that does not fit the decoder is noticed when that is first needed.
+            UserError: If it is none, or the name is taken; one that does not fit the decoder is noticed when that is
+                first needed.
         """
-        from openlance.runtime.lora import read_adapter
-
         adapter = read_adapter(folder, weight)
         with self.turn:
-            self.parts.adapters.append(adapter)
-            self.parts.leave("lance")
+            name = adapter_name or adapter.name.rpartition(":")[0]
+            if adapter_name is None and name in self.adapters:
+                name = f"{name} {len(self.adapters) + 1}"
+            if name in self.adapters:
+                raise UserError(f"an adapter called {name!r} is loaded already: give another adapter_name")
+            self.adapters[name] = adapter
+            self._use([*self.parts.adapters, adapter])
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
+    ) -> None:
+        """Use these of the loaded adapters and no others, as in diffusers.
+
+        Args:
+            adapter_names: What they are called.
+            adapter_weights: Factor of the strength of each, or one for all; 1 by default.
+
+        Raises:
+            UserError: For a name that is not loaded, or another number of weights.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        given: Any = adapter_weights
+        weights = list(given) if is_many(given) else [given] * len(names)
+        if len(weights) != len(names):
+            raise UserError(f"there are {len(names)} adapters and {len(weights)} weights: expected one of each")
+        for name in names:
+            if name not in self.adapters:
+                raise UserError(unknown("adapter", name, list(self.adapters)))
+        chosen = [number("adapter_weights", 1.0 if weight is None else weight) for weight in weights]
+        with self.turn:
+            self._use([replace(self.adapters[n], weight=w) for n, w in zip(names, chosen, strict=True)])
 
     def unload_lora_weights(self) -> None:
         """Go back to the checkpoint's own weights."""
         with self.turn:
-            self.parts.adapters.clear()
-            self.parts.leave("lance")
+            self.adapters.clear()
+            self._use([])
+
+    def _use(self, adapters: list[Adapter]) -> None:
+        self.parts.adapters = adapters
+        self.parts.leave("lance")
 
     # Requests.
 

@@ -17,14 +17,15 @@ from openlance.checkpoint.tensors import Placing, TensorSource, fingerprint, loa
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
 from openlance.model.lance import Lance, is_generation
+from openlance.model.lora import merge
 from openlance.model.precision import HALVES, M, fast_bfloat16, widen
 from openlance.runtime.offload import Plan, Work, free_memory, group, plans, settle, sizes
 from openlance.runtime.quantization import bytes_per_parameter, quantize, receive
 from openlance.vae.frames import FrameVAE, NormalizedVAE
 
 if TYPE_CHECKING:
+    from openlance.model.lora import Adapter
     from openlance.model.vit import ViT
-    from openlance.runtime.lora import Adapter
 
 LARGE = 1e9  # parameters of a decoder from which on it runs in half precision: the release's own, and half the memory
 SMALL = 1e8  # ... up to which it and all that goes with it stay where they are, unless there is a budget
@@ -159,7 +160,7 @@ class Components:
         files: Where they are.
         memory: A budget in bytes; None for whatever is free.
         say: Whether the error stream tells what becomes of the budget.
-        adapters: Added to the decoder, see `runtime.lora`.
+        adapters: Added to the decoder, see `model.lora`.
         quantization: A recipe of `runtime.quantization`.
         offload: Whether only the component at work is on the device, whatever would fit.
         plan: Of the request that runs.
@@ -280,8 +281,7 @@ class Components:
         tensors = self._open(lambda: self.files.decoder(clips))
         where = place if streamed else self.device
         lance = load_lance(tensors, self.files.config, streams=streams, dtype=self.dtype, device=where)
-        for adapter in self.adapters:
-            adapter.merge(lance)
+        merge(lance, self.adapters)
         if self.quantization is not None:
             quantize(lance, self.quantization)
         lance = self._widened(lance)

@@ -94,9 +94,9 @@ class Distributed:
         dist.all_reduce(summed)
         return summed.to(values.device)
 
-    def agree(self, stop: bool) -> bool:
-        """Whether any process wants to stop."""
-        return bool(self.total(torch.tensor([float(stop)])).item())
+    def agree(self, *wishes: bool) -> list[bool]:
+        """For each wish, whether any process has it."""
+        return [count > 0 for count in self.total(torch.tensor(wishes, dtype=torch.float64)).tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """A small plain value of every process, in the order of their ranks."""

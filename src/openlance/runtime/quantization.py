@@ -26,7 +26,7 @@ from openlance.checkpoint.writer import Stream
 from openlance.config.values import brief
 from openlance.errors import UserError
 from openlance.model.lance import Lance
-from openlance.runtime.lora import TARGETS
+from openlance.model.lora import TARGETS
 
 MATRIX = re.compile(TARGETS)
 GROUP = 64  # parameters of a row that share a scale in four bits; a row that is no multiple is one group

@@ -191,6 +191,11 @@ _SPECS = (
              "question", reads="video"),
 )  # fmt: skip
 TASKS = {spec.name: spec for spec in _SPECS}
+# What people call some of them.
+ALSO = {
+    "edit": "image_edit", "subject": "image_idip", "video_subject": "video_idip", "vqa": "x2t_image",
+    "caption": "x2t_image", "video_vqa": "x2t_video", "video_caption": "x2t_video",
+}  # fmt: skip
 
 
 def spec_of(task: str) -> TaskSpec:
@@ -198,6 +203,11 @@ def spec_of(task: str) -> TaskSpec:
     if task not in TASKS:
         raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TASKS)}")
     return TASKS[task]
+
+
+def task_name(said: str) -> str:
+    """Find the name of a task by what people call it; UserError if there is none."""
+    return spec_of(ALSO.get(said, said)).name
 
 
 def the_task(template: Template, kind: str) -> TaskSpec:

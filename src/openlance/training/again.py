@@ -23,7 +23,7 @@ from openlance.training.files import Settings, starts_of
 FIXED = ("mixture", "pack_tokens", "max_sample_tokens", "resolutions", "max_frames", "draws", "seed", "drop_text",
          "drop_all")  # fmt: skip
 FOUND = "found.json"
-SETTINGS = {"model": "base", "init": "init", "data": "data"}
+SETTINGS = {"model": "base", "init": "init", "data": "data", "adapter": "first adapter"}
 
 
 def check_again(stage: Stage, settings: Settings, checkpoints: Checkpoints) -> None:

@@ -34,6 +34,7 @@ class Batch:
         shown: The number of the clip of every PATCHES block, in order.
         labels: Of some of the clips, by their number.
         counts: Label tokens, denoised latents and labelled points, (3,) float64: what the three losses are means over.
+        seed: Of what else is random in its pass, such as dropout.
     """
 
     packed: Pack
@@ -43,12 +44,13 @@ class Batch:
     shown: list[int]
     labels: dict[int, np.ndarray]
     counts: Tensor
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparer:
-    """Makes batches. Noise and times of a pack are a function of (seed, number of the pack), so that they depend
-    neither on the number of processes nor on a resume.
+    """Makes batches. Noise, times and dropout of a pack are a function of (seed, number of the pack), so that they
+    depend neither on the number of processes nor on a resume.
 
     Args:
         stage: Gives the seed, the shift of the times and the noise samples per target.
@@ -77,9 +79,12 @@ class Preparer:
                 clips.append(value)
             first_of.setdefault(int(packed.rows.doc[v.rows[0]]), shown[-1])
         labels = {first_of[doc]: s.labels for doc, s in enumerate(samples) if s.labels is not None and doc in first_of}
-        ids, noise, counts = [s.id for s in samples], self._noise(packed, number_of_pack), self._counts(packed, labels)
+        seed = self.stage.seed * 1_000_003 + number_of_pack
+        ids, noise, counts = [s.id for s in samples], self._noise(packed, seed), self._counts(packed, labels)
         labels = dict(sorted(labels.items()))
-        return Batch(packed=packed, ids=ids, noise=noise, clips=clips, shown=shown, labels=labels, counts=counts)
+        return Batch(
+            packed=packed, ids=ids, noise=noise, clips=clips, shown=shown, labels=labels, counts=counts, seed=seed
+        )
 
     def _pack(self, samples: list[Sample]) -> Pack:
         lists = [s.segments for s in samples]
@@ -97,11 +102,11 @@ class Preparer:
         points = sum(label[0].size for label in labels.values())
         return torch.tensor([int(text.sum()), int(rows.denoise.sum()), points], dtype=torch.float64)
 
-    def _noise(self, packed: Pack, number: int) -> Noised | None:
+    def _noise(self, packed: Pack, seed: int) -> Noised | None:
         kept = [v.segment for v in packed.visuals if v.kind == LATENTS]
         if not kept:
             return None
-        generator = torch.Generator().manual_seed(self.stage.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(seed)
         times = draw_times(int(packed.rows.target.max()) + 1, self.stage.shift, generator)
         with autocast(self.stage.dtype, self.device):
             [encoded] = self.encode([kept], targets=True)

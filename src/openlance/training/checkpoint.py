@@ -122,26 +122,27 @@ class Checkpoints:
         self.poll(wait=True)
         self.processes.wait()
 
-    def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Fill tensors in place.
-
-        Returns:
-            What this process gave to `save`.
-
-        Raises:
-            UserError: If the checkpoint is damaged, holds other tensors, or comes from another number of processes.
-        """
+    def told(self, step: int) -> list[dict[str, Any]]:
+        """Return what every process that wrote a checkpoint gave to `save`. UserError if it is damaged."""
         folder = self.path(step)
         try:
-            own = json.loads((folder / f"rank{self.processes.rank}.json").read_text())
-            written = own["processes"]
-        except FileNotFoundError:
-            written = len(list(folder.glob("rank*.json")))
-        except (ValueError, KeyError, OSError) as error:
+            found = [json.loads((folder / "rank0.json").read_text())]
+            for rank in range(1, found[0]["processes"]):
+                found.append(json.loads((folder / f"rank{rank}.json").read_text()))
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"{folder} is damaged ({error}): delete it, and the one before it is used") from error
-        if written != self.processes.size:
-            said = f"{folder} was written by {written} processes and this run has {self.processes.size}"
-            raise UserError(f"{said}: start {written} with torchrun, or begin a new run from an export of it")
+        return found
+
+    def load(self, step: int, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Fill tensors in place, whatever the number of processes that wrote them.
+
+        Returns:
+            What each of these gave to `save`.
+
+        Raises:
+            UserError: If the checkpoint is damaged or holds other tensors.
+        """
+        folder, found = self.path(step), self.told(step)
         try:
             saved = _Strict(io.BytesIO((folder / ".metadata").read_bytes())).load().state_dict_metadata
             differ = sorted(saved.keys() ^ tensors.keys(), key=lambda name: not name.startswith("weights/"))
@@ -154,7 +155,7 @@ class Checkpoints:
             said = f"{folder} does not fit this run: it trained other tensors ({len(differ)}: {', '.join(differ[:5])})"
             fix = "go on with `frozen` and `ema` as in run.json, or begin a new run from an exported model"
             raise UserError(f"{said}; {fix}")
-        return own
+        return found
 
 
 class _Strict(pickle.Unpickler):

@@ -10,27 +10,30 @@ from __future__ import annotations
 
 import importlib
 import json
+import secrets
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openlance.config.train import Stage
-from openlance.config.values import as_data
+from openlance.config.values import as_data, build, read_json
 from openlance.config.versions import versions
 from openlance.errors import UserError
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, write_json
+from openlance.model.lora import Lora
 from openlance.runtime.distributed import Distributed
-from openlance.runtime.lora import Lora
 from openlance.training.checkpoint import Checkpoints, disk
 
 if TYPE_CHECKING:
-    from openlance.data.stream import Stream
+    from openlance.data.lanes import Lanes
     from openlance.training.trainer import Trainer
 
 REPORTERS = ("tensorboard", "wandb", "trackio")
+Report = Callable[[dict[str, float], int], Any]  # takes the values of a step
 Data = Mapping[str, Any]  # task: what `open_source` reads
 
 
@@ -48,6 +51,7 @@ class Settings:
         workers: Processes that decode.
         max_broken: Broken rows to skip, see `check_broken`.
         save_every: Steps between checkpoints; 0 keeps the last one alone.
+        save_minutes: Longest time between them, for steps that take long.
         keep: Checkpoints to keep.
         validate_every: Steps between validations, 0 for none.
         show_every: Steps between exports, 0 for none before the end.
@@ -56,6 +60,7 @@ class Settings:
         report_to: Of `REPORTERS`.
         minutes: Stop after so long, all saved.
         lora: Train an adapter alone.
+        adapter: Where it goes on from; nothing where it begins anew.
         allow_pickle: Read weights that are pickles.
         of_recipe: `out` is one of the folders of a recipe.
         command: The words that started it.
@@ -73,6 +78,7 @@ class Settings:
     workers: int = 0
     max_broken: float = 0.001
     save_every: int = 500
+    save_minutes: float = 30.0
     keep: int = 3
     validate_every: int = 0
     show_every: int = 0
@@ -81,6 +87,7 @@ class Settings:
     report_to: tuple[str, ...] = ()
     minutes: float = float("inf")
     lora: Lora | None = None
+    adapter: Path | None = None
     allow_pickle: bool = False
     of_recipe: bool = False
     command: tuple[str, ...] = ()
@@ -99,7 +106,8 @@ class Settings:
     @classmethod
     def of_record(cls, options: dict[str, Any]) -> Settings:
         """Return the settings that were recorded."""
-        said = options | {"out": Path(options["out"]), "model": Path(options["model"])}
+        paths = {name: Path(options[name]) for name in ("out", "model", "adapter") if options.get(name)}
+        said = options | paths
         return cls(**said | {"lora": Lora(**said["lora"]) if said["lora"] else None})
 
 
@@ -114,7 +122,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(self.path, processes, settings.keep)
         self.log_path = self.path / "log.jsonl"
-        self._writers: list[Callable[[dict[str, float], int], Any]] = []
+        self._writers: list[Report] = []
 
     def record(self, stage: Stage) -> None:
         """Note what the run is started with."""
@@ -128,7 +136,6 @@ class RunFolder:
         starts = [*starts_of(self.path), entry]
         with disk(self.path), atomic_path(self.path / "run.json") as path:
             path.write_text(json.dumps(starts, indent=1, default=str) + "\n", encoding="utf-8")
-        self._writers = list(reporters(self.path, self.settings.report_to))
 
     def log(self, row: dict[str, float]) -> None:
         """Write the values of a step."""
@@ -147,22 +154,30 @@ class RunFolder:
             return
         self.checkpoints.save(run.step, run.tensors(), run.state() | {"data": place})
 
-    def resume(self, run: Trainer, batches: Stream, at_most: int | None = None) -> bool:
+    def resume(self, run: Trainer, batches: Lanes, at_most: int | None = None) -> bool:
         """Go on from the last whole checkpoint, of step `at_most` or before; False if there is none."""
         steps = [s for s in self.checkpoints.steps() if at_most is None or s <= at_most]
         if not steps:
             return False
-        own = self.checkpoints.load(steps[-1], run.tensors())
-        run.restore(own)
-        batches.load_state_dict(own["data"])
+        found = self.checkpoints.load(steps[-1], run.tensors())
+        run.restore(found[min(self.processes.rank, len(found) - 1)])
+        batches.load_state_dict({lane: place for own in found for lane, place in own["data"].items()})
         return True
 
-    def forget_after(self, step: int) -> None:
-        """Drop log lines of steps that a kill undid."""
-        if self.processes.leads and self.log_path.is_file():
-            kept = [row for row in read_log(self.log_path) if row["step"] <= step]
+    def open_log(self, step: int) -> None:
+        """Go on with the log after a step: lines of later ones, which a kill undid, are dropped, and the curves of
+        reporters go on where they are."""
+        if not self.processes.leads:
+            return
+        known = 0
+        if self.log_path.is_file():
+            rows = read_log(self.log_path)
+            known = max((int(row["step"]) for row in rows), default=0)
             with disk(self.path), atomic_path(self.log_path) as path:
-                path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+                path.write_text(
+                    "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step), encoding="utf-8"
+                )
+        self._writers = list(reporters(self.path, self.settings.report_to, step, known))
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -191,6 +206,49 @@ def starts_of(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def as_begun(stage: Stage, folder: Path, processes: Distributed) -> Stage:
+    """Return the stage with as many packs in a step as the run in a folder has, shared by the processes of now.
+
+    UserError if they cannot share them, or the stage itself asks for another number of packs.
+    """
+    kept, starts = Checkpoints(folder, Distributed()), starts_of(folder)
+    if not kept.steps() or not starts:
+        return stage
+    told = kept.told(kept.steps()[-1])
+    packs, now = sum(len(own["data"]) for own in told), stage.accumulate * processes.size
+    if packs == now:
+        return stage
+    said = f"{folder} has {packs} packs in a step"
+    if packs % processes.size:
+        fit = " or ".join(str(n) for n in range(1, packs + 1) if packs % n == 0)
+        raise UserError(f"{said}, which {processes.size} processes cannot share: start {fit}")
+    if stage.accumulate != starts[-1]["stage"]["accumulate"]:
+        raise UserError(f"{said}, not {now}: use accumulate={packs // processes.size}, or begin in another folder")
+    stage = replace(stage, accumulate=packs // processes.size)
+    if processes.leads:
+        note(f"{said}: with {processes.size} in the place of {len(told)} processes, accumulate={stage.accumulate}")
+    return stage
+
+
+def note_schedule(stage: Stage, folder: Path) -> None:
+    """Say what becomes of the rate where a run goes on with other numbers than it was planned with."""
+    steps, starts = Checkpoints(folder, Distributed()).steps(), starts_of(folder)
+    if not steps or not starts:
+        return
+    was, at = build(Stage, starts[-1]["stage"]), steps[-1]
+    changed = [
+        name for name in ("steps", "lr", "schedule", "lr_end", "warmup") if getattr(was, name) != getattr(stage, name)
+    ]
+    if changed and at < stage.steps:
+        named = ", ".join(f"{name} {getattr(stage, name)} in the place of {getattr(was, name)}" for name in changed)
+        rates = f"step {at} had a rate of {was.rate(max(at - 1, 0)):.3g}, step {at + 1} has {stage.rate(at):.3g}"
+        note(f"{folder} goes on with {named}: {rates}, and the last will have {stage.rate(stage.steps - 1):.3g}")
+
+
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
 def stage_folders(folder: Path) -> list[Path]:
     """Return the folders of the stages of a recipe, NUMBER-NAME, that have begun, in order."""
     found = {int(p.name.partition("-")[0]): p for p in folder.glob("*-*") if p.name.partition("-")[0].isdecimal()}
@@ -210,20 +268,45 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def reporters(folder: Path, asked: tuple[str, ...]) -> Iterator[Callable[[dict[str, float], int], Any]]:
-    """Yield functions that take the values of a step: TensorBoard's wherever it is installed, others when asked for."""
+def reporters(folder: Path, asked: tuple[str, ...], step: int, known: int) -> Iterator[Report]:
+    """Yield functions that take the values of a step: TensorBoard's wherever it is installed, others when asked for.
+
+    A run keeps one curve over all its starts, in which every step stands once.
+
+    Args:
+        folder: Of the run.
+        asked: Of `REPORTERS`.
+        step: The last that is done.
+        known: The last that was logged. Steps up to there are taken back in TensorBoard; W&B and trackio have them,
+            and they would be the same.
+    """
     if find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(folder))
+        writer = SummaryWriter(str(folder), purge_step=step + 1 if known else None)
 
         def write(values: dict[str, float], step: int) -> None:
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
+            writer.flush()
 
         yield write
     for name in asked:
         if name != "tensorboard":  # wandb, and trackio, which has the same interface
             tracker = importlib.import_module(name)
-            tracker.init(project="openlance", name=folder.name)
-            yield lambda values, step, log=tracker.log: log(values, step=step)  # type: ignore[misc]
+            tracker.init(project="openlance", resume="allow", **identity(folder, name))
+
+            def report(values: dict[str, float], step: int, log: Callable[..., Any] = tracker.log) -> None:
+                if step > known:
+                    log(values, step=step)
+
+            yield report
+
+
+def identity(folder: Path, reporter: str) -> dict[str, str]:
+    """Return what a run is called by a reporter, at every start the same: trackio goes by the name alone."""
+    place = folder / f"{reporter}.json"
+    if not place.is_file():
+        code = secrets.token_hex(4)
+        write_json(place, {"name": f"{folder.name}-{code}"} | ({"id": code} if reporter == "wandb" else {}))
+    return read_json(place)

@@ -20,19 +20,20 @@ import torch
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
 from openlance.data.encoded import PROBE, EncodedSource, probed
+from openlance.data.lanes import Lanes
 from openlance.data.open import open_source
 from openlance.data.report import look
 from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
+from openlance.model.lora import inject, read_adapter, trained, write_adapter
 from openlance.runtime.distributed import Distributed
-from openlance.runtime.lora import inject, write_adapter
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
 from openlance.training.again import check_again, note_found
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
-from openlance.training.files import RunFolder, Settings, stage_folders, starts_of
+from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
 from openlance.training.start import Base, averaged, export, open_base
 from openlance.training.trainer import Trainer, Work, rewind, train
 
@@ -53,6 +54,7 @@ def run_stage(stage: Stage, settings: Settings, show: Show | None = None) -> Pat
     Raises:
         UserError: For settings that do not fit the stage, before anything is written.
         TrainingDiverged: When a loss or a gradient is not finite.
+        Interrupted: After Ctrl-C or SIGTERM, with everything saved.
     """
     return _run({settings.out: stage}, settings, show)
 
@@ -74,10 +76,12 @@ def _run(stages: Mapping[Path, Stage], settings: Settings, show: Show | None, of
         left = settings.minutes - (time.monotonic() - began) / 60
         own = replace(settings, out=folder, minutes=left, of_recipe=of_recipe)
         with ExitStack() as stack:
-            run, work = prepare(stage, own, base, processes, stack, show, before=run)
+            run, work = prepare(as_begun(stage, folder, processes), own, base, processes, stack, show, before=run)
             check_again(stage, own, work.folder.checkpoints)
             if work.found is not None:
                 note_found(folder, work.found)
+            if processes.leads:
+                note_schedule(stage, folder)
             work.folder.record(stage)
             if not train(run, work):
                 break
@@ -94,8 +98,9 @@ def begin(stages: tuple[Stage, ...], settings: Settings) -> tuple[Distributed, B
     processes.same(as_data(named) | {"options": settings.recorded()})
     base = open_base(settings.model, stages[0], settings.init, allow_pickle=settings.allow_pickle)
     if settings.lora is not None:
+        start = None if settings.adapter is None else read_adapter(settings.adapter).stored.updates
         base.learner.requires_grad_(False)
-        inject(base.learner.lance, settings.lora, stages[0].seed)
+        inject(base.learner.lance, settings.lora, stages[0].seed, start)
     return processes, base
 
 
@@ -111,7 +116,7 @@ def prepare(
     reading = Reading(
         rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken
     )
-    stream = stack.enter_context(Stream(sources, stage, base.codec, style=base.style, reading=reading))
+    stream = stack.enter_context(Lanes(sources, stage, base.codec, style=base.style, reading=reading))
     folder = RunFolder(settings, processes)
     found = look(sources, stage, base.codec, base.style) if processes.leads else None
     if found is not None:
@@ -206,9 +211,9 @@ def finish(run: Trainer, base: Base, settings: Settings, show: Show | None = Non
         if settings.lora is None:
             export(run, base, folder)
         else:
-            tensors = {n.removeprefix("lance."): t for n, t in averaged(run).items() if ".lora_" in n}
+            values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
             if run.processes.leads:
-                write_adapter(folder, tensors, settings.lora, str(settings.model))
+                write_adapter(folder, trained(values, settings.lora), settings.lora, str(settings.model))
     if show is not None and run.processes.leads:
         show(folder)
     return folder
@@ -237,7 +242,8 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
     run = None
     with ExitStack() as stack:
         for place, stage in zip(places, stages, strict=True):
-            run, work = prepare(stage, replace(settings, out=place), base, processes, stack, before=run)
+            own = replace(settings, out=place)
+            run, work = prepare(as_begun(stage, place, processes), own, base, processes, stack, before=run)
             if place != folder and not work.folder.resume(run, work.batches):
                 said = f"{place} has no checkpoint, and {folder} went on from it"
                 raise UserError(f"{said}: the step cannot be done again")

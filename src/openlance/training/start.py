@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import filecmp
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.runtime.components import Components, LazyVAE
+from openlance.sequence.tasks import TaskSpec, spec_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.training.learner import Learner, fresh
 from openlance.training.parallel import full
@@ -149,26 +150,57 @@ def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.fl
                 shutil.copyfile(beside, path)
 
 
-def lora_stage(model: Path, *, steps: int, lr: float, seed: int = 0) -> Stage:
-    """Return the stage of a fine-tune on captioned images with low-rank adapters.
+LONG = 32_768  # tokens of a sample from which on a pack holds few of them
 
-    Adapters want a higher rate than whole matrices, and few samples per update; several noise levels of an image share
-    its context, since images are few. Sizes and shift are those that the model samples with.
+
+def lora_stage(model: Path, tasks: Sequence[str], *, steps: int, lr: float, seed: int = 0) -> Stage:
+    """Return the stage of a fine-tune with low-rank adapters, on as many samples of each task.
+
+    Adapters want a higher rate than whole matrices, and few samples per update; several noise levels of a target share
+    its context, since samples are few, unless it is a long video. Sizes, length of videos and shift are those that the
+    model samples with.
 
     Args:
         model: Folder of the checkpoint.
+        tasks: What the samples are for.
         steps: Updates.
         lr: Learning rate.
         seed: Of the adapter, the order and the noise.
     """
     files = find(model)
-    usual = GenerationConfig.read(files.tokenizer)
-    side = round((usual.height * usual.width) ** 0.5)
-    draws, tokens = 4, (side // files.config.vae.stride) ** 2
-    longest = draws * 2 * tokens + 400
+    usual, specs = GenerationConfig.read(files.tokenizer), [spec_of(task) for task in tasks]
+    released, side = usual == GenerationConfig(), round((usual.height * usual.width) ** 0.5)
+    sizes = Resolution() if released else Resolution(image=(side, side), video=(side, side))
+    targets = {spec: latents_of(files.config, sizes, spec.makes, usual.num_frames) for spec in specs}
+    draws = 4 if 4 * max(targets.values()) < LONG else 1
+    # Twice what the usual shape needs: buckets of other shapes hold more, and inputs may be several.
+    longest = (
+        max(2 * (draws * targets[spec] + read_of(files.config, sizes, spec, usual.num_frames)) for spec in specs) + 400
+    )
+    packs = (2, 3) if longest < LONG else (0.5, 1)
+    reads = any(spec.reads and spec.makes != "text" for spec in specs)
     return Stage(
         name="lora", scale="nano", steps=steps, lr=lr, schedule="cosine", lr_end=0.1, warmup=min(10, steps), eps=1e-8,
-        ema=0.0, draws=draws, shift=TRAINED if usual == GenerationConfig() else usual.sampling.shift, text_weight=0.0,
-        mixture={"t2i": 1.0}, drop_text=0.1, pack_tokens=(2 * longest, 3 * longest), max_sample_tokens=longest,
-        resolutions=(Resolution(image=(side, side), video=(side, side)),), dtype="float32", seed=seed,
+        ema=0.0, draws=draws, shift=TRAINED if released else usual.sampling.shift,
+        text_weight=0.25 if any(spec.makes == "text" for spec in specs) else 0.0,
+        mixture=dict.fromkeys(tasks, 1.0), drop_text=0.1, drop_all=0.05 if reads else 0.0,
+        pack_tokens=(int(packs[0] * longest), int(packs[1] * longest)), max_sample_tokens=longest,
+        resolutions=(sizes,), max_frames=usual.num_frames, dtype="float32", seed=seed,
     )  # fmt: skip
+
+
+def latents_of(config: ModelConfig, sizes: Resolution, kind: str, frames: int) -> int:
+    """Return the latent tokens of an image or of a video of so many frames, none for a text."""
+    if kind not in ("image", "video"):
+        return 0
+    side, frames = (sizes.image[0], 1) if kind == "image" else (sizes.video[0], frames)
+    return (1 + (frames - 1) // config.vae.temporal_stride) * (side // config.vae.stride) ** 2
+
+
+def read_of(config: ModelConfig, sizes: Resolution, spec: TaskSpec, frames: int) -> int:
+    """Return the tokens of one input of a task, as the vision tower sees it and as the VAE keeps it."""
+    if not spec.reads:
+        return 0
+    side, frames = (sizes.video if spec.makes != "image" else sizes.image)[1], frames if spec.reads == "video" else 1
+    seen = -(-frames // 2) * (side // config.vit.stride) ** 2
+    return seen + (0 if spec.makes == "text" else latents_of(config, sizes, spec.reads, frames))

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from openlance.config.train import Stage
+from openlance.data.lanes import Lanes
 from openlance.data.report import Report
-from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lance import Expert, compile_experts
 from openlance.model.precision import autocast, lowered
 from openlance.runtime.distributed import Distributed
 from openlance.training.batch import Batch, Preparer
 from openlance.training.files import RunFolder
+from openlance.training.interrupt import SIGNALS, Interrupted, stoppable
 from openlance.training.learner import Learner
 from openlance.training.optim import Ema, Optimizer
 from openlance.training.parallel import full, only_last, recompute, shard, sum_gradients
@@ -124,7 +125,9 @@ class Trainer:
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Return the losses of packs, without learning from them; every process needs as many."""
         totals = self.processes.total(torch.stack([b.counts for b in batches]).sum(0))
+        self.learner.eval()
         sums = torch.stack([self._forward(batch)[0].double().cpu() for batch in batches]).sum(0)
+        self.learner.train()
         means = self.processes.total(sums) / totals.clamp(min=1)
         return {f"validation_{name}": v for name, v in zip(LOSSES, means.tolist())}
 
@@ -134,6 +137,7 @@ class Trainer:
         return self._forward(batch)[1]
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(batch.seed)
         with autocast(self.stage.dtype, self.processes.device):
             return self.learner(batch)
 
@@ -183,7 +187,7 @@ class Work:
     """
 
     folder: RunFolder
-    batches: Stream
+    batches: Lanes
     prepare: Preparer
     held_out: Sequence[list] = ()
     show: Callable[[Trainer], Any] | None = None
@@ -198,19 +202,30 @@ def train(run: Trainer, work: Work) -> bool:
 
     Raises:
         TrainingDiverged: When a loss or a gradient is not finite; that step's position is saved, so it can be replayed.
+        Interrupted: After Ctrl-C or SIGTERM, once the step is finished and everything is saved.
     """
     from tqdm import tqdm
 
     folder, batches, processes, began = work.folder, work.batches, run.processes, time.monotonic()
     stage, settings = run.stage, folder.settings
     folder.resume(run, batches)
-    folder.forget_after(run.step)
+    folder.open_log(run.step)
+    saved = time.monotonic()
     bar = tqdm(
         total=stage.steps, initial=run.step, unit="step", desc=stage.name, smoothing=0.05, delay=2.0,
         disable=not processes.leads,
     )  # fmt: skip
-    with bar:
-        while run.step < stage.steps and not processes.agree(time.monotonic() - began > 60 * settings.minutes):
+    with bar, stoppable(processes.leads) as heard:
+        while run.step < stage.steps:
+            now = time.monotonic()
+            up, late, *stopped = processes.agree(
+                now - began > 60 * settings.minutes, now - saved > 60 * settings.save_minutes, *heard.of_each
+            )
+            if up or any(stopped):
+                break
+            if late:
+                folder.save(run, batches.state_dict())
+                saved = time.monotonic()
             started, cpu, place = time.monotonic(), time.process_time(), batches.state_dict()
             samples = [next(batches) for _ in range(stage.accumulate)]
             waited = time.monotonic() - started
@@ -229,11 +244,15 @@ def train(run: Trainer, work: Work) -> bool:
             bar.set_postfix_str(f"text {row['text']:.3f} flow {row['flow']:.3f}")
             if due(run, settings.save_every):
                 folder.save(run, batches.state_dict())
+                saved = time.monotonic()
             if work.show is not None and due(run, settings.show_every):
                 work.show(run)
             folder.checkpoints.poll()
-    folder.save(run, batches.state_dict())
-    folder.checkpoints.finish()
+        folder.save(run, batches.state_dict())
+        folder.checkpoints.finish()
+        for number, any_process in zip(SIGNALS, processes.agree(*heard.of_each), strict=True):
+            if any_process:
+                raise Interrupted(folder.path, run.step, number)
     return run.step >= stage.steps
 
 

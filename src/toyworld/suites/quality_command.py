@@ -31,6 +31,7 @@ def quality(
         int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Same seed, same prompts and noise.")
     ] = 0,
     model: options.Model = "nano",
+    lora: options.Adapters = None,
     size: options.Size = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn together.")] = 16,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
@@ -46,7 +47,7 @@ def quality(
     import openlance
     from toyworld.suites.quality import REFERENCE, Comparison, compare
 
-    pipe: Any = openlance.load(model)
+    pipe: Any = options.adapted(openlance.load(model), lora)
     width, height = shape or (pipe.defaults.width, pipe.defaults.height)
     comparison = Comparison(
         setting=changed, reference={**REFERENCE, **exact}, samples=samples, seed=seed, height=height, width=width,

@@ -33,6 +33,7 @@ def world(
         str, typer.Option("--placement", help="Where objects stand: free; loose (15 % jitter); canonical (3 %).")
     ] = "free",
     model: options.Model = "nano",
+    lora: options.Adapters = None,
     size: options.Size = "64x64",
     num_frames: Annotated[int, typer.Option("--num-frames", help="Length of clips: 5, 9, 13 or 17.")] = 9,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Requests answered together.")] = 32,
@@ -69,7 +70,7 @@ def world(
 
     import openlance
 
-    pipe: Any = openlance.load(model)
+    pipe: Any = options.adapted(openlance.load(model), lora)
     total = samples * sum(len(SUITES[task].categories) for task in wanted.tasks)
     if images is not None:
         made = {"benchmark": "world", "model": model, "seed": seed, "placement": placement, "size": size}

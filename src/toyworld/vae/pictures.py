@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from openlance.config.model import VAEConfig, nano_vae
 from openlance.model.precision import autocast
 from openlance.training.checkpoint import disk
+from openlance.training.interrupt import Interrupted, stoppable
 from toyworld.vae.frames import PictureVAE
 from toyworld.vae.report import latent_statistics, measure, pictures, put_back, replaced, to_tensor
 
@@ -258,7 +259,8 @@ def train_vae(
     there is one.
 
     Returns the folder of the result, `out_dir/final`, or of the checkpoint when steps or minutes end the run earlier.
-    FloatingPointError when training diverges, UserError when the disk is full.
+    FloatingPointError when training diverges, UserError when the disk is full, Interrupted after Ctrl-C or SIGTERM:
+    everything is saved then.
     """
     return drive(VAERun(recipe, out_dir), steps, resume, minutes)
 
@@ -274,13 +276,16 @@ def drive(run: VAERun, steps: int | None = None, resume: bool = True, minutes: f
         if resume and (folder / "checkpoint").exists():
             run.load()
         last, losses, start = min(steps or recipe.steps, recipe.steps), list[float](), time.monotonic()
-        for _ in tqdm(range(run.step, last), desc="VAE", mininterval=5):
-            losses.append(run.train_step())
-            over = time.monotonic() - start > 60 * minutes
-            if run.step % recipe.save_every == 0 or run.step == last or over:
-                run.save()
-                run.report(losses, time.monotonic() - start)
-                losses.clear()
-            if over:
-                break
+        with stoppable() as heard:
+            for _ in tqdm(range(run.step, last), desc="VAE", mininterval=5):
+                losses.append(run.train_step())
+                over = time.monotonic() - start > 60 * minutes or any(heard.of_each)
+                if run.step % recipe.save_every == 0 or run.step == last or over:
+                    run.save()
+                    run.report(losses, time.monotonic() - start)
+                    losses.clear()
+                if over:
+                    break
+            for number in heard.at:
+                raise Interrupted(folder, run.step, number)
         return run.export("final") if run.step == recipe.steps else folder / "checkpoint"

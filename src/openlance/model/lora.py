@@ -1,0 +1,232 @@
+"""Low-rank adapters of the decoder; `checkpoint.adapters` has their files.
+
+    inject(lance, Lora(rank=16))                 # training: every chosen linear layer gets A and B, the rest is frozen
+    write_adapter(folder, trained(lance), base)
+    read_adapter(folder).merge(lance)            # generation: W + scale * B A, at no cost in speed
+    merge(lance, [read_adapter("a", 0.8), read_adapter("b")])
+
+PEFT reads these folders too: `PeftModel.from_pretrained(lance, folder)`; and `merge` reads what PEFT writes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openlance.checkpoint.adapters import Stored, Update, read_stored, write_stored
+from openlance.config.values import number, path_of
+from openlance.errors import UserError
+from openlance.model.lance import Lance
+
+# The matrices of the experts: what adapters change and what is quantized.
+TARGETS = r"layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """What is trained in place of the weights.
+
+    Args:
+        rank: Of the update of each matrix.
+        alpha: alpha / rank is its scale; the rank by default.
+        dropout: Share of what goes into the updates that is left out while training.
+        targets: A pattern that whole names of modules match, or ends of names with commas between them, such as "q,v"
+            or "gen.q".
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: str = TARGETS
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.scale <= 0:
+            raise UserError(f"rank={self.rank}, alpha={self.alpha}: both must be above 0, for example 16 and 16")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout:g} must be from 0 to below 1, for example 0.05")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise UserError(f"targets={self.targets!r} is no pattern ({error}): write for example 'q,v'") from error
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def pattern(self) -> str:
+        """The pattern of `targets`."""
+        if re.fullmatch(r"[\w.]+( *, *[\w.]+)*", self.targets) is None:
+            return self.targets
+        ends = "|".join(re.escape(end.strip()) for end in self.targets.split(","))
+        return rf"(.*\.)?({ends})"
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with a low-rank update beside its own weight, which keeps its name."""
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    scale: float
+    dropout: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The mask comes from torch's own generator, which a run seeds for each pack.
+        kept = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return super().forward(x) + self.scale * F.linear(F.linear(kept, self.lora_A), self.lora_B)
+
+
+def inject(lance: Lance, lora: Lora, seed: int = 0, start: Mapping[str, Update] | None = None) -> None:
+    """Freeze a decoder and give its chosen layers an update.
+
+    Args:
+        lance: The decoder, which is changed.
+        lora: What is chosen.
+        seed: Of A; B begins at zero.
+        start: The updates to go on from instead, by module.
+
+    Raises:
+        UserError: If the pattern fits no layer, or chooses others than those of the start.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lance.requires_grad_(False)
+    named = {n: m for n, m in lance.named_modules() if isinstance(m, nn.Linear)}
+    chosen = {n: m for n, m in named.items() if re.fullmatch(lora.pattern, n)}
+    if not chosen:
+        raise UserError(
+            f"no layer is called {lora.targets!r}: use for example targets='q,v', or a pattern like {TARGETS!r}"
+        )
+    if start is not None and start.keys() != chosen.keys():
+        other = sorted(start.keys() ^ chosen.keys())
+        raise UserError(
+            f"the adapter to go on from has other layers than targets={lora.targets!r} chooses ({other[0]})"
+        )
+    for name, module in chosen.items():
+        a = torch.empty(lora.rank, module.in_features, dtype=torch.float32)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)  # as PEFT
+        b = torch.zeros(module.out_features, lora.rank)
+        if start is not None:
+            if (start[name].a.shape, start[name].b.shape) != (a.shape, b.shape):
+                raise UserError(
+                    f"the adapter to go on from does not fit at {name}: use it with the model it was made for"
+                )
+            a, b = start[name].a.float(), start[name].b.float()
+        module.__class__ = LoraLinear
+        module.lora_A, module.lora_B = (nn.Parameter(t.to(module.weight.device)) for t in (a, b))
+        module.scale, module.dropout = lora.scale, lora.dropout  # type: ignore[assignment]
+
+
+def trained(values: Mapping[str, Tensor], lora: Lora) -> dict[str, Update]:
+    """Return the updates among the parameters of a decoder, by module."""
+    names = [name.removesuffix(".lora_A") for name in values if name.endswith(".lora_A")]
+    return {n: Update(a=values[f"{n}.lora_A"], b=values[f"{n}.lora_B"], scale=lora.scale) for n in names}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in use: what it holds, where it comes from, and how much of it is taken."""
+
+    origin: str
+    stored: Stored
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Of its folder, with its strength."""
+        return f"{Path(self.origin).absolute().name}:{self.weight:g}"
+
+    def merge(self, lance: Lance) -> None:
+        """Add it to a decoder, see `merge`."""
+        merge(lance, [self])
+
+    def lora(self) -> Lora:
+        """Return what it was trained as. UserError if its layers differ, or it is more than matrices."""
+        kinds = {(u.rank, u.alpha) for u in self.stored.updates.values()}
+        if len(kinds) > 1 or self.stored.biases or any(u.shift is not None for u in self.stored.updates.values()):
+            said = "has biases, or layers of different rank or alpha"
+            raise UserError(
+                f"{self.origin} {said}, which cannot be gone on from: merge it into the model and train anew"
+            )
+        [(rank, alpha)] = kinds
+        names = "|".join(sorted(map(re.escape, self.stored.updates)))
+        return Lora(rank=rank, alpha=alpha, targets=self.stored.targets or names)
+
+
+@torch.no_grad()
+def merge(lance: Lance, adapters: Sequence[Adapter]) -> None:
+    """Add adapters to a decoder; those of a stream that it was built without are left out.
+
+    Updates add up, each by its weight. A bias that was trained goes its weight's share of the way to where training
+    brought it; an update with a bias gives one to a layer that has none.
+
+    Args:
+        lance: The decoder, which is changed.
+        adapters: In any order.
+
+    Raises:
+        UserError: If it has no such layer.
+    """
+    modules: dict[str, Any] = dict(lance.named_modules())
+    begun = dict[str, Tensor]()
+    for adapter in adapters:
+        for name in (*adapter.stored.updates, *adapter.stored.biases):
+            if ".gen." in name and "gen" not in lance.norm:
+                continue
+            module: Any = modules.get(name)
+            if hasattr(module, "scale"):
+                raise UserError(f"{name} is quantized, so {adapter.origin} cannot be added: add it before quantizing")
+            update, bias = adapter.stored.updates.get(name), adapter.stored.biases.get(name)
+            fits = isinstance(module, nn.Linear)
+            fits = fits and (update is None or module.weight.shape == (len(update.b), update.a.shape[1]))
+            fits = fits and (bias is None or (module.bias is not None and module.bias.shape == bias.shape))
+            if not fits:
+                raise UserError(f"{adapter.origin} does not fit at {name}: use it with the model it was made for")
+            begun.setdefault(name, torch.zeros(()) if module.bias is None else module.bias.float().clone())
+        for name, update in adapter.stored.updates.items():
+            if name in begun:
+                layer = modules[name]
+                _add(layer.weight, adapter.weight * product(update))
+                if update.shift is not None:
+                    if layer.bias is None:
+                        layer.bias = nn.Parameter(layer.weight.new_zeros(len(update.b)), requires_grad=False)
+                    _add(layer.bias, adapter.weight * update.scale * update.shift.float())
+        for name, bias in adapter.stored.biases.items():
+            if name in begun:
+                _add(modules[name].bias, adapter.weight * (bias.float().to(begun[name].device) - begun[name]))
+
+
+def product(update: Update) -> Tensor:
+    """Return (out, in) float32, what an update adds to its matrix."""
+    return update.scale * (update.b.float() @ update.a.float())
+
+
+def _add(place: Tensor, what: Tensor) -> None:
+    place.copy_((place.float() + what.to(place.device)).to(place.dtype))
+
+
+def write_adapter(folder: str | Path, updates: Mapping[str, Update], lora: Lora, base: str = "") -> None:
+    """Write an adapter in PEFT's form; base: the model that it belongs to."""
+    stored = Stored(form="peft", updates=updates, base=base, targets=lora.pattern)
+    write_stored(folder, stored, dropout=lora.dropout)
+
+
+def read_adapter(path: str | Path, weight: float = 1.0) -> Adapter:
+    """Read an adapter of ours, of PEFT, kohya, ComfyUI or diffusers.
+
+    Args:
+        path: A folder or a file.
+        weight: How much of it.
+
+    Raises:
+        UserError: If it is none, or of a kind that is more than an addition of low rank.
+    """
+    path, weight = path_of("the adapter", path), number("weight", weight)
+    return Adapter(str(path), read_stored(path), weight)
