@@ -23,7 +23,9 @@ from openlance.training.files import Settings, starts_of
 FIXED = ("mixture", "pack_tokens", "max_sample_tokens", "resolutions", "max_frames", "draws", "seed", "drop_text",
          "drop_all")  # fmt: skip
 FOUND = "found.json"
-SETTINGS = {"model": "base", "init": "init", "data": "data", "adapter": "first adapter"}
+SETTINGS = {"model": "base", "init": "init", "data": "data", "adapter": "an adapter to begin with:"}
+# Of these `note_schedule` tells more.
+RATES = ("lr", "schedule", "lr_end", "warmup", "accumulate")
 
 
 def check_again(stage: Stage, settings: Settings, checkpoints: Checkpoints) -> None:
@@ -48,7 +50,8 @@ def check_again(stage: Stage, settings: Settings, checkpoints: Checkpoints) -> N
         if name in own and name not in ("steps", "frozen", *FIXED) and _plain(own[name]) != _plain(now["stage"][name])
     ]
     if done < stage.steps:
-        more = f", with {', '.join(changed)}" if changed else ""
+        named = [said for said in changed if said.split()[0] not in RATES]
+        more = f", with {', '.join(named)}" if named else ""
         said = f"{settings.out} goes on at step {done + 1} of {stage.steps}{more}"
     elif changed:
         fix = f"ask for more than {done} steps, or choose another folder"
@@ -90,7 +93,7 @@ def _differences(
             else "the whole model, and an adapter is asked for"
         )
     elif one and other:
-        for name in ("rank", "alpha", "targets"):
+        for name in ("rank", "alpha", "targets", "dropout"):
             if name in one and one[name] != other[name] and not (name == "alpha" and one["rank"] != other["rank"]):
                 yield f"{name} {one[name]}, and {other[name]} is asked for"
     for name in FIXED:

@@ -79,9 +79,8 @@ def _run(stages: Mapping[Path, Stage], settings: Settings, show: Show | None, of
             run, work = prepare(as_begun(stage, folder, processes), own, base, processes, stack, show, before=run)
             check_again(stage, own, work.folder.checkpoints)
             if work.found is not None:
-                note_found(folder, work.found)
-            if processes.leads:
                 note_schedule(stage, folder)
+                note_found(folder, work.found)
             work.folder.record(stage)
             if not train(run, work):
                 break
