@@ -49,8 +49,8 @@ def as_plain(value):
 def test_a_run_that_goes_on_or_is_finished_says_so(begun, capsys, tmp_path, monkeypatch):
     begun()
     assert "goes on at step 3 of 4" in capsys.readouterr().err
-    begun(replace(PLAN, lr=1e-5, steps=9))
-    assert "goes on at step 3 of 9, with lr 1e-05 in the place of" in capsys.readouterr().err
+    begun(replace(PLAN, text_weight=1.0, steps=9))
+    assert "goes on at step 3 of 9, with text_weight 1.0 in the place of" in capsys.readouterr().err
     begun(replace(PLAN, steps=2))
     assert "is finished (step 2 of 2): nothing is trained" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
