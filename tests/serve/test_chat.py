@@ -78,6 +78,23 @@ def test_a_conversation_draws_edits_and_asks(client, pipe):
     assert third.content == pipe.ask(edited, QUESTION)
 
 
+def test_an_answer_can_be_sent_back_whole(client, shown):
+    asked = user("what color is it?", shown)
+    first = client.chat.completions.create(model="nano", messages=[asked], max_tokens=4)
+    said = first.choices[0].message
+    for answer in (said, said.model_dump()):
+        again = client.chat.completions.create(
+            model="nano", messages=[asked, answer, {"role": "user", "content": "what shape is it?"}], max_tokens=4
+        )
+        assert again.choices[0].message.content
+
+
+def test_a_conversation_has_so_many_media_at_most(client, shown):
+    many = [{"role": "user", "content": [shown] * 65}]
+    with pytest.raises(openai.BadRequestError, match="65 images and videos, and at most 64"):
+        client.chat.completions.create(model="nano", messages=many)
+
+
 def test_clips_are_drawn_edited_and_asked_about(client, shown, filmed):
     small = FEW | {"num_frames": 5, "size": "32x32"}
     drawn = say(client, user("a red circle moves"), modalities=["video"], extra_body=small).choices[0].message

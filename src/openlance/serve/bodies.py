@@ -235,8 +235,22 @@ class Message(BaseModel):
     name: Any = None
     images: list[Part] = Field(default_factory=list)
     videos: list[Part] = Field(default_factory=list)
+    # What an answer of a server has beside them, where it is sent back whole.
     refusal: None = None
     audio: None = None
+    tool_calls: None = None
+    function_call: None = None
+    annotations: Any = None
+
+    @property
+    def said(self) -> list[Part]:
+        """The content as parts."""
+        return [Part(type="text", text=self.content)] if isinstance(self.content, str) else self.content or []
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts, those beside the content too."""
+        return [*self.said, *self.images, *self.videos]
 
 
 class StreamOptions(BaseModel):

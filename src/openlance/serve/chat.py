@@ -21,7 +21,7 @@ from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.serve import media
 from openlance.serve.answers import Completion
-from openlance.serve.bodies import ChatBody, Message, Part, read
+from openlance.serve.bodies import ChatBody, Message, read
 from openlance.serve.failures import Failure, about
 from openlance.serve.openapi import answers, json_of
 from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
@@ -140,6 +140,10 @@ def _prepared(serving: Serving, body: ChatBody) -> tuple[Prepared, tasks.TaskSpe
 def _conversation(serving: Serving, body: ChatBody) -> tuple[str | None, list[Heard]]:
     """The system prompt, and the turns; the last one has no answer."""
     said, turns = list[str](), list[Heard]()
+    sent = sum(part.type != "text" for message in body.messages for part in message.parts)
+    if sent > serving.config.media:
+        too_many = f"messages: {sent} images and videos, and at most {serving.config.media} are read"
+        raise Failure(too_many, code="invalid_value", param="messages")
     for n, message in enumerate(body.messages):
         text, clips = _parts(serving, message, n)
         if message.role in ("system", "developer"):
@@ -162,10 +166,8 @@ def _conversation(serving: Serving, body: ChatBody) -> tuple[str | None, list[He
 
 def _parts(serving: Serving, message: Message, n: int) -> tuple[str, list[Clip]]:
     """The text of a message and its media."""
-    content = message.content or ""
-    parts = [Part(type="text", text=content)] if isinstance(content, str) else content
     texts, clips = list[str](), list[Clip]()
-    held = {"content": parts, "images": message.images, "videos": message.videos}
+    held = {"content": message.said, "images": message.images, "videos": message.videos}
     for where, part in ((f"messages.{n}.{name}.{k}", p) for name, some in held.items() for k, p in enumerate(some)):
         if part.type == "text":
             texts.append(part.text or "")

@@ -28,6 +28,7 @@ class ServeConfig:
         keep: Seconds after which a finished file and its job are removed.
         keep_bytes: Of all files together; the oldest go first.
         keep_jobs: Jobs that are remembered.
+        media: Images and videos of a conversation.
         image_bytes: Of an image that is sent.
         video_bytes: Of a video that is sent.
         image_pixels: Of a frame that is sent.
@@ -54,6 +55,7 @@ class ServeConfig:
     keep: float = 24 * 3600.0
     keep_bytes: int = 4 << 30
     keep_jobs: int = 10_000
+    media: int = 64
     image_bytes: int = 20 << 20
     video_bytes: int = 200 << 20
     image_pixels: int = 16_000_000
