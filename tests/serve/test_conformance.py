@@ -166,7 +166,7 @@ def test_edits(client, png):
     assert len(set(made[:4])) == 1 and size_of(made[4]) == size_of(made[0])
     with pytest.raises(openai.BadRequestError) as told:
         client.images.edit(image=png, mask=png, prompt="make it blue")
-    assert (told.value.code, told.value.param) == ("unsupported_parameter", "mask")
+    assert (told.value.code, told.value.param) == ("invalid_value", "mask")  # nothing of it is transparent
     streamed = list(client.images.edit(image=png, prompt="make it blue", stream=True, extra_body=FEW))
     assert [e.type for e in streamed] == ["image_edit.completed"] and streamed[0].b64_json == made[0]
 
