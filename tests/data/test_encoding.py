@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from openlance.cli.main import main
 from openlance.data.encoded import MARK, EncodedSource, Job, PartEncoder, encode
@@ -154,6 +155,46 @@ def test_a_folder_that_grew_is_encoded_as_it_is_now(picture, tmp_path):
         "a.png",
         "b.png",
     ]
+
+
+def test_contents_decide_whether_a_shard_is_made_anew(picture, tmp_path):
+    """Another picture of the same size in bytes and of the same time, another text, another VAE or size."""
+    place = tmp_path / "in" / "a.bmp"
+    place.parent.mkdir()
+
+    def put(value, text):
+        Image.new("RGB", (16, 16), (value, 0, 0)).save(place)
+        place.with_suffix(".txt").write_text(text)
+        os.utime(place, (1e9, 1e9))
+
+    def made(content="one vae"):
+        source = open_source(tmp_path / "in", "t2i")
+        return finish(Job(source=source, fit=Fit(), make=Means(), out=tmp_path / "out", about={"task": "t2i"},
+                          content=content))["made"]  # fmt: skip
+
+    put(1, "a red dot")
+    assert [made(), made()] == [1, 0]
+    put(2, "a red dot")
+    assert [made(), made()] == [1, 0]
+    put(2, "a red dog")
+    assert [made(), made(), made("another"), made("another")] == [1, 0, 1, 0]
+
+
+def test_a_shard_of_texts_that_changed_in_a_tar_or_a_table_is_made_anew(picture, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "a.png").write_bytes(picture(9, 16, 16))
+
+    def made():
+        job = Job(source=open_source(tmp_path / "a.parquet", "t2i"), fit=Fit(), make=Means(), out=tmp_path / "out",
+                  about={"task": "t2i"})  # fmt: skip
+        return finish(job)["made"]
+
+    pq.write_table(pa.table({"image_path": ["a.png"], "text": ["one"]}), tmp_path / "a.parquet")
+    assert [made(), made()] == [1, 0]
+    pq.write_table(pa.table({"image_path": ["a.png"], "text": ["two"]}), tmp_path / "a.parquet")
+    assert [made(), made()] == [1, 0]
+    (tmp_path / "a.png").write_bytes(picture(10, 16, 16))  # a file that the table names
+    assert [made(), made()] == [1, 0]
 
 
 def test_latents_of_another_vae_are_not_trained_on(job):

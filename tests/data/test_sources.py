@@ -161,7 +161,11 @@ def test_columns_can_be_named(picture, tmp_path):
 @pytest.mark.parametrize(
     "columns, task, said",
     [
-        (("captions", "image_byte"), "t2i", r"text2image_general .* needs caption, image_bytes: .*caption: captions"),
+        (
+            ("capton", "imag_byte"),
+            "t2i",
+            r"text2image_general .* needs caption, image_bytes: .*caption: capton, image_by",
+        ),
         (("caption", "input_image_bytes", "output_image_bytes"), "t2i", "these are the columns of image2image"),
         (("caption", "image_bytes"), "image_edit", r"image2image .* columns of text2image_general"),
         (("x", "y"), "x2t_image", r"x2t_general .* needs caption_q, image_bytes or video_bytes, caption_a"),
@@ -234,7 +238,7 @@ def test_nothing_there_and_unknown_names_are_one_sentence(tmp_path):
         ("{path: [", "t2i", "is not YAML"),
         ("{path: 2024-13-45}", "t2i", "is not YAML"),
         ({"path": "pictures", "type": "video2video"}, "t2i", "use text2image_general"),
-        ({"path": "pictures", "kinds": {"text": 1}}, "t2i", "has the keys path, type, columns; .* has ..kinds"),
+        ({"path": "pictures", "kinds": {"text": 1}}, "t2i", "has the keys path, type, columns, .*; .* has ..kinds"),
         ({"path": "world", "kinds": {"words": 1}}, "t2i", "expected weights of 0 or more of single"),
         ({"path": "world", "kinds": {"text": -1}}, "t2i", "expected weights of 0 or more"),
         ({"path": "world", "kinds": {"text": 1}}, "t2v", "expected weights of 0 or more of color"),

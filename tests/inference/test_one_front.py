@@ -158,8 +158,8 @@ def command_line(pipe, spec, tmp_path):
 SUBCOMMANDS = {"t2i", "t2v", "i2v", "flf2v", "subject"}
 # Commands that put requests together; the others read what these made, or make none.
 ASKING = {"generate", "edit", "ask", "caption", "chat", "run", "explain"}
-SILENT = {"bench", "init", "inspect", "convert", "download", "train", "plan", "encode"}
-SERVED = {"serve"}  # tests/serve hold its results against the pipeline's
+SILENT = {"bench", "init", "inspect", "convert", "download", "train", "plan", "encode", "data"}
+SERVED = {"serve", "studio"}  # tests/serve hold its results against the pipeline's
 
 
 def official(pipe, spec, tmp_path):

@@ -15,9 +15,11 @@ import typer
 from typer import Argument, Option
 
 from openlance.cli import options
-from openlance.errors import UserError
 
 if TYPE_CHECKING:
+    from openlance.checkpoint.formats import Files
+    from openlance.config.train import Stage
+    from openlance.data.front import Fit
     from openlance.data.source import Sample
     from openlance.sequence.segment import Segment
 
@@ -51,12 +53,13 @@ def _on_cpu(s: Segment) -> Segment:
 
 @app.command()
 def encode(
-    source: Annotated[str, Argument(help="A folder, *.parquet or *.tar files, hf:NAME, or world.")],
+    source: Annotated[str, Argument(help="A folder or file of data, hf:NAME, or world.")],
     output: Annotated[Path, Option("-o", "--output", help="Folder for the encoded shards.")],
     model: options.Model = "nano",
     task: Annotated[str, Option(help="Task that the samples are for.")] = "t2i",
     type: Annotated[str | None, Option(help="Dataset type.  \\[default: the task's]")] = None,
-    columns: Annotated[list[str] | None, Option("--column", help="Rename a column, OURS=THEIRS; repeatable.")] = None,
+    columns: options.Columns = None,
+    caption: options.Caption = None,
     stage: Annotated[
         str | None, Option(help="Use the last resolution of SCALE/NAME.  \\[default: sft of the model's scale]")
     ] = None,
@@ -72,16 +75,17 @@ def encode(
 ) -> None:
     """Encode media into VAE latents and ViT features ahead of training. Shards whose source is unchanged are kept."""
     from openlance.data import encoded
-    from openlance.data.open import open_source
+    from openlance.data.open import as_mapping, open_source
     from openlance.data.source import Endless
 
-    spec = {"path": source} | options.given(type=type, columns=_mapping(columns) or None)
+    spec = as_mapping(source) | options.given(type=type, columns=options.mapping(columns) or None, caption=caption)
     found, fit = open_source(spec, task), _fit(model, stage)
     options.check_writable(output)
     job = encoded.Job(
         source=found.drawn(samples, seed) if isinstance(found, Endless) else found, fit=fit,
         make=partial(Encoder, model, vit, device, allow_pickle), out=output, rows=shard_rows,
-        about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec, max_broken=max_broken,
+        about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage} | spec,
+        content=_content(model, vit, fit), max_broken=max_broken,
     )  # fmt: skip
     total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
     with options.no_empty_folders(output), options.progress(None, "part") as bar:
@@ -94,24 +98,32 @@ def encode(
     typer.echo(f"{output}  ({kept} samples, {total['made']} new shards, {len(total['broken'])} rows skipped)")
 
 
-def _mapping(columns: list[str] | None) -> dict[str, str]:
-    for column in columns or []:
-        if not all(column.partition("=")):
-            raise UserError(f"--column {column!r} is not OURS=THEIRS: write for example --column caption=title")
-    return dict(column.split("=", 1) for column in columns or [])
+def _content(model: str, vit: bool, fit: Any) -> str:
+    """What latents and features depend on beside the data: weights by a hash, sizes and words as they stand."""
+    from openlance.checkpoint.formats import find_model
+    from openlance.checkpoint.tensors import fingerprint
+
+    files = find_model(model)
+    weights = [files.vae, *([files.vit] if vit else [])]
+    return f"{fingerprint(*(path for path in weights if path.is_file()))} {fit!r}"
 
 
-def _fit(model: str, stage: str | None) -> Any:
-    """How media are resized: as at the end of a stage, by default the last of the recipe whose VAE has the model's
-    stride."""
+def chosen_stage(model: str, stage: str | None) -> tuple[Files, Stage]:
+    """The files of a model, and a stage for it: by default the last of the recipe whose VAE has the model's stride."""
     from openlance.checkpoint.formats import find_model
     from openlance.config import train
     from openlance.config.model import VAEConfig
-    from openlance.config.sampling import GenerationConfig
-    from openlance.data.front import Fit
 
     files = find_model(model)
     usual = "3b/sft" if files.config.vae.stride == VAEConfig().stride else "nano/sft"
-    chosen = train.stage(stage or usual)
+    return files, train.stage(stage or usual)
+
+
+def _fit(model: str, stage: str | None) -> Fit:
+    """How media are resized: as at the end of a stage."""
+    from openlance.config.sampling import GenerationConfig
+    from openlance.data.front import Fit
+
+    files, chosen = chosen_stage(model, stage)
     style = GenerationConfig.read(files.tokenizer).style
     return replace(Fit.at(chosen, chosen.steps - 1, files.config, style), drop_text=0.0, drop_all=0.0)

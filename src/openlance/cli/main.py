@@ -38,6 +38,7 @@ COMMANDS = {
     "download": ("openlance.cli.checkpoints", "Download a model from the Hugging Face Hub."),
     "train": ("openlance.cli.train", "Train a stage, a recipe or a LoRA adapter."),
     "plan": ("openlance.cli.plan", "Estimate memory, time and cost of training or of a request."),
+    "data": ("openlance.cli.data", "Look at training data: what is used, and what is left out."),
     "encode": ("openlance.cli.encode", "Encode media into latents and features ahead of training."),
 }
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -54,6 +54,8 @@ AllowPickle = Annotated[bool, Option("--allow-pickle", help="Load tensors of .pt
 Metadata = Annotated[bool, Option(help="Write prompt, seed, settings and model into the files.")]
 NewTokens = Annotated[int, Option(min=1, help="Longest answer, in tokens.")]
 MaxBroken = Annotated[float, Option(min=0, help="Broken rows to skip: a share below 1, or a number.")]
+Caption = Annotated[str | None, Option(help="The text of media that have none of their own.")]
+Columns = Annotated[list[str] | None, Option("--column", help="Rename a column, OURS=THEIRS; repeatable.")]
 JsonFile = Annotated[Path | None, Option("--json", help="Write the results to this JSON file.")]
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
@@ -315,6 +317,23 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (), indent: st
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = ([c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths))] for row in rows)
     return [(indent + "  ".join(cells)).rstrip() for cells in aligned]
+
+
+def captioned(sources: Mapping[str, Any], caption: str | None) -> dict[str, Any]:
+    """Sources by task, with the text of what has none of its own."""
+    from openlance.data.open import as_mapping
+
+    if caption is None:
+        return dict(sources)
+    return {task: as_mapping(spec) | {"caption": caption} for task, spec in sources.items()}
+
+
+def mapping(columns: list[str] | None) -> dict[str, str]:
+    """Columns by our names. UserError for what is not OURS=THEIRS."""
+    for column in columns or []:
+        if not all(column.partition("=")):
+            raise UserError(f"--column {column!r} is not OURS=THEIRS: write for example --column caption=title")
+    return dict(column.split("=", 1) for column in columns or [])
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def stage(
     init: Annotated[str, Option(help="model: its weights; fresh: random; or a folder of Qwen2.5-VL.")] = "model",
     data: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Training samples; repeatable.")] = None,
     held_out: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Validation samples; repeatable.")] = None,
+    caption: options.Caption = None,
     settings: Set = None,
     only: Annotated[str | None, Option("--stage", help="Which stage of a file with several.")] = None,
     *,
@@ -90,7 +91,8 @@ def stage(
     from_nothing = recipe.from_nothing if recipe and name == f"recipe/{scale}" and model is None else None
     start = Settings(
         out=output, model=output if from_nothing else start_folder(model, scale), init=init,
-        data=pairs("--data", data), held_out=pairs("--held-out", held_out), command=options.COMMAND_LINE.get(),
+        data=options.captioned(pairs("--data", data), caption),
+        held_out=options.captioned(pairs("--held-out", held_out), caption), command=options.COMMAND_LINE.get(),
         **vars(running) | {"report_to": tuple(running.report_to or ())},
     )  # fmt: skip
     show = partial(write_samples, output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
@@ -123,8 +125,9 @@ def nano(
 
 @app.command()
 def lora(
-    data: Annotated[Path, Option(help="Folder of captioned images.")],
+    data: Annotated[str, Option(help="Captioned images: a folder, or what docs/data.md names.")],
     output: Output,
+    caption: options.Caption = None,
     model: Annotated[str, Option(help="nano or a folder with weights.")] = "nano",
     steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 100,
     lr: Annotated[float, Option(help="Learning rate.")] = 2e-3,
@@ -141,8 +144,9 @@ def lora(
     from openlance.training.start import lora_stage
 
     start = Settings(
-        out=output, model=start_folder(model, "nano"), data={"t2i": str(data)}, save_every=save_every, keep=1,
-        lora=Lora(rank=rank, alpha=rank), minutes=minutes, command=options.COMMAND_LINE.get(),
+        out=output, model=start_folder(model, "nano"), data=options.captioned({"t2i": data}, caption),
+        save_every=save_every, keep=1, lora=Lora(rank=rank, alpha=rank), minutes=minutes,
+        command=options.COMMAND_LINE.get(),
     )  # fmt: skip
     plan = override(lora_stage(start.model, steps=steps, lr=lr, seed=seed), settings or [])
     with diverging():

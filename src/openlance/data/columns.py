@@ -5,20 +5,30 @@ What a task is stays in `sequence.tasks`: a row is a text, media to read and som
 
 from __future__ import annotations
 
+import base64
 import difflib
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from openlance.config.values import MARK, brief, one_of, whole
 from openlance.data.front import Fit
+from openlance.data.names import CAPTION, plain, recognised
 from openlance.data.source import BrokenRow, Row, Sample
+from openlance.data.turns import turns_of
 from openlance.errors import UserError
-from openlance.media.clip import Clip
+from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.image import read_image
-from openlance.media.inputs import as_clip, read_video
-from openlance.sequence.segment import Segments
-from openlance.sequence.tasks import spec_of
+from openlance.media.inputs import as_clip, read_video, read_window
+from openlance.sequence.segment import Role, Segment, Segments
+from openlance.sequence.tasks import reply, say, spec_of
+from openlance.sequence.tasks import system as prompted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +69,9 @@ TYPES = {
     ),
     "image2video": Columns(makes="video", inputs=("input_image_bytes",), output="output_video_bytes"),
 }  # fmt: skip
-# What folders, WebDataset shards and Hugging Face datasets call these columns.
-ALIASES = {
-    "text": "caption", "prompt": "caption", "instruction": "caption", "image": "image_bytes", "video": "video_bytes",
-    "input_image": "input_image_bytes", "output_image": "output_image_bytes", "input_video": "input_video_bytes",
-    "output_video": "output_video_bytes", "question": "caption_q", "answer": "caption_a", "system": "caption_i",
-}  # fmt: skip
+# A table of dialogues holds whole ones in a column of its own; a chain of edits is a list of images.
+TURNS, CHAIN = "turns", "chain"
+CLIPS = ("window", "whole", "start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +82,30 @@ class Layout:
         task: What the samples are for.
         type: Dataset type, a key of `TYPES`.
         names: Pairs of our name of a column and the source's own.
+        caption: The text of what has none of its own; for tasks that answer, the question.
+        clips: What is taken of a video longer than the stage's: a "window" of it, at another place each time, its
+            "start", or the "whole" of it, frames evenly spread.
+        stride: Of windows: every n-th of the model's 12 frames a second.
+        media: Folder in which the relative paths of lists begin, if it is not the list's own.
+        least: Pictures with a shorter side of fewer pixels are left out of folders.
     """
 
     task: str
     type: str
     names: tuple[tuple[str, str], ...] = ()
+    caption: str = ""
+    clips: str = "whole"
+    stride: int = 1
+    least: int = 16
+    media: str = ""
 
     @classmethod
-    def of(cls, task: str, type: str | None = None, names: Mapping[str, str] | None = None) -> Layout:
+    def of(
+        cls, task: str, type: str | None = None, columns: Mapping[str, str] | None = None, *, caption: str = "",
+        clips: str | None = None, stride: Any = 1, min_side: Any = 16, media: str = "",
+    ) -> Layout:  # fmt: skip
         """Return the layout of a task; UserError if task or type is unknown, or the two do not go together."""
-        spec, names = spec_of(task), names or {}
+        spec, names = spec_of(task), columns or {}
         chosen = str(type or spec.columns)
         if chosen not in TYPES:
             raise UserError(f"the dataset type {chosen!r} is unknown: use one of {', '.join(TYPES)}")
@@ -94,90 +115,223 @@ class Layout:
             raise UserError(f"{said}: use {spec.columns}")
         if not isinstance(names, Mapping) or not all(isinstance(v, str) for v in names.values()):
             raise UserError(f"columns is {names!r}: write our names and yours, for example {{caption: title}}")
-        return cls(task=task, type=chosen, names=tuple(names.items()))
+        if same := [v for v in names.values() if list(names.values()).count(v) > 1]:
+            said = f"columns names {same[0]} twice ({', '.join(k for k, v in names.items() if v == same[0])})"
+            raise UserError(f"{said}: what is read and what is made must be two columns")
+        clips = clips or ("window" if makes == "video" else "whole")
+        one_of("clips", clips, CLIPS)
+        return cls(
+            task=task, type=chosen, names=tuple(names.items()), caption=str(caption), clips=clips,
+            stride=whole("stride", stride), least=whole("min_side", min_side, 0), media=str(media),
+        )  # fmt: skip
+
+    def rule(self, frames: int) -> str:
+        """Say what is taken of videos, for a stage with clips of at most so many frames."""
+        if self.clips == "whole":
+            return f"the whole of each, at most {frames} frames evenly spread: what is longer runs faster"
+        where = "at another place each time" if self.clips == "window" else "at its start"
+        pace = f"{MODEL_FPS / self.stride:g} a second" + (f", {self.stride} times as fast" if self.stride > 1 else "")
+        return f"a window of at most {frames} frames of each, {pace}, {where}"
 
     @property
     def columns(self) -> Columns:
         return TYPES[self.type]
 
+    def named(self, present: Iterable[str]) -> dict[str, str]:
+        """Return the names of a source by ours: those that were given, and what is recognised (`data.names`)."""
+        return _named(self, tuple(present))
+
     def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values under our names, which the usual short ones stand for as well."""
-        found = {ALIASES.get(k, k) if ALIASES.get(k, k) not in values else k: v for k, v in values.items()}
-        return found | {ours: values[theirs] for ours, theirs in self.names if theirs in values}
+        """Return the values that have a role, under our names."""
+        return {ours: values[theirs] for ours, theirs in self.named(values).items()}
+
+    def missing(self, present: Iterable[str]) -> list[str]:
+        """Return which of our columns a source of such names lacks."""
+        return self._missing(self.named(present))
+
+    def _missing(self, named: Mapping[str, str]) -> list[str]:
+        c, there = self.columns, set(named)
+        if TURNS in there:
+            return []
+        if CHAIN in there:
+            there |= {*c.inputs, c.output}
+        if self.caption or (c.text == "caption_q" and plain(named.get(c.output, "")) in CAPTION):
+            there.add(c.text)  # without a question, a caption answers that a description was asked for
+        return c.missing(there)
 
     def check(self, where: object, present: Iterable[str]) -> None:
         """Raise a UserError that says which type was expected, and the nearest, unless all its columns are present."""
         present = list(present)
-        there = list(self.renamed(dict.fromkeys(present)))
-        missing = self.columns.missing(there)
-        if not missing:
+        named = self.named(present)
+        if not (missing := self._missing(named)):
             return
-        close = {m: difflib.get_close_matches(m, there, n=1, cutoff=0.4) for m in missing}
-        pairs = ", ".join(f"{m}: {found[0]}" for m, found in close.items() if found) or "ours: theirs"
-        other = next((name for name, c in TYPES.items() if not c.missing(there)), None)
-        named = f"rename them, or name them with columns: {{{pairs}}}"
-        hint = named if other is None else f"these are the columns of {other}, so give it to a task of that type"
+        free, pairs = [name for name in present if name not in named.values()], []
+        for ours in missing:
+            if near := difflib.get_close_matches(ours, free, n=1, cutoff=0.4):
+                pairs.append(f"{ours}: {near[0]}")
+                free.remove(near[0])
+        hint = f"rename them, or name them with columns: {{{', '.join(pairs) or 'ours: theirs'}}}"
+        others = [t for t in TYPES if t != self.type and not replace(self, type=t, caption="").missing(present)]
+        if others:
+            hint = f"these are the columns of {others[0]}, so give it to a task of that type"
         said = f"{where} has the columns {', '.join(present) or 'none'}, but the dataset type {self.type}"
         raise UserError(f"{said} (task {self.task}) also needs {', '.join(missing)}: {hint}")
 
-    def sample(self, row: Row, fit: Fit) -> Sample:
-        """Decode a row; BrokenRow with the reason if it cannot be used."""
+    def sample(self, row: Row, fit: Fit, rng: np.random.Generator | None = None) -> Sample:
+        """Decode a row, with the draws of `rng` where it leaves a choice; BrokenRow with the reason if it cannot be
+        used."""
         try:
-            return Sample(self._segments(self.renamed(row.values), row.folder, fit), row.place)
+            return Sample(self._segments(row.values, row.folder, fit, rng or np.random.default_rng(0)), row.place)
         except UserError as error:
             raise BrokenRow(row.place, error) from error
 
-    def _segments(self, values: dict[str, Any], folder: Path, fit: Fit) -> Segments:
-        self.check("the row", values)
-        c, spec = self.columns, spec_of(self.task)
+    def _segments(self, raw: Mapping[str, Any], folder: Path, fit: Fit, rng: np.random.Generator) -> Segments:
+        self.check("the row", raw)
+        values, c, spec = self.renamed(raw), self.columns, spec_of(self.task)
+        read = Reads(folder, fit.max_frames, self.clips, self.stride, float(rng.random()))
+        if values.get(TURNS) is not None:
+            return self._dialogue(values, read, fit)
+        if values.get(CHAIN) is not None and not any(values.get(name) is not None for name in c.inputs):
+            values = _step(values, c, rng)
         answers = spec.makes == "text"
-        prompt = _text(values, c.text, may_be_empty=answers)
+        prompt = _text(values, c.text, rng, may_be_empty=answers, usual=self.caption)
         columns = [name for name in c.inputs if values.get(name) is not None or not c.any_input]
         if c.any_input and not columns:
             raise UserError(f"{' and '.join(c.inputs)} are both empty: one of them must hold an image or video")
         inputs = [
-            read_value(one, name, folder, "video" if "video" in name else "image")
+            read(one, name)
             for name in columns
             for one in (values[name] if isinstance(values[name], (list, tuple)) else [values[name]])
         ]
         if answers:
             said = values.get(c.system)
             said = said if isinstance(said, str) and said.strip() else None
-            return fit.front.sample(spec, prompt, inputs, _text(values, c.output), said=said)
-        return fit.front.sample(spec, prompt, inputs, read_value(values[c.output], c.output, folder, spec.makes))
+            return fit.front.sample(spec, prompt, inputs, _text(values, c.output, rng), said=said)
+        made = values[c.output]
+        made = made[0] if isinstance(made, (list, tuple)) and len(made) == 1 else made
+        return fit.front.sample(spec, prompt, inputs, read(made, c.output))
+
+    def _dialogue(self, values: Mapping[str, Any], read: Reads, fit: Fit) -> Segments:
+        beside = [
+            (one, "video" if "video" in name else "image")
+            for name in self.columns.inputs
+            if (held := values.get(name)) is not None
+            for one in (held if isinstance(held, (list, tuple)) else [held])
+        ]
+        system, turns = turns_of(values[TURNS], beside)
+        said = values.get(self.columns.system)
+        said, found = system or (said if isinstance(said, str) and said.strip() else None), list[Segment]()
+        for t in turns:
+            if shown := [read(value, kind) for value, kind in t.media]:
+                one = fit.front.sample(self.task, t.question, shown, t.answer, said=said)
+            else:  # words alone are answered without a system prompt, as in a conversation
+                one = [*prompted(said or ""), *([say(t.question)] if t.question else []), reply(t.answer)]
+            found += [s for s in one if not found or s.role is not Role.SYSTEM]
+        return found
 
 
-def _text(values: Mapping[str, Any], name: str, may_be_empty: bool = False) -> str:
+@lru_cache(maxsize=256)
+def _named(layout: Layout, present: tuple[str, ...]) -> dict[str, str]:
+    c = layout.columns
+    given = {ours: theirs for ours, theirs in layout.names if theirs in present}
+    wanted = [name for name in (c.text, *c.inputs, c.output, c.system) if name and name not in given]
+    pairs = bool(c.inputs) and not c.any_input
+    wanted += [CHAIN] * (pairs and c.makes == "image") + [TURNS] * (c.makes == "text")
+    return given | recognised([name for name in present if name not in given.values()], wanted)
+
+
+def _step(values: dict[str, Any], c: Columns, rng: np.random.Generator) -> dict[str, Any]:
+    """One step of a chain of edits (BAGEL: `image_list`, `instruction_list`), any of them as likely."""
+    images, orders = values[CHAIN], values.get(c.text)
+    orders = orders if isinstance(orders, (list, tuple)) else [orders]
+    if not isinstance(images, (list, tuple)) or len(images) != len(orders) + 1:
+        count = len(images) if isinstance(images, (list, tuple)) else 1
+        raise UserError(f"a chain of {count} images has {len(orders)} instructions: expected one less than images")
+    at = int(rng.integers(len(orders)))
+    return values | {c.inputs[0]: images[at], c.output: images[at + 1], c.text: orders[at]}
+
+
+def _text(
+    values: Mapping[str, Any], name: str, rng: np.random.Generator, may_be_empty: bool = False, usual: str = ""
+) -> str:
+    """A text of a column; of several, any."""
     value = values.get(name)
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # BAGEL: captions by their kind, as JSON
+        with suppress(ValueError):
+            value = [one for one in json.loads(value).values() if isinstance(one, str)]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        whole = [one for one in value if isinstance(one, str) and one.strip()]
+        value = whole[int(rng.integers(len(whole)))] if whole else None
+    if usual and (value is None or (isinstance(value, str) and not value.strip())):
+        return usual
     if value is None and may_be_empty:
         return ""
     if not isinstance(value, str):
         raise UserError(f"{name} is {'empty' if value is None else type(value).__name__}: expected a text")
     if not value.strip() and not may_be_empty:
         raise UserError(f"{name} is blank: expected a text")
-    return value
+    return value.removeprefix(MARK)
 
 
-def read_value(value: Any, column: str, folder: Path, kind: str) -> Clip:
-    """Read an image or video in any form in which a table holds one.
+class Reads(NamedTuple):
+    """How the media of one row are read.
 
     Args:
-        value: The bytes of a file, its path, Hugging Face's {"bytes", "path"}, or what else `as_clip` takes.
-        column: Its name, for errors.
         folder: Where a relative path begins.
-        kind: "image" or "video", what a file is expected to be.
-
-    Raises:
-        UserError: If it is empty, damaged or of another type.
+        frames: The longest clip.
+        clips, stride: As of `Layout`.
+        place: Where a window of a longer video lies, from its start (0) to its end (1): one for all of a row.
     """
-    if isinstance(value, dict):
-        value = next((value[key] for key in ("bytes", "path") if value.get(key) is not None), value)
-    read = read_video if kind == "video" else read_image
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return read(bytes(value), column)
-    if isinstance(value, str) and value:
-        return read(folder / value)
-    if value is None or isinstance(value, (str, dict, int, float)):
-        what = f"of type {type(value).__name__}" if value not in (None, "") else "empty"
-        raise UserError(f"{column} is {what}: expected the bytes or the path of a file of type {kind}")
-    return as_clip(value, column)
+
+    folder: Path
+    frames: int
+    clips: str
+    stride: int
+    place: float
+
+    def __call__(self, value: Any, column: str) -> Clip:
+        """Read an image or video in any form in which a table holds one.
+
+        Args:
+            value: The bytes of a file, its path, Hugging Face's {"bytes", "path"}, a data URL, or what else `as_clip`
+                takes.
+            column: Its name, for errors; it says of "image" or "video".
+
+        Raises:
+            UserError: If it is empty, damaged or of another type.
+        """
+        if isinstance(value, dict):
+            value = next((value[key] for key in ("bytes", "path", "url") if value.get(key) is not None), value)
+        kind = "video" if "video" in column else "image"
+        if isinstance(value, str) and value.startswith("data:"):
+            value = _inline(value, column)
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return self._file(bytes(value), kind, column)
+        if isinstance(value, str) and value:
+            if value.startswith(("http://", "https://")):
+                raise UserError(f"{column} is {brief(value)}, on the network: download it and name the file")
+            return self._file(self.folder / value.removeprefix("file://"), kind, None)
+        if value is None or isinstance(value, (str, dict, int, float)):
+            what = f"of type {type(value).__name__}" if value not in (None, "") else "empty"
+            raise UserError(f"{column} is {what}: expected the bytes or the path of a file of type {kind}")
+        return as_clip(value, column)
+
+    def _file(self, file: Path | bytes, kind: str, name: str | None) -> Clip:
+        if kind == "image":
+            return read_image(file, name)
+        if self.clips == "whole":
+            return read_video(file, name)
+        place = 0.0 if self.clips == "start" else self.place
+        return read_window(file, name, frames=self.frames, place=place, stride=self.stride)
+
+
+def _inline(value: str, column: str) -> bytes:
+    head, _, data = value.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("it is not base64")
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise UserError(f"{column} is a data URL that cannot be read ({error}): write base64, or a file") from error

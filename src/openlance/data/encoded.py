@@ -6,14 +6,15 @@ JSON, and nothing is unpickled.
 
 The parts of a source become shards on processes of this machine or on a Ray cluster. What a shard holds depends on the
 source alone, not on how many work on it or where. A shard appears whole or not at all. One that is there already is not
-made again, unless its part of the source has changed: the same command resumes a stopped run, and brings a folder up to
-date after the data grew.
+made again, unless what it was made of has changed (by content: the rows of its part, the weights, the sizes): the same
+command resumes a stopped run, and brings a folder up to date.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -126,11 +127,10 @@ class EncodedSource(Files):
             said = f"{self.files[0].parent} holds latents of another VAE than the model's"
             raise UserError(f"{said}: encode the data again with the model that is trained")
 
-    def rows(self, part: Path) -> Iterator[Row]:
+    def rows(self, part: Path) -> list[Row]:
         file, said = _opened(part)
         names = set(file.keys())
-        for n, described in enumerate(said["samples"]):
-            yield Row(f"{part}, row {n}", (file, names, n, described))
+        return [Row(f"{part}, row {n}", (file, names, n, described)) for n, described in enumerate(said["samples"])]
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         import torch
@@ -170,6 +170,8 @@ class Job:
         out: Folder of the shards.
         rows: Rows of the source per shard.
         about: What identifies the result; a folder holds shards of one `about` only.
+        content: Of what else its values depend, such as a hash of the weights and the sizes: where that has changed,
+            shards are made anew.
         max_broken: Broken rows to skip, see `check_broken`.
     """
 
@@ -179,6 +181,7 @@ class Job:
     out: Path
     rows: int = 64
     about: dict[str, Any] = field(default_factory=dict)
+    content: str = ""
     max_broken: float = 0.001
 
     def shards(self) -> dict[Path, list[int]]:
@@ -210,7 +213,7 @@ class PartEncoder:
         if self._parts is None:
             self._parts = list(job.source.parts(0, None))
         part = self._parts[number]
-        stamp = hashlib.sha256(job.source.stamp(part).encode()).hexdigest()[:16]
+        stamp = hashlib.sha256(f"{job.source.stamp(part)}\n{job.content}".encode()).hexdigest()[:16]
         while (path := self._path(number, at)).is_file() and (about := read_about(path)).get("part") == stamp:
             done.append(about)
             at += 1
@@ -238,7 +241,7 @@ class PartEncoder:
         samples, broken = [], []
         for row in rows:
             try:
-                sample = self.job.source.sample(row, self.job.fit, np.random.default_rng(0))
+                sample = self.job.source.sample(row, self.job.fit, _draws_of(row))
             except BrokenRow as error:
                 broken.append([error.place, error.reason])
             else:
@@ -246,6 +249,11 @@ class PartEncoder:
         about = self.job.about | more | {"rows": len(rows), "broken": broken, "codec": self._encode.probe}
         write_shard(path, samples, about)
         return about
+
+
+def _draws_of(row: Row) -> np.random.Generator:
+    """The draws of a row that leaves a choice: always the same for one, others for another."""
+    return np.random.default_rng(zlib.crc32(row.place.encode()))
 
 
 def encode(job: Job, workers: int = 0, ray: str | None = None, gpus: float = 0) -> Iterator[dict[str, Any]]:

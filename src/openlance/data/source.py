@@ -11,16 +11,19 @@ Reading is separate from decoding, so that the order of the rows does not depend
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from openlance.data.census import Census
 from openlance.errors import UserError
 from openlance.sequence.segment import Segments
 
@@ -119,11 +122,12 @@ class Source(Protocol):
     def parts(self, epoch: int, rng: np.random.Generator | None) -> Sequence[Any]:
         """Return the parts in the order in which an epoch reads them: shuffled by rng, or as they lie without one."""
 
-    def rows(self, part: Any) -> Iterator[Row]:
-        """Iterate over the rows of a part, always in the same order; UserError if it has vanished or is damaged."""
+    def rows(self, part: Any) -> Iterable[Row]:
+        """Return the rows of a part, always in the same order; UserError if it has vanished or is damaged. A sequence,
+        where rows can be read in any order, is shuffled as a whole; of others, as far as a buffer reaches."""
 
     def stamp(self, part: Any) -> str:
-        """Return a text that changes when the rows of a part do, as far as names and sizes tell, without reading it."""
+        """Return a text that changes when what the rows of a part hold does (by a hash of it, not by size or time)."""
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         """Decode a row, as a pure function of the arguments; BrokenRow if it cannot be used."""
@@ -148,10 +152,49 @@ class Files:
         return shuffled(self.files, rng)
 
     def stamp(self, part: Any) -> str:
-        return f"{part} {part.stat().st_size}"
+        return f"{part} {digest(part)}"
+
+    def rows(self, part: Any) -> Iterable[Row]:
+        raise NotImplementedError
+
+    @property
+    def mark(self) -> str:
+        """A text that another state of the data changes, as far as names, sizes and texts of lists tell."""
+        return marked(f"{file.name} {file.stat().st_size}" for file in self.files if file.is_file())
+
+    @cached_property
+    def census(self) -> Census:
+        """What is in it."""
+        count = sum(sum(1 for _ in self.rows(part)) for part in self.files)
+        return Census(seen=count, used=count)
 
     def __str__(self) -> str:
         return f"{self.files[0]}" + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
+
+
+def digest(file: Path) -> str:
+    """Hash what is in a file: 16 hexadecimal digits of SHA-256. UserError if it cannot be read. A file is read again
+    unless its size and the time of its last change (which, unlike that of its contents, nobody sets) are the same."""
+    with readable(file, lambda: "cannot be read"):
+        about = file.stat()
+        return _digest(file, about.st_size, about.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)  # a file has many parts, which are asked for in a row
+def _digest(file: Path, size: int, changed: int) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as data:
+        while block := data.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()[:16]
+
+
+def marked(texts: Iterable[str]) -> str:
+    """Hash texts in order: 16 hexadecimal digits of SHA-256."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(f"{text}\0".encode("utf-8", "surrogatepass"))
+    return found.hexdigest()[:16]
 
 
 def shuffled(parts: Sequence[Any], rng: np.random.Generator | None) -> list[Any]:
@@ -166,7 +209,7 @@ class Reading:
         rank: Which process this is.
         world: How many there are.
         workers: Processes that decode; 0 decodes in this one.
-        shuffle: Shuffle the parts in every epoch.
+        shuffle: Shuffle the parts, and the rows of each, in every epoch.
         repeat: Go on with the next epoch; without, one pass ends the stream.
         look_ahead: Samples that wait for a pack that they fill (released code: 50).
         max_broken: Broken rows to skip, see `check_broken`.
@@ -179,6 +222,23 @@ class Reading:
     repeat: bool = True
     look_ahead: int = 50
     max_broken: float = 0.001
+
+
+# Rows that are at hand at once where a part is read from front to back; a row may hold a video of many megabytes.
+BUFFER = 256
+
+
+def buffered(rows: Iterable[Row], rng: np.random.Generator) -> Iterator[Row]:
+    """Shuffle rows as far as a buffer reaches."""
+    held: list[Row] = []
+    for row in rows:
+        if len(held) < BUFFER:
+            held.append(row)
+            continue
+        at = int(rng.integers(BUFFER))
+        held[at], row = row, held[at]
+        yield row
+    yield from shuffled(held, rng)
 
 
 class Reader(Iterator[Row]):
@@ -203,12 +263,12 @@ class Reader(Iterator[Row]):
             rng = np.random.default_rng((self.seed, self.epoch)) if r.shuffle else None
             parts = self.source.parts(self.epoch, rng)
             by_rows = len(parts) < r.world
-            own = parts if by_rows else parts[r.rank :: r.world]
+            own = range(len(parts)) if by_rows else range(r.rank, len(parts), r.world)
             while self.part < len(own):
-                rows = self.source.rows(own[self.part])
-                if by_rows:
-                    rows = islice(rows, r.rank, None, r.world)
-                for row in islice(rows, self.row, None):
+                number = own[self.part]
+                rng = np.random.default_rng((self.seed, self.epoch, number)) if r.shuffle else None
+                share = (r.rank, r.world) if by_rows else (0, 1)
+                for row in self._ordered(self.source.rows(parts[number]), rng, *share):
                     self.row, found = self.row + 1, True
                     yield row
                 self.part, self.row = self.part + 1, 0
@@ -217,6 +277,17 @@ class Reader(Iterator[Row]):
             if not found:
                 raise UserError(f"{self.source} has no rows for rank {r.rank} of {r.world}: give it more data")
             self.epoch, self.part, found = self.epoch + 1, 0, False
+
+    def _ordered(self, rows: Iterable[Row], rng: np.random.Generator | None, first: int, step: int) -> Iterator[Row]:
+        """The rows of a part in the order of this epoch from `row` on, every `step`-th of them. What makes its rows is
+        in no order that would have to be changed."""
+        if isinstance(rows, Sequence):
+            order = np.arange(len(rows)) if rng is None else rng.permutation(len(rows))
+            yield from (rows[at] for at in order[first::step][self.row :].tolist())
+            return
+        if rng is not None and not isinstance(self.source, Endless):
+            rows = buffered(rows, rng)
+        yield from islice(islice(rows, first, None, step), self.row, None)
 
     def state_dict(self) -> dict[str, int]:
         """Return the place of the row that comes next."""

@@ -50,8 +50,11 @@ VIDEO_STARTS = (
     b"\x12\x00\x0a",  # AV1 in OBUs
 )
 IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
+    ".heic", ".heif", ".jp2", ".tga",
+)  # fmt: skip
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 TS_PACKET = 188  # an MPEG transport stream has the byte 0x47 at the beginning of each (ISO/IEC 13818-1)
 HEAD = 3 * TS_PACKET
 

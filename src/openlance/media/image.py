@@ -96,6 +96,30 @@ def open_image(source: Source) -> PillowImage | None:
     return None
 
 
+@lru_cache(maxsize=1)
+def readers() -> frozenset[str]:
+    """Return the suffixes of the images for which a reader is installed."""
+    from importlib.util import find_spec
+
+    from PIL import Image
+
+    kinds = Image.registered_extensions()
+    heif = (".heic", ".heif", ".hif") if find_spec("pillow_heif") else ()
+    return frozenset({suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in STUBS} | {*heif})
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Read (height, width) in pixels of an image from its head; None if it cannot be read."""
+    try:
+        image = open_image(Source(path))
+    except UserError:
+        return None
+    if image is None:
+        return None
+    with image:
+        return image.height, image.width
+
+
 def one_image(image: PillowImage, name: str) -> Clip:
     """Read the frame on which a Pillow image stands, as it is to be shown. UserError if it is damaged or too large."""
     with _readable(name):

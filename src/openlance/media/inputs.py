@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 
 from openlance.errors import UserError
-from openlance.media.clip import KEY, LONGEST, MODEL_FPS, Clip, Provenance, carried, frame_indices, joined, tell_speed
+from openlance.media.clip import (
+    KEY,
+    LONGEST,
+    MODEL_FPS,
+    TEMPORAL_STRIDE,
+    Clip,
+    Provenance,
+    carried,
+    frame_indices,
+    joined,
+    tell_speed,
+)
 from openlance.media.files import BEGIN, EXIF_IFD, UNICODE, USER_COMMENT, Source, begins_as_video, notice
 from openlance.media.image import frames_of, metadata, on_white, one_image, open_image, read_animation
-from openlance.media.video import opened, read_video_file
+from openlance.media.video import opened, read_moments, read_video_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -69,6 +80,35 @@ def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
             if image.format != "GIF" and frames_of(image, file.name) == 1:
                 raise UserError(f"{file.name} is a still image, not a video: give an MP4, WebM or animated file")
     return read_media(source, name)
+
+
+def read_window(
+    source: str | Path | bytes, name: str | None = None, *, frames: int, place: float = 0.0, stride: int = 1
+) -> Clip:
+    """Read a stretch of a video at the speed of life, however long and of whatever rate the video is.
+
+    Args:
+        source: a file, or its bytes.
+        name: what errors and notices call it, if not by its path.
+        frames: the longest clip; one of 1 + 4k frames comes out.
+        place: where the stretch lies, from the start of the video (0) to its end (1).
+        stride: every n-th of the model's 12 frames a second, so that it runs n times faster.
+
+    Raises:
+        UserError: as from `read_video`.
+    """
+    file = Source(source, name)
+    if _still_or_animation(file) is not None:
+        return read_video(source, name)
+
+    def moments(seconds: float) -> list[float]:
+        step = stride / MODEL_FPS
+        count = min(frames, max(int(seconds / step + 1e-3), 1))
+        count = (count - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
+        first = place * max(seconds - count * step, 0.0)
+        return [first + n * step for n in range(count)]
+
+    return read_moments(file, moments)
 
 
 def _still_or_animation(file: Source) -> PillowImage | None:

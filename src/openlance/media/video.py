@@ -86,6 +86,35 @@ def read_frames(source: Source, choose: Callable[[int, float], Sequence[int]]) -
     return joined([kept[number] for number in wanted], source.name)
 
 
+def read_moments(source: Source, choose: Callable[[float], Sequence[float]]) -> Clip:
+    """Read the frames of a video that are shown at some moments, whatever its rate.
+
+    Args:
+        source: a file.
+        choose: gives the moments, ascending, in seconds from the first frame, for how many seconds there are.
+
+    Raises:
+        UserError: as `read_video_file`.
+    """
+    line = survey(source)
+    if not line.count:
+        return read_video_file(source)  # which says what is wrong, or finds frames that no packet told of
+    starts, end = line.starts, line.end
+    if starts is None:
+        rate = line.rate or UNKNOWN_FPS
+        starts, end = np.arange(line.count) / rate, line.count / rate
+    # A clock of limited resolution may round a frame's start to just behind the moment that means it.
+    moments = np.asarray(choose(float(end - starts[0]))) + starts[0] + max(line.tick, 1e-6)
+    wanted = np.clip(np.searchsorted(starts, moments, side="right") - 1, 0, line.count - 1).tolist()
+    kept, times, damage = _pick(source, wanted)
+    if any(i not in kept for i in wanted) and len(times) != line.count:
+        return read_video_file(source)
+    _refuse_truncated(source.name, line, damage)
+    if any(i not in kept for i in wanted):
+        raise UserError(f"{source.name} is damaged: get it again or convert it to MP4")
+    return joined([kept[i] for i in wanted], source.name)
+
+
 class _Nameless:
     """A file without its name, of which FFmpeg would make something of its own (the suffix, %d, a protocol)."""
 

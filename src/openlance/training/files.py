@@ -1,6 +1,7 @@
 """The folder of a run: what it was started with, its log, its checkpoints.
 
 run.json          every start: stage as resolved, options, versions, commit
+found.json        what there was to train on
 log.jsonl         one line per step; TensorBoard's files beside it where that is installed
 checkpoints/      see `checkpoint.py`
 """

@@ -6,6 +6,7 @@ run_recipe(recipe("nano"), Settings(...))          # stage after stage, each in 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from openlance.config.train import Stage
 from openlance.config.values import as_data, build
 from openlance.data.encoded import PROBE, EncodedSource, probed
 from openlance.data.open import open_source
+from openlance.data.report import look
 from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
@@ -27,6 +29,7 @@ from openlance.runtime.distributed import Distributed
 from openlance.runtime.lora import inject, write_adapter
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
+from openlance.training.again import check_again, note_found
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
 from openlance.training.files import RunFolder, Settings, stage_folders, starts_of
@@ -72,6 +75,9 @@ def _run(stages: Mapping[Path, Stage], settings: Settings, show: Show | None, of
         own = replace(settings, out=folder, minutes=left, of_recipe=of_recipe)
         with ExitStack() as stack:
             run, work = prepare(stage, own, base, processes, stack, show, before=run)
+            check_again(stage, own, work.folder.checkpoints)
+            if work.found is not None:
+                note_found(folder, work.found)
             work.folder.record(stage)
             if not train(run, work):
                 break
@@ -107,6 +113,9 @@ def prepare(
     )
     stream = stack.enter_context(Stream(sources, stage, base.codec, style=base.style, reading=reading))
     folder = RunFolder(settings, processes)
+    found = look(sources, stage, base.codec, base.style) if processes.leads else None
+    if found is not None:
+        print(found.text(), file=sys.stderr)
     if before is not None:
         base.learner.requires_grad_(True)
     run = Trainer(stage, base.learner, processes, settings.compiled)
@@ -121,7 +130,7 @@ def prepare(
         with Stream(held_out, other, base.codec, style=base.style, reading=alone) as validating:
             packs = [next(validating) for _ in range(settings.held_out_packs)]
     shown = partial(finish, base=base, settings=settings, show=show)
-    return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown)
+    return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown, found=found)
 
 
 def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openlance.config.train import Stage
+from openlance.data.report import Report
 from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lance import Expert, compile_experts
@@ -177,6 +178,7 @@ class Work:
         batches: What it trains on, packs of samples.
         prepare: Makes batches of samples.
         held_out: Packs whose losses are measured.
+        found: What there is to train on, on the first process.
         show: Called on every process, every `show_every` steps; exports the model.
     """
 
@@ -185,6 +187,7 @@ class Work:
     prepare: Preparer
     held_out: Sequence[list] = ()
     show: Callable[[Trainer], Any] | None = None
+    found: Report | None = None
 
 
 def train(run: Trainer, work: Work) -> bool:
