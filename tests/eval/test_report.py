@@ -97,6 +97,10 @@ def test_runs_are_named_by_as_much_of_their_path_as_is_needed(tmp_path):
     folders = [geneval_run(tmp_path / name / "x", {"colors": [True, True]}) for name in "ab"]
     (section,) = sections(folders)
     assert [run.name for run in section.runs] == ["a/x", "b/x"]
+    (tmp_path / "x.json").write_text(json.dumps({"t2i": summary({"single": [True]})}))
+    (tmp_path / "a" / "x.json").write_text((tmp_path / "x.json").read_text())
+    found = sections([folders[0], str(tmp_path / "a" / "x.json"), str(tmp_path / "x.json")])
+    assert [run.name for section in found for run in section.runs] == ["a/x", "a/x.json", f"{tmp_path.name}/x.json"]
     with pytest.raises(UserError, match="given twice"):
         sections([folders[0], folders[0]])
 

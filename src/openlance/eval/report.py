@@ -58,7 +58,15 @@ class Evaluated:
         if record.failed:
             return f"not judged: {record.failed}"
         one = BENCHMARKS.get(self.score.benchmark)
-        return one.rules.why(record) if one else ", ".join(f"{k}: {v}" for k, v in record.found.items() if k in SAID)
+        if one:
+            return one.rules.why(record)
+        return "; ".join(f"{name}: {said}" for name, said in record.found.items() if name not in HEADING and said)
+
+    def heading(self, record: Record) -> str:
+        """What was asked."""
+        job = self.jobs.get(record.place[:2])
+        said = (record.found.get("prompt"), record.found.get("question"), job.prompt if job else "", record.key)
+        return next(str(text) for text in said if text)
 
     @cached_property
     def places(self) -> dict[tuple[str, str, int], Record]:
@@ -83,7 +91,7 @@ class Evaluated:
         return {group: {k: sum(v) / len(v) for k, v in each.items()} for group, each in found.items()}
 
 
-SAID = ("question", "answer", "expected", "shown")  # of a suite of our own, beside the prompt
+HEADING = ("prompt", "question", "file", "right")  # of a record of a suite of our own: shown elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +144,8 @@ class Section:
     @property
     def settings(self) -> dict[str, list[str]]:
         """In what the runs were made differently: their values, by name."""
-        names = dict.fromkeys(
-            name for run in self.runs for other in self.runs for name in differences(run.made, other.made)
-        )
+        told = [run.made for run in self.runs if run.made]
+        names = dict.fromkeys(name for one in told for other in told for name in differences(one, other))
         return {name: [_shown(run.made, name) for run in self.runs] for name in names if name != "versions"}
 
 
@@ -181,13 +188,14 @@ def sections(given: Sequence[str], checkout: Path | None = None) -> list[Section
 
 def _names(given: Sequence[str]) -> list[str]:
     """What to call each: the last part of its path, and more where that is not enough."""
-    parts = [Path(text.rpartition("=")[2]).absolute().parts for text in given]
-    for count in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(path[-count:]).removesuffix(".json") for path in parts]
-        if len(set(names)) == len(names):
-            return names
-    twice = next(text for text in given if given.count(text) > 1)
-    raise UserError(f"{twice} is given twice: give every run once")
+    paths = [Path(text.rpartition("=")[2]).absolute() for text in given]
+    twice = [text for text, path in zip(given, paths) if paths.count(path) > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is given twice: give every run once")
+    alike = len({path.with_suffix("") for path in paths}) < len(paths)
+    parts = [path.parts if alike else (*path.parent.parts, path.name.removesuffix(".json")) for path in paths]
+    depths = range(1, max(map(len, parts), default=0) + 1)
+    return next(names for depth in depths if len(set(names := ["/".join(p[-depth:]) for p in parts])) == len(parts))
 
 
 def _read(text: str, name: str, checkout: Path | None) -> list[Evaluated]:

@@ -283,8 +283,7 @@ def figure(one: Section, asked: Record, full: float, thumbnails: Thumbnails) -> 
         record = run.places.get(asked.place)
         if record is None:
             continue
-        job = run.jobs.get(asked.place[:2])
-        prompt = prompt or str(record.found.get("prompt", "")) or (job.prompt if job else "")
+        prompt = prompt or run.heading(record)
         images = "".join(
             f'<img src="{url}" alt="{escaped(prompt)}">' for url in pictures(run, record, thumbnails) if url
         )
