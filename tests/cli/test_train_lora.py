@@ -30,15 +30,18 @@ def picture(color, path):
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Edit pairs as InstructPix2Pix has them, and questions about the same pictures."""
-    folder, rows = tmp_path_factory.mktemp("pairs"), []
+    folder, rows = tmp_path_factory.mktemp("data") / "pairs", []
+    folder.mkdir()
     for n, color in enumerate(COLORS):
         picture(color, folder / f"{n}a.png")
         picture("green", folder / f"{n}b.png")
         rows.append({"input_image": f"{n}a.png", "output_image": f"{n}b.png", "instruction": "make the circle green"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (folder / "asked").mkdir()
-    rows = [{"image": f"../{n}a.png", "question": "what colour is it?", "answer": c} for n, c in enumerate(COLORS)]
-    (folder / "asked" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder.parent / "asked").mkdir()
+    rows = [
+        {"image": f"../pairs/{n}a.png", "question": "what colour is it?", "answer": c} for n, c in enumerate(COLORS)
+    ]
+    (folder.parent / "asked" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
 
@@ -52,9 +55,9 @@ def stage_of(run):
         (["--task", "image_edit", "--data", "PAIRS"], {"image_edit": 1}, "edit IN"),
         (["--data", "edit=PAIRS"], {"image_edit": 1}, "edit IN"),
         (["--data", "PAIRS", "--set", "mixture={image_edit: 1}"], {"image_edit": 1}, "edit IN"),
-        (["--task", "vqa", "--data", "PAIRS/asked"], {"x2t_image": 1}, "ask IN"),
-        (["--data", "edit=PAIRS", "--data", "vqa=PAIRS/asked"], {"image_edit": 1, "x2t_image": 1}, "edit IN"),
-        (["--data", "vqa=PAIRS/asked", "--data", "edit=PAIRS", "--set", "mixture={vqa: 3, edit: 1}"],
+        (["--task", "vqa", "--data", "ASKED"], {"x2t_image": 1}, "ask IN"),
+        (["--data", "edit=PAIRS", "--data", "vqa=ASKED"], {"image_edit": 1, "x2t_image": 1}, "edit IN"),
+        (["--data", "vqa=ASKED", "--data", "edit=PAIRS", "--set", "mixture={vqa: 3, edit: 1}"],
          {"x2t_image": 3, "image_edit": 1}, "ask IN"),
         (["--task", "subject", "--data", "PAIRS"], {"image_idip": 1}, "generate subject IMAGE --prompt"),
         (["--task", "i2v", "--data", "world"], {"i2v": 1}, "generate i2v IMAGE"),
@@ -62,7 +65,7 @@ def stage_of(run):
     ],
 )  # fmt: skip
 def test_every_task_and_mixtures_of_them_train_an_adapter(pairs, tmp_path, capsys, words, mixture, then):
-    said = [word.replace("PAIRS", str(pairs)) for word in words]
+    said = [word.replace("PAIRS", str(pairs)).replace("ASKED", str(pairs.parent / "asked")) for word in words]
     out = tmp_path / "run"
     assert main(["train", "lora", *said, "-o", str(out), "--steps", "1", "--rank", "2", *SMALL]) == 0
     assert f"try: openlance {then}" in capsys.readouterr().out and stage_of(out)["mixture"] == mixture
