@@ -93,7 +93,7 @@ class Seeding:
         if self.world is not None:
             return self.seed + k + number % self.world * self.most
         place = json.dumps([self.seed, job.group, job.key, k]).encode()
-        return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest()) % LARGEST_SEED
+        return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big") % LARGEST_SEED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,12 +174,13 @@ def sample(
     """
     asked = fitting(pipe, run)
     kept = chosen(jobs, run.limit)
+    if len({(job.group, job.key) for job in kept}) != len(kept):
+        raise UserError(f"{run.benchmark}: two items have one name in their group: its files are not those expected")
     check_manifest(folder, manifest(pipe, kept, run, asked), write=rank == 0)
     if rank == 0:
         write_items(folder, kept)
     answers = folder / (ANSWERS if world == 1 else f"answers-{rank}.jsonl")
     told = {record.place: record for record in read_records(answers)} if answers.is_file() else {}
-    numbers = {(job.group, job.key): number for number, job in enumerate(kept)}
     waiting = list[tuple[Job, int]]()
     for number, job in enumerate(kept):
         if number % world != rank:
@@ -189,8 +190,6 @@ def sample(
             on_done(job.samples)
         else:
             waiting.append((job, number))
-    if len(numbers) != len(kept):
-        raise UserError(f"{run.benchmark}: two items have one name in their group: its files are not those expected")
     for batch in _batches(pipe, waiting, asked):
         if TASKS[batch[0][0].task].makes == "text":
             said = pipe.fill_text([request for _, _, request in batch], Decoding(max_new_tokens=run.max_new_tokens))
