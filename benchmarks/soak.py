@@ -5,9 +5,10 @@
 
 `openlance serve` with nano in a process of its own, over loopback, with caps on its disk so small that they bite. Eight
 clients draw small images, edit, ask, make videos, leave, send rubbish, read and write slowly (`soak_clients.py`). At a
-third of it the server is told to end (SIGTERM), at two thirds it is killed (SIGKILL); it begins again in its folder.
-Its resident memory is read every second; the slope of each life is the median of the slopes between all pairs of its
-samples after the first quarter (Theil and Sen), per thousand requests.
+tenth of it the server is told to end (SIGTERM), at a fifth it is killed (SIGKILL); it begins again in its folder. So one
+life is long enough to tell a leak from pools that fill: resident memory is read every second, and the slope of a life is
+the median of the slopes between all pairs of its samples after its warm-up (Theil and Sen), per thousand requests.
+Warm-up is the first quarter, and at least 2,000 requests.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ CLIENTS = 8
 CAP = 1_000_000  # bytes of files that the server may keep
 KEEP_HOURS = 0.1  # for which it keeps them
 SLOPE_MB, END_S = 1.0, 10.0  # what is wanted: per 1,000 requests, seconds to a graceful end
-ENOUGH = 500  # requests of a life of which the slope means something
+WARM = 2000  # requests in which the pools of a new process fill
+ENOUGH = 1000  # requests after them of which the slope means something
 COLORS = ("#2563eb", "#dc2626", "#16a34a")
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 60, 34, 46
 
@@ -180,7 +182,7 @@ def soak(server: Server, ledger: Ledger, args: argparse.Namespace) -> tuple[list
     threads = [threading.Thread(target=play, daemon=True) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
-    restarts = [(1 / 3, signal.SIGTERM), (2 / 3, signal.SIGKILL)]
+    restarts = [(0.1, signal.SIGTERM), (0.2, signal.SIGKILL)]
     while share() < 1 and time.monotonic() - began < 60 * (args.minutes * 1.5 + 10):
         time.sleep(args.every)
         if (sample := server.sample(time.monotonic() - began, ledger.done)) is not None:
@@ -224,15 +226,20 @@ def _settled(server: Server, ledger: Ledger) -> None:
 
 
 def slope_of(samples: list[Sample]) -> dict[str, Any]:
-    """Megabytes per thousand requests of one life, after its first quarter: the median over all pairs of samples."""
+    """Megabytes per thousand requests of one life, after its warm-up: the median over all pairs of samples.
+
+    None where too few requests came after it.
+    """
     first, last = samples[0].requests, samples[-1].requests
-    warm = [s for s in samples if s.requests >= first + (last - first) / 4]
+    begin = first + max((last - first) / 4, WARM)
+    warm = [s for s in samples if s.requests >= begin]
     warm = warm[:: max(len(warm) // 300, 1)]
     pairs = [(a, b) for a, b in combinations(warm, 2) if b.requests > a.requests]
     slopes = [(b.rss - a.rss) / (b.requests - a.requests) / 1000 for a, b in pairs]
     return {
-        "requests": last - first, "mb_per_1000": round(statistics.median(slopes), 3) if slopes else None,
-        "first_mb": round(warm[0].rss / 1e6, 1), "last_mb": round(warm[-1].rss / 1e6, 1),
+        "requests": last - first,
+        "mb_per_1000": round(statistics.median(slopes), 3) if slopes and last - begin >= ENOUGH else None,
+        "first_mb": round((warm or samples)[0].rss / 1e6, 1), "last_mb": round(samples[-1].rss / 1e6, 1),
         "most_mb": round(max(s.rss for s in samples) / 1e6, 1),
     }  # fmt: skip
 
@@ -263,7 +270,7 @@ def drawing(samples: list[Sample]) -> str:
 def report(server: Server, ledger: Ledger, samples: list[Sample], audits: list[dict[str, int]], seconds: float):
     """Data and rows; the last column says what is wanted, and the data whether all of it holds."""
     lives = [slope_of([s for s in samples if s.life == life]) for life in sorted({s.life for s in samples})]
-    judged = [one["mb_per_1000"] for one in lives if one["requests"] >= ENOUGH and one["mb_per_1000"] is not None]
+    judged = [one["mb_per_1000"] for one in lives if one["mb_per_1000"] is not None]
     slope, defects = max(judged, default=None), server.defects()
     kinds = {kind: sum(n for (k, _), n in ledger.outcomes.items() if k == kind) for kind, _ in ledger.outcomes}
     total = sum(kinds.values())
@@ -277,7 +284,7 @@ def report(server: Server, ledger: Ledger, samples: list[Sample], audits: list[d
         ["cancelled / malformed", f"{sum(kinds.get(k, 0) for k in CANCELLED) / total:.1%} / "
          f"{kinds.get('malformed', 0) / total:.1%}", ""],
         ["cut off by a restart / answers 503 meanwhile", f"{cut} / {unavailable}", ""],
-        *([f"life {n}: requests, MB after a quarter / at the end / most, MB per 1,000 requests",
+        *([f"life {n}: requests, MB after warm-up / at the end / most, MB per 1,000 requests",
            f"{one['requests']}, {one['first_mb']} / {one['last_mb']} / {one['most_mb']}, {one['mb_per_1000']}", ""]
           for n, one in enumerate(lives, 1)),
         ["largest slope, MB per 1,000 requests", "too few requests" if slope is None else slope,

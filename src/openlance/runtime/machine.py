@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ import torch
 
 from openlance.config.versions import versions
 
+M_ARENA_MAX, ARENAS = -8, 2  # the first is glibc's (malloc.h)
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -51,3 +53,19 @@ def restart_peak(device: torch.device) -> None:
 def peak(device: torch.device) -> int | None:
     """The most bytes since `restart_peak`: of a GPU, else of the process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
+
+
+def few_arenas() -> None:
+    """Keep the heap of this process in two arenas, before it has threads.
+
+    glibc makes up to eight for each core and never gives one back: in a process whose threads come and go, such as a
+    server that encodes videos, each of them grows to the most that any of its threads has ever held.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # other systems have no such function
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
+
+
+def give_back() -> None:
+    """Hand the free pages of the heap back to the system."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import logging
 import time
@@ -24,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openlance.config.versions import versions
 from openlance.errors import UserError
+from openlance.runtime.machine import give_back
 from openlance.serve import admin, chat, images, videos
 from openlance.serve.answers import Model, Models, Status
 from openlance.serve.bodies import unknown_model
@@ -101,14 +101,7 @@ async def _sweeping(store: Store) -> None:
             await asyncio.to_thread(store.sweep)
         except Failure:  # a full disk, say, which is in the log: the next sweep may find room
             log.warning("what is too old was not removed")
-        await asyncio.to_thread(_give_back)
-
-
-def _give_back() -> None:
-    """Hand free memory back to the system: glibc keeps the most that was ever in each of its arenas, and threads come
-    and go between them."""
-    with suppress(OSError, AttributeError, TypeError):  # other systems have no such function
-        ctypes.CDLL(None).malloc_trim(0)
+        await asyncio.to_thread(give_back)
 
 
 def _operations(app: FastAPI, serving: Serving) -> None:
