@@ -5,10 +5,10 @@
 
 `openlance serve` with nano in a process of its own, over loopback, with caps on its disk so small that they bite. Eight
 clients draw small images, edit, ask, make videos, leave, send rubbish, read and write slowly (`soak_clients.py`). At a
-tenth of it the server is told to end (SIGTERM), at a fifth it is killed (SIGKILL); it begins again in its folder. So one
-life is long enough to tell a leak from pools that fill: resident memory is read every second, and the slope of a life is
-the median of the slopes between all pairs of its samples after its warm-up (Theil and Sen), per thousand requests.
-Warm-up is the first quarter, and at least 2,000 requests.
+tenth of it the server is told to end (SIGTERM), at a fifth it is killed (SIGKILL); it begins again in its folder. So
+one life is long enough to tell a leak from pools that fill: resident memory is read every second, and the slope of a
+life is the median of the slopes between all pairs of its samples after its warm-up (Theil and Sen), per thousand
+requests. Warm-up is the first quarter, and at least 2,000 requests.
 """
 
 from __future__ import annotations
