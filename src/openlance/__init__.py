@@ -19,7 +19,7 @@ __all__ = ["Enhancer", "Kind", "LancePipeline", "Pipeline", "Role", "Segment", "
 
 
 def load(model: str = "nano", **options: Any) -> "LancePipeline":
-    """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/checkpoints.md`), or a repository
+    """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/howto/checkpoints.md`), or a repository
     of the hub; options as for `LancePipeline.from_pretrained`, which gives the same."""
     from openlance.inference.lance_pipeline import LancePipeline
 

@@ -244,7 +244,7 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
 
 
 def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = None) -> dict[str, Any]:
-    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md).
+    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/howto/data.md).
 
     Args:
         option: Its name.

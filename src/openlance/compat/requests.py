@@ -1,6 +1,6 @@
 """One entry of the release's input files as a request, with its media at the sizes that the release would take.
 
-Two habits are left out on purpose (`docs/official-inputs.md`): conditions are the codec's mean instead of a draw around
+Two habits are left out on purpose (`docs/howto/official-inputs.md`): conditions are the codec's mean instead of a draw around
 it, and the noise of an entry does not depend on how many processes share the work.
 """
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from openlance.inference.engine import Engine
 
 # Probabilities of a fact's answer: from the first on the model is sure, below the second it finds a fault, as another
-# answer is likelier (docs/checking.md).
+# answer is likelier (docs/howto/checking.md).
 SURE, FAULT = math.log(0.98), math.log(0.5)
 TINY = 1e-30  # the least probability that is told apart
 ASTRAY = math.log(0.01)  # what a thing in the wrong place counts as

@@ -38,7 +38,7 @@ class Split:
         content: The text, or the grid of an image or video.
         first: Its first row, a marker included.
         last: Its last row, likewise.
-        stream: This and the next four are the columns of the table in `docs/architecture.md`; the two markers around
+        stream: This and the next four are the columns of the table in `docs/concepts/index.md`; the two markers around
             latents, whose stream is "gen", take the stream "und".
         index: Positions of the first and the last token, markers left out, before the shift.
         shifted: Likewise after the shift.
@@ -158,8 +158,8 @@ def mask_picture(explanation: Explanation, most: int = 4) -> list[list[list[bool
         most: A split of n rows is drawn with the cube root of n cells, at most this many.
 
     Returns:
-        For each split as query the cells of one block row by row, [query split][line][column], where the columns of all
-        key splits follow each other.
+        For each split as query the lines of one block, each with its columns, where the columns of all key splits follow
+        each other.
     """
     rows = explanation.rows
     chosen = [_spread(split.first, split.last, most) for split in explanation.splits]
