@@ -165,9 +165,7 @@ def streams() -> str:
         yield words(left + width / 2, 226, "one attention over all tokens, under one mask", "name middle")
         yield from experts(256, "output, norm, MLP")
         latents = int(rows.is_latent.sum())
-        said = (
-            f"{len(rows) - latents} tokens take the understanding expert (text, ViT patches, markers around visuals), "
-        )
+        said = f"{len(rows) - latents} tokens take the understanding expert (text, ViT patches, markers), "
         yield words(left, 366, f"{said}{latents} the generation expert (latents, clean or noisy).", "soft")
 
     return figure(1080, 388, "The two streams of a layer", parts())
@@ -204,7 +202,7 @@ def mape() -> str:
                     yield box(x, y - 1.5, cell * 0.8, 3, "var(--moved)", 'opacity="0.7"')
                 yield box(x, at(top, int(after.position[row, 0])) - 3, cell * 0.86, 6, color(after, row))
         bottom = 84 + len(shown) * (high * len(levels) + 56) - 20
-        said = "Tokens in their order. Gray: text, markers; green: ViT patches; orange: latents. The axis of t is not even."
+        said = "Tokens in their order. Gray: text, markers; green: ViT patches; orange: latents. The t axis is uneven."
         yield words(left, bottom, said, "soft")
 
     return figure(980, 84 + len(shown) * (high * len(levels) + 56), "Modality-aware positions", parts())

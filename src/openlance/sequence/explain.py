@@ -38,7 +38,7 @@ class Split:
         content: The text, or the grid of an image or video.
         first: Its first row, a marker included.
         last: Its last row, likewise.
-        stream: This and the next four are the columns of the table in `docs/concepts/index.md`; the two markers around
+        stream: This and the next four are the columns of the table in `docs/concepts/sequence.md`; the two markers around
             latents, whose stream is "gen", take the stream "und".
         index: Positions of the first and the last token, markers left out, before the shift.
         shifted: Likewise after the shift.
