@@ -1,6 +1,6 @@
 """What fewer and cheaper steps cost and save: every setting against Euler's method with 30 steps, on the same seeds.
 
-    python benchmarks/quality.py --samples 200 --docs   # nano, pictures of 64x64; the table goes into docs/howto/speed.md
+    python benchmarks/quality.py --samples 200 --docs   # nano, 64x64; the table goes into docs/howto/speed.md
     python benchmarks/quality.py --size 96x96 --samples 64
 
 The reference is drawn once. `openlance bench quality` compares one setting in the same way.

@@ -1,6 +1,6 @@
 """Prepare a release: `make release VERSION=0.2.0`.
 
-Writes the version into the package and CITATION.cff and dates the changelog's part "Unreleased", whose place a new, empty one
+Writes the version into the package and CITATION.cff and dates the changelog's part "Unreleased", whose place a new one
 takes. What then remains, the commit and its tag, is printed, for a person to do.
 """
 

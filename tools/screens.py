@@ -1,7 +1,7 @@
 """Record what a reader sees: `python tools/screens.py studio` and `python tools/screens.py site`.
 
 studio: docs/images/studio.webp, a dialogue in the Studio with nano, filmed in Chromium while a script types.
-site: screenshots of the pages in outputs/site (`make docs`) at desktop and phone width, in outputs/docs; fails if a page
+site: screenshots of pages of outputs/site (`make docs`) at desktop and phone width, in outputs/docs; fails if a page
       asks for anything that is not in the folder, or is wider than the window.
 """
 
@@ -18,13 +18,15 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+SITE, OUT = ROOT / "outputs" / "site", ROOT / "outputs" / "docs"
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
 from conftest import CHROMIUM, LIMIT, _studio  # noqa: E402  (the tests' own Studio and browser)
 
-SAID = ["draw a red circle left of a blue square", "replace the blue square with a yellow star", "make the background white",
-        "what color is the star?", "animate: the circle moves up"]  # fmt: skip
-PAGES = ["index", "start", "tutorials/released-3b", "tutorials/explain", "howto/speed", "concepts/mask", "concepts/mape",
-         "reference/pipeline", "reference/cli/generate", "gallery", "evaluation", "migrate"]  # fmt: skip
+SAID = ["draw a red circle left of a blue square", "replace the blue square with a yellow star",
+        "make the background white", "what color is the star?", "animate: the circle moves up"]  # fmt: skip
+PAGES = ["index", "start", "tutorials/released-3b", "tutorials/explain", "howto/speed", "concepts/mask",
+         "concepts/mape", "reference/pipeline", "reference/cli/generate", "gallery", "evaluation",
+         "migrate"]  # fmt: skip
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
@@ -82,25 +84,28 @@ def studio() -> None:
 
 def site() -> None:
     """Take the pages in both widths."""
-    folder, out = ROOT / "outputs" / "site", ROOT / "outputs" / "docs"
-    out.mkdir(parents=True, exist_ok=True)
-    wrong = list[str]()
+    OUT.mkdir(parents=True, exist_ok=True)
     with browser() as chromium:
-        for name, (width, height) in WIDTHS.items():
-            context = chromium.new_context(viewport={"width": width, "height": height})
-            page = context.new_page()
-            page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else wrong.append(r.url))
-            page.on("requestfailed", lambda r: wrong.append(f"missing: {r.url}"))
-            for path in PAGES:
-                page.goto((folder / f"{path}.html").as_uri())
-                page.wait_for_timeout(400)
-                page.screenshot(path=out / f"{name}-{path.replace('/', '-')}.png")
-                wide = page.evaluate("document.documentElement.scrollWidth")
-                wrong += [f"{path} is {wide} pixels wide on a {name}"] * (wide > width)
-            context.close()
-    print(*sorted(out.iterdir()), *wrong, sep="\n")
+        wrong = [line for name, size in WIDTHS.items() for line in taken(chromium, name, *size)]
+    print(*sorted(OUT.iterdir()), *wrong, sep="\n")
     if wrong:
         sys.exit(1)
+
+
+def taken(chromium: Any, name: str, width: int, height: int) -> list[str]:
+    """Take the pages in one width; what is wrong with them."""
+    wrong = list[str]()
+    page = chromium.new_page(viewport={"width": width, "height": height})
+    page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith(("http", "ws")) else None)
+    page.on("requestfailed", lambda asked: wrong.append(f"missing: {asked.url}"))
+    for path in PAGES:
+        page.goto((SITE / f"{path}.html").as_uri())
+        page.wait_for_timeout(400)
+        page.screenshot(path=OUT / f"{name}-{path.replace('/', '-')}.png")
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        wrong += [f"{path} is {wide} pixels wide on a {name}"] * (wide > width)
+    page.close()
+    return wrong
 
 
 if __name__ == "__main__":

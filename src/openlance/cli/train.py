@@ -24,9 +24,10 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from openlance.cli import options
-from openlance.config.train import Stage, override, presets, read_recipe, read_stage, recipe_of
+from openlance.config.train import Stage, presets, read_recipe, read_stage, recipe_of
 from openlance.config.train import recipe as recipe_named
 from openlance.config.train import stage as preset
+from openlance.config.values import override
 from openlance.errors import UserError
 
 if TYPE_CHECKING:

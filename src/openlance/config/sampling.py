@@ -78,7 +78,8 @@ class PromptStyle:
             last: Kind of the element that the user listed last: "text", "image" or "video".
         """
         word = last if self.names_last and field in LISTED else kind
-        return getattr(self, field).format(m=word)
+        text: str = getattr(self, field)
+        return text.format(m=word)
 
 
 EXACT = PromptStyle()
