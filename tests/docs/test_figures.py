@@ -19,7 +19,7 @@ def tool(name):
     return module
 
 
-figures, numbers, words, release = map(tool, ("figures", "numbers", "words", "release"))
+figures, scores, words, release = map(tool, ("figures", "scores", "words", "release"))
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
@@ -27,10 +27,10 @@ def test_a_figure_is_what_the_rows_say(name):
     assert figures.FIGURES[name]() == (ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", numbers.PAGES)
+@pytest.mark.parametrize("name", scores.PAGES)
 def test_scores_are_those_of_the_newest_results(name):
     page = (ROOT / name).read_text(encoding="utf-8")
-    assert page == numbers.filled(page) and page.count("| `chat`, `story` | 0.") == 1
+    assert page == scores.filled(page) and page.count("| `chat`, `story` | 0.") == 1
 
 
 def test_the_memory_of_the_released_model_is_what_plan_counts(capsys):
@@ -40,18 +40,16 @@ def test_the_memory_of_the_released_model_is_what_plan_counts(capsys):
     table = re.search(r"<!-- fit -->\n(.*?)<!-- /fit -->", page, re.S)[1].strip().splitlines()[2:]
     told = [[float(cell) for cell in line.split("|")[2:5]] for line in table]
     asked = (["t2i", "768x768"], ["image_edit", "768x768"], ["t2v", "848x480", "--frames", "121"])
+    turns, both = "in turn with the decoder", "understanding and generation weights"
+    rows = (
+        "everything stays", f"(?<!layer; )vision tower and VAE are loaded {turns}",
+        "understanding weights are streamed layer by layer; vision tower and VAE are loaded only while they work",
+        f"{both} are streamed layer by layer; vision tower and VAE are loaded {turns}",
+    )  # fmt: skip
     for column, (task, size, *more) in enumerate(asked):
         assert main(["plan", "--task", task, "--size", size, *more]) == 0
         text = re.sub(r"\s+", " ", capsys.readouterr().out)
-        found = [
-            re.search(rf"{words} ([\d.]+)", text)[1]
-            for words in (
-                "everything stays", "(?<!layer; )vision tower and VAE are loaded in turn with the decoder",
-                "understanding weights are streamed layer by layer; vision tower and VAE are loaded only while they work",
-                "understanding and generation weights are streamed layer by layer; vision tower and VAE are loaded in turn "
-                "with the decoder",
-            )
-        ]  # fmt: skip
+        found = [re.search(rf"{words} ([\d.]+)", text)[1] for words in rows]
         assert [row[column] for row in told] == [pytest.approx(float(value), abs=0.051) for value in found]
 
 
