@@ -104,6 +104,12 @@ def taken(chromium: Any, name: str, width: int, height: int) -> list[str]:
         page.screenshot(path=OUT / f"{name}-{path.replace('/', '-')}.png")
         wide = page.evaluate("document.documentElement.scrollWidth")
         wrong += [f"{path} is {wide} pixels wide on a {name}"] * (wide > width)
+    page.goto((SITE / "index.html").as_uri())
+    page.evaluate("document.querySelector('#__search').click()")
+    page.locator(".md-search__input").fill("MaPE")
+    page.wait_for_selector(".md-search-result__link[href*='mape']", timeout=4 * LIMIT)
+    page.wait_for_timeout(500)
+    page.screenshot(path=OUT / f"{name}-search.png")
     page.close()
     return wrong
 
