@@ -27,6 +27,15 @@ SAID = ["draw a red circle left of a blue square", "replace the blue square with
 PAGES = ["index", "start", "tutorials/released-3b", "tutorials/explain", "howto/speed", "concepts/mask",
          "concepts/mape", "reference/pipeline", "reference/cli/generate", "gallery", "evaluation",
          "migrate"]  # fmt: skip
+# What a newcomer looks for: the links to click from the first page on, and what has to be read there.
+CLICKS = {
+    "make a picture": (["First picture"], "openlance generate t2i"),
+    "fine-tune": (["LoRA on your pictures"], "openlance train lora"),
+    "serve": (["Server and Studio"], "openlance serve"),
+    "run the 3B in 12 GB": (["The released 3B"], "--memory 12GB"),
+    "what MaPE is": (["MaPE"], "modality-aware positional encoding"),
+    "how exact this is": (["Compatibility"], "519 comparisons"),
+}
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
@@ -93,7 +102,7 @@ def site() -> None:
 
 
 def taken(chromium: Any, name: str, width: int, height: int) -> list[str]:
-    """Take the pages in one width; what is wrong with them."""
+    """Take the pages in one width and try what a newcomer looks for; what is wrong with them."""
     wrong = list[str]()
     page = chromium.new_page(viewport={"width": width, "height": height})
     page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith(("http", "ws")) else None)
@@ -104,9 +113,19 @@ def taken(chromium: Any, name: str, width: int, height: int) -> list[str]:
         page.screenshot(path=OUT / f"{name}-{path.replace('/', '-')}.png")
         wide = page.evaluate("document.documentElement.scrollWidth")
         wrong += [f"{path} is {wide} pixels wide on a {name}"] * (wide > width)
+    lines = ["# From the first page, by clicks", ""]
+    for wanted, (links, text) in CLICKS.items():
+        page.goto((SITE / "index.html").as_uri())
+        for link in links:
+            page.locator("article").get_by_role("link", name=link, exact=True).first.click()
+        found = text in page.locator("article").inner_text()
+        wrong += [] if found else [f"{wanted}: {text!r} is not on the page"]
+        lines.append(f"- {wanted}: {' > '.join(links)}, {page.url.removeprefix(SITE.as_uri())}, where it says {text!r}")
+    (OUT / "clicks.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     page.goto((SITE / "index.html").as_uri())
-    page.evaluate("document.querySelector('#__search').click()")
-    page.locator(".md-search__input").fill("MaPE")
+    page.wait_for_function("typeof __index === 'object'")
+    page.evaluate("document.querySelector('#__search').checked || document.querySelector('#__search').click()")
+    page.locator(".md-search__input").press_sequentially("MaPE", delay=50)
     page.wait_for_selector(".md-search-result__link[href*='mape']", timeout=4 * LIMIT)
     page.wait_for_timeout(500)
     page.screenshot(path=OUT / f"{name}-search.png")

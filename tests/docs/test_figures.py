@@ -93,3 +93,12 @@ def test_every_command_has_a_page():
     found = json.loads(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
     assert {"generate", "serve", "train", "demo", "verify"} <= found.keys()
     assert "| `--num-images" in found["generate"] and "## openlance train lora" in found["train"]
+
+
+def test_the_messages_that_the_questions_quote_are_said():
+    said = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "openlance").rglob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", said)  # a message over several lines
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    quoted = re.findall(r'(?m)^"(.+?)"(?=[:,])', page)
+    parts = [part.strip(" :") for quote in quoted for part in quote.split("...") if part.strip(" :()")]
+    assert len(parts) > 8 and [part for part in parts if part not in said] == []
