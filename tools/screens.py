@@ -106,7 +106,9 @@ def taken(chromium: Any, name: str, width: int, height: int) -> list[str]:
     wrong = list[str]()
     page = chromium.new_page(viewport={"width": width, "height": height})
     page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith(("http", "ws")) else None)
-    page.on("requestfailed", lambda asked: wrong.append(f"missing: {asked.url}"))
+    page.on(
+        "requestfailed", lambda lost: wrong.append(f"missing: {lost.url}") if "ABORTED" not in lost.failure else None
+    )
     for path in PAGES:
         page.goto((SITE / f"{path}.html").as_uri())
         page.wait_for_timeout(400)
