@@ -23,6 +23,7 @@ RULES = {
     r"faithful": "the quirks of the release",
     r"(?<!video )codec of (?:clips|the model|latents)|the codec's": "the VAE",
     r"company of": "a dummy sample",
+    r"noise draws?": "noise samples",
     r"(?:image|picture|clip|value|frame|step|number)s? (?:is|are) none": "{name} must be at least 1, got 0",
     r"needs? no leave": "are always allowed",
     r"values that cannot be": "{path} is invalid: {field}={value} must be ...",
