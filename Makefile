@@ -1,5 +1,5 @@
 # make demo: a fresh machine to outputs/demo/index.html.   make test: environment, lint, types, tests.
-# make serve: the Studio with nano in the browser.   make test-browser: the Studio's tests, which need Chromium.
+# make serve: the Studio with nano in the browser.   make test-browser: Studio and site (if built), which need Chromium.
 # make soak: the server under an hour of everything that clients do; benchmarks/results/ gets its report.
 # make docs: the site, into outputs/site.   make coverage: which lines the tests run, and the gate.
 # make dist: sdist and wheel, checked.   make release VERSION=0.2.0: version and changelog, then the same.
