@@ -24,3 +24,4 @@ def from_nothing(out: Path, **how: Any) -> Path:
 
 
 NANO = Recipe(file=Path(__file__).with_name("nano.yaml"), prompts=SHEET, from_nothing=from_nothing)
+DISTILL = Recipe(file=Path(__file__).with_name("nano-distill.yaml"), prompts=SHEET)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openlance.config.plugins import plugin, plugins
+from openlance.config.sampling import Sampling
 from openlance.config.values import as_data, build, one_of, override, read_yaml, unknown
 from openlance.errors import UserError
 
@@ -44,6 +45,32 @@ class Resolution:
     until: float = 1.0
     image: tuple[int, int] = (768, 672)
     video: tuple[int, int] = (640, 616)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """That a stage learns, in one pass, the velocity that guidance gives in several (Meng et al., arXiv 2210.03142):
+    states are those of guided trajectories of the model it starts from, and nothing but the requests of its samples
+    is read.
+
+    Args:
+        steps: Fewest and most steps of a trajectory; where these lie differs from one to the next.
+        shift: Least and largest shift of their times.
+        num_inference_steps: With which the result is sampled.
+        solver: Likewise.
+    """
+
+    steps: tuple[int, int] = (7, 10)
+    shift: tuple[float, float] = (1.5, 3.0)
+    num_inference_steps: int = 4
+    solver: str = "dpm++"
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("shift", 0.001)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise UserError(f"distill.{name} is {[low, high]}", expected=f"two numbers from {least}, rising")
+        Sampling(num_inference_steps=self.num_inference_steps, solver=self.solver)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +116,7 @@ class Stage:
     drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
     frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
     spread: tuple[float, float] = (1.0, 1.0)  # of placements, by sources that have such; at the first and the last step
+    distill: Distillation | None = None  # guidance, in the place of what the samples show
     checkpointing: bool = False  # layers are computed again in the backward pass instead of kept
     dtype: str = "bfloat16"  # auto: bfloat16 where the device is fast at it, else float32
     seed: int = 0

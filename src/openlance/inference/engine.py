@@ -35,7 +35,18 @@ from openlance.runtime.components import Components, LazyVAE, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
 from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
 from openlance.runtime.offload import Work, parse_memory
-from openlance.sequence.segment import Kind, Role, Segments, any_video, prompt_in, region_in, source_in
+from openlance.sequence.segment import (
+    REGION,
+    VIDEO,
+    Kind,
+    Role,
+    Segments,
+    any_video,
+    prompt_in,
+    region_in,
+    roles_of,
+    source_in,
+)
 from openlance.sequence.tasks import task_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.vae.frames import channels_first, to_uint8
@@ -46,8 +57,7 @@ if TYPE_CHECKING:
 
 # Pixels of one frame of all results that the VAE decodes together: many small images at once, large ones in turn.
 DECODED = 1 << 18
-REGION = "region"  # beside the roles in `sampling_with`
-ROLES = (*(role.name.lower() for role in Role), REGION)
+ROLES = (*(role.name.lower() for role in Role), REGION, VIDEO)
 VERSION = versions("openlance").get("openlance", "")
 
 Seeds = Sequence[int | Generator]
@@ -234,9 +244,7 @@ class Engine:
     def sampling(self, requests: Sequence[Segments] = (), **settings: Any) -> Sampling:
         """Give how the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes
         nothing."""
-        roles = {s.role.name.lower() for r in requests for s in r}
-        roles |= {REGION} if any(region_in(r).is_part for r in requests) else set()
-        how = self.defaults.sampling_for(roles, **settings)
+        how = self.defaults.sampling_for(roles_of(requests), **settings)
         if how.strength < 1 and any(source_in(r) is None for r in requests):
             said = f"strength is {how.strength:g}, but there is no source of an edit to begin from"
             raise UserError(f"{said}: leave strength out", param="strength")
@@ -312,7 +320,13 @@ class Engine:
 
         Returns:
             Latents (T, Y, X, C) of each.
+
+        Raises:
+            UserError: For distilled guidance that the checkpoint does not have, or beside a negative prompt.
         """
+        if sampling.distilled and any(more.get("negatives", ())):
+            said = "a negative prompt leads nowhere where guidance is distilled"
+            raise UserError(said, expected="none, or to guide in several passes", fix={"distilled": False})
         seeds = [seed if isinstance(seed, Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
             # What nobody chose has to be the same everywhere.
@@ -321,7 +335,9 @@ class Engine:
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
             more |= {"seeds": seeds, "on_step": on_step, "store": self.prefixes, "shared": self.shared}
-            return denoise(self.lance("und", "gen", clips=clips), self.codec, encoded, sampling, **more)
+            model = self.lance("und", "gen", clips=clips)
+            more |= {"distilled": self.parts.distilled(clips)} if sampling.distilled else {}
+            return denoise(model, self.codec, encoded, sampling, **more)
 
     @torch.inference_mode()
     def decode_latents(self, latents: list[Tensor], requests: Sequence[Segments] = ()) -> list[Clip]:

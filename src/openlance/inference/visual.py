@@ -69,9 +69,9 @@ def branch_out(
         negatives: Of each request the text that the branch without its words has in their place, empty for none.
     """
     negatives = negatives or [""] * len(requests)
-    has_text = s.guidance_scale > 1
+    has_text = s.guidance_scale > 1 and not s.distilled
     seen = any(x.role in CONDITIONS - WORDS for r in requests for x in r)
-    has_none = seen and s.image_guidance_scale > 1
+    has_none = seen and s.image_guidance_scale > 1 and not s.distilled
     documents = list(requests)
     if has_text:
         documents += [with_prompt(r, text) for r, text in zip(requests, negatives, strict=True)]
@@ -87,7 +87,7 @@ def branch_out(
 def _keep_positions(rows: Rows, requests: int, wordless: Sequence[int]) -> Rows:
     """The release caches the unconditional prefix at the positions of the conditional one. wordless: the requests
     whose unconditional prefix has no other words."""
-    position, prefix = rows.position.clone(), _before_target(rows)
+    position, prefix = rows.position.clone(), before_target(rows)
     for doc in wordless:
         kept = (rows.doc == doc) & (rows.code != PROMPT) & prefix
         mine = (rows.doc == doc + requests) & prefix
@@ -95,8 +95,8 @@ def _keep_positions(rows: Rows, requests: int, wordless: Sequence[int]) -> Rows:
     return rows.moved(position)
 
 
-def _before_target(rows: Rows) -> Tensor:
-    """Rows of the prefix of each document: what comes before its first noisy row."""
+def before_target(rows: Rows) -> Tensor:
+    """Tell which rows are of the prefix of each document: what comes before its first noisy row."""
     first = torch.full((int(rows.doc.max()) + 1,), torch.iinfo(torch.long).max)
     noisy = rows.noisy.nonzero()[:, 0]
     first = first.scatter_reduce(0, rows.doc[noisy], rows.index[noisy], "amin")
@@ -123,8 +123,8 @@ class Denoiser:
         if self.shared is not None and (self.compile or not self.cached):
             raise UserError("several processes draw with cached=True and compile=False: leave those settings out")
         rows = self.branches.pack.rows
-        self.prefix = _before_target(rows)
-        if self.cached:
+        self.prefix = before_target(rows)
+        if self.cached and self.cache is None:
             at, media = self.prefix.nonzero()[:, 0], (self.features, self.context)
             self.cache = prefill(self.model, self.branches.pack, at, media, self.store).cache
 
@@ -240,6 +240,7 @@ def denoise(
     negatives: Sequence[str] = (),
     stops: Callable[[], bool] | None = None,
     wanted: Callable[[], Sequence[bool]] | None = None,
+    distilled: Lance | None = None,
 ) -> list[Tensor]:
     """Fill the last visual target of each request.
 
@@ -260,6 +261,7 @@ def denoise(
         stops: Asked after each step whether to stop.
         wanted: Asked before each pass which requests are still wanted; the others take no further part, and the rest
             are as without them. Without effect where passes are compiled, or several processes share them.
+        distilled: The decoder with another generation side, for the noisy rows at times at which guidance acts.
 
     Returns:
         Latents (T, Y, X, C) of each.
@@ -279,23 +281,30 @@ def denoise(
         if v.given:
             part[: v.given] = known
     denoiser = Denoiser(model, branches, features, context, s.cached, store, s.compile, shared, on_pass)
-    run = _runs(denoiser, lengths, s, wanted)
+    # Conditions are always those of the decoder itself, so the two share a cache.
+    plain = guiding = denoiser, _runs(denoiser, lengths, s, wanted)
+    if distilled is not None:
+        other = replace(denoiser, model=distilled, layouts={})
+        guiding = other, _runs(other, lengths, s, wanted)
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
-    times, solver, guided_before = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], SOLVERS[s.solver](), 0
+    times, solver = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], SOLVERS[s.solver]()
+    guides_before = False
     x = line.at(float(times[0])) if s.strength < 1 else x
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:
             on_step(i, float(t), x)
-        guided = branches.count if s.acts_at(float(t)) else 1
-        velocity, *others = denoiser.velocities(x, torch.where(moves, t, 0.0), guided, run)
+        guides = s.acts_at(float(t)) and (branches.count > 1 or distilled is not None)
+        guided = branches.count if guides else 1
+        own, run = guiding if guides else plain
+        velocity, *others = own.velocities(x, torch.where(moves, t, 0.0), guided, run)
         if guided > 1:
             no_text = others[0] if branches.text_free else None
             mixed = guide(velocity, no_text, others[-1] if branches.free else None, s)
             parts = (p.split(lengths) for p in (mixed, velocity, counted))
             velocity = torch.cat([renormalize(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
-        if guided != guided_before:
+        if guides != guides_before:
             solver.restart()
-        guided_before = guided
+        guides_before = guides
         x = line.kept(torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x), float(t_next))
         changed = after_step(i, float(t_next), x) if after_step is not None else None
         x = x if changed is None else changed.to(x)

@@ -14,10 +14,11 @@ from openlance.config.train import Stage
 from openlance.data.source import Sample
 from openlance.flow import draw_times
 from openlance.media.clip import Clip
+from openlance.model.lance import Cache
 from openlance.model.precision import autocast
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence.pack import Pack, pack
-from openlance.sequence.segment import LATENTS, PATCHES, Kind, Role, Segment
+from openlance.sequence.segment import LATENTS, PATCHES, Kind, Role, Rows, Segment
 from openlance.text.tokenizer import SequenceCodec
 from openlance.training.objective import Noised, noised
 
@@ -33,6 +34,7 @@ class Batch:
         clips: What the vision tower looks at, each once, or its features (T, Y, X, D) where these were encoded ahead.
         shown: The number of the clip of every PATCHES block, in order.
         labels: Of some of the clips, by their number.
+        cache: What its noisy rows attend to, where the others ran before.
         counts: Label tokens, denoised latents and labelled points, (3,) float64: what the three losses are means over.
         seed: Of what else is random in its pass, such as dropout.
     """
@@ -45,6 +47,13 @@ class Batch:
     labels: dict[int, np.ndarray]
     counts: Tensor
     seed: int = 0
+    cache: Cache | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """Those that its pass runs."""
+        rows = self.packed.rows
+        return rows if self.cache is None else rows.at(rows.noisy.nonzero()[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True)

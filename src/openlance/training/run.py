@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from openlance.checkpoint.formats import find
+from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
 from openlance.data.encoded import PROBE, EncodedSource, probed
@@ -26,6 +28,7 @@ from openlance.data.report import look
 from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
+from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
@@ -33,6 +36,7 @@ from openlance.sequence.tasks import spec_of
 from openlance.training.again import check_again, note_found
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
+from openlance.training.distillation import Taught, check_distilling, export_distilled
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
 from openlance.training.start import Base, averaged, export, open_base
 from openlance.training.trainer import Trainer, Work, rewind, train
@@ -122,11 +126,22 @@ def prepare(
         print(found.text(), file=sys.stderr)
     if before is not None:
         base.learner.requires_grad_(True)
+    teacher = base.learner.lance
+    if stage.distill is not None:
+        teacher.requires_grad_(False)
+        base.learner.requires_grad_(False)
+        base.learner.lance = own_generation(teacher)
+        for name, p in base.learner.lance.named_parameters():
+            p.requires_grad_(is_generation(name))
     run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
         take_over(run, before)
     encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER), processes.device
-    prepare = Preparer(stage=stage, codec=base.codec, encode=encode, device=device, complete=processes.sharded)
+    made: dict[str, Any] = {"stage": stage, "codec": base.codec, "encode": encode, "device": device}
+    prepare = Preparer(**made, complete=processes.sharded)
+    if stage.distill is not None:
+        defaults = GenerationConfig.read(find(settings.model).tokenizer)
+        prepare = Taught(**made, teacher=teacher.to(device).eval(), defaults=defaults)
     packs = list[list]()
     if settings.validate_every:
         other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
@@ -147,6 +162,12 @@ def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
     if settings.shard > 1 and len({stage.frozen for stage in stages}) > 1:
         raise UserError("these stages freeze different parts, which sharded weights cannot change: run them one by one")
     mixed = {task for stage in stages for task, weight in stage.mixture.items() if weight}
+    for stage in (stage for stage in stages if stage.distill is not None):
+        check_distilling(stage, settings.model)
+        alone = len(stages) == 1 and settings.init == "model" and settings.lora is None and settings.shard == 1
+        if not alone:
+            said = f"the stage {stage.name} distils what a model does that is whole"
+            raise UserError(f"{said}: run it by itself, from its weights, without an adapter and without --shard")
     for task in (*settings.data, *settings.held_out):
         if task not in mixed:
             which = f"the stage {stages[0].name} does not mix" if len(stages) == 1 else "no stage mixes"
@@ -207,7 +228,11 @@ def finish(run: Trainer, base: Base, settings: Settings, show: Show | None = Non
     it."""
     folder = settings.out / "model" if settings.lora is None else settings.out
     with disk(settings.out):
-        if settings.lora is None:
+        if run.stage.distill is not None:
+            values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
+            if run.processes.leads:
+                export_distilled(values, run.stage, settings.model, folder)
+        elif settings.lora is None:
             export(run, base, folder)
         else:
             values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
