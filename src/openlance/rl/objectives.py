@@ -1,0 +1,408 @@
+"""What learns from rewarded results: objectives behind one interface, for those that follow the trajectory of a rollout
+(GRPO) and for those that only need its result (DiffusionNFT, AWM, fine-tuning).
+
+    objective = OBJECTIVES["nft"](beta=0.5)
+    scored = objective.select(rewards, groups, generator)          # which results, how much each counts
+    asks = [a for n, adv in zip(scored.kept, scored.advantages) for a in objective.asks(results[n], adv, generator)]
+    loss = objective.loss(asks, {"new": v, "old": v_old})          # velocities (rows, C) at the asks, one after another
+    loss.per_ask.mean().backward()
+
+An ask is a state and its time at which a velocity is wanted; every result has `draws` of them, so that they share its
+context as noise samples of one target (`sequence.pack`). A loss is one number per ask, of which an update takes the
+mean, however the asks are dealt to packs and processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from openlance.config.values import one_of
+from openlance.flow import add_noise, schedule
+from openlance.flow.stochastic import Moments, means_of_results
+from openlance.rl.advantages import Advantages, Best, Everything, Scored, Selection
+from openlance.rl.results import Ask, Result, Transition
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """Of some asks.
+
+    Args:
+        per_ask: (B,) with gradients.
+        statistics: Means over the asks.
+    """
+
+    per_ask: Tensor
+    statistics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Where on the way from noise to the result its velocity is compared: some times of a schedule, drawn without
+    repetition while there are others left.
+
+    Args:
+        steps: Of the schedule.
+        shift: Of the schedule.
+        skip: Times at its noisy end that are left out; at t = 1 the state says nothing about the result.
+        among: Times after these that are drawn from.
+        draws: How many each result has.
+    """
+
+    steps: int = 10
+    shift: float = 2.0
+    skip: int = 1
+    among: int = 4
+    draws: int = 4
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.among < 1 or not 0 <= self.skip <= self.steps - self.among:
+            fits = f"{self.skip} skipped and {self.among} drawn from, of a schedule of {self.steps} steps"
+            raise ValueError(f"there are not enough times: {fits}, for {self.draws} draws")
+
+    def draw(self, generator: torch.Generator) -> list[float]:
+        """Return the times of one result, falling."""
+        grid = schedule(self.steps, self.shift).double()[self.skip : self.skip + self.among].tolist()
+        rounds = [torch.randperm(self.among, generator=generator) for _ in range(-(-self.draws // self.among))]
+        return sorted((grid[int(n)] for n in torch.cat(rounds)[: self.draws]), reverse=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The interface.
+
+    Args:
+        selection: From rewards to the results that are learned from, and their advantages.
+        square: Weight of the mean square between the new velocity and that of the reference, the weights at the start
+            of training (UniGRPO, arXiv 2603.23500: firmer against reward hacking than the KL).
+    """
+
+    selection: Selection
+    square: float = 0.0
+
+    samples: ClassVar[bool] = True  # learns from results of the model; otherwise from the targets of the data
+    trajectories: ClassVar[bool] = False  # needs the transitions of rollouts
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Weights, beside the `new` ones, whose velocities `loss` reads: `old`, those that drew the results;
+        `reference`, those at the start of training; `average`, a moving average of the new ones."""
+        return frozenset({"reference"} if self.square else ())
+
+    def keeps(self, weights: str, step: int) -> float:
+        """Return the share of themselves that `old` weights keep after a round, or `average` ones after an update; the
+        rest is that of the new ones.
+
+        Args:
+            weights: The name in `needs`.
+            step: Rounds or updates so far.
+        """
+        return 0.0
+
+    def select(
+        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None
+    ) -> Scored:
+        """Choose the results that are learned from; see `advantages.Selection`."""
+        return self.selection(rewards, groups_R, generator)
+
+    def asks(self, result: Result, advantage: float, generator: torch.Generator) -> list[Ask]:
+        """Return the states at which velocities are wanted, as many for every result.
+
+        Args:
+            result: From a rollout, or of the data.
+            advantage: Of it.
+            generator: Of times and noise. Generators of one seed give the results of one group the same.
+        """
+        raise NotImplementedError
+
+    def loss(self, asks: Sequence[Ask], velocities: Mapping[str, Tensor]) -> Loss:
+        """Compute the loss of some asks.
+
+        Args:
+            asks: At least one.
+            velocities: (rows, C) at the states of all asks, one after another: of the `new` weights, and of those in
+                `needs`.
+
+        Returns:
+            One loss per ask, of which the mean is to be taken, and statistics.
+
+        Raises:
+            ValueError: If velocities are missing.
+        """
+        if missing := sorted({"new", *self.needs} - velocities.keys()):
+            raise ValueError(f"velocities of the weights {', '.join(missing)} are missing")
+        lengths = [len(ask.x) for ask in asks]
+        parts = {name: v.float().split(lengths) for name, v in velocities.items()}
+        losses, noted = list[Tensor](), list[dict[str, Tensor]]()
+        for n, ask in enumerate(asks):
+            v = {name: split[n] if name == "new" else split[n].detach() for name, split in parts.items()}
+            loss, notes = self._loss(ask, v)
+            if self.square:
+                notes["square"] = _square(ask, v["new"], v["reference"])
+                loss = loss + self.square * notes["square"]
+            losses.append(loss)
+            noted.append(_distances(ask, v) | notes | {"loss": loss})
+        statistics = {name: float(torch.stack([n[name].detach() for n in noted]).mean()) for name in noted[0]}
+        return Loss(torch.stack(losses), statistics)
+
+    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of one ask, with what is noted of it."""
+        raise NotImplementedError
+
+
+def trust(statistics: Mapping[str, float]) -> float:
+    """Return how far the new velocities are from the old ones, mean |v - v_old|^2, as a share of mean |target -
+    v_old|^2. A mean of statistics over packs gives that of them together."""
+    return statistics["moved"] / statistics["error"]
+
+
+def _mean(ask: Ask, values_NC: Tensor) -> Tensor:
+    """Mean over the latent values of a result that take part."""
+    return means_of_results(values_NC, [len(values_NC)], ask.result.learned)[0]
+
+
+def _square(ask: Ask, one: Tensor, other: Tensor) -> Tensor:
+    return _mean(ask, (one - other).square())
+
+
+def _distances(ask: Ask, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `trust` reads. The old velocity of a rollout's step follows from its mean."""
+    old = v.get("old")
+    if old is None and ask.transition is not None:
+        old = _velocity_of(ask.transition)
+    if old is None:
+        return {}
+    return {"moved": _square(ask, v["new"].detach(), old), "error": _square(ask, ask.target, old)}
+
+
+def _velocity_of(step: Transition) -> Tensor:
+    state, velocity, _ = step.kind.coefficients(step.t, step.t_next)
+    return (step.mean - state * step.x) / velocity
+
+
+def _clipped(ratio: Tensor, advantage: float, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's loss of one ratio."""
+    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+    outside = ((ratio - 1).abs() > clip).float()
+    return loss, {"ratio": ratio, "off": (ratio - 1).abs(), "clipped": outside}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPO(Objective):
+    """Flow-GRPO (Liu et al., 2025, arXiv 2505.05470): the clipped ratio of the probabilities of each stochastic step.
+
+    Args:
+        selection: As in the code: over the deviation of the whole round.
+        clip: How far a ratio may be from 1. Log-probabilities are means over latent values, so ratios are within about
+            1e-4 of 1; 1e-5 where few steps are stochastic (Flow-GRPO-Fast).
+        kl: Weight of the divergence from the reference.
+    """
+
+    selection: Selection = field(default_factory=lambda: Advantages(scale="round"))
+    clip: float = 1e-4
+    kl: float = 0.0
+
+    trajectories: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | frozenset({"reference"} if self.kl else ())
+
+    def asks(self, result: Result, advantage: float, generator: torch.Generator) -> list[Ask]:
+        """Return the states before the result's stochastic steps."""
+        if not result.transitions:
+            raise ValueError("this result has no stochastic steps: draw it with a window of them")
+        return [
+            Ask(result=result, advantage=float(advantage), x=step.x, t=step.t, transition=step)
+            for step in result.transitions
+        ]
+
+    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        step = ask.transition
+        assert step is not None
+        moments = step.kind.moments(step.x, v["new"], step.t, step.t_next)
+        loss, notes = self._policy(ask, step, moments.mean)
+        if self.kl:
+            # (mean - mean_ref)^2 / (2 g^2) with g the noise per root of time: the divergence of the two distributions
+            # times the length of the step, as in the code.
+            reference = step.kind.moments(step.x, v["reference"], step.t, step.t_next)
+            notes["kl"] = _square(ask, moments.mean, reference.mean) * (step.t - step.t_next) / (2 * moments.std**2)
+            loss = loss + self.kl * notes["kl"]
+        return loss, notes
+
+    def _policy(self, ask: Ask, step: Transition, mean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        std = step.kind.coefficients(step.t, step.t_next).std
+        log_prob = step.kind.log_prob(step.x_next, Moments(mean, std), [len(mean)], ask.result.learned)[0]
+        return _clipped((log_prob - step.log_prob).exp(), ask.advantage, self.clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOGuard(GRPO):
+    """GRPO with normalized ratios (GRPO-Guard, Wang et al., 2025, arXiv 2510.22319), which have the mean 1 and the same
+    spread at every step, so that the clip acts on both sides and at all times.
+
+    The paper's exponent, the difference of the log-probabilities plus mean (m - m_old)^2 / (2 std^2), times std, is
+    mean z (m - m_old) with the noise z that was drawn, and is computed so. The loss is divided by the length of the
+    step.
+    """
+
+    def _policy(self, ask: Ask, step: Transition, mean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        std = step.kind.coefficients(step.t, step.t_next).std
+        noise = (step.x_next - step.mean) / std
+        loss, notes = _clipped(_mean(ask, noise * (mean - step.mean)).exp(), ask.advantage, self.clip)
+        return loss / (step.t - step.t_next), notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward(Objective):
+    """Objectives that noise the results afresh, so that any sampler may have drawn them.
+
+    Args:
+        times: Where.
+    """
+
+    selection: Selection = field(default_factory=lambda: Advantages(scale="round"))
+    times: Times = field(default_factory=Times)
+
+    def asks(self, result: Result, advantage: float, generator: torch.Generator) -> list[Ask]:
+        """Return the result with fresh noise at the drawn times."""
+        found = list[Ask]()
+        clean = result.clean.float()
+        for t in self.times.draw(generator):
+            noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
+            ask = Ask(result=result, advantage=float(advantage), x=clean, t=t)
+            found.append(replace(ask, x=add_noise(clean, noise, ask.times)))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFT(Forward):
+    """DiffusionNFT (Zheng et al., 2025, arXiv 2509.16117, and its code): the new velocity is mixed with the old one
+    into a positive and a negative policy, (1 - beta) v_old + beta v and (1 + beta) v_old - beta v. The first is matched
+    to the result with the weight rho = (1 + A / `most`) / 2, the second with 1 - rho, all times `most` / beta.
+
+    Both squares together are beta^2 |v - target|^2 plus what does not depend on v, with the target v_old +
+    (2 rho - 1) / beta (noise - clean - v_old): a pull towards good results and away from bad ones, and one back to the
+    old velocity.
+
+    Args:
+        selection: As in the code: over the deviation of the whole round.
+        square: 1e-4 in the code.
+        beta: How much of the new velocity is in the mixtures; a small one moves farther and is less stable.
+        most: The advantage at which a result is wholly good; larger ones are clipped to it.
+        adaptive: Compare the clean latents that velocities imply, and divide each square by its own mean absolute
+            error, which has no gradient. Otherwise velocities are compared as they are.
+        eta: Rate, start and most of the share of themselves that old weights keep: min(rate * (step - start), most).
+    """
+
+    square: float = 1e-4
+    beta: float = 1.0
+    most: float = 5.0
+    adaptive: bool = True
+    eta: tuple[float, int, float] = (0.001, 0, 0.5)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"old"}
+
+    def keeps(self, weights: str, step: int) -> float:
+        rate, start, most = self.eta
+        return min(rate * max(step - start, 0), most) if weights == "old" else 0.0
+
+    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        rho = (1 + max(-1.0, min(1.0, ask.advantage / self.most))) / 2
+        towards = self.beta * (v["new"] - v["old"])
+        good = self._error(ask, v["old"] + towards)
+        bad = self._error(ask, v["old"] - towards)
+        return (rho * good + (1 - rho) * bad) * self.most / self.beta, {"good": good, "bad": bad}
+
+    def _error(self, ask: Ask, velocity: Tensor) -> Tensor:
+        off = velocity - ask.target
+        if not self.adaptive:
+            return _mean(ask, off.square())
+        scale = (ask.t * _mean(ask, off.detach().abs())).clamp(min=1e-5)
+        return ask.t**2 * _mean(ask, off.square()) / scale
+
+
+WEIGHTINGS = {
+    "none": lambda loss, t: loss,
+    "t": lambda loss, t: t * loss,
+    "ghuber": lambda loss, t: t * ((loss + 1e-10) ** 0.25 - 1e-10**0.25) / 0.25,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWM(Forward):
+    """Advantage Weighted Matching (Xue et al., 2025, arXiv 2509.25050, and its code): the flow loss of a result takes
+    the place of its negative log-probability in PPO's ratio.
+
+    Args:
+        selection: As in the code: over the deviation of the whole round.
+        square: 1e-3 in the code (3e-3 for texts).
+        clip: How far the ratio may be from 1; 1 in the code.
+        most: Advantages are clipped to +-`most`.
+        weighting: Of the loss by its time: none, t, or `ghuber`, (t / p) (loss^p - 0^p) with p = 1/4.
+        pull: Weight of the mean square to the velocity of the moving average. Without it and the clip training
+            collapses.
+        average: Rate and most of the share of itself that the average keeps: min(rate * step, most).
+    """
+
+    square: float = 1e-3
+    clip: float = 1.0
+    most: float = 1.0
+    weighting: str = "ghuber"
+    pull: float = 1.0
+    average: tuple[float, float] = (0.001, 0.3)
+
+    def __post_init__(self) -> None:
+        one_of("weighting", self.weighting, WEIGHTINGS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"old"} | ({"average"} if self.pull else set())
+
+    def keeps(self, weights: str, step: int) -> float:
+        rate, most = self.average
+        return min(rate * step, most) if weights == "average" else 0.0
+
+    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        weigh, target = WEIGHTINGS[self.weighting], ask.target
+        new, old = (weigh(_square(ask, v[name], target), ask.t) for name in ("new", "old"))
+        loss, notes = _clipped((old - new).exp(), max(-self.most, min(self.most, ask.advantage)), self.clip)
+        if self.pull:
+            notes["pull"] = _square(ask, v["new"], v["average"])
+            loss = loss + self.pull * notes["pull"]
+        return loss, notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT(Forward):
+    """Fine-tuning on the data's own targets of the same requests, at the same times: the flow loss, times the
+    advantage."""
+
+    selection: Selection = field(default_factory=Everything)
+
+    samples: ClassVar[bool] = False
+
+    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        flow = _square(ask, v["new"], ask.target)
+        return ask.advantage * flow, {"flow": flow}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN(SFT):
+    """Fine-tuning on the best results of the model's own, of groups that have worse ones too."""
+
+    selection: Selection = field(default_factory=Best)
+
+    samples: ClassVar[bool] = True
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "grpo": GRPO, "grpo-guard": GRPOGuard, "nft": NFT, "awm": AWM, "sft": SFT, "best-of-n": BestOfN,
+}  # fmt: skip
