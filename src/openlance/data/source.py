@@ -41,12 +41,14 @@ class Sample:
         labels: int64 (channels, Y, X), classes at points of an image for the auxiliary loss of the vision tower
             (`Stage.dense_weight`); they belong to the first PATCHES segment.
         notices: What was shortened, resampled or skipped when its media were read.
+        truth: What is known about a right result, for rewards (`rl.rewards.Drawn`).
     """
 
     segments: Segments
     id: str
     labels: np.ndarray | None = None
     notices: tuple[str, ...] = ()
+    truth: Any = None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from openlance.model.lance import Lance
 from openlance.model.lora import Adapter, read_adapter
 from openlance.runtime.components import Components, LazyVAE, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
-from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
+from openlance.runtime.media_encoder import DECODED, REMEMBERED, MediaEncoder, decoded
 from openlance.runtime.offload import Work, parse_memory
 from openlance.sequence.segment import (
     REGION,
@@ -49,14 +49,11 @@ from openlance.sequence.segment import (
 )
 from openlance.sequence.tasks import task_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
-from openlance.vae.frames import channels_first, to_uint8
-from openlance.vae.tiling import Tiling, decode_tiled
+from openlance.vae.tiling import Tiling
 
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
 
-# Pixels of one frame of all results that the VAE decodes together: many small images at once, large ones in turn.
-DECODED = 1 << 18
 ROLES = (*(role.name.lower() for role in Role), REGION, VIDEO)
 VERSION = versions("openlance").get("openlance", "")
 
@@ -342,20 +339,10 @@ class Engine:
     @torch.inference_mode()
     def decode_latents(self, latents: list[Tensor], requests: Sequence[Segments] = ()) -> list[Clip]:
         """Decode latents (T, Y, X, C) each; of requests with regions, outside of them is what the source shows."""
-        stride, tiling = self.config.vae.stride, self.media.tiling
-        some = max(DECODED // (latents[0].shape[1] * latents[0].shape[2] * stride**2), 1) if latents else 1
-        alike = len({z.shape for z in latents}) == 1
-        runs = [torch.stack(latents[n : n + some]) for n in range(0, len(latents), some)] if alike else None
-        clips = []
         with self.turn:
-            for z in runs or [z[None] for z in latents]:
-                z = channels_first(z).to(self.device, self.dtype)
-                decode_steps = self.vae().decode_steps
-                steps = decode_steps(z) if tiling is None else decode_tiled(decode_steps, z, stride, tiling)
-                # Frames leave the device as bytes as soon as they are there: what a long clip takes does not grow.
-                frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
-                clips += [Clip(pixels) for pixels in np.concatenate(frames, axis=1)]
+            clips = decoded(self.vae(), latents, self.media.tiling, self.dtype)
             self.parts.done("vae")
+        stride = self.config.vae.stride
         return [_within(*pair, stride) for pair in zip(clips, requests, strict=True)] if requests else clips
 
     def fill_visual(

@@ -4,6 +4,7 @@ model space before it begins (`runtime.media_encoder`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from openlance.config.sampling import Sampling
 from openlance.errors import UserError
-from openlance.flow import SOLVERS, schedule
+from openlance.flow import SOLVERS, Solver, schedule
 from openlance.inference.compiled import Pass, Recorded, can_record, compiled
 from openlance.inference.prefix import PrefixStore, prefill
 from openlance.inference.step_cache import Run, StepCache
@@ -241,6 +242,7 @@ def denoise(
     stops: Callable[[], bool] | None = None,
     wanted: Callable[[], Sequence[bool]] | None = None,
     distilled: Lance | None = None,
+    solver: Solver | None = None,
 ) -> list[Tensor]:
     """Fill the last visual target of each request.
 
@@ -262,11 +264,12 @@ def denoise(
         wanted: Asked before each pass which requests are still wanted; the others take no further part, and the rest
             are as without them. Without effect where passes are compiled, or several processes share them.
         distilled: The decoder with another generation side, for the noisy rows at times at which guidance acts.
+        solver: What takes the steps, in the place of the one that `s` names.
 
     Returns:
         Latents (T, Y, X, C) of each.
     """
-    requests = [_until_target(r) for r in requests]
+    requests = [until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s, negatives)
     features, context, given = conditions(branches.pack, model.device)
     targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
@@ -287,7 +290,7 @@ def denoise(
         other = replace(denoiser, model=distilled, layouts={})
         guiding = other, _runs(other, lengths, s, wanted)
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
-    times, solver = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], SOLVERS[s.solver]()
+    times, solver = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], solver or SOLVERS[s.solver]()
     guides_before = False
     x = line.at(float(times[0])) if s.strength < 1 else x
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
@@ -388,12 +391,19 @@ def among(run: Run, lengths: Sequence[int], wanted: Callable[[], Sequence[bool]]
     return some
 
 
-def _until_target(request: Segments) -> Segments:
+def until_target(request: Segments) -> Segments:
     """Everything up to the visual target, which comes last: what follows cannot see it and is not needed."""
     for n, s in enumerate(request):
         if s.kind is Kind.LATENTS and s.role is Role.TARGET:
             return request[: n + 1]
     raise ValueError("the request has no visual target: end it with tasks.make(size)")
+
+
+def rows_of_target(request: Segments, codec: Codec) -> int:
+    """Count the latents of the visual target, with which a request ends."""
+    size = request[-1].size
+    assert size is not None
+    return math.prod(codec.latent_grid(size))
 
 
 def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[Tensor | None, Tensor, list[Tensor]]:

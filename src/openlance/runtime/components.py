@@ -82,6 +82,16 @@ def load_lance(
     return lance.eval()
 
 
+@torch.no_grad()
+def with_generation(lance: Lance, source: TensorSource) -> Lance:
+    """Make a decoder that shares the understanding side of another; its generation side comes from released names."""
+    made = own_generation(lance)
+    for name, p in made.named_parameters():
+        if is_generation(name):
+            p.copy_(source.read(released_name(name)))
+    return made
+
+
 class LazyVAE:
     """The halves of the VAE that are used, over a weight file or its tensors. A file is opened at the first call, so
     errors come then.
@@ -285,12 +295,7 @@ class Components:
             raise UserError(said, fix={"distilled": False})
         held = self._held.get("distilled")
         if held is None or held[0] is not lance:
-            made = own_generation(lance)
-            tensors = self._open(lambda: path)
-            with torch.no_grad():
-                own = {n: p for n, p in made.named_parameters() if is_generation(n)}
-                for name, p in own.items():
-                    p.copy_(tensors.read(released_name(name)))
+            made = with_generation(lance, self._open(lambda: path))
             merge(made, self.adapters, is_generation)
             held = self._held["distilled"] = lance, made
         return held[1]

@@ -50,6 +50,11 @@ class Batch:
     cache: Cache | None = None
 
     @property
+    def size(self) -> int:
+        """Rows of the pack."""
+        return len(self.packed)
+
+    @property
     def rows(self) -> Rows:
         """Those that its pass runs."""
         rows = self.packed.rows

@@ -9,11 +9,11 @@ interval of guidance these draw too.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,14 +27,13 @@ from openlance.config.values import as_data, read_json
 from openlance.data.source import Sample
 from openlance.errors import UserError
 from openlance.inference.prefix import prefill
-from openlance.inference.visual import before_target, conditions, denoise
+from openlance.inference.visual import before_target, conditions, denoise, rows_of_target, until_target
 from openlance.media.files import atomic_path, write_json
 from openlance.model.lance import Lance, is_generation
 from openlance.model.precision import autocast
 from openlance.sequence.pack import pack
-from openlance.sequence.segment import Role, Segments, roles_of
+from openlance.sequence.segment import Segments, roles_of
 from openlance.sequence.tasks import spec_of
-from openlance.text.tokenizer import SequenceCodec
 from openlance.training.batch import Batch, Preparer
 from openlance.training.objective import Noised
 
@@ -58,7 +57,7 @@ class Taught(Preparer):
         seed = self.stage.seed * 1_000_003 + number_of_pack
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad(), autocast(self.stage.dtype, self.device):
-            requests = self.encode([_emptied(s.segments) for s in samples])
+            requests = self.encode([emptied(s.segments) for s in samples])
             states = self._states(requests, generator)
             packed = pack(requests, self.codec, self.codec.config.position, self.stage.draws)
             features, context, _ = conditions(packed, self.device)
@@ -111,7 +110,7 @@ class Taught(Preparer):
             self.teacher, self.codec, requests, sampling, seeds=seeds, on_step=begin, after_step=after,
             stops=lambda: not sampling.acts_at(path[-1][0]),
         )  # fmt: skip
-        sizes = [_rows_of(request, self.codec) for request in requests]
+        sizes = [rows_of_target(request, self.codec) for request in requests]
         found = [list[State]() for _ in requests]
         for (t, x), (t_next, x_next) in zip(path[:-1], path[1:]):
             velocity = (x - x_next) / (t - t_next)
@@ -120,16 +119,10 @@ class Taught(Preparer):
         return found
 
 
-def _emptied(segments: Segments) -> Segments:
+def emptied(segments: Segments) -> Segments:
     """The request of a sample: up to its visual target, which is left empty."""
-    where = next(n for n, s in enumerate(segments) if s.role is Role.TARGET)
-    return [*segments[:where], segments[where].filled(None)]
-
-
-def _rows_of(request: Segments, codec: SequenceCodec) -> int:
-    size = request[-1].size
-    assert size is not None
-    return math.prod(codec.latent_grid(size))
+    request = until_target(segments)
+    return [*request[:-1], request[-1].filled(None)]
 
 
 def guidance_of(defaults: GenerationConfig, request: Segments) -> Sampling:
@@ -155,14 +148,16 @@ def check_distilling(stage: Stage, model: Path) -> None:
         raise UserError(f"{model} is of the form {files.form}: run `openlance convert` first, guidance goes beside it")
 
 
-def export_distilled(values: Mapping[str, Tensor], stage: Stage, model: Path, folder: Path) -> None:
-    """Write the start with its distilled guidance, and how it samples now.
+def export_distilled(
+    values: Mapping[str, Tensor], model: Path, folder: Path, changes: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write the start with another generation side for noisy rows.
 
     Args:
-        values: The generation side, by our names.
-        stage: That was trained.
+        values: That, by our names.
         model: The start.
         folder: Where to.
+        changes: Of `generation_config.json`.
     """
     files = find(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +168,7 @@ def export_distilled(values: Mapping[str, Tensor], stage: Stage, model: Path, fo
     own = {n: v for n, v in values.items() if is_generation(n)}
     write_tensors(folder / DISTILLED, {released_name(n): v.to(torch.float16) for n, v in own.items()})
     said = read_json(files.tokenizer / FILE) if (files.tokenizer / FILE).is_file() else {}
-    write_json(folder / FILE, said | sampled(GenerationConfig.read(files.tokenizer), stage))
+    write_json(folder / FILE, said | dict(changes))
 
 
 def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from openlance.checkpoint.formats import find
+from openlance.checkpoint.tensors import open_tensors
 from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
@@ -30,13 +31,16 @@ from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
+from openlance.rl.learning import RewardTrainer, Rollouts, check_rewarding
+from openlance.rl.rewards import RewardPool
+from openlance.runtime.components import with_generation
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
 from openlance.training.again import check_again, note_found
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
-from openlance.training.distillation import Taught, check_distilling, export_distilled
+from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
 from openlance.training.start import Base, averaged, export, open_base
 from openlance.training.trainer import Trainer, Work, rewind, train
@@ -126,22 +130,34 @@ def prepare(
         print(found.text(), file=sys.stderr)
     if before is not None:
         base.learner.requires_grad_(True)
-    teacher = base.learner.lance
-    if stage.distill is not None:
-        teacher.requires_grad_(False)
-        base.learner.requires_grad_(False)
-        base.learner.lance = own_generation(teacher)
-        for name, p in base.learner.lance.named_parameters():
-            p.requires_grad_(is_generation(name))
-    run = Trainer(stage, base.learner, processes, settings.compiled)
+    start = base.learner.lance
+    if stage.distill is not None or stage.rl is not None:
+        only_generation(stage, base, settings.model)
+    run: Trainer
+    if stage.rl is not None:
+        reads = start if base.learner.lance is not start else None
+        run = RewardTrainer(stage, base.learner, base.codec, processes, reads, settings.compiled)
+    else:
+        run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
         take_over(run, before)
+    if isinstance(run, RewardTrainer):
+        run.remember()
     encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER), processes.device
     made: dict[str, Any] = {"stage": stage, "codec": base.codec, "encode": encode, "device": device}
     prepare = Preparer(**made, complete=processes.sharded)
-    if stage.distill is not None:
-        defaults = GenerationConfig.read(find(settings.model).tokenizer)
-        prepare = Taught(**made, teacher=teacher.to(device).eval(), defaults=defaults)
+    if stage.distill is not None or base.learner.lance is not start:
+        prepare = Taught(**made, teacher=start.to(device).eval(), defaults=base.defaults)
+    if isinstance(run, RewardTrainer):
+        how = run.how
+        pools = [
+            stack.enter_context(
+                RewardPool(rewards, workers=how.workers, seconds=how.seconds, failures=how.failures)
+            ) for rewards in (how.rewards, how.judge) if rewards
+        ]  # fmt: skip
+        prepare = Rollouts(
+            **made, run=run, defaults=base.defaults, vae=vae, rewards=pools[0], judge=pools[-1], usual=prepare
+        )
     packs = list[list]()
     if settings.validate_every:
         other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
@@ -150,6 +166,41 @@ def prepare(
             packs = [next(validating) for _ in range(settings.held_out_packs)]
     shown = partial(finish, base=base, settings=settings, show=show)
     return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown, found=found)
+
+
+def only_generation(stage: Stage, base: Base, model: Path) -> None:
+    """Let the generation side alone learn. What distills guidance gets one of its own, beside the start's, and so does
+    what goes on from distilled guidance."""
+    learner, start = base.learner, base.learner.lance
+    if base.defaults.sampling.distilled:
+        learner.lance = with_generation(start, open_tensors(find(model).distilled))
+    elif stage.distill is not None:
+        learner.lance = own_generation(start)
+    own = learner.lance is not start
+    for name, p in learner.named_parameters():
+        p.requires_grad_((own or p.requires_grad) and is_generation(name.removeprefix("lance.")))
+
+
+def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
+    """Check what distills guidance, or learns from rewards.
+
+    Raises:
+        UserError: For what such a stage cannot do, or what it cannot begin from.
+    """
+    if stage.distill is not None and stage.rl is not None:
+        raise UserError(f"the stage {stage.name} distils guidance and learns from rewards: make two stages of it")
+    if stage.distill is not None:
+        check_distilling(stage, settings.model)
+    if stage.rl is not None:
+        check_rewarding(stage)
+    if (stage.distill or stage.rl) is not None and settings.shard > 1:
+        raise UserError(f"the stage {stage.name} draws with whole weights: leave out --shard")
+    own = stage.distill is not None
+    if stage.rl is not None and settings.init == "model":
+        own = GenerationConfig.read(find(settings.model).tokenizer).sampling.distilled
+    if own and not (alone and settings.init == "model" and settings.lora is None):
+        said = f"the stage {stage.name} trains a generation side beside the weights it starts from"
+        raise UserError(f"{said}: run it by itself, from a model's weights, without an adapter")
 
 
 def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
@@ -162,12 +213,8 @@ def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
     if settings.shard > 1 and len({stage.frozen for stage in stages}) > 1:
         raise UserError("these stages freeze different parts, which sharded weights cannot change: run them one by one")
     mixed = {task for stage in stages for task, weight in stage.mixture.items() if weight}
-    for stage in (stage for stage in stages if stage.distill is not None):
-        check_distilling(stage, settings.model)
-        alone = len(stages) == 1 and settings.init == "model" and settings.lora is None and settings.shard == 1
-        if not alone:
-            said = f"the stage {stage.name} distils what a model does that is whole"
-            raise UserError(f"{said}: run it by itself, from its weights, without an adapter and without --shard")
+    for stage in stages:
+        check_generating(stage, settings, len(stages) == 1)
     for task in (*settings.data, *settings.held_out):
         if task not in mixed:
             which = f"the stage {stages[0].name} does not mix" if len(stages) == 1 else "no stage mixes"
@@ -228,10 +275,11 @@ def finish(run: Trainer, base: Base, settings: Settings, show: Show | None = Non
     it."""
     folder = settings.out / "model" if settings.lora is None else settings.out
     with disk(settings.out):
-        if run.stage.distill is not None:
+        distils = run.stage.distill is not None
+        if distils or getattr(run, "reads", None) is not None:
             values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
             if run.processes.leads:
-                export_distilled(values, run.stage, settings.model, folder)
+                export_distilled(values, settings.model, folder, sampled(base.defaults, run.stage) if distils else {})
         elif settings.lora is None:
             export(run, base, folder)
         else:
