@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from openlance.config.values import no_others, one_of
+from openlance.config.values import one_of
 
 EPS = 1e-4  # added to a deviation that divides (Flow-GRPO's code)
 
@@ -61,9 +61,9 @@ class Advantages:
             2508.20751).
         clip: Largest absolute advantage.
         least: A fact counts in a group only if it spreads there by more than this (largest minus smallest). Groups
-            without any such fact are mute and left out.
-        keep: So many of the best above the mean of their group and so many of the worst below it are kept, and the
-            advantages are those among them (Pro-GRPO, arXiv 2512.15347); 0 keeps all.
+            without any such fact are mute, and left out where the group is what is expected.
+        keep: So many of the best above the mean of their group and so many of the worst below it are kept, and what is
+            expected is the mean of those (Pro-GRPO, arXiv 2512.15347); 0 keeps all.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -83,20 +83,22 @@ class Advantages:
         """Return the results of groups that are not mute, with their advantages."""
         facts = Facts.of(rewards, groups_R, self.weights)
         speaks = facts.spread(self.least)
-        kept = speaks.nonzero()[:, 0]
+        # Against the mean of the round a group has something to say also where all of its results are equal.
+        kept = (speaks if self.center == "group" else torch.ones_like(speaks)).nonzero()[:, 0]
         if self.keep:
             kept = kept[facts.at(kept).extremes(self.keep, self.keep, generator)]
-        advantages = self._advantages(facts.at(kept)).clamp(-self.clip, self.clip)
+        advantages = self._advantages(facts, kept).clamp(-self.clip, self.clip)
         return Scored(kept, advantages, facts.statistics(speaks))
 
-    def _advantages(self, facts: Facts) -> Tensor:
-        total, all_one = torch.zeros(len(facts.groups)), torch.zeros_like(facts.groups)
+    def _advantages(self, facts: Facts, kept: Tensor) -> Tensor:
+        over = {"group": facts.groups, "round": torch.zeros_like(facts.groups)}
+        total = torch.zeros(len(kept))
         for name, values in facts.values.items():
-            away = from_mean(values, facts.groups if self.center == "group" else all_one)
+            away = from_mean(values[kept], over[self.center][kept])
             if self.scale != "none":
-                away = away / (deviation(values, facts.groups if self.scale == "group" else all_one) + EPS)
+                away = away / (deviation(values, over[self.scale])[kept] + EPS)
             if self.center == "group":
-                away = torch.where(spreads(values, facts.groups, self.least), away, 0.0)
+                away = torch.where(spreads(values, facts.groups, self.least)[kept], away, 0.0)
             total += facts.weights[name] * away
         return total
 
@@ -160,13 +162,11 @@ class Facts:
 
         Raises:
             ValueError: If there are none, their number is wrong, one is infinite, or some results of a group lack one.
-            UserError: If a weight has no fact.
         """
         groups = groups_R.cpu().unique(return_inverse=True)[1]
         values = {name: v.detach().float().cpu() for name, v in rewards.items()}
         if not values:
             raise ValueError("there are no rewards: pass at least one fact")
-        no_others(weights, values)
         for name, v in values.items():
             if len(v) != len(groups):
                 raise ValueError(f"{len(v)} rewards {name} do not fit {len(groups)} results")
@@ -212,6 +212,15 @@ class Facts:
 def mixed(rewards: Mapping[str, Tensor], groups_R: Tensor, least: float = 1e-6) -> Tensor:
     """Tell (R,) of each result if its group spreads in any fact: of probes, those whose requests deserve more."""
     return Facts.of(rewards, groups_R).spread(least)
+
+
+def shuffled(rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Deal the rewards of each group anew to its results, all facts of one together: nothing can be learned from them,
+    so a run with them shows what noise does."""
+    order = torch.randperm(len(groups_R), generator=generator)
+    dealt = torch.empty_like(order)
+    dealt[groups_R.cpu().argsort(stable=True)] = order[groups_R.cpu()[order].argsort(stable=True)]
+    return {name: values[dealt] for name, values in rewards.items()}
 
 
 def by_group(values_R: Tensor, groups: Tensor, reduce: str) -> Tensor:

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from openlance.config.values import one_of
 from openlance.flow import add_noise, schedule
-from openlance.flow.stochastic import Moments, means_of_results
+from openlance.flow.stochastic import Moments
 from openlance.rl.advantages import Advantages, Best, Everything, Scored, Selection
-from openlance.rl.results import Ask, Result, Transition
+from openlance.rl.results import Ask, Result, Together, Transition, together
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,22 +136,22 @@ class Objective:
         """
         if missing := sorted({"new", *self.needs} - velocities.keys()):
             raise ValueError(f"velocities of the weights {', '.join(missing)} are missing")
-        lengths = [len(ask.x) for ask in asks]
-        parts = {name: v.float().split(lengths) for name, v in velocities.items()}
-        losses, noted = list[Tensor](), list[dict[str, Tensor]]()
-        for n, ask in enumerate(asks):
-            v = {name: split[n] if name == "new" else split[n].detach() for name, split in parts.items()}
-            loss, notes = self._loss(ask, v)
+        losses, places, noted = list[Tensor](), list[Tensor](), list[dict[str, Tensor]]()
+        for some in together(asks):
+            v = {name: values[some.rows].float() for name, values in velocities.items()}
+            v |= {name: values.detach() for name, values in v.items() if name != "new"}
+            loss, notes = self._loss(some, v)
             if self.square:
-                notes["square"] = _square(ask, v["new"], v["reference"])
+                notes["square"] = some.mean((v["new"] - v["reference"]).square())
                 loss = loss + self.square * notes["square"]
             losses.append(loss)
-            noted.append(_distances(ask, v) | notes | {"loss": loss})
-        statistics = {name: float(torch.stack([n[name].detach() for n in noted]).mean()) for name in noted[0]}
-        return Loss(torch.stack(losses), statistics)
+            places.append(some.numbers)
+            noted.append(_distances(some, v) | notes | {"loss": loss})
+        statistics = {name: float(torch.cat([n[name].detach() for n in noted]).mean()) for name in noted[0]}
+        return Loss(torch.cat(losses)[torch.cat(places).argsort()], statistics)
 
-    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of one ask, with what is noted of it."""
+    def _loss(self, some: Together, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give the losses (B,) of some asks, and what is noted of each, from velocities (M, C)."""
         raise NotImplementedError
 
 
@@ -161,35 +161,23 @@ def trust(statistics: Mapping[str, float]) -> float:
     return statistics["moved"] / statistics["error"]
 
 
-def _mean(ask: Ask, values_NC: Tensor) -> Tensor:
-    """Mean over the latent values of a result that take part."""
-    return means_of_results(values_NC, [len(values_NC)], ask.result.learned)[0]
-
-
-def _square(ask: Ask, one: Tensor, other: Tensor) -> Tensor:
-    return _mean(ask, (one - other).square())
-
-
-def _distances(ask: Ask, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _distances(some: Together, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `trust` reads. The old velocity of a rollout's step follows from its mean."""
     old = v.get("old")
-    if old is None and ask.transition is not None:
-        old = _velocity_of(ask.transition)
+    if old is None and some.step is not None:
+        state, velocity, _ = some.step.kind.coefficients(some.step.t, some.step.t_next)
+        old = (some.step.mean - state * some.step.x) / velocity
     if old is None:
         return {}
-    return {"moved": _square(ask, v["new"].detach(), old), "error": _square(ask, ask.target, old)}
+    moved, error = v["new"].detach() - old, some.target - old
+    return {"moved": some.mean(moved.square()), "error": some.mean(error.square())}
 
 
-def _velocity_of(step: Transition) -> Tensor:
-    state, velocity, _ = step.kind.coefficients(step.t, step.t_next)
-    return (step.mean - state * step.x) / velocity
-
-
-def _clipped(ratio: Tensor, advantage: float, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's loss of one ratio."""
+def _clipped(ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's loss of ratios (B,)."""
     loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
-    outside = ((ratio - 1).abs() > clip).float()
-    return loss, {"ratio": ratio, "off": (ratio - 1).abs(), "clipped": outside}
+    off = (ratio - 1).abs()
+    return loss, {"ratio": ratio, "off": off, "clipped": (off > clip).float()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,23 +210,23 @@ class GRPO(Objective):
             for step in result.transitions
         ]
 
-    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        step = ask.transition
+    def _loss(self, some: Together, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        step = some.step
         assert step is not None
         moments = step.kind.moments(step.x, v["new"], step.t, step.t_next)
-        loss, notes = self._policy(ask, step, moments.mean)
+        loss, notes = self._policy(some, step, moments)
         if self.kl:
             # (mean - mean_ref)^2 / (2 g^2) with g the noise per root of time: the divergence of the two distributions
             # times the length of the step, as in the code.
             reference = step.kind.moments(step.x, v["reference"], step.t, step.t_next)
-            notes["kl"] = _square(ask, moments.mean, reference.mean) * (step.t - step.t_next) / (2 * moments.std**2)
+            squares = some.mean((moments.mean - reference.mean).square())
+            notes["kl"] = squares * (step.t - step.t_next) / (2 * moments.std**2)
             loss = loss + self.kl * notes["kl"]
         return loss, notes
 
-    def _policy(self, ask: Ask, step: Transition, mean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        std = step.kind.coefficients(step.t, step.t_next).std
-        log_prob = step.kind.log_prob(step.x_next, Moments(mean, std), [len(mean)], ask.result.learned)[0]
-        return _clipped((log_prob - step.log_prob).exp(), ask.advantage, self.clip)
+    def _policy(self, some: Together, step: Transition, moments: Moments) -> tuple[Tensor, dict[str, Tensor]]:
+        log_prob = step.kind.log_prob(step.x_next, moments, some.lengths)
+        return _clipped((log_prob - step.log_prob).exp(), some.advantage, self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,10 +239,10 @@ class GRPOGuard(GRPO):
     step.
     """
 
-    def _policy(self, ask: Ask, step: Transition, mean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        std = step.kind.coefficients(step.t, step.t_next).std
-        noise = (step.x_next - step.mean) / std
-        loss, notes = _clipped(_mean(ask, noise * (mean - step.mean)).exp(), ask.advantage, self.clip)
+    def _policy(self, some: Together, step: Transition, moments: Moments) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = (step.x_next - step.mean) / moments.std
+        exponent = some.mean(noise * (moments.mean - step.mean))
+        loss, notes = _clipped(exponent.exp(), some.advantage, self.clip)
         return loss / (step.t - step.t_next), notes
 
 
@@ -314,19 +302,18 @@ class NFT(Forward):
         rate, start, most = self.eta
         return min(rate * max(step - start, 0), most) if weights == "old" else 0.0
 
-    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        rho = (1 + max(-1.0, min(1.0, ask.advantage / self.most))) / 2
+    def _loss(self, some: Together, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        rho = (1 + (some.advantage / self.most).clamp(-1, 1)) / 2
         towards = self.beta * (v["new"] - v["old"])
-        good = self._error(ask, v["old"] + towards)
-        bad = self._error(ask, v["old"] - towards)
+        good, bad = self._error(some, v["old"] + towards), self._error(some, v["old"] - towards)
         return (rho * good + (1 - rho) * bad) * self.most / self.beta, {"good": good, "bad": bad}
 
-    def _error(self, ask: Ask, velocity: Tensor) -> Tensor:
-        off = velocity - ask.target
+    def _error(self, some: Together, velocity_MC: Tensor) -> Tensor:
+        off = velocity_MC - some.target
         if not self.adaptive:
-            return _mean(ask, off.square())
-        scale = (ask.t * _mean(ask, off.detach().abs())).clamp(min=1e-5)
-        return ask.t**2 * _mean(ask, off.square()) / scale
+            return some.mean(off.square())
+        scale = (some.t * some.mean(off.detach().abs())).clamp(min=1e-5)
+        return some.t**2 * some.mean(off.square()) / scale
 
 
 WEIGHTINGS = {
@@ -370,12 +357,12 @@ class AWM(Forward):
         rate, most = self.average
         return min(rate * step, most) if weights == "average" else 0.0
 
-    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        weigh, target = WEIGHTINGS[self.weighting], ask.target
-        new, old = (weigh(_square(ask, v[name], target), ask.t) for name in ("new", "old"))
-        loss, notes = _clipped((old - new).exp(), max(-self.most, min(self.most, ask.advantage)), self.clip)
+    def _loss(self, some: Together, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        weigh = WEIGHTINGS[self.weighting]
+        new, old = (weigh(some.mean((v[name] - some.target).square()), some.t) for name in ("new", "old"))
+        loss, notes = _clipped((old - new).exp(), some.advantage.clamp(-self.most, self.most), self.clip)
         if self.pull:
-            notes["pull"] = _square(ask, v["new"], v["average"])
+            notes["pull"] = some.mean((v["new"] - v["average"]).square())
             loss = loss + self.pull * notes["pull"]
         return loss, notes
 
@@ -389,9 +376,9 @@ class SFT(Forward):
 
     samples: ClassVar[bool] = False
 
-    def _loss(self, ask: Ask, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        flow = _square(ask, v["new"], ask.target)
-        return ask.advantage * flow, {"flow": flow}
+    def _loss(self, some: Together, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        flow = some.mean((v["new"] - some.target).square())
+        return some.advantage * flow, {"flow": flow}
 
 
 @dataclass(frozen=True, kw_only=True)

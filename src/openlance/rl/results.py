@@ -3,12 +3,13 @@ velocity is wanted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from openlance.flow.stochastic import Stochastic
+from openlance.flow.stochastic import Stochastic, means_of_results
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,7 +23,7 @@ class Transition:
         x: (N, C) the state.
         x_next: (N, C) the next state that was drawn.
         mean: (N, C) of its distribution.
-        log_prob: Of the next state, mean over latent values.
+        log_prob: () of the next state, mean over latent values.
     """
 
     kind: Stochastic
@@ -31,7 +32,7 @@ class Transition:
     x: Tensor
     x_next: Tensor
     mean: Tensor
-    log_prob: float
+    log_prob: Tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -86,3 +87,67 @@ class Ask:
     def target(self) -> Tensor:
         """(N, C) the velocity that leads straight to the result: noise - clean."""
         return (self.x - self.result.clean.float()) / self.t
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Together:
+    """Asks of one time and, if any, one kind of step: B of them with M rows that take part, all in one piece.
+
+    Args:
+        numbers: (B,) their places among all asks.
+        rows: (M,) the places of their rows among those of all asks.
+        lengths: Rows of each.
+        t: Their time.
+        advantage: (B,).
+        target: (M, C).
+        step: The steps of the rollouts that begin here, as one, with a log-probability for each ask.
+    """
+
+    numbers: Tensor
+    rows: Tensor
+    lengths: list[int]
+    t: float
+    advantage: Tensor
+    target: Tensor
+    step: Transition | None
+
+    def mean(self, values_MC: Tensor) -> Tensor:
+        """Return (B,) means over the latent values of each ask."""
+        return means_of_results(values_MC, self.lengths)
+
+
+def together(asks: Sequence[Ask]) -> Iterator[Together]:
+    """Sort asks by time and kind of step."""
+    places = dict[object, list[int]]()
+    for n, ask in enumerate(asks):
+        step = ask.transition
+        places.setdefault((ask.t, step and (step.kind, step.t_next)), []).append(n)
+    rows = torch.arange(sum(len(ask.x) for ask in asks)).split([len(ask.x) for ask in asks])
+    for numbers in places.values():
+        yield _joined([asks[n] for n in numbers], torch.tensor(numbers), [rows[n] for n in numbers])
+
+
+def _joined(asks: list[Ask], numbers: Tensor, rows: list[Tensor]) -> Together:
+    learned = [ask.result.learned for ask in asks]
+
+    def joined(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat([part[where] for part, where in zip(parts, learned)])
+
+    steps = [ask.transition for ask in asks if ask.transition is not None]
+    step = steps and replace(
+        steps[0],
+        x=joined(s.x for s in steps),
+        x_next=joined(s.x_next for s in steps),
+        mean=joined(s.mean for s in steps),
+        log_prob=torch.stack([s.log_prob for s in steps]),
+    )
+    device = asks[0].x.device
+    return Together(
+        numbers=numbers.to(device),
+        rows=joined(part.to(device) for part in rows),
+        lengths=[int(where.sum()) for where in learned],
+        t=asks[0].t,
+        advantage=torch.tensor([ask.advantage for ask in asks], device=device),
+        target=joined(ask.target for ask in asks),
+        step=step or None,
+    )
