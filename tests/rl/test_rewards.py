@@ -16,6 +16,7 @@ from openlance.rl.rewards import Drawn, RewardPool, parse_rewards
 BAD = """
 import math, os, sys, time
 import numpy as np
+from openlance.errors import UserError
 from openlance.rl.rewards import Reward
 
 def level(image):
@@ -54,6 +55,11 @@ class Wide(Reward):
     name, range = "wide", (0.0, 1.0)
     def __call__(self, drawn):
         return [2.0 if level(one.media.pixels[0]) == 3 else 1.0 for one in drawn]
+
+class Picky(Reward):
+    def check(self, prompt, truth=None):
+        if not prompt:
+            raise UserError("it is too short")
 
 class Short(Reward):
     def __call__(self, drawn):
@@ -118,6 +124,13 @@ def test_scores_keep_their_order_whatever_the_workers_and_are_weighed(bad):
     assert scores[0].facts.keys() == {"redness", "bad.fine", "bad.several.bright", "bad.several.sharp"}
     for level, score in enumerate(scores):
         assert score.total == pytest.approx(0 * 2 + 0.5 * level / 255 + (0.25 + 0.75) / 2)
+
+
+def test_a_request_that_cannot_be_scored_is_refused_before_anything_is_drawn(bad):
+    with RewardPool(f"redness,{bad}:Picky") as pool:
+        pool.check("fine")
+        with pytest.raises(UserError, match="it is too short"):
+            pool.check("")
 
 
 def test_redness():

@@ -18,7 +18,7 @@ from openlance.config.values import number, unknown
 from openlance.errors import UserError
 from openlance.rl.rewards.reward import Reward
 
-BUILT_IN = {"redness": "openlance.rl.rewards.redness:Redness"}
+BUILT_IN = {"ocr": "openlance.rl.rewards.ocr:Ocr", "redness": "openlance.rl.rewards.redness:Redness"}
 EXAMPLE = "ocr:1,my_reward.py:score:0.5"
 
 
