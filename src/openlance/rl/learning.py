@@ -28,7 +28,7 @@ from openlance.errors import UserError
 from openlance.flow import schedule
 from openlance.flow.stochastic import STOCHASTIC, WINDOWS
 from openlance.inference.prefix import prefill
-from openlance.inference.visual import before_target, conditions, rows_of_target
+from openlance.inference.visual import before_target, conditions, rows_of_target, until_target
 from openlance.media.clip import Clip
 from openlance.model.lance import Cache, Lance, is_generation, own_generation
 from openlance.model.precision import autocast
@@ -36,7 +36,7 @@ from openlance.rl.advantages import Advantages, Best
 from openlance.rl.objectives import OBJECTIVES, Forward, Objective, Times, trust
 from openlance.rl.results import Ask, Result
 from openlance.rl.rewards import Drawn, Pending, RewardPool, Score
-from openlance.rl.rollout import Exploring, Policy, roll
+from openlance.rl.rollout import Exploring, Policy, given_rows, roll
 from openlance.runtime.components import LazyVAE
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import decoded
@@ -409,7 +409,9 @@ class Rollouts(Preparer):
             ]
             return Part([n for n, _ in places], results, pool.submit(seen))
 
-        if not how.probes or validates:
+        if not (self.run.objective.samples or validates):
+            parts = [self._true(samples)]
+        elif not how.probes or validates:
             parts = [drawn(range(len(samples)), 0, each)]
         else:
             probes, since = drawn(range(len(samples)), 0, how.probes), time.monotonic()
@@ -427,6 +429,13 @@ class Rollouts(Preparer):
             groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
             seconds={"rollout": time.monotonic() - began - waited, "reward": waited},
         )  # fmt: skip
+
+    def _true(self, samples: list[Sample]) -> Part:
+        """What the data show for the requests, which counts as right."""
+        with torch.no_grad(), autocast(self.stage.dtype, self.device):
+            full = self.encode([until_target(s.segments) for s in samples], targets=True)
+        results = [Result(clean=f[-1].value.float().flatten(0, 2), given=given_rows(f)) for f in full]
+        return Part(list(range(len(samples))), results, [Score({"true": 1.0}, {"true": 1.0}) for _ in samples])
 
     def _roll(
         self, requests: list[Segments], seeds: list[int], noises: list[int], explores: bool

@@ -113,14 +113,15 @@ def roll(
         solver=recorder or usual, distilled=own,
     )  # fmt: skip
     results = [
-        Result(clean=z.flatten(0, 2).clone(), given=_given(request)) for z, request in zip(drawn, requests, strict=True)
+        Result(clean=z.flatten(0, 2).clone(), given=given_rows(request)) for z, request in zip(drawn, requests, strict=True)
     ]
     if recorder is None:
         return results
     return [replace(result, transitions=_transitions(recorder, n, result)) for n, result in enumerate(results)]
 
 
-def _given(request: Segments) -> int:
+def given_rows(request: Segments) -> int:
+    """Count the leading latents of a request's target that are known."""
     known = request[-1].given
     return 0 if known is None else math.prod(known.shape[:3])
 
@@ -136,7 +137,7 @@ def _transitions(recorder: _Recorder, number: int, result: Result) -> tuple[Tran
         log_prob = kind.log_prob(after, Moments(mean, moments.std), [len(mean)], result.learned)
         made.append(
             Transition(
-                kind=kind, t=t, t_next=t_next, x=x[rows].clone(), x_next=after, mean=mean, log_prob=float(log_prob)
+                kind=kind, t=t, t_next=t_next, x=x[rows].clone(), x_next=after, mean=mean, log_prob=log_prob[0]
             )
         )
     return tuple(made)

@@ -1,0 +1,140 @@
+"""Rounds of rollouts, rewards and updates on nano itself, in tiny packs of its world."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openlance.checkpoint.formats import folder_of
+from openlance.config.train import Rewarding, Stage
+from openlance.errors import UserError
+from openlance.flow.stochastic import STOCHASTIC
+from openlance.model.lance import own_generation
+from openlance.rl.learning import RewardTrainer, shuffled
+from openlance.rl.rollout import Exploring, Policy, roll
+from openlance.sequence.segment import roles_of
+from openlance.training.files import Settings
+from openlance.training.run import run_stage
+from openlance.training.start import open_base
+
+RL = Rewarding(rewards={"redness": 1.0}, objective="nft", group=4, num_inference_steps=3, times=(6, 1, 2, 2))
+STAGE = Stage(
+    name="rl", steps=2, lr=3e-4, eps=1e-12, betas=(0.9, 0.99), ema=0.0, text_weight=0.0, mixture={"t2i": 1.0},
+    source="world", pack_tokens=(150, 200), max_sample_tokens=200, dtype="float32", rl=RL, max_frames=5,
+)  # fmt: skip
+
+
+def settings(out: Path, **changes) -> Settings:
+    return Settings(out=out, model=folder_of("nano"), **changes)
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return open_base(folder_of("nano"), STAGE)
+
+
+@pytest.fixture(scope="module")
+def requests(base):
+    import openlance
+
+    pipe = openlance.load("nano")
+    from openlance.sequence import tasks
+
+    words = ("a red circle", "two blue squares", "a yellow star left of a green ring")
+    return [tasks.text_to_visual(text, [], (1, size, 64)) for text, size in zip(words, (64, 32, 64))], pipe
+
+
+@pytest.mark.parametrize("objective", ["nft", "grpo", "awm"])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, objective):
+    how = replace(RL, objective=objective, probes=2, window_size=1, updates=2, supervised=0.1)
+    stage = replace(STAGE, rl=how)
+    whole = run_stage(stage, settings(tmp_path / "whole"))
+    run_stage(replace(stage, steps=1), settings(tmp_path / "cut"))
+    cut = run_stage(stage, settings(tmp_path / "cut"))
+    assert (whole / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
+    assert [row["step"] for row in rows_of(tmp_path / "whole")] == [1, 2]
+    begun = load_file(folder_of("nano") / "model.safetensors")
+    changed = {n for n, t in load_file(whole / "model.safetensors").items() if not torch.equal(t, begun[n])}
+    assert changed and all("moe_gen" in n or "time" in n or "vae2llm" in n or "llm2vae" in n for n in changed)
+
+
+@pytest.mark.parametrize("kind", sorted(STOCHASTIC))
+@pytest.mark.parametrize("own", [False, True], ids=["one decoder", "own generation side"])
+def test_steps_are_as_likely_as_they_were_when_they_were_drawn(base, requests, kind, own):
+    """Unchanged weights give every step the probability that the rollout noted: in a batch, with cached conditions."""
+    texts, pipe = requests
+    lance = base.learner.lance
+    start = lance
+    base.learner.lance = own_generation(lance) if own else lance
+    try:
+        stage = replace(STAGE, rl=replace(RL, objective="grpo"))
+        run = RewardTrainer(stage, base.learner, base.codec, reads=start if own else None)
+        sampling = replace(
+            pipe.defaults.sampling_for(roles_of(texts)), num_inference_steps=4, distilled=own, guidance_scale=1.0
+        )
+        exploring = Exploring(kind=STOCHASTIC[kind](noise=0.5), steps=range(1, 3))
+        results = roll(run.drawing, base.codec, texts, sampling, [1, 2, 3], exploring)
+        alone = roll(run.drawing, base.codec, texts[1:2], sampling, [2], exploring)
+        torch.testing.assert_close(results[1].clean, alone[0].clean, atol=1e-4, rtol=1e-4)
+        generator = torch.Generator().manual_seed(0)
+        asks = [ask for result in results for ask in run.objective.asks(result, 1.0, generator)]
+        loss = run.objective.loss(asks, run.velocities(texts, asks))
+        assert loss.statistics["ratio"] == pytest.approx(1, abs=1e-5) and loss.statistics["off"] < 1e-5
+        loss.per_ask.mean().backward()
+        slope = [
+            p.grad.abs().sum() for n, p in base.learner.lance.named_parameters() if p.grad is not None and ".gen." in n
+        ]
+        assert sum(slope) > 0
+    finally:
+        base.learner.lance = lance
+        base.learner.zero_grad()
+
+
+def test_rewards_are_shuffled_inside_their_groups():
+    groups = torch.tensor([7, 7, 9, 9, 9, 7])
+    rewards = {"a": torch.arange(6.0), "b": 10 + torch.arange(6.0)}
+    found = shuffled(rewards, groups, torch.Generator().manual_seed(1))
+    for group in (7, 9):
+        assert sorted(found["a"][groups == group].tolist()) == rewards["a"][groups == group].tolist()
+    assert torch.equal(found["a"] + 10, found["b"]) and not torch.equal(found["a"], rewards["a"])
+
+
+def test_requests_whose_rewards_never_differ_end_the_run_with_a_sentence(tmp_path):
+    (tmp_path / "same.py").write_text("def score(prompt, image):\n    return 0.5\n")
+    how = replace(RL, rewards={f"{tmp_path / 'same.py'}:score": 1.0}, patience=2)
+    with pytest.raises(UserError, match="for 2 rounds no request had results of different rewards .*mean is 0.5"):
+        run_stage(replace(STAGE, steps=5, rl=how), settings(tmp_path / "run"))
+    assert rows_of(tmp_path / "run")[0]["mute"] == 1.0
+
+
+def test_a_reward_that_fails_drops_the_group_and_is_counted(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "calls = []\ndef score(prompt, image):\n    calls.append(1)\n    return float('nan') if len(calls) == 1 else float(len(calls))\n"
+    )
+    how = replace(RL, rewards={f"{tmp_path / 'odd.py'}:score": 1.0})
+    run_stage(replace(STAGE, steps=1, rl=how), settings(tmp_path / "run"))
+    [row] = rows_of(tmp_path / "run")
+    assert row["dropped"] == 1.0 and row["groups"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rl": replace(RL, rewards={"ocr": 1.0})}, "quotes|quotation"),
+        ({"mixture": {"x2t_image": 1.0}}, "x2t_image draws nothing"),
+        ({"drop_text": 0.1}, "drop_text=0"),
+        ({"rl": replace(RL, objective="grpo", guided=True)}, "not guided: leave out rl.guided"),
+        ({"rl": replace(RL, objective="gripo")}, "grpo"),
+        ({"rl": replace(RL, settings={"betta": 1.0})}, "beta"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        run_stage(replace(STAGE, **changes), settings(tmp_path / "run"))
