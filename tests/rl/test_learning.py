@@ -14,7 +14,7 @@ from openlance.errors import UserError
 from openlance.flow.stochastic import STOCHASTIC
 from openlance.model.lance import own_generation
 from openlance.rl.learning import RewardTrainer, shuffled
-from openlance.rl.rollout import Exploring, Policy, roll
+from openlance.rl.rollout import Exploring, roll
 from openlance.sequence.segment import roles_of
 from openlance.training.files import Settings
 from openlance.training.run import run_stage
@@ -116,7 +116,8 @@ def test_requests_whose_rewards_never_differ_end_the_run_with_a_sentence(tmp_pat
 
 def test_a_reward_that_fails_drops_the_group_and_is_counted(tmp_path):
     (tmp_path / "odd.py").write_text(
-        "calls = []\ndef score(prompt, image):\n    calls.append(1)\n    return float('nan') if len(calls) == 1 else float(len(calls))\n"
+        "calls = []\ndef score(prompt, image):\n    calls.append(1)\n"
+        "    return float('nan') if len(calls) == 1 else float(len(calls))\n"
     )
     how = replace(RL, rewards={f"{tmp_path / 'odd.py'}:score": 1.0})
     run_stage(replace(STAGE, steps=1, rl=how), settings(tmp_path / "run"))

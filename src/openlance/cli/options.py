@@ -169,6 +169,9 @@ class Denoising(Rewriting):
     guidance_scale: Guidance = None
     negative_prompt: Annotated[str | None, Option(help="What not to generate; needs guidance above 1.")] = None
     solver: Solver = None
+    distilled: Annotated[
+        bool | None, Option("--distilled/--no-distilled", help="Guidance in one pass, where the checkpoint has that.")
+    ] = None
     check: Annotated[
         int | None, Option(min=1, max=MOST_DRAWS, help="Draw until the model finds no fault, at most so often; try 4.")
     ] = None
@@ -178,7 +181,8 @@ class Denoising(Rewriting):
         """What the user said, as keywords of the pipeline's methods."""
         if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
             raise UserError(f"--negative-prompt does nothing at --guidance-scale {self.guidance_scale:g}: give above 1")
-        said = given(**{name: getattr(self, name) for name in ("num_inference_steps", "guidance_scale", "solver")})
+        names = ("num_inference_steps", "guidance_scale", "solver", "distilled")
+        said = given(**{name: getattr(self, name) for name in names})
         Sampling(**said)  # says what is wrong with them
         return said | given(negative_prompt=self.negative_prompt, check=self.check)
 

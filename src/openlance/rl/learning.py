@@ -35,7 +35,7 @@ from openlance.model.precision import autocast
 from openlance.rl.advantages import Advantages, Best
 from openlance.rl.objectives import OBJECTIVES, Forward, Objective, Times, trust
 from openlance.rl.results import Ask, Result
-from openlance.rl.rewards import Drawn, Pending, RewardPool, Score
+from openlance.rl.rewards import Drawn, Pending, RewardPool, Score, parse_rewards
 from openlance.rl.rollout import Exploring, Policy, given_rows, roll
 from openlance.runtime.components import LazyVAE
 from openlance.runtime.distributed import Distributed
@@ -575,6 +575,8 @@ def check_rewarding(stage: Stage) -> None:
         raise UserError(f"the stage {stage.name} learns from rewards of what is drawn, and {texts[0]} draws nothing")
     if stage.drop_text or stage.drop_all:
         raise UserError("rewards are about whole requests", fix={"drop_text": 0, "drop_all": 0})
+    parse_rewards(how.rewards)
+    parse_rewards(how.judge or how.rewards)
     one_of("rl.stochastic", how.stochastic, STOCHASTIC)
     one_of("rl.window", how.window, WINDOWS)
     kind = objective_of(stage)

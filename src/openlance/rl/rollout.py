@@ -112,9 +112,8 @@ def roll(
         policy.reads, codec, list(requests), sampling, seeds=list(seeds if noises is None else noises),
         solver=recorder or usual, distilled=own,
     )  # fmt: skip
-    results = [
-        Result(clean=z.flatten(0, 2).clone(), given=given_rows(request)) for z, request in zip(drawn, requests, strict=True)
-    ]
+    pairs = zip(drawn, requests, strict=True)
+    results = [Result(clean=z.flatten(0, 2).clone(), given=given_rows(request)) for z, request in pairs]
     if recorder is None:
         return results
     return [replace(result, transitions=_transitions(recorder, n, result)) for n, result in enumerate(results)]
@@ -136,8 +135,6 @@ def _transitions(recorder: _Recorder, number: int, result: Result) -> tuple[Tran
         mean, after = moments.mean[rows].clone(), x_next[rows].clone()
         log_prob = kind.log_prob(after, Moments(mean, moments.std), [len(mean)], result.learned)
         made.append(
-            Transition(
-                kind=kind, t=t, t_next=t_next, x=x[rows].clone(), x_next=after, mean=mean, log_prob=log_prob[0]
-            )
+            Transition(kind=kind, t=t, t_next=t_next, x=x[rows].clone(), x_next=after, mean=mean, log_prob=log_prob[0])
         )
     return tuple(made)

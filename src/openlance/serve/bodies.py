@@ -88,6 +88,7 @@ class DrawingBody(Body):
     renorm_min: float | None = None
     solver: str | None = None
     step_cache: float | None = None
+    distilled: bool | None = None
 
     @property
     def sampling(self) -> dict[str, Any]:
