@@ -4,6 +4,7 @@ openlance train recipe/nano -o runs/nano                                  # nano
 openlance train nano/sft --data t2i=pictures -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
 openlance train lora --data pictures -o runs/mine                         # captioned images -> an adapter
 openlance train lora --data edit=pairs --data vqa=questions -o runs/mine  # ... of any task, or of several
+openlance train recipe/nano-rl --reward my_reward.py:score -o runs/mine    # from what a function says of results
 torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --data t2i=DIR -o runs/sft --shard 8
 """
 
@@ -83,6 +84,9 @@ def stage(
     data: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Training samples; repeatable.")] = None,
     held_out: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Validation samples; repeatable.")] = None,
     caption: options.Caption = None,
+    reward: Annotated[
+        list[str] | None, Option(metavar="NAME[:WEIGHT]", help="What a stage with rl rewards; repeatable.")
+    ] = None,
     settings: Set = None,
     only: Annotated[str | None, Option("--stage", help="Which stage of a file with several.")] = None,
     *,
@@ -92,7 +96,7 @@ def stage(
     from openlance.training.files import Settings
     from openlance.training.run import run_recipe, run_stage
 
-    stages = chosen_stages(name, only, settings or [])
+    stages = rewarded(chosen_stages(name, only, settings or []), reward)
     scale = stages[0].scale
     recipe = recipe_of(scale) if scale in presets() else None
     from_nothing = recipe.from_nothing if recipe and name == f"recipe/{scale}" and model is None else None
@@ -241,6 +245,18 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
     else:
         found = (preset(name),)
     return tuple(override(one, settings) for one in found)
+
+
+def rewarded(stages: tuple[Stage, ...], said: Sequence[str] | None) -> tuple[Stage, ...]:
+    """The stages with these rewards, a name or FILE.py:FUNCTION each, in the place of their own."""
+    from openlance.rl.rewards.registry import parse_rewards
+
+    if not said:
+        return stages
+    if all(one.rl is None for one in stages):
+        raise UserError(f"--reward {said[0]} is for a stage that learns from rewards: take recipe/nano-rl or 3b/rl")
+    rewards = {one.said: one.weight for one in parse_rewards(",".join(said))}
+    return tuple(one if one.rl is None else replace(one, rl=replace(one.rl, rewards=rewards)) for one in stages)
 
 
 def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from openlance.sequence.tasks import spec_of
 from openlance.training.again import check_again, note_found
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
+from openlance.training.curves import write_curves
 from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
 from openlance.training.start import Base, averaged, export, open_base
@@ -286,8 +287,11 @@ def finish(run: Trainer, base: Base, settings: Settings, show: Show | None = Non
             values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
             if run.processes.leads:
                 write_adapter(folder, trained(values, settings.lora), settings.lora, str(settings.model))
-    if show is not None and run.processes.leads:
-        show(folder)
+    if run.processes.leads:
+        with disk(settings.out):
+            write_curves([settings.out / "log.jsonl"], settings.out / "curves.svg")
+        if show is not None:
+            show(folder)
     return folder
 
 
