@@ -566,6 +566,14 @@ def shuffled(rewards: Mapping[str, Tensor], groups: Tensor, generator: Generator
     return {name: values[order] for name, values in rewards.items()}
 
 
+def settled(stage: Stage, device: torch.device) -> Stage:
+    """Take float32 for `auto` where steps are compared with those of a rollout on a CPU, whose kernels for gradients
+    round bfloat16 otherwise than those without: by more than ratios may be from 1."""
+    assert stage.rl is not None
+    exact = stage.dtype == "auto" and device.type == "cpu" and OBJECTIVES[stage.rl.objective].trajectories
+    return replace(stage, dtype="float32") if exact else stage
+
+
 def check_rewarding(stage: Stage) -> None:
     """Raise a UserError for a stage that cannot learn from rewards."""
     how = stage.rl

@@ -31,7 +31,7 @@ from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
-from openlance.rl.learning import RewardTrainer, Rollouts, check_rewarding
+from openlance.rl.learning import RewardTrainer, Rollouts, check_rewarding, settled
 from openlance.rl.rewards import RewardPool
 from openlance.runtime.components import with_generation
 from openlance.runtime.distributed import Distributed
@@ -119,6 +119,7 @@ def prepare(
     """Return a trainer at its first step, after the stage `before`, and what it works with; streams close with the
     stack."""
     vae = base.vae.to(processes.device)
+    stage = stage if stage.rl is None else settled(stage, processes.device)
     sources, held_out = sources_of(stage, settings)
     check_latents(sources, base)
     reading = Reading(
