@@ -68,6 +68,7 @@ def means_of_results(values_NC: Tensor, lengths: Sequence[int], moves_N: Tensor 
     counts = torch.tensor(lengths, device=values_NC.device)
     owner = torch.arange(len(lengths), device=values_NC.device).repeat_interleave(counts)
     if moves_N is not None:
+        moves_N = moves_N.to(values_NC.device)
         owner, values_NC = owner[moves_N], values_NC[moves_N]
         counts = torch.bincount(owner, minlength=len(lengths))
     if not counts.all():

@@ -141,7 +141,7 @@ class Objective:
         if missing := sorted({"new", *self.needs} - velocities.keys()):
             raise ValueError(f"velocities of the weights {', '.join(missing)} are missing")
         losses, places, noted = list[Tensor](), list[Tensor](), list[dict[str, Tensor]]()
-        for some in together(asks):
+        for some in together(asks, velocities["new"].device):
             v = {name: values[some.rows].float() for name, values in velocities.items()}
             v |= {name: values.detach() for name, values in v.items() if name != "new"}
             loss, notes = self._loss(some, v)
