@@ -139,6 +139,13 @@ def test_a_result_in_a_ragged_batch_has_the_very_number_that_it_has_alone(length
         start += length
 
 
+def test_means_are_exact_to_float32_in_results_of_many_rows():
+    """Ratios that are clipped at 1 +- 1e-5 are differences of such means."""
+    values = 5 + torch.randn(30_000, 2, generator=torch.Generator().manual_seed(0))
+    exact = values.double().mean()
+    assert abs(means(values, [30_000])[0].double() - exact) < 3e-7 * exact
+
+
 def test_rows_that_are_given_take_no_part():
     values, moves = torch.arange(12.0).reshape(6, 2), torch.tensor([False, True, True, True, False, True])
     found = means(values, [3, 3], moves)
@@ -165,11 +172,11 @@ def test_windows_hold_steps_of_the_schedule_but_never_the_last(window, count):
 
 
 def test_a_drawn_window_is_a_function_of_seed_and_round_and_reaches_every_place_in_its_share():
-    window = Drawn(size=2, within=0.5, seed=3)
+    window = Drawn(size=2, share=0.5, seed=3)
     found = [window.steps(10, n) for n in range(100)]
     state = torch.get_rng_state()
-    assert found == [Drawn(size=2, within=0.5, seed=3).steps(10, n) for n in range(100)]
-    assert found != [Drawn(size=2, within=0.5, seed=4).steps(10, n) for n in range(100)]
+    assert found == [Drawn(size=2, share=0.5, seed=3).steps(10, n) for n in range(100)]
+    assert found != [Drawn(size=2, share=0.5, seed=4).steps(10, n) for n in range(100)]
     assert {steps[0] for steps in found} == {0, 1, 2, 3}
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -186,3 +193,9 @@ def test_a_sliding_window_moves_towards_the_picture_and_begins_again():
 def test_a_window_that_does_not_fit_is_refused(window, count):
     with pytest.raises(UserError, match="does not fit a schedule of"):
         window.steps(count, 0)
+
+
+@pytest.mark.parametrize("kind, noise", [(SDE, -0.1), (CPS, 1.1)])
+def test_noise_levels_that_are_none_are_refused(kind, noise):
+    with pytest.raises(UserError, match="noise must be"):
+        kind(noise=noise)

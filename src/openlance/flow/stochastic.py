@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from openlance.config.values import within
 from openlance.errors import UserError
 
 
@@ -67,6 +68,7 @@ def means_of_results(values_NC: Tensor, lengths: Sequence[int], moves_N: Tensor 
     counts = torch.tensor(lengths, device=values_NC.device)
     owner = torch.arange(len(lengths), device=values_NC.device).repeat_interleave(counts)
     if moves_N is not None:
+        moves_N = moves_N.to(values_NC.device)
         owner, values_NC = owner[moves_N], values_NC[moves_N]
         counts = torch.bincount(owner, minlength=len(lengths))
     if not counts.all():
@@ -85,6 +87,9 @@ class Stochastic:
     """
 
     noise: float
+
+    def __post_init__(self) -> None:
+        within("noise", self.noise, 0)
 
     def coefficients(self, t: float, t_next: float) -> Coefficients:
         raise NotImplementedError
@@ -162,6 +167,9 @@ class CPS(Stochastic):
 
     noise: float = 0.8
 
+    def __post_init__(self) -> None:
+        within("noise", self.noise, 0, 1)
+
     def coefficients(self, t: float, t_next: float) -> Coefficients:
         share = self.noise * math.pi / 2
         old = t_next * math.cos(share)
@@ -205,16 +213,16 @@ class Drawn:
 
     Args:
         size: Steps of the stretch.
-        within: Share of the schedule, from its noisy end, in which it lies.
+        share: Of the schedule, from its noisy end, in which it lies.
         seed: Decides with the round where.
     """
 
     size: int = 2
-    within: float = 0.5
+    share: float = 0.5
     seed: int = 0
 
     def steps(self, count: int, round: int) -> range:
-        most = min(math.ceil(count * self.within), count - 1)
+        most = min(math.ceil(count * self.share), count - 1)
         _fits(self.size, most, count)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + round)
         first = int(torch.randint(most - self.size + 1, (), generator=generator))

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from openlance.config.values import one_of
+from openlance.config.values import one_of, within
 
 EPS = 1e-4  # added to a deviation that divides (Flow-GRPO's code)
 
@@ -66,7 +66,7 @@ class Advantages:
             expected is the mean of those (Pro-GRPO, arXiv 2512.15347); 0 keeps all.
     """
 
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     center: str = "group"
     scale: str = "none"
     clip: float = 5.0
@@ -76,6 +76,8 @@ class Advantages:
     def __post_init__(self) -> None:
         one_of("center", self.center, ("group", "round"))
         one_of("scale", self.scale, ("none", "group", "round"))
+        for name in ("clip", "least", "keep"):
+            within(name, getattr(self, name), 0)
 
     def __call__(
         self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None
@@ -114,8 +116,12 @@ class Best:
     """
 
     keep: int = 1
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     least: float = 1e-6
+
+    def __post_init__(self) -> None:
+        within("keep", self.keep, 1)
+        within("least", self.least, 0)
 
     def __call__(
         self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None

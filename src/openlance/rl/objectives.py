@@ -7,21 +7,21 @@
     loss = objective.loss(asks, {"new": v, "old": v_old})          # velocities (rows, C) at the asks, one after another
     loss.per_ask.mean().backward()
 
-An ask is a state and its time at which a velocity is wanted; every result has `draws` of them, so that they share its
-context as noise samples of one target (`sequence.pack`). A loss is one number per ask, of which an update takes the
-mean, however the asks are dealt to packs and processes.
+An ask is a state and its time at which a velocity is wanted; every result has equally many, so that they share its
+context as noise samples of one target (`draws` of `sequence.pack`). A loss is one number per ask, of which an update
+takes the mean, however the asks are dealt to packs and processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from openlance.config.values import one_of
+from openlance.config.values import one_of, within
+from openlance.errors import UserError
 from openlance.flow import add_noise, schedule
 from openlance.flow.stochastic import Moments
 from openlance.rl.advantages import Advantages, Best, Everything, Scored, Selection
@@ -63,7 +63,7 @@ class Times:
     def __post_init__(self) -> None:
         if self.draws < 1 or self.among < 1 or not 0 <= self.skip <= self.steps - self.among:
             fits = f"{self.skip} skipped and {self.among} drawn from, of a schedule of {self.steps} steps"
-            raise ValueError(f"there are not enough times: {fits}, for {self.draws} draws")
+            raise UserError(f"there are not enough times: {fits}, for {self.draws} draws")
 
     def draw(self, generator: torch.Generator) -> list[float]:
         """Return the times of one result, falling."""
@@ -85,8 +85,12 @@ class Objective:
     selection: Selection
     square: float = 0.0
 
-    samples: ClassVar[bool] = True  # learns from results of the model; otherwise from the targets of the data
-    trajectories: ClassVar[bool] = False  # needs the transitions of rollouts
+    # Of a kind, not settings, so they have no annotations.
+    samples = True  # learns from results of the model; otherwise from the targets of the data
+    trajectories = False  # needs the transitions of rollouts
+
+    def __post_init__(self) -> None:
+        within("square", self.square, 0)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -137,7 +141,7 @@ class Objective:
         if missing := sorted({"new", *self.needs} - velocities.keys()):
             raise ValueError(f"velocities of the weights {', '.join(missing)} are missing")
         losses, places, noted = list[Tensor](), list[Tensor](), list[dict[str, Tensor]]()
-        for some in together(asks):
+        for some in together(asks, velocities["new"].device):
             v = {name: values[some.rows].float() for name, values in velocities.items()}
             v |= {name: values.detach() for name, values in v.items() if name != "new"}
             loss, notes = self._loss(some, v)
@@ -153,6 +157,13 @@ class Objective:
     def _loss(self, some: Together, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Give the losses (B,) of some asks, and what is noted of each, from velocities (M, C)."""
         raise NotImplementedError
+
+
+def above_zero(**values: float) -> None:
+    """Check that settings are above 0; UserError that names the first that is not."""
+    for name, value in values.items():
+        if value <= 0:
+            raise UserError(f"{name} must be more than 0, got {value}", param=name)
 
 
 def trust(statistics: Mapping[str, float]) -> float:
@@ -191,11 +202,16 @@ class GRPO(Objective):
         kl: Weight of the divergence from the reference.
     """
 
-    selection: Selection = field(default_factory=lambda: Advantages(scale="round"))
+    selection: Advantages = field(default_factory=lambda: Advantages(scale="round"))
     clip: float = 1e-4
     kl: float = 0.0
 
-    trajectories: ClassVar[bool] = True
+    trajectories = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(clip=self.clip)
+        within("kl", self.kl, 0)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -254,7 +270,6 @@ class Forward(Objective):
         times: Where.
     """
 
-    selection: Selection = field(default_factory=lambda: Advantages(scale="round"))
     times: Times = field(default_factory=Times)
 
     def asks(self, result: Result, advantage: float, generator: torch.Generator) -> list[Ask]:
@@ -288,11 +303,17 @@ class NFT(Forward):
         eta: Rate, start and most of the share of themselves that old weights keep: min(rate * (step - start), most).
     """
 
+    selection: Advantages = field(default_factory=lambda: Advantages(scale="round"))
     square: float = 1e-4
     beta: float = 1.0
     most: float = 5.0
     adaptive: bool = True
     eta: tuple[float, int, float] = (0.001, 0, 0.5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(beta=self.beta, most=self.most)
+        within("eta.2", self.eta[2], 0, 1)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -339,6 +360,7 @@ class AWM(Forward):
         average: Rate and most of the share of itself that the average keeps: min(rate * step, most).
     """
 
+    selection: Advantages = field(default_factory=lambda: Advantages(scale="round"))
     square: float = 1e-3
     clip: float = 1.0
     most: float = 1.0
@@ -347,7 +369,11 @@ class AWM(Forward):
     average: tuple[float, float] = (0.001, 0.3)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("weighting", self.weighting, WEIGHTINGS)
+        above_zero(clip=self.clip, most=self.most)
+        within("pull", self.pull, 0)
+        within("average.1", self.average[1], 0, 1)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -368,13 +394,8 @@ class AWM(Forward):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(Forward):
-    """Fine-tuning on the data's own targets of the same requests, at the same times: the flow loss, times the
-    advantage."""
-
-    selection: Selection = field(default_factory=Everything)
-
-    samples: ClassVar[bool] = False
+class FlowLoss(Forward):
+    """The loss of plain training, times the advantage."""
 
     def _loss(self, some: Together, v: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         flow = some.mean((v["new"] - some.target).square())
@@ -382,12 +403,19 @@ class SFT(Forward):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN(SFT):
+class SFT(FlowLoss):
+    """Fine-tuning on the data's own targets of the same requests, at the same times."""
+
+    selection: Everything = field(default_factory=Everything)
+
+    samples = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN(FlowLoss):
     """Fine-tuning on the best results of the model's own, of groups that have worse ones too."""
 
-    selection: Selection = field(default_factory=Best)
-
-    samples: ClassVar[bool] = True
+    selection: Best = field(default_factory=Best)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -116,22 +116,22 @@ class Together:
         return means_of_results(values_MC, self.lengths)
 
 
-def together(asks: Sequence[Ask]) -> Iterator[Together]:
-    """Sort asks by time and kind of step."""
+def together(asks: Sequence[Ask], device: torch.device) -> Iterator[Together]:
+    """Sort asks by time and kind of step, and bring them to the device, wherever results were kept."""
     places = dict[object, list[int]]()
     for n, ask in enumerate(asks):
         step = ask.transition
         places.setdefault((ask.t, step and (step.kind, step.t_next)), []).append(n)
     rows = torch.arange(sum(len(ask.x) for ask in asks)).split([len(ask.x) for ask in asks])
     for numbers in places.values():
-        yield _joined([asks[n] for n in numbers], torch.tensor(numbers), [rows[n] for n in numbers])
+        yield _joined([asks[n] for n in numbers], numbers, [rows[n] for n in numbers], device)
 
 
-def _joined(asks: list[Ask], numbers: Tensor, rows: list[Tensor]) -> Together:
+def _joined(asks: list[Ask], numbers: list[int], rows: list[Tensor], device: torch.device) -> Together:
     learned = [ask.result.learned for ask in asks]
 
     def joined(parts: Iterable[Tensor]) -> Tensor:
-        return torch.cat([part[where] for part, where in zip(parts, learned)])
+        return torch.cat([part[where.to(part.device)] for part, where in zip(parts, learned)]).to(device)
 
     steps = [ask.transition for ask in asks if ask.transition is not None]
     step = steps and replace(
@@ -139,12 +139,11 @@ def _joined(asks: list[Ask], numbers: Tensor, rows: list[Tensor]) -> Together:
         x=joined(s.x for s in steps),
         x_next=joined(s.x_next for s in steps),
         mean=joined(s.mean for s in steps),
-        log_prob=torch.stack([s.log_prob for s in steps]),
+        log_prob=torch.stack([s.log_prob for s in steps]).to(device),
     )
-    device = asks[0].x.device
     return Together(
-        numbers=numbers.to(device),
-        rows=joined(part.to(device) for part in rows),
+        numbers=torch.tensor(numbers, device=device),
+        rows=joined(rows),
         lengths=[int(where.sum()) for where in learned],
         t=asks[0].t,
         advantage=torch.tensor([ask.advantage for ask in asks], device=device),
