@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from openlance.errors import UserError
+from openlance.rl.rewards.ocr import rapid_ocr
 from openlance.rl.rewards.reward import Drawn, Reward
 from openlance.rl.rewards.spelling import closeness
 from toyworld.clip_edits import ClipEdit, judge_clip_edit
@@ -25,7 +26,7 @@ from toyworld.facts import Fact, Lettering
 from toyworld.judge import judge, nothing_else
 from toyworld.judge_edits import judge_edit
 from toyworld.match_text import match_text
-from toyworld.read_text import fold, read_text, reader
+from toyworld.read_text import fold, read_text
 from toyworld.subjects import Subject
 from toyworld.suites.clips import Filming, judge_filming
 from toyworld.suites.images import Drawing
@@ -67,7 +68,7 @@ class World(Reward):
 
     def load(self) -> None:
         if not self.argument:
-            reader()
+            rapid_ocr()
 
     def __call__(self, drawn: Sequence[Drawn]) -> list[Mapping[str, float]]:
         return [facts_of(one.truth, one, READERS[self.argument]) for one in drawn]

@@ -18,7 +18,11 @@ from openlance.config.values import number, unknown
 from openlance.errors import UserError
 from openlance.rl.rewards.reward import Reward
 
-BUILT_IN = {"ocr": "openlance.rl.rewards.ocr:Ocr", "redness": "openlance.rl.rewards.redness:Redness"}
+BUILT_IN = {
+    "ocr": "openlance.rl.rewards.ocr:Ocr",
+    "redness": "openlance.rl.rewards.redness:Redness",
+    "similarity": "openlance.rl.rewards.similarity:Similarity",
+}
 EXAMPLE = "ocr:1,my_reward.py:score:0.5"
 
 

@@ -18,14 +18,10 @@ MOST_ORDERED = 4  # texts up to which every order of them is tried
 
 def quoted(prompt: str) -> tuple[str, ...]:
     """Return the texts that a prompt puts between quotes, in its order; of `change "A" to "B"` the B alone."""
-    found = [
-        (m.start(), m.end(), plain(next(g for g in m.groups() if g is not None))) for m in _QUOTED.finditer(prompt)
-    ]
-    kept = [
-        text for (_, end, text), (after, *_) in zip(found, [*found[1:], (None,)])
-        if text and not (after is not None and _REPLACED.fullmatch(prompt[end:after]))
-    ]  # fmt: skip
-    return tuple(kept)
+    found = list(_QUOTED.finditer(prompt))
+    between = [prompt[a.end() : b.start()] for a, b in zip(found, found[1:])]
+    texts = [plain(match[match.lastindex or 0]) for match in found]
+    return tuple(text for text, after in zip(texts, [*between, ""]) if text and not _REPLACED.fullmatch(after))
 
 
 def wanted(prompt: str) -> tuple[str, ...]:
