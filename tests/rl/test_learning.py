@@ -13,7 +13,7 @@ from openlance.config.train import Rewarding, Stage
 from openlance.errors import UserError
 from openlance.flow.stochastic import STOCHASTIC
 from openlance.model.lance import own_generation
-from openlance.rl.learning import RewardTrainer, shuffled
+from openlance.rl.learning import RewardTrainer
 from openlance.rl.rollout import Exploring, roll
 from openlance.sequence.segment import roles_of
 from openlance.training.files import Settings
@@ -95,15 +95,6 @@ def test_steps_are_as_likely_as_they_were_when_they_were_drawn(base, requests, k
     finally:
         base.learner.lance = lance
         base.learner.zero_grad()
-
-
-def test_rewards_are_shuffled_inside_their_groups():
-    groups = torch.tensor([7, 7, 9, 9, 9, 7])
-    rewards = {"a": torch.arange(6.0), "b": 10 + torch.arange(6.0)}
-    found = shuffled(rewards, groups, torch.Generator().manual_seed(1))
-    for group in (7, 9):
-        assert sorted(found["a"][groups == group].tolist()) == rewards["a"][groups == group].tolist()
-    assert torch.equal(found["a"] + 10, found["b"]) and not torch.equal(found["a"], rewards["a"])
 
 
 def test_requests_whose_rewards_never_differ_end_the_run_with_a_sentence(tmp_path):

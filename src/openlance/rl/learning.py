@@ -14,103 +14,32 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from openlance.config.sampling import GenerationConfig, Sampling
-from openlance.config.train import Rewarding, Stage
-from openlance.config.values import convert, hints, no_others, one_of
-from openlance.data.source import Sample
+from openlance.config.train import Stage
 from openlance.errors import UserError
-from openlance.flow import schedule
-from openlance.flow.stochastic import STOCHASTIC, WINDOWS
 from openlance.inference.prefix import prefill
-from openlance.inference.visual import before_target, conditions, rows_of_target, until_target
-from openlance.media.clip import Clip
+from openlance.inference.visual import before_target, conditions
 from openlance.model.lance import Cache, Lance, is_generation, own_generation
 from openlance.model.precision import autocast
-from openlance.rl.advantages import Advantages, Best
-from openlance.rl.objectives import OBJECTIVES, Forward, Objective, Times, trust
+from openlance.rl.advantages import shuffled
+from openlance.rl.objectives import trust
+from openlance.rl.practice import GROUPS, Practice
 from openlance.rl.results import Ask, Result
-from openlance.rl.rewards import Drawn, Pending, RewardPool, Score, parse_rewards
-from openlance.rl.rollout import Exploring, Policy, given_rows, roll
-from openlance.runtime.components import LazyVAE
+from openlance.rl.rewards import Score
+from openlance.rl.rollout import Policy
+from openlance.rl.settings import objective_of
 from openlance.runtime.distributed import Distributed
-from openlance.runtime.media_encoder import decoded
 from openlance.sequence.pack import pack
-from openlance.sequence.segment import Kind, Role, Segments, prompt_in, roles_of
-from openlance.sequence.tasks import spec_of
+from openlance.sequence.segment import Segments
 from openlance.text.tokenizer import SequenceCodec
-from openlance.training.batch import Batch, Preparer
-from openlance.training.distillation import emptied
+from openlance.training.batch import Batch
 from openlance.training.learner import Learner
 from openlance.training.parallel import full, sum_gradients
-from openlance.training.trainer import HELD_OUT, Outcome, Trainer
-
-GROUPS = 1 << 20  # of a pack at most; numbers of groups of different packs never meet
-
-
-@dataclass(frozen=True)
-class Part:
-    """Results that are scored together.
-
-    Args:
-        numbers: Of the request of each.
-        results: What was drawn.
-        scores: Of each, or a promise of them.
-    """
-
-    numbers: list[int]
-    results: list[Result]
-    scores: Pending | list[Score | None]
-
-    def scored(self) -> list[Score | None]:
-        """Wait for the scores."""
-        return self.scores.collect() if isinstance(self.scores, Pending) else self.scores
-
-    def of(self, numbers: Sequence[int], scores: Sequence[Score | None]) -> Part:
-        """Those of some requests, whose scores are known by now."""
-        some = [n for n, number in enumerate(self.numbers) if number in numbers]
-        return Part(
-            [self.numbers[n] for n in some], [self.results[n] for n in some], [scores[n] for n in some]
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Practice:
-    """What one pack of samples came to in a round: results of each of its requests, and their scores, on the way.
-
-    Args:
-        ids: Of the samples.
-        requests: Of each result, its media in model space.
-        groups: Of each result, a number that no other request of the round has.
-        parts: The results.
-        lesson: Some of the samples as they are, for the usual loss.
-        seconds: That drawing took, and waiting for probes to be scored.
-    """
-
-    ids: list[str]
-    requests: list[Segments]
-    groups: list[int]
-    parts: list[Part]
-    lesson: Batch | None
-    seconds: dict[str, float]
-
-    @property
-    def results(self) -> list[Result]:
-        return [result for part in self.parts for result in part.results]
-
-    @property
-    def size(self) -> int:
-        """Noisy rows that were drawn."""
-        return sum(len(result.clean) for result in self.results)
-
-    def scored(self) -> list[Score | None]:
-        """Wait for all scores."""
-        return [one for part in self.parts for one in part.scored()]
+from openlance.training.trainer import Outcome, Trainer
 
 
 class RewardTrainer(Trainer):
@@ -365,189 +294,6 @@ def _frozen(lance: Lance) -> Lance:
     return lance
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rollouts(Preparer):
-    """Draws the results of a pack of samples and hands them to the rewards. Noise is a function of (seed, number of the
-    pack); held-out packs are drawn once, without stochastic steps.
-
-    Args:
-        run: Whose weights draw.
-        defaults: How the model samples.
-        vae: Decodes.
-        rewards: Score results of training.
-        judge: Scores those of held-out requests.
-        usual: Makes batches for the usual loss.
-    """
-
-    run: RewardTrainer
-    defaults: GenerationConfig
-    vae: LazyVAE
-    rewards: RewardPool
-    judge: RewardPool
-    usual: Preparer
-
-    def __call__(self, samples: list[Sample], number_of_pack: int) -> Practice:  # type: ignore[override]
-        how, validates = self.run.how, number_of_pack >= HELD_OUT
-        began, waited = time.monotonic(), 0.0
-        pool = self.judge if validates else self.rewards
-        for sample in samples:
-            pool.check(prompt_in(sample.segments), sample.truth)
-        generator = Generator().manual_seed(self.stage.seed * 1_000_003 + number_of_pack)
-        each = 1 if validates else how.group
-        seeds = torch.randint(2**31, (len(samples), each), generator=generator).tolist()
-        with torch.no_grad(), autocast(self.stage.dtype, self.device):
-            requests = self.encode([emptied(s.segments) for s in samples])
-
-        def drawn(numbers: Sequence[int], first: int, end: int) -> Part:
-            places = [(n, k) for n in numbers for k in range(first, end)]
-            noises = [seeds[n][0 if how.same_noise else k] for n, k in places]
-            some = [requests[n] for n, _ in places]
-            results = self._roll(some, [seeds[n][k] for n, k in places], noises, not validates)
-            seen = [
-                Drawn(prompt=prompt_in(r), media=clip, sources=sources_of(samples[n].segments), truth=samples[n].truth)
-                for (n, _), r, clip in zip(places, some, self._decoded(results, some), strict=True)
-            ]
-            return Part([n for n, _ in places], results, pool.submit(seen))
-
-        if not (self.run.objective.samples or validates):
-            parts = [self._true(samples)]
-        elif not how.probes or validates:
-            parts = [drawn(range(len(samples)), 0, each)]
-        else:
-            probes, since = drawn(range(len(samples)), 0, how.probes), time.monotonic()
-            scores = probes.scored()
-            waited = time.monotonic() - since
-            differ = [n for n in range(len(samples)) if _differ([s for i, s in zip(probes.numbers, scores) if i == n])]
-            parts = [probes.of(differ, scores), *([drawn(differ, how.probes, each)] if differ else [])]
-        lesson = None
-        if how.supervised and not validates:
-            count = max(1, round(how.supervised_share * len(samples)))
-            lesson = self.usual(samples[:count], number_of_pack)
-        numbers = [n for part in parts for n in part.numbers]
-        return Practice(
-            ids=[s.id for s in samples], requests=[requests[n] for n in numbers], parts=parts, lesson=lesson,
-            groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
-            seconds={"rollout": time.monotonic() - began - waited, "reward": waited},
-        )  # fmt: skip
-
-    def _true(self, samples: list[Sample]) -> Part:
-        """What the data show for the requests, which counts as right."""
-        with torch.no_grad(), autocast(self.stage.dtype, self.device):
-            full = self.encode([until_target(s.segments) for s in samples], targets=True)
-        results = [Result(clean=f[-1].value.float().flatten(0, 2), given=given_rows(f)) for f in full]
-        return Part(list(range(len(samples))), results, [Score({"true": 1.0}, {"true": 1.0}) for _ in samples])
-
-    def _roll(
-        self, requests: list[Segments], seeds: list[int], noises: list[int], explores: bool
-    ) -> list[Result]:  # fmt: skip
-        """Results of requests, as many at once as a pack has rows; those that are sampled alike share a batch."""
-        run, policy = self.run, self.run.drawing
-        batches: dict[tuple[Sampling, int], list[int]] = {}
-        rows, opened = Counter[Sampling](), Counter[Sampling]()
-        for n, request in enumerate(requests):
-            sampling = rolling(self.defaults, run.how, request, run.reads is not None)
-            more = rows_of_target(request, self.codec)
-            if rows[sampling] + more > self.stage.pack_tokens[1]:
-                rows[sampling], opened[sampling] = 0, opened[sampling] + 1
-            rows[sampling] += more
-            batches.setdefault((sampling, opened[sampling]), []).append(n)
-        found = dict[int, Result]()
-        with autocast(self.stage.dtype, self.device):
-            for (sampling, _), some in batches.items():
-                exploring = exploring_of(self.stage, sampling, run.step) if explores else None
-                theirs = ([values[n] for n in some] for values in (requests, seeds, noises))
-                mine, own, noise = theirs
-                found |= zip(some, roll(policy, self.codec, mine, sampling, own, exploring, noise), strict=True)
-        return [found[n] for n in range(len(requests))]
-
-    def _decoded(self, results: Sequence[Result], requests: Sequence[Segments]) -> list[Clip]:
-        """What results look like; those of one size are decoded together."""
-        grids = [self.codec.latent_grid(request[-1].size) for request in requests]  # type: ignore[arg-type]
-        found = dict[int, Clip]()
-        for grid in dict.fromkeys(grids):
-            some = [n for n, own in enumerate(grids) if own == grid]
-            found |= zip(some, decoded(self.vae, [results[n].clean.view(*grid, -1) for n in some]), strict=True)
-        return [found[n] for n in range(len(results))]
-
-
-def sources_of(segments: Segments) -> tuple[Clip, ...]:
-    """Pick what is given with a request, as it looks: what is edited, objects, first and last frames."""
-    kept = [s.value for s in segments if s.kind is Kind.LATENTS and s.role is not Role.TARGET]
-    given = [s.given for s in segments if s.role is Role.TARGET]
-    return tuple(value for value in (*given, *kept) if isinstance(value, Clip))
-
-
-def _differ(scores: Sequence[Score | None]) -> bool:
-    """Whether the rewards of a request's probes differ; one that could not be scored leaves nothing to compare."""
-    told = [score for score in scores if score is not None]
-    names = {name for score in told for name in score.facts}
-    return len(told) == len(scores) and any(len({score.facts.get(name) for score in told}) > 1 for name in names)
-
-
-def rolling(defaults: GenerationConfig, how: Rewarding, request: Segments, distilled: bool) -> Sampling:
-    """Say how a rollout samples: as the checkpoint does, but for its steps, without guidance in several passes.
-
-    Args:
-        defaults: Of the checkpoint.
-        how: Of the stage.
-        request: What is drawn.
-        distilled: Whether guidance is distilled into what draws.
-    """
-    usual = replace(
-        defaults.sampling_for(roles_of([request])), num_inference_steps=how.num_inference_steps, solver=how.solver,
-        step_cache=0.0, compile=False, distilled=distilled,
-    )  # fmt: skip
-    return usual if distilled or how.guided else replace(usual, guidance_scale=1.0, image_guidance_scale=1.0)
-
-
-def exploring_of(stage: Stage, sampling: Sampling, step: int) -> Exploring | None:
-    """Say which steps of a round are stochastic; none where the objective does not follow trajectories.
-
-    Raises:
-        UserError: If the window does not fit the steps, or leaves what learns.
-    """
-    how = stage.rl
-    assert how is not None
-    if not OBJECTIVES[how.objective].trajectories:
-        return None
-    kind = STOCHASTIC[how.stochastic](noise=how.noise)
-    window: Any = WINDOWS[how.window]
-    fields = {"size": how.window_size, "seed": stage.seed}
-    window = window(**{name: value for name, value in fields.items() if name in hints(window)})
-    steps = window.steps(sampling.num_inference_steps, step)
-    times = schedule(sampling.num_inference_steps, sampling.shift)[list(steps)].tolist()
-    if sampling.distilled and not all(sampling.acts_at(t) for t in times):
-        low = sampling.interval[0]
-        raise UserError(
-            f"there are stochastic steps at times {', '.join(f'{t:.2f}' for t in times)}, but distilled guidance, "
-            f"which is what learns, acts above {low:g}: set a smaller window"
-        )
-    return Exploring(kind=kind, steps=steps)
-
-
-def objective_of(stage: Stage) -> Objective:
-    """Make the objective of a stage. UserError for one that is unknown, or a field that it lacks."""
-    how = stage.rl
-    assert how is not None
-    one_of("rl.objective", how.objective, OBJECTIVES)
-    kind = OBJECTIVES[how.objective]
-    no_others(how.settings, hints(kind))
-    kinds = hints(kind)
-    said: dict[str, Any] = {
-        name: bool(value) if kinds[name] is bool else convert(kinds[name], value, f"rl.settings.{name}")
-        for name, value in how.settings.items()
-    }
-    usual = kind().selection
-    if isinstance(usual, Advantages):
-        said["selection"] = Advantages(weights=how.facts, center=how.center, scale=how.scale, keep=how.keep)
-    elif isinstance(usual, Best):
-        said["selection"] = Best(keep=max(how.keep, 1), weights=how.facts)
-    if issubclass(kind, Forward):
-        steps, skip, among, draws = how.times
-        said["times"] = Times(steps=steps, skip=skip, among=among, draws=draws)
-    return kind(**said)
-
-
 def table_of(told: Sequence[tuple[int, Score | None]]) -> tuple[dict[str, Tensor], Tensor]:
     """Make a table of scores: (R,) per fact, nan where a group does not have it, and (R,) the groups."""
     names = sorted({name for _, score in told if score is not None for name in score.facts})
@@ -555,41 +301,3 @@ def table_of(told: Sequence[tuple[int, Score | None]]) -> tuple[dict[str, Tensor
     weights = {name: w for _, score in told if score is not None for name, w in score.weights.items()}
     table = {n: torch.tensor([float(row.get(n, float("nan"))) * weights[n] for row in rows]) for n in names}
     return table, torch.tensor([group for group, _ in told])
-
-
-def shuffled(rewards: Mapping[str, Tensor], groups: Tensor, generator: Generator) -> dict[str, Tensor]:
-    """Deal the rewards of each group out among its results at random."""
-    order = torch.arange(len(groups))
-    for group in groups.unique():
-        mine = (groups == group).nonzero()[:, 0]
-        order[mine] = mine[torch.randperm(len(mine), generator=generator)]
-    return {name: values[order] for name, values in rewards.items()}
-
-
-def settled(stage: Stage, device: torch.device) -> Stage:
-    """Take float32 for `auto` where steps are compared with those of a rollout on a CPU, whose kernels for gradients
-    round bfloat16 otherwise than those without: by more than ratios may be from 1."""
-    assert stage.rl is not None
-    exact = stage.dtype == "auto" and device.type == "cpu" and OBJECTIVES[stage.rl.objective].trajectories
-    return replace(stage, dtype="float32") if exact else stage
-
-
-def check_rewarding(stage: Stage) -> None:
-    """Raise a UserError for a stage that cannot learn from rewards."""
-    how = stage.rl
-    assert how is not None
-    texts = [task for task, weight in stage.mixture.items() if weight and spec_of(task).makes == "text"]
-    if texts:
-        raise UserError(f"the stage {stage.name} learns from rewards of what is drawn, and {texts[0]} draws nothing")
-    if stage.drop_text or stage.drop_all:
-        raise UserError("rewards are about whole requests", fix={"drop_text": 0, "drop_all": 0})
-    parse_rewards(how.rewards)
-    parse_rewards(how.judge or how.rewards)
-    one_of("rl.stochastic", how.stochastic, STOCHASTIC)
-    one_of("rl.window", how.window, WINDOWS)
-    kind = objective_of(stage)
-    if kind.trajectories and how.guided:
-        raise UserError(
-            f"{how.objective} compares the steps of a rollout with those of the update, which is not guided: leave out "
-            "rl.guided, or take an objective without trajectories, such as nft"
-        )

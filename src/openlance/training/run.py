@@ -31,8 +31,10 @@ from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
-from openlance.rl.learning import RewardTrainer, Rollouts, check_rewarding, settled
+from openlance.rl.learning import RewardTrainer
+from openlance.rl.practice import Rollouts
 from openlance.rl.rewards import RewardPool
+from openlance.rl.settings import check_rewarding, settled
 from openlance.runtime.components import with_generation
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
