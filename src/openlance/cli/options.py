@@ -23,7 +23,6 @@ import typer
 from typer import Option
 
 from openlance.config.sampling import LARGEST_SIDE, MOST_DRAWS, Sampling
-from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -268,14 +267,12 @@ def check_text(name: str, text: str, example: str) -> str:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, blank ones at its end left out; a blank line between two prompts is an error."""
+    """The prompts of a file (`rl.prompts`)."""
+    from openlance.rl.prompts import read_prompts as read
+
     if not path.is_file():
         raise UserError(f"there is no file {path}: --prompts-file takes a text file with one prompt per line")
-    lines = lines_of(read_text(path, ", one prompt per line").rstrip())
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise UserError(f"line {number} of {path} is empty: write a prompt there or delete the line")
-    return [line.strip() for line in lines]
+    return [one.prompt for one in read(path)]
 
 
 def read_media(path: Path) -> Clip:
