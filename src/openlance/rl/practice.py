@@ -13,6 +13,7 @@ from torch import Generator
 
 from openlance.config.sampling import GenerationConfig, Sampling
 from openlance.data.source import Sample
+from openlance.errors import UserError
 from openlance.inference.visual import rows_of_target, until_target
 from openlance.media.clip import Clip
 from openlance.model.precision import autocast
@@ -120,6 +121,12 @@ class Rollouts(Preparer):
         pool = self.judge if validates else self.rewards
         for sample in samples:
             pool.check(prompt_in(sample.segments), sample.truth)
+        shown = how.supervised > 0 and self.run.reads is None or not self.run.objective.samples
+        if shown and any(until_target(s.segments)[-1].is_empty for s in samples):
+            raise UserError(
+                f"{samples[0].id} is a prompt alone, and nothing shows what it should become: give samples with "
+                "targets, or leave out rl.supervised and the objective sft"
+            )
         generator = Generator().manual_seed(self.stage.seed * 1_000_003 + number_of_pack)
         each = 1 if validates else how.group
         seeds = torch.randint(2**31, (len(samples), each), generator=generator).tolist()

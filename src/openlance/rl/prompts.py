@@ -11,16 +11,22 @@ single letters to sentences. They are a function of the seed; the first n are th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from openlance.config.values import lines_of, one_of, read_text, whole
+from openlance.data.census import Census
+from openlance.data.front import Fit
+from openlance.data.source import Row, Sample, shuffled
 from openlance.errors import UserError
+from openlance.sequence.tasks import spec_of
 
+BLOCK = 64  # prompts of a part
 Rng = np.random.Generator
 MOST_REPEATS = 10_000  # draws in a row that bring nothing new: the words are used up
 
@@ -253,3 +259,60 @@ def _chinese(rng: Rng) -> Prompt:
     color = f"用{_pick(rng, LETTERING_ZH)}字" if rng.random() < 0.5 else ""
     style = _pick(rng, STYLES_ZH) if rng.random() < 0.4 else ""
     return Prompt(f'{style}{place}一个{_pick(rng, THINGS_ZH)}，上面{color}写着"{text}"', kind)
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """A file of prompts as a source of requests: samples whose targets are empty, for results that a reward judges.
+
+    Args:
+        path: Of the file.
+        task: What is drawn, from words alone.
+
+    Raises:
+        UserError: If the task reads or writes anything else, or the file cannot be read.
+    """
+
+    path: Path
+    task: str
+    light = True
+
+    def __post_init__(self) -> None:
+        spec = spec_of(self.task)
+        if spec.reads or spec.makes == "text":
+            raise UserError(f"{self.path} holds prompts alone, and {self.task} takes more: give samples of it")
+        if not self.prompts:
+            raise UserError(f"{self.path} is empty: write a prompt on each line")
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        return read_prompts(self.path)
+
+    @property
+    def census(self) -> Census:
+        return Census(seen=len(self.prompts), used=len(self.prompts))
+
+    def parts(self, epoch: int, rng: Rng | None) -> Sequence[list[int]]:
+        order = shuffled(range(len(self.prompts)), rng)
+        return [order[first : first + BLOCK] for first in range(0, len(order), BLOCK)]
+
+    def rows(self, part: list[int]) -> list[Row]:
+        return [Row(f"{self.path}, prompt {n + 1}", self.prompts[n].prompt) for n in part]
+
+    def stamp(self, part: list[int]) -> str:
+        return "\n".join(self.prompts[n].prompt for n in part)
+
+    def sample(self, row: Row, fit: Fit, rng: Rng) -> Sample:
+        spec = spec_of(self.task)
+        side = fit.front.transform.bases[spec.makes][0]
+        frames = 1 if spec.makes == "image" else min(fit.front.num_frames, fit.max_frames)
+        return Sample(fit.front.request(spec, row.values, asked=(frames, side, side)), row.place)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def holds_prompts(said: object) -> bool:
+    """Tell if a path of data is a file of prompts."""
+    path = Path(said) if isinstance(said, (str, Path)) else None
+    return path is not None and path.suffix.lower() in (".txt", ".jsonl", ".ndjson") and path.is_file()

@@ -33,6 +33,7 @@ from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
 from openlance.rl.learning import RewardTrainer
 from openlance.rl.practice import Rollouts
+from openlance.rl.prompts import PromptSource, holds_prompts
 from openlance.rl.rewards import RewardPool
 from openlance.rl.settings import check_rewarding, settled
 from openlance.runtime.components import with_generation
@@ -253,8 +254,13 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
         fix = f"data={{'{missing[0]}': 'PATH'}}, or say what to mix, such as mixture={{'t2i': 1}}"
         said = f"the stage {stage.name} mixes in {', '.join(missing)} without data"
         raise UserError(f"{said}: name a source for each, such as {fix}")
-    sources = {task: open_source(settings.data.get(task, stage.source), task) for task in wanted}
-    held_out = {task: open_source(settings.held_out[task], task) for task in wanted if task in settings.held_out}
+
+    def opened(said: Any, task: str) -> Source:
+        prompts = stage.rl is not None and holds_prompts(said)
+        return PromptSource(Path(said), task) if prompts else open_source(said, task)
+
+    sources = {task: opened(settings.data.get(task, stage.source), task) for task in wanted}
+    held_out = {task: opened(settings.held_out[task], task) for task in wanted if task in settings.held_out}
     for task, source in sources.items():
         if settings.validate_every and task not in held_out and not isinstance(source, Endless):
             raise UserError(f"nothing is held out for {task} to validate", fix={"held_out": {task: "PATH"}})
