@@ -11,7 +11,7 @@ single letters to sentences. They are a function of the seed; the first n are th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -80,7 +80,7 @@ def text_prompts(count: int, seed: int = 0, language: str = "en") -> list[Prompt
     return made
 
 
-def _new(makers: list[Callable[[Rng], Prompt]], rng: Rng) -> Iterator[Prompt]:
+def _new(makers: Sequence[Callable[[Rng], Prompt]], rng: Rng) -> Iterator[Prompt]:
     seen, repeats = set[str](), 0
     while repeats < MOST_REPEATS:
         one = makers[len(seen) % len(makers)](rng)
