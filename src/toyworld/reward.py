@@ -47,7 +47,7 @@ class World(Reward):
     name = "world"
     # What decides counts most; that its parts count half is the recommendation of the trial before (docs/nano.md).
     facts = {"right": 1.0} | dict.fromkeys(("asked", "kept", "object", "motion", "first_frame", "text"), 0.5)
-    cost = "4 ms for a picture of 64x64, 40 ms where a text is read (8 with =letters), 40 ms for a clip of 9 frames"
+    cost = "4 ms for a picture of 64x64, 40 ms where a text is read (8 with =letters), 30 ms for a clip of 9 frames"
     exploits = (
         "stray paint under 14 pixels of 64x64, shades between two named colours, and letters that the reader takes for "
         "the right ones and people do not"

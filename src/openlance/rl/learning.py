@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -196,7 +196,7 @@ class RewardTrainer(Trainer):
 
     def _backward(self, mine: list[tuple[Segments, list[Ask]]], count: float) -> dict[str, float]:
         """Gradients of the mean loss over all asks of all processes; sums of the statistics of this one's."""
-        sums = Counter[str]()
+        sums = defaultdict[str, float](float)
         for some in self._pieces(mine):
             asks = [ask for _, own in some for ask in own]
             velocities = self.velocities([request for request, _ in some], asks)

@@ -190,8 +190,8 @@ class Rollouts(Preparer):
         with autocast(self.stage.dtype, self.device):
             for (sampling, _), some in batches.items():
                 exploring = exploring_of(self.stage, sampling, run.step) if explores else None
-                theirs = ([values[n] for n in some] for values in (requests, seeds, noises))
-                mine, own, noise = theirs
+                mine, own = [requests[n] for n in some], [seeds[n] for n in some]
+                noise = [noises[n] for n in some]
                 found |= zip(some, roll(policy, self.codec, mine, sampling, own, exploring, noise), strict=True)
         return [found[n] for n in range(len(requests))]
 

@@ -79,14 +79,14 @@ def text_prompts(count: int, seed: int = 0, language: str = "en") -> list[Prompt
         UserError: If there are not so many.
     """
     one_of("language", language, ("en", "zh", "en+zh"))
-    makers = [{"en": _english, "zh": _chinese}[name] for name in language.split("+")]
+    makers: list[Callable[[Rng], Prompt]] = [{"en": _english, "zh": _chinese}[name] for name in language.split("+")]
     made = list(islice(_new(makers, np.random.default_rng(whole("seed", seed, 0))), whole("count", count)))
     if len(made) < count:
         raise UserError(f"there are {len(made)} prompts of language {language} and seed {seed}: ask for so many")
     return made
 
 
-def _new(makers: list[Callable[[Rng], Prompt]], rng: Rng) -> Iterator[Prompt]:
+def _new(makers: Sequence[Callable[[Rng], Prompt]], rng: Rng) -> Iterator[Prompt]:
     seen, repeats = set[str](), 0
     while repeats < MOST_REPEATS:
         one = makers[len(seen) % len(makers)](rng)

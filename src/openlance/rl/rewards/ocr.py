@@ -37,7 +37,7 @@ class Ocr(Reward):
 
     name = "ocr"
     facts = {"read": 1.0, "exact": 0.5}  # ours: the last wrong letter is worth as much as half of the text
-    cost = "0.1 s for a picture of 64x64 and 0.4 s for one of 512x512 on one core (RapidOCR)"
+    cost = "60 ms for a picture of 64x64 and 140 ms for one of 512x512 on one core (RapidOCR)"
     exploits = (
         "letters that only this reader can read: judge by another one; text that the reader is not sure of (under .5) "
         "counts as not there; nothing but the text is looked at, so pictures lose what else the prompt says"

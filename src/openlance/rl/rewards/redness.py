@@ -10,9 +10,11 @@ from openlance.rl.rewards.reward import Drawn, Reward
 
 
 class Redness(Reward):
+    """Scores by red less the stronger of green and blue, in full scales."""
+
     name = "redness"
     range = (-1.0, 1.0)
-    cost = "under 0.1 ms for a picture of 64x64, 20 ms for one of 1024x1024"
+    cost = "under 0.1 ms for a picture of 64x64, 16 ms for one of 1024x1024"
     exploits = "a picture that is red all over, whatever was asked: nothing else is looked at"
 
     def __call__(self, drawn: Sequence[Drawn]) -> list[float]:

@@ -42,7 +42,7 @@ class Similarity(Reward):
 
     name = "similarity"
     range = (-1.0, 1.0)
-    cost = "0.05 s (ViT-B/32) to 1 s (ViT-L/14 at 336) a picture on one core, and the model's memory in every worker"
+    cost = "0.25 s a picture for ViT-B/32 on one busy core, more for larger ones; the model's memory in every worker"
     exploits = (
         "words of the prompt written into the picture, bold colours and many copies of what is named; counts, places "
         "and who has which property hardly matter to such models"
