@@ -39,7 +39,7 @@ EDITS = {f"edit: {kind}": kind for kind in KINDS}
 BLOCKS = dict.fromkeys(DRAWN, 20) | dict.fromkeys(EDITS, 4)
 ROWS = {name: (name,) for name in DRAWN} | {"edits": tuple(EDITS)} | {name: (name,) for name in EDITS}
 
-PAGE = Path(__file__).parents[1] / "docs" / "checking.md"
+PAGE = Path(__file__).parents[1] / "docs" / "howto" / "checking.md"
 Judge = Callable[[np.ndarray], bool]
 
 
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="a .jsonl file, which grows")
     parser.add_argument("--only", default="", help="categories whose name contains this")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--docs", action="store_true", help="put the table into docs/checking.md as well")
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/howto/checking.md as well")
     args = parser.parse_args()
     if args.what == "run":
         run(args.model, args.records, args.only)

@@ -1,7 +1,8 @@
-"""Do rewards rise? Each objective on nano with the simplest reward, how red a picture is, for as many rounds; and a null
-run, whose rewards are shuffled among the results of each request.
+"""Do rewards rise? Each objective on nano with the simplest reward, how red a picture is, for as many rounds.
 
     python benchmarks/rewards.py --rounds 40 --folder runs/rewards      # goes on where it was stopped
+
+A null run shuffles its rewards among the results of each request: what it shows is not learning.
 """
 
 from __future__ import annotations

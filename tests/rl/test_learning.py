@@ -27,8 +27,8 @@ from openlance.training.start import open_base
 RL = Rewarding(rewards={"redness": 1.0}, objective="nft", group=4, num_inference_steps=3, times=(6, 1, 2, 2))
 STAGE = Stage(
     name="rl", scale="nano", steps=2, lr=3e-4, eps=1e-12, betas=(0.9, 0.99), ema=0.0, text_weight=0.0,
-    mixture={"t2i": 1.0}, source="world", pack_tokens=(60, 100), max_sample_tokens=100, dtype="float32", rl=RL, max_frames=5,
-    resolutions=(Resolution(image=(32, 32), video=(32, 32)),),
+    mixture={"t2i": 1.0}, source="world", pack_tokens=(60, 100), max_sample_tokens=100, dtype="float32", rl=RL,
+    max_frames=5, resolutions=(Resolution(image=(32, 32), video=(32, 32)),),
 )  # fmt: skip
 PROMPTS = ("a red circle", "two stars", "a blue square", "a ring above a cross", "a yellow triangle")
 

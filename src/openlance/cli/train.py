@@ -25,9 +25,10 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from openlance.cli import options
-from openlance.config.train import Stage, override, presets, read_recipe, read_stage, recipe_of
+from openlance.config.train import Stage, presets, read_recipe, read_stage, recipe_of
 from openlance.config.train import recipe as recipe_named
 from openlance.config.train import stage as preset
+from openlance.config.values import override
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def rewarded(stages: tuple[Stage, ...], said: Sequence[str] | None) -> tuple[Sta
 
 
 def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = None) -> dict[str, Any]:
-    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md).
+    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/howto/data.md).
 
     Args:
         option: Its name.

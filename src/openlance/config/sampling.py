@@ -78,7 +78,8 @@ class PromptStyle:
             last: Kind of the element that the user listed last: "text", "image" or "video".
         """
         word = last if self.names_last and field in LISTED else kind
-        return getattr(self, field).format(m=word)
+        text: str = getattr(self, field)
+        return text.format(m=word)
 
 
 EXACT = PromptStyle()
@@ -179,7 +180,7 @@ class Sampling:
             per token, "none" not at all.
         renorm_min: The least factor of that, from 0 to 1.
         cached: Keep what the conditions contribute instead of running the whole sequence at every step.
-        solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
+        solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/howto/speed.md`).
         step_cache: A velocity that is expected to change by a smaller share than this is used again, below 1; 0: off.
         compile: Run the experts through torch.compile, for which the first image waits; CUDA graphs on a GPU.
         strength: Share of the steps that run, from the source of an edit with that much noise in it; 1: from noise

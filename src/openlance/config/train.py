@@ -372,4 +372,5 @@ def dump(value: Stage) -> str:
     """Write a stage as YAML that `read_stage` reads back."""
     import yaml
 
-    return yaml.safe_dump(as_data(value), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    text: str = yaml.safe_dump(as_data(value), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return text

@@ -138,7 +138,7 @@ class Layout:
         return TYPES[self.type]
 
     def named(self, present: Iterable[str]) -> dict[str, str]:
-        """Return the names of a source by ours: those that were given, and what is recognised (`data.names`)."""
+        """Return the names of a source by ours: those that were given, and what is recognized (`data.names`)."""
         return _named(self, tuple(present))
 
     def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:

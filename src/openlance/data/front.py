@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from openlance.config.model import ModelConfig
+from openlance.config.model import ModelConfig, Size
 from openlance.config.sampling import EXACT, PromptStyle
 from openlance.config.train import Stage
 from openlance.errors import UserError
@@ -21,7 +21,7 @@ from openlance.media.clip import Clip
 from openlance.media.files import collected
 from openlance.media.transform import ClipViews, MediaTransform
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
-from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
+from openlance.sequence.tasks import TaskSpec, Views, request, spec_of
 
 # Frames, height, width of a target image or video as the caller wants them; None leaves one to the input or the model.
 Asked = tuple[int | None, int | None, int | None]

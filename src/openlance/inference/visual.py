@@ -30,6 +30,7 @@ from openlance.sequence.segment import (
     Role,
     Rows,
     Segments,
+    Value,
     drop,
     region_in,
     source_in,
@@ -414,7 +415,8 @@ def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[
         target; on the device, wherever their makers left them.
     """
 
-    def flat(value: Tensor) -> Tensor:
+    def flat(value: Value | None) -> Tensor:
+        assert isinstance(value, Tensor)
         return value.flatten(0, 2).to(device or value.device)
 
     targets = [v for v in packed.visuals if v.segment.role is Role.TARGET]

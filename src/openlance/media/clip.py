@@ -248,7 +248,8 @@ def frame_indices(total: int, fps: float | None) -> list[int]:
     if total < 1:
         raise UserError("a video without frames cannot be sampled: give one that has at least one frame")
     rate = round(fps) if fps else 0
-    return np.linspace(0, total - 1, _count(total / (rate or UNKNOWN_FPS)), dtype=int).tolist()
+    chosen: list[int] = np.linspace(0, total - 1, _count(total / (rate or UNKNOWN_FPS)), dtype=int).tolist()
+    return chosen
 
 
 def _count(seconds: float) -> int:
@@ -291,7 +292,8 @@ def frames_by_time(
     gaps = np.diff(np.append(times, length))
     shortest = min(gaps[gaps > 0].min(initial=1 / MODEL_FPS), 1 / MODEL_FPS)
     moments = np.linspace(0, length - shortest, _count(length)) + shortest / 2
-    return (np.searchsorted(times, moments, side="right") - 1).clip(0, len(times) - 1).tolist()
+    chosen: list[int] = (np.searchsorted(times, moments, side="right") - 1).clip(0, len(times) - 1).tolist()
+    return chosen
 
 
 def steady_rate(times: np.ndarray, length: float, tick: float = 0.0) -> float | None:

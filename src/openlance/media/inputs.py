@@ -12,8 +12,6 @@ import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import (
-    KEY,
-    LONGEST,
     MODEL_FPS,
     TEMPORAL_STRIDE,
     Clip,
@@ -23,7 +21,7 @@ from openlance.media.clip import (
     joined,
     tell_speed,
 )
-from openlance.media.files import BEGIN, EXIF_IFD, UNICODE, USER_COMMENT, Source, begins_as_video, notice
+from openlance.media.files import BEGIN, EXIF_IFD, KEY, LONGEST, UNICODE, USER_COMMENT, Source, begins_as_video, notice
 from openlance.media.image import frames_of, metadata, on_white, one_image, open_image, read_animation
 from openlance.media.video import opened, read_moments, read_video_file
 
@@ -171,7 +169,7 @@ def _at_model_rate(clip: Clip, name: str) -> Clip:
     return Clip(clip.pixels[wanted], MODEL_FPS)
 
 
-def _from_mapping(value: Mapping, name: str | None) -> Clip:
+def _from_mapping(value: Mapping[str, Any], name: str | None) -> Clip:
     """Hugging Face's form of a file: its bytes, or where they are missing its path."""
     for key in ("bytes", "path"):
         if value.get(key) is not None:
@@ -180,7 +178,7 @@ def _from_mapping(value: Mapping, name: str | None) -> Clip:
     raise UserError(f"{name or 'a dictionary'} with {keys} holds no image: give its file as 'bytes' or 'path'")
 
 
-def _from_frames(values: list | tuple, name: str | None) -> Clip:
+def _from_frames(values: list[Any] | tuple[Any, ...], name: str | None) -> Clip:
     """The frames of one clip."""
     called = name or "the list of frames"
     if not values:

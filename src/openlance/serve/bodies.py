@@ -1,5 +1,5 @@
 """What clients send. A name that no field has is refused; fields of OpenAI's API that change nothing here are accepted
-and listed in `docs/serving.md`.
+and listed in `docs/howto/serving.md`.
 
 Names of other servers (vLLM-Omni's) mean what `OTHER_NAMES` says, at the top of a body or inside `extra_body`.
 """

@@ -124,6 +124,6 @@ class Preparer:
         times = draw_times(int(packed.rows.target.max()) + 1, self.stage.shift, generator)
         with autocast(self.stage.dtype, self.device):
             [encoded] = self.encode([kept], targets=True)
-        clean = torch.cat([s.value.float().flatten(0, 2).to(self.device) for s in encoded])
+        clean = torch.cat([s.tensor.float().flatten(0, 2).to(self.device) for s in encoded])
         noise = torch.randn(clean.shape, generator=generator)
         return noised(packed, clean, times.to(self.device), noise.to(self.device))

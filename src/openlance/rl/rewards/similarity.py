@@ -78,7 +78,7 @@ class Similarity(Reward):
         if not self.argument or not folder.is_dir():
             raise UserError(
                 f"the reward similarity has no model: {self.argument or 'nothing'} is no folder; write "
-                "similarity=FOLDER of a CLIP or SigLIP model on this disk (nothing is downloaded; see docs/rewards.md)"
+                "similarity=FOLDER of a CLIP or SigLIP model on this disk (nothing is downloaded)"
             )
         try:
             return of_open_clip(folder) if (folder / "open_clip_config.json").is_file() else of_transformers(folder)
