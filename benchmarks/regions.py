@@ -5,6 +5,7 @@
     python benchmarks/regions.py run --records clips.jsonl --clips --only local --samples 80
     python benchmarks/regions.py locate --seed 77 --samples 20
     python benchmarks/regions.py report --records regions.jsonl checked.jsonl clips.jsonl --docs
+    python benchmarks/regions.py picture                        # docs/images/regions.png
     python benchmarks/regions.py drift --scores drift.json      # of `openlance bench drift --json drift.json`
 
 A round has one request of every kind, so what is there at any time is even over kinds. Records of several ways of one
@@ -15,8 +16,10 @@ than half. CPU seconds are those of this process.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import re
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, markdown, paired, points, put, record, recorded, write_results
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import openlance
 from openlance.config.values import read_text
@@ -50,7 +53,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "none": {"region": "none"}, "auto": {"region": "auto"}, "checked": {"region": "auto", "check": 4}
 }  # fmt: skip
 SURE = {"no fault": True, "a fault": False}  # what a check says of what it returns
+SIDE = 64  # of the pictures of `picture`
+LEAST = 20  # edits of a kind that are told apart
 PAGE = RESULTS.parents[1] / "docs" / "editing.md"
+CARD = Path(openlance.__file__).parent / "assets" / "nano" / "README.md"
 BOX = re.compile(r"\(([-\d., e]+)\)")
 
 
@@ -200,6 +206,7 @@ def report(args: argparse.Namespace) -> None:
             there = [line for line in mine if way in line]
             kinds = list(dict.fromkeys(line["kind"] for line in there))
             groups = {kind: [line for line in there if line["kind"] == kind] for kind in kinds}
+            groups = {kind: some for kind, some in groups.items() if len(some) >= LEAST}
             local, others = [x for x in there if x["here"]], [x for x in there if not x["here"]]
             groups |= {"the six local kinds": local} | ({"all kinds": there} if others else {})
             own[way] = {name: compared(some, way) for name, some in groups.items()}
@@ -209,6 +216,19 @@ def report(args: argparse.Namespace) -> None:
     write_results("regions", data, text, args.out)
     if args.docs:
         put(PAGE, "regions", text)
+        put(CARD, "regions", summary(data["images"]))
+
+
+def summary(images: dict[str, dict[str, Any]]) -> str:
+    """What a model card says: all kinds, plain and in the ways that were recorded."""
+    rows, whole = [], "all kinds"
+    for way, name in {"auto": "in the region that the model finds", "checked": "there, with `check=4`"}.items():
+        if whole in (found := images.get(way, {})):
+            c = found[whole]
+            parts = [f"{c[part]['old']:.2f}, {c[part]['new']:.2f}" for part in ("right", "asked", "kept")]
+            rows.append([name, c["n"], *parts, points(c["right"]), f"{c['right']['p']:.2g}"])
+    head = ["edits of images", "n", "right: plain, so", "asked", "kept", "points (95 %)", "p"]
+    return f"Paired, free placement, 64x64, {datetime.date.today()}.\n\n{markdown(head, rows)}"
 
 
 def table(found: dict[str, dict[str, Any]], way: str) -> str:
@@ -227,6 +247,28 @@ def table(found: dict[str, dict[str, Any]], way: str) -> str:
     names = ["kind", "n", "right, plain", f"right, {says}", "points (95 %)", "changed", "p", "kept, plain"]
     names += [f"kept, {says}", "CPU s", "draws", "no fault / fault"]
     return markdown(names[: len(rows[0])], rows)
+
+
+def pictured(args: argparse.Namespace) -> None:
+    """A picture of the first edits of the local kinds, nothing picked: before, plain, and of the region."""
+    pipe = openlance.load(args.model)
+    (made,) = rounds(False, args.seed, 1, SIDE, "local")
+    given = [Image.fromarray(edit.pictures(SIDE, SIDE)[0]) for _, edit in made]
+    told = [edit.instruction for _, edit in made]
+    ways = [pipe.edit(given, told, seed=args.seed, region=way) for way in ("none", "auto")]
+    font, gap, side = ImageFont.load_default(13), 12, 2 * SIDE
+    page = Image.new("RGB", (gap + len(told) * (side + gap), 3 * (side + gap) + 62), "white")
+    pen = ImageDraw.Draw(page)
+    for n, (text, *pictures) in enumerate(zip(told, given, *ways, strict=True)):
+        x = gap + n * (side + gap)
+        for line, picture in enumerate(pictures):
+            place = x, gap + line * (side + gap)
+            page.paste(picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST), place)
+        if numbers := BOX.search(as_clip(pictures[-1]).made.region):
+            frame = [2 * float(v) for v in numbers[1].split(",")]
+            pen.rectangle([x + frame[0], gap + frame[1], x + frame[2], gap + frame[3]], outline="magenta")
+        pen.multiline_text((x, 3 * (side + gap) + gap), "\n".join(textwrap.wrap(text, 19)), "black", font)
+    page.save(args.picture)
 
 
 def drifted(args: argparse.Namespace) -> None:
@@ -268,6 +310,11 @@ def main() -> None:
     row_of_edits.add_argument("--figure", type=Path, default=RESULTS.parents[1] / "docs" / "images" / "drift.svg")
     row_of_edits.add_argument("--out", type=Path, default=RESULTS)
     row_of_edits.set_defaults(do=drifted)
+    show = commands.add_parser("picture")
+    show.add_argument("--model", default="nano")
+    show.add_argument("--seed", type=int, default=1)
+    show.add_argument("--picture", type=Path, default=RESULTS.parents[1] / "docs" / "images" / "regions.png")
+    show.set_defaults(do=pictured)
     tell = commands.add_parser("report")
     tell.add_argument("--records", type=Path, nargs="+", required=True)
     tell.add_argument("--out", type=Path, default=RESULTS)

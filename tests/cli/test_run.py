@@ -193,7 +193,9 @@ def test_results_are_checked_and_what_was_found_is_kept(tmp_path, capsys):
     fine = sum(row["check"]["fine"] for row in rows)
     assert f"the model finds no fault at {fine} of 2" in capsys.readouterr().out
     assert main([*line, "3"]) == 2 and "check" in capsys.readouterr().err
-    for more, said in ((["--check", "0"], "greater than or equal to 1"), (["--check", "2", "--think"], "was not trained to describe")):
+    for more, said in (
+        (["--check", "0"], "greater than or equal to 1"), (["--check", "2", "--think"], "was not trained to describe"),
+    ):  # fmt: skip
         assert main([*line[:-1], "-o", str(tmp_path / "other"), *more]) == 2 and said in capsys.readouterr().err
     asked = ["run", "--task", "x2t_image", "-o", str(tmp_path / "other"), "--check", "2"]
     assert main(asked) == 2 and "leave think and check out" in capsys.readouterr().err

@@ -428,8 +428,7 @@ class Worker:
         def after_step(step: int, t: float, x: Tensor) -> None:
             done, total = step + 1, how.steps
             for item in self._heed(batch):
-                most = 1 if item.search is None else item.search.most
-                item.listener(Step(item.drawn * total + done, most * total))
+                item.listener(Step(item.drawn * total + done, (item.search.most if item.search else 1) * total))
             due = {n: _partial(item, done, total) for n, item in enumerate(batch)}
             if any(index is not None for index in due.values()):
                 clean = _expected(*before, t, x)
