@@ -48,6 +48,10 @@ Size = Annotated[str | None, Option(metavar="WIDTHxHEIGHT", help="In pixels.  \\
 Steps = Annotated[int | None, Option(min=1, help="Denoising steps.  \\[default: the model's]")]
 Guidance = Annotated[float | None, Option(min=0, help="Strength of the prompt; 1: off.  \\[default: the model's]")]
 Solver = Annotated[str | None, Option(help="euler, dpm++ or unipc.  \\[default: the model's]")]
+Check = Annotated[
+    int | None, Option(min=1, max=MOST_DRAWS, help="Draw until the model finds no fault, at most so often; try 4.")
+]
+Think = Annotated[bool, Option("--think", help="Describe each result before it is drawn, if trained to.")]
 Memory = Annotated[str | None, Option(help="Memory to use, such as 12GB, or auto for what is free.")]
 AllowPickle = Annotated[bool, Option("--allow-pickle", help="Load tensors of .pth files too; safetensors always are.")]
 Metadata = Annotated[bool, Option(help="Write prompt, seed, settings and model into the files.")]
@@ -171,9 +175,8 @@ class Denoising(Rewriting):
     distilled: Annotated[
         bool | None, Option("--distilled/--no-distilled", help="Guidance in one pass, where the checkpoint has that.")
     ] = None
-    check: Annotated[
-        int | None, Option(min=1, max=MOST_DRAWS, help="Draw until the model finds no fault, at most so often; try 4.")
-    ] = None
+    check: Check = None
+    think: Think = False
     metadata: Metadata = True
 
     def settings(self) -> dict[str, Any]:
@@ -183,7 +186,7 @@ class Denoising(Rewriting):
         names = ("num_inference_steps", "guidance_scale", "solver", "distilled")
         said = given(**{name: getattr(self, name) for name in names})
         Sampling(**said)  # says what is wrong with them
-        return said | given(negative_prompt=self.negative_prompt, check=self.check)
+        return said | given(negative_prompt=self.negative_prompt, check=self.check, think=self.think or None)
 
 
 @dataclass(frozen=True, kw_only=True)

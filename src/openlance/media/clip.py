@@ -127,6 +127,13 @@ class Verdict:
         """Whether it is sure that every fact holds."""
         return not self.faults and not self.unsure
 
+    def as_data(self) -> dict[str, Any]:
+        """The same for records and answers, without the score."""
+        return {
+            "fine": self.fine, "draw": self.draw, "draws": self.draws, "facts": self.facts,
+            "faults": list(self.faults), "unsure": list(self.unsure),
+        }  # fmt: skip
+
     def __str__(self) -> str:
         if not self.facts:
             return "nothing in the words could be checked"
