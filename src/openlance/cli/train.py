@@ -47,6 +47,7 @@ Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; a sto
 Minutes = Annotated[float, Option(callback=options.positive, show_default=False, help="Save and stop after this time.")]
 Set = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
 Keep = Annotated[int, Option(min=1, help="Checkpoints to keep.")]
+Workers = Annotated[int, Option(min=0, help="Processes that decode ahead; 0: decode in this one.")]
 SaveEvery = Annotated[int, Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
 
 
@@ -60,7 +61,8 @@ class Running:
     keep: Keep = 3
     validate_every: Annotated[int, Option(min=0, help="Steps between validations; 0: none.")] = 0
     show_every: Annotated[int, Option(min=0, help="Steps between exports with sample images; 0: at the end.")] = 0
-    workers: Annotated[int, Option(min=0, help="Data loading processes; 0: load in this one.")] = 0
+    workers: Workers = 0
+    cache_gb: Annotated[float, Option(min=0, help="Encodings of files to keep in the run's folder; 0: none.")] = 10
     max_broken: options.MaxBroken = 0.001
     shard: Annotated[int, Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1
     compiled: Annotated[bool, Option("--compile/--no-compile", help="Compile with torch.compile.")] = False
@@ -136,6 +138,7 @@ class Adapting(Running):
 
     save_every: SaveEvery = 50
     keep: Keep = 1
+    workers: Workers = 1
 
 
 @app.command()

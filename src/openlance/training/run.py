@@ -17,8 +17,11 @@ from typing import Any
 
 import torch
 
+from openlance.checkpoint.tensors import fingerprint
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
+from openlance.config.versions import versions
+from openlance.data.cache import FOLDER, Cache, opened
 from openlance.data.encoded import PROBE, EncodedSource, probed
 from openlance.data.lanes import Lanes
 from openlance.data.open import open_source
@@ -27,6 +30,7 @@ from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
+from openlance.model.precision import lowered
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
@@ -112,9 +116,11 @@ def prepare(
     vae = base.vae.to(processes.device)
     sources, held_out = sources_of(stage, settings)
     check_latents(sources, base)
+    cache = cache_of(sources, stage, settings, base, processes)
     reading = Reading(
-        rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken
-    )
+        rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken,
+        cache=cache,
+    )  # fmt: skip
     stream = stack.enter_context(Lanes(sources, stage, base.codec, style=base.style, reading=reading))
     folder = RunFolder(settings, processes)
     found = look(sources, stage, base.codec, base.style) if processes.leads else None
@@ -125,16 +131,32 @@ def prepare(
     run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
         take_over(run, before)
-    encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER), processes.device
-    prepare = Preparer(stage=stage, codec=base.codec, encode=encode, device=device, complete=processes.sharded)
+    # What may be kept is encoded alone, since beside others it differs in the last bit.
+    together = TOGETHER if all(isinstance(source, Endless) for source in sources.values()) else 0
+    prepare = Preparer(
+        stage=stage, codec=base.codec, encode=MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=together),
+        device=processes.device, complete=processes.sharded, cache=cache,
+    )  # fmt: skip
     packs = list[list]()
     if settings.validate_every:
         other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
-        alone = replace(reading, workers=0)
+        alone = replace(reading, workers=0, cache=None)
         with Stream(held_out, other, base.codec, style=base.style, reading=alone) as validating:
             packs = [next(validating) for _ in range(settings.held_out_packs)]
     shown = partial(finish, base=base, settings=settings, show=show)
     return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown, found=found)
+
+
+def cache_of(
+    sources: Mapping[str, Source], stage: Stage, settings: Settings, base: Base, processes: Distributed
+) -> Cache | None:
+    """Open the cache of a run; None where nothing is kept. The VAE is never trained here."""
+    if not settings.cache_gb or all(isinstance(source, Endless) or source.light for source in sources.values()):
+        return None
+    config, files = base.config.vae, [base.beside[0]] if base.beside[0].is_file() else []
+    numbers = lowered(stage.dtype, processes.device)
+    salt = (fingerprint(*files), config, processes.device.type, numbers, versions("openlance", "torch", "pillow", "av"))
+    return opened(settings.out / FOLDER, settings.cache_gb * 1e9, processes.size, config, salt)
 
 
 def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
@@ -234,7 +256,7 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
     starts = starts_of(folder)
     if not starts:
         raise UserError(f"{folder} is no run: give a folder that `openlance train` wrote, with a run.json")
-    settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0)
+    settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0, cache_gb=0)
     places = earlier(folder) if settings.of_recipe else [folder]
     stages = tuple(build(Stage, starts_of(place)[-1]["stage"]) for place in places)
     processes, base = begin(stages, replace(settings, out=folder))

@@ -1,0 +1,138 @@
+"""What is kept of earlier epochs trains to the last bit as what is decoded anew, within its room on disk."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openlance.checkpoint.formats import folder_of
+from openlance.config.train import override
+from openlance.data import columns
+from openlance.data.cache import BLOCK, Cache, Missing, opened
+from openlance.media.clip import Clip
+from openlance.media.write import write_video
+from openlance.model.lora import Lora
+from openlance.training.files import Settings
+from openlance.training.run import run_stage
+from openlance.training.start import lora_stage
+
+
+def shown(path, number, size=(200, 150)):
+    pixels = np.random.default_rng(number).integers(0, 255, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize(size).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures and their captions, one of which has a choice; pairs of pictures; questions."""
+    place, pairs, asked = tmp_path / "data", [], []
+    place.mkdir()
+    for n in range(6):
+        shown(place / f"{n}.jpg", n)
+        pairs.append({"input_image": f"{n}.jpg", "output_image": f"{(n + 1) % 6}.jpg", "instruction": f"make {n}"})
+        asked.append({"image": f"{n}.jpg", "question": "how many?", "answer": str(n)})
+    texts = {f"{n}.jpg": ["one", "another"] if n == 3 else f"picture {n}" for n in range(6)}
+    for name, rows in (("texts", texts), ("pairs", pairs), ("asked", asked)):
+        (place / f"{name}.json").write_text(json.dumps(rows))
+    return place
+
+
+def run(folder, out, tasks, steps=4, **how):
+    stage = override(
+        lora_stage(folder_of("nano"), list(tasks), steps=steps, lr=1e-3),
+        ["draws=1", "pack_tokens=[150, 700]", "max_sample_tokens=700", "drop_all=0.2"],
+    )
+    data = {task: {"path": str(folder / name)} for task, name in tasks.items()}
+    settings = Settings(out=out, model=folder_of("nano"), data=data, lora=Lora(rank=2), **how)
+    run_stage(stage, settings)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return (out / "adapter_model.safetensors").read_bytes(), [(r["flow"], r["text"], r["norm"]) for r in rows]
+
+
+def entries(out):
+    return {path.name: path.read_bytes() for path in (out / "cache").rglob("*.npy")}
+
+
+@pytest.mark.parametrize(
+    "tasks", [{"t2i": "texts.json"}, {"image_edit": "pairs.json", "x2t_image": "asked.json"}], ids=["words", "pairs"]
+)
+def test_a_run_from_the_cache_is_bit_equal_to_one_without(folder, tmp_path, tasks, monkeypatch):
+    """Through many epochs; with workers; and again, from the files of an earlier run."""
+    decoded = []
+    monkeypatch.setattr(columns, "read_image", lambda *a, real=columns.read_image: decoded.append(a) or real(*a))
+    plain = run(folder, tmp_path / "plain", tasks, cache_gb=0)
+    often, _ = len(decoded), decoded.clear()
+    assert run(folder, tmp_path / "kept", tasks) == plain
+    held = entries(tmp_path / "kept")
+    assert held and not (tmp_path / "plain" / "cache").exists() and len(decoded) < often
+    (tmp_path / "again").mkdir()
+    (tmp_path / "kept" / "cache").rename(tmp_path / "again" / "cache")
+    decoded.clear()
+    assert run(folder, tmp_path / "again", tasks) == plain and entries(tmp_path / "again") == held
+    assert len(decoded) <= 8 * len(tasks) * 2, "what the report looks at, and nothing else"
+    assert run(folder, tmp_path / "ahead", tasks, workers=1) == plain
+
+
+def test_another_picture_of_the_same_name_is_encoded_anew(folder, tmp_path):
+    tasks = {"t2i": "texts.json"}
+    run(folder, tmp_path / "first", tasks)
+    for n in range(6):
+        shown(folder / f"{n}.jpg", n + 10)
+    (tmp_path / "second").mkdir()
+    (tmp_path / "first" / "cache").rename(tmp_path / "second" / "cache")
+    assert run(folder, tmp_path / "second", tasks) == run(folder, tmp_path / "plain", tasks, cache_gb=0)
+
+
+def test_a_cache_keeps_within_its_room_and_training_goes_on(folder, tmp_path):
+    tasks = {"t2i": "texts.json"}
+    room = 3 * 2 * BLOCK
+    small = run(folder, tmp_path / "small", tasks, cache_gb=room / 1e9)
+    held = entries(tmp_path / "small")
+    assert 0 < len(held) <= 3 and sum(-(-len(data) // BLOCK) * BLOCK for data in held.values()) <= room
+    assert small == run(folder, tmp_path / "plain", tasks, cache_gb=0)
+    run(folder, tmp_path / "small", tasks, steps=6, cache_gb=room / 1e9)
+    assert entries(tmp_path / "small") == held, "what is in stays, also when the run goes on"
+
+
+def test_two_processes_share_the_room(tmp_path, tiny):
+    vae = tiny.model.config.vae
+    value = np.zeros((1, 8, 8, 16), np.float32)
+    shares = [opened(tmp_path, 4 * 2 * BLOCK, 2, vae, ["salt"]) for _ in range(2)]
+    for rank, cache in enumerate(shares):
+        for n in range(9):
+            cache.put(f"{rank}{n}", value)
+    assert len(list(tmp_path.rglob("*.npy"))) == 4 and all(cache.full for cache in shares)
+    assert opened(tmp_path, 4 * 2 * BLOCK, 2, vae, ["salt"]).room == 0
+
+
+def test_a_damaged_entry_is_made_anew(tmp_path, tiny):
+    cache = Cache(tmp_path, "", tiny.model.config.vae, 1 << 20)
+    cache.put("ab", np.arange(9))
+    [file] = tmp_path.rglob("*.npy")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(Missing):
+        cache.get("ab")
+    cache.put("ab", np.arange(9))
+    assert cache.get("ab").tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("frames, kept", [(9, 1), (30, 0)])
+def test_of_clips_only_what_has_no_choice_is_kept(tmp_path, frames, kept):
+    """A window lies at another place each time, unless the clip is as long as one."""
+    place = tmp_path / "clips"
+    place.mkdir()
+    pixels = np.stack([np.full((64, 64, 3), 5 * n, np.uint8) for n in range(frames)])
+    write_video(place / "0.mp4", Clip(pixels))
+    (place / "0.txt").write_text("it becomes lighter")
+    plain = run(place, tmp_path / "plain", {"t2v": "."}, steps=2, cache_gb=0)
+    assert run(place, tmp_path / "kept", {"t2v": "."}, steps=2) == plain
+    assert len(entries(tmp_path / "kept")) == kept
+
+
+def test_a_name_stands_for_contents_cut_and_vae(tiny):
+    one = Cache(None, "vae 1", tiny.model.config.vae)
+    names = {one.origin("t2i", 64, "a"), one.origin("t2i", 96, "a"), one.origin("t2i", 64, "b")}
+    names |= {replace(one, salt="vae 2").origin("t2i", 64, "a")}
+    assert len(names) == 4
