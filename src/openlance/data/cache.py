@@ -5,9 +5,10 @@
     cache.shown(origin, inputs=1, fill=None) # when a row is read; Missing if something is not there
 
 An entry is known by what it was made of: the contents of the files, how they are cut, and the `salt`, which stands for
-the VAE. So what changes is made anew, and what is taken from here is equal to the last bit to what would be made. An
+the VAE. So what changes is made anew, and what is taken from here is equal to the last bit to what would be made. Each
 epoch reads all rows in another order, so an entry that made room for another would be missed as soon: what is in stays,
-and where an entry has no room it is left out.
+and where an entry has no room it is left out. What was cut lately is in memory as well, since rows are read before
+those of the epoch before are all encoded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,6 +36,7 @@ from openlance.sequence.segment import Segments
 log = logging.getLogger(__name__)
 FOLDER = "cache"  # in that of a run
 BLOCK = 4096  # bytes that a file takes at least
+RECENT = 1 << 27  # bytes of pixels in memory, of each process that decodes
 
 
 class Missing(LookupError):
@@ -56,6 +59,7 @@ class Cache:
     vae: VAEConfig
     room: int = 0
     full: bool = field(default=False, init=False)
+    recent: OrderedDict[str, Clip] = field(default_factory=OrderedDict, init=False, repr=False)
 
     def origin(self, *parts: object) -> str:
         """Name what media become, from whatever that depends on."""
@@ -94,6 +98,13 @@ class Cache:
                 log.warning("%s is full (%s): %s", self.folder, error, said)
             self.full = True
 
+    def remember(self, segments: Segments) -> None:
+        """Keep the clips of a sample in memory, and as many of earlier ones as there is room for."""
+        clips = [clip for s in segments for clip in (s.value, s.given) if isinstance(clip, Clip) and clip.origin]
+        self.recent |= {clip.origin: clip for clip in clips}
+        while sum(clip.pixels.nbytes for clip in self.recent.values()) > RECENT:
+            self.recent.popitem(last=False)
+
     def shown(self, origin: str, inputs: int, fill: str | None) -> Shown:
         """Put together what is shown of a sample.
 
@@ -108,14 +119,23 @@ class Cache:
         views = [HeldViews(self, f"{origin}-{n}") for n in range(inputs)]
         if fill is not None:
             return Shown(views, NO_SIZE, fill)
-        target = self.latents(f"{origin}-target")
+        target = self.kept(f"{origin}-target")
         return Shown(views, target.pixels.shape[:3], target)
 
-    def latents(self, name: str) -> Any:
-        """Read latents, with the shape of the pixels that they stand for."""
+    def seen(self, name: str) -> Clip:
+        """Find what the ViT sees."""
+        return self.recent[name] if name in self.recent else Clip(self.get(name))
+
+    def kept(self, name: str) -> Any:
+        """Find latents, with the shape of the pixels that they stand for; or else these pixels."""
         import torch
 
-        value = torch.from_numpy(self.get(name))
+        try:
+            value = torch.from_numpy(self.get(name))
+        except Missing:
+            if name in self.recent:
+                return self.recent[name]
+            raise
         t, y, x, _ = value.shape
         shape = (1 + (t - 1) * self.vae.temporal_stride, y * self.vae.stride, x * self.vae.stride)
         return SimpleNamespace(pixels=SimpleNamespace(shape=(*shape, 3)), latents=value)
@@ -129,11 +149,11 @@ class HeldViews:
 
     @cached_property
     def seen(self) -> Clip:
-        return Clip(self._cache.get(f"{self._name}-seen"))
+        return self._cache.seen(f"{self._name}-seen")
 
     @cached_property
     def kept(self) -> Any:
-        return self._cache.latents(f"{self._name}-kept")
+        return self._cache.kept(f"{self._name}-kept")
 
 
 class NamedViews:

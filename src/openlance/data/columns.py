@@ -226,9 +226,11 @@ class Layout:
                 held = cache.shown(origin, len(inputs), fill if isinstance(fill, str) else None)
                 return resolved(front.worded(self.task, prompt, held, said=said))
         shown = front.shown(self.task, [read(*one) for one in inputs], fill if isinstance(fill, str) else read(*fill))
-        return front.worded(
-            self.task, prompt, named(shown, origin) if origin and not read.place.needed else shown, said=said
-        )
+        if cache is None or not origin or read.place.needed:
+            return front.worded(self.task, prompt, shown, said=said)
+        segments = front.worded(self.task, prompt, named(shown, origin), said=said)
+        cache.remember(segments)
+        return segments
 
     def _dialogue(self, values: Mapping[str, Any], read: Reads, fit: Fit) -> Segments:
         beside = [
