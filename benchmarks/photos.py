@@ -25,11 +25,7 @@ from PIL import Image
 from openlance.cli.main import main
 
 LIMIT = 0.05
-FORMS = {
-    "as it is": [],
-    "no cache": ["--cache-gb", "0"],
-    "no cache, no worker": ["--cache-gb", "0", "--workers", "0"],
-}
+FORMS = {"as it is": [], "no cache": ["--cache-gb", "0"], "no cache, no worker": ["--cache-gb", "0", "--workers", "0"]}
 
 
 def photo(path: Path, number: int, size: tuple[int, int]) -> None:

@@ -196,6 +196,42 @@ def lora(
     ended(f"{done}\ntry: openlance {use_of(spec_of(next(iter(sources))), model, done)}")
 
 
+@app.command()
+@options.grouped
+def dreambooth(
+    data: Annotated[Path, Option(help="Folder with a few pictures of one subject.")],
+    prompt: Annotated[str, Option(help="Names it, with a word that means nothing yet: a zib, a sks dog.")],
+    class_prompt: Annotated[str, Option(help="Names what it is one of: a circle, a dog.")],
+    output: Output,
+    class_images: Annotated[int, Option(min=0, help="Results for the class to train on beside it; 0: none.")] = 100,
+    model: Annotated[str, Option(help="nano or a folder with weights.")] = "nano",
+    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 100,
+    lr: Annotated[float, Option(help="Learning rate.")] = 1e-3,
+    rank: Annotated[int | None, Option(min=1, help="Rank of the adapter.  \\[default: 16]")] = None,
+    seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
+    settings: Set = None,
+    *,
+    adapting: Adapting,
+) -> None:
+    """Teach a model one subject from a few pictures, as an adapter, and keep what it knows of others of its class.
+
+    Half of the samples are results of the model for the class, drawn before it learns (DreamBooth's prior preservation
+    with weight 1: Ruiz et al. 2022, section 3.3).
+    """
+    from openlance.cli.dreambooth import samples
+    from openlance.training.start import lora_stage
+
+    if prompt.split() == class_prompt.split():
+        raise UserError(f"--prompt and --class-prompt are both {prompt!r}: name the subject with a word of its own")
+    override(lora_stage(start_folder(model, "nano"), ["t2i"], steps=steps, lr=lr), settings or [])  # before drawing
+    options.check_writable(output)
+    listed = samples(data, prompt, class_prompt, class_images, model, output)
+    lora(
+        data=[f"t2i={listed}"], output=output, model=model, steps=steps, lr=lr, rank=rank, seed=seed,
+        settings=settings, **vars(adapting),
+    )  # fmt: skip
+
+
 def use_of(spec: TaskSpec, model: str, adapter: Path) -> str:
     """How an adapter is used for a task, as a command."""
     chosen = f"--model {model} --lora {adapter}"
