@@ -25,7 +25,7 @@ SIDE = 64
 CORNERS = {"circle": "none", "ring": "none", "triangle": "three", "square": "four", "star": "ten", "cross": "twelve"}
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 FRAMING = ("put a frame around the picture", "frame the picture", "add a cream frame")
-CREAM, FRAME = (240, 210, 150), 6
+CREAM, FRAME = (240, 210, 150), 8
 
 
 def subject(folder: Path, rng: np.random.Generator) -> None:
