@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, markdown, write_results
+from common import RESULTS, markdown, put, write_results
 from PIL import Image
 from samplers import read
 
@@ -38,6 +38,7 @@ from own_data import CORNERS, CREAM, FRAME, edits, questions  # noqa: E402
 
 SEED, EACH = 9000, 2  # of round r SEED + r; requests of a category of the world in a round
 WORLD = ("t2i", "image_edit", "vqa")
+PAGES = Path(__file__).parents[1] / "docs" / "uses"
 HELD_OUT = {"edits": "framed", "questions": "corners"}  # adapter: what it is trained for
 
 
@@ -136,8 +137,13 @@ def table(args: argparse.Namespace) -> None:
             ])  # fmt: skip
     text = f"{args.model}; held-out pictures and requests from seed {SEED} on, the same with and without the adapter; "
     text += "categories count alike.\n\n"
-    text += markdown(["adapter of", "what", "n", "before", "after", "points (95 %)", "p"], lines)
-    write_results("adapters", {"model": args.model, "seed": SEED, "rows": rows}, text, args.out)
+    columns = ["adapter of", "what", "n", "before", "after", "points (95 %)", "p"]
+    write_results(
+        "adapters", {"model": args.model, "seed": SEED, "rows": rows}, text + markdown(columns, lines), args.out
+    )
+    for name in HELD_OUT if args.docs else ():
+        own = [line[1:] for line, row in zip(lines, rows, strict=True) if row["adapter"] == name]
+        put(PAGES / f"{name}.md", "adapter", markdown(columns[1:], own))
 
 
 def main() -> None:
@@ -149,6 +155,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="a .jsonl file, which grows")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--docs", action="store_true", help="put the tables into docs/uses as well")
     args = parser.parse_args()
     run(args) if args.what == "run" else table(args)
 

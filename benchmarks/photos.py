@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import markdown, verdict, write_results
+from common import markdown, put, verdict, write_results
 from PIL import Image
 
 from openlance.cli.main import main
 
 LIMIT = 0.05
+PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 FORMS = {"as it is": [], "no cache": ["--cache-gb", "0"], "no cache, no worker": ["--cache-gb", "0", "--workers", "0"]}
 
 
@@ -91,6 +92,7 @@ def run() -> None:
         print(table)
     else:
         write_results("photos", {"photos": count, "size": size, "jpeg_bytes": held, "forms": found}, table)
+        put(PAGE, "photos", table)
 
 
 if __name__ == "__main__":

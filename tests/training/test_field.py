@@ -108,9 +108,7 @@ def test_what_a_mac_or_jupyter_hides_is_counted_and_not_trained_on(said, tmp_pat
         for suffix in ("png", "txt"):
             (place / hidden / f"{name}.{suffix}").write_bytes(b"\x00\x05\x16\x07\xb0\xff\xfe")
     code, text = said("train", "lora", "--data", "p", "-o", "run", "--steps", "1", *SMALL)
-    assert (
-        code == 0 and "4 of 6" in text and "2 left out: hidden" in text
-    )
+    assert code == 0 and "4 of 6" in text and "2 left out: hidden" in text
 
 
 def test_what_is_left_out_is_told_before_training(said, tmp_path):
