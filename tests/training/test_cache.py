@@ -15,6 +15,7 @@ from openlance.data.report import LOOKED_AT
 from openlance.media.clip import Clip
 from openlance.media.write import write_video
 from openlance.model.lora import Lora
+from openlance.sequence.segment import Kind, Role, Segment
 from openlance.training.files import Settings
 from openlance.training.run import run_stage
 from openlance.training.start import lora_stage
@@ -111,6 +112,17 @@ def test_a_damaged_entry_is_made_anew(tmp_path, tiny):
         cache.get("ab")
     cache.put("ab", np.arange(9))
     assert cache.get("ab").tolist() == list(range(9))
+
+
+def test_memory_holds_what_was_cut_lately(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("openlance.data.cache.RECENT", 3 * 12)
+    cache = Cache(tmp_path, "", tiny.model.config.vae)
+    for n in (0, 1, 1, 2, 3, 4):
+        clip = Clip(np.full((1, 2, 2, 3), n, np.uint8), origin=str(n))
+        cache.remember([Segment(Kind.LATENTS, Role.TARGET, clip), Segment(Kind.TEXT, Role.PROMPT, "x")])
+    assert list(cache.recent) == ["2", "3", "4"] and cache.kept("4").pixels.max() == 4
+    with pytest.raises(Missing):
+        cache.kept("1")
 
 
 @pytest.mark.parametrize("frames, kept", [(9, 1), (30, 0)])

@@ -60,6 +60,7 @@ class Cache:
     room: int = 0
     full: bool = field(default=False, init=False)
     recent: OrderedDict[str, Clip] = field(default_factory=OrderedDict, init=False, repr=False)
+    remembered: int = field(default=0, init=False)  # bytes of pixels in it
 
     def origin(self, *parts: object) -> str:
         """Name what media become, from whatever that depends on."""
@@ -101,9 +102,11 @@ class Cache:
     def remember(self, segments: Segments) -> None:
         """Keep the clips of a sample in memory, and as many of earlier ones as there is room for."""
         clips = [clip for s in segments for clip in (s.value, s.given) if isinstance(clip, Clip) and clip.origin]
-        self.recent |= {clip.origin: clip for clip in clips}
-        while sum(clip.pixels.nbytes for clip in self.recent.values()) > RECENT:
-            self.recent.popitem(last=False)
+        new = {clip.origin: clip for clip in clips if clip.origin not in self.recent}
+        self.recent |= new
+        self.remembered += sum(clip.pixels.nbytes for clip in new.values())
+        while self.remembered > RECENT:
+            self.remembered -= self.recent.popitem(last=False)[1].pixels.nbytes
 
     def shown(self, origin: str, inputs: int, fill: str | None) -> Shown:
         """Put together what is shown of a sample.

@@ -173,7 +173,7 @@ class Fit:
     drop_all: float = 0.0
     jitter: float = 1.0
     sides: tuple[int, int] = (64, 64)
-    cache: Cache | None = None
+    cache: Cache | None = field(default=None, repr=False)
 
     @property
     def max_frames(self) -> int:
