@@ -87,13 +87,15 @@ def run(args: argparse.Namespace) -> None:
     done = {(r["name"], r["part"], r["round"]) for r in read(args.records)}
     pipes = {"none": load(args.model)}
     for name, path in (("edits", args.edits), ("questions", args.questions)):
-        pipes[name] = load(args.model)
-        pipes[name].load_lora_weights(path)
+        if path is not None:
+            pipes[name] = load(args.model)
+            pipes[name].load_lora_weights(path)
     parts = {"framed": framed, "corners": corners, "world": of_world}
     for number in range(args.rounds):
         for name, pipe in pipes.items():
             for part, measure in parts.items():
-                if part != "world" and name != "none" and HELD_OUT[name] != part:
+                trained = [HELD_OUT[one] for one in ([name] if name in HELD_OUT else pipes.keys() - {"none"})]
+                if part != "world" and part not in trained:
                     continue
                 if (name, part, number) not in done:
                     began = time.process_time()
