@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "benchmarks"))
 from common import markdown, put  # noqa: E402
 
-SIDE, GAP, LABEL, LEFT = 96, 6, 30, 74  # pixels of a picture, between, of a label below, of a name at the left
+SIDE, GAP, LABEL, LEFT = 96, 6, 44, 74  # pixels of a picture, between, of a label below, of a name at the left
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -42,7 +42,7 @@ def sheet(name: str, rows: list[tuple[str, list[Image.Image]]], labels: list[str
                 line = f"{line} {word}".strip()
         pen.text((LEFT + x * (SIDE + GAP), len(rows) * (SIDE + GAP)), "\n".join([*lines, line]), INK, font)
     out = HERE / "images" / f"uses-{name}.png"
-    page.quantize(64).save(out, optimize=True)
+    page.quantize(160, dither=Image.Dither.NONE).save(out, optimize=True)
     print(out)
 
 

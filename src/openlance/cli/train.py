@@ -199,7 +199,7 @@ def lora(
 @app.command()
 @options.grouped
 def dreambooth(
-    data: Annotated[Path, Option(help="Folder with a few pictures of one subject.")],
+    data: Annotated[Path, Option(help="Folder with a few images of one subject.")],
     prompt: Annotated[str, Option(help="Names it, with a word that means nothing yet: a zib, a sks dog.")],
     class_prompt: Annotated[str, Option(help="Names what it is one of: a circle, a dog.")],
     output: Output,
@@ -213,7 +213,7 @@ def dreambooth(
     *,
     adapting: Adapting,
 ) -> None:
-    """Teach a model one subject from a few pictures, as an adapter, and keep what it knows of others of its class.
+    """Teach a model one subject from a few images, as an adapter, and keep what it knows of others of its class.
 
     Half of the samples are results of the model for the class, drawn before it learns (DreamBooth's prior preservation
     with weight 1: Ruiz et al. 2022, section 3.3).
