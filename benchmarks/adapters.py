@@ -93,13 +93,13 @@ def run(args: argparse.Namespace) -> None:
         if path is not None:
             pipes[name] = load(args.model)
             pipes[name].load_lora_weights(path)
-    for number in range(args.rounds):
+    own = [(number, part) for number in range(args.rounds) for part in pipes if part != "none"]
+    for number, part in own + [(number, "world") for number in range(args.rounds)]:
         for name, pipe in pipes.items():
-            for part, measure in PARTS.items():
-                wanted = part == "world" or part == name or (name == "none" and part in pipes)
-                if wanted and (name, part, number) not in done:
+            if part in ("world", name) or name == "none":
+                if (name, part, number) not in done:
                     began = time.process_time()
-                    row = {"name": name, "part": part, "round": number, "found": measure(pipe, number)}
+                    row = {"name": name, "part": part, "round": number, "found": PARTS[part](pipe, number)}
                     row["cpu_seconds"] = time.process_time() - began
                     with args.records.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")
