@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from openlance.config.train import Stage
+from openlance.data.cache import Cache
 from openlance.data.source import Sample
 from openlance.flow import draw_times
 from openlance.media.clip import Clip
-from openlance.model.lance import Cache
+from openlance.model.lance import Cache as KVCache
 from openlance.model.precision import autocast
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence.pack import Pack, pack
@@ -47,7 +48,7 @@ class Batch:
     labels: dict[int, np.ndarray]
     counts: Tensor
     seed: int = 0
-    cache: Cache | None = None
+    cache: KVCache | None = None
 
     @property
     def size(self) -> int:
@@ -71,6 +72,7 @@ class Preparer:
         codec: Turns segments into tokens.
         encode: Turns media into latents.
         device: Where noise is added.
+        cache: Keeps what is encoded of clips that have a name there.
         complete: Give every pack at least one image to look at and one latent, in a dummy sample without targets.
             Sharded weights need it: all ranks have to pass through the same modules.
     """
@@ -80,6 +82,7 @@ class Preparer:
     encode: MediaEncoder
     device: torch.device
     complete: bool = False
+    cache: Cache | None = None
 
     def __call__(self, samples: list[Sample], number_of_pack: int) -> Batch:
         packed = self._pack(samples)
@@ -91,6 +94,8 @@ class Preparer:
             shown.append(known.setdefault(value.key if isinstance(value, Clip) else id(v), len(clips)))
             if shown[-1] == len(clips):
                 clips.append(value)
+            if isinstance(value, Clip):
+                self._keep(value, value.pixels)
             first_of.setdefault(int(packed.rows.doc[v.rows[0]]), shown[-1])
         labels = {first_of[doc]: s.labels for doc, s in enumerate(samples) if s.labels is not None and doc in first_of}
         seed = self.stage.seed * 1_000_003 + number_of_pack
@@ -124,6 +129,14 @@ class Preparer:
         times = draw_times(int(packed.rows.target.max()) + 1, self.stage.shift, generator)
         with autocast(self.stage.dtype, self.device):
             [encoded] = self.encode([kept], targets=True)
+        for before, after in zip(kept, encoded, strict=True):
+            self._keep(before.value, after.value)
+            self._keep(before.given, after.given)
         clean = torch.cat([s.tensor.float().flatten(0, 2).to(self.device) for s in encoded])
         noise = torch.randn(clean.shape, generator=generator)
         return noised(packed, clean, times.to(self.device), noise.to(self.device))
+
+    def _keep(self, clip: Any, made: Any) -> None:
+        """Give a cache what was made of a clip that it would know by its name."""
+        if self.cache is not None and isinstance(clip, Clip) and clip.origin:
+            self.cache.put(clip.origin, made.cpu().numpy() if isinstance(made, Tensor) else made)

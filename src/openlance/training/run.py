@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from openlance.checkpoint.formats import find
-from openlance.checkpoint.tensors import open_tensors
+from openlance.checkpoint.tensors import fingerprint, open_tensors
 from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
+from openlance.config.versions import versions
+from openlance.data.cache import FOLDER, Cache, opened
 from openlance.data.encoded import PROBE, EncodedSource, probed
 from openlance.data.lanes import Lanes
 from openlance.data.open import open_source
@@ -31,6 +33,7 @@ from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
+from openlance.model.precision import lowered
 from openlance.rl.learning import RewardTrainer
 from openlance.rl.practice import Rollouts
 from openlance.rl.prompts import PromptSource, holds_prompts
@@ -125,9 +128,11 @@ def prepare(
     stage = stage if stage.rl is None else settled(stage, processes.device)
     sources, held_out = sources_of(stage, settings)
     check_latents(sources, base)
+    cache = cache_of(sources, stage, settings, base, processes)
     reading = Reading(
-        rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken
-    )
+        rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken,
+        cache=cache,
+    )  # fmt: skip
     stream = stack.enter_context(Lanes(sources, stage, base.codec, style=base.style, reading=reading))
     folder = RunFolder(settings, processes)
     found = look(sources, stage, base.codec, base.style) if processes.leads else None
@@ -148,9 +153,11 @@ def prepare(
         take_over(run, before)
     if isinstance(run, RewardTrainer):
         run.remember()
-    encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER), processes.device
+    # What may be kept is encoded alone, since beside others it differs in the last bit.
+    together = TOGETHER if all(isinstance(source, Endless) for source in sources.values()) else 0
+    encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=together), processes.device
     made: dict[str, Any] = {"stage": stage, "codec": base.codec, "encode": encode, "device": device}
-    prepare = Preparer(**made, complete=processes.sharded)
+    prepare = Preparer(**made, complete=processes.sharded, cache=cache)
     if stage.distill is not None or base.learner.lance is not start:
         prepare = Taught(**made, teacher=start.to(device).eval(), defaults=base.defaults)
     if isinstance(run, RewardTrainer):
@@ -166,7 +173,7 @@ def prepare(
     packs = list[list]()
     if settings.validate_every:
         other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
-        alone = replace(reading, workers=0)
+        alone = replace(reading, workers=0, cache=None)
         with Stream(held_out, other, base.codec, style=base.style, reading=alone) as validating:
             packs = [next(validating) for _ in range(settings.held_out_packs)]
     shown = partial(finish, base=base, settings=settings, show=show)
@@ -206,6 +213,20 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
     if own and not (alone and settings.init == "model" and settings.lora is None):
         said = f"the stage {stage.name} trains a generation side beside the weights it starts from"
         raise UserError(f"{said}: run it by itself, from a model's weights, without an adapter")
+
+
+def cache_of(
+    sources: Mapping[str, Source], stage: Stage, settings: Settings, base: Base, processes: Distributed
+) -> Cache | None:
+    """Open the cache of a run; None where nothing is kept, and for rewards, which look at
+    what is given. The VAE is never trained here."""
+    endless = all(isinstance(source, Endless) or source.light for source in sources.values())
+    if stage.rl is not None or not settings.cache_gb or endless:
+        return None
+    config, files = base.config.vae, [base.beside[0]] if base.beside[0].is_file() else []
+    numbers = lowered(stage.dtype, processes.device)
+    salt = (fingerprint(*files), config, processes.device.type, numbers, versions("openlance", "torch", "pillow", "av"))
+    return opened(settings.out / FOLDER, settings.cache_gb * 1e9, processes.size, config, salt)
 
 
 def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
@@ -320,7 +341,7 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
     starts = starts_of(folder)
     if not starts:
         raise UserError(f"{folder} is no run: give a folder that `openlance train` wrote, with a run.json")
-    settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0)
+    settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0, cache_gb=0)
     places = earlier(folder) if settings.of_recipe else [folder]
     stages = tuple(build(Stage, starts_of(place)[-1]["stage"]) for place in places)
     processes, base = begin(stages, replace(settings, out=folder))
