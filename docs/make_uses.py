@@ -118,7 +118,9 @@ def costs(folder: Path) -> None:
         log = [json.loads(line) for line in (folder / "runs" / run / "log.jsonl").read_text().splitlines()]
         spent = sum(row["cpu_seconds"] for row in log)
         rows.append([f"[{title}](../uses/{name}.md)", learned, data, len(log), f"{spent:.0f} s"])
-    put(HERE / "howto" / "finetune.md", "uses", markdown(["page", "what is learned", "data", "steps", "one core"], rows))
+    put(
+        HERE / "howto" / "finetune.md", "uses", markdown(["page", "what is learned", "data", "steps", "one core"], rows)
+    )
 
 
 def main() -> None:

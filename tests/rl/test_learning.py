@@ -17,10 +17,10 @@ from openlance.config.train import Resolution, Rewarding, Stage, dump
 from openlance.errors import UserError
 from openlance.flow.stochastic import STOCHASTIC
 from openlance.model.lance import own_generation
-from openlance.rl.learning import RewardTrainer
 from openlance.rl.rollout import Exploring, roll
 from openlance.sequence.segment import roles_of
 from openlance.training.files import Settings
+from openlance.training.rewarded.trainer import RewardTrainer
 from openlance.training.run import run_stage
 from openlance.training.start import open_base
 

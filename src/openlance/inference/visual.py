@@ -274,22 +274,16 @@ def denoise(
     branches = branch_out(model, codec, requests, s, negatives)
     features, context, given = conditions(branches.pack, model.device)
     targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
-    if noise is None:
-        assert seeds is not None
-        noise = _noises(branches, model.config.latent_channels, seeds)
+    noise = _noises(branches, model.config.latent_channels, seeds or ()) if noise is None else noise
     x = torch.cat([part.to(model.device) for part in noise]).float()
     line = Line.of(requests, targets, x)
     lengths = [v.rows[1] - v.rows[0] for v in targets]
-    moves = torch.cat([torch.arange(n) >= v.given for v, n in zip(targets, lengths, strict=True)]).to(model.device)
-    for v, part, known in zip(targets, x.split(lengths), given, strict=False):
-        if v.given:
-            part[: v.given] = known
+    moves = _filled(x, targets, lengths, given)
     denoiser = Denoiser(model, branches, features, context, s.cached, store, s.compile, shared, on_pass)
-    # Conditions are always those of the decoder itself, so the two share a cache.
-    plain = guiding = denoiser, _runs(denoiser, lengths, s, wanted)
-    if distilled is not None:
+    plain = guiding = partial(denoiser.velocities, run=_runs(denoiser, lengths, s, wanted))
+    if distilled is not None:  # conditions are always those of the decoder itself, so the two share a cache
         other = replace(denoiser, model=distilled, layouts={})
-        guiding = other, _runs(other, lengths, s, wanted)
+        guiding = partial(other.velocities, run=_runs(other, lengths, s, wanted))
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
     times, solver = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], solver or SOLVERS[s.solver]()
     guides_before = False
@@ -299,13 +293,8 @@ def denoise(
             on_step(i, float(t), x)
         guides = s.acts_at(float(t)) and (branches.count > 1 or distilled is not None)
         guided = branches.count if guides else 1
-        own, run = guiding if guides else plain
-        velocity, *others = own.velocities(x, torch.where(moves, t, 0.0), guided, run)
-        if guided > 1:
-            no_text = others[0] if branches.text_free else None
-            mixed = guide(velocity, no_text, others[-1] if branches.free else None, s)
-            parts = (p.split(lengths) for p in (mixed, velocity, counted))
-            velocity = torch.cat([renormalize(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
+        found = (guiding if guides else plain)(x, torch.where(moves, t, 0.0), guided)
+        velocity = found[0] if guided == 1 else _guided(found, branches, s, lengths, counted)
         if guides != guides_before:
             solver.restart()
         guides_before = guides
@@ -354,6 +343,14 @@ class Line:
     def kept(self, x: Tensor, t: float) -> Tensor:
         """The state with its rows outside on the line."""
         return torch.where(self.outside[:, None], self.at(t), x) if self.part else x
+
+
+def _filled(x: Tensor, targets: list[Visual], lengths: list[int], given: list[Tensor]) -> Tensor:
+    """Put what is given into the states (N, C), and tell which rows (N,) move."""
+    for v, part, known in zip(targets, x.split(lengths), given, strict=False):
+        if v.given:
+            part[: v.given] = known
+    return torch.cat([torch.arange(n) >= v.given for v, n in zip(targets, lengths, strict=True)]).to(x.device)
 
 
 def _noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Generator]) -> list[Tensor]:
@@ -425,6 +422,16 @@ def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[
     kept = [flat(v.segment.value) for v in clean]
     given = [torch.zeros(0) if v.segment.given is None else flat(v.segment.given) for v in targets]
     return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1), given
+
+
+def _guided(
+    found: list[Tensor], branches: Branches, s: Sampling, lengths: Sequence[int], counted: Tensor
+) -> Tensor:  # fmt: skip
+    """Mix the velocities (N, C) of all branches, request by request."""
+    velocity, *others = found
+    mixed = guide(velocity, others[0] if branches.text_free else None, others[-1] if branches.free else None, s)
+    parts = (p.split(list(lengths)) for p in (mixed, velocity, counted))
+    return torch.cat([renormalize(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
 
 
 def guide(text: Tensor, no_text: Tensor | None, nothing: Tensor | None, s: Sampling) -> Tensor:

@@ -3,7 +3,7 @@
     prompts.txt                          # one prompt per line
     prompts.jsonl                        # {"prompt": "a sign that says \\"OPEN\\"", "kind": "word"} per line
 
-The paper's last stage has 20K prompts that centre on texts to render; it tells neither their words nor where they come
+The paper's last stage has 20K prompts that center on texts to render; it tells neither their words nor where they come
 from. Those made here are ours: things that bear writing, where they stand, how they are lettered, and the writing, from
 single letters to sentences. They are a function of the seed; the first n are the same however many are made.
 """

@@ -33,7 +33,7 @@ from openlance.model.lance import Lance, is_generation
 from openlance.model.precision import autocast
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Segments, roles_of
-from openlance.sequence.tasks import spec_of
+from openlance.sequence.tasks import TASKS, spec_of
 from openlance.training.batch import Batch, Preparer
 from openlance.training.objective import Noised
 
@@ -183,12 +183,14 @@ def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
     """
     how = stage.distill
     assert how is not None
-    tasks = {spec_of(task).name for task, weight in stage.mixture.items() if weight}
+    specs = [spec_of(task) for task, weight in stage.mixture.items() if weight]
+    images, moving = [s for s in specs if s.makes == "image"], {s.name for s in TASKS.values() if s.makes == "video"}
     few = {"distilled": True, "num_inference_steps": how.num_inference_steps, "solver": how.solver}
     before = {name: getattr(defaults.sampling, name) for name in few}
     taught = {
-        "": "t2i" in tasks, "source": "image_edit" in tasks, "reference": "image_idip" in tasks,
-        "video": {"t2v", "i2v", "video_edit"} <= tasks, "history": False, "region": False,
+        "": any(not s.reads for s in images), "source": any(s.sized_by_source for s in images),
+        "reference": any(s.reads and not s.keeps_size for s in images),
+        "video": {s for s in moving if defaults.knows(s)} <= {s.name for s in specs}, "history": False, "region": False,
     }  # fmt: skip
     usual = as_data(defaults.sampling) | (few if taught.pop("") else {})
     by_role = dict[str, dict[str, Any]]()

@@ -34,11 +34,8 @@ from openlance.errors import UserError
 from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
 from openlance.model.precision import lowered
-from openlance.rl.learning import RewardTrainer
-from openlance.rl.practice import Rollouts
 from openlance.rl.prompts import PromptSource, holds_prompts
 from openlance.rl.rewards import RewardPool
-from openlance.rl.settings import check_rewarding, settled
 from openlance.runtime.components import with_generation
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
@@ -49,6 +46,9 @@ from openlance.training.checkpoint import disk
 from openlance.training.curves import write_curves
 from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
+from openlance.training.rewarded.practice import Rollouts
+from openlance.training.rewarded.settings import check_rewarding, settled
+from openlance.training.rewarded.trainer import RewardTrainer
 from openlance.training.start import Base, averaged, export, open_base
 from openlance.training.trainer import Trainer, Work, rewind, train
 

@@ -70,7 +70,7 @@ class Ocr(Reward):
 
 @lru_cache(maxsize=1)
 def rapid_ocr() -> Any:
-    """Load RapidOCR with the detector and the recogniser of its package. UserError where it is not installed."""
+    """Load RapidOCR with the detector and the recognizer of its package. UserError where it is not installed."""
     try:
         from rapidocr import RapidOCR
     except ImportError as missing:

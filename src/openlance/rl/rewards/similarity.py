@@ -44,7 +44,7 @@ class Similarity(Reward):
     range = (-1.0, 1.0)
     cost = "0.25 s a picture for ViT-B/32 on one busy core, more for larger ones; the model's memory in every worker"
     exploits = (
-        "words of the prompt written into the picture, bold colours and many copies of what is named; counts, places "
+        "words of the prompt written into the picture, bold colors and many copies of what is named; counts, places "
         "and who has which property hardly matter to such models"
     )
     takes = "the folder of a model"

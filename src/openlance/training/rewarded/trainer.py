@@ -27,11 +27,9 @@ from openlance.model.lance import Cache, Lance, is_generation, own_generation
 from openlance.model.precision import autocast
 from openlance.rl.advantages import shuffled
 from openlance.rl.objectives import trust
-from openlance.rl.practice import GROUPS, Practice
 from openlance.rl.results import Ask, Result
 from openlance.rl.rewards import Score
 from openlance.rl.rollout import Policy
-from openlance.rl.settings import objective_of
 from openlance.runtime.distributed import Distributed
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Segments
@@ -39,6 +37,8 @@ from openlance.text.tokenizer import SequenceCodec
 from openlance.training.batch import Batch
 from openlance.training.learner import Learner
 from openlance.training.parallel import full, sum_gradients
+from openlance.training.rewarded.practice import GROUPS, Practice
+from openlance.training.rewarded.settings import objective_of
 from openlance.training.trainer import Outcome, Trainer
 
 

@@ -20,16 +20,16 @@ from openlance.model.precision import autocast
 from openlance.rl.results import Result
 from openlance.rl.rewards import Drawn, Pending, RewardPool, Score
 from openlance.rl.rollout import given_rows, roll
-from openlance.rl.settings import exploring_of, rolling
 from openlance.runtime.components import LazyVAE
 from openlance.runtime.media_encoder import decoded
 from openlance.sequence.segment import Kind, Role, Segments, prompt_in
 from openlance.training.batch import Batch, Preparer
 from openlance.training.distillation import emptied
+from openlance.training.rewarded.settings import exploring_of, rolling
 from openlance.training.trainer import HELD_OUT
 
 if TYPE_CHECKING:
-    from openlance.rl.learning import RewardTrainer
+    from openlance.training.rewarded.trainer import RewardTrainer
 
 GROUPS = 1 << 20  # of a pack at most; numbers of groups of different packs never meet
 
