@@ -224,7 +224,7 @@ os.kill(os.getpid(), 9)
     pytest.fail("the worker outlives the program")
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "rewards.md").read_text(encoding="utf-8")
 
 
 def test_every_reward_says_what_it_is_and_stands_on_the_page():
