@@ -1,7 +1,7 @@
 """One entry of the release's input files as a request, with its media at the sizes that the release would take.
 
-Two habits are left out on purpose (`docs/official-inputs.md`): conditions are the codec's mean instead of a draw around
-it, and the noise of an entry does not depend on how many processes share the work.
+Two quirks are left out on purpose (`docs/howto/official-inputs.md`): conditions are the VAE's mean instead of a draw
+around it, and the noise of an entry does not depend on how many processes share the work.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.enhance import Enhancer, rewriter
+from openlance.inference.inputs import draws
 from openlance.media.inputs import as_clip, as_image
 from openlance.media.transform import BUCKET_STRIDE, LARGER, MediaTransform, resolution
 from openlance.sequence.segment import Kind, Role, Segment, Segments
@@ -36,6 +37,7 @@ class Job:
         seed: of the starting noise, the same for every entry (released code).
         root: the folder of the input file, where relative paths may begin.
         enhance: who rewrites the prompts first (see `enhance.rewriter`).
+        think, check: as of `inputs.How`.
     """
 
     task: str
@@ -46,12 +48,19 @@ class Job:
     max_new_tokens: int = GenerationConfig.max_new_tokens
     root: Path = Path()
     enhance: bool | str | Enhancer | None = None
+    think: bool = False
+    check: int | None = None
 
     def __post_init__(self) -> None:
         if self.preset is not None:
             resolution(self.preset)
         if self.spec.makes == "text" and self.enhance:
             raise UserError(f"{self.task} draws nothing, so no prompt is rewritten: run it with enhance=None")
+        if self.spec.makes == "text" and (self.think or self.check is not None):
+            raise UserError(
+                f"{self.task} draws nothing that could be thought about or checked: leave think and check out"
+            )
+        draws(self.check, None)
 
     @property
     def spec(self) -> TaskSpec:
@@ -106,12 +115,12 @@ def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
                 said = f"num_frames is {segment.size[0]}, which holds the given image alone"
                 raise UserError(f"{said}: ask for more, such as num_frames=5")
     if (rewrite := rewriter(engine, job.enhance)) is None:
-        return [_hole(s) for s in found], prompt_of(data)
+        return [_empty(s) for s in found], prompt_of(data)
     drawn = rewrite(found)
-    return drawn, "".join(s.value for s in drawn if s.kind is Kind.TEXT and s.role is not Role.SYSTEM)
+    return drawn, "".join(s.text for s in drawn if s.kind is Kind.TEXT and s.role is not Role.SYSTEM)
 
 
-def _hole(segment: Segment) -> Segment:
+def _empty(segment: Segment) -> Segment:
     """Entries carry the right answer where one is known; it is what the model is to say."""
     return replace(segment, value=None) if segment.role is Role.TARGET else segment
 
