@@ -76,7 +76,7 @@ test-browser: $(VENV)/.stamp-dev $(VENV)/.stamp-browser
 # In a copy: what they write is none of the dated results.
 nightly: test $(VENV)/.stamp-nightly
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data \
-	  tests/serve/test_ray.py tests/eval/test_lmms.py tests/docs/test_pages.py
+	  tests/serve/test_ray.py tests/eval/test_lmms.py tests/docs/test_pages.py tests/training/test_interrupt.py tests/rl
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py \
 	  tests/serve/test_openapi.py
 	$(BIN)/hadolint Dockerfile
@@ -86,4 +86,4 @@ nightly: test $(VENV)/.stamp-nightly
 	  cp -r examples benchmarks "$$scratch" && cd "$$scratch" && \
 	  $$python examples/ask.py && $$python examples/generate.py && $$python examples/new_task.py && \
 	  $$python examples/framed_pictures.py pictures && \
-	  for name in denoise release_loop step memory packing serve; do $$python benchmarks/$$name.py --quick || exit 1; done
+	  for name in denoise release_loop step memory packing photos serve; do $$python benchmarks/$$name.py --quick || exit 1; done

@@ -1,4 +1,5 @@
-"""What a self-check brings: `check=4` against the first draw of the same requests, judged by the world from pixels.
+"""What a self-check brings to what is drawn from words: `check=4` against the first draw of the same requests, judged
+by the world from pixels. (`regions.py run --ways checked` does the same for edits.)
 
     python benchmarks/checks.py run --records checks.jsonl      # goes on where it was stopped
     python benchmarks/checks.py table --records checks.jsonl --docs
@@ -9,8 +10,6 @@ the results without a check. Beside that: how often a result is right where the 
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,43 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, markdown, put, write_results
-from samplers import paired, read
+from common import markdown, paired, points, put, record, recorded, recorder, write_results
 
 from openlance import load
 from openlance.inference.checking import checked, draw_seed
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.media.clip import Clip
 from openlance.sequence.segment import Segments
-from toyworld.edits import KINDS
 from toyworld.judge import is_right
-from toyworld.judge_edits import judge_edit
 from toyworld.suites.bench import Bench
-from toyworld.suites.edits import edits
 from toyworld.suites.images import drawings
 
 BLOCK, SEED, DRAWS = 20, 700, 4  # requests of a record; the seed of block b is SEED + b
-DRAWN = ("text", "two", "attribute")
-EDITS = {f"edit: {kind}": kind for kind in KINDS}
-BLOCKS = dict.fromkeys(DRAWN, 20) | dict.fromkeys(EDITS, 4)
-ROWS = {name: (name,) for name in DRAWN} | {"edits": tuple(EDITS)} | {name: (name,) for name in EDITS}
-
+BLOCKS = dict.fromkeys(("text", "two", "attribute"), 20)
 PAGE = Path(__file__).parents[1] / "docs" / "howto" / "checking.md"
 Judge = Callable[[np.ndarray], bool]
 
 
 def requests_of(pipe: LancePipeline, category: str, block: int) -> tuple[list[Segments], list[Judge]]:
     """Requests, and what says of pixels whether they are right."""
-    asked = Bench(tasks=("t2i",), samples=BLOCK, seed=SEED + block)
-    if category in DRAWN:
-        drawn = list(drawings(category, asked))
-        made = [pipe.front.request("t2i", d.prompt, asked=(1, 64, 64)) for d in drawn]
-        return made, [lambda pixels, d=d: is_right(pixels, d.facts) for d in drawn]  # type: ignore[misc]
-    wanted = list(edits(EDITS[category], asked))
-    sources = [edit.pictures(64, 64)[0] for edit in wanted]
-    made = [pipe.front.request("image_edit", e.instruction, [Clip(s[None])]) for e, s in zip(wanted, sources)]
-    pairs = list(zip(wanted, sources, strict=True))
-    return made, [lambda pixels, e=e, s=s: judge_edit(e, s, pixels).right for e, s in pairs]  # type: ignore[misc]
+    drawn = list(drawings(category, Bench(tasks=("t2i",), samples=BLOCK, seed=SEED + block)))
+    made = [pipe.front.request("t2i", d.prompt, asked=(1, 64, 64)) for d in drawn]
+    return made, [lambda pixels, d=d: is_right(pixels, d.facts) for d in drawn]  # type: ignore[misc]
 
 
 def block_of(pipe: LancePipeline, category: str, block: int) -> dict[str, Any]:
@@ -85,13 +69,11 @@ def block_of(pipe: LancePipeline, category: str, block: int) -> dict[str, Any]:
 
 def run(model: str, records: Path, only: str) -> None:
     pipe = load(model)
-    records.touch()
-    done = {(r["category"], r["block"]) for r in read(records)}
+    done = {(r["category"], r["block"]) for r in recorded(records)}
     for block in range(max(BLOCKS.values())):
         for category, blocks in BLOCKS.items():
             if block < blocks and only in category and (category, block) not in done:
-                with records.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(block_of(pipe, category, block)) + "\n")
+                record(records, block_of(pipe, category, block))
 
 
 def summed(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,17 +96,15 @@ def summed(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(model: str, records: Path, out: Path, docs: bool) -> None:
-    found, rows, lines = read(records), dict[str, Any](), []
-    for name, categories in ROWS.items():
-        mine = [r for r in found if r["category"] in categories]
+    found, rows, lines = recorded(records), dict[str, Any](), []
+    for name in BLOCKS:
+        mine = [r for r in found if r["category"] == name]
         if not mine:
             continue
         rows[name] = r = summed(mine)
-        low, high = (100 * x for x in r["ci95"])
         s = r["seconds"]
         lines.append([
-            name, r["n"], f"{r['old']:.3f}", f"{r['new']:.3f}",
-            f"{100 * r['difference']:+.1f} ({low:+.1f} to {high:+.1f})", f"{r['p']:.2g}", f"{r['draws']:.2f}",
+            name, r["n"], f"{r['old']:.3f}", f"{r['new']:.3f}", points(r), f"{r['p']:.2g}", f"{r['draws']:.2f}",
             f"{r['right_where_no_fault']:.2f} / {r['right_where_a_fault']:.2f}",
             f"{s['drawing'] + s['looking']:.2f} for {s['one']:.2f}",
         ])  # fmt: skip
@@ -139,12 +119,7 @@ def table(model: str, records: Path, out: Path, docs: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--records", type=Path, required=True, help="a .jsonl file, which grows")
-    parser.add_argument("--only", default="", help="categories whose name contains this")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = recorder(__doc__, "categories")
     parser.add_argument("--docs", action="store_true", help="put the table into docs/howto/checking.md as well")
     args = parser.parse_args()
     if args.what == "run":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -13,6 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from openlance.config.values import append_line, lines_of, read_text
+from openlance.eval.estimate import Z95
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -90,6 +95,48 @@ def put(page: Path, name: str, text: str) -> None:
     before, _, rest = page.read_text(encoding="utf-8").partition(first)
     after = rest.partition(last)[2]
     page.write_text(f"{before}{first}\n{text}{last}{after}", encoding="utf-8")
+
+
+# Runs that go on where they were stopped: one line of JSON for each part that is done.
+
+
+def recorder(doc: str, only: str) -> argparse.ArgumentParser:
+    """The options of a benchmark that runs bit by bit; only: what it can be kept to."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--records", type=Path, required=True, help="a .jsonl file, which grows")
+    parser.add_argument("--only", default="", help=f"{only} whose name contains this")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser
+
+
+def recorded(records: Path) -> list[dict[str, Any]]:
+    """What was recorded so far; nothing where there is no file yet."""
+    return [json.loads(line) for line in lines_of(read_text(records)) if line.strip()] if records.is_file() else []
+
+
+def record(records: Path, line: dict[str, Any]) -> None:
+    append_line(records, json.dumps(line))
+
+
+def paired(old: list[bool], new: list[bool]) -> dict[str, Any]:
+    """Difference of shares with its paired 95 % interval, and McNemar's exact p (two-sided)."""
+    n, gained = len(old), sum(b and not a for a, b in zip(old, new, strict=True))
+    lost = sum(a and not b for a, b in zip(old, new, strict=True))
+    difference, discordant = (gained - lost) / n, gained + lost
+    half = Z95 * math.sqrt(max(discordant / n - difference**2, 0.0) / n)
+    tail = sum(math.comb(discordant, k) for k in range(min(gained, lost) + 1)) / 2**discordant
+    return {
+        "n": n, "old": sum(old) / n, "new": sum(new) / n, "gained": gained, "lost": lost, "difference": difference,
+        "ci95": [difference - half, difference + half], "p": min(1.0, 2 * tail),
+    }  # fmt: skip
+
+
+def points(found: dict[str, Any]) -> str:
+    """The difference of `paired` in points."""
+    low, high = (100 * x for x in found["ci95"])
+    return f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def verdict(value: float, limit: float, at_least: bool = False) -> str:

@@ -9,20 +9,16 @@ through the decoder.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, markdown, write_results
+from common import markdown, paired, points, record, recorded, recorder, write_results
 
 from openlance import load
 from openlance.config.sampling import GenerationConfig, Sampling
-from openlance.eval.estimate import Z95
 from openlance.eval.suite import HELDOUT
 from toyworld.suites.bench import SUITES, Bench
 
@@ -64,8 +60,7 @@ def passes(sampling: Sampling) -> int:
 def run(model: str, records: Path, only: str) -> None:
     pipe = load(model)
     own = pipe.defaults
-    records.touch()
-    done = {(r["suite"], r["category"], r["block"], r["form"]) for r in read(records)}
+    done = {(r["suite"], r["category"], r["block"], r["form"]) for r in recorded(records)}
     for block in range(max(n for n, _ in PLAN.values())):
         for suite, (blocks, forms) in PLAN.items():
             if block >= blocks or only not in suite:
@@ -78,53 +73,33 @@ def run(model: str, records: Path, only: str) -> None:
                     asked = Bench(tasks=(suite,), samples=BLOCK, seed=SEED + block, batch=BLOCK)
                     began = time.process_time()
                     right = [bool(o.right) for o in SUITES[suite].outcomes(pipe, category, asked)]
-                    record = {"suite": suite, "category": category, "block": block, "form": form, "right": right}
-                    record["cpu_seconds"] = round((time.process_time() - began) / BLOCK, 4)
-                    with records.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(record) + "\n")
-
-
-def read(records: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
-
-
-def paired(old: list[bool], new: list[bool]) -> dict[str, Any]:
-    """Difference in points with its paired 95 % interval, and McNemar's exact p."""
-    n, gained = len(old), sum(b and not a for a, b in zip(old, new, strict=True))
-    lost = sum(a and not b for a, b in zip(old, new, strict=True))
-    difference, discordant = (gained - lost) / n, gained + lost
-    half = Z95 * math.sqrt(max(discordant / n - difference**2, 0.0) / n)
-    tail = sum(math.comb(discordant, k) for k in range(min(gained, lost) + 1)) / 2**discordant
-    return {
-        "n": n, "old": sum(old) / n, "new": sum(new) / n, "gained": gained, "lost": lost, "difference": difference,
-        "ci95": [difference - half, difference + half], "p": min(1.0, 2 * tail),
-    }  # fmt: skip
+                    line = {"suite": suite, "category": category, "block": block, "form": form, "right": right}
+                    line["cpu_seconds"] = round((time.process_time() - began) / BLOCK, 4)
+                    record(records, line)
 
 
 def table(model: str, records: Path, out: Path) -> None:
     own = load(model).defaults
-    found = {(r["suite"], r["category"], r["block"], r["form"]): r for r in read(records)}
+    found = {(r["suite"], r["category"], r["block"], r["form"]): r for r in recorded(records)}
     lines, rows = [], dict[str, Any]()
     for suite, (_, forms) in PLAN.items():
         for form in forms[1:]:
             pairs = defaultdict[str, tuple[list[bool], list[bool]]](lambda: ([], []))
             seconds = list[tuple[float, float]]()
-            for (s, category, block, f), record in found.items():
+            for (s, category, block, f), line in found.items():
                 old = found.get((s, category, block, OLD))
                 if s == suite and f == form and old is not None:
                     for name in (suite, f"{suite} {category}"):
                         pairs[name][0].extend(old["right"])
-                        pairs[name][1].extend(record["right"])
-                    seconds.append((old["cpu_seconds"], record["cpu_seconds"]))
+                        pairs[name][1].extend(line["right"])
+                    seconds.append((old["cpu_seconds"], line["cpu_seconds"]))
             for name, (old_right, new_right) in pairs.items():
                 rows[f"{name}: {form}"] = r = paired(old_right, new_right)
-                low, high = (100 * x for x in r["ci95"])
                 if name == suite:
                     r["cpu_seconds"] = [sum(t) / len(seconds) for t in zip(*seconds)]
                     spent = "{:.2f} for {:.2f}".format(*reversed(r["cpu_seconds"]))
-                    points = f"{100 * r['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
-                    lines.append([suite, form, r["n"], f"{r['old']:.3f}", f"{r['new']:.3f}", points, f"{r['p']:.3g}"])
-                    lines[-1].append(spent)
+                    shares = [f"{r['old']:.3f}", f"{r['new']:.3f}"]
+                    lines.append([suite, form, r["n"], *shares, points(r), f"{r['p']:.3g}", spent])
     used = {form: {"": passes(settled(own, form).sampling)} for form in FORMS}
     for form, each in used.items():
         each |= {role: passes(settled(own, form).sampling_for([role])) for role in FORMS[form][1]}
@@ -139,13 +114,7 @@ def table(model: str, records: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--records", type=Path, required=True, help="a .jsonl file, which grows")
-    parser.add_argument("--only", default="", help="suites whose name contains this")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = recorder(__doc__, "suites").parse_args()
     if args.what == "run":
         run(args.model, args.records, args.only)
     else:

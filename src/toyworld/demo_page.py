@@ -107,9 +107,10 @@ def render_page(cards: list[Card], title: str, notes: list[str], shown: Sequence
 <h1>{html.escape(title)} draws, then looks at what it drew</h1>
 <p>{html.escape(" · ".join(notes))}</p>
 <p>Every picture is sampled from its prompt, then the same model answers questions about it, and goes on with its own
-pictures as far as it was trained to. <span class="good">✓</span> and <span class="bad">✗</span>: whether a judge that
-sees only pixels finds what the prompt asks for, and whether an answer is what the prompt implies. A dashed frame is the
-box that the model gave.</p>
+pictures as far as it was trained to. Of an edit only the part that it names is drawn anew, where the model finds one;
+what is checked is drawn until the model finds no fault, four times at most.</p>
+<p><span class="good">✓</span> and <span class="bad">✗</span>: whether a judge that sees only pixels finds what the
+prompt asks for, and whether an answer is what the prompt implies. A dashed frame is the box that the model gave.</p>
 </header>
 <main>
 {body}
@@ -148,6 +149,11 @@ def render_shown(shown: Shown) -> str:
     pictures = "<b>→</b>".join(f'<img src="{clip_uri(clip)}" alt="{html.escape(shown.show.text)}">' for clip in media)
     length = f", {last.frames} frames" if last.frames > 1 else ""
     facts = f"{TASKS[shown.show.task].title}, {last.width}×{last.height}{length}, {shown.seconds:.2f} s"
+    if not isinstance(shown.result, str):
+        found = shown.result.verdict
+        region = shown.result.made.region if shown.result.made is not None else ""
+        facts += f"; changed: {html.escape(region)}" if region else ""
+        facts += f"; checked: {html.escape(str(found))}" if found is not None else ""
     answer = f"<dl><div><dd>{html.escape(shown.result)}{mark}</dd></div></dl>" if isinstance(shown.result, str) else ""
     return f"""<article>
 <figure><div class="pair">{pictures}</div></figure>

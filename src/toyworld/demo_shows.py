@@ -78,8 +78,15 @@ def ask(pipe: Any, given: Clip, text: str, _: int) -> Any:
     return pipe.ask(given, text)
 
 
+def checked(pipe: Any, _: Any, text: str, seed: int) -> Any:
+    """Drawn until the model finds no fault, four times at most."""
+    return pipe.generate(text, seed=seed, check=4)[0]
+
+
 MOVING = "a red circle moves left"
 SHOWS = [
+    Show(task="t2i", text='the text "Q8"', call=checked),
+    Show(task="t2i", text="a red ring and a blue cross", call=checked, expects="a red ring and a blue cross"),
     Show(task="t2v", text=MOVING, call=film, expects=MOVING),
     Show(task="t2v", text="a yellow star grows", call=film, expects="a yellow star grows"),
     Show(task="i2v", text="a red circle moves up", call=animate, uses="a red circle", expects="a red circle moves up"),

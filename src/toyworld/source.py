@@ -163,7 +163,8 @@ class WorldSource:
         segments = batch.samples[0]
         seen = next((s.value for s in segments if s.kind is Kind.PATCHES), None)
         labels = batch.labels.get(seen.key) if isinstance(seen, Clip) else None
-        return Sample([*prior(spec_of(self.task), fit.front.style), *segments], row.place, labels)
+        segments = [*prior(spec_of(self.task), fit.front.style), *segments]
+        return Sample(segments, row.place, labels, truth=batch.truths[0])
 
     def __str__(self) -> str:
         return f"world:{self.task}"

@@ -141,6 +141,45 @@ def test_a_result_goes_on_to_an_edit_and_to_the_dialogue(visit):
     assert source_of(page, "#log") == first
 
 
+def test_what_is_not_painted_stays_and_the_verdict_is_shown(visit, shot):
+    page = visit()
+    page.get_by_role("tab", name="Create").click()
+    fill(page, "#create-tab", Seed="7", **{"Draws at most": "2"})
+    page.click("#create")
+    page.get_by_role("button", name="Edit this").click()
+    expect(page.locator("#stage figcaption")).to_contain_text("Checked: ")
+    page.locator("#paint button").first.click()
+    canvas = page.locator("#brush canvas")
+    page.wait_for_function("document.querySelector('#brush canvas')?.width === 64")
+    place = canvas.bounding_box()
+    with page.expect_response("**/studio/files"):
+        page.mouse.move(place["x"] + place["width"] * 0.2, place["y"] + place["height"] * 0.3)
+        page.mouse.down()
+        page.mouse.move(place["x"] + place["width"] * 0.4, place["y"] + place["height"] * 0.6, steps=4)
+        page.mouse.up()
+    page.locator("#prompt textarea").fill("make the background white")
+    fill(page, "#create-tab", Seed="3")
+    before = page.locator("#inputs img").get_attribute("src")
+    page.click("#create")
+    page.get_by_text("Mask", exact=True).wait_for()
+    shot(page, "painted")
+    script = page.locator("#script .script").inner_text()
+    assert "mask='" in script and "check=2" in script
+    levels = page.evaluate(
+        """async (sources) => await Promise.all(sources.map(async (source) => {
+            const image = Object.assign(new Image(), {src: source});
+            await image.decode();
+            const pen = Object.assign(document.createElement('canvas'), {width: 64, height: 64}).getContext('2d');
+            pen.drawImage(image, 0, 0);
+            return [...pen.getImageData(0, 0, 64, 64).data];
+        }))""",
+        [before, source_of(page, "#stage"), page.get_by_text("Mask", exact=True).get_attribute("href")],
+    )
+    changed = {n // 4 for n, (a, b) in enumerate(zip(*levels[:2])) if a != b}
+    painted = {n // 4 for n, level in enumerate(levels[2]) if level >= 128 and n % 4 < 3}
+    assert changed and changed <= painted and len(painted) < 2000
+
+
 def test_stop_ends_it_at_the_next_step_and_the_next_one_works(visit):
     page = visit()
     page.get_by_role("tab", name="Create").click()

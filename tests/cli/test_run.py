@@ -10,7 +10,7 @@ from PIL import Image
 import openlance
 from openlance.cli.main import main
 from openlance.compat.inputs import example_of, located
-from openlance.media.inputs import read_media
+from openlance.media.inputs import as_clip, read_media
 
 EXAMPLES = Path(openlance.__file__).parent / "assets" / "config" / "examples"
 MAKES = {
@@ -175,6 +175,31 @@ def test_mistakes_are_one_sentence(content, task, more, said, tmp_path, capsys):
     assert run(file, task, tmp_path / "out", *more) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_results_are_checked_and_what_was_found_is_kept(tmp_path, capsys):
+    """Each entry is that of the plain call with its seed; a folder of another check is another run."""
+    file, out = tmp_path / "one.json", tmp_path / "out"
+    prompts = ['the text "Q8"', "a red circle"]
+    file.write_text(json.dumps({f"{n}.png": prompt for n, prompt in enumerate(prompts)}))
+    line = ["run", str(file), "--task", "t2i", "-o", str(out), "--seed", "5", "--num-inference-steps", "4",
+            "--height", "64", "--width", "64", "--check"]  # fmt: skip
+    assert main([*line, "2"]) == 0
+    pipe, rows = openlance.load("nano"), table(out, "result.json")
+    for prompt, row in zip(prompts, rows, strict=True):
+        (alone,) = pipe.generate(prompt, seed=5, num_inference_steps=4, check=2)
+        assert row["check"] == alone.verdict.as_data()
+        assert openlance.read_provenance(out / row["file"]).seed == as_clip(alone).made.seed
+    fine = sum(row["check"]["fine"] for row in rows)
+    assert f"the model finds no fault at {fine} of 2" in capsys.readouterr().out
+    assert main([*line, "3"]) == 2 and "check" in capsys.readouterr().err
+    for more, said in (
+        (["--check", "0"], "greater than or equal to 1"), (["--check", "2", "--think"], "was not trained to describe"),
+    ):  # fmt: skip
+        assert main([*line[:-1], "-o", str(tmp_path / "other"), *more]) == 2 and said in capsys.readouterr().err
+    asked = ["run", "--task", "x2t_image", "-o", str(tmp_path / "other"), "--check", "2"]
+    assert main(asked) == 2 and "leave think and check out" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_prompts_are_rewritten_entry_by_entry(tmp_path, capsys, chat_server):

@@ -193,6 +193,29 @@ def test_a_check_needs_seeds(pipe):
         pipe.generate("a", check=2, generator=torch.Generator(), **SMALL)
 
 
+def test_the_call_of_diffusers_checks_as_the_methods_do(nano):
+    """Its generators give the seeds; an interrupt ends the draws too."""
+    prompts, how = ['the text "Q8"', "a red circle"], {"num_inference_steps": 4, "check": 3}
+    generators = [torch.Generator().manual_seed(5 + n) for n in range(2)]
+    made, alike = nano(prompts, generator=generators, **how), nano.generate(prompts, seed=5, **how)
+    assert made.verdicts == [image.verdict for image in alike] and made.verdicts[0].draws > 1
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(made.images, alike))
+    held = []
+
+    def stop(pipe, step, t, tensors):
+        held.append(len(tensors["latents"]))
+        pipe.interrupt = len(held) == 6
+
+    generators = [torch.Generator().manual_seed(5 + n) for n in range(2)]
+    assert nano(prompts, generator=generators, callback_on_step_end=stop, **how).verdicts[0].draws == 2
+    assert held == [2] * 4 + [len(alike[1:]) + (alike[1].verdict.draws > 1)] * 2
+    for wrong in ({"generator": torch.Generator()}, {"latents": torch.zeros(2, 16, 1, 8, 8)}):
+        with pytest.raises(UserError, match="a generator for each result"):
+            nano(prompts, check=2, **wrong)
+    with pytest.raises(UserError, match="looks at pixels"):
+        nano(prompts, check=2, output_type="latent")
+
+
 def test_a_dialogue_checks_what_it_draws(nano):
     talk = Dialogue(nano, seed=3, check=2)
     picture = talk.draw("a red circle").picture

@@ -78,6 +78,17 @@ def test_a_conversation_draws_edits_and_asks(client, pipe):
     assert third.content == pipe.ask(edited, QUESTION)
 
 
+def test_what_is_drawn_is_checked_where_that_is_asked(client):
+    said = [user("draw a red circle")]
+    more = {"num_inference_steps": 4, "seed": 3, "check": 2}
+    told = client.chat.completions.create(model="nano", messages=said, modalities=["image"], extra_body=more)
+    assert set(told.choices[0].check) == {"fine", "draw", "draws", "facts", "faults", "unsure"}
+    heard = list(client.chat.completions.create(
+        model="nano", messages=said, modalities=["image"], extra_body=more, stream=True
+    ))  # fmt: skip
+    assert heard[-1].choices[0].check == told.choices[0].check
+
+
 def test_an_answer_can_be_sent_back_whole(client, shown):
     asked = user("what color is it?", shown)
     first = client.chat.completions.create(model="nano", messages=[asked], max_tokens=4)

@@ -11,6 +11,8 @@ import openai
 import pytest
 from PIL import Image
 
+from openlance.inference.checking import draw_seed
+
 FEW = {"num_inference_steps": 2, "seed": 7}
 
 
@@ -127,13 +129,53 @@ def test_a_mask_is_transparent_where_the_image_may_change(client, pipe, picture,
     assert np.array_equal(found, np.array(alone))
 
 
+def test_of_several_images_a_mask_is_about_the_first(client, picture, png, pixels):
+    """Which is the one that is changed then, and gives the size; the others are read with it."""
+    mask, other = io.BytesIO(), io.BytesIO()
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[8:40, 8:40] = 0
+    Image.fromarray(alpha).convert("RGB").resize((48, 48)).save(other, "PNG")
+    Image.fromarray(np.dstack([picture.pixels[0], alpha])).save(mask, "PNG")
+    images = [png, other.getvalue()]
+    made = client.images.edit(image=images, mask=mask.getvalue(), prompt="make it blue", extra_body=FEW)
+    found = pixels(made.data[0].b64_json)
+    assert np.array_equal(found[alpha == 255], picture.pixels[0][alpha == 255]) and (found != picture.pixels[0]).any()
+
+
+def test_a_region_in_words_or_as_a_box_is_that_of_the_call(client, pipe, picture, png, pixels):
+    for said, region in (("the red circle", "the red circle"), ("8,8,40,40", (8, 8, 40, 40)), ([8, 8, 40, 40],) * 2):
+        made = client.images.edit(image=png, prompt="make it blue", extra_body=FEW | {"region": said})
+        (alone,) = pipe.edit(picture, "make it blue", region=region, **FEW)
+        assert np.array_equal(pixels(made.data[0].b64_json), np.array(alone))
+    for wrong, said in (("the submarine", "finds no 'the submarine'"), ("9,9,1,1", "no box"), (" ", "expected auto")):
+        with pytest.raises(openai.BadRequestError, match=said) as told:
+            client.images.edit(image=png, prompt="make it blue", extra_body=FEW | {"region": wrong})
+        assert told.value.param == "region"
+
+
+def test_a_check_is_that_of_the_call_and_says_what_it_found(client, pipe, pixels):
+    more = {"num_inference_steps": 10, "size": "64x64", "seed": 5}
+    for prompt in ('the text "Q8"', "a red circle"):
+        made = client.images.generate(prompt=prompt, extra_body=more | {"check": 3})
+        found = made.data[0]
+        (alone,) = pipe.generate(prompt, seed=5, num_inference_steps=10, check=3)
+        assert np.array_equal(pixels(found.b64_json), np.array(alone))
+        assert found.check == alone.verdict.as_data() and found.seed == draw_seed(5, found.check["draw"])
+    plain = drawn(client, extra_body=FEW)
+    assert not hasattr(plain.data[0], "check")
+    for wrong, param in (({"check": 0}, "check"), ({"check": 101}, "check"), ({"think": True}, "think")):
+        with pytest.raises(openai.BadRequestError) as told:
+            drawn(client, extra_body=FEW | wrong)
+        assert told.value.param == param
+
+
 def test_a_mask_that_cannot_be_is_refused(client, png):
     small, clear = io.BytesIO(), io.BytesIO()
     Image.new("RGBA", (32, 64)).save(small, "PNG")
-    Image.new("RGBA", (64, 64)).save(clear, "PNG")
+    Image.new("RGBA", (64, 64), (0, 0, 0, 255)).save(clear, "PNG")
     for mask, images, said in (
         (png, png, "no transparency"), (small.getvalue(), png, "32x64 pixels and what it is about 64x64"),
-        (clear.getvalue(), [png, png], "with one image"), (b"GIF", png, "mask"),
+        (clear.getvalue(), [png, png], "nothing transparent"), (b"GIF", png, "mask"),
     ):  # fmt: skip
         with pytest.raises(openai.BadRequestError, match=said) as told:
             client.images.edit(image=images, mask=mask, prompt="make it blue", extra_body=FEW)

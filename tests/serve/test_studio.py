@@ -83,6 +83,28 @@ def test_the_python_of_a_chain_begins_at_its_beginning(serving_, tmp_path, monke
     assert np.array_equal(again.pixels, read_media(serving_.store.path(changed)).pixels)
 
 
+def test_what_is_painted_and_what_is_checked_is_that_of_the_call(serving_, files, tmp_path, monkeypatch):
+    """A region, a mask and a check on the page, and in its Python."""
+    monkeypatch.chdir(tmp_path)
+    source = read_media(serving_.store.path(files["image"])).pixels[0]
+    inside = np.zeros(source.shape[:2], np.uint8)
+    inside[8:30, 10:40] = 255
+    mask = kept(serving_, Clip(np.repeat(inside[None, ..., None], 3, -1)))
+    for name in (files["image"], mask):
+        (tmp_path / f"{name[:8]}.png").write_bytes(serving_.store.path(name).read_bytes())
+    edit = Call(task="image_edit", text="make it blue", media=(files["image"],))
+    for call in (
+        edit.model_copy(update={"settings": QUICK, "mask": mask}),
+        edit.model_copy(update={"settings": QUICK | {"region": [10.0, 8.0, 40.0, 30.0], "check": 2}}),
+    ):
+        call, made = done(serving_, Call.model_validate(call.model_dump(mode="json")))
+        found = read_media(serving_.store.path(made)).pixels[0]
+        assert np.array_equal(found[inside == 0], source[inside == 0]) and (found != source).any()
+        exec(code(LOADING, [(call, made)], {}), {})
+        assert np.array_equal(read_media(tmp_path / f"{made[:8]}.png").pixels[0], found)
+    assert "check=2" in code(LOADING, [(call, made)], {})
+
+
 @pytest.mark.parametrize(
     "call, said",
     [
@@ -97,10 +119,16 @@ def test_the_python_of_a_chain_begins_at_its_beginning(serving_, tmp_path, monke
         (Call(task="x2t_image", text="x", media=("image",), settings={"max_new_tokens": 0}), "max_new_tokens"),
         (Call(task="i2v", text="x", media=("video",)), "this reads images, and a video is given"),
         (Call(task="i2v", text="x", media=("image", "image")), "this reads 1 images at most"),
+        (Call(task="t2i", text="x", settings={"check": 0}), "check"),
+        (Call(task="t2i", text="x", settings={"think": True}), "was not trained to describe"),
+        (Call(task="t2i", text="x", settings={"region": "auto"}), "nothing is changed here"),
+        (Call(task="image_edit", text="x", media=("image",), settings={"region": "the boat"}), "finds no 'the boat'"),
+        (Call(task="image_edit", text="x", media=("image",), mask="image", settings={"region": "auto"}), "give one"),
     ],
 )
 def test_a_mistake_is_one_sentence(call, said, serving_, files):
-    call = call.model_copy(update={"media": tuple(files.get(name, name) for name in call.media)})
+    media = tuple(files.get(name, name) for name in call.media)
+    call = call.model_copy(update={"media": media, "mask": files.get(call.mask, call.mask)})
     with pytest.raises(Exception) as caught:
         call.prepared(serving_)
     failure = failure_of(caught.value)
@@ -121,7 +149,13 @@ def test_every_setting_of_a_task_reaches_it(pipe):
     assert fields.settings(said, spec) == expected
     assert fields.settings(said, tasks.TASKS["x2t_image"]) == {"seed": 7}
     takes = {field for spec in tasks.TASKS.values() for field in spec.takes}
-    assert {belongs for _, belongs in fields.FIELDS.values()} == takes - {"resolution"}
+    assert {belongs for _, belongs in fields.FIELDS.values()} == takes - {"resolution"} | {fields.SOURCE}
+    assert "region" not in fields.settings({"region": "1,2,3,4"}, spec)
+    edit = tasks.TASKS["image_edit"]
+    for text, region in (("auto", "auto"), (" the circle ", "the circle"), ("1, 2,3,4.5", (1, 2, 3, 4.5))):
+        said = fields.settings({"region": text, "check": "4"}, edit)
+        assert said == {"region": region, "check": 4}
+        assert fields.written(Call(task="image_edit", settings=said).settings, {"region": 1, "check": 2})[2] == "4"
 
 
 def test_examples_are_of_tasks_that_there_are(pipe):
@@ -196,8 +230,9 @@ def test_no_path_or_address_that_a_page_names_is_read(path, locked, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"x")
     path = str(tmp_path / path) if path == "secret.png" else path
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    functions = locked.get("/studio/config").json()["dependencies"]
-    reading = [one for one in functions if one["inputs"]]
+    config = locked.get("/studio/config").json()
+    states = {one["id"] for one in config["components"] if one["type"] == "state"}  # which no page fills
+    reading = [one for one in config["dependencies"] if set(one["inputs"]) - states]
     assert len(reading) > 8
     for one in reading:
         said = dispatched(locked, one["id"], [file] * len(one["inputs"]))

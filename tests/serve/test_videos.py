@@ -40,6 +40,16 @@ def test_a_clip_comes_as_a_job_and_as_a_file(client, server, done, pipe):
     assert int(headers["openai-poll-after-ms"]) > 0
 
 
+def test_a_check_is_said_of_the_finished_job(client, server, pipe):
+    more = {"num_frames": 5, "num_inference_steps": 4, "size": "64x64", "seed": 3, "check": 2}
+    job = client.videos.create_and_poll(prompt="a red circle moves left", extra_body=more)
+    (alone,) = pipe.generate_video(
+        "a red circle moves left", num_frames=5, num_inference_steps=4, height=64, width=64, seed=3, check=2
+    )
+    assert job.check == alone.verdict.as_data() and job.seed == alone.made.seed
+    assert client.videos.retrieve(job.id).check == job.check
+
+
 def test_seconds_mean_the_nearest_length(client):
     job = client.videos.create(prompt="a red circle", seconds="0.5", size="32x32", extra_body=FEW)
     assert (job.status, job.num_frames) == ("queued", 5)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import pickle
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from openai import OpenAI
 
 from openlance.config.sampling import Decoding
 from openlance.errors import UserError
+from openlance.inference.checking import Search
 from openlance.sequence import tasks
 from openlance.serve.app import JSONLines
 from openlance.serve.config import ServeConfig
@@ -70,6 +72,36 @@ def test_the_oldest_heads_the_next_pass_and_its_kind_joins_up_to_the_cap(pipe, w
     worker.most = 130
     worker.put([a[0], b, *a[1:]])
     assert worker._take() == [a[0], a[1]] and worker._take() == [b] and worker._take() == a[2:]
+
+
+def test_a_check_draws_again_beside_others_as_the_call_does(pipe, worker):
+    """What is doubtful waits for its next draw behind what came meanwhile; each result is that of the call alone."""
+    prompts = ['the text "Q8"', "a red circle", 'the text "7X"']
+    items = [item(pipe, prompt, 5 + n, size=(64, 64), steps=4) for n, prompt in enumerate(prompts)]
+    for one in (items[0], items[2]):
+        one.search = Search(request=one.request, seed=one.seed, most=3)
+    steps, begun = [], []
+    items[0].listener = lambda event: (steps if isinstance(event, Step) else begun).append(event)
+    worker.put(items)
+    worker.thread.start()
+    found = [one.result.result(60) for one in items]
+    for n, (one, prompt) in enumerate(zip(found, prompts)):
+        more = {"check": 3} if items[n].search else {}
+        (alone,) = pipe.generate(prompt, seed=5 + n, num_inference_steps=4, **more)
+        assert np.abs(one.pixels[0].astype(int) - np.array(alone)).max() <= 1
+        assert (one.verdict and one.verdict.draw) == (alone.verdict and alone.verdict.draw)
+    assert [s.done for s in steps] == list(range(1, 4 * found[0].verdict.draws + 1)) and steps[0].total == 12
+    assert len(begun) == 1 and found[0].verdict.draws > 1
+
+
+def test_who_leaves_is_not_drawn_again(pipe, worker):
+    one = item(pipe, 'the text "Q8"', 5, size=(64, 64), steps=4)
+    one.search = Search(request=one.request, seed=5, most=100)
+    one.listener = lambda event: worker.cancel([one]) if isinstance(event, Step) and event.done == 6 else None
+    worker.put([one])
+    worker.thread.start()
+    assert pytest.raises(Failure, one.result.result, 60).value.code == "cancelled"
+    assert one.search.draws == 1 and pickle.loads(pickle.dumps(one)).search.most == 100
 
 
 def test_one_too_large_for_the_cap_goes_alone_and_is_not_overtaken_by_its_kind(pipe, worker):

@@ -6,7 +6,6 @@ The same from Python: `openlance.load("nano").edit("in.png", "make the circle bl
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,6 @@ app = typer.Typer(add_completion=False)
 BATCH = 8  # generated between two writes; on two cores eight images take less than four times one
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CLIPS = (".mp4", ".webp", ".gif")
-BOX = r"\s*-?[\d.]+\s*(,\s*-?[\d.]+\s*){3}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,10 +212,10 @@ def _regions(source: Clip, mask: Path | None, said: list[str] | None) -> dict[st
     if mask is None and not said:
         return {}
     from openlance.inference.regions import Asked
-    from openlance.media.region import is_box, read_box, read_mask
+    from openlance.media.region import is_box, read_box, read_mask, typed
 
     size = source.frames, source.height, source.width
-    regions = [tuple(map(float, one.split(","))) if re.fullmatch(BOX, one) else one for one in said or ()]
+    regions = [typed(one) for one in said or ()]
     region: Any = regions[0] if len(regions) == 1 else regions or None
     Asked.of(mask, region)
     for box in filter(is_box, regions):

@@ -126,6 +126,8 @@ def run(
     lora: options.Adapters = None,
     asked: Asked,
     rewriting: options.Rewriting,
+    check: options.Check = None,
+    think: options.Think = False,
     show_defaults: Annotated[bool, Option("--show-defaults", help="Print the settings of the run and stop.")] = False,
     text_template: Annotated[str, Option("--TEXT_TEMPLATE", metavar="true", help="Only true is supported.")] = "true",
     released_enhance: Annotated[
@@ -175,6 +177,7 @@ def run(
     job = Job(
         task=task, size=size, preset=config.resolution, settings=asked.sampling(), max_new_tokens=config.max_new_tokens,
         seed=ranks.agreed(drawn_seed(output) if config.seed == -1 else config.seed), root=place.parent, enhance=enhance,
+        think=think, check=check,
     )  # fmt: skip
     failures = share(pipe, entries, job, output, model, ranks)
     if failures is not None:
@@ -227,6 +230,9 @@ def report(failures: list[tuple[str, str]], total: int, output: Path, job: Job) 
         note(f"{what} cut at {job.max_new_tokens} tokens:", "raise --max-new-tokens, and choose another -o")
     for key, why in failures:
         typer.echo(f"error: entry {key!r}: {with_flags(one_line(why))}", err=True)
+    if looked := [row["check"] for row in results if "check" in row]:
+        fine = sum(found["fine"] for found in looked)
+        typer.echo(f"{output}: the model finds no fault at {fine} of {len(looked)}; result.json names the others'")
     typer.echo(f"{output}: {total - len(failures)} of {total} entries  (seed {job.seed})")
     if os.environ.get(LAUNCHED):
         options.write_json(failures, output / ".run" / "failed.json")

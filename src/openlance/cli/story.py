@@ -25,7 +25,6 @@ def story(
     image: Annotated[Path | None, Option(help="An image or a video to begin with.")] = None,
     output: Annotated[Path, Option("-o", "--output", help="Folder of the page and its files.")] = Path("story"),
     history: Annotated[int | None, Option(min=0, help="Earlier turns to include.  \\[default: the model's]")] = None,
-    think: Annotated[bool, Option("--think", help="Describe each result before it is drawn, if trained to.")] = False,
     *,
     drawing: options.Drawing,
     checkpoint: options.Checkpoint,
@@ -37,7 +36,7 @@ def story(
     first = options.read_media(image) if image is not None else None
     pipe = checkpoint.load()
     pipe.metadata, start = drawing.metadata, time.perf_counter()
-    made = pipe.story(lines, image=first, think=think, **settings)
+    made = pipe.story(lines, image=first, **settings)
     with options.no_empty_folders(output):
         page = made.save(output)
     typer.echo(f"{page}  (seed {made.seed}, {len(lines)} results, {time.perf_counter() - start:.1f} s)")

@@ -18,6 +18,7 @@ from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.inference.engine import Engine
 from openlance.inference.enhance import Enhancer, rewriter
+from openlance.inference.inputs import draws
 from openlance.media.inputs import as_clip, as_image
 from openlance.media.transform import BUCKET_STRIDE, LARGER, MediaTransform, resolution
 from openlance.sequence.segment import Kind, Role, Segment, Segments
@@ -36,6 +37,7 @@ class Job:
         seed: of the starting noise, the same for every entry (released code).
         root: the folder of the input file, where relative paths may begin.
         enhance: who rewrites the prompts first (see `enhance.rewriter`).
+        think, check: as of `inputs.How`.
     """
 
     task: str
@@ -46,12 +48,19 @@ class Job:
     max_new_tokens: int = GenerationConfig.max_new_tokens
     root: Path = Path()
     enhance: bool | str | Enhancer | None = None
+    think: bool = False
+    check: int | None = None
 
     def __post_init__(self) -> None:
         if self.preset is not None:
             resolution(self.preset)
         if self.spec.makes == "text" and self.enhance:
             raise UserError(f"{self.task} draws nothing, so no prompt is rewritten: run it with enhance=None")
+        if self.spec.makes == "text" and (self.think or self.check is not None):
+            raise UserError(
+                f"{self.task} draws nothing that could be thought about or checked: leave think and check out"
+            )
+        draws(self.check, None)
 
     @property
     def spec(self) -> TaskSpec:

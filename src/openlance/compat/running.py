@@ -19,7 +19,10 @@ from openlance.compat.requests import Job, build, media_of
 from openlance.config.sampling import Decoding
 from openlance.config.values import append_line, lines_of, read_json
 from openlance.errors import UserError
+from openlance.inference.checking import checked
 from openlance.inference.engine import Engine
+from openlance.inference.enhance import thinker
+from openlance.media.clip import Clip
 from openlance.media.files import atomic_path, write_json
 from openlance.media.write import write_media
 from openlance.model.lora import Adapter
@@ -72,7 +75,7 @@ class Record:
             return False
         return "answer" in line or (self.folder / line.get("file", "/")).is_file()
 
-    def add(self, entry: Entry, **what: str) -> None:
+    def add(self, entry: Entry, **what: Any) -> None:
         line = {"key": entry.key, "digest": digest(entry), **what}
         # A line of its own even after one that a stop has cut short.
         append_line(self.place / f"{self.rank}.jsonl", "\n" + json.dumps(line))
@@ -110,7 +113,8 @@ def _result(entry: Entry, line: dict[str, Any]) -> dict[str, Any]:
         cut = {"finish_reason": line["finish_reason"]} if "finish_reason" in line else {}
         said = {"question": line["prompt"], "answer": line["answer"]}
         return {**({medium[0]: medium[1]} if medium else {}), **said, **cut}
-    return {"key": entry.key, "file": line["file"], "prompt": line["prompt"]}
+    found = {"check": line["check"]} if "check" in line else {}
+    return {"key": entry.key, "file": line["file"], "prompt": line["prompt"], **found}
 
 
 def settings_of(job: Job, model: str, adapters: Sequence[Adapter] = ()) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def settings_of(job: Job, model: str, adapters: Sequence[Adapter] = ()) -> dict[
         "model": model, "task": job.task, "preset": job.preset, "size": job.size, "seed": job.seed,
         "sampling": job.settings, "max_new_tokens": job.max_new_tokens,
         "enhance": getattr(job.enhance, "model", job.enhance), "lora": [adapter.name for adapter in adapters] or None,
-    }  # fmt: skip
+    } | ({"check": job.check} if job.check else {}) | ({"think": True} if job.think else {})  # fmt: skip
 
 
 def run(
@@ -138,6 +142,7 @@ def run(
 def _run(
     engine: Engine, entries: Sequence[Entry], job: Job, record: Record, on_done: Callable[[int], Any]
 ) -> list[Failure]:
+    thinker(engine, job.think)  # says now whether it was trained to
     failures = list[Failure]()
     waiting = [entry for entry in entries if not record.has(entry)]
     on_done(len(entries) - len(waiting))
@@ -149,19 +154,32 @@ def _run(
                 cut = {} if answer.finish_reason == "stop" else {"finish_reason": answer.finish_reason}
                 record.add(entry, prompt=prompt, answer=answer, **cut)
         else:
-            sampling = engine.sampling(requests, **job.settings)
-            clips = engine.fill_visual(requests, sampling, [job.seed] * len(group))
+            clips = _drawn(engine, requests, job)
             for (entry, _, prompt), clip in zip(group, clips, strict=True):
                 file = entry.name + (".png" if clip.frames == 1 else ".mp4")
                 write_media(record.folder / file, clip)
                 try:
-                    record.add(entry, prompt=prompt, file=file)
+                    found = {} if clip.verdict is None else {"check": clip.verdict.as_data()}
+                    record.add(entry, prompt=prompt, file=file, **found)
                 except UserError:
                     (record.folder / file).unlink()  # nobody would know what it is
                     raise
         on_done(len(group))
     on_done(len(failures))
     return failures
+
+
+def _drawn(engine: Engine, requests: list[Segments], job: Job) -> list[Clip]:
+    """What requests of one group come to."""
+    sampling = engine.sampling(requests, **job.settings)
+    think = thinker(engine, job.think)
+    meant = requests if think is None else [think(request) for request in requests]
+
+    def make(which: Sequence[int], seeds: Sequence[int]) -> list[Clip]:
+        return engine.fill_visual([meant[n] for n in which], sampling, seeds)
+
+    seeds = [job.seed] * len(requests)
+    return checked(engine, requests, seeds, job.check, make) if job.check else make(range(len(requests)), seeds)
 
 
 def _groups(engine: Engine, entries: Sequence[Entry], job: Job, failures: list[Failure]) -> Iterator[Group]:

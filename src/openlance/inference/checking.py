@@ -274,15 +274,8 @@ def middle(answer: str, clip: Clip) -> Middle | None:
     return (x1 + x2) / 2 / clip.width, (y1 + y2) / 2 / clip.height
 
 
-def judged(pipe: Engine, clips: Sequence[Clip], facts: Sequence[Sequence[Fact]], draw: int = 1) -> list[Verdict]:
-    """Say of each result which of its facts hold.
-
-    Args:
-        pipe: The model.
-        clips: Results.
-        facts: Of each.
-        draw: Which draw of their requests these are.
-    """
+def judged(pipe: Engine, clips: Sequence[Clip], facts: Sequence[Sequence[Fact]]) -> list[Verdict]:
+    """Say of each result, as of the only draw, which of its facts hold."""
     pairs = [(clip, fact) for clip, own in zip(clips, facts, strict=True) for fact in own]
     asked = [(clip, f) for clip, f in pairs if f.where is None]
     spelled = [(n, clip, f.question, answer) for n, (clip, f) in enumerate(asked) for answer in (f.answer, *f.alike)]
@@ -304,10 +297,9 @@ def judged(pipe: Engine, clips: Sequence[Clip], facts: Sequence[Sequence[Fact]],
             f.says for f, score in zip(own, mine, strict=True) if score < SURE and f.says not in faults
         )
         count = len(dict.fromkeys(f.says for f in own))
-        verdict = Verdict(
-            draw=draw, draws=draw, facts=count, faults=tuple(faults), unsure=tuple(unsure), score=sum(mine)
+        verdicts.append(
+            Verdict(draw=1, draws=1, facts=count, faults=tuple(faults), unsure=tuple(unsure), score=sum(mine))
         )
-        verdicts.append(verdict)
     return verdicts
 
 
@@ -319,48 +311,78 @@ def draw_seed(seed: int, draw: int) -> int:
     return later_seed(seed, (draw - 1) * APART)
 
 
+@dataclass(eq=False, kw_only=True)
+class Search:
+    """A request that is drawn until the model is sure that nothing is wrong with its result.
+
+    Args:
+        request: With its media as clips, without turns before it.
+        seed: Of the first draw.
+        most: Draws at most.
+        facts: What should hold, once it is known.
+        draws: How many were made.
+        best: The first result of which the model is sure, or else the one whose right answers are the likeliest; its
+            `verdict` and its record say what was found.
+    """
+
+    request: Segments
+    seed: int
+    most: int
+    facts: list[Fact] | None = None
+    draws: int = 0
+    best: Clip | None = None
+
+    @property
+    def next_seed(self) -> int:
+        return draw_seed(self.seed, self.draws + 1)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return None if self.best is None else self.best.verdict
+
+    @property
+    def done(self) -> bool:
+        return self.verdict is not None and (self.verdict.fine or self.draws >= self.most)
+
+    def add(self, clip: Clip, verdict: Verdict) -> None:
+        """Take in one more draw."""
+        self.draws += 1
+        best, found = self.best, self.verdict
+        if best is None or found is None or verdict.fine or verdict.score > found.score:
+            best, found = clip, replace(verdict, draw=self.draws)
+        found, made = replace(found, draws=self.draws), best.made
+        if made is not None:
+            made = replace(made, settings=dict(made.settings) | {"check": found.as_data()})
+        self.best = replace(best, verdict=found, made=made)
+
+
+def look(pipe: Engine, searches: Sequence[Search], clips: Sequence[Clip]) -> None:
+    """Let the model look at one more draw of each."""
+    new = [search for search in searches if search.facts is None]
+    for search, facts in zip(new, facts_of(pipe, [search.request for search in new]), strict=True):
+        search.facts = facts
+    for search, clip, verdict in zip(searches, clips, judged(pipe, clips, [s.facts or [] for s in searches])):
+        search.add(clip, verdict)
+
+
 def checked(
     pipe: Engine, requests: Sequence[Segments], seeds: Sequence[int], most: int,
-    make: Callable[[list[int], list[int]], list[Clip]],
+    make: Callable[[list[int], list[int]], list[Clip]], stops: Callable[[], bool] = lambda: False,
 ) -> list[Clip]:  # fmt: skip
-    """Draw each request until the model is sure that nothing is wrong with its result.
+    """Draw each request until the model is sure that nothing is wrong with its result (`Search`).
 
     Args:
         pipe: The model that looks.
         requests: With their media as clips.
         seeds: Of the first draw of each; that of draw k is `draw_seed(seed, k)`.
-        most: Draws of a request.
+        most: Draws of a request, at least 1.
         make: Draws the requests of these numbers with these seeds.
-
-    Returns:
-        Of each the first result of which that is so, or else the one whose right answers are the likeliest; its
-        `verdict` and its record say what was found.
+        stops: Whether to draw no more.
     """
-    facts, best = facts_of(pipe, requests), dict[int, Clip]()
-    left, draw = list(range(len(requests))), 0
-    while left and draw < most:
-        draw += 1
-        made = make(left, [draw_seed(seeds[n], draw) for n in left])
-        verdicts = judged(pipe, made, [facts[n] for n in left], draw)
-        for n, clip, verdict in zip(left, made, verdicts, strict=True):
-            if n not in best or verdict.fine or verdict.score > _score(best[n]):
-                best[n] = replace(clip, verdict=verdict)
-            best[n] = _counted(best[n], draw)
-        left = [n for n, verdict in zip(left, verdicts, strict=True) if not verdict.fine]
-    return [best[n] for n in range(len(requests))]
-
-
-def _score(clip: Clip) -> float:
-    assert clip.verdict is not None
-    return clip.verdict.score
-
-
-def _counted(clip: Clip, draws: int) -> Clip:
-    """The clip with how many draws were made, which its record says too."""
-    assert clip.verdict is not None
-    verdict = replace(clip.verdict, draws=draws)
-    if clip.made is None:
-        return replace(clip, verdict=verdict)
-    said = {"draw": verdict.draw, "draws": draws, "facts": verdict.facts, "faults": list(verdict.faults)}
-    said["unsure"] = list(verdict.unsure)
-    return replace(clip, verdict=verdict, made=replace(clip.made, settings=dict(clip.made.settings) | {"check": said}))
+    searches = [Search(request=r, seed=s, most=most) for r, s in zip(requests, seeds, strict=True)]
+    while left := [n for n, search in enumerate(searches) if not search.done]:
+        mine = [searches[n] for n in left]
+        look(pipe, mine, make(left, [search.next_seed for search in mine]))
+        if stops():
+            break
+    return [search.best for search in searches if search.best is not None]

@@ -17,8 +17,9 @@ from openlance.config import values
 from openlance.config.sampling import Decoding
 from openlance.data.front import Asked, Front
 from openlance.errors import UserError
+from openlance.inference import inputs
 from openlance.inference.engine import Engine
-from openlance.inference.inputs import clips_of, is_many, question_about, questions, videos_of
+from openlance.inference.inputs import clips_of, is_many, question_about, questions, seeds_in, videos_of
 from openlance.inference.regions import masked, within
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_image
@@ -161,6 +162,9 @@ class Run:
 
     stopped: bool = False
 
+    def ended(self) -> bool:
+        return self.stopped
+
 
 RUN: ContextVar[Run | None] = ContextVar("RUN", default=None)
 
@@ -197,19 +201,23 @@ def check_tensors(names: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def step_end(
+def step_ends(
     callback: Callable[..., Any], pipe: Any, names: Sequence[str], grids: Sequence[Grid]
-) -> Callable[[int, float, Tensor], Tensor | None]:
-    """Turn diffusers' callback into the sampler's: packed rows to latents of equal size, and back."""
+) -> Callable[[Sequence[int]], Callable[[int, float, Tensor], Tensor | None]]:
+    """Turn diffusers' callback into the sampler's, for any of the results: packed rows to latents of equal size, and
+    back. UserError if the sizes differ."""
     if len(set(grids)) > 1:
         raise UserError("callback_on_step_end needs results of one size: give inputs of one size")
 
-    def after_step(step: int, t: float, x: Tensor) -> Tensor | None:
-        latents = channels_first(x.reshape(len(grids), *grids[0], -1))
-        changed = changed_latents(callback(pipe, step, t, dict.fromkeys(names, latents)), latents)
-        return None if changed is None else channels_last(changed).reshape(x.shape)
+    def of(which: Sequence[int]) -> Callable[[int, float, Tensor], Tensor | None]:
+        def after_step(step: int, t: float, x: Tensor) -> Tensor | None:
+            latents = channels_first(x.reshape(len(which), *grids[0], -1))
+            changed = changed_latents(callback(pipe, step, t, dict.fromkeys(names, latents)), latents)
+            return None if changed is None else channels_last(changed).reshape(x.shape)
 
-    return after_step
+        return after_step
+
+    return of
 
 
 def changed_latents(answer: Any, latents: Tensor) -> Tensor | None:
@@ -238,14 +246,16 @@ class LanceOutput:
             (B, C, T, Y, X). None where videos were made.
         frames: Of videos. "pil": a list of images each. "np" and "pt": (B, T, H, W, 3) and (B, T, 3, H, W).
         revised_prompts: The text that was drawn of each prompt, where they were rewritten.
+        verdicts: What the model found at each result (`media.clip.Verdict`), where it was asked to check.
     """
 
     images: Any = None
     frames: Any = None
     revised_prompts: list[str] | None = None
+    verdicts: list[Any] | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Give what was made, and after it the rewritten prompts if there are any."""
+        """Give what was made, and after it rewritten prompts and verdicts if there are any."""
         return tuple(value for _, value in self.items())
 
     def __getitem__(self, key: int | slice | str) -> Any:
@@ -274,6 +284,18 @@ def output(clips: list[Clip], output_type: str, makes: str) -> Any:
         return [clip.images()[0] if first else clip.images() for clip in clips]
     pixels = np.stack([clip.pixels[0] if first else clip.pixels for clip in clips]).astype(np.float32) / 255
     return pixels if output_type == "np" else torch.from_numpy(pixels).movedim(-1, -3)
+
+
+def draws(check: Any, seeds: Sequence[int | torch.Generator], output_type: Any) -> int:
+    """As `inputs.draws`, of a call that may begin with a generator, of which the seed counts, or with noise of its own
+    and no seed. UserError if no seed is known, or there will be no pixels to look at."""
+    most = inputs.draws(check, None)
+    if most and output_type == "latent":
+        raise UserError('check looks at pixels: ask for another output_type than "latent"')
+    if most and (not seeds or None in seeds_in(seeds)):
+        said = "give a generator for each result, from which nothing was drawn yet, and no latents"
+        raise UserError(f"check draws again with other seeds: {said}")
+    return most
 
 
 def check_output(output_type: Any, sizes: Sequence[Any]) -> None:

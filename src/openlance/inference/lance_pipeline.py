@@ -22,16 +22,18 @@ import torch
 from torch import Tensor
 
 from openlance.config import values
-from openlance.config.sampling import MOST_RESULTS
+from openlance.config.sampling import MOST_RESULTS, Sampling
 from openlance.config.values import NUMBER_TYPES
 from openlance.errors import UserError
 from openlance.inference import interfaces
+from openlance.inference.checking import checked
 from openlance.inference.inputs import AnyDevice, Settings, a_function, asked_size, is_many, listed, seeds_in, starts
 from openlance.inference.methods import Methods
+from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput
 from openlance.runtime.offload import parse_memory
 from openlance.sequence import tasks
-from openlance.sequence.segment import prompt_in
+from openlance.sequence.segment import Segments, prompt_in
 from openlance.vae.frames import channels_first
 
 if TYPE_CHECKING:
@@ -176,6 +178,8 @@ class LancePipeline(Methods):
         subject: MediaInput | Sequence[MediaInput] | None = None,
         enhance: bool | str | Enhancer | None = None,
         mask_image: MediaInput | Sequence[MediaInput] | None = None,
+        think: bool = False,
+        check: int | None = None,
         **settings: Unpack[Settings],
     ) -> interfaces.LanceOutput:
         """Draw, animate or change.
@@ -194,13 +198,12 @@ class LancePipeline(Methods):
             enhance: Who rewrites the prompts first: True for the checkpoint itself, an `Enhancer`, or its address. The
                 output has what was drawn as `revised_prompts`.
             mask_image: White where the `image` or `video` may change (`media.region.read_mask`), resized to it.
+            think: As of `inputs.How`, as `check`: of a generator only the seed counts then. The output has `verdicts`.
             **settings: Further fields of `Sampling`.
 
         Raises:
             UserError: On bad input.
         """
-        from tqdm import tqdm
-
         a_function("callback_on_step_end", callback_on_step_end, 4, "lambda pipe, step, t, tensors: tensors")
         seen = interfaces.check_tensors(callback_on_step_end_tensor_inputs)
         named, texts = values.flag("return_dict", return_dict), listed(prompt, "prompt", "a red circle")
@@ -218,20 +221,44 @@ class LancePipeline(Methods):
         grids = [self.codec.latent_grid(r[-1].size) for r in requests]  # type: ignore[arg-type]
         interfaces.check_output(output_type, grids)
         noise = None if latents is None else interfaces.starting_noise(latents, grids, self.config.latent_channels)
-        after = None if callback_on_step_end is None else interfaces.step_end(callback_on_step_end, self, seen, grids)
-        requests = self._rewritten(requests, enhance)
+        after = None if callback_on_step_end is None else interfaces.step_ends(callback_on_step_end, self, seen, grids)
+        seeds = [] if noise is not None else starts(None, generator, len(requests))
+        most, as_latents = interfaces.draws(check, seeds, output_type), output_type == "latent"
+        requests = self._rewritten(requests, enhance, think)
         revised = [prompt_in(request) for request in requests[::count]] if enhance else None
-        with self.turn, interfaces.running() as run, tqdm(total=sampling.steps, **self._bar) as bar:
-            seeds = [] if noise is not None else starts(None, generator, len(requests))
-            told, more = seeds_in(seeds), {"noise": noise, "stops": lambda: run.stopped, "negatives": negatives}
-            made = self.fill_latents(requests, sampling, seeds, lambda *_: bar.update(), after_step=after, **more)
-            value: Any = torch.stack([channels_first(z) for z in made]) if output_type == "latent" else None
-            if value is None:
-                clips = self.signed(self.decode_latents(made, requests), requests, sampling, told, negatives)
-                value = interfaces.output(clips, output_type, spec.makes)
+        made = self._made(requests, sampling, seeds, most, as_latents, noise, negatives, after)
+        value: Any = torch.stack(made) if as_latents else interfaces.output(made, output_type, spec.makes)
+        verdicts = [clip.verdict for clip in made] if most else None
         kind = "images" if spec.makes == "image" else "frames"
-        output = interfaces.LanceOutput(**{kind: value}, revised_prompts=revised)
+        output = interfaces.LanceOutput(**{kind: value}, revised_prompts=revised, verdicts=verdicts)
         return output if named else output.to_tuple()  # type: ignore[return-value]
+
+    def _made(
+        self, requests: list[Segments], sampling: Sampling, seeds: list[Any], most: int, as_latents: bool,
+        noise: list[Tensor] | None, negatives: Sequence[str], after: Any,
+    ) -> list[Any]:  # fmt: skip
+        """Clips of a call, or latents (C, T, Y, X); at most so many draws of each, 0 without a look at it."""
+        from tqdm import tqdm
+
+        told = seeds_in(seeds)
+        with self.turn, interfaces.running() as run, tqdm(total=sampling.steps * (most or 1), **self._bar) as bar:
+
+            def fill(which: Sequence[int], seeds: Sequence[Any]) -> list[Tensor]:
+                more: Any = {"noise": noise, "stops": run.ended, "negatives": [negatives[n] for n in which]}
+                more["after_step"] = None if after is None else after(which)
+                return self.fill_latents([requests[n] for n in which], sampling, seeds, lambda *_: bar.update(), **more)
+
+            def make(which: Sequence[int], seeds: Sequence[Any]) -> list[Clip]:
+                some, against = [requests[n] for n in which], [negatives[n] for n in which]
+                known = seeds if most else told
+                return self.signed(self.decode_latents(fill(which, seeds), some), some, sampling, known, against)
+
+            each = range(len(requests))
+            if as_latents:
+                return [channels_first(z) for z in fill(each, seeds)]
+            if not most:
+                return make(each, seeds)
+            return checked(self, requests, [int(seed) for seed in told if seed is not None], most, make, run.ended)
 
     @property
     def interrupt(self) -> bool:

@@ -127,6 +127,13 @@ class Verdict:
         """Whether it is sure that every fact holds."""
         return not self.faults and not self.unsure
 
+    def as_data(self) -> dict[str, Any]:
+        """The same for records and answers, without the score."""
+        return {
+            "fine": self.fine, "draw": self.draw, "draws": self.draws, "facts": self.facts,
+            "faults": list(self.faults), "unsure": list(self.unsure),
+        }  # fmt: skip
+
     def __str__(self) -> str:
         if not self.facts:
             return "nothing in the words could be checked"
@@ -144,6 +151,7 @@ class Clip:
         fps: frames per second, without meaning for an image.
         made: how, where a model drew it here and that is to be known; files and Pillow images carry it along.
         verdict: what the model found at it, where it was asked to check; Pillow images have it too.
+        origin: name under which a cache of training keeps what is made of it; empty where none does.
 
     Raises:
         UserError: the pixels are of another type or shape, or the rate is not positive.
@@ -153,6 +161,7 @@ class Clip:
     fps: float = MODEL_FPS
     made: Provenance | None = None
     verdict: Verdict | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, np.ndarray):

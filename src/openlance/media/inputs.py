@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, SupportsFloat, TypeAlias
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
 
 
 def read_window(
-    source: str | Path | bytes, name: str | None = None, *, frames: int, place: float = 0.0, stride: int = 1
+    source: str | Path | bytes, name: str | None = None, *, frames: int, place: SupportsFloat = 0.0, stride: int = 1
 ) -> Clip:
     """Read a stretch of a video at the speed of life, however long and of whatever rate the video is.
 
@@ -89,7 +89,8 @@ def read_window(
         source: a file, or its bytes.
         name: what errors and notices call it, if not by its path.
         frames: the longest clip; one of 1 + 4k frames comes out.
-        place: where the stretch lies, from the start of the video (0) to its end (1).
+        place: where the stretch lies, from the start of the video (0) to its end (1); asked for its number only where
+            the video is longer.
         stride: every n-th of the model's 12 frames a second, so that it runs n times faster.
 
     Raises:
@@ -103,7 +104,8 @@ def read_window(
         step = stride / MODEL_FPS
         count = min(frames, max(int(seconds / step + 1e-3), 1))
         count = (count - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
-        first = place * max(seconds - count * step, 0.0)
+        left = seconds - count * step
+        first = float(place) * left if left > step / 1000 else 0.0
         return [first + n * step for n in range(count)]
 
     return read_moments(file, moments)

@@ -141,6 +141,13 @@ def _fitting(levels: np.ndarray, size: Size) -> np.ndarray:
 
 # Boxes.
 
+BOX = re.compile(r"\s*-?[\d.]+\s*(,\s*-?[\d.]+\s*){3}")
+
+
+def typed(text: str) -> Any:
+    """Read a region that is typed: four numbers with commas between them are a box, anything else is words."""
+    return tuple(map(float, text.split(","))) if BOX.fullmatch(text) else text.strip()
+
 
 def is_box(value: Any) -> bool:
     """Tell whether a value has the form of a box, four numbers."""

@@ -146,6 +146,19 @@ def source_in(segments: Segments, kind: Kind = Kind.LATENTS) -> Any:
     return last.value if last is not None and same else None
 
 
+REGION, VIDEO = "region", "video"  # beside the names of roles in `roles_of`
+
+
+def roles_of(samples: Iterable[Segments]) -> set[str]:
+    """Name what decides how requests are denoised: the roles of their segments in lower case, "region" where a part of
+    a source stays, "video" where a video is made."""
+    lists = list(samples)
+    found = {s.role.name.lower() for segments in lists for s in segments}
+    found |= {REGION} if any(region_in(segments).is_part for segments in lists) else set()
+    moving = any(s.role is Role.TARGET and s.size is not None and s.size[0] > 1 for segments in lists for s in segments)
+    return found | ({VIDEO} if moving else set())
+
+
 def with_prompt(segments: Segments, text: str) -> Segments:
     """Put another text in the place of the prompt; with an empty one it is dropped."""
     if not text:

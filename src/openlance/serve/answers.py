@@ -46,12 +46,25 @@ class ImageUsage(TypedDict):
     input_tokens_details: ImageTokens
 
 
+class Check(TypedDict):
+    """What the model found at its own result (`media.clip.Verdict`). fine: it is sure that every fact holds; faults and
+    unsure: those that do not, and those of which it is not sure."""
+
+    fine: bool
+    draw: int
+    draws: int
+    facts: int
+    faults: list[str]
+    unsure: list[str]
+
+
 class Image(TypedDict):
     """b64_json or url, as `response_format` says."""
 
     b64_json: NotRequired[str]
     url: NotRequired[str]
     seed: int
+    check: NotRequired[Check]
 
 
 class Images(TypedDict):
@@ -84,6 +97,7 @@ class Choice(TypedDict):
     index: int
     message: ChatMessage
     finish_reason: str
+    check: NotRequired[Check]
 
 
 class Completion(TypedDict):
@@ -121,6 +135,7 @@ class Video(TypedDict):
     height: int
     seed: int
     notice: str | None
+    check: Check | None
 
 
 class Videos(TypedDict):

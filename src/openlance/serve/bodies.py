@@ -15,9 +15,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, STRONGEST, Decoding, Sampling
+from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_DRAWS, STRONGEST, Decoding, Sampling
 from openlance.data.front import Asked
 from openlance.media.clip import MODEL_FPS
+from openlance.media.region import Box, is_box, typed
 from openlance.serve.failures import Failure
 
 OTHER_NAMES = {
@@ -88,6 +89,9 @@ class DrawingBody(Body):
     renorm_min: float | None = None
     solver: str | None = None
     step_cache: float | None = None
+    distilled: bool | None = None
+    think: bool = False
+    check: int | None = Field(None, ge=1, le=MOST_DRAWS)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -126,15 +130,30 @@ def _several(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _regions(value: Any) -> Any:
+    """What `Methods.edit` takes as a region: one, or a list of several; words, or those of a form, may be a box."""
+    if isinstance(value, list) and not is_box(value):
+        if all(isinstance(one, str) for one in value) and is_box(box := typed(",".join(value))):
+            return box
+        found = [_regions(one) for one in value]
+        return found[0] if len(found) == 1 else found
+    return typed(value) if isinstance(value, str) else value
+
+
+# "auto", "none", words, a box of four numbers, or a list of the last two.
+Regions = Annotated[str | Box | list[str | Box] | None, BeforeValidator(_regions)]
+
+
 class ImageEditBody(ImageBody):
     """`/v1/images/edits`. image: uploads or addresses; url: addresses (vLLM-Omni). mask: one of either, transparent
-    where the image may change."""
+    where the first image may change; region: the same said in another way."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     image: Annotated[list[UploadFile | str], BeforeValidator(_several)] = Field(default_factory=list, max_length=16)
     url: Annotated[list[str], BeforeValidator(_several)] = Field(default_factory=list, max_length=16)
     mask: UploadFile | str | None = None
+    region: Regions = None
     input_fidelity: Any = None
 
 
@@ -195,6 +214,7 @@ class VideoEditBody(DrawingBody):
 
     prompt: Prompt
     video: UploadFile | str
+    region: Regions = None
 
 
 class VideoExtendBody(VideoBody):
@@ -210,6 +230,7 @@ class RemixBody(DrawingBody):
     """`POST /v1/videos/{id}/remix`."""
 
     prompt: Prompt
+    region: Regions = None
 
 
 class Part(BaseModel):

@@ -24,7 +24,7 @@ from openlance.serve.answers import Completion
 from openlance.serve.bodies import ChatBody, Message, read
 from openlance.serve.failures import Failure, about
 from openlance.serve.openapi import answers, json_of
-from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
+from openlance.serve.serving import Prepared, Serving, answer, checked, comment, event, stream
 from openlance.serve.worker import Piece, Step
 
 ANSWERS = answers(Completion, "text/event-stream")
@@ -54,7 +54,8 @@ def _completion(
     for n, result in enumerate(results):
         content, reason, words = _content(serving, body, result)
         message = {"role": "assistant", **content, "refusal": None}
-        choices.append({"index": n, "message": message, "finish_reason": reason, "logprobs": None})
+        choice = {"index": n, "message": message, "finish_reason": reason, "logprobs": None}
+        choices.append(choice | (checked(result) if isinstance(result, Clip) else {}))
         out += words
     said = head | {"object": "chat.completion", "choices": choices, "usage": _usage(prepared, out)}
     return answer(said | prepared.told)
@@ -86,8 +87,8 @@ async def _chunks(
     usage = {"usage": None} if options is not None and options.include_usage else {}
     more = {} if spec.makes == "text" else {"modality": spec.makes}
 
-    def chunk(number: int, delta: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": number, "delta": delta, "finish_reason": reason, "logprobs": None}
+    def chunk(number: int, delta: dict[str, Any], reason: str | None = None, **found: Any) -> bytes:
+        choice = {"index": number, "delta": delta, "finish_reason": reason, "logprobs": None} | found
         return event(head | {"object": "chat.completion.chunk", "choices": [choice]} | usage | more)
 
     for n in range(body.n):
@@ -103,7 +104,7 @@ async def _chunks(
                 out += words
                 if isinstance(what, Clip):
                     yield await serving.off_loop(chunk, n, content)
-                yield chunk(n, {}, reason)
+                yield chunk(n, {}, reason, **(checked(what) if isinstance(what, Clip) else {}))
     if usage:
         yield event(head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(prepared, out)})
     yield event("[DONE]")

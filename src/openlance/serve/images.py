@@ -18,7 +18,7 @@ from openlance.serve.answers import Images, ImageUsage
 from openlance.serve.bodies import ImageBody, ImageEditBody, read
 from openlance.serve.failures import Failure
 from openlance.serve.openapi import answers, form_of, json_of
-from openlance.serve.serving import Prepared, Serving, answer, comment, event, stream
+from openlance.serve.serving import Prepared, Serving, answer, checked, comment, event, stream
 from openlance.serve.worker import Partial, Step
 
 IMAGE_TYPES = [media.MIME[form] for form in ("png", "jpeg", "webp")]
@@ -43,10 +43,10 @@ def routes(serving: Serving) -> APIRouter:
         if any(clip.frames > 1 for clip in clips):
             message = "image: send images; /v1/videos/edits takes videos"
             raise Failure(message, code="invalid_value", param="image")
-        if body.mask is not None and len(clips) > 1:
-            raise Failure("mask: send it with one image, which it is about", code="invalid_value", param="mask")
         mask = None if body.mask is None else await serving.mask(body.mask, clips[0])
-        return await _answer(serving, request, body, "image_edit", tasks.edit, clips, mask)
+        if mask is not None:  # which is the first one's (OpenAI's): it is what is changed, and that is read last
+            clips = [*clips[1:], clips[0]]
+        return await _answer(serving, request, body, "image_edit", tasks.edit, clips, mask, body.region)
 
     @router.get("/files/{name}", response_class=Response, responses=answers(None, *IMAGE_TYPES))
     def file(name: str) -> Response:
@@ -64,6 +64,7 @@ async def _answer(
     template: tasks.Template,
     clips: list[Clip],
     mask: np.ndarray | None = None,
+    region: Any = None,
 ) -> Response:
     if body.stream and body.n > 1:
         raise Failure("n: a stream brings one image", code="invalid_value", param="n")
@@ -72,7 +73,9 @@ async def _answer(
     partials = body.partial_images if body.stream else 0
     spec = tasks.the_task(template, "image")
     prepared = await serving.off_loop(
-        lambda: serving.drawing(spec, body.prompt, clips, body, count=body.n, partials=partials, mask=mask)
+        lambda: serving.drawing(
+            spec, body.prompt, clips, body, count=body.n, partials=partials, mask=mask, region=region
+        )
     )
     if body.stream:
         lines = _events(serving, body, kind, prepared, serving.listen(prepared.items))
@@ -88,7 +91,7 @@ async def _answer(
                 shown = {"url": f"{base}files/{serving.store.keep(data, body.output_format)}"}
             else:
                 shown = {"b64_json": media.base64_of(data)}
-            found.append(shown | {"seed": item.seed})
+            found.append(shown | {"seed": item.seed_of(clip)} | checked(clip))
         said = _said(body, made[0]) | {"data": found, "usage": usage(prepared)}
         return answer({"created": int(time.time())} | said | prepared.told)
 
@@ -132,5 +135,5 @@ def _event(body: ImageBody, kind: str, prepared: Prepared, what: Partial | Clip)
         said["partial_image_index"] = what.index
     else:
         name = f"{kind}.completed"
-        said |= {"usage": usage(prepared), "seed": prepared.items[0].seed} | prepared.told
+        said |= {"usage": usage(prepared), "seed": prepared.items[0].seed_of(clip)} | checked(clip) | prepared.told
     return event({"type": name} | said, name)

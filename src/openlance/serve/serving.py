@@ -18,7 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from openlance.config.sampling import Decoding, later_seed
-from openlance.inference.inputs import listed, question_about, random_seed, seed_of
+from openlance.errors import UserError
+from openlance.inference.checking import Search
+from openlance.inference.enhance import thinker
+from openlance.inference.inputs import draws, listed, question_about, random_seed, seed_of
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.regions import Asked, placed
 from openlance.inference.turns import plain
@@ -101,10 +104,11 @@ class Serving:
         said: str | None = None,
         past: Sequence[Segments] = (),
         where: str = "prompt",
-        mask: np.ndarray | None = None,
+        mask: Any = None,
+        region: Any = None,
     ) -> Prepared:
-        """The items of so many images or videos; `where` the words stand; `mask` of the last clip. Failure if they
-        cannot be made."""
+        """The items of so many images or videos; `where` the words stand; `mask` and `region` of the last clip, as in
+        `Methods.edit`. Failure if they cannot be made."""
         pipe = self.pipe
         with about(where):
             listed(text, "prompt", "a red circle")
@@ -113,8 +117,16 @@ class Serving:
         self._check_size(asked)
         with about("size"), collected() as notices:
             turn = self._request(spec, text, clips, asked=asked, said=said)
+        with about("region" if mask is None else "mask"):
+            wanted = Asked.of(mask, region)
             if source_in(turn) is not None:
-                [turn] = placed(pipe, [turn], clips[-1:], [Asked(mask=mask)])
+                [turn] = placed(pipe, [turn], clips[-1:], [wanted])
+            elif mask is not None or region is not None:
+                raise UserError("it says where what is given may change, and nothing is changed here: leave it out")
+        with about("check"):
+            most = draws(body.check, None)
+        with about("think"):
+            thinker(pipe, body.think)
         how = pipe.sampling([turn], **body.sampling)
         with about("negative_prompt"):
             (negative,) = pipe.negatives(body.negative_prompt, 1)
@@ -127,10 +139,10 @@ class Serving:
         words, cells, made = self._counted(request)
         items = [
             Item(
-                request=request, how=how, seed=later_seed(first, k), cells=cells + made, negative=negative,
-                partials=partials,
+                request=request, how=how, seed=seed, cells=cells + made, negative=negative, partials=partials,
+                think=body.think, search=Search(request=turn, seed=seed, most=most) if most else None,
             )
-            for k in range(count)
+            for seed in (later_seed(first, k) for k in range(count))
         ]  # fmt: skip
         return Prepared(items=items, notices=notices, words=words, cells=cells, made=made)
 
@@ -221,6 +233,11 @@ async def _opened(heard: AsyncGenerator[tuple[int, Any], None]) -> AsyncGenerato
     async with aclosing(heard):
         async for number, event in heard:
             yield number, event.result() if isinstance(event, Future) else event
+
+
+def checked(clip: Clip) -> dict[str, Any]:
+    """What an answer says of a result at which the model has looked."""
+    return {} if clip.verdict is None else {"check": clip.verdict.as_data()}
 
 
 def answer(data: Any) -> Response:

@@ -25,7 +25,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, number INTEGER UNIQUE, created_at REAL, status TEXT, model TEXT, prompt TEXT,
     num_frames INTEGER, width INTEGER, height INTEGER, seed INTEGER, source TEXT, notice TEXT, completed_at REAL,
-    error_code TEXT, error_message TEXT
+    error_code TEXT, error_message TEXT, verdict TEXT
 );
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, job TEXT, bytes INTEGER, created_at REAL);
 """
@@ -34,7 +34,8 @@ QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A row. source: the job that this one was made from. notice: what was done otherwise than one might expect."""
+    """A row. source: the job that this one was made from. notice: what was done otherwise than one might expect.
+    verdict: what the model found at it, as JSON, where it was asked to check."""
 
     id: str
     number: int = 0
@@ -51,6 +52,7 @@ class Job:
     completed_at: float | None = None
     error_code: str | None = None
     error_message: str | None = None
+    verdict: str | None = None
 
 
 class Store:
@@ -99,6 +101,10 @@ class Store:
         if found != "ok":
             raise sqlite3.DatabaseError("it is damaged")
         self.db.executescript(SCHEMA)
+        if "verdict" not in {
+            row["name"] for row in self.db.execute("PRAGMA table_info(jobs)")
+        }:  # of an earlier version
+            self.db.execute("ALTER TABLE jobs ADD COLUMN verdict TEXT")
         self.inode = self.path_of_db.stat().st_ino
         with self._change():
             self.db.execute(
@@ -172,8 +178,8 @@ class Store:
         with self._change():
             self.db.execute("UPDATE jobs SET status = ? WHERE id = ? AND status = ?", (IN_PROGRESS, name, QUEUED))
 
-    def complete(self, name: str, files: dict[str, bytes]) -> None:
-        """Keep what a job made, by suffix; a job that was deleted meanwhile leaves nothing."""
+    def complete(self, name: str, files: dict[str, bytes], seed: int | None = None, verdict: str | None = None) -> None:
+        """Keep what a job made, by suffix, and with which seed; a job that was deleted meanwhile leaves nothing."""
         kept = {f"{uuid.uuid4().hex}.{suffix}": data for suffix, data in files.items()}
         changed = 0
         try:
@@ -181,8 +187,9 @@ class Store:
                 self._write(file, data)
             with self._change():
                 changed = self.db.execute(
-                    "UPDATE jobs SET status = ?, completed_at = ? WHERE id = ? AND status IN (?, ?)",
-                    (COMPLETED, time.time(), name, QUEUED, IN_PROGRESS),
+                    "UPDATE jobs SET status = ?, completed_at = ?, seed = COALESCE(?, seed), verdict = ?"
+                    " WHERE id = ? AND status IN (?, ?)",
+                    (COMPLETED, time.time(), seed, verdict, name, QUEUED, IN_PROGRESS),
                 ).rowcount
                 if changed:
                     self._enter(kept, name)

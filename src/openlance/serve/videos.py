@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
@@ -47,7 +48,8 @@ class Videos:
         def started() -> Job:
             spec = Given.of([body.prompt], False, given).task(tasks.kind_of(2))  # as in a call of the pipeline
             clips = list(given.values())
-            prepared = self.serving.drawing(spec, body.prompt, clips, body, num_frames=num_frames)
+            region = getattr(body, "region", None)
+            prepared = self.serving.drawing(spec, body.prompt, clips, body, num_frames=num_frames, region=region)
             return self._queue(*_job(self.config.name, body.prompt, prepared, **more))
 
         return self.shown(await self.serving.off_loop(started))
@@ -64,7 +66,7 @@ class Videos:
         item.listener = listen
         kept = self.store.add(job)
         self.items[job.id] = item
-        item.result.add_done_callback(lambda done: self.serving.pool.submit(self._finish, job.id, done, before))
+        item.result.add_done_callback(lambda done: self.serving.pool.submit(self._finish, job.id, item, done, before))
         try:
             self.serving.worker.put([item])
         except Failure as failure:
@@ -74,14 +76,15 @@ class Videos:
             raise
         return kept
 
-    def _finish(self, name: str, done: Future, before: Clip | None) -> None:
+    def _finish(self, name: str, item: Item, done: Future, before: Clip | None) -> None:
         try:
             clip = done.result()
+            seed, found = item.seed_of(clip), clip.verdict
             if before is not None:
                 clip = _joined(before, clip)
             with self.serving.metrics.phase("encode"):
                 files = {"mp4": media.encoded(clip, "mp4"), "webp": media.encoded(clip, "webp")}
-            self.store.complete(name, files)
+            self.store.complete(name, files, seed, None if found is None else json.dumps(found.as_data()))
         except Exception as error:  # noqa: BLE001  every job ends
             self.store.fail(name, failure_of(error))
         finally:
@@ -231,5 +234,5 @@ def _shown(job: Job, progress: int, keep: float) -> Video:
         "size": f"{job.width}x{job.height}", "completed_at": None if finished is None else int(finished),
         "expires_at": None if finished is None else int(finished + keep), "remixed_from_video_id": job.source,
         "error": error, "num_frames": job.num_frames, "fps": MODEL_FPS, "width": job.width, "height": job.height,
-        "seed": job.seed, "notice": job.notice,
+        "seed": job.seed, "notice": job.notice, "check": None if job.verdict is None else json.loads(job.verdict),
     }  # fmt: skip

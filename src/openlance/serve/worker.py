@@ -27,6 +27,8 @@ from torch import Tensor
 
 from openlance.config.sampling import Decoding, Sampling
 from openlance.errors import UserError, out_of_memory
+from openlance.inference.checking import Search, draw_seed, look
+from openlance.inference.enhance import thinker
 from openlance.inference.text import Shown
 from openlance.media.clip import Clip
 from openlance.sequence.segment import Segments, any_video
@@ -88,7 +90,9 @@ class Item:
         seed: Of its noise, or of an answer that is drawn.
         cells: Latent cells it takes in a pass.
         negative: What guidance leads away from.
-        partials: How many previews are wanted.
+        think: Whether the model describes it first.
+        search: Of what is checked: the draws until the model finds no fault.
+        partials: How many previews are wanted, of the first draw.
         listener: Told of everything that happens to it, in the worker's thread.
         result: A video or an answer, or why there is none.
         stopped: Whether nobody wants it any more.
@@ -102,6 +106,8 @@ class Item:
     seed: int
     cells: int = 1
     negative: str = ""
+    think: bool = False
+    search: Search | None = None
     partials: int = 0
     listener: Callable[[Any], None] = lambda event: None
     result: Future[Any] = field(default_factory=Future)
@@ -116,6 +122,15 @@ class Item:
         own = id(self) if isinstance(self.how, Decoding) and self.how.temperature > 0 else None
         return self.how, any_video([self.request]), own
 
+    def seed_of(self, clip: Clip) -> int:
+        """The seed of the draw that became the result."""
+        return self.seed if clip.verdict is None else draw_seed(self.seed, clip.verdict.draw)
+
+    @property
+    def drawn(self) -> int:
+        """How often it was drawn already."""
+        return 0 if self.search is None else self.search.draws
+
     def settle(self, value: Any) -> None:
         """Give the result, or the failure in its place, unless there is one already."""
         with suppress(InvalidStateError):
@@ -126,7 +141,7 @@ class Item:
 
     def __reduce__(self) -> tuple:
         """To another process goes what is wanted, not who waits for it."""
-        wanted = ("request", "how", "seed", "cells", "negative", "partials", "origin")
+        wanted = ("request", "how", "seed", "cells", "negative", "think", "search", "partials", "origin")
         return partial(Item, **{name: getattr(self, name) for name in wanted}), ()
 
 
@@ -339,12 +354,15 @@ class Worker:
             return
         try:
             for item in batch:
-                item.listener(Begun())
+                if not item.drawn:
+                    item.listener(Begun())
             write = self._write if isinstance(batch[0].how, Decoding) else self._draw
             values = write(batch)
             self.defects = 0
+            self._again([item for item, value in values.items() if value is None])
             for item, value in values.items():
-                item.settle(value)
+                if value is not None:
+                    item.settle(value)
             return
         except _NobodyWaits:
             return
@@ -364,6 +382,16 @@ class Worker:
         self._serve(batch[:half])
         self._serve(batch[half:])
 
+    def _again(self, items: Sequence[Item]) -> None:
+        """Queue items that are to be drawn once more, behind those that wait: nobody waits for all draws of another."""
+        with self.changed:
+            closed = self.closed
+            for item in items:
+                item.arrived = time.monotonic()
+            self.pending += [] if closed else items
+        for item in items if closed else ():
+            item.settle(shutting_down())
+
     def _heed(self, batch: Sequence[Item]) -> list[Item]:
         """Between two steps: who left is let go, and a pass of which nobody is left ends."""
         now = time.monotonic()
@@ -381,10 +409,14 @@ class Worker:
                 item.settle(shutting_down() if self.closed else cancelled())
         return [item for item in batch if not item.stopped]
 
-    def _draw(self, batch: Sequence[Item]) -> Mapping[Item, Clip]:
-        """The results of those who stay to the end; the rows of the others are left out from the next step on."""
+    def _draw(self, batch: Sequence[Item]) -> Mapping[Item, Clip | None]:
+        """The results of those who stay to the end; the rows of the others are left out from the next step on. None
+        where the model finds a fault, and it is to be drawn again."""
         how = batch[0].how
         assert isinstance(how, Sampling)
+        for item in batch:
+            think = thinker(self.pipe, item.think)
+            item.request, item.think = item.request if think is None else think(item.request), False
         pipe, requests = self.pipe, [item.request for item in batch]
         grids = [pipe.codec.latent_grid(request[-1].size) for request in requests]  # type: ignore[arg-type]
         before = 1.0, torch.empty(0)
@@ -396,7 +428,7 @@ class Worker:
         def after_step(step: int, t: float, x: Tensor) -> None:
             done, total = step + 1, how.steps
             for item in self._heed(batch):
-                item.listener(Step(done, total))
+                item.listener(Step(item.drawn * total + done, (item.search.most if item.search else 1) * total))
             due = {n: _partial(item, done, total) for n, item in enumerate(batch)}
             if any(index is not None for index in due.values()):
                 clean = _expected(*before, t, x)
@@ -406,7 +438,8 @@ class Worker:
                         clip = pipe.decode_latents([parts[n].reshape(*grids[n], -1)], [requests[n]])[0]
                         batch[n].listener(Partial(index, clip))
 
-        seeds, negatives = [item.seed for item in batch], [item.negative for item in batch]
+        seeds = [item.seed if item.search is None else item.search.next_seed for item in batch]
+        negatives = [item.negative for item in batch]
         with self.metrics.phase("denoise"):
             made = pipe.fill_latents(
                 requests, how, seeds, on_step=on_step, after_step=after_step, negatives=negatives,
@@ -418,7 +451,12 @@ class Worker:
             own = [batch[n].request for n in at]
             clips = pipe.decode_latents([made[n] for n in at], own)
         seeds, negatives = [seeds[n] for n in at], [negatives[n] for n in at]
-        return dict(zip(left, pipe.signed(clips, own, how, seeds, negatives), strict=True))
+        found = dict(zip(left, pipe.signed(clips, own, how, seeds, negatives), strict=True))
+        searches = {item: item.search for item in left if item.search is not None}
+        if searches:
+            with self.metrics.phase("check"):
+                look(pipe, list(searches.values()), [found[item] for item in searches])
+        return found | {item: search.best if search.done else None for item, search in searches.items()}
 
     def _write(self, batch: Sequence[Item]) -> Mapping[Item, Any]:
         how = batch[0].how
@@ -453,7 +491,7 @@ def _pieces(item: Item) -> Callable[[str], None]:
 
 def _partial(item: Item, done: int, total: int) -> int | None:
     """The number of the preview that is due after so many steps, if one is; they are evenly spread."""
-    marks = [round(total * (k + 1) / (item.partials + 1)) for k in range(item.partials)]
+    marks = [] if item.drawn else [round(total * (k + 1) / (item.partials + 1)) for k in range(item.partials)]
     return marks.index(done) if done in marks and done < total and not item.stopped else None
 
 

@@ -17,7 +17,7 @@ from openlance.media import Clip
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
 from openlance.serve import media
-from openlance.serve.bodies import LONGEST_PROMPT, VideoBody
+from openlance.serve.bodies import LONGEST_PROMPT, Regions, VideoBody
 from openlance.serve.failures import Failure, about
 from openlance.serve.serving import Prepared, Serving
 from openlance.serve.worker import Item
@@ -27,6 +27,12 @@ PREVIEWS = 10  # at most, of one result
 ANSWER = 96  # tokens, as `pipe.ask` has it
 
 
+class Settings(VideoBody):
+    """How something is drawn, and where."""
+
+    region: Regions = None
+
+
 class Call(BaseModel):
     """What a result is made from.
 
@@ -34,7 +40,8 @@ class Call(BaseModel):
         task: A name of `sequence.tasks.TASKS`.
         text: A prompt, an instruction or a question.
         media: Names of files in the server's store.
-        settings: Fields of `bodies.VideoBody`, or of `Decoding`; what is left out is the checkpoint's own.
+        mask: Of one that is white where the last of them may change.
+        settings: Fields of `Settings`, or of `Decoding`; what is left out is the checkpoint's own.
         looks_back: Whether the model saw earlier turns of a dialogue as well, which are no part of this.
     """
 
@@ -43,6 +50,7 @@ class Call(BaseModel):
     task: str
     text: str = Field("", max_length=LONGEST_PROMPT)
     media: tuple[str, ...] = ()
+    mask: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
     looks_back: bool = False
 
@@ -71,17 +79,19 @@ class Call(BaseModel):
                 how = Decoding(**{"max_new_tokens": ANSWER} | said)
             first = None if seed is None else seed_of(seed)
             return serving.answering(self.text.strip(), clips, how, seed=first, past=past)
-        body = VideoBody(**self.settings)
+        body = Settings(**self.settings)
         steps = body.num_inference_steps or serving.pipe.defaults.sampling.num_inference_steps
         partials = min(max(steps - 1, 0), PREVIEWS)
+        mask = read(serving, self.mask, "mask") if self.mask else None
         return serving.drawing(
-            spec, self.text.strip(), clips, body, num_frames=body.num_frames, partials=partials, past=past
-        )
+            spec, self.text.strip(), clips, body, num_frames=body.num_frames, partials=partials, past=past,
+            mask=mask, region=body.region,
+        )  # fmt: skip
 
 
-def read(serving: Serving, name: str) -> Clip:
+def read(serving: Serving, name: str, param: str = "input") -> Clip:
     """What a file of the store shows. Failure if it is gone."""
-    return media.read(serving.store.path(name).read_bytes(), serving.config, "input")
+    return media.read(serving.store.path(name).read_bytes(), serving.config, param)
 
 
 def _check(spec: tasks.TaskSpec, clips: Sequence[Clip]) -> None:
@@ -120,7 +130,7 @@ def code(loading: str, results: Sequence[tuple[Call, str]], earlier: Mapping[str
 
     def add(call: Call, name: str) -> None:
         done.add(name)
-        for source in call.media:
+        for source in (*call.media, *[call.mask] * bool(call.mask)):
             if source in done:
                 continue
             if source in earlier:
@@ -165,4 +175,5 @@ def _method(call: Call) -> str:
         said = f"{'generate' if spec.makes == 'image' else 'generate_video'}({call.text.strip()!r}"
     else:
         said = METHODS[spec.template](files, call.text.strip())
-    return f"{', '.join([said, *(f'{name}={value!r}' for name, value in call.settings.items())])})"
+    named = call.settings | ({"mask": _file(call.mask)} if call.mask else {})
+    return f"{', '.join([said, *(f'{name}={value!r}' for name, value in named.items())])})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,9 @@ class Create:
     examples: Any
     inputs: Any
     strip: Any
+    mask: Any  # [the file that it is of, its own], or nothing
+    brush: Any
+    paint: Any  # what holds the brush
     boxes: dict[str, Any]
     compare: Any
     others: dict[str, Any]
@@ -42,19 +45,21 @@ class Create:
     def fill(self, call: Call) -> dict[Any, Any]:
         """Updates that put a call on the tab."""
         first = {self.task: call.task, self.text: call.text, self.inputs: list(call.media)}
+        first |= {self.mask: [call.media[-1], call.mask] if call.mask and call.media else []}
         return first | {self.strip: look.inputs(call.media)} | fields.written(call.settings, self.boxes)
 
     @property
     def filled(self) -> list[Any]:
         """What `fill` changes."""
-        return [self.task, self.text, self.inputs, self.strip, *self.boxes.values()]
+        return [self.task, self.text, self.inputs, self.strip, self.mask, *self.boxes.values()]
 
     def calls(self, said: dict[Any, Any]) -> list[Call]:
         """What is on the tab: one call, or two that are compared."""
         spec = tasks.spec_of(said[self.task])
         own = fields.settings({name: said[box] for name, box in self.boxes.items()}, spec)
         media = tuple(said[self.inputs]) * bool(spec.reads)
-        call = Call(task=spec.name, text=said[self.text], media=media, settings=own)
+        mask = _mask_of(said[self.mask], media) if fields.fits("region", spec) else ""
+        call = Call(task=spec.name, text=said[self.text], media=media, mask=mask, settings=own)
         if not said[self.compare]:
             return [call]
         other = fields.settings({name: said[box] for name, box in self.others.items()}, spec)
@@ -79,7 +84,7 @@ class Create:
         except Exception as error:  # noqa: BLE001  whatever it is, the page says so in one sentence
             yield {self.stage: look.side_by_side([told(error)])}
             return
-        new = [Result(file=state.file, call=state.call) for state in states if state.file]
+        new = [Result(file=state.file, call=state.call, verdict=state.verdict) for state in states if state.file]
         memory = added(said[shared.memory], new)
         known = {one.file: one.call for one in results(memory)}
         scripts = [code(shared.loading, [(state.call, state.file)], known) for state in states]
@@ -106,7 +111,18 @@ class Create:
         return {
             self.text: gr.update(label=label), self.examples: examples,
             self.strip: gr.update(visible=bool(spec.reads)),
+            self.paint: gr.update(visible=fields.fits("region", spec)),
         } | fields.fitted(pipe, spec, self.boxes) | fields.fitted(pipe, spec, self.others)  # fmt: skip
+
+    def painting(self, files: list[str], mask: list[str]) -> dict[Any, Any]:
+        """Other media than before: the last of them is what is painted on."""
+        return {self.brush: look.brush(files[-1] if files else "", _mask_of(mask, files))}
+
+    def painted(self, files: list[str], event: gr.EventData) -> dict[Any, Any]:
+        """Something was painted, or all of it cleared."""
+        if event.do == "clear" or not files:
+            return {self.mask: []}
+        return {self.mask: [files[-1], *event.names]} if event.names else {}
 
     def act(self, last: Any, event: gr.EventData) -> dict[Any, Any]:
         """A button below the result."""
@@ -118,6 +134,12 @@ class Create:
         file = found[0].file
         spec = tasks.the_task(tasks.edit, "video" if file.endswith(".mp4") else "image")
         return {self.task: spec.name, self.inputs: [file], self.strip: look.inputs([file]), self.text: ""}
+
+
+def _mask_of(mask: Any, files: Sequence[str]) -> str:
+    """What was painted on the last of some files, if anything was."""
+    fitting = isinstance(mask, list) and len(mask) == 2 and all(isinstance(name, str) for name in mask)
+    return mask[1] if fitting and files and mask[0] == files[-1] else ""
 
 
 BUTTONS = look.button("Keep this seed", "seed") + look.button("Edit this", "edit")
@@ -141,6 +163,9 @@ def build(shared: Shared) -> Create:
             )
             chips = gr.HTML(look.chips(examples), js_on_load=look.CLICKS, elem_id="examples")
             inputs, strip = parts.inputs("inputs", visible=False)
+            mask = gr.State([])
+            with gr.Accordion("Paint where it may change", open=False, visible=False, elem_id="paint") as paint:
+                brush = gr.HTML("", js_on_load=look.CLICKS, elem_id="brush")
             last = gr.State(None)
             plain = [name for name in fields.FIELDS if name not in fields.MORE]
             with gr.Row(elem_classes="settings"):
@@ -160,8 +185,9 @@ def build(shared: Shared) -> Create:
     with gr.Accordion("What the model reads", open=False, elem_id="reads") as reads:
         sequence = gr.HTML("", elem_id="sequence")
     tab = Create(
-        shared=shared, task=task, text=text, examples=chips, inputs=inputs, strip=strip, boxes=boxes,
-        compare=compare, others=others, run=run, stop=stop, stage=stage, script=script, sequence=sequence, last=last,
+        shared=shared, task=task, text=text, examples=chips, inputs=inputs, strip=strip, mask=mask, brush=brush,
+        paint=paint, boxes=boxes, compare=compare, others=others, run=run, stop=stop, stage=stage, script=script,
+        sequence=sequence, last=last,
     )  # fmt: skip
     _connect(tab, group, reads)
     return tab
@@ -169,11 +195,13 @@ def build(shared: Shared) -> Create:
 
 def _connect(tab: Create, group: Any, reads: Any) -> None:
     boxes = [*tab.boxes.values(), *tab.others.values()]
-    said = {tab.task, tab.text, tab.inputs, tab.compare, tab.shared.memory, *boxes}
+    said = {tab.task, tab.text, tab.inputs, tab.mask, tab.compare, tab.shared.memory, *boxes}
     made = [tab.stage, tab.script, tab.sequence, tab.last, tab.shared.memory]
     gr.on([tab.run.click, tab.text.submit], tab.make, said, made, **EVENT)
     tab.stop.click(tab.halt, **EVENT)
-    chosen = [tab.text, tab.examples, tab.strip, *boxes]
+    chosen = [tab.text, tab.examples, tab.strip, tab.paint, *boxes]
+    tab.inputs.change(tab.painting, [tab.inputs, tab.mask], tab.brush, **EVENT)
+    tab.brush.click(tab.painted, tab.inputs, tab.mask, **EVENT)
     tab.task.change(tab.choose, tab.task, chosen, **EVENT)
     tab.examples.click(_example, None, tab.text, **EVENT)
     tab.compare.change(lambda on: gr.update(visible=on), tab.compare, group, **EVENT)

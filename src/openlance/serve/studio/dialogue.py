@@ -23,7 +23,7 @@ from openlance.serve.studio.parts import EVENT, Shared, session, told
 from openlance.serve.studio.running import Progress
 
 MAKES = [("As I say it", "any"), ("An image", "image"), ("A video", "video"), ("An answer", "text")]
-SETTINGS = ("seed", "num_inference_steps", "guidance_scale", "width", "height", "num_frames")
+SETTINGS = ("seed", "num_inference_steps", "guidance_scale", "width", "height", "num_frames", "check", "region")
 BEGIN = "Draw something, then change it, ask about it, let it move. Or bring an image or a video along."
 
 
@@ -128,9 +128,10 @@ class Dialogue:
             }  # fmt: skip
             return
         answer = None if state.file else state.answer
-        done = turn.model_copy(update={"call": state.call, "file": state.file, "answer": answer})
+        found = {"call": state.call, "file": state.file, "answer": answer, "verdict": state.verdict}
+        done = turn.model_copy(update=found)
         if state.file:
-            memory = added(memory, [Result(file=state.file, call=state.call)])
+            memory = added(memory, [Result(file=state.file, call=state.call, verdict=state.verdict)])
         yield self.show(talk.say(done), memory=memory) | {shared.memory: memory}
 
     def halt(self, request: gr.Request) -> None:
@@ -174,6 +175,7 @@ def _turn(talk: Talk, n: int, zoom: bool) -> str:
     else:
         body = "" if turn.answer is None else f'<p class="answer">{look.escape(turn.answer)}</p>'
     line = f'<p class="note">{look.facts(turn.call)}</p>' if turn.call and turn.file else ""
+    line += look.found(turn.verdict)
     back = f'<div class="back">{body}{line}<div class="does">{does}</div></div>' if body or does else ""
     return _said(turn) + back
 

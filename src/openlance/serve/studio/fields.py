@@ -9,11 +9,14 @@ import gradio as gr
 
 from openlance.config.sampling import SOLVERS, GenerationConfig
 from openlance.inference.lance_pipeline import LancePipeline
+from openlance.inference.regions import NONE
+from openlance.media.region import typed
 from openlance.sequence import tasks
 from openlance.sequence.tasks import TaskSpec
 from openlance.serve.studio.calls import ANSWER
 
-# By the name of the field: what the page calls it, and the field of `TaskSpec.takes` that it belongs to.
+SOURCE = "source"  # what is edited
+# By the name of the field: what the page calls it, and the field of `TaskSpec.takes` that it belongs to, or SOURCE.
 FIELDS = {
     "seed": ("Seed", "seed"),
     "num_inference_steps": ("Steps", "sampling"),
@@ -27,11 +30,15 @@ FIELDS = {
     "shift": ("Shift", "sampling"),
     "solver": ("Solver", "sampling"),
     "negative_prompt": ("Not this", "sampling"),
+    "check": ("Draws at most", "sampling"),
+    "think": ("Describe first", "sampling"),
+    "region": ("Only here", SOURCE),
 }
-MORE = ("image_guidance_scale", "temperature", "shift", "solver", "negative_prompt")  # below the others
+MORE = ("image_guidance_scale", "temperature", "shift", "solver", "negative_prompt", "think")  # below the others
 COMPARED = ("num_inference_steps", "guidance_scale", "image_guidance_scale", "shift", "solver", "negative_prompt")
 USUAL = "usual"
-WORDS = ("negative_prompt", "solver")  # the rest are numbers
+WORDS = ("negative_prompt", "solver")  # the rest are numbers, regions and choices
+CHOICES: dict[str, list[Any]] = {"solver": list(SOLVERS), "think": [("yes", True)]}
 
 
 def boxes(names: list[str] | tuple[str, ...], prefix: str = "") -> dict[str, Any]:
@@ -40,8 +47,8 @@ def boxes(names: list[str] | tuple[str, ...], prefix: str = "") -> dict[str, Any
 
 
 def _box(name: str, label: str) -> Any:
-    if name == "solver":
-        return gr.Dropdown([(USUAL, ""), *SOLVERS], value="", label=label, min_width=120)
+    if name in CHOICES:
+        return gr.Dropdown([(USUAL, ""), *CHOICES[name]], value="", label=label, min_width=120, visible=name != "think")
     return gr.Textbox(label=label, placeholder=USUAL, min_width=90, max_lines=1)
 
 
@@ -51,7 +58,14 @@ def usual(pipe: LancePipeline, spec: TaskSpec) -> dict[str, Any]:
     sampling = d.sampling_for({segment.role.name.lower() for segment in tasks.outline(spec)})
     plain = {"height": d.height, "width": d.width, "num_frames": d.num_frames, "max_new_tokens": ANSWER}
     named = {name: getattr(sampling, name) for name in FIELDS if hasattr(sampling, name)}
-    return plain | named | {"seed": "random", "temperature": 0, "negative_prompt": "nothing"}
+    words = {"seed": "random", "negative_prompt": "nothing", "region": d.region.get(spec.kind, NONE)}
+    return plain | named | words | {"temperature": 0, "check": 1, "think": ""}
+
+
+def fits(name: str, spec: TaskSpec) -> bool:
+    """Whether a task has a use for a field."""
+    group = FIELDS[name][1]
+    return spec.template is tasks.edit if group == SOURCE else group in spec.takes
 
 
 def fitted(pipe: LancePipeline, spec: TaskSpec, shown: Mapping[str, Any]) -> dict[Any, Any]:
@@ -60,19 +74,25 @@ def fitted(pipe: LancePipeline, spec: TaskSpec, shown: Mapping[str, Any]) -> dic
     for name, box in shown.items():
         value = values[name]
         plain = f"{value:g}" if isinstance(value, float) else f"{value}"
-        more = {} if name == "solver" else {"placeholder": plain}
-        found[box] = gr.update(visible=FIELDS[name][1] in spec.takes, **more)
+        more = {} if name in CHOICES else {"placeholder": plain}
+        there = fits(name, spec) and (name != "think" or pipe.defaults.thinks)
+        found[box] = gr.update(visible=there, **more)
     return found
 
 
 def settings(said: Mapping[str, Any], spec: TaskSpec) -> dict[str, Any]:
     """What was written into boxes, by name, as settings of a call of this task."""
-    given = {name: value for name, value in said.items() if FIELDS[name][1] in spec.takes and value not in (None, "")}
-    return {name: value if name in WORDS else _number(value.strip()) for name, value in given.items()}
+    given = {name: value for name, value in said.items() if fits(name, spec) and value not in (None, "")}
+    return {name: value if name in WORDS else _read(name, value) for name, value in given.items()}
 
 
-def _number(text: str) -> Any:
+def _read(name: str, text: Any) -> Any:
     """A number where there is one; anything else stays as it is, for the server to say what is wrong with it."""
+    if name == "region":
+        return typed(text)
+    if not isinstance(text, str):
+        return text
+    text = text.strip()
     for kind in (int, float):
         try:
             return kind(text)
@@ -83,4 +103,7 @@ def _number(text: str) -> Any:
 
 def written(call_settings: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[Any, Any]:
     """Updates that write settings into boxes, and empty the others."""
-    return {box: str(call_settings.get(name, "")) for name, box in shown.items()}
+    found = {name: call_settings.get(name, "") for name in shown}
+    if isinstance(found.get("region"), (list, tuple)):
+        found["region"] = ", ".join(f"{number:g}" for number in found["region"])
+    return {box: found[name] if name in CHOICES else str(found[name]) for name, box in shown.items()}

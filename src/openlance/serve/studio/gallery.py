@@ -64,7 +64,7 @@ def _large(one: Result, zoom: bool) -> str:
     head = f"{look.escape(one.call.spec.title)}: <b>{look.escape(one.call.text)}</b>"
     picture = look.shown(one.file, one.call.text, small=zoom)
     does = f'<div class="does">{look.download(one.file)}{BUTTONS}</div>'
-    caption = f"<figcaption>{head}<br>{look.facts(one.call)}</figcaption>"
+    caption = f"<figcaption>{head}<br>{look.facts(one.call)}{look.found(one.verdict)}</figcaption>"
     return f'<div class="studio"><figure>{picture}{caption}</figure>{does}</div>'
 
 

@@ -61,9 +61,28 @@ def inputs(names: Iterable[str], wrong: str = "") -> str:
     return f'<div class="studio inputs">{"".join(parts)}{add}</div>' + (mistake(wrong) if wrong else "")
 
 
-def download(file: str) -> str:
+def brush(file: str, mask: str) -> str:
+    """An image or a video on which is painted where it may change; mask: what was painted on it before."""
+    if not file:
+        return ""
+    hint = "Paint where it may change. All else stays as it is."
+    painted = f' data-mask="/files/{escape(mask)}"' if mask else ""
+    canvas = f'<canvas aria-label="{hint}" role="img"{painted}></canvas>'
+    tools = '<label>Brush <input type="range" min="2" max="40" value="12"></label>' + button("Clear", "clear")
+    return (
+        f'<div class="studio brush"><div class="layers">{shown(file, "what is changed", small=True)}{canvas}</div>'
+        f'<div class="does">{tools}</div><p class="note">{hint}</p></div>'
+    )
+
+
+def found(verdict: str) -> str:
+    """What the model found at its own result."""
+    return f'<p class="note">Checked: {escape(verdict)}</p>' if verdict else ""
+
+
+def download(file: str, word: str = "Download") -> str:
     path = PurePath(file)
-    return f'<a href="/files/{escape(file)}" download="{path.stem[:8]}{path.suffix}">Download</a>'
+    return f'<a href="/files/{escape(file)}" download="{path.stem[:8]}{path.suffix}">{word}</a>'
 
 
 def mistake(message: str) -> str:
@@ -84,8 +103,10 @@ def stage(state: Progress, zoom: bool, does: str = "") -> str:
     small = zoom and not state.answer
     if state.finished and state.file:
         picture = shown(state.file, text, small=small)
-        line = f"<figcaption>{facts(state.call, state.seconds)}</figcaption>"
-        return f'<figure>{picture}{line}<div class="does">{download(state.file)}{does}</div>{notes}</figure>'
+        line = f"<figcaption>{facts(state.call, state.seconds)}{found(state.verdict)}</figcaption>"
+        painted = download(state.call.mask, "Mask") if state.call.mask else ""
+        does = f'<div class="does">{download(state.file)}{painted}{does}</div>'
+        return f"<figure>{picture}{line}{does}{notes}</figure>"
     if state.finished or state.answer:
         seconds = state.seconds if state.finished else None
         line = f'<p class="note">{facts(state.call, seconds)}</p>'

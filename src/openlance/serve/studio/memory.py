@@ -16,12 +16,13 @@ MOST = 120  # results of a browser: its storage has a few megabytes
 
 
 class Result(BaseModel):
-    """A file and what it was made from."""
+    """A file, what it was made from, and what the model found at it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str
     call: Call
+    verdict: str = ""
 
 
 def results(memory: Any) -> list[Result]:
@@ -62,6 +63,7 @@ class Turn(BaseModel):
     shown: tuple[str, ...] = ()
     call: Call | None = None
     file: str = ""
+    verdict: str = ""
     answer: str | None = None
 
 

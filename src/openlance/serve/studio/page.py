@@ -131,7 +131,7 @@ def _connect(blocks: Any, third: Any, talk: dialogue.Dialogue, making: create.Cr
         left = [each.model_dump(mode="json") for each in results(remembered) if each.file != chosen]
         return {memory: left} | hall.show(left, "")
 
-    fitted = [making.text, making.examples, making.strip]
+    fitted = [making.text, making.examples, making.strip, making.paint]
     fitted += [*making.boxes.values(), *making.others.values()]
     blocks.load(begun, [making.task, talk.state, memory], [*fitted, *talk.shown, *hall.shown], **EVENT)
     third.select(hall.show, [memory, hall.chosen], hall.shown, **EVENT)

@@ -26,6 +26,7 @@ class Progress:
         preview: What it is expected to become, as a data URL.
         answer: As far as it is written.
         file: Of the finished result, in the store.
+        verdict: What the model found at the result, where it was asked to check.
         seconds: It took.
         notices: What was done otherwise than one might expect.
     """
@@ -37,6 +38,7 @@ class Progress:
     preview: str = ""
     answer: str = ""
     file: str = ""
+    verdict: str = ""
     seconds: float = 0.0
     finished: bool = False
     notices: list[str] = field(default_factory=list)
@@ -85,6 +87,7 @@ class Desk:
         elif isinstance(what, Piece):
             state.answer += what.text
         elif isinstance(what, Clip):
+            state.verdict = "" if what.verdict is None else str(what.verdict)
             state.file, state.finished = await self.serving.off_loop(kept, self.serving, what), True
         elif isinstance(what, str):
             state.answer, state.finished = str(what), True
