@@ -7,8 +7,11 @@ A block is left out only after a comment `<!-- not run: why -->`. The README run
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -41,12 +44,25 @@ def released(tmp_path_factory):
 @pytest.fixture
 def server(tmp_path):
     """The address of a server with nano."""
-    line = [sys.executable, "-m", "openlance.cli.main", "serve", "--port", "0", "--folder", str(tmp_path / "served")]
-    with subprocess.Popen(
-        line, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-    ) as process:
-        yield next(found[0] for text in process.stdout if (found := re.search(r"http://[\d.]+:\d+", text)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    line = [sys.executable, "-m", "openlance.cli.main", "serve", "--port", str(port)]
+    with subprocess.Popen([*line, "--folder", str(tmp_path / "served")], stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while not answers(f"{url}/ready"):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        yield url
         process.terminate()
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=2).status == 200
+    except OSError:
+        return False
 
 
 @nightly
