@@ -429,17 +429,20 @@ class Clients:
         """Look at everything that was said to be there: what is gone has to be too old, or behind `cap` bytes of files
         that are not older. Called while nobody else asks."""
         known = sorted(self.ledger.kept, key=lambda one: one.finished)
-        there, gone, now = list[Kept](), list[Kept](), time.time()
+        there, gone = list[Kept](), list[tuple[Kept, float]]()
         for one in known:
             if not one.gone:
-                (there if self._look(one) else gone).append(one)
-        oldest = min((one.finished for one in there), default=now)
+                if self._look(one):
+                    there.append(one)
+                else:
+                    gone.append((one, time.time()))  # looking at all of them takes a while
+        oldest = min((one.finished for one in there), default=time.time())
         largest = max((one.size or 0 for one in known), default=0)
         behind, total = list[int](), 0
         for one in reversed(known):
             total += largest if one.size is None else one.size
             behind.append(total)
-        for one in gone:
+        for one, now in gone:
             one.gone = True
             first = bisect_left(known, one.finished - 1, key=lambda other: other.finished)
             newer = behind[len(known) - 1 - first]

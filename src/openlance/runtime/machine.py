@@ -15,6 +15,7 @@ import torch
 from openlance.config.versions import versions
 
 M_ARENA_MAX, ARENAS = -8, 2  # the first is glibc's (malloc.h)
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", 256  # oneDNN's, and enough for encoder and decoder in a few sizes
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -55,12 +56,14 @@ def peak(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
 
 
-def few_arenas() -> None:
-    """Keep the heap of this process in two arenas, before it has threads.
+def steady_memory() -> None:
+    """Keep a process that runs for long from growing, before it has threads or computes anything.
 
-    glibc makes up to eight for each core and never gives one back: in a process whose threads come and go, such as a
-    server that encodes videos, each of them grows to the most that any of its threads has ever held.
+    On a CPU oneDNN keeps up to 1024 compiled kernels, one for each convolution and shape of its inputs, of up to half a
+    megabyte (measured): as batches and sizes vary, that takes hours to fill. And glibc makes up to eight arenas for
+    each core and never gives one back: where threads come and go, each grows to the most that any has ever held.
     """
+    os.environ.setdefault(*map(str, KERNELS))
     with suppress(OSError, AttributeError, TypeError):  # other systems have no such function
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 

@@ -152,7 +152,7 @@ def _run(
     try:
         if studio is not None:
             from openlance.serve.studio.page import mount
-        from openlance.runtime.machine import few_arenas
+        from openlance.runtime.machine import steady_memory
         from openlance.serve.app import JSONLines, create_app
         from openlance.serve.run import Server
     except ImportError as error:
@@ -160,7 +160,7 @@ def _run(
         what = "the Studio" if studio is not None else "serving"
         raise UserError(f"{what} needs the package {error.name}: run pip install 'openlance[{extra}]'") from error
 
-    few_arenas()
+    steady_memory()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
