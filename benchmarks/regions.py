@@ -101,12 +101,12 @@ def run(args: argparse.Namespace) -> None:
             }  # fmt: skip
             for way, (seconds, results) in found.items():
                 pixels = results[k].pixels if args.clips else results[k].pixels[0]
-                verdict, own = kind_of_judge(edit, sources[k], pixels), results[k].verdict
+                verdict, own = kind_of_judge(edit, sources[k], pixels), results[k].made.settings.get("check")
                 line[way] = {"asked": verdict.asked, "kept": verdict.kept, "seconds": seconds / len(made)}
                 if way != "none":
                     line["region"] = results[k].made.region
                 if own is not None:
-                    line[way] |= {"draw": own.draw, "draws": own.draws, "facts": own.facts, "fine": own.fine}
+                    line[way] |= {name: own[name] for name in ("draw", "draws", "facts", "fine")}
             record(args.records, line)
 
 
