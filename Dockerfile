@@ -1,4 +1,4 @@
-# `openlance serve` in a container; docs/serving.md has the commands.
+# `openlance serve` in a container; docs/howto/serving.md has the commands.
 #   docker build --target cpu -t openlance:cpu .        docker build --target cuda -t openlance:cuda .
 ARG PYTHON=3.13
 

@@ -1,6 +1,8 @@
 # make demo: a fresh machine to outputs/demo/index.html.   make test: environment, lint, types, tests.
-# make serve: the Studio with nano in the browser.   make test-browser: the Studio's tests, which need Chromium.
+# make serve: the Studio with nano in the browser.   make test-browser: Studio and site (if built), which need Chromium.
 # make soak: the server under an hour of everything that clients do; benchmarks/results/ gets its report.
+# make docs: the site, into outputs/site.   make coverage: which lines the tests run, and the gate.
+# make dist: sdist and wheel, checked.   make release VERSION=0.2.0: version and changelog, then the same.
 # make nightly: what takes longer: all tests, those with Ray and many threads too; the wheel in an empty environment with
 # every line of the README; examples; every benchmark in small.
 PY ?= python3
@@ -9,7 +11,7 @@ VENV_FLAGS ?=
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup demo serve test test-browser lint nightly soak
+.PHONY: setup demo serve test test-browser lint nightly soak docs coverage dist release
 setup: $(VENV)/.stamp-dev
 
 $(VENV)/.stamp-uv:
@@ -38,9 +40,26 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/words.py
+
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "outputs/site/index.html"
+
+dist: $(VENV)/.stamp-release
+	rm -rf dist
+	$(BIN)/uv build -q --python $(BIN)/python -o dist .
+	$(BIN)/twine check --strict dist/*
+
+release: $(VENV)/.stamp-release
+	$(BIN)/python tools/release.py $(VERSION)
+	$(MAKE) dist
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+coverage: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term:skip-covered
 
 soak: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
@@ -54,7 +73,7 @@ test-browser: $(VENV)/.stamp-dev $(VENV)/.stamp-browser
 # In a copy: what they write is none of the dated results.
 nightly: test $(VENV)/.stamp-nightly
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py tests/data \
-	  tests/serve/test_ray.py tests/eval/test_lmms.py
+	  tests/serve/test_ray.py tests/eval/test_lmms.py tests/docs/test_pages.py tests/training/test_interrupt.py tests/rl
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py \
 	  tests/serve/test_openapi.py
 	$(BIN)/hadolint Dockerfile
@@ -64,4 +83,4 @@ nightly: test $(VENV)/.stamp-nightly
 	  cp -r examples benchmarks "$$scratch" && cd "$$scratch" && \
 	  $$python examples/ask.py && $$python examples/generate.py && $$python examples/new_task.py && \
 	  $$python examples/framed_pictures.py pictures && \
-	  for name in denoise release_loop step memory packing serve; do $$python benchmarks/$$name.py --quick || exit 1; done
+	  for name in denoise release_loop step memory packing photos serve; do $$python benchmarks/$$name.py --quick || exit 1; done

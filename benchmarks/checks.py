@@ -30,7 +30,7 @@ from toyworld.suites.images import drawings
 
 BLOCK, SEED, DRAWS = 20, 700, 4  # requests of a record; the seed of block b is SEED + b
 BLOCKS = dict.fromkeys(("text", "two", "attribute"), 20)
-PAGE = Path(__file__).parents[1] / "docs" / "checking.md"
+PAGE = Path(__file__).parents[1] / "docs" / "howto" / "checking.md"
 Judge = Callable[[np.ndarray], bool]
 
 
@@ -120,7 +120,7 @@ def table(model: str, records: Path, out: Path, docs: bool) -> None:
 
 def main() -> None:
     parser = recorder(__doc__, "categories")
-    parser.add_argument("--docs", action="store_true", help="put the table into docs/checking.md as well")
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/howto/checking.md as well")
     args = parser.parse_args()
     if args.what == "run":
         run(args.model, args.records, args.only)

@@ -1,6 +1,6 @@
 """What fewer and cheaper steps cost and save: every setting against Euler's method with 30 steps, on the same seeds.
 
-    python benchmarks/quality.py --samples 200 --docs   # nano, pictures of 64x64; the table goes into docs/speed.md
+    python benchmarks/quality.py --samples 200 --docs   # nano, 64x64; the table goes into docs/howto/speed.md
     python benchmarks/quality.py --size 96x96 --samples 64
 
 The reference is drawn once. `openlance bench quality` compares one setting in the same way.
@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Euler, 30 steps, compiled": {"compile": True},
 }
 
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+PAGE = Path(__file__).parents[1] / "docs" / "howto" / "speed.md"
 STORED = "Euler, 30 steps, experts in {}"
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", default="", help="settings whose name contains this")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--docs", action="store_true", help="put the table into docs/speed.md as well")
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/howto/speed.md as well")
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     pipe = load(args.model)

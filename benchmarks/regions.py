@@ -34,12 +34,12 @@ from openlance.config.values import read_text
 from openlance.eval.suite import row
 from openlance.inference.auto import regions
 from openlance.media import Clip, as_clip
+from openlance.rl.rewards.ocr import rapid_ocr
 from openlance.sequence import tasks
 from toyworld.clip_edits import CLIP_EDITS, judge_clip_edit
 from toyworld.edits import KINDS
 from toyworld.judge_edits import judge_edit
 from toyworld.questions import iou
-from toyworld.read_text import reader
 from toyworld.render import pixel_box
 from toyworld.scene import Scene
 from toyworld.suites.asked import Asked
@@ -55,7 +55,7 @@ WAYS: dict[str, dict[str, Any]] = {
 SURE = {"no fault": True, "a fault": False}  # what a check says of what it returns
 SIDE = 64  # of the pictures of `picture`
 LEAST = 20  # edits of a kind that are told apart
-PAGE = RESULTS.parents[1] / "docs" / "editing.md"
+PAGE = RESULTS.parents[1] / "docs" / "howto" / "editing.md"
 CARD = Path(openlance.__file__).parent / "assets" / "nano" / "README.md"
 BOX = re.compile(r"\(([-\d., e]+)\)")
 
@@ -76,7 +76,7 @@ def rounds(clips: bool, seed: int, samples: int, size: int, only: str = "all") -
 
 def run(args: argparse.Namespace) -> None:
     pipe, kind_of_judge = openlance.load(args.model), judge_clip_edit if args.clips else judge_edit
-    reader()
+    rapid_ocr()  # says now that it is missing
     done = {line["round"] for line in recorded(args.records)}
     for n, made in enumerate(rounds(args.clips, args.seed, args.samples, args.size, args.only)):
         if n in done or n % args.of != args.part:
@@ -318,7 +318,7 @@ def main() -> None:
     tell = commands.add_parser("report")
     tell.add_argument("--records", type=Path, nargs="+", required=True)
     tell.add_argument("--out", type=Path, default=RESULTS)
-    tell.add_argument("--docs", action="store_true", help="put the tables into docs/editing.md as well")
+    tell.add_argument("--docs", action="store_true", help="put the tables into docs/howto/editing.md as well")
     tell.set_defaults(do=report)
     args = parser.parse_args()
     args.do(args)

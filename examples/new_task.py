@@ -19,7 +19,7 @@ SIZE = (1, 64, 64)  # frames, height, width in pixels
 
 
 def draw(prompt: str, picture=None) -> Segments:
-    """The first turn; without a picture its target is a hole to fill."""
+    """The first turn; without a picture its target is empty."""
     return [say(prompt), make(SIZE, picture)]
 
 

@@ -17,8 +17,9 @@ FLOORS = [
     {"model"},
     {"vae", "data"},
     {"runtime"},
-    {"planning", "inference", "training"},
-    {"compat", "eval", "rl"},
+    {"planning", "inference"},
+    {"rl"},
+    {"training", "compat", "eval"},
     {"cli"},
     {"serve"},
 ]

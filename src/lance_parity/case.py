@@ -95,14 +95,14 @@ class Case:
     @cached_property
     def features(self) -> list[Tensor]:
         """What our tower makes of each clip, (T, Y, X, D)."""
-        return self.parts.features([s.value for s in self.request if s.kind is Kind.PATCHES])
+        return self.parts.features(_seen(self.request))
 
     @cached_property
     def rotation(self) -> tuple[Tensor, Tensor, Tensor]:
         """What our tower rotates patches by, in their order: angles, cosines and sines."""
         rounded: Any = self.parts.components.vit().tower.rotary_pos_emb
         with passing(rounded) as calls:
-            self.parts.features([s.value for s in self.request if s.kind is Kind.PATCHES])
+            self.parts.features(_seen(self.request))
         (_, position), (cos, sin) = calls[0]
         angle = rounded.angles(position)
         half = angle.shape[1]  # of a head; the other one is equal
@@ -112,7 +112,7 @@ class Case:
     def moments(self) -> list[tuple[Tensor, Tensor]]:
         """What our VAE makes of each clip, (T, Y, X, C) twice."""
         media = [value for s in self.request if s.kind is Kind.LATENTS for value in (s.value, s.given)]
-        return [self.parts.moments(clip) for clip in media if clip is not None]
+        return [self.parts.moments(clip) for clip in media if isinstance(clip, Clip)]
 
     @property
     def stored_features(self) -> list[Tensor]:
@@ -305,3 +305,8 @@ class Case:
         attention, hidden = trace(self.parts.lance, packed, self.context, self.target_state)
         joined, prefix = (self.file.get(f"rows.{name}", slice(None)) for name in ("joined", "prefix"))
         return {name: y[joined] for name, y in attention.items()} | {name: y[prefix] for name, y in hidden.items()}
+
+
+def _seen(request: Segments) -> list[Clip]:
+    """What the tower looks at."""
+    return [s.value for s in request if s.kind is Kind.PATCHES and isinstance(s.value, Clip)]

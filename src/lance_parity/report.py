@@ -3,7 +3,7 @@
     found = report(openlance.load("downloads", device="cuda"))
     differences(found, earlier)
 
-It has no names of users, machines and folders in it. `docs/verify.md` tells how to read it.
+It has no names of users, machines and folders in it. `docs/howto/verify.md` tells how to read it.
 """
 
 from __future__ import annotations

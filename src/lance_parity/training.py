@@ -59,7 +59,8 @@ def read_batch(checks: Checks, parts: Parts) -> Batch:
         candidates = _candidates(file, described, number, latents, held)
         wanted = described.get("rendered_text")
         samples.append(that_reads(checks, f"sample {number}: rendered_text", wanted, candidates, parts))
-    seen = iter(parts.features([s.value for sample in samples for s in sample if s.kind is Kind.PATCHES]))
+    shown = [s.value for sample in samples for s in sample if s.kind is Kind.PATCHES]
+    seen = iter(parts.features([clip for clip in shown if isinstance(clip, Clip)]))
     samples = [[s.filled(next(seen)) if s.kind is Kind.PATCHES else s for s in sample] for sample in samples]
     return Batch(file, parts, samples, _held_still(parts.pack(samples), held))
 
@@ -167,7 +168,7 @@ class Batch:
         target = self.packed.rows.target[self.packed.rows.is_latent]
         times = torch.zeros(int(target.max()) + 1)
         times[target[self.moves]] = self.drawn_times[self.moves]
-        clean = torch.cat([v.segment.value.flatten(0, 2) for v in visuals])
+        clean = torch.cat([v.segment.tensor.flatten(0, 2) for v in visuals])
         return noised(self.packed, clean, times, self.file.take("in.noise"))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""openlance: one model that understands, generates and edits pictures and clips.
+"""openlance: one model that understands, generates and edits images and videos.
 
 import openlance
 pipe = openlance.load("nano")
@@ -19,8 +19,16 @@ __all__ = ["Enhancer", "Kind", "LancePipeline", "Pipeline", "Role", "Segment", "
 
 
 def load(model: str = "nano", **options: Any) -> "LancePipeline":
-    """A pipeline for a shipped model ("nano"), a checkpoint folder of any form (`docs/checkpoints.md`), or a repository
-    of the hub; options as for `LancePipeline.from_pretrained`, which gives the same."""
+    """Load a model.
+
+    Args:
+        model: A shipped one ("nano"), a checkpoint folder of any form (`docs/howto/checkpoints.md`), or a repository of
+            the hub.
+        **options: As for `LancePipeline.from_pretrained`, which gives the same.
+
+    Raises:
+        UserError: If there is no such model, or an option is unknown.
+    """
     from openlance.inference.lance_pipeline import LancePipeline
 
     return LancePipeline.from_pretrained(model, **options)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from toyworld.questions import ask, askable
 from toyworld.render import render
 from toyworld.scene import Scene, sample_scene
 from toyworld.subjects import sample_subject
+from toyworld.suites.images import Drawing
 from toyworld.words import caption
 
 NO_SIZE = (1, 1, 1)  # of an answer
@@ -60,10 +61,14 @@ class WorldMixture:
     given: dict[int, float] = field(default_factory=lambda: {1: 0.6, 2: 0.4})  # how many objects
 
 
+Made = tuple[Segments, Any]  # a sample, and what it was made from
+
+
 @dataclass(frozen=True)
 class WorldBatch:
     samples: list[Segments]
     labels: dict[bytes, np.ndarray]  # dense labels of a picture, by the key of its clip
+    truths: list[Any]  # what each sample was made from, by which a result is judged; None of questions
 
 
 def weighed(rng: np.random.Generator, weights: dict):
@@ -117,11 +122,12 @@ def picture(scene: Scene, size: tuple[int, int]) -> Clip:
 def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
     """The batch of one step: a pure function of its arguments."""
     rng = np.random.default_rng((seed, step))
-    samples, labels = list[Segments](), dict[bytes, np.ndarray]()
+    samples, labels, truths = list[Segments](), dict[bytes, np.ndarray](), list[Any]()
     for _ in range(mixture.drawn):
         size, category = weighed(rng, mixture.sizes), weighed(rng, mixture.scenes)
-        scene, text, _ = placed(rng, mixture.spread, partial(_captioned, rng, category, size[1] / size[0]))
+        scene, text, facts = placed(rng, mixture.spread, partial(_captioned, rng, category, size[1] / size[0]))
         samples.append(tasks.text_to_visual(text, [], (1, *size), picture(scene, size)))
+        truths.append(Drawing(prompt=text, facts=facts, scene=scene))
     for _ in range(mixture.asked):
         size = weighed(rng, mixture.sizes)
         category = weighed(rng, mixture.asked_scenes)
@@ -132,22 +138,24 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
         for kind in _several(rng, open_to, mixture):
             q = ask(scene, rng, kind, height=size[0], width=size[1])
             samples.append(tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer))
-    samples += _edited(mixture, rng, labels)
-    samples += _given(mixture, rng, labels)
-    return WorldBatch(samples, labels)
+            truths.append(None)
+    for segments, truth in (*_edited(mixture, rng, labels), *_given(mixture, rng, labels)):
+        samples.append(segments)
+        truths.append(truth)
+    return WorldBatch(samples, labels, truths)
 
 
-def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, np.ndarray]) -> Iterator[Segments]:
+def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, np.ndarray]) -> Iterator[Made]:
     for _ in range(mixture.edited):
         size = weighed(rng, mixture.sizes)
         kind, placement = weighed(rng, mixture.edits), float(rng.random())
         edit = sample_edit(rng, kind=kind, placement=placement, aspect=size[1] / size[0])
         before, after = (Clip(pixels[None]) for pixels in edit.pictures(*size))
         labels[before.key] = dense_labels(edit.before, *size)
-        yield tasks.edit(edit.instruction, [Views(before, before)], (1, *size), after)
+        yield tasks.edit(edit.instruction, [Views(before, before)], (1, *size), after), edit
 
 
-def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, np.ndarray]) -> Iterator[Segments]:
+def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, np.ndarray]) -> Iterator[Made]:
     for _ in range(mixture.subjects):
         size = weighed(rng, mixture.sizes)
         ask = partial(sample_subject, rng, n=weighed(rng, mixture.given), aspect=size[1] / size[0])
@@ -158,4 +166,4 @@ def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, 
             labels[clip.key] = dense_labels(scene, *size)
             views.append(Views(clip, clip))
         target = picture(subject.scene, size)
-        yield tasks.subject_driven(subject.prompt, views, (1, *size), target)
+        yield tasks.subject_driven(subject.prompt, views, (1, *size), target), subject

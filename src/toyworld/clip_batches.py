@@ -10,17 +10,17 @@ import numpy as np
 
 from openlance.media.clip import Clip
 from openlance.sequence import tasks
-from openlance.sequence.segment import Segments
 from openlance.sequence.tasks import Views
-from toyworld.batches import NO_SIZE, WorldBatch, weighed
+from toyworld.batches import NO_SIZE, Made, WorldBatch, weighed
 from toyworld.clip_edits import CLIP_EDITS, sample_clip_edit
 from toyworld.clip_questions import CLIP_QUESTIONS, sample_clip_question
 from toyworld.clip_subjects import sample_clip_subject
-from toyworld.clips import caption_clip
+from toyworld.clips import caption_clip, clip_facts
 from toyworld.labels import dense_labels
 from toyworld.motion import MOVING, ClipScene, render_clip, sample_clip
 from toyworld.render import render
 from toyworld.scene import Scene
+from toyworld.suites.clips import Filming
 
 VIT_FRAMES = 2  # frames that one token of the vision tower sees (released code)
 
@@ -72,7 +72,7 @@ class _Draw:
         return Clip(render(scene, *self.size[1:])[None])
 
 
-def _asked(d: _Draw) -> Segments:
+def _asked(d: _Draw) -> Made:
     frames, height, width = d.size
     q = sample_clip_question(
         d.rng, category=weighed(d.rng, d.mixture.questions), placement=float(d.rng.random()), aspect=width / height,
@@ -80,13 +80,13 @@ def _asked(d: _Draw) -> Segments:
     )  # fmt: skip
     clip = d.clip(q.clip)
     d.labels[clip.key] = clip_labels(q.clip, height, width)
-    return tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer)
+    return tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer), None
 
 
-def _drawn(d: _Draw) -> Segments:
+def _drawn(d: _Draw) -> Made:
     clip = d.moving(d.mixture.spread)
-    text = caption_clip(clip, d.rng)[0]
-    return tasks.text_to_visual(text, [], d.size, d.clip(clip))
+    text, facts = caption_clip(clip, d.rng)
+    return tasks.text_to_visual(text, [], d.size, d.clip(clip)), Filming(prompt=text, facts=facts, clip=clip)
 
 
 def _known(clip: ClipScene, rng: np.random.Generator) -> str:
@@ -94,38 +94,40 @@ def _known(clip: ClipScene, rng: np.random.Generator) -> str:
     return caption_clip(clip, rng, "the" if rng.random() < 0.6 else None)[0]
 
 
-def _animated(d: _Draw) -> Segments:
+def _animated(d: _Draw) -> Made:
     clip = d.moving()
     text, frames = _known(clip, d.rng), d.clip(clip)
     first = Clip(frames.pixels[:1])
-    return tasks.image_to_video(text, [Views(first, first)], d.size, frames)
+    truth = Filming(prompt=text, facts=clip_facts(clip), clip=clip)  # what is there is seen, so all of it counts
+    return tasks.image_to_video(text, [Views(first, first)], d.size, frames), truth
 
 
-def _bridged(d: _Draw) -> Segments:
+def _bridged(d: _Draw) -> Made:
     clip = d.moving()
     text, frames = _known(clip, d.rng), d.clip(clip)
     ends = Clip(frames.pixels[:1]), Clip(frames.pixels[-1:])
-    return tasks.first_and_last(text, [Views(end, end) for end in ends], d.size, frames)
+    truth = Filming(prompt=text, facts=clip_facts(clip), clip=clip)
+    return tasks.first_and_last(text, [Views(end, end) for end in ends], d.size, frames), truth
 
 
-def _edited(d: _Draw) -> Segments:
+def _edited(d: _Draw) -> Made:
     edit = sample_clip_edit(d.rng, kind=weighed(d.rng, d.mixture.edits), **d.settings())
     before, after = (Clip(pixels) for pixels in edit.clips(*d.size[1:]))
     d.labels[before.key] = clip_labels(edit.before, *d.size[1:])
-    return tasks.edit(edit.instruction, [Views(before, before)], d.size, after)
+    return tasks.edit(edit.instruction, [Views(before, before)], d.size, after), edit
 
 
-def _subjects(d: _Draw) -> Segments:
+def _subjects(d: _Draw) -> Made:
     subject = sample_clip_subject(d.rng, n=1 + int(d.rng.random() < 0.4), **d.settings(d.mixture.spread))
     given = [d.picture(scene) for scene in subject.references]
     views = [Views(picture, picture) for picture in given]
     labelled = (dense_labels(scene, *d.size[1:]) for scene in subject.references)
     d.labels.update(zip((picture.key for picture in given), labelled, strict=True))
     clip = d.clip(subject.clip)
-    return tasks.subject_driven(subject.prompt, views, d.size, clip)
+    return tasks.subject_driven(subject.prompt, views, d.size, clip), subject
 
 
-_MAKERS: dict[str, Callable[[_Draw], Segments]] = {
+_MAKERS: dict[str, Callable[[_Draw], Made]] = {
     "drawn": _drawn, "animated": _animated, "bridged": _bridged, "edited": _edited, "subjects": _subjects,
     "asked": _asked,
 }  # fmt: skip
@@ -134,12 +136,12 @@ _MAKERS: dict[str, Callable[[_Draw], Segments]] = {
 def clip_batch(mixture: ClipMixture, seed: int, step: int) -> WorldBatch:
     """The batch of one step: a pure function of its arguments."""
     rng = np.random.default_rng((seed, step, 1))  # apart from the pictures of the same seed and step
-    samples, labels = list[Segments](), dict[bytes, np.ndarray]()
+    made, labels = list[Made](), dict[bytes, np.ndarray]()
     for name, make in _MAKERS.items():
         for _ in range(getattr(mixture, name)):
             draw = _Draw(rng, mixture, (weighed(rng, mixture.frames), *weighed(rng, mixture.sizes)), labels)
-            samples.append(make(draw))
-    return WorldBatch(samples, labels)
+            made.append(make(draw))
+    return WorldBatch([segments for segments, _ in made], labels, [truth for _, truth in made])
 
 
 def clip_labels(clip: ClipScene, height: int, width: int) -> np.ndarray:

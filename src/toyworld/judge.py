@@ -9,7 +9,7 @@ that scene. It is strict about counts, shapes, colours and relations, where a st
 tolerant of soft edges and noise.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -24,16 +24,21 @@ _CELL = {"top": 0, "middle": 1, "bottom": 2, "left": 0, "centre": 1, "right": 2}
 __all__ = ["Analysis", "Found", "analyse", "is_right", "judge", "nothing_else", "seen_scene"]
 
 
-def judge(pixels: np.ndarray, facts: Iterable[Fact], seen: Analysis | None = None) -> dict[Fact, bool]:
+def judge(
+    pixels: np.ndarray,
+    facts: Iterable[Fact],
+    seen: Analysis | None = None,
+    read: Callable[[np.ndarray, np.ndarray], str] = read_text,
+) -> dict[Fact, bool]:
     """Which facts hold in a picture, uint8 (H, W, 3); `seen`: its analysis where that is known already.
 
-    Text is read only where a fact asks for it (that takes an optical character reader: UserError where it is not
-    installed). Raises ValueError for an array that is no picture.
+    Text is read only where a fact asks for it, by `read` (the usual one takes an optical character reader: UserError
+    where it is not installed). Raises ValueError for an array that is no picture.
     """
     facts = tuple(facts)
     seen = seen or analyse(pixels)
     scene = seen_scene(seen, pixels.shape[1] / pixels.shape[0])
-    string = read_text(pixels, seen.paint) if any(isinstance(f, Lettering) for f in facts) else ""
+    string = read(pixels, seen.paint) if any(isinstance(f, Lettering) for f in facts) else ""
     return {fact: _holds(scene, fact, string, seen.ink) for fact in facts}
 
 

@@ -7,6 +7,7 @@ Kept means: every object that the edit does not name is where it was and looks a
 the pixels that the edit does not touch agree.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from toyworld.edit_places import SLACK
 from toyworld.edits import Edit
 from toyworld.facts import Within, holds
 from toyworld.judge import analyse, judge, seen_scene
+from toyworld.read_text import read_text
 from toyworld.render import pixel_box
 from toyworld.scene import Scene
 
@@ -40,16 +42,22 @@ class EditVerdict:
         return self.asked and self.kept
 
 
-def judge_edit(edit: Edit, before: np.ndarray, answer: np.ndarray, seen: Analysis | None = None) -> EditVerdict:
+def judge_edit(
+    edit: Edit,
+    before: np.ndarray,
+    answer: np.ndarray,
+    seen: Analysis | None = None,
+    read: Callable[[np.ndarray, np.ndarray], str] = read_text,
+) -> EditVerdict:
     """Judge an answer, uint8 (H, W, 3), to an edit of the picture `before` of the same size; `seen`: its analysis
-    where that is known already.
+    where that is known already; `read` reads its text where a fact is about that.
 
     Raises ValueError where the sizes differ, and UserError where a text is asked for and no reader is installed.
     """
     if before.shape != answer.shape:
         raise UserError(f"the answer has the shape {answer.shape} and the picture before {before.shape}: resize one")
     seen = seen or analyse(answer)
-    verdicts = judge(answer, (*edit.asked, *edit.kept), seen)
+    verdicts = judge(answer, (*edit.asked, *edit.kept), seen, read)
     kept = all(verdicts[fact] for fact in edit.kept) and _nothing_new(edit, seen, answer.shape[:2])
     mask = untouched(edit, seen, answer.shape[:2])
     kept = kept and (mask.mean() < FEWEST_PIXELS or psnr(before[mask], answer[mask]) >= KEPT_PSNR)

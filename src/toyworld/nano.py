@@ -22,10 +22,10 @@ from openlance.errors import UserError
 from openlance.media.files import atomic_path
 from openlance.runtime.distributed import Distributed
 from openlance.text.tokenizer import Tokenizer, train_tokenizer
+from openlance.training.curves import write_curves
 from openlance.training.files import Settings
 from openlance.training.run import check_plan, run_recipe
 from toyworld.batches import WorldMixture, world_batch
-from toyworld.curves import write_curves
 from toyworld.vae.pictures import VAERecipe, train_vae
 
 

@@ -7,12 +7,10 @@ recogniser on the whole picture took three times as long and misread a lone "I".
 """
 
 import unicodedata
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from openlance.errors import UserError
+from openlance.rl.rewards.ocr import rapid_ocr
 
 LINE_HEIGHT = 48  # pixels; the recogniser was trained on lines of this height
 PADDING = 0.5  # background kept around the text, in heights of the text
@@ -48,19 +46,5 @@ def read_text(pixels: np.ndarray, paint: np.ndarray) -> str:
     padded = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
     line = Image.fromarray(padded[y0 : y1 + 2 * pad, x0 : x1 + 2 * pad])
     line = line.resize((max(round(line.width * LINE_HEIGHT / line.height), 1), LINE_HEIGHT), Image.Resampling.BICUBIC)
-    result = reader()(np.asarray(line)[:, :, ::-1], use_det=False, use_cls=False, use_rec=True)
+    result = rapid_ocr()(np.asarray(line)[:, :, ::-1], use_det=False, use_cls=False, use_rec=True)
     return unicodedata.normalize("NFKC", "".join(result.txts)).strip().upper() if result.txts else ""
-
-
-@lru_cache(maxsize=1)
-def reader() -> Any:
-    """The recogniser, a `rapidocr.RapidOCR`, loaded once. Raises UserError where it is not installed."""
-    try:
-        from rapidocr import RapidOCR
-    except ImportError as missing:
-        raise UserError(
-            f"reading the text in a picture needs the package {missing.name}: pip install 'openlance[eval]'"
-        ) from missing
-    return RapidOCR(params={
-        "Global.use_cls": False, "Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": 1,
-    })  # fmt: skip

@@ -125,7 +125,7 @@ DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 
 @lru_cache(maxsize=64)
-def _glyph(letter: str) -> np.ndarray:
+def glyph(letter: str) -> np.ndarray:
     """One bold letter in its cell, float32 (GLYPH, CELL * GLYPH) in [0, 1]; wide letters are squeezed to fit."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -148,7 +148,7 @@ def _draw_text(picture: np.ndarray, text: Text) -> None:
     left, top = text.x * width - hx * short, text.y * height - hy * short
     tall, wide = text.height * short, text.height * CELL * short
     for i, letter in enumerate(text.string):
-        _draw_glyph(picture, _glyph(letter), (left + i * (CELL + SPACE) * tall, top, wide, tall), text.color)
+        _draw_glyph(picture, glyph(letter), (left + i * (CELL + SPACE) * tall, top, wide, tall), text.color)
 
 
 def _draw_glyph(picture: np.ndarray, cell: np.ndarray, box: tuple[float, float, float, float], color: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from openlance.data.front import Fit
 from openlance.data.source import Row, Sample
 from openlance.errors import UserError
+from openlance.media.clip import Clip
 from openlance.sequence.segment import Kind
 from openlance.sequence.tasks import (
     TASKS,
@@ -161,8 +162,9 @@ class WorldSource:
         batch = maker_of(self.task).drawing(self.kinds)(seed, index, fit)
         segments = batch.samples[0]
         seen = next((s.value for s in segments if s.kind is Kind.PATCHES), None)
-        labels = batch.labels.get(seen.key) if seen is not None else None
-        return Sample([*prior(spec_of(self.task), fit.front.style), *segments], row.place, labels)
+        labels = batch.labels.get(seen.key) if isinstance(seen, Clip) else None
+        segments = [*prior(spec_of(self.task), fit.front.style), *segments]
+        return Sample(segments, row.place, labels, truth=batch.truths[0])
 
     def __str__(self) -> str:
         return f"world:{self.task}"

@@ -91,7 +91,7 @@ def test_every_token_is_counted_once(tiny, task):
     assert [split.first for split in found.splits[1:]] == [split.last + 1 for split in found.splits[:-1]]
 
 
-WORDS = {  # (kind, is the target): stream, attends, seen later, flow time, loss; the table of docs/architecture.md
+WORDS = {  # (kind, is the target): stream, attends, seen later, flow time, loss; the table of docs/concepts/sequence.md
     (TEXT, False): ("und", "causally", True, "-", "-"),
     (PATCHES, False): ("und", "both ways", True, "-", "-"),
     (LATENTS, False): ("gen", "both ways", True, "0", "-"),

@@ -8,7 +8,7 @@ import pytest
 from openlance.cli.main import COMMANDS, load_command
 from openlance.config.plugins import plugin, plugins
 
-GROUPS = ("sources", "recipes", "benchmarks", "commands")
+GROUPS = ("sources", "recipes", "benchmarks", "commands", "rewards")
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -194,7 +194,7 @@ def test_choices_are_closed(field):
 
 
 def test_the_table_of_the_docs_is_the_data():
-    docs = (Path(__file__).parents[2] / "docs" / "stages.md").read_text(encoding="utf-8")
+    docs = (Path(__file__).parents[2] / "docs" / "howto" / "stages.md").read_text(encoding="utf-8")
     stages = recipe("3b")
     for name in ("lr", "schedule", "warmup", "steps", "text_weight", "shift", "pack_tokens", "drop_text", "drop_all"):
         assert f"| {name} | {' | '.join(cell(getattr(s, name)) for s in stages)} |" in docs

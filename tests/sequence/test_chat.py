@@ -87,7 +87,7 @@ def test_without_a_prior_there_is_no_system_turn(tiny):
     assert ids(tiny, request)[1:3] == rendered(tiny, "user\n")[:2]
 
 
-def test_decoding_begins_at_the_first_hole(tiny):
+def test_decoding_begins_at_the_first_empty_target(tiny):
     request = tiny.answer(text=None)
     assert ids(tiny, request) == ids(tiny, [*request, tasks.say("never reached")])
     assert ids(tiny, request)[-1] == ids(tiny, tiny.answer())[len(ids(tiny, request)) - 1]

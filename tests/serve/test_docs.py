@@ -1,4 +1,4 @@
-"""Everything in docs/serving.md runs as it stands there, from top to bottom."""
+"""Everything in docs/howto/serving.md runs as it stands there, from top to bottom."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 
 import openlance.serve
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "serving.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -21,7 +21,7 @@ def test_the_page_runs(server, tmp_path, monkeypatch):
     for kind, block in BLOCKS:
         code = block.replace("http://localhost:8000", server.url)
         if kind == "python":
-            exec(compile(code, "docs/serving.md", "exec"), names)
+            exec(compile(code, "docs/howto/serving.md", "exec"), names)
         elif shutil.which("curl"):
             for line in code.replace("\\\n", "").splitlines():
                 said = subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from openlance.rl.rewards.ocr import rapid_ocr
 from toyworld.facts import Background, Count, Lettering, Region, Relation, Thing
 from toyworld.judge import analyse, is_right, judge, nothing_else
-from toyworld.read_text import reader, same_text
+from toyworld.read_text import same_text
 from toyworld.render import render
 from toyworld.scene import Object, Scene, Text, sample_scene
 from toyworld.segment_pixels import label
@@ -159,8 +160,8 @@ def test_only_characters_that_look_alike_are_taken_for_each_other():
 
 def test_a_missing_reader_is_named_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(ValueError, match=r"rapidocr: pip install 'openlance\[eval\]'"):
-        reader.__wrapped__()
+    with pytest.raises(ValueError, match=r"rapidocr: pip install 'openlance\[rl\]'"):
+        rapid_ocr.__wrapped__()
 
 
 def test_a_blank_picture_shows_nothing():

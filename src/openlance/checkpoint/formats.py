@@ -60,6 +60,7 @@ IMAGES, CLIPS, TOWER, CODEC = "Lance_3B", "Lance_3B_Video", "Qwen2.5-VL-ViT", "W
 INSIDE = "vit_model."
 # What a released folder leaves to the code (released code).
 PUBLISHED = {"max_latent_size": 64, "max_num_frames": 121}
+DISTILLED = "distilled.safetensors"  # ours
 CODECS = (f"{CODEC}.safetensors", "vae.safetensors", f"{CODEC}.pth")
 REVISION = re.compile(r"[\w./-]{1,200}")
 REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
@@ -136,6 +137,11 @@ class Files:
     def decoder(self, clips: bool = False) -> Path:
         """Find the decoder's file for images and questions about them, or for videos."""
         return weights_in(self.decoders[-1 if clips else 0])
+
+    @property
+    def distilled(self) -> Path:
+        """The generation side that takes the place of guidance, where there is one (`training.distillation`)."""
+        return self.root / DISTILLED
 
     def vit_of(self, clips: bool = False, allow_pickle: bool = False) -> tuple[Path, str]:
         """Find the vision tower's weights, and the prefix of their names there."""

@@ -342,7 +342,8 @@ def _open_mapped(path: Path) -> TensorSource:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Told by content, since a suffix can say anything: torch writes zip archives, older versions bare pickles."""
+    """Detect a pickle by its content, since a suffix can say anything: torch writes zip archives, older versions bare
+    pickles."""
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON

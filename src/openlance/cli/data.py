@@ -3,6 +3,8 @@
 openlance data inspect pictures                          # a table, the task that fits
 openlance data inspect llava.json --task x2t_image -o sheet.html
 openlance data inspect "{path: 'hf:someone/pairs', config: large}" --json
+
+`openlance data prompts -o prompts.jsonl`: prompts that ask for texts in pictures, for rewards that read them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 @app.callback()
 def data() -> None:
-    """Look at training data."""
+    """Look at training data, and make prompts for rewards."""
 
 
 @app.command()
@@ -67,6 +69,29 @@ def inspect(
     typer.echo(json.dumps(report.as_data(), indent=1, ensure_ascii=False) if as_json else report.text())
     if output is not None:
         typer.echo(output, err=as_json)
+
+
+@app.command()
+def prompts(
+    output: Annotated[Path, Option("-o", "--output", help="File of JSON lines, such as prompts.jsonl.")],
+    count: Annotated[int, Option("-n", "--count", min=1, help="How many.")] = 20_000,
+    seed: Annotated[int, Option(min=0, help="Other seeds, other prompts.")] = 0,
+    language: Annotated[str, Option(help="en, zh, or en+zh in turn.")] = "en",
+) -> None:
+    """Write prompts that ask for texts in pictures, for the reward ocr."""
+    from dataclasses import asdict
+
+    from openlance.media.files import atomic_path
+    from openlance.rl.prompts import text_prompts
+
+    options.check_writable(output.parent)
+    if output.suffix.lower() != ".jsonl":
+        raise UserError(f"{output} is not named as a file of JSON lines: write for example -o prompts.jsonl")
+    made = text_prompts(count, seed, language)
+    with atomic_path(output) as temporary:
+        lines = (json.dumps(asdict(one), ensure_ascii=False) for one in made)
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    typer.echo(output)
 
 
 def _opened(spec: dict[str, Any], task: str | None) -> tuple[str, Source]:

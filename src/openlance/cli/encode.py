@@ -47,7 +47,7 @@ class Encoder:
 
 
 def _on_cpu(s: Segment) -> Segment:
-    value, given = (v.cpu() if hasattr(v, "cpu") else v for v in (s.value, s.given))
+    value, given = (getattr(v, "cpu", lambda v=v: v)() for v in (s.value, s.given))
     return replace(s, value=value, given=given)
 
 

@@ -23,7 +23,6 @@ import typer
 from typer import Option
 
 from openlance.config.sampling import LARGEST_SIDE, MOST_DRAWS, Sampling
-from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -173,6 +172,9 @@ class Denoising(Rewriting):
     guidance_scale: Guidance = None
     negative_prompt: Annotated[str | None, Option(help="What not to generate; needs guidance above 1.")] = None
     solver: Solver = None
+    distilled: Annotated[
+        bool | None, Option("--distilled/--no-distilled", help="Guidance in one pass, where the checkpoint has that.")
+    ] = None
     check: Check = None
     think: Think = False
     metadata: Metadata = True
@@ -181,7 +183,8 @@ class Denoising(Rewriting):
         """What the user said, as keywords of the pipeline's methods."""
         if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
             raise UserError(f"--negative-prompt does nothing at --guidance-scale {self.guidance_scale:g}: give above 1")
-        said = given(**{name: getattr(self, name) for name in ("num_inference_steps", "guidance_scale", "solver")})
+        names = ("num_inference_steps", "guidance_scale", "solver", "distilled")
+        said = given(**{name: getattr(self, name) for name in names})
         Sampling(**said)  # says what is wrong with them
         return said | given(negative_prompt=self.negative_prompt, check=self.check, think=self.think or None)
 
@@ -267,14 +270,12 @@ def check_text(name: str, text: str, example: str) -> str:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, blank ones at its end left out; a blank line between two prompts is an error."""
+    """The prompts of a file (`rl.prompts`)."""
+    from openlance.rl.prompts import read_prompts as read
+
     if not path.is_file():
         raise UserError(f"there is no file {path}: --prompts-file takes a text file with one prompt per line")
-    lines = lines_of(read_text(path, ", one prompt per line").rstrip())
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise UserError(f"line {number} of {path} is empty: write a prompt there or delete the line")
-    return [line.strip() for line in lines]
+    return [one.prompt for one in read(path)]
 
 
 def read_media(path: Path) -> Clip:

@@ -4,6 +4,7 @@ openlance train recipe/nano -o runs/nano                                  # nano
 openlance train nano/sft --data t2i=pictures -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
 openlance train lora --data pictures -o runs/mine                         # captioned images -> an adapter
 openlance train lora --data edit=pairs --data vqa=questions -o runs/mine  # ... of any task, or of several
+openlance train recipe/nano-rl --reward my_reward.py:score -o runs/mine    # from what a function says of results
 torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --data t2i=DIR -o runs/sft --shard 8
 """
 
@@ -24,9 +25,10 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from openlance.cli import options
-from openlance.config.train import Stage, override, presets, read_recipe, read_stage, recipe_of
+from openlance.config.train import Stage, presets, read_recipe, read_stage, recipe_of
 from openlance.config.train import recipe as recipe_named
 from openlance.config.train import stage as preset
+from openlance.config.values import override
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ Output = Annotated[Path, Option("-o", "--output", help="Folder of the run; a sto
 Minutes = Annotated[float, Option(callback=options.positive, show_default=False, help="Save and stop after this time.")]
 Set = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage.")]
 Keep = Annotated[int, Option(min=1, help="Checkpoints to keep.")]
+Workers = Annotated[int, Option(min=0, help="Processes that decode ahead; 0: decode in this one.")]
 SaveEvery = Annotated[int, Option(min=0, help="Steps between checkpoints; 0: only at the end.")]
 
 
@@ -60,7 +63,8 @@ class Running:
     keep: Keep = 3
     validate_every: Annotated[int, Option(min=0, help="Steps between validations; 0: none.")] = 0
     show_every: Annotated[int, Option(min=0, help="Steps between exports with sample images; 0: at the end.")] = 0
-    workers: Annotated[int, Option(min=0, help="Data loading processes; 0: load in this one.")] = 0
+    workers: Workers = 0
+    cache_gb: Annotated[float, Option(min=0, help="Encodings of files to keep in the run's folder; 0: none.")] = 10
     max_broken: options.MaxBroken = 0.001
     shard: Annotated[int, Option(min=1, help="Processes that share one copy of the weights (FSDP2).")] = 1
     compiled: Annotated[bool, Option("--compile/--no-compile", help="Compile with torch.compile.")] = False
@@ -83,6 +87,9 @@ def stage(
     data: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Training samples; repeatable.")] = None,
     held_out: Annotated[list[str] | None, Option(metavar="TASK=PATH", help="Validation samples; repeatable.")] = None,
     caption: options.Caption = None,
+    reward: Annotated[
+        list[str] | None, Option(metavar="NAME[:WEIGHT]", help="What a stage with rl rewards; repeatable.")
+    ] = None,
     settings: Set = None,
     only: Annotated[str | None, Option("--stage", help="Which stage of a file with several.")] = None,
     *,
@@ -92,7 +99,7 @@ def stage(
     from openlance.training.files import Settings
     from openlance.training.run import run_recipe, run_stage
 
-    stages = chosen_stages(name, only, settings or [])
+    stages = rewarded(chosen_stages(name, only, settings or []), reward)
     scale = stages[0].scale
     recipe = recipe_of(scale) if scale in presets() else None
     from_nothing = recipe.from_nothing if recipe and name == f"recipe/{scale}" and model is None else None
@@ -136,6 +143,7 @@ class Adapting(Running):
 
     save_every: SaveEvery = 50
     keep: Keep = 1
+    workers: Workers = 1
 
 
 @app.command()
@@ -193,6 +201,42 @@ def lora(
     ended(f"{done}\ntry: openlance {use_of(spec_of(next(iter(sources))), model, done)}")
 
 
+@app.command()
+@options.grouped
+def dreambooth(
+    data: Annotated[Path, Option(help="Folder with a few images of one subject.")],
+    prompt: Annotated[str, Option(help="Names it, with a word that means nothing yet: a zib, a sks dog.")],
+    class_prompt: Annotated[str, Option(help="Names what it is one of: a circle, a dog.")],
+    output: Output,
+    class_images: Annotated[int, Option(min=0, help="Results for the class to train on beside it; 0: none.")] = 100,
+    model: Annotated[str, Option(help="nano or a folder with weights.")] = "nano",
+    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 100,
+    lr: Annotated[float, Option(help="Learning rate.")] = 1e-3,
+    rank: Annotated[int | None, Option(min=1, help="Rank of the adapter.  \\[default: 16]")] = None,
+    seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
+    settings: Set = None,
+    *,
+    adapting: Adapting,
+) -> None:
+    """Teach a model one subject from a few images, as an adapter, and keep what it knows of others of its class.
+
+    Half of the samples are results of the model for the class, drawn before it learns (DreamBooth's prior preservation
+    with weight 1: Ruiz et al. 2022, section 3.3).
+    """
+    from openlance.cli.dreambooth import samples
+    from openlance.training.start import lora_stage
+
+    if prompt.split() == class_prompt.split():
+        raise UserError(f"--prompt and --class-prompt are both {prompt!r}: name the subject with a word of its own")
+    override(lora_stage(start_folder(model, "nano"), ["t2i"], steps=steps, lr=lr), settings or [])  # before drawing
+    options.check_writable(output)
+    listed = samples(data, prompt, class_prompt, class_images, model, output)
+    lora(
+        data=[f"t2i={listed}"], output=output, model=model, steps=steps, lr=lr, rank=rank, seed=seed,
+        settings=settings, **vars(adapting),
+    )  # fmt: skip
+
+
 def use_of(spec: TaskSpec, model: str, adapter: Path) -> str:
     """How an adapter is used for a task, as a command."""
     chosen = f"--model {model} --lora {adapter}"
@@ -243,8 +287,20 @@ def chosen_stages(name: str, only: str | None, settings: list[str]) -> tuple[Sta
     return tuple(override(one, settings) for one in found)
 
 
+def rewarded(stages: tuple[Stage, ...], said: Sequence[str] | None) -> tuple[Stage, ...]:
+    """The stages with these rewards, a name or FILE.py:FUNCTION each, in the place of their own."""
+    from openlance.rl.rewards.registry import parse_rewards
+
+    if not said:
+        return stages
+    if all(one.rl is None for one in stages):
+        raise UserError(f"--reward {said[0]} is for a stage that learns from rewards: take recipe/nano-rl or 3b/rl")
+    rewards = {one.said: one.weight for one in parse_rewards(",".join(said))}
+    return tuple(one if one.rl is None else replace(one, rl=replace(one.rl, rewards=rewards)) for one in stages)
+
+
 def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = None) -> dict[str, Any]:
-    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/data.md).
+    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/howto/data.md).
 
     Args:
         option: Its name.

@@ -1,6 +1,6 @@
 """The release's own inputs as segments: its interleaved JSON requests, and the answers of its training rows.
 
-A request lists elements (texts, pictures, clips) and says of each whether it is a target. Two habits of the released
+A request lists elements (texts, pictures, clips) and says of each whether it is a target. Two quirks of the released
 code decide what becomes of the list, whatever the style of the prompts, and everything after this file is the same for
 all requests:
 
@@ -74,7 +74,7 @@ def _check(e: Element) -> None:
 def request(
     task: str, data: Any, views: Views, *, size: Size | None = None, caption: int = 0, style: PromptStyle = RELEASED_RUN
 ) -> Segments:
-    """Build one request of the release; a visual target is a hole, an answer holds the listed text.
+    """Build one request of the release; a visual target is empty, an answer holds the listed text.
 
     Args:
         task: A key of `tasks.TASKS`.

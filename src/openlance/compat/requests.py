@@ -1,7 +1,7 @@
 """One entry of the release's input files as a request, with its media at the sizes that the release would take.
 
-Two habits are left out on purpose (`docs/official-inputs.md`): conditions are the codec's mean instead of a draw around
-it, and the noise of an entry does not depend on how many processes share the work.
+Two quirks are left out on purpose (`docs/howto/official-inputs.md`): conditions are the VAE's mean instead of a draw
+around it, and the noise of an entry does not depend on how many processes share the work.
 """
 
 from __future__ import annotations
@@ -115,12 +115,12 @@ def build(engine: Engine, entry: Entry, job: Job) -> tuple[Segments, str]:
                 said = f"num_frames is {segment.size[0]}, which holds the given image alone"
                 raise UserError(f"{said}: ask for more, such as num_frames=5")
     if (rewrite := rewriter(engine, job.enhance)) is None:
-        return [_hole(s) for s in found], prompt_of(data)
+        return [_empty(s) for s in found], prompt_of(data)
     drawn = rewrite(found)
-    return drawn, "".join(s.value for s in drawn if s.kind is Kind.TEXT and s.role is not Role.SYSTEM)
+    return drawn, "".join(s.text for s in drawn if s.kind is Kind.TEXT and s.role is not Role.SYSTEM)
 
 
-def _hole(segment: Segment) -> Segment:
+def _empty(segment: Segment) -> Segment:
     """Entries carry the right answer where one is known; it is what the model is to say."""
     return replace(segment, value=None) if segment.role is Role.TARGET else segment
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 from openlance.config.values import known
 from openlance.errors import UserError
+
+Json: TypeAlias = Mapping[str, Any]  # what a file of a checkpoint says
 
 Size = tuple[int, int, int]
 Grid = tuple[int, int, int]
@@ -138,11 +140,11 @@ class VAEConfig:
     @property
     def stride(self) -> int:
         """Pixels per latent side."""
-        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
+        return int(self.patch_size * 2 ** (len(self.dim_mult) - 1))
 
     @property
     def temporal_stride(self) -> int:
-        return 2 ** sum(self.temporal_downsample)
+        return int(2 ** sum(self.temporal_downsample))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> VAEConfig:
@@ -217,7 +219,7 @@ LLM = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The dual-stream decoder and its neighbours. Defaults: the published 3B."""
+    """The dual-stream decoder and its neighbors. Defaults: the published 3B."""
 
     vocab_size: int = 151936
     width: int = 2048
@@ -245,7 +247,7 @@ class ModelConfig:
             raise ValueError(f"latent_channels={self.latent_channels} must equal the VAE's z_dim={self.vae.z_dim}")
 
     @classmethod
-    def of(cls, llm: dict, lance: dict, vit: dict, vae: dict) -> ModelConfig:
+    def of(cls, llm: Json, lance: Json, vit: Json, vae: Json) -> ModelConfig:
         """Read what the JSON files of a folder say; an empty `vae` is the published VAE.
 
         Raises:

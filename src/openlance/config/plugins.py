@@ -9,6 +9,7 @@
 | recipes | a `config.train.Recipe`; its name is the scale |
 | benchmarks | a function that is a command, `openlance bench NAME` |
 | commands | a `typer.Typer` app, `openlance NAME` |
+| rewards | a `rl.rewards.Reward` class; its name is what `rewards` of a stage weighs |
 """
 
 from __future__ import annotations

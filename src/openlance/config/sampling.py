@@ -78,7 +78,8 @@ class PromptStyle:
             last: Kind of the element that the user listed last: "text", "image" or "video".
         """
         word = last if self.names_last and field in LISTED else kind
-        return getattr(self, field).format(m=word)
+        text: str = getattr(self, field)
+        return text.format(m=word)
 
 
 EXACT = PromptStyle()
@@ -122,6 +123,7 @@ STRONGEST = 1000  # guidance, and shift of the times
 REGIONS = ("auto", "none")  # of an edit, in the place of a region
 RENORMS = ("global", "channel", "none")
 SOLVERS = ("euler", "dpm++", "unipc")
+BAKED = ("guidance_scale", "image_guidance_scale", "interval", "renorm", "renorm_min")  # what distilling settles
 # Fields of `Sampling` and `Decoding`: the least, the most (None: no end), and what an error adds. `step_cache` stays
 # below its most and `top_p` above its least.
 RANGES: dict[str, tuple[float, float | None, str]] = {
@@ -178,11 +180,13 @@ class Sampling:
             per token, "none" not at all.
         renorm_min: The least factor of that, from 0 to 1.
         cached: Keep what the conditions contribute instead of running the whole sequence at every step.
-        solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/speed.md`).
+        solver: "euler" as released, "dpm++" or "unipc" of second order, which need fewer steps (`docs/howto/speed.md`).
         step_cache: A velocity that is expected to change by a smaller share than this is used again, below 1; 0: off.
         compile: Run the experts through torch.compile, for which the first image waits; CUDA graphs on a GPU.
         strength: Share of the steps that run, from the source of an edit with that much noise in it; 1: from noise
             alone. The number of steps is diffusers'.
+        distilled: Where guidance acts, take one pass of weights that learned what guidance of these scales gives, which
+            the checkpoint has to have (`training.distillation`).
 
     Raises:
         UserError: If a value means none, or is out of its range.
@@ -200,6 +204,7 @@ class Sampling:
     step_cache: float = 0.0
     compile: bool = False
     strength: float = 1.0
+    distilled: bool = False
 
     def __post_init__(self) -> None:
         _checked(self)
@@ -207,6 +212,8 @@ class Sampling:
             raise UserError("step_cache is 1", expected="0 (off) or a share below 1, such as 0.05", param="step_cache")
         if self.strength == 0:
             raise UserError("strength is 0", expected="above 0 and at most 1, such as 0.8", param="strength")
+        if self.distilled and not self.cached:
+            raise UserError("distilled guidance leaves conditions to the other weights: it needs cached=True")
         if self.interval[0] > self.interval[1]:
             low, high = self.interval
             said = f"interval ({low:g}, {high:g}) ends before it begins: write the lower time first"
@@ -215,6 +222,8 @@ class Sampling:
     @property
     def branches(self) -> int:
         """How many forms of a request run side by side: as it is, without its prompt, without images too."""
+        if self.distilled:
+            return 1
         return 1 + (self.guidance_scale > 1) + (self.image_guidance_scale > 1)
 
     @property
@@ -270,7 +279,7 @@ class GenerationConfig:
         num_frames: Of videos that are made.
         sampling: How it denoises.
         sampling_with: Fields of `Sampling` that differ where a request has a segment of a role, by the role's name, or
-            by "region" where only a part of the target may change.
+            by "region" where only a part of the target may change, or by "video"; later ones before earlier ones.
         style: How its requests and samples are worded.
         tasks: What it was trained for, names of `sequence.tasks.TASKS`; empty if it does not say.
         buckets: Resolution preset of what is read, by what is made of it ("image", "video", "text"); without one an
@@ -345,17 +354,27 @@ class GenerationConfig:
         """Choose how a request denoises.
 
         Args:
-            roles: Names of the roles of its segments, in lower case; "region" where a part of its source stays.
+            roles: See `sequence.segment.roles_of`.
             **settings: Fields of `Sampling` that the caller wants otherwise; None changes nothing.
 
         Raises:
-            UserError: For a field that `Sampling` lacks, or a value that makes no sense.
+            UserError: For a field that `Sampling` lacks, a value that makes no sense, or guidance other than what was
+                distilled.
         """
         values.no_others(settings, Sampling.__dataclass_fields__)
         fields, there = dict[str, Any](), set(roles)
         for role, given in self.sampling_with.items():
             fields |= given if role in there else {}
-        return replace(self.sampling, **fields | {k: v for k, v in settings.items() if v is not None})
+        usual = replace(self.sampling, **fields)
+        found = replace(usual, **{k: v for k, v in settings.items() if v is not None})
+        other = [name for name in BAKED if getattr(found, name) != getattr(usual, name)]
+        if usual.distilled and found.distilled and other:
+            name = other[0]
+            said = f"{name} is {getattr(found, name)}, but {getattr(usual, name)} is distilled into this checkpoint"
+            raise UserError(
+                said, fix={"distilled": False}, expected="no other, or to guide in several passes", param=name
+            )
+        return found
 
     @classmethod
     def read(cls, folder: Path) -> GenerationConfig:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openlance.config.plugins import plugin, plugins
+from openlance.config.sampling import Sampling
 from openlance.config.values import as_data, build, one_of, override, read_yaml, unknown
 from openlance.errors import UserError
 
@@ -44,6 +45,117 @@ class Resolution:
     until: float = 1.0
     image: tuple[int, int] = (768, 672)
     video: tuple[int, int] = (640, 616)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """That a stage learns, in one pass, the velocity that guidance gives in several (Meng et al., arXiv 2210.03142):
+    states are those of guided trajectories of the model it starts from, and nothing but the requests of its samples
+    is read.
+
+    Args:
+        steps: Fewest and most steps of a trajectory; where these lie differs from one to the next.
+        shift: Least and largest shift of their times.
+        num_inference_steps: With which the result is sampled.
+        solver: Likewise.
+    """
+
+    steps: tuple[int, int] = (7, 10)
+    shift: tuple[float, float] = (1.5, 3.0)
+    num_inference_steps: int = 4
+    solver: str = "dpm++"
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("shift", 0.001)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise UserError(f"distill.{name} is {[low, high]}", expected=f"two numbers from {least}, rising")
+        Sampling(num_inference_steps=self.num_inference_steps, solver=self.solver)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewarding:
+    """That a stage learns from what rewards say of the model's own results (paper, section 4.4). A step is a round: the
+    requests of its samples are drawn several times each, scored, and learned from in one or several updates.
+
+    Args:
+        rewards: What is rewarded, with weights, as `rl.rewards.registry` reads it.
+        judge: What scores the results of held-out requests, likewise; the rewards themselves by default.
+        objective: A key of `rl.objectives.OBJECTIVES`.
+        settings: Fields of the objective that differ from its own defaults.
+        group: Results of a request.
+        probes: Results that are drawn first; the others only where the rewards of these differ. 0: all at once.
+        same_noise: Whether the results of a request begin with the same noise.
+        updates: Of a round.
+        num_inference_steps: Of a rollout.
+        solver: Of its steps that are not stochastic.
+        stochastic: A key of `flow.stochastic.STOCHASTIC`, for objectives that follow trajectories.
+        noise: Level of these steps.
+        window: A key of `flow.stochastic.WINDOWS`.
+        window_size: How many steps it has.
+        guided: Whether rollouts are guided, while the updates are not.
+        facts: Weights of the facts of a reward, each centered alone; 1 where not named.
+        center: See `rl.advantages.Advantages`.
+        scale: Likewise.
+        keep: Likewise.
+        times: Times of an objective without trajectories: steps of their schedule, how many are skipped at its noisy
+            end, among how many they are drawn, and how many.
+        supervised: Weight of the usual loss on a share of the samples in every update; distilled guidance is taught
+            again in its place.
+        supervised_share: Of the samples of a round.
+        trust: Largest share |v - v_old|^2 / |target - v_old|^2 after which the other updates of a round are left out; 0
+            is none.
+        patience: Rounds in a row without any group whose rewards differ, after which the run stops.
+        shuffle: Shuffle rewards inside groups: a run that must not get better.
+        workers: Processes that score.
+        seconds: Longest time for which a reward may score a batch.
+        failures: Results that may fail to be scored.
+    """
+
+    rewards: dict[str, float]
+    judge: dict[str, float] = field(default_factory=dict)
+    objective: str = "grpo-guard"
+    settings: dict[str, float] = field(default_factory=dict)
+    group: int = 16
+    probes: int = 0
+    same_noise: bool = False
+    updates: int = 1
+    num_inference_steps: int = 10
+    solver: str = "euler"
+    stochastic: str = "cps"
+    noise: float = 0.8
+    window: str = "drawn"
+    window_size: int = 2
+    guided: bool = False
+    facts: dict[str, float] = field(default_factory=dict)
+    center: str = "group"
+    scale: str = "none"
+    keep: int = 0
+    times: tuple[int, int, int, int] = (10, 1, 4, 4)
+    supervised: float = 0.0
+    supervised_share: float = 0.15
+    trust: float = 0.0
+    patience: int = 10
+    shuffle: bool = False
+    workers: int = 1
+    seconds: float = 60.0
+    failures: int = 100
+
+    def __post_init__(self) -> None:
+        Sampling(num_inference_steps=self.num_inference_steps, solver=self.solver)
+        rules = [
+            ("rewards", bool(self.rewards), "a reward or more, such as {ocr: 1}"),
+            ("group", self.group >= 2, "2 or more: results are compared with each other"),
+            ("probes", self.probes == 0 or 2 <= self.probes < self.group, "0, or from 2 to below `group`"),
+            ("updates", self.updates >= 1, "1 or more"),
+            ("patience", self.patience >= 1, "1 or more"),
+            ("supervised", self.supervised >= 0, "0 or more"),
+            ("supervised_share", 0 < self.supervised_share <= 1, "above 0 and at most 1"),
+            ("trust", self.trust >= 0, "0 or more"),
+        ]
+        for name, holds, expected in rules:
+            if not holds:
+                raise UserError(f"rl.{name} is {getattr(self, name)}", expected=expected, param=f"rl.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +201,8 @@ class Stage:
     drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
     frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
     spread: tuple[float, float] = (1.0, 1.0)  # of placements, by sources that have such; at the first and the last step
+    distill: Distillation | None = None  # guidance, in the place of what the samples show
+    rl: Rewarding | None = None  # what rewards say, in the place of what the samples show
     checkpointing: bool = False  # layers are computed again in the backward pass instead of kept
     dtype: str = "bfloat16"  # auto: bfloat16 where the device is fast at it, else float32
     seed: int = 0
@@ -258,4 +372,5 @@ def dump(value: Stage) -> str:
     """Write a stage as YAML that `read_stage` reads back."""
     import yaml
 
-    return yaml.safe_dump(as_data(value), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    text: str = yaml.safe_dump(as_data(value), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return text

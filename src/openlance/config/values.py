@@ -135,7 +135,7 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
     Raises:
         UserError: For anything else, or one out of range.
     """
-    number = convert(int, value, name)
+    number: int = convert(int, value, name)
     within(name, number, least, most)
     return number
 
@@ -156,12 +156,14 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> None:
 
 def flag(name: str, value: Any) -> bool:
     """Read true or false in any form that means one; UserError for anything else."""
-    return convert(bool, value, name)
+    found: bool = convert(bool, value, name)
+    return found
 
 
 def number(name: str, value: Any) -> float:
     """Read a finite number of any type that means one; UserError for anything else."""
-    return convert(float, value, name)
+    found: float = convert(float, value, name)
+    return found
 
 
 def path_of(name: str, value: Any) -> Path:
@@ -242,7 +244,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     return _plain(kind, value, where)
 
 
-def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple:
+def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if inner[-1] is Ellipsis and isinstance(value, (str, int, float)):
         value = [value]  # one entry may go without brackets
     unordered = isinstance(value, (str, bytes, bytearray, Set, Mapping)) or not hasattr(value, "__len__")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import difflib
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openlance.config.values import MARK, brief, one_of, whole
+from openlance.data.cache import Missing, named, resolved
 from openlance.data.front import Fit
 from openlance.data.names import CAPTION, plain, recognised
-from openlance.data.source import BrokenRow, Row, Sample
+from openlance.data.source import BrokenRow, Row, Sample, digest
 from openlance.data.turns import turns_of
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
@@ -72,6 +74,7 @@ TYPES = {
 # A table of dialogues holds whole ones in a column of its own; a chain of edits is a list of images.
 TURNS, CHAIN = "turns", "chain"
 CLIPS = ("window", "whole", "start")
+Held = tuple[Any, str]  # one of the media, as a column holds it, and the column's name or "image" or "video"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,7 @@ class Layout:
         return TYPES[self.type]
 
     def named(self, present: Iterable[str]) -> dict[str, str]:
-        """Return the names of a source by ours: those that were given, and what is recognised (`data.names`)."""
+        """Return the names of a source by ours: those that were given, and what is recognized (`data.names`)."""
         return _named(self, tuple(present))
 
     def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +191,7 @@ class Layout:
     def _segments(self, raw: Mapping[str, Any], folder: Path, fit: Fit, rng: np.random.Generator) -> Segments:
         self.check("the row", raw)
         values, c, spec = self.renamed(raw), self.columns, spec_of(self.task)
-        read = Reads(folder, fit.max_frames, self.clips, self.stride, float(rng.random()))
+        read = Reads(folder, fit.max_frames, self.clips, self.stride, Draw(float(rng.random())))
         if values.get(TURNS) is not None:
             return self._dialogue(values, read, fit)
         if values.get(CHAIN) is not None and not any(values.get(name) is not None for name in c.inputs):
@@ -199,17 +202,35 @@ class Layout:
         if c.any_input and not columns:
             raise UserError(f"{' and '.join(c.inputs)} are both empty: one of them must hold an image or video")
         inputs = [
-            read(one, name)
+            (one, name)
             for name in columns
             for one in (values[name] if isinstance(values[name], (list, tuple)) else [values[name]])
         ]
         if answers:
             said = values.get(c.system)
             said = said if isinstance(said, str) and said.strip() else None
-            return fit.front.sample(spec, prompt, inputs, _text(values, c.output, rng), said=said)
+            return self._worded(fit, read, prompt, inputs, _text(values, c.output, rng), said)
         made = values[c.output]
         made = made[0] if isinstance(made, (list, tuple)) and len(made) == 1 else made
-        return fit.front.sample(spec, prompt, inputs, read(made, c.output))
+        return self._worded(fit, read, prompt, inputs, (made, c.output), None)
+
+    def _worded(
+        self, fit: Fit, read: Reads, prompt: str, inputs: Sequence[Held], fill: Held | str, said: str | None
+    ) -> Segments:
+        """Build a sample of media in columns, from a cache where they are in it."""
+        front, cache, origin = fit.front, fit.cache, ""
+        media = [*inputs] if isinstance(fill, str) else [*inputs, fill]
+        if cache is not None and (contents := read.contents(media)):
+            origin = cache.origin(self.task, front.transform, *contents)
+            with suppress(Missing):
+                held = cache.shown(origin, len(inputs), fill if isinstance(fill, str) else None)
+                return resolved(front.worded(self.task, prompt, held, said=said))
+        shown = front.shown(self.task, [read(*one) for one in inputs], fill if isinstance(fill, str) else read(*fill))
+        if cache is None or not origin or read.place.needed:
+            return front.worded(self.task, prompt, shown, said=said)
+        segments = front.worded(self.task, prompt, named(shown, origin), said=said)
+        cache.remember(segments)
+        return segments
 
     def _dialogue(self, values: Mapping[str, Any], read: Reads, fit: Fit) -> Segments:
         beside = [
@@ -222,8 +243,8 @@ class Layout:
         said = values.get(self.columns.system)
         said, found = system or (said if isinstance(said, str) and said.strip() else None), list[Segment]()
         for t in turns:
-            if shown := [read(value, kind) for value, kind in t.media]:
-                one = fit.front.sample(self.task, t.question, shown, t.answer, said=said)
+            if t.media:
+                one = self._worded(fit, read, t.question, t.media, t.answer, said)
             else:  # words alone are answered without a system prompt, as in a conversation
                 one = [*prompted(said or ""), *([say(t.question)] if t.question else []), reply(t.answer)]
             found += [s for s in one if not found or s.role is not Role.SYSTEM]
@@ -275,6 +296,18 @@ def _text(
     return value.removeprefix(MARK)
 
 
+@dataclass
+class Draw:
+    """A number from 0 to 1 that knows whether anything depends on it."""
+
+    value: float
+    needed: bool = False
+
+    def __float__(self) -> float:
+        self.needed = True
+        return self.value
+
+
 class Reads(NamedTuple):
     """How the media of one row are read.
 
@@ -289,7 +322,24 @@ class Reads(NamedTuple):
     frames: int
     clips: str
     stride: int
-    place: float
+    place: Draw
+
+    def contents(self, media: Sequence[Held]) -> list[object]:
+        """Tell what media of columns hold, and how they are read, by a hash; empty for what is in no file."""
+        found: list[object] = [self[1:4]]
+        for value, column in media:
+            value = _plain(value)
+            if isinstance(value, (bytes, bytearray, memoryview)):
+                value = hashlib.blake2b(value, digest_size=16).hexdigest()
+            elif isinstance(value, str) and not value.startswith("data:"):
+                try:
+                    value = digest(self.folder / value.removeprefix("file://"))
+                except UserError:  # reading it says what is wrong
+                    return []
+            if not isinstance(value, str):
+                return []
+            found += ["video" if "video" in column else "image", value]
+        return found
 
     def __call__(self, value: Any, column: str) -> Clip:
         """Read an image or video in any form in which a table holds one.
@@ -302,8 +352,7 @@ class Reads(NamedTuple):
         Raises:
             UserError: If it is empty, damaged or of another type.
         """
-        if isinstance(value, dict):
-            value = next((value[key] for key in ("bytes", "path", "url") if value.get(key) is not None), value)
+        value = _plain(value)
         kind = "video" if "video" in column else "image"
         if isinstance(value, str) and value.startswith("data:"):
             value = _inline(value, column)
@@ -325,6 +374,13 @@ class Reads(NamedTuple):
             return read_video(file, name)
         place = 0.0 if self.clips == "start" else self.place
         return read_window(file, name, frames=self.frames, place=place, stride=self.stride)
+
+
+def _plain(value: Any) -> Any:
+    """Take the file, or its path, out of Hugging Face's form of one."""
+    if not isinstance(value, dict):
+        return value
+    return next((value[key] for key in ("bytes", "path", "url") if value.get(key) is not None), value)
 
 
 def _inline(value: str, column: str) -> bytes:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from openlance.config.model import ModelConfig
+from openlance.config.model import ModelConfig, Size
 from openlance.config.sampling import EXACT, PromptStyle
 from openlance.config.train import Stage
 from openlance.errors import UserError
@@ -21,13 +22,30 @@ from openlance.media.clip import Clip
 from openlance.media.files import collected
 from openlance.media.transform import ClipViews, MediaTransform
 from openlance.sequence.segment import CONDITIONS, WORDS, Kind, Role, Segments, drop
-from openlance.sequence.tasks import Size, TaskSpec, Views, request, spec_of
+from openlance.sequence.tasks import TaskSpec, Views, request, spec_of
+
+if TYPE_CHECKING:
+    from openlance.data.cache import Cache
 
 # Frames, height, width of a target image or video as the caller wants them; None leaves one to the input or the model.
 Asked = tuple[int | None, int | None, int | None]
 Clips = Sequence[Clip]
 ANY: Asked = (None, None, None)
 NO_SIZE: Size = (1, 1, 1)  # where the target is a text
+
+
+class Shown(NamedTuple):
+    """What a training sample shows.
+
+    Args:
+        views: Of the media that are read, whatever has `seen` and `kept`.
+        size: Of the target: frames, height and width in pixels.
+        fill: What fills it.
+    """
+
+    views: Sequence[Any]
+    size: Size
+    fill: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +104,13 @@ class Front:
 
         A video for a task that begins or ends with images may come without them: they are its own first and last frame.
         """
+        return self.worded(task, prompt, self.shown(task, media, fill), said=said)
+
+    def shown(self, task: str | TaskSpec, media: Clips, fill: Clip | str) -> Shown:
+        """Cut the media of a training sample; arguments as `sample`."""
         spec, clips = _read(task, media)
         if isinstance(fill, str):
-            return request(spec, prompt, self._views(spec, clips), NO_SIZE, fill, self.style, said=said)
+            return Shown(self._views(spec, clips), NO_SIZE, fill)
         views: Sequence[ClipViews | Views]
         if spec.keeps_size and clips:
             target = self.transform.trimmed(fill)
@@ -101,7 +123,11 @@ class Front:
             if spec.reads and not clips:
                 ends = [target.with_pixels(target.pixels[at][None]) for at in (0, -1)]
                 views = [Views(end, end) for end in ends]
-        return request(spec, prompt, views, target.pixels.shape[:3], target, self.style, said=said)
+        return Shown(views, (target.frames, target.height, target.width), target)
+
+    def worded(self, task: str | TaskSpec, prompt: str, shown: Shown, *, said: str | None = None) -> Segments:
+        """Put words around what is shown; arguments as `sample`."""
+        return request(task, prompt, shown.views, shown.size, shown.fill, self.style, said=said)
 
     def _views(self, spec: TaskSpec, clips: list[Clip]) -> list[ClipViews]:
         return [self.transform.views(clip, spec.makes) for clip in clips]
@@ -139,6 +165,7 @@ class Fit:
         jitter: Of sources that compose scenes: the widest placement jitter of what words leave open, from canonical (0)
             to free (1).
         sides: Of the same sources: shortest and longest side in pixels.
+        cache: Where encodings of earlier epochs are.
     """
 
     front: Front = field(default_factory=lambda: Front(transform=MediaTransform(ModelConfig())))
@@ -146,6 +173,7 @@ class Fit:
     drop_all: float = 0.0
     jitter: float = 1.0
     sides: tuple[int, int] = (64, 64)
+    cache: Cache | None = field(default=None, repr=False)
 
     @property
     def max_frames(self) -> int:
@@ -153,7 +181,9 @@ class Fit:
         return self.front.transform.max_frames or 1 << 30
 
     @classmethod
-    def at(cls, stage: Stage, step: int, config: ModelConfig, style: PromptStyle = EXACT) -> Fit:
+    def at(
+        cls, stage: Stage, step: int, config: ModelConfig, style: PromptStyle = EXACT, cache: Cache | None = None
+    ) -> Fit:
         """Return the fit of a step of a stage, for a model.
 
         What is only read is cut as what is made from it would be; media of questions as videos (released: images to
@@ -165,7 +195,7 @@ class Fit:
         transform = MediaTransform(config, bases=bases, max_frames=stage.max_frames)
         return cls(
             front=Front(transform=transform, style=style), drop_text=stage.drop_text, drop_all=stage.drop_all,
-            jitter=low + (high - low) * along, sides=stage.sides,
+            jitter=low + (high - low) * along, sides=stage.sides, cache=cache,
         )  # fmt: skip
 
     def dropped(self, segments: Segments, rng: np.random.Generator) -> Segments:

@@ -82,10 +82,15 @@ def in_order(work: Callable[[Any], Any], tickets: Iterable[Any], workers: int) -
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pool
-    signal.signal(signal.SIGTERM, _leave_later)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    follow(parent)
+
+
+def follow(parent: int) -> None:
+    """Make this process a worker: it leaves Ctrl-C to its parent and ends when that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent then closes its pool
+    signal.signal(signal.SIGTERM, _leave_later)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
 

@@ -212,7 +212,7 @@ def in_words(sample: Sample) -> str:
         if s.role is Role.SYSTEM or (s.kind is Kind.PATCHES and s.role in kept):  # the ViT's view of what the VAE keeps
             continue
         words += ["->"] if s.role is Role.TARGET else []
-        words.append(_brief(s.value) if s.kind is Kind.TEXT else f"[{_seen(s)}]")
+        words.append(_brief(s.text) if s.kind is Kind.TEXT else f"[{_seen(s)}]")
     return " ".join(words)
 
 
@@ -231,7 +231,7 @@ def _shown(s: Segment) -> str:
 
     made = " class=made" if s.role is Role.TARGET else ""
     if s.kind is Kind.TEXT:
-        return f"<p{made}>{escape(s.value or '')}</p>"
+        return f"<p{made}>{escape(s.text)}</p>"
     if not isinstance(s.value, Clip):
         return f"<p{made}>[{escape(_seen(s))}, encoded]</p>"
     frames = sorted({0, s.value.frames // 2, s.value.frames - 1})

@@ -28,6 +28,7 @@ from openlance.errors import UserError
 from openlance.sequence.segment import Segments
 
 if TYPE_CHECKING:
+    from openlance.data.cache import Cache
     from openlance.data.front import Fit
 
 
@@ -41,12 +42,14 @@ class Sample:
         labels: int64 (channels, Y, X), classes at points of an image for the auxiliary loss of the vision tower
             (`Stage.dense_weight`); they belong to the first PATCHES segment.
         notices: What was shortened, resampled or skipped when its media were read.
+        truth: What is known about a right result, for rewards (`rl.rewards.Drawn`).
     """
 
     segments: Segments
     id: str
     labels: np.ndarray | None = None
     notices: tuple[str, ...] = ()
+    truth: Any = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def digest(file: Path) -> str:
         return _digest(file, about.st_size, about.st_ctime_ns)
 
 
-@lru_cache(maxsize=1024)  # a file has many parts, which are asked for in a row
+@lru_cache(maxsize=1 << 16)  # a file has many parts, which are asked for in a row, and epochs ask for all again
 def _digest(file: Path, size: int, changed: int) -> str:
     found = hashlib.sha256()
     with file.open("rb") as data:
@@ -213,6 +216,7 @@ class Reading:
         repeat: Go on with the next epoch; without, one pass ends the stream.
         look_ahead: Samples that wait for a pack that they fill (released code: 50).
         max_broken: Broken rows to skip, see `check_broken`.
+        cache: Where what was encoded of files before is; None makes it anew.
     """
 
     rank: int = 0
@@ -222,6 +226,7 @@ class Reading:
     repeat: bool = True
     look_ahead: int = 50
     max_broken: float = 0.001
+    cache: Cache | None = None
 
 
 # Rows that are at hand at once where a part is read from front to back; a row may hold a video of many megabytes.

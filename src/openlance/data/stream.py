@@ -141,7 +141,7 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         seed = zlib.crc32(f"{stage.seed} {stage.name}".encode())
         numbered = enumerate(sorted(self.mixture.shares))
         self.readers = {task: Reader(sources[task], self.reading, seed + number) for number, task in numbered}
-        fit_at = partial(Fit.at, stage, config=codec.config, style=style)
+        fit_at = partial(Fit.at, stage, config=codec.config, style=style, cache=self.reading.cache)
         work = partial(decode, dict(sources), fit_at, seed)
         self.pool: Pool = Pool(work, self.reading.workers, None if like is None else like.pool)
         self._decoding: list[Waiting] = []  # with the workers, in order

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from openlance.inference.engine import Engine
 
 # Probabilities of a fact's answer: from the first on the model is sure, below the second it finds a fault, as another
-# answer is likelier (docs/checking.md).
+# answer is likelier (docs/howto/checking.md).
 SURE, FAULT = math.log(0.98), math.log(0.5)
 TINY = 1e-30  # the least probability that is told apart
 ASTRAY = math.log(0.01)  # what a thing in the wrong place counts as
@@ -187,7 +187,8 @@ def _moved(was: Middle | None, way: tuple[int, int], at: Middle | None) -> bool:
 
 def facts_of(pipe: Engine, requests: Sequence[Segments]) -> list[list[Fact]]:
     """Find what should hold in the result of each request."""
-    shown_to = [[s.value for s in r if s.role is Role.SOURCE and s.kind is Kind.PATCHES] for r in requests]
+    given = [[s.value for s in r if s.role is Role.SOURCE and s.kind is Kind.PATCHES] for r in requests]
+    shown_to = [[clip for clip in clips if isinstance(clip, Clip)] for clips in given]
     sources: dict[int, Clip] = {n: clips[-1] for n, clips in enumerate(shown_to) if clips}
     own = writes(pipe)
     lists = [_listed(pipe, request, sources.get(n)) if own else None for n, request in enumerate(requests)]

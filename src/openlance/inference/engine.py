@@ -33,21 +33,28 @@ from openlance.model.lance import Lance
 from openlance.model.lora import Adapter, read_adapter
 from openlance.runtime.components import Components, LazyVAE, usual_dtype
 from openlance.runtime.distributed import Distributed, Shared
-from openlance.runtime.media_encoder import REMEMBERED, MediaEncoder
+from openlance.runtime.media_encoder import DECODED, REMEMBERED, MediaEncoder, decoded
 from openlance.runtime.offload import Work, parse_memory
-from openlance.sequence.segment import Kind, Role, Segments, any_video, prompt_in, region_in, source_in
+from openlance.sequence.segment import (
+    REGION,
+    VIDEO,
+    Kind,
+    Role,
+    Segments,
+    any_video,
+    prompt_in,
+    region_in,
+    roles_of,
+    source_in,
+)
 from openlance.sequence.tasks import task_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
-from openlance.vae.frames import channels_first, to_uint8
-from openlance.vae.tiling import Tiling, decode_tiled
+from openlance.vae.tiling import Tiling
 
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
 
-# Pixels of one frame of all results that the VAE decodes together: many small images at once, large ones in turn.
-DECODED = 1 << 18
-REGION = "region"  # beside the roles in `sampling_with`
-ROLES = (*(role.name.lower() for role in Role), REGION)
+ROLES = (*(role.name.lower() for role in Role), REGION, VIDEO)
 VERSION = versions("openlance").get("openlance", "")
 
 Seeds = Sequence[int | Generator]
@@ -234,9 +241,7 @@ class Engine:
     def sampling(self, requests: Sequence[Segments] = (), **settings: Any) -> Sampling:
         """Give how the checkpoint denoises such requests, with these fields of `Sampling` changed; None changes
         nothing."""
-        roles = {s.role.name.lower() for r in requests for s in r}
-        roles |= {REGION} if any(region_in(r).is_part for r in requests) else set()
-        how = self.defaults.sampling_for(roles, **settings)
+        how = self.defaults.sampling_for(roles_of(requests), **settings)
         if how.strength < 1 and any(source_in(r) is None for r in requests):
             said = f"strength is {how.strength:g}, but there is no source of an edit to begin from"
             raise UserError(f"{said}: leave strength out", param="strength")
@@ -312,7 +317,13 @@ class Engine:
 
         Returns:
             Latents (T, Y, X, C) of each.
+
+        Raises:
+            UserError: For distilled guidance that the checkpoint does not have, or beside a negative prompt.
         """
+        if sampling.distilled and any(more.get("negatives", ())):
+            said = "a negative prompt leads nowhere where guidance is distilled"
+            raise UserError(said, expected="none, or to guide in several passes", fix={"distilled": False})
         seeds = [seed if isinstance(seed, Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
             # What nobody chose has to be the same everywhere.
@@ -321,25 +332,17 @@ class Engine:
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
             more |= {"seeds": seeds, "on_step": on_step, "store": self.prefixes, "shared": self.shared}
-            return denoise(self.lance("und", "gen", clips=clips), self.codec, encoded, sampling, **more)
+            model = self.lance("und", "gen", clips=clips)
+            more |= {"distilled": self.parts.distilled(clips)} if sampling.distilled else {}
+            return denoise(model, self.codec, encoded, sampling, **more)
 
     @torch.inference_mode()
     def decode_latents(self, latents: list[Tensor], requests: Sequence[Segments] = ()) -> list[Clip]:
         """Decode latents (T, Y, X, C) each; of requests with regions, outside of them is what the source shows."""
-        stride, tiling = self.config.vae.stride, self.media.tiling
-        some = max(DECODED // (latents[0].shape[1] * latents[0].shape[2] * stride**2), 1) if latents else 1
-        alike = len({z.shape for z in latents}) == 1
-        runs = [torch.stack(latents[n : n + some]) for n in range(0, len(latents), some)] if alike else None
-        clips = []
         with self.turn:
-            for z in runs or [z[None] for z in latents]:
-                z = channels_first(z).to(self.device, self.dtype)
-                decode_steps = self.vae().decode_steps
-                steps = decode_steps(z) if tiling is None else decode_tiled(decode_steps, z, stride, tiling)
-                # Frames leave the device as bytes as soon as they are there: what a long clip takes does not grow.
-                frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
-                clips += [Clip(pixels) for pixels in np.concatenate(frames, axis=1)]
+            clips = decoded(self.vae(), latents, self.media.tiling, self.dtype)
             self.parts.done("vae")
+        stride = self.config.vae.stride
         return [_within(*pair, stride) for pair in zip(clips, requests, strict=True)] if requests else clips
 
     def fill_visual(

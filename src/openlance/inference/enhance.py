@@ -154,7 +154,8 @@ def thinker(engine: Engine, think: Any) -> Callable[[Segments], Segments] | None
 def shown_in(request: Segments) -> list[Clip]:
     """The first frame of each image and clip that a request reads, what the target begins with first."""
     kept = [s for s in request if s.kind is Kind.LATENTS]
-    return [Clip(clip.pixels[:1]) for clip in (*(s.given for s in kept), *(s.value for s in kept)) if clip is not None]
+    values = (*(s.given for s in kept), *(s.value for s in kept))
+    return [Clip(clip.pixels[:1]) for clip in values if isinstance(clip, Clip)]
 
 
 def instruction(request: Segments) -> str:

@@ -49,7 +49,7 @@ class How(Settings, total=False):
     function, called after each step with the finished steps of all results and their total: what it raises ends the
     call. negative_prompt: What guidance leads away from, one or one each. enhance: Who rewrites the prompts first, see
     `enhance.rewriter`. think: Whether the model describes a result before it draws it, where it was trained to. check:
-    Draw until the model finds no fault at a result, at most so often (`docs/checking.md`). The rest are fields of
+    Draw until the model finds no fault at a result, at most so often (`docs/howto/checking.md`). The rest are fields of
     `Sampling`.
     """
 

@@ -4,6 +4,7 @@ model space before it begins (`runtime.media_encoder`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from openlance.config.sampling import Sampling
 from openlance.errors import UserError
-from openlance.flow import SOLVERS, schedule
+from openlance.flow import SOLVERS, Solver, schedule
 from openlance.inference.compiled import Pass, Recorded, can_record, compiled
 from openlance.inference.prefix import PrefixStore, prefill
 from openlance.inference.step_cache import Run, StepCache
@@ -29,6 +30,7 @@ from openlance.sequence.segment import (
     Role,
     Rows,
     Segments,
+    Value,
     drop,
     region_in,
     source_in,
@@ -69,9 +71,9 @@ def branch_out(
         negatives: Of each request the text that the branch without its words has in their place, empty for none.
     """
     negatives = negatives or [""] * len(requests)
-    has_text = s.guidance_scale > 1
+    has_text = s.guidance_scale > 1 and not s.distilled
     seen = any(x.role in CONDITIONS - WORDS for r in requests for x in r)
-    has_none = seen and s.image_guidance_scale > 1
+    has_none = seen and s.image_guidance_scale > 1 and not s.distilled
     documents = list(requests)
     if has_text:
         documents += [with_prompt(r, text) for r, text in zip(requests, negatives, strict=True)]
@@ -87,7 +89,7 @@ def branch_out(
 def _keep_positions(rows: Rows, requests: int, wordless: Sequence[int]) -> Rows:
     """The release caches the unconditional prefix at the positions of the conditional one. wordless: the requests
     whose unconditional prefix has no other words."""
-    position, prefix = rows.position.clone(), _before_target(rows)
+    position, prefix = rows.position.clone(), before_target(rows)
     for doc in wordless:
         kept = (rows.doc == doc) & (rows.code != PROMPT) & prefix
         mine = (rows.doc == doc + requests) & prefix
@@ -95,8 +97,8 @@ def _keep_positions(rows: Rows, requests: int, wordless: Sequence[int]) -> Rows:
     return rows.moved(position)
 
 
-def _before_target(rows: Rows) -> Tensor:
-    """Rows of the prefix of each document: what comes before its first noisy row."""
+def before_target(rows: Rows) -> Tensor:
+    """Tell which rows are of the prefix of each document: what comes before its first noisy row."""
     first = torch.full((int(rows.doc.max()) + 1,), torch.iinfo(torch.long).max)
     noisy = rows.noisy.nonzero()[:, 0]
     first = first.scatter_reduce(0, rows.doc[noisy], rows.index[noisy], "amin")
@@ -123,8 +125,8 @@ class Denoiser:
         if self.shared is not None and (self.compile or not self.cached):
             raise UserError("several processes draw with cached=True and compile=False: leave those settings out")
         rows = self.branches.pack.rows
-        self.prefix = _before_target(rows)
-        if self.cached:
+        self.prefix = before_target(rows)
+        if self.cached and self.cache is None:
             at, media = self.prefix.nonzero()[:, 0], (self.features, self.context)
             self.cache = prefill(self.model, self.branches.pack, at, media, self.store).cache
 
@@ -240,6 +242,8 @@ def denoise(
     negatives: Sequence[str] = (),
     stops: Callable[[], bool] | None = None,
     wanted: Callable[[], Sequence[bool]] | None = None,
+    distilled: Lance | None = None,
+    solver: Solver | None = None,
 ) -> list[Tensor]:
     """Fill the last visual target of each request.
 
@@ -260,42 +264,40 @@ def denoise(
         stops: Asked after each step whether to stop.
         wanted: Asked before each pass which requests are still wanted; the others take no further part, and the rest
             are as without them. Without effect where passes are compiled, or several processes share them.
+        distilled: The decoder with another generation side, for the noisy rows at times at which guidance acts.
+        solver: What takes the steps, in the place of the one that `s` names.
 
     Returns:
         Latents (T, Y, X, C) of each.
     """
-    requests = [_until_target(r) for r in requests]
+    requests = [until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s, negatives)
     features, context, given = conditions(branches.pack, model.device)
     targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
-    if noise is None:
-        assert seeds is not None
-        noise = _noises(branches, model.config.latent_channels, seeds)
+    noise = _noises(branches, model.config.latent_channels, seeds or ()) if noise is None else noise
     x = torch.cat([part.to(model.device) for part in noise]).float()
     line = Line.of(requests, targets, x)
     lengths = [v.rows[1] - v.rows[0] for v in targets]
-    moves = torch.cat([torch.arange(n) >= v.given for v, n in zip(targets, lengths, strict=True)]).to(model.device)
-    for v, part, known in zip(targets, x.split(lengths), given, strict=False):
-        if v.given:
-            part[: v.given] = known
+    moves = _filled(x, targets, lengths, given)
     denoiser = Denoiser(model, branches, features, context, s.cached, store, s.compile, shared, on_pass)
-    run = _runs(denoiser, lengths, s, wanted)
+    plain = guiding = partial(denoiser.velocities, run=_runs(denoiser, lengths, s, wanted))
+    if distilled is not None:  # conditions are always those of the decoder itself, so the two share a cache
+        other = replace(denoiser, model=distilled, layouts={})
+        guiding = partial(other.velocities, run=_runs(other, lengths, s, wanted))
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
-    times, solver, guided_before = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], SOLVERS[s.solver](), 0
+    times, solver = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], solver or SOLVERS[s.solver]()
+    guides_before = False
     x = line.at(float(times[0])) if s.strength < 1 else x
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:
             on_step(i, float(t), x)
-        guided = branches.count if s.acts_at(float(t)) else 1
-        velocity, *others = denoiser.velocities(x, torch.where(moves, t, 0.0), guided, run)
-        if guided > 1:
-            no_text = others[0] if branches.text_free else None
-            mixed = guide(velocity, no_text, others[-1] if branches.free else None, s)
-            parts = (p.split(lengths) for p in (mixed, velocity, counted))
-            velocity = torch.cat([renormalize(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
-        if guided != guided_before:
+        guides = s.acts_at(float(t)) and (branches.count > 1 or distilled is not None)
+        guided = branches.count if guides else 1
+        found = (guiding if guides else plain)(x, torch.where(moves, t, 0.0), guided)
+        velocity = found[0] if guided == 1 else _guided(found, branches, s, lengths, counted)
+        if guides != guides_before:
             solver.restart()
-        guided_before = guided
+        guides_before = guides
         x = line.kept(torch.where(moves[:, None], solver.step(x, velocity, float(t), float(t_next)), x), float(t_next))
         changed = after_step(i, float(t_next), x) if after_step is not None else None
         x = x if changed is None else changed.to(x)
@@ -343,6 +345,14 @@ class Line:
         return torch.where(self.outside[:, None], self.at(t), x) if self.part else x
 
 
+def _filled(x: Tensor, targets: list[Visual], lengths: list[int], given: list[Tensor]) -> Tensor:
+    """Put what is given into the states (N, C), and tell which rows (N,) move."""
+    for v, part, known in zip(targets, x.split(lengths), given, strict=False):
+        if v.given:
+            part[: v.given] = known
+    return torch.cat([torch.arange(n) >= v.given for v, n in zip(targets, lengths, strict=True)]).to(x.device)
+
+
 def _noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Generator]) -> list[Tensor]:
     """The starting noise of every request."""
     packed, count = branches.pack, branches.requests
@@ -379,12 +389,19 @@ def among(run: Run, lengths: Sequence[int], wanted: Callable[[], Sequence[bool]]
     return some
 
 
-def _until_target(request: Segments) -> Segments:
+def until_target(request: Segments) -> Segments:
     """Everything up to the visual target, which comes last: what follows cannot see it and is not needed."""
     for n, s in enumerate(request):
         if s.kind is Kind.LATENTS and s.role is Role.TARGET:
             return request[: n + 1]
     raise ValueError("the request has no visual target: end it with tasks.make(size)")
+
+
+def rows_of_target(request: Segments, codec: Codec) -> int:
+    """Count the latents of the visual target, with which a request ends."""
+    size = request[-1].size
+    assert size is not None
+    return math.prod(codec.latent_grid(size))
 
 
 def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[Tensor | None, Tensor, list[Tensor]]:
@@ -395,7 +412,8 @@ def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[
         target; on the device, wherever their makers left them.
     """
 
-    def flat(value: Tensor) -> Tensor:
+    def flat(value: Value | None) -> Tensor:
+        assert isinstance(value, Tensor)
         return value.flatten(0, 2).to(device or value.device)
 
     targets = [v for v in packed.visuals if v.segment.role is Role.TARGET]
@@ -404,6 +422,16 @@ def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[
     kept = [flat(v.segment.value) for v in clean]
     given = [torch.zeros(0) if v.segment.given is None else flat(v.segment.given) for v in targets]
     return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1), given
+
+
+def _guided(
+    found: list[Tensor], branches: Branches, s: Sampling, lengths: Sequence[int], counted: Tensor
+) -> Tensor:  # fmt: skip
+    """Mix the velocities (N, C) of all branches, request by request."""
+    velocity, *others = found
+    mixed = guide(velocity, others[0] if branches.text_free else None, others[-1] if branches.free else None, s)
+    parts = (p.split(list(lengths)) for p in (mixed, velocity, counted))
+    return torch.cat([renormalize(m, c, n, s) for m, c, n in zip(*parts, strict=True)])
 
 
 def guide(text: Tensor, no_text: Tensor | None, nothing: Tensor | None, s: Sampling) -> Tensor:

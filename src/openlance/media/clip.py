@@ -151,6 +151,7 @@ class Clip:
         fps: frames per second, without meaning for an image.
         made: how, where a model drew it here and that is to be known; files and Pillow images carry it along.
         verdict: what the model found at it, where it was asked to check; Pillow images have it too.
+        origin: name under which a cache of training keeps what is made of it; empty where none does.
 
     Raises:
         UserError: the pixels are of another type or shape, or the rate is not positive.
@@ -160,6 +161,7 @@ class Clip:
     fps: float = MODEL_FPS
     made: Provenance | None = None
     verdict: Verdict | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, np.ndarray):
@@ -255,7 +257,8 @@ def frame_indices(total: int, fps: float | None) -> list[int]:
     if total < 1:
         raise UserError("a video without frames cannot be sampled: give one that has at least one frame")
     rate = round(fps) if fps else 0
-    return np.linspace(0, total - 1, _count(total / (rate or UNKNOWN_FPS)), dtype=int).tolist()
+    chosen: list[int] = np.linspace(0, total - 1, _count(total / (rate or UNKNOWN_FPS)), dtype=int).tolist()
+    return chosen
 
 
 def _count(seconds: float) -> int:
@@ -298,7 +301,8 @@ def frames_by_time(
     gaps = np.diff(np.append(times, length))
     shortest = min(gaps[gaps > 0].min(initial=1 / MODEL_FPS), 1 / MODEL_FPS)
     moments = np.linspace(0, length - shortest, _count(length)) + shortest / 2
-    return (np.searchsorted(times, moments, side="right") - 1).clip(0, len(times) - 1).tolist()
+    chosen: list[int] = (np.searchsorted(times, moments, side="right") - 1).clip(0, len(times) - 1).tolist()
+    return chosen
 
 
 def steady_rate(times: np.ndarray, length: float, tick: float = 0.0) -> float | None:

@@ -88,9 +88,11 @@ def _stored(frame: Any, track: Any) -> np.ndarray:
 def _converted(frame: Any, form: str, **how: Any) -> np.ndarray:
     """Pixels in another format of FFmpeg. One thread: a process that is forked later must not wait for others of it."""
     try:
-        return frame.reformat(format=form, threads=1, **how).to_ndarray()
+        made = frame.reformat(format=form, threads=1, **how)
     except TypeError:  # a PyAV that has no threads there
-        return frame.reformat(format=form, **how).to_ndarray()
+        made = frame.reformat(format=form, **how)
+    pixels: np.ndarray = made.to_ndarray()
+    return pixels
 
 
 def _described(frame: Any, track: Any, name: str) -> int:
@@ -165,7 +167,8 @@ def pq_nits(signal: np.ndarray) -> np.ndarray:
     m1, m2 = 2610 / 16384, 2523 / 4096 * 128
     c1, c2, c3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
     power = np.power(signal, 1 / m2)
-    return 10000.0 * np.power(np.maximum(power - c1, 0) / (c2 - c3 * power), 1 / m1)
+    nits: np.ndarray = 10000.0 * np.power(np.maximum(power - c1, 0) / (c2 - c3 * power), 1 / m1)
+    return nits
 
 
 def hlg_scene(signal: np.ndarray) -> np.ndarray:
@@ -206,7 +209,8 @@ def _signal_table(transfer: int) -> np.ndarray:
 @lru_cache(maxsize=8)
 def to_bt709(primaries: int) -> np.ndarray:
     """Make the matrix from linear RGB of other primaries to that of BT.709, float32 (3, 3), for columns."""
-    return (np.linalg.inv(_to_xyz(PRIMARIES[BT709])) @ _to_xyz(PRIMARIES[primaries])).astype(np.float32)
+    matrix: np.ndarray = np.linalg.inv(_to_xyz(PRIMARIES[BT709])) @ _to_xyz(PRIMARIES[primaries])
+    return matrix.astype(np.float32)
 
 
 def _to_xyz(corners: tuple[tuple[float, float], ...]) -> np.ndarray:
@@ -232,4 +236,5 @@ def to_srgb(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
         light *= (HLG_PEAK / REFERENCE_WHITE * np.power(luminance, HLG_GAMMA - 1))[..., None]
     if primaries != BT709:
         light = light @ to_bt709(primaries).T
-    return _signal_table(transfer)[(np.sqrt(light.clip(0, 1)) * (LEVELS - 1) + 0.5).astype(np.uint16)]
+    signal: np.ndarray = _signal_table(transfer)[(np.sqrt(light.clip(0, 1)) * (LEVELS - 1) + 0.5).astype(np.uint16)]
+    return signal

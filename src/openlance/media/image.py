@@ -83,7 +83,7 @@ def open_image(source: Source) -> PillowImage | None:
             if form == "HEIC":  # of which phones make one out of many tiles
                 from pillow_heif import HeifImageFile
 
-                return HeifImageFile(source.open())
+                return HeifImageFile(source.open())  # type: ignore[no-untyped-call]
             image = Image.open(source.open() if isinstance(source.given, bytes) else source.given)
         except (ImportError, UnidentifiedImageError) as error:
             if form is None:

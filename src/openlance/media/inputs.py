@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, SupportsFloat, TypeAlias
 
 import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import (
-    KEY,
-    LONGEST,
     MODEL_FPS,
     TEMPORAL_STRIDE,
     Clip,
@@ -23,7 +21,7 @@ from openlance.media.clip import (
     joined,
     tell_speed,
 )
-from openlance.media.files import BEGIN, EXIF_IFD, UNICODE, USER_COMMENT, Source, begins_as_video, notice
+from openlance.media.files import BEGIN, EXIF_IFD, KEY, LONGEST, UNICODE, USER_COMMENT, Source, begins_as_video, notice
 from openlance.media.image import frames_of, metadata, on_white, one_image, open_image, read_animation
 from openlance.media.video import opened, read_moments, read_video_file
 
@@ -83,7 +81,7 @@ def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
 
 
 def read_window(
-    source: str | Path | bytes, name: str | None = None, *, frames: int, place: float = 0.0, stride: int = 1
+    source: str | Path | bytes, name: str | None = None, *, frames: int, place: SupportsFloat = 0.0, stride: int = 1
 ) -> Clip:
     """Read a stretch of a video at the speed of life, however long and of whatever rate the video is.
 
@@ -91,7 +89,8 @@ def read_window(
         source: a file, or its bytes.
         name: what errors and notices call it, if not by its path.
         frames: the longest clip; one of 1 + 4k frames comes out.
-        place: where the stretch lies, from the start of the video (0) to its end (1).
+        place: where the stretch lies, from the start of the video (0) to its end (1); asked for its number only where
+            the video is longer.
         stride: every n-th of the model's 12 frames a second, so that it runs n times faster.
 
     Raises:
@@ -105,7 +104,8 @@ def read_window(
         step = stride / MODEL_FPS
         count = min(frames, max(int(seconds / step + 1e-3), 1))
         count = (count - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
-        first = place * max(seconds - count * step, 0.0)
+        left = seconds - count * step
+        first = float(place) * left if left > step / 1000 else 0.0
         return [first + n * step for n in range(count)]
 
     return read_moments(file, moments)
@@ -171,7 +171,7 @@ def _at_model_rate(clip: Clip, name: str) -> Clip:
     return Clip(clip.pixels[wanted], MODEL_FPS)
 
 
-def _from_mapping(value: Mapping, name: str | None) -> Clip:
+def _from_mapping(value: Mapping[str, Any], name: str | None) -> Clip:
     """Hugging Face's form of a file: its bytes, or where they are missing its path."""
     for key in ("bytes", "path"):
         if value.get(key) is not None:
@@ -180,7 +180,7 @@ def _from_mapping(value: Mapping, name: str | None) -> Clip:
     raise UserError(f"{name or 'a dictionary'} with {keys} holds no image: give its file as 'bytes' or 'path'")
 
 
-def _from_frames(values: list | tuple, name: str | None) -> Clip:
+def _from_frames(values: list[Any] | tuple[Any, ...], name: str | None) -> Clip:
     """The frames of one clip."""
     called = name or "the list of frames"
     if not values:

@@ -228,7 +228,8 @@ def blended(source: np.ndarray, made: np.ndarray, inside: np.ndarray, width: int
         uint8 (T, H, W, 3).
     """
     weight = (depth(inside, width) / width).astype(np.float32)[..., None]
-    return (source + weight * (made.astype(np.float32) - source)).round().astype(np.uint8)
+    mixed: np.ndarray = source + weight * (made.astype(np.float32) - source)
+    return mixed.round().astype(np.uint8)
 
 
 def depth(inside: np.ndarray, most: int) -> np.ndarray:

@@ -145,7 +145,8 @@ def encode_animation(clip: Clip, form: str = "webp") -> bytes:
 def _durations(clip: Clip) -> list[int]:
     """Milliseconds of each frame, multiples of ten as GIF has them, that together last as long as the clip."""
     ends = np.round(np.arange(clip.frames + 1) * 100 / clip.fps).astype(int) * 10
-    return np.maximum(np.diff(ends), 20).tolist()  # players slow down what is shorter
+    lasts: list[int] = np.maximum(np.diff(ends), 20).tolist()  # players slow down what is shorter
+    return lasts
 
 
 def save_options(text: str, form: str, name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@ and keys by position, with the roundings of the release where they differ from t
 
 The mask rule makes the work fall apart into units: the clean rows of a document attend among themselves, and every
 noisy target attends to the clean rows before it and to itself. Units of like size run as one call of SDPA on gathered
-keys, so several noise draws of one target, both guidance branches and many prompts become one batch. On CUDA a large
+keys, so several noise samples of one target, both guidance branches and many prompts become one batch. On CUDA a large
 pack runs the very same rule through FlexAttention instead (`flex.py`).
 
 Axes: L rows, G units of a group, A heads, E head width.

@@ -354,6 +354,18 @@ class Lance(nn.Module):
         return torch.empty_like(joined).index_copy(0, layout.order.to(joined.device), joined)
 
 
+def own_generation(lance: Lance) -> Lance:
+    """Make a decoder that shares the understanding side of another; its generation side begins as a copy of that."""
+    with unfilled():
+        made = Lance(lance.config)
+    made.embed, made.head, made.norm["und"] = lance.embed, lance.head, lance.norm["und"]
+    for layer, theirs in zip(made.layers, lance.layers, strict=True):
+        layer.und = theirs.und
+    own = {n: p.detach().clone() for n, p in lance.named_parameters() if is_generation(n)}
+    made.load_state_dict(own, strict=False, assign=True)
+    return made.train(lance.training)
+
+
 def is_generation(name: str) -> bool:
     """Whether one of our parameters belongs to the generation side."""
     return ".gen." in f".{name}" or name.startswith(("time.", "latent_in.", "latent_out."))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,9 @@ class Adapter:
 
 
 @torch.no_grad()
-def merge(lance: Lance, adapters: Sequence[Adapter]) -> None:
+def merge(
+    lance: Lance, adapters: Sequence[Adapter], chosen: Callable[[str], bool] = lambda name: True
+) -> None:  # fmt: skip
     """Add adapters to a decoder; those of a stream that it was built without are left out.
 
     Updates add up, each by its weight. A bias that was trained goes its weight's share of the way to where training
@@ -170,6 +172,7 @@ def merge(lance: Lance, adapters: Sequence[Adapter]) -> None:
     Args:
         lance: The decoder, which is changed.
         adapters: In any order.
+        chosen: Whether a layer of this name is changed; all are.
 
     Raises:
         UserError: If it has no such layer.
@@ -178,7 +181,7 @@ def merge(lance: Lance, adapters: Sequence[Adapter]) -> None:
     begun = dict[str, Tensor]()
     for adapter in adapters:
         for name in (*adapter.stored.updates, *adapter.stored.biases):
-            if ".gen." in name and "gen" not in lance.norm:
+            if (".gen." in name and "gen" not in lance.norm) or not chosen(name):
                 continue
             module: Any = modules.get(name)
             if hasattr(module, "scale"):

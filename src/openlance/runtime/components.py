@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import CLIPS, COMPUTED, IMAGES, INSIDE, Files, check_hashes, our_name
+from openlance.checkpoint.formats import CLIPS, COMPUTED, IMAGES, INSIDE, Files, check_hashes, our_name, released_name
 from openlance.checkpoint.tensors import Placing, TensorSource, fingerprint, load_into, open_tensors, unfilled
 from openlance.config.model import ModelConfig, VAEConfig
 from openlance.errors import UserError
-from openlance.model.lance import Lance, is_generation
+from openlance.model.lance import Lance, is_generation, own_generation
 from openlance.model.lora import merge
 from openlance.model.precision import HALVES, M, fast_bfloat16, widen
 from openlance.runtime.offload import Plan, Work, free_memory, group, plans, settle, sizes
@@ -80,6 +80,16 @@ def load_lance(
 
     load_into(lance, source, place, dtype=dtype, device=device)
     return lance.eval()
+
+
+@torch.no_grad()
+def with_generation(lance: Lance, source: TensorSource) -> Lance:
+    """Make a decoder that shares the understanding side of another; its generation side comes from released names."""
+    made = own_generation(lance)
+    for name, p in made.named_parameters():
+        if is_generation(name):
+            p.copy_(source.read(released_name(name)))
+    return made
 
 
 class LazyVAE:
@@ -270,6 +280,26 @@ class Components:
             held = self._held["lance"] = source, self._read_lance(streams, clips)
         return held[1]
 
+    def distilled(self, clips: bool = False) -> Lance:
+        """Give the decoder of `lance` with the generation side that takes the place of guidance.
+
+        Raises:
+            UserError: If the checkpoint has none, or it would have to share memory.
+        """
+        lance, path = self.lance("und", "gen", clips=clips), self.files.distilled
+        if not path.is_file():
+            said = f"{self.files.root} has no distilled guidance ({path.name})"
+            raise UserError(said, expected="the folder of a run that distilled it", fix={"distilled": False})
+        if self.plan.streamed or self.quantization is not None:
+            said = "distilled guidance works with a decoder that is whole on the device and not quantized"
+            raise UserError(said, fix={"distilled": False})
+        held = self._held.get("distilled")
+        if held is None or held[0] is not lance:
+            made = with_generation(lance, self._open(lambda: path))
+            merge(made, self.adapters, is_generation)
+            held = self._held["distilled"] = lance, made
+        return held[1]
+
     def _read_lance(self, streams: tuple[str, ...], clips: bool) -> Lance:
         streamed = self.plan.streamed
         if clips and self.files.form == "released" and [d.name for d in self.files.decoders] == [IMAGES]:
@@ -352,6 +382,8 @@ class Components:
     def leave(self, name: str) -> None:
         """Forget a component; it is read again when it is needed again."""
         self._held.pop(name, None)
+        if name == "lance":
+            self._held.pop("distilled", None)
 
     def fetched(self) -> Files:
         """Give the files, all of them on this machine."""

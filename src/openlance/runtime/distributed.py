@@ -64,7 +64,7 @@ class Distributed:
 
     @staticmethod
     def leave() -> None:
-        """Part once all are done: a process that simply ends breaks the connections that others still read from, and a
+        """Part once all are done: a process that just ends breaks the connections that others still read from, and a
         thread of gloo that outlives the interpreter aborts it."""
         if not dist.is_initialized():
             return

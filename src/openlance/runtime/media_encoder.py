@@ -21,14 +21,15 @@ from torch import Tensor
 from openlance.media.clip import Clip
 from openlance.runtime.components import LazyVAE
 from openlance.sequence.segment import Kind, Role, Segment, Segments, any_video
-from openlance.vae.frames import channels_last, to_signed
-from openlance.vae.tiling import Tiling, encode_tiled
+from openlance.vae.frames import channels_first, channels_last, to_signed, to_uint8
+from openlance.vae.tiling import Tiling, decode_tiled, encode_tiled
 
 if TYPE_CHECKING:
     from openlance.model.vit import ViT
 
 TOGETHER = 1 << 22  # pixels of all frames that go through the VAE's encoder together in training: bounds its memory
 REMEMBERED = 64  # media
+DECODED = 1 << 18  # pixels of one frame of all results that are decoded together: many small images, large ones in turn
 Key = tuple[Kind, bytes, bool]  # what is made, of what, by which tower
 
 
@@ -79,6 +80,34 @@ def _means(vae: LazyVAE, clips: list[Clip], tiling: Tiling | None) -> Tensor:
     else:
         mean = torch.stack([encode_tiled(lambda x: vae.encode(x)[0], p, vae.config.stride, tiling) for p in pixels])
     return channels_last(mean.float())
+
+
+@torch.no_grad()
+def decoded(
+    vae: LazyVAE, latents: Sequence[Tensor], tiling: Tiling | None = None, dtype: torch.dtype | None = None
+) -> list[Clip]:
+    """Decode latents.
+
+    Args:
+        vae: The VAE.
+        latents: (T, Y, X, C) of each; where all are of one shape, some are decoded together.
+        tiling: See `vae.tiling`.
+        dtype: In which they are decoded, that of the VAE by default.
+    """
+    if not latents:
+        return []
+    stride = vae.config.stride
+    some = max(DECODED // (latents[0].shape[1] * latents[0].shape[2] * stride**2), 1)
+    alike = len({z.shape for z in latents}) == 1
+    runs = [torch.stack(list(latents[n : n + some])) for n in range(0, len(latents), some)] if alike else None
+    clips = list[Clip]()
+    for z in runs or [z[None] for z in latents]:
+        z = channels_first(z).to(vae.device, dtype or vae.dtype)
+        steps = vae.decode_steps(z) if tiling is None else decode_tiled(vae.decode_steps, z, stride, tiling)
+        # Frames leave the device as bytes as soon as they are there: what a long clip takes does not grow.
+        frames = [torch.stack([to_uint8(p) for p in pixels]).cpu().numpy() for pixels in steps]
+        clips += [Clip(pixels) for pixels in np.concatenate(frames, axis=1)]
+    return clips
 
 
 @dataclass

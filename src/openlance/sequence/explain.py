@@ -38,8 +38,8 @@ class Split:
         content: The text, or the grid of an image or video.
         first: Its first row, a marker included.
         last: Its last row, likewise.
-        stream: This and the next four are the columns of the table in `docs/architecture.md`; the two markers around
-            latents, whose stream is "gen", take the stream "und".
+        stream: This and the next four are the columns of the table in `docs/concepts/sequence.md`; the two markers
+            around latents, whose stream is "gen", take the stream "und".
         index: Positions of the first and the last token, markers left out, before the shift.
         shifted: Likewise after the shift.
     """
@@ -87,7 +87,7 @@ def explain(segments: Segments, codec: Codec, config: PositionConfig, text: Text
     before = pack([segments], codec, replace(config, shift=False))
     after = pack([segments], codec, config)
     parts = [_part(segment, written) for segment in segments]
-    splits = [_split(int(n), before, after, text) for n in after.rows.segment.unique()]
+    splits = [_split(int(n), before, after, text) for n in torch.unique(after.rows.segment)]
     template = sum(len(span.ids) for span in written if span.owner is None)
     return Explanation(parts=parts, template=template, splits=splits, rows=after.rows)
 
@@ -100,7 +100,7 @@ def _part(segment: Segment, written: list[Span]) -> Part:
 
 def _content(segment: Segment) -> str:
     if segment.kind is Kind.TEXT:
-        return "(to be written)" if segment.value is None else segment.value
+        return "(to be written)" if segment.value is None else segment.text
     assert segment.size is not None
     frames, height, width = segment.size
     shape = f"{frames} frame{'s' * (frames != 1)} of {width}x{height}"
@@ -158,8 +158,8 @@ def mask_picture(explanation: Explanation, most: int = 4) -> list[list[list[bool
         most: A split of n rows is drawn with the cube root of n cells, at most this many.
 
     Returns:
-        For each split as query the cells of one block row by row, [query split][line][column], where the columns of all
-        key splits follow each other.
+        For each split as query the lines of one block, each with its columns; those of all key splits follow each
+        other.
     """
     rows = explanation.rows
     chosen = [_spread(split.first, split.last, most) for split in explanation.splits]

@@ -92,7 +92,7 @@ def _pieces(segments: Segments, codec: Codec) -> Iterator[Span | _Text]:
             elif s.value is None:
                 return
             else:
-                yield _Text(s.value, s, s.role is Role.TARGET)
+                yield _Text(s.text, s, s.role is Role.TARGET)
         answers = any(s.kind is Kind.TEXT and s.role is Role.TARGET for s in held)
         yield Span(None, [codec.im_end], answer=answers)
 
@@ -178,7 +178,7 @@ class Visual:
 
     @property
     def kind(self) -> int:
-        return self.segment.kind.value
+        return int(self.segment.kind.value)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,9 @@ def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: 
     }  # fmt: skip
 
 
-def document(segments: Segments, codec: Codec, config: PositionConfig, draws: int = 1) -> tuple[dict, list[Visual]]:
+def document(
+    segments: Segments, codec: Codec, config: PositionConfig, draws: int = 1
+) -> tuple[dict[str, np.ndarray], list[Visual]]:
     """Compile one sample to columns.
 
     `draws` repeats each visual target at the same positions: the mask rule makes every copy an island, so that several
@@ -269,10 +271,12 @@ def _column(part: dict[str, Any], name: str) -> np.ndarray:
 
 
 def _given(owner: Segment, grid: Grid, codec: Codec) -> int:
-    if owner.given is None:
+    if owner.given is None or isinstance(owner.given, str):
         return 0
-    pixels = getattr(owner.given, "pixels", None)
-    frames = codec.latent_grid(tuple(pixels.shape[:3]))[0] if pixels is not None else owner.given.shape[0]
+    if isinstance(owner.given, torch.Tensor):
+        frames = owner.given.shape[0]
+    else:
+        frames = codec.latent_grid(tuple(owner.given.pixels.shape[:3]))[0]
     return frames * grid[1] * grid[2]
 
 

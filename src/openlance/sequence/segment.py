@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,17 @@ WORDS = frozenset({Role.PROMPT})
 CONDITIONS = frozenset(Role) - {Role.SYSTEM, Role.TARGET}
 
 Segments = list["Segment"]
+
+
+class Pixels(Protocol):
+    """An image or video before it is encoded, such as `media.Clip`: uint8 (T, H, W, 3)."""
+
+    @property
+    def pixels(self) -> np.ndarray: ...
+
+
+# What stands in a segment: a text; an image or video; or what an encoder made of it, latents (T, Y, X, C) or features.
+Value: TypeAlias = "str | Pixels | Tensor"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +80,17 @@ class Segment:
 
     kind: Kind
     role: Role
-    value: Any = None
+    value: Value | None = None
     size: tuple[int, int, int] | None = None
-    given: Any = None
+    given: Value | None = None
     region: Region | None = None
 
     def __post_init__(self) -> None:
         if self.kind is Kind.TEXT:
             if self.value is not None and not isinstance(self.value, str):
                 raise ValueError(f"a text segment holds a string, not {type(self.value).__name__}; pass str(value)")
-        elif self.size is None and hasattr(self.value, "pixels"):
-            object.__setattr__(self, "size", tuple(self.value.pixels.shape[:3]))
+        elif self.size is None and (pixels := getattr(self.value, "pixels", None)) is not None:
+            object.__setattr__(self, "size", tuple(pixels.shape[:3]))
         if self.kind is not Kind.TEXT and self.size is None:
             raise ValueError("a visual segment needs a clip or a (frames, height, width): pass size=(1, 64, 64)")
 
@@ -88,7 +99,18 @@ class Segment:
         """Whether it is an empty target, which sampling fills."""
         return self.role is Role.TARGET and self.value is None
 
-    def filled(self, value: Any) -> Segment:
+    @property
+    def text(self) -> str:
+        """The text of a TEXT segment; that of an empty target is empty."""
+        return self.value if isinstance(self.value, str) else ""
+
+    @property
+    def tensor(self) -> Tensor:
+        """What an encoder made of an image or video."""
+        assert isinstance(self.value, Tensor)
+        return self.value
+
+    def filled(self, value: Value | None) -> Segment:
         return replace(self, value=value)
 
     def as_context(self) -> Segment:
@@ -108,7 +130,7 @@ def drop(segments: Segments, roles: Iterable[Role]) -> Segments:
 
 def prompt_in(segments: Segments) -> str:
     """Read the words of a request, the newest where it has earlier turns; empty where it has none."""
-    return next((s.value for s in reversed(segments) if s.role in WORDS), "")
+    return next((s.text for s in reversed(segments) if s.role in WORDS), "")
 
 
 def region_in(segments: Segments) -> Region:
@@ -122,6 +144,19 @@ def source_in(segments: Segments, kind: Kind = Kind.LATENTS) -> Any:
     last = next((s for s in reversed(segments) if s.role is Role.SOURCE and s.kind is kind), None)
     same = kind is not Kind.LATENTS or (last and target and last.size == target.size)
     return last.value if last is not None and same else None
+
+
+REGION, VIDEO = "region", "video"  # beside the names of roles in `roles_of`
+
+
+def roles_of(samples: Iterable[Segments]) -> set[str]:
+    """Name what decides how requests are denoised: the roles of their segments in lower case, "region" where a part of
+    a source stays, "video" where a video is made."""
+    lists = list(samples)
+    found = {s.role.name.lower() for segments in lists for s in segments}
+    found |= {REGION} if any(region_in(segments).is_part for segments in lists) else set()
+    moving = any(s.role is Role.TARGET and s.size is not None and s.size[0] > 1 for segments in lists for s in segments)
+    return found | ({VIDEO} if moving else set())
 
 
 def with_prompt(segments: Segments, text: str) -> Segments:
@@ -202,16 +237,19 @@ class Rows(Place):
     @property
     def is_latent(self) -> Tensor:
         """Latent rows go through the generation stream, all others through the understanding stream."""
-        return self.kind == LATENTS
+        found: Tensor = self.kind == LATENTS
+        return found
 
     @property
     def is_patch(self) -> Tensor:
-        return self.kind == PATCHES
+        found: Tensor = self.kind == PATCHES
+        return found
 
     @property
     def is_target(self) -> Tensor:
         """The visual target with its markers."""
-        return self.code == TARGET
+        found: Tensor = self.code == TARGET
+        return found
 
     @staticmethod
     def concat(parts: list[Rows]) -> Rows:

@@ -1,5 +1,5 @@
 """What clients send. A name that no field has is refused; fields of OpenAI's API that change nothing here are accepted
-and listed in `docs/serving.md`.
+and listed in `docs/howto/serving.md`.
 
 Names of other servers (vLLM-Omni's) mean what `OTHER_NAMES` says, at the top of a body or inside `extra_body`.
 """
@@ -89,6 +89,7 @@ class DrawingBody(Body):
     renorm_min: float | None = None
     solver: str | None = None
     step_cache: float | None = None
+    distilled: bool | None = None
     think: bool = False
     check: int | None = Field(None, ge=1, le=MOST_DRAWS)
 

@@ -1,5 +1,5 @@
-"""`openlance serve --port 8000`: the OpenAI API for images, videos and chat; docs/serving.md has every endpoint.
-`openlance studio`: the same with a page in the browser (docs/studio.md).
+"""`openlance serve --port 8000`: the OpenAI API for images, videos and chat; docs/howto/serving.md has every endpoint.
+`openlance studio`: the same with a page in the browser (docs/howto/studio.md).
 
 The same from Python: `openlance.serve.app.create_app(openlance.load("nano"), ServeConfig())`, an ASGI application.
 """

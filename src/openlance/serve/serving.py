@@ -198,7 +198,7 @@ class Serving:
         codec, words, cells, made = self.pipe.codec, 0, 0, 0
         for s in request:
             if s.kind is Kind.TEXT:
-                words += len(codec.ids(s.value or ""))
+                words += len(codec.ids(s.text))
                 continue
             grid = codec.latent_grid if s.kind is Kind.LATENTS else codec.patch_grid
             count = math.prod(grid(s.size))  # type: ignore[arg-type]

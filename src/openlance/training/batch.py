@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from openlance.config.train import Stage
+from openlance.data.cache import Cache
 from openlance.data.source import Sample
 from openlance.flow import draw_times
 from openlance.media.clip import Clip
+from openlance.model.lance import Cache as KVCache
 from openlance.model.precision import autocast
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence.pack import Pack, pack
-from openlance.sequence.segment import LATENTS, PATCHES, Kind, Role, Segment
+from openlance.sequence.segment import LATENTS, PATCHES, Kind, Role, Rows, Segment
 from openlance.text.tokenizer import SequenceCodec
 from openlance.training.objective import Noised, noised
 
@@ -33,6 +35,7 @@ class Batch:
         clips: What the vision tower looks at, each once, or its features (T, Y, X, D) where these were encoded ahead.
         shown: The number of the clip of every PATCHES block, in order.
         labels: Of some of the clips, by their number.
+        cache: What its noisy rows attend to, where the others ran before.
         counts: Label tokens, denoised latents and labelled points, (3,) float64: what the three losses are means over.
         seed: Of what else is random in its pass, such as dropout.
     """
@@ -45,6 +48,18 @@ class Batch:
     labels: dict[int, np.ndarray]
     counts: Tensor
     seed: int = 0
+    cache: KVCache | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows of the pack."""
+        return len(self.packed)
+
+    @property
+    def rows(self) -> Rows:
+        """Those that its pass runs."""
+        rows = self.packed.rows
+        return rows if self.cache is None else rows.at(rows.noisy.nonzero()[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +72,7 @@ class Preparer:
         codec: Turns segments into tokens.
         encode: Turns media into latents.
         device: Where noise is added.
+        cache: Keeps what is encoded of clips that have a name there.
         complete: Give every pack at least one image to look at and one latent, in a dummy sample without targets.
             Sharded weights need it: all ranks have to pass through the same modules.
     """
@@ -66,6 +82,7 @@ class Preparer:
     encode: MediaEncoder
     device: torch.device
     complete: bool = False
+    cache: Cache | None = None
 
     def __call__(self, samples: list[Sample], number_of_pack: int) -> Batch:
         packed = self._pack(samples)
@@ -77,6 +94,8 @@ class Preparer:
             shown.append(known.setdefault(value.key if isinstance(value, Clip) else id(v), len(clips)))
             if shown[-1] == len(clips):
                 clips.append(value)
+            if isinstance(value, Clip):
+                self._keep(value, value.pixels)
             first_of.setdefault(int(packed.rows.doc[v.rows[0]]), shown[-1])
         labels = {first_of[doc]: s.labels for doc, s in enumerate(samples) if s.labels is not None and doc in first_of}
         seed = self.stage.seed * 1_000_003 + number_of_pack
@@ -110,6 +129,14 @@ class Preparer:
         times = draw_times(int(packed.rows.target.max()) + 1, self.stage.shift, generator)
         with autocast(self.stage.dtype, self.device):
             [encoded] = self.encode([kept], targets=True)
-        clean = torch.cat([s.value.float().flatten(0, 2).to(self.device) for s in encoded])
+        for before, after in zip(kept, encoded, strict=True):
+            self._keep(before.value, after.value)
+            self._keep(before.given, after.given)
+        clean = torch.cat([s.tensor.float().flatten(0, 2).to(self.device) for s in encoded])
         noise = torch.randn(clean.shape, generator=generator)
         return noised(packed, clean, times.to(self.device), noise.to(self.device))
+
+    def _keep(self, clip: Any, made: Any) -> None:
+        """Give a cache what was made of a clip that it would know by its name."""
+        if self.cache is not None and isinstance(clip, Clip) and clip.origin:
+            self.cache.put(clip.origin, made.cpu().numpy() if isinstance(made, Tensor) else made)

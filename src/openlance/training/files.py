@@ -3,6 +3,7 @@
 run.json          every start: stage as resolved, options, versions, commit
 found.json        what there was to train on
 log.jsonl         one line per step; TensorBoard's files beside it where that is installed
+cache/            encodings of its media, see `data.cache`; may be deleted
 checkpoints/      see `checkpoint.py`
 """
 
@@ -49,6 +50,8 @@ class Settings:
         held_out: Sources that validate, by task.
         held_out_packs: How many packs validate.
         workers: Processes that decode.
+        cache_gb: Gigabytes of encodings to keep in `out/cache`, so that media of files are decoded and encoded once; 0
+            keeps none.
         max_broken: Broken rows to skip, see `check_broken`.
         save_every: Steps between checkpoints; 0 keeps the last one alone.
         save_minutes: Longest time between them, for steps that take long.
@@ -76,6 +79,7 @@ class Settings:
     held_out: Data = field(default_factory=dict)
     held_out_packs: int = 2
     workers: int = 0
+    cache_gb: float = 10.0
     max_broken: float = 0.001
     save_every: int = 500
     save_minutes: float = 30.0

@@ -77,7 +77,8 @@ class Learner(nn.Module):
         """
         cells = self._look(batch)
         patches = torch.cat([cells[n] for n in batch.shown]) if batch.shown else None
-        losses = objective(self.lance, self.lance.layout(batch.packed.rows), batch.noise, patches, self.vocabulary)
+        layout = self.lance.layout(batch.rows, batch.cache)
+        losses = objective(self.lance, layout, batch.noise, patches, self.vocabulary, batch.cache)
         per_latent = losses.per_latent.mean(1)
         dense = per_latent.new_zeros(())
         if self.dense is not None:
@@ -97,7 +98,7 @@ class Learner(nn.Module):
         return [made.get(n, clip).flatten(0, 2).to(self.lance.device) for n, clip in enumerate(batch.clips)]
 
     def _by_document(self, batch: Batch, losses: Losses) -> Tensor:
-        rows = batch.packed.rows
+        rows = batch.rows
         text = rows.doc[(rows.label >= 0) & (rows.label < self.vocabulary)]
         found = torch.zeros(len(batch.packed.lengths))
         for where, values in ((text, losses.per_token), (rows.doc[rows.denoise], losses.per_latent.mean(1))):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openlance.flow import add_noise, velocity_target
-from openlance.model.lance import Lance, Layout
+from openlance.model.lance import Cache, Lance, Layout
 from openlance.sequence.pack import Pack
 
 
@@ -69,7 +69,10 @@ class Losses:
         return text * self.text + flow * self.flow
 
 
-def objective(model: Lance, layout: Layout, noise: Noised | None, patches: Tensor | None, vocabulary: int) -> Losses:
+def objective(
+    model: Lance, layout: Layout, noise: Noised | None, patches: Tensor | None, vocabulary: int,
+    cache: Cache | None = None,
+) -> Losses:  # fmt: skip
     """Run one forward pass and compute both losses.
 
     Args:
@@ -78,9 +81,10 @@ def objective(model: Lance, layout: Layout, noise: Noised | None, patches: Tenso
         noise: Of its latents, None without any.
         patches: (M, D) tokens of what is looked at, None without any.
         vocabulary: Its effective size; logits beyond it take no part (released code).
+        cache: Keys and values of rows that ran before.
     """
     x, times = (noise.x, noise.times) if noise is not None else (None, None)
-    und, gen = model(layout, patches=patches, latents=x, times=times)
+    und, gen = model(layout, patches=patches, latents=x, times=times, cache=cache)
     label = layout.rows.label[: layout.und]
     where = ((label >= 0) & (label < vocabulary)).nonzero()[:, 0].to(und.device)
     logits = model.logits(und.index_select(0, where))[:, :vocabulary].float()

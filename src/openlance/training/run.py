@@ -17,8 +17,13 @@ from typing import Any
 
 import torch
 
+from openlance.checkpoint.formats import find
+from openlance.checkpoint.tensors import fingerprint, open_tensors
+from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Stage
 from openlance.config.values import as_data, build
+from openlance.config.versions import versions
+from openlance.data.cache import FOLDER, Cache, opened
 from openlance.data.encoded import PROBE, EncodedSource, probed
 from openlance.data.lanes import Lanes
 from openlance.data.open import open_source
@@ -26,14 +31,24 @@ from openlance.data.report import look
 from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
+from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
+from openlance.model.precision import lowered
+from openlance.rl.prompts import PromptSource, holds_prompts
+from openlance.rl.rewards import RewardPool
+from openlance.runtime.components import with_generation
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
 from openlance.sequence.tasks import spec_of
 from openlance.training.again import check_again, note_found
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
+from openlance.training.curves import write_curves
+from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
+from openlance.training.rewarded.practice import Rollouts
+from openlance.training.rewarded.settings import check_rewarding, settled
+from openlance.training.rewarded.trainer import RewardTrainer
 from openlance.training.start import Base, averaged, export, open_base
 from openlance.training.trainer import Trainer, Work, rewind, train
 
@@ -110,11 +125,14 @@ def prepare(
     """Return a trainer at its first step, after the stage `before`, and what it works with; streams close with the
     stack."""
     vae = base.vae.to(processes.device)
+    stage = stage if stage.rl is None else settled(stage, processes.device)
     sources, held_out = sources_of(stage, settings)
     check_latents(sources, base)
+    cache = cache_of(sources, stage, settings, base, processes)
     reading = Reading(
-        rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken
-    )
+        rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken,
+        cache=cache,
+    )  # fmt: skip
     stream = stack.enter_context(Lanes(sources, stage, base.codec, style=base.style, reading=reading))
     folder = RunFolder(settings, processes)
     found = look(sources, stage, base.codec, base.style) if processes.leads else None
@@ -122,19 +140,93 @@ def prepare(
         print(found.text(), file=sys.stderr)
     if before is not None:
         base.learner.requires_grad_(True)
-    run = Trainer(stage, base.learner, processes, settings.compiled)
+    start = base.learner.lance
+    if stage.distill is not None or stage.rl is not None:
+        only_generation(stage, base, settings.model)
+    run: Trainer
+    if stage.rl is not None:
+        reads = start if base.learner.lance is not start else None
+        run = RewardTrainer(stage, base.learner, base.codec, processes, reads, settings.compiled)
+    else:
+        run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
         take_over(run, before)
-    encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=TOGETHER), processes.device
-    prepare = Preparer(stage=stage, codec=base.codec, encode=encode, device=device, complete=processes.sharded)
+    if isinstance(run, RewardTrainer):
+        run.remember()
+    # What may be kept is encoded alone, since beside others it differs in the last bit.
+    together = TOGETHER if all(isinstance(source, Endless) for source in sources.values()) else 0
+    encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=together), processes.device
+    made: dict[str, Any] = {"stage": stage, "codec": base.codec, "encode": encode, "device": device}
+    prepare = Preparer(**made, complete=processes.sharded, cache=cache)
+    if stage.distill is not None or base.learner.lance is not start:
+        prepare = Taught(**made, teacher=start.to(device).eval(), defaults=base.defaults)
+    if isinstance(run, RewardTrainer):
+        how = run.how
+        pools = [
+            stack.enter_context(
+                RewardPool(rewards, workers=how.workers, seconds=how.seconds, failures=how.failures)
+            ) for rewards in (how.rewards, how.judge) if rewards
+        ]  # fmt: skip
+        prepare = Rollouts(
+            **made, run=run, defaults=base.defaults, vae=vae, rewards=pools[0], judge=pools[-1], usual=prepare
+        )
     packs = list[list]()
     if settings.validate_every:
         other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
-        alone = replace(reading, workers=0)
+        alone = replace(reading, workers=0, cache=None)
         with Stream(held_out, other, base.codec, style=base.style, reading=alone) as validating:
             packs = [next(validating) for _ in range(settings.held_out_packs)]
     shown = partial(finish, base=base, settings=settings, show=show)
     return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown, found=found)
+
+
+def only_generation(stage: Stage, base: Base, model: Path) -> None:
+    """Let the generation side alone learn. What distills guidance gets one of its own, beside the start's, and so does
+    what goes on from distilled guidance."""
+    learner, start = base.learner, base.learner.lance
+    if base.defaults.sampling.distilled:
+        learner.lance = with_generation(start, open_tensors(find(model).distilled))
+    elif stage.distill is not None:
+        learner.lance = own_generation(start)
+    own = learner.lance is not start
+    for name, p in learner.named_parameters():
+        p.requires_grad_((own or p.requires_grad) and is_generation(name.removeprefix("lance.")))
+
+
+def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
+    """Check what distills guidance, or learns from rewards.
+
+    Raises:
+        UserError: For what such a stage cannot do, or what it cannot begin from.
+    """
+    if stage.distill is not None and stage.rl is not None:
+        raise UserError(f"the stage {stage.name} distils guidance and learns from rewards: make two stages of it")
+    if stage.distill is not None:
+        check_distilling(stage, settings.model)
+    if stage.rl is not None:
+        check_rewarding(stage)
+    if (stage.distill or stage.rl) is not None and settings.shard > 1:
+        raise UserError(f"the stage {stage.name} draws with whole weights: leave out --shard")
+    own = stage.distill is not None
+    if stage.rl is not None and settings.init == "model":
+        own = GenerationConfig.read(find(settings.model).tokenizer).sampling.distilled
+    if own and not (alone and settings.init == "model" and settings.lora is None):
+        said = f"the stage {stage.name} trains a generation side beside the weights it starts from"
+        raise UserError(f"{said}: run it by itself, from a model's weights, without an adapter")
+
+
+def cache_of(
+    sources: Mapping[str, Source], stage: Stage, settings: Settings, base: Base, processes: Distributed
+) -> Cache | None:
+    """Open the cache of a run; None where nothing is kept, and for rewards, which look at
+    what is given. The VAE is never trained here."""
+    endless = all(isinstance(source, Endless) or source.light for source in sources.values())
+    if stage.rl is not None or not settings.cache_gb or endless:
+        return None
+    config, files = base.config.vae, [base.beside[0]] if base.beside[0].is_file() else []
+    numbers = lowered(stage.dtype, processes.device)
+    salt = (fingerprint(*files), config, processes.device.type, numbers, versions("openlance", "torch", "pillow", "av"))
+    return opened(settings.out / FOLDER, settings.cache_gb * 1e9, processes.size, config, salt)
 
 
 def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
@@ -147,6 +239,8 @@ def check_plan(stages: tuple[Stage, ...], settings: Settings) -> None:
     if settings.shard > 1 and len({stage.frozen for stage in stages}) > 1:
         raise UserError("these stages freeze different parts, which sharded weights cannot change: run them one by one")
     mixed = {task for stage in stages for task, weight in stage.mixture.items() if weight}
+    for stage in stages:
+        check_generating(stage, settings, len(stages) == 1)
     for task in (*settings.data, *settings.held_out):
         if task not in mixed:
             which = f"the stage {stages[0].name} does not mix" if len(stages) == 1 else "no stage mixes"
@@ -181,8 +275,13 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
         fix = f"data={{'{missing[0]}': 'PATH'}}, or say what to mix, such as mixture={{'t2i': 1}}"
         said = f"the stage {stage.name} mixes in {', '.join(missing)} without data"
         raise UserError(f"{said}: name a source for each, such as {fix}")
-    sources = {task: open_source(settings.data.get(task, stage.source), task) for task in wanted}
-    held_out = {task: open_source(settings.held_out[task], task) for task in wanted if task in settings.held_out}
+
+    def opened(said: Any, task: str) -> Source:
+        prompts = stage.rl is not None and holds_prompts(said)
+        return PromptSource(Path(said), task) if prompts else open_source(said, task)
+
+    sources = {task: opened(settings.data.get(task, stage.source), task) for task in wanted}
+    held_out = {task: opened(settings.held_out[task], task) for task in wanted if task in settings.held_out}
     for task, source in sources.items():
         if settings.validate_every and task not in held_out and not isinstance(source, Endless):
             raise UserError(f"nothing is held out for {task} to validate", fix={"held_out": {task: "PATH"}})
@@ -207,14 +306,22 @@ def finish(run: Trainer, base: Base, settings: Settings, show: Show | None = Non
     it."""
     folder = settings.out / "model" if settings.lora is None else settings.out
     with disk(settings.out):
-        if settings.lora is None:
+        distils = run.stage.distill is not None
+        if distils or getattr(run, "reads", None) is not None:
+            values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
+            if run.processes.leads:
+                export_distilled(values, settings.model, folder, sampled(base.defaults, run.stage) if distils else {})
+        elif settings.lora is None:
             export(run, base, folder)
         else:
             values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
             if run.processes.leads:
                 write_adapter(folder, trained(values, settings.lora), settings.lora, str(settings.model))
-    if show is not None and run.processes.leads:
-        show(folder)
+    if run.processes.leads:
+        with disk(settings.out):
+            write_curves([settings.out / "log.jsonl"], settings.out / "curves.svg")
+        if show is not None:
+            show(folder)
     return folder
 
 
@@ -234,7 +341,7 @@ def replay_step(folder: Path, step: int) -> dict[str, Any]:
     starts = starts_of(folder)
     if not starts:
         raise UserError(f"{folder} is no run: give a folder that `openlance train` wrote, with a run.json")
-    settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0)
+    settings = replace(Settings.of_record(starts[-1]["options"]), report_to=(), validate_every=0, cache_gb=0)
     places = earlier(folder) if settings.of_recipe else [folder]
     stages = tuple(build(Stage, starts_of(place)[-1]["stage"]) for place in places)
     processes, base = begin(stages, replace(settings, out=folder))

@@ -50,7 +50,7 @@ class Base:
             over where they exist.
         config: Its sizes.
         codec: Turns its segments into tokens.
-        style: How its requests are worded, and so its samples.
+        defaults: How it samples, and how its requests are worded.
         learner: What learns.
         vae: Its VAE.
     """
@@ -58,9 +58,14 @@ class Base:
     beside: tuple[Path, ...]
     config: ModelConfig
     codec: SequenceCodec
-    style: PromptStyle
+    defaults: GenerationConfig
     learner: Learner
     vae: LazyVAE
+
+    @property
+    def style(self) -> PromptStyle:
+        """How its requests are worded, and so its samples."""
+        return self.defaults.style
 
 
 def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: bool = False) -> Base:
@@ -88,9 +93,9 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
         learner = fresh(config, len(tokenizer), stage.seed, classes, stage.dense_point)
         if init != "fresh":
             fill_from_qwen(learner, open_tensors(Path(init)))
-    beside, style = [files.tokenizer / name for name in BESIDE], GenerationConfig.read(files.tokenizer).style
+    beside, defaults = [files.tokenizer / name for name in BESIDE], GenerationConfig.read(files.tokenizer)
     codec, vae = SequenceCodec(tokenizer, config), parts.vae()
-    return Base(beside=(files.vae, *beside), config=config, codec=codec, style=style, learner=learner, vae=vae)
+    return Base(beside=(files.vae, *beside), config=config, codec=codec, defaults=defaults, learner=learner, vae=vae)
 
 
 def fill_from_qwen(learner: Learner, source: TensorSource | Mapping[str, Tensor]) -> None:

@@ -69,6 +69,8 @@ class Trainer:
         compiled: Compile the element-wise parts of layers.
     """
 
+    shown: tuple[str, ...] = ("text", "flow")  # of the values of a step, while it runs
+
     def __init__(
         self, stage: Stage, learner: Learner, processes: Distributed | None = None, compiled: bool = False
     ) -> None:
@@ -233,7 +235,7 @@ def train(run: Trainer, work: Work) -> bool:
             outcome = run.update(packs)
             if not outcome.finite:
                 stop(run, work, place, outcome)
-            rows = sum(len(p.packed) for p in packs)
+            rows = sum(p.size for p in packs)
             row = outcome.values | {"step": run.step, "rows": rows, "waited": waited}
             row["filled"] = rows / (len(packs) * stage.pack_tokens[1])
             if work.held_out and due(run, settings.validate_every):
@@ -241,7 +243,7 @@ def train(run: Trainer, work: Work) -> bool:
             spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
             folder.log(row | spent)
             bar.update()
-            bar.set_postfix_str(f"text {row['text']:.3f} flow {row['flow']:.3f}")
+            bar.set_postfix_str(" ".join(f"{name} {row[name]:.3f}" for name in run.shown))
             if due(run, settings.save_every):
                 folder.save(run, batches.state_dict())
                 saved = time.monotonic()

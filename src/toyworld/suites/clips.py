@@ -19,6 +19,7 @@ from openlance.eval.suite import HELDOUT, Outcome, Suite, chunks, generator, sam
 from openlance.media.clip import Clip
 from toyworld.clip_edits import CLIP_EDITS, ClipEdit, judge_clip_edit, sample_clip_edit
 from toyworld.clip_questions import CLIP_QUESTIONS, ClipQuestion, sample_clip_question, score_clip
+from toyworld.clip_subjects import ClipSubject
 from toyworld.clips import ClipFact, caption_clip, clip_facts
 from toyworld.judge_clips import verdict
 from toyworld.judge_edits import psnr
@@ -98,6 +99,21 @@ def clip_askings(category: str, bench: Asked) -> Iterator[ClipQuestion]:
         )  # fmt: skip
 
 
+def judge_filming(
+    request: Filming | ClipSubject, pixels: np.ndarray, first: np.ndarray | None = None
+) -> tuple[bool, dict[str, bool]]:
+    """Judge a clip, uint8 (T, H, W, 3), that was drawn for a request, from a first picture where one was given.
+
+    Returns:
+        Whether it is right, and its rows besides the categories.
+    """
+    found = verdict(pixels, request.facts)
+    if first is None:
+        return found.objects and found.motion, {"object": found.objects, "motion": found.motion}
+    begins = psnr(pixels[0], first) >= FIRST_FRAME_PSNR
+    return begins and found.motion, {"first_frame": begins, "motion": found.motion, "object": found.objects}
+
+
 def _film(model: ClipModel, category: str, bench: Asked) -> Iterator[Outcome]:
     for i, chunk in enumerate(chunks(filmings(category, bench), bench.batch)):
         seed = sampling_seed(_T2V, _DRAWN.index(category), i, bench)
@@ -106,11 +122,8 @@ def _film(model: ClipModel, category: str, bench: Asked) -> Iterator[Outcome]:
             seed=seed, **dict(bench.settings),
         )  # fmt: skip
         for request, clip in zip(chunk, clips, strict=True):
-            found = verdict(clip.pixels, request.facts)
-            yield Outcome(
-                right=found.objects and found.motion, said={"prompt": request.prompt}, image=strip(clip.pixels),
-                parts={"object": found.objects, "motion": found.motion},
-            )  # fmt: skip
+            right, parts = judge_filming(request, clip.pixels)
+            yield Outcome(right=right, said={"prompt": request.prompt}, image=strip(clip.pixels), parts=parts)
 
 
 def _animate(model: ClipModel, category: str, bench: Asked) -> Iterator[Outcome]:
@@ -120,12 +133,8 @@ def _animate(model: ClipModel, category: str, bench: Asked) -> Iterator[Outcome]
         prompts = [request.prompt for request in chunk]
         clips = model.animate(first, prompts, num_frames=bench.frames, seed=seed, **dict(bench.settings))
         for request, given, clip in zip(chunk, first, clips, strict=True):
-            begins = psnr(clip.pixels[0], given.pixels[0]) >= FIRST_FRAME_PSNR
-            found = verdict(clip.pixels, request.facts)
-            yield Outcome(
-                right=begins and found.motion, said={"prompt": request.prompt}, image=strip(clip.pixels),
-                parts={"first_frame": begins, "motion": found.motion, "object": found.objects},
-            )  # fmt: skip
+            right, parts = judge_filming(request, clip.pixels, given.pixels[0])
+            yield Outcome(right=right, said={"prompt": request.prompt}, image=strip(clip.pixels), parts=parts)
 
 
 def _edit(model: ClipModel, category: str, bench: Asked) -> Iterator[Outcome]:

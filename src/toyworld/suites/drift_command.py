@@ -22,6 +22,7 @@ def drift(
         int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Same seed, same requests and noise.")
     ] = 0,
     model: options.Model = "nano",
+    lora: options.Adapters = None,
     size: options.Size = "64x64",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images edited together.")] = 16,
     num_inference_steps: options.Steps = None,
@@ -39,7 +40,7 @@ def drift(
     from toyworld.suites.drift import Series, write_figure
     from toyworld.suites.drift import drift as measure
 
-    pipe: Any = openlance.load(model)
+    pipe: Any = options.adapted(openlance.load(model), lora)
     settings = options.given(num_inference_steps=num_inference_steps)
     series = Series(
         starts=samples, turns=turns, seed=seed, height=height, width=width, batch=batch, settings=settings

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from openlance.eval.suite import HELDOUT, Model, Outcome, Suite, chunks, generator, sampling_seed
+from openlance.rl.rewards.ocr import rapid_ocr
 from toyworld.edits import HELDOUT_KINDS, KINDS, Edit, sample_edit
 from toyworld.judge import is_right
 from toyworld.judge_edits import judge_edit
-from toyworld.read_text import reader
 from toyworld.render import render
 from toyworld.subjects import SUBJECTS, Subject, sample_subject
 
@@ -87,5 +87,5 @@ def beside(*pictures: np.ndarray | Image.Image) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(p)[..., :3] for p in pictures], 1))
 
 
-IMAGE_EDIT = Suite(name="image_edit", categories=_EDITED, outcomes=_edit, prepare=reader)
+IMAGE_EDIT = Suite(name="image_edit", categories=_EDITED, outcomes=_edit, prepare=rapid_ocr)
 SUBJECT = Suite(name="subject", categories=_GIVEN, outcomes=_draw_given)

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from openlance.eval.suite import HELDOUT, Model, Outcome, Suite, chunks, generator, sampling_seed
+from openlance.rl.rewards.ocr import rapid_ocr
 from toyworld.facts import Fact
 from toyworld.judge import is_right, nothing_else
 from toyworld.questions import QUESTIONS, Question, sample_question, score
-from toyworld.read_text import reader
 from toyworld.render import render
 from toyworld.scene import Scene, sample_scene
 from toyworld.vocabulary import CATEGORIES, HELDOUT_CATEGORIES
@@ -91,5 +91,5 @@ def _ask(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
             yield Outcome(right=score(q, answer), said=said, image=image)
 
 
-T2I = Suite(name="t2i", categories=_DRAWN, outcomes=_draw, prepare=reader)
+T2I = Suite(name="t2i", categories=_DRAWN, outcomes=_draw, prepare=rapid_ocr)
 VQA = Suite(name="vqa", categories=_ASKED, outcomes=_ask)

@@ -1,0 +1,303 @@
+"""A stage that learns from rewards: rounds of rollouts, scores and updates, inside the loop of the other stages.
+
+A round is a function of the weights, the seed and its number. Its samples come from the stage's stream; `Rollouts`
+draws and hands the results to the rewards, which score them in processes of their own; `RewardTrainer.update` learns
+from them. Checkpoints lie between rounds, so a run that was killed does its round again and ends as if it had not been.
+
+The noisy rows of the results are what learns: their conditions run once, before them, without gradient. Where guidance
+is distilled into the start (`training.distillation`), its generation side is what learns, at the times it acts at.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from openlance.config.train import Stage
+from openlance.errors import UserError
+from openlance.inference.prefix import prefill
+from openlance.inference.visual import before_target, conditions
+from openlance.model.lance import Cache, Lance, is_generation, own_generation
+from openlance.model.precision import autocast
+from openlance.rl.advantages import shuffled
+from openlance.rl.objectives import trust
+from openlance.rl.results import Ask, Result
+from openlance.rl.rewards import Score
+from openlance.rl.rollout import Policy
+from openlance.runtime.distributed import Distributed
+from openlance.sequence.pack import pack
+from openlance.sequence.segment import Segments
+from openlance.text.tokenizer import SequenceCodec
+from openlance.training.batch import Batch
+from openlance.training.learner import Learner
+from openlance.training.parallel import full, sum_gradients
+from openlance.training.rewarded.practice import GROUPS, Practice
+from openlance.training.rewarded.settings import objective_of
+from openlance.training.trainer import Outcome, Trainer
+
+
+class RewardTrainer(Trainer):
+    """A stage that learns from rewards; see the module.
+
+    Args:
+        stage: With `rl`.
+        learner: Whose decoder learns.
+        codec: Turns its segments into tokens.
+        processes: That do it together; each draws and learns from its own requests.
+        reads: The decoder of conditions, where only another one of noisy rows learns.
+        compiled: Compile the element-wise parts of layers.
+    """
+
+    shown = ("reward", "loss")
+
+    def __init__(
+        self, stage: Stage, learner: Learner, codec: SequenceCodec, processes: Distributed | None = None,
+        reads: Lance | None = None, compiled: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(stage, learner, processes, compiled)
+        assert stage.rl is not None
+        self.how, self.reads, self.codec = stage.rl, reads, codec
+        self.objective = objective_of(stage)
+        self.mute, self.others = 0, dict[str, Lance]()
+        self.remember()
+
+    def remember(self) -> None:
+        """Take the weights as they are for those of the start."""
+        self.others = {name: self._copy() for name in sorted(self.objective.needs)}
+
+    @property
+    def drawing(self) -> Policy:
+        """What draws rollouts: the old weights where the objective keeps such."""
+        return self._policy("old" if "old" in self.others else "new")
+
+    def _policy(self, weights: str) -> Policy:
+        lance = self.learner.lance if weights == "new" else self.others[weights]
+        return Policy(lance=lance, conditions=self.reads)
+
+    def _copy(self) -> Lance:
+        made = copy.deepcopy(self.learner.lance) if self.reads is None else own_generation(self.learner.lance)
+        return made.requires_grad_(False) if self.reads is None else _frozen(made)
+
+    @torch.no_grad()
+    def _follow(self, weights: str, step: int) -> None:
+        """Move other weights towards the new ones."""
+        if weights in self.others:
+            keep = self.objective.keeps(weights, step)
+            live = dict(self.learner.lance.named_parameters())
+            for name, p in self.others[weights].named_parameters():
+                if live[name].requires_grad:
+                    p.lerp_(live[name].detach(), 1 - keep)
+
+    # A round.
+
+    def update(self, batches: Sequence[Practice]) -> Outcome:  # type: ignore[override]
+        """Learn from this process's part of a round."""
+        began = time.monotonic()
+        scores = [batch.scored() for batch in batches]
+        waited = time.monotonic() - began
+        groups = [group for batch in batches for group in batch.groups]
+        told = [one for some in scores for one in some]
+        everyone = [part for parts in self.processes.gather(list(zip(groups, told))) for part in parts]
+        first = sum(len(found) for found in self.processes.gather([0] * len(told))[: self.processes.rank])
+        values, sound = self._noted(everyone)
+        generator = Generator().manual_seed(self.stage.seed * 1_000_003 + self.step)
+        asks, own = list[list[Ask]](), list[int]()
+        if sound:
+            rewards, numbered = table_of([everyone[n] for n in sound])
+            if self.how.shuffle:
+                rewards = shuffled(rewards, numbered, generator)
+            scored = self.objective.select(rewards, numbered, generator)
+            values |= scored.statistics
+            results = [result for batch in batches for result in batch.results]
+            for place, advantage in zip(scored.kept.tolist(), scored.advantages.tolist()):
+                n = sound[place]
+                mine = first <= n < first + len(results)
+                asks.append(self._asks(results[n - first], advantage, everyone[n][0]) if mine else [])
+                own.append(n - first)
+        self.mute = 0 if any(self.processes.agree(bool(asks))) else self.mute + 1
+        self._check_spread(values)
+        requests = [request for batch in batches for request in batch.requests]
+        lessons = [batch.lesson for batch in batches if batch.lesson is not None]
+        learned = self._updates(asks, own, requests, lessons)
+        self._follow("old", self.step)
+        self.step += 1
+        seconds = {f"{name}_seconds": sum(b.seconds[name] for b in batches) for name in ("rollout", "reward")}
+        seconds["reward_seconds"] += waited
+        seconds["update_seconds"] = time.monotonic() - began - waited
+        finite = learned.pop("finite", 1.0) > 0
+        return Outcome(values | learned | seconds, finite, [] if finite else [i for b in batches for i in b.ids])
+
+    def _asks(self, result: Result, advantage: float, group: int) -> list[Ask]:
+        # The results of a group get the same times and noise, so that they differ in nothing else.
+        seed = ((self.stage.seed * 1_000_003 + self.step) * GROUPS + group) % 2**63
+        return self.objective.asks(result, advantage, Generator().manual_seed(seed))
+
+    def _noted(self, told: list[tuple[int, Score | None]]) -> tuple[dict[str, float], list[int]]:
+        """What a log shows of the scores, and the results of groups that were all scored."""
+        broken = {group for group, score in told if score is None}
+        sound = [n for n, (group, _) in enumerate(told) if group not in broken]
+        good = [told[n][1] for n in sound]
+        totals = [score.total for score in good if score is not None]
+        values = {"reward": sum(totals) / max(len(totals), 1), "results": float(len(told))}
+        values["dropped"] = float(len(broken))
+        names = {name for score in good if score is not None for name in score.facts}
+        for name in sorted(names):
+            some = [score.facts[name] for score in good if score is not None and name in score.facts]
+            values[f"reward/{name}"] = sum(some) / len(some)
+        return values, sound
+
+    def _check_spread(self, values: Mapping[str, float]) -> None:
+        if self.mute >= self.how.patience:
+            reward = values["reward"]
+            raise UserError(
+                f"for {self.mute} rounds no request had results of different rewards (their mean is {reward:.3g}), so "
+                "there is nothing to learn from: take requests that are neither always nor never right, more results "
+                "of each (rl.group), or a reward with more steps"
+            )
+
+    def _updates(
+        self, asks: list[list[Ask]], own: list[int], requests: list[Segments], lessons: list[Batch]
+    ) -> dict[str, float]:
+        """All updates of a round. asks: of every result that is learned from, empty where another process has it."""
+        noted = list[dict[str, float]]()
+        for update in range(self.how.updates):
+            chosen = range(update, len(asks), self.how.updates)
+            mine = [(requests[own[n]], asks[n]) for n in chosen if asks[n]]
+            count = float(self.processes.total(torch.tensor(sum(len(a) for _, a in mine), dtype=torch.float64)))
+            found = self._backward(mine, count)
+            if lessons and self.how.supervised:
+                found["supervised"] = self._supervise(lessons)
+            sum_gradients(self.processes, self.learner)
+            found = self._mean(found, count)
+            stays = not (self.how.trust and noted and "error" in found and trust(found) > self.how.trust)
+            norm = full(nn.utils.clip_grad_norm_(self.learner.parameters(), self.stage.max_norm))
+            found |= {"norm": float(norm), "lr": self.stage.rate(self.step)}
+            finite = bool(norm.isfinite())
+            if finite and stays and (count or lessons):
+                self.optimizer.step(found["lr"])
+                self.ema.update(self.learner)
+                self._follow("average", self.step * self.how.updates + update)
+            self.optimizer.zero_grad()
+            noted.append(found)
+            if not finite:
+                return {**found, "finite": 0.0}
+            if not stays:
+                break
+        names = dict.fromkeys(name for found in noted for name in found)
+        each = {name: [found[name] for found in noted if name in found] for name in names}
+        means = {name: sum(some) / len(some) for name, some in each.items()}
+        return {"loss": 0.0, **means, "updates": float(len(noted))}
+
+    def _backward(self, mine: list[tuple[Segments, list[Ask]]], count: float) -> dict[str, float]:
+        """Gradients of the mean loss over all asks of all processes; sums of the statistics of this one's."""
+        sums = defaultdict[str, float](float)
+        for some in self._pieces(mine):
+            asks = [ask for _, own in some for ask in own]
+            velocities = self.velocities([request for request, _ in some], asks)
+            loss = self.objective.loss(asks, velocities)
+            (loss.per_ask.sum() / count).backward()
+            for name, value in loss.statistics.items():
+                sums[name] += value * len(asks)
+        return dict(sums)
+
+    def _mean(self, sums: dict[str, float], count: float) -> dict[str, float]:
+        """Means over the asks of all processes; the supervised loss is one already."""
+        lesson = {"supervised": sums.pop("supervised")} if "supervised" in sums else {}
+        names = sorted({name for found in self.processes.gather(sorted(sums)) for name in found})
+        totals = self.processes.total(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64))
+        return dict(zip(names, (totals / max(count, 1)).tolist())) | lesson
+
+    def _supervise(self, lessons: list[Batch]) -> float:
+        """Add gradients of the usual loss, weighted."""
+        totals = self.processes.total(torch.stack([b.counts for b in lessons]).sum(0)).clamp(min=1)
+        shares = (self.how.supervised * self.weights / totals).float().to(self.processes.device)
+        loss = 0.0
+        for batch in lessons:
+            found, _ = self._forward(batch)
+            part = (found.float() * shares).sum()
+            part.backward()
+            loss += float(part.detach())
+        return loss
+
+    def _pieces(self, mine: list[tuple[Segments, list[Ask]]]) -> list[list[tuple[Segments, list[Ask]]]]:
+        """What goes through the model together: results with equally many asks, up to the rows of a pack."""
+        pieces, rows = list[list[tuple[Segments, list[Ask]]]](), 0
+        for request, asks in sorted(mine, key=lambda pair: len(pair[1])):
+            more = sum(len(ask.x) for ask in asks)
+            if pieces and rows + more <= self.stage.pack_tokens[1] and len(pieces[-1][0][1]) == len(asks):
+                pieces[-1].append((request, asks))
+                rows += more
+            else:
+                pieces.append([(request, asks)])
+                rows = more
+        return pieces
+
+    def velocities(self, requests: Sequence[Segments], asks: Sequence[Ask]) -> dict[str, Tensor]:
+        """Give the velocities (rows, C) at some asks, of the new weights and of all that the objective reads.
+
+        Args:
+            requests: Of the results of the asks, in order; each has equally many.
+            asks: One result's after the other's.
+        """
+        device = self.processes.device
+        packed = pack(list(requests), self.codec, self.codec.config.position, len(asks) // len(requests))
+        rows, (features, context, _) = packed.rows, conditions(packed, device)
+        prefix, noisy = (where.nonzero()[:, 0] for where in (before_target(rows), rows.noisy))
+        x, times = (torch.cat(parts).to(device) for parts in ([a.x for a in asks], [a.times for a in asks]))
+        caches = dict[Lance, Cache]()
+        found = dict[str, Tensor]()
+        with autocast(self.stage.dtype, device):
+            for weights in ("new", *self.others):
+                policy = self._policy(weights)
+                with torch.no_grad():
+                    if policy.reads not in caches:
+                        caches[policy.reads] = prefill(policy.reads, packed, prefix, (features, context)).cache
+                with torch.set_grad_enabled(weights == "new"):
+                    layout = policy.lance.layout(rows.at(noisy), caches[policy.reads])
+                    _, gen = policy.lance(layout, latents=x, times=times, cache=caches[policy.reads])
+                    found[weights] = policy.lance.velocity(gen).float()
+        return found
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Practice]) -> dict[str, float]:  # type: ignore[override]
+        """Return the mean scores of held-out requests."""
+        told = [(0, one) for batch in batches for one in batch.scored()]
+        everyone = [part for parts in self.processes.gather(told) for part in parts]
+        values, _ = self._noted([(n, one) for n, (_, one) in enumerate(everyone)])
+        return {f"validation_{name}": value for name, value in values.items() if name != "results"}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds, the other weights that move with it."""
+        live = {n for n, p in self.learner.lance.named_parameters() if p.requires_grad}
+        moving = {name: lance for name, lance in self.others.items() if name != "reference"}
+        held = [(w, n, p.detach()) for w, lance in moving.items() for n, p in lance.named_parameters()]
+        return super().tensors() | {f"{w}/{n}": p for w, n, p in held if n in live}
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"mute": self.mute}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.mute = state["mute"]
+
+
+def _frozen(lance: Lance) -> Lance:
+    for name, p in lance.named_parameters():
+        if is_generation(name):
+            p.requires_grad_(False)
+    return lance
+
+
+def table_of(told: Sequence[tuple[int, Score | None]]) -> tuple[dict[str, Tensor], Tensor]:
+    """Make a table of scores: (R,) per fact, nan where a group does not have it, and (R,) the groups."""
+    names = sorted({name for _, score in told if score is not None for name in score.facts})
+    rows = [score.facts for _, score in told if score is not None]
+    weights = {name: w for _, score in told if score is not None for name, w in score.weights.items()}
+    table = {n: torch.tensor([float(row.get(n, float("nan"))) * weights[n] for row in rows]) for n in names}
+    return table, torch.tensor([group for group, _ in told])
