@@ -34,12 +34,12 @@ from openlance.config.values import read_text
 from openlance.eval.suite import row
 from openlance.inference.auto import regions
 from openlance.media import Clip, as_clip
+from openlance.rl.rewards.ocr import rapid_ocr
 from openlance.sequence import tasks
 from toyworld.clip_edits import CLIP_EDITS, judge_clip_edit
 from toyworld.edits import KINDS
 from toyworld.judge_edits import judge_edit
 from toyworld.questions import iou
-from toyworld.read_text import reader
 from toyworld.render import pixel_box
 from toyworld.scene import Scene
 from toyworld.suites.asked import Asked
@@ -76,7 +76,7 @@ def rounds(clips: bool, seed: int, samples: int, size: int, only: str = "all") -
 
 def run(args: argparse.Namespace) -> None:
     pipe, kind_of_judge = openlance.load(args.model), judge_clip_edit if args.clips else judge_edit
-    reader()
+    rapid_ocr()  # says now that it is missing
     done = {line["round"] for line in recorded(args.records)}
     for n, made in enumerate(rounds(args.clips, args.seed, args.samples, args.size, args.only)):
         if n in done or n % args.of != args.part:
@@ -101,12 +101,12 @@ def run(args: argparse.Namespace) -> None:
             }  # fmt: skip
             for way, (seconds, results) in found.items():
                 pixels = results[k].pixels if args.clips else results[k].pixels[0]
-                verdict, own = kind_of_judge(edit, sources[k], pixels), results[k].verdict
+                verdict, own = kind_of_judge(edit, sources[k], pixels), results[k].made.settings.get("check")
                 line[way] = {"asked": verdict.asked, "kept": verdict.kept, "seconds": seconds / len(made)}
                 if way != "none":
                     line["region"] = results[k].made.region
                 if own is not None:
-                    line[way] |= {"draw": own.draw, "draws": own.draws, "facts": own.facts, "fine": own.fine}
+                    line[way] |= {name: own[name] for name in ("draw", "draws", "facts", "fine")}
             record(args.records, line)
 
 

@@ -144,7 +144,7 @@ def test_a_result_goes_on_to_an_edit_and_to_the_dialogue(visit):
 def test_what_is_not_painted_stays_and_the_verdict_is_shown(visit, shot):
     page = visit()
     page.get_by_role("tab", name="Create").click()
-    fill(page, "#create-tab", Seed="7", **{"Draws at most": "2"})
+    fill(page, "#create-tab", Seed="7", Steps="2", **{"Draws at most": "2"})
     page.click("#create")
     page.get_by_role("button", name="Edit this").click()
     expect(page.locator("#stage figcaption")).to_contain_text("Checked: ")

@@ -25,7 +25,7 @@ from openlance.serve.app import JSONLines
 from openlance.serve.config import ServeConfig
 from openlance.serve.failures import Failure
 from openlance.serve.metrics import Metrics
-from openlance.serve.store import Store
+from openlance.serve.store import Job, Store
 from openlance.serve.worker import Item, Piece, Step, Worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -276,6 +276,19 @@ def test_a_killed_server_loses_nothing_that_was_done(pipe, serving, tmp_path):
         assert jobs[killed]["error"]["code"] == "server_restarted" and jobs[done.id]["status"] == "completed"
         assert httpx2.get(f"{server.url}/v1/videos/{done.id}/content").content == content
         assert not (tmp_path / "files" / "orphan.mp4").exists()
+
+
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
+    """Its jobs say nothing of checks."""
+    store = Store(ServeConfig(folder=tmp_path))
+    store.add(Job(id="video_a", model="nano", prompt="a", num_frames=5, width=32, height=32, seed=3))
+    store.db.execute("ALTER TABLE jobs DROP COLUMN verdict")
+    store.close()
+    store = Store(ServeConfig(folder=tmp_path))
+    store.add(Job(id="video_b", model="nano", prompt="b", num_frames=5, width=32, height=32, seed=3))
+    store.complete("video_b", {"mp4": b"x"}, 4, "{}")
+    assert (store.job("video_a").verdict, store.job("video_b").verdict, store.job("video_b").seed) == (None, "{}", 4)
+    store.close()
 
 
 def test_files_go_by_age_and_by_bytes_the_oldest_first(tmp_path):
