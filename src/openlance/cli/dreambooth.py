@@ -46,7 +46,7 @@ def samples(data: Path, prompt: str, class_prompt: str, count: int, model: str, 
     if processes.leads:
         prior = _drawn(class_prompt, count, model, out / "prior") if count else []
         repeats = max(1, round(len(prior) / len(own)))
-        rows = own * repeats + [{"file_name": str(file.resolve()), "text": class_prompt} for file in prior]
+        rows = own * repeats + [{"file_name": f"prior/{file.name}", "text": class_prompt} for file in prior]
         with atomic_path(listed) as path:
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     processes.wait()

@@ -211,7 +211,7 @@ def dreambooth(
     class_images: Annotated[int, Option(min=0, help="Results for the class to train on beside it; 0: none.")] = 100,
     model: Annotated[str, Option(help="nano or a folder with weights.")] = "nano",
     steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 100,
-    lr: Annotated[float, Option(help="Learning rate.")] = 1e-3,
+    lr: Annotated[float, Option(help="Learning rate.")] = 2e-3,
     rank: Annotated[int | None, Option(min=1, help="Rank of the adapter.  \\[default: 16]")] = None,
     seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
     settings: Set = None,
