@@ -122,7 +122,7 @@ def roll(
 def given_rows(request: Segments) -> int:
     """Count the leading latents of a request's target that are known."""
     known = request[-1].given
-    return 0 if known is None else math.prod(known.shape[:3])
+    return math.prod(known.shape[:3]) if isinstance(known, Tensor) else 0
 
 
 def _transitions(recorder: _Recorder, number: int, result: Result) -> tuple[Transition, ...]:
