@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from openlance.config.sampling import GenerationConfig
 from openlance.errors import UserError
 from openlance.runtime.components import load_lance
 from openlance.runtime.distributed import Distributed
@@ -15,7 +16,7 @@ def test_an_exported_model_is_the_averaged_one_under_released_names(worker, tmp_
     _, run = worker.trained(Distributed(), worker.STAGE, 2)
     base = Base(
         beside=(tmp_path / "none", tmp_path / "base" / "tokenizer.json"), config=worker.CONFIG,
-        codec=worker.codec(), style=worker.STYLE,
+        codec=worker.codec(), defaults=GenerationConfig(style=worker.STYLE),
         learner=run.learner, vae=worker.MeanColor(),
     )  # fmt: skip
     (tmp_path / "base").mkdir()

@@ -4,7 +4,7 @@ openlance data inspect pictures                          # a table, the task tha
 openlance data inspect llava.json --task x2t_image -o sheet.html
 openlance data inspect "{path: 'hf:someone/pairs', config: large}" --json
 
-`openlance data prompts -o prompts.jsonl`: prompts that ask for texts in pictures, for rewards that read them.
+`openlance data prompts -o prompts.jsonl`: prompts that ask for texts in images, for rewards that read them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def prompts(
     seed: Annotated[int, Option(min=0, help="Other seeds, other prompts.")] = 0,
     language: Annotated[str, Option(help="en, zh, or en+zh in turn.")] = "en",
 ) -> None:
-    """Write prompts that ask for texts in pictures, for the reward ocr."""
+    """Write prompts that ask for texts in images, for the reward ocr."""
     from dataclasses import asdict
 
     from openlance.media.files import atomic_path
