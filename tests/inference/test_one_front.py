@@ -247,7 +247,8 @@ def test_every_entry_point_is_among_these(checkpoint):
     assert len(chat.app.registered_commands) == 1
     assert {spec.template.__name__ for spec in TASKS.values()} >= TALKED
     front = {name for name in vars(Front) if not name.startswith("_")}
-    assert front - {"transform", "style", "num_frames", "fitted"} == {"request", "sample"}
+    # A sample is what is shown and what is worded, between which training may keep what it made.
+    assert front - {"transform", "style", "num_frames", "fitted", "shown", "worded"} == {"request", "sample"}
 
 
 def test_a_chat_says_what_the_dialogue_says(pipe, monkeypatch, tmp_path):
