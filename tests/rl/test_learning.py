@@ -128,6 +128,22 @@ def test_a_reward_that_fails_drops_the_group_and_is_counted(tmp_path, settings):
     assert row["dropped"] == 1.0 and row["groups"] >= 1
 
 
+def test_probes_count_in_the_log_where_their_rewards_do_not_differ(tmp_path, settings):
+    (tmp_path / "stars.py").write_text(
+        "calls = []\ndef score(prompt, image):\n    calls.append(1)\n"
+        "    return len(calls) / 100 if 'star' in prompt else -1.0\n"
+    )
+    how = replace(RL, rewards={f"{tmp_path / 'stars.py'}:score": 1.0}, probes=2)
+    run_stage(
+        replace(STAGE, steps=1, rl=how, pack_tokens=(150, 190), max_sample_tokens=100), settings(tmp_path / "run")
+    )
+    [row] = rows_of(tmp_path / "run")
+    requests = row["results"] / 4 / (1 - row["mute"])
+    assert requests == pytest.approx(round(requests)) and round(requests) > 1
+    # Two probes of every request, of which those without a star have -1.
+    assert -1 < row["reward"] < -row["mute"] + 1 and 0 < row["mute"] < 1
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -69,6 +69,7 @@ class Practice:
         requests: Of each result, its media in model space.
         groups: Of each result, a number that no other request of the round has.
         parts: The results.
+        probed: Scores of the probes of all requests, those too whose results did not differ; None without probes.
         lesson: Some of the samples as they are, for the usual loss.
         seconds: That drawing took, and waiting for probes to be scored.
     """
@@ -77,6 +78,7 @@ class Practice:
     requests: list[Segments]
     groups: list[int]
     parts: list[Part]
+    probed: list[Score | None] | None
     lesson: Batch | None
     seconds: dict[str, float]
 
@@ -144,6 +146,7 @@ class Rollouts(Preparer):
             ]
             return Part([n for n, _ in places], results, pool.submit(seen))
 
+        scores = None
         if not (self.run.objective.samples or validates):
             parts = [self._true(samples)]
         elif not how.probes or validates:
@@ -160,8 +163,8 @@ class Rollouts(Preparer):
             lesson = self.usual(samples[:count], number_of_pack)
         numbers = [n for part in parts for n in part.numbers]
         return Practice(
-            ids=[s.id for s in samples], requests=[requests[n] for n in numbers], parts=parts, lesson=lesson,
-            groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
+            ids=[s.id for s in samples], requests=[requests[n] for n in numbers], parts=parts, probed=scores,
+            lesson=lesson, groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
             seconds={"rollout": time.monotonic() - began - waited, "reward": waited},
         )  # fmt: skip
 

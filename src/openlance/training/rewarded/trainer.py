@@ -105,7 +105,13 @@ class RewardTrainer(Trainer):
         told = [one for some in scores for one in some]
         everyone = [part for parts in self.processes.gather(list(zip(groups, told))) for part in parts]
         first = sum(len(found) for found in self.processes.gather([0] * len(told))[: self.processes.rank])
-        values, sound = self._noted(everyone)
+        shown = [
+            one for batch, some in zip(batches, scores) for one in (some if batch.probed is None else batch.probed)
+        ]
+        values = noted([one for part in self.processes.gather(shown) for one in part])
+        broken = {group for group, score in everyone if score is None}
+        sound = [n for n, (group, _) in enumerate(everyone) if group not in broken]
+        values |= {"results": float(len(everyone)), "dropped": float(len(broken))}
         generator = Generator().manual_seed(self.stage.seed * 1_000_003 + self.step)
         asks, own = list[list[Ask]](), list[int]()
         if sound:
@@ -113,7 +119,9 @@ class RewardTrainer(Trainer):
             if self.how.shuffle:
                 rewards = shuffled(rewards, numbered, generator)
             scored = self.objective.select(rewards, numbered, generator)
-            values |= scored.statistics
+            speaking = scored.statistics["groups"] * (1 - scored.statistics["mute"])
+            requested = sum(self.processes.gather(sum(len(batch.ids) for batch in batches)))
+            values |= scored.statistics | {"mute": 1 - speaking / requested}
             results = [result for batch in batches for result in batch.results]
             for place, advantage in zip(scored.kept.tolist(), scored.advantages.tolist()):
                 n = sound[place]
@@ -125,32 +133,19 @@ class RewardTrainer(Trainer):
         requests = [request for batch in batches for request in batch.requests]
         lessons = [batch.lesson for batch in batches if batch.lesson is not None]
         learned = self._updates(asks, own, requests, lessons)
-        self._follow("old", self.step)
-        self.step += 1
+        finite = learned.pop("finite", 1.0) > 0
+        if finite:
+            self._follow("old", self.step)
+            self.step += 1
         seconds = {f"{name}_seconds": sum(b.seconds[name] for b in batches) for name in ("rollout", "reward")}
         seconds["reward_seconds"] += waited
         seconds["update_seconds"] = time.monotonic() - began - waited
-        finite = learned.pop("finite", 1.0) > 0
         return Outcome(values | learned | seconds, finite, [] if finite else [i for b in batches for i in b.ids])
 
     def _asks(self, result: Result, advantage: float, group: int) -> list[Ask]:
         # The results of a group get the same times and noise, so that they differ in nothing else.
         seed = ((self.stage.seed * 1_000_003 + self.step) * GROUPS + group) % 2**63
         return self.objective.asks(result, advantage, Generator().manual_seed(seed))
-
-    def _noted(self, told: list[tuple[int, Score | None]]) -> tuple[dict[str, float], list[int]]:
-        """What a log shows of the scores, and the results of groups that were all scored."""
-        broken = {group for group, score in told if score is None}
-        sound = [n for n, (group, _) in enumerate(told) if group not in broken]
-        good = [told[n][1] for n in sound]
-        totals = [score.total for score in good if score is not None]
-        values = {"reward": sum(totals) / max(len(totals), 1), "results": float(len(told))}
-        values["dropped"] = float(len(broken))
-        names = {name for score in good if score is not None for name in score.facts}
-        for name in sorted(names):
-            some = [score.facts[name] for score in good if score is not None and name in score.facts]
-            values[f"reward/{name}"] = sum(some) / len(some)
-        return values, sound
 
     def _check_spread(self, values: Mapping[str, float]) -> None:
         if self.mute >= self.how.patience:
@@ -165,7 +160,7 @@ class RewardTrainer(Trainer):
         self, asks: list[list[Ask]], own: list[int], requests: list[Segments], lessons: list[Batch]
     ) -> dict[str, float]:
         """All updates of a round. asks: of every result that is learned from, empty where another process has it."""
-        noted = list[dict[str, float]]()
+        done = list[dict[str, float]]()
         for update in range(self.how.updates):
             chosen = range(update, len(asks), self.how.updates)
             mine = [(requests[own[n]], asks[n]) for n in chosen if asks[n]]
@@ -175,7 +170,7 @@ class RewardTrainer(Trainer):
                 found["supervised"] = self._supervise(lessons)
             sum_gradients(self.processes, self.learner)
             found = self._mean(found, count)
-            stays = not (self.how.trust and noted and "error" in found and trust(found) > self.how.trust)
+            stays = not (self.how.trust and done and "error" in found and trust(found) > self.how.trust)
             norm = full(nn.utils.clip_grad_norm_(self.learner.parameters(), self.stage.max_norm))
             found |= {"norm": float(norm), "lr": self.stage.rate(self.step)}
             finite = bool(norm.isfinite())
@@ -184,15 +179,15 @@ class RewardTrainer(Trainer):
                 self.ema.update(self.learner)
                 self._follow("average", self.step * self.how.updates + update)
             self.optimizer.zero_grad()
-            noted.append(found)
+            done.append(found)
             if not finite:
                 return {**found, "finite": 0.0}
             if not stays:
                 break
-        names = dict.fromkeys(name for found in noted for name in found)
-        each = {name: [found[name] for found in noted if name in found] for name in names}
+        names = dict.fromkeys(name for found in done for name in found)
+        each = {name: [found[name] for found in done if name in found] for name in names}
         means = {name: sum(some) / len(some) for name, some in each.items()}
-        return {"loss": 0.0, **means, "updates": float(len(noted))}
+        return {"loss": 0.0, **means, "updates": float(len(done))}
 
     def _backward(self, mine: list[tuple[Segments, list[Ask]]], count: float) -> dict[str, float]:
         """Gradients of the mean loss over all asks of all processes; sums of the statistics of this one's."""
@@ -267,10 +262,9 @@ class RewardTrainer(Trainer):
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Practice]) -> dict[str, float]:  # type: ignore[override]
         """Return the mean scores of held-out requests."""
-        told = [(0, one) for batch in batches for one in batch.scored()]
-        everyone = [part for parts in self.processes.gather(told) for part in parts]
-        values, _ = self._noted([(n, one) for n, (_, one) in enumerate(everyone)])
-        return {f"validation_{name}": value for name, value in values.items() if name != "results"}
+        told = [one for batch in batches for one in batch.scored()]
+        values = noted([one for part in self.processes.gather(told) for one in part])
+        return {f"validation_{name}": value for name, value in values.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds, the other weights that move with it."""
@@ -292,6 +286,16 @@ def _frozen(lance: Lance) -> Lance:
         if is_generation(name):
             p.requires_grad_(False)
     return lance
+
+
+def noted(scores: Sequence[Score | None]) -> dict[str, float]:
+    """Return what a log shows of scores: the mean of their totals, and of each fact where it is told."""
+    good = [score for score in scores if score is not None]
+    values = {"reward": sum(score.total for score in good) / max(len(good), 1)}
+    for name in sorted({name for score in good for name in score.facts}):
+        some = [score.facts[name] for score in good if name in score.facts]
+        values[f"reward/{name}"] = sum(some) / len(some)
+    return values
 
 
 def table_of(told: Sequence[tuple[int, Score | None]]) -> tuple[dict[str, Tensor], Tensor]:
