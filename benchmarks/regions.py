@@ -66,9 +66,9 @@ def meant(before: Scene, after: Scene, size: int) -> list[list[float]]:
 
 
 def rounds(clips: bool, seed: int, samples: int, size: int, only: str = "all") -> Iterator[list[tuple[str, Any]]]:
-    """One edit of every kind at a time; only: all, or local."""
+    """One edit of every kind at a time; only: all, local, or other."""
     asked = Asked(samples=samples, seed=seed, placement="free", height=size, width=size)
-    kinds = [kind for kind in (CLIP_EDITS if clips else KINDS) if only == "all" or kind in LOCAL]
+    kinds = [kind for kind in (CLIP_EDITS if clips else KINDS) if only == "all" or (kind in LOCAL) == (only == "local")]
     makers = {kind: (clip_edits if clips else edits)(kind, asked) for kind in kinds}
     for _ in range(samples):
         yield [(kind, next(maker)) for kind, maker in makers.items()]
@@ -291,7 +291,7 @@ def main() -> None:
     go.add_argument("--model", default="nano")
     go.add_argument("--clips", action="store_true")
     go.add_argument("--ways", nargs="+", choices=list(WAYS), default=["none", "auto"])
-    go.add_argument("--only", choices=("all", "local"), default="all", help="kinds")
+    go.add_argument("--only", choices=("all", "local", "other"), default="all", help="kinds")
     go.add_argument("--samples", type=int, default=80, help="of every kind")
     go.add_argument("--seed", type=int, default=2027)
     go.add_argument("--size", type=int, default=64)
