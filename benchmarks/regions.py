@@ -209,7 +209,7 @@ def report(args: argparse.Namespace) -> None:
             groups = {kind: some for kind, some in groups.items() if len(some) >= LEAST}
             local, others = [x for x in there if x["here"]], [x for x in there if not x["here"]]
             groups |= {"the six local kinds": local} | ({"all kinds": there} if others else {})
-            own[way] = {name: compared(some, way) for name, some in groups.items()}
+            own[way] = {name: compared(some, way) for name, some in groups.items() if some}
             text += table(own[way], way) + "\n"
         own["locating"] = locating([line for line in mine if "auto" in line])
         text += told(own["locating"]) + "\n"
