@@ -151,8 +151,8 @@ def prepare(
         run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
         take_over(run, before)
-    if isinstance(run, RewardTrainer):
-        run.remember()
+        if isinstance(run, RewardTrainer):
+            run.remember()  # what was taken over is the start
     # What may be kept is encoded alone, since beside others it differs in the last bit.
     together = TOGETHER if all(isinstance(source, Endless) for source in sources.values()) else 0
     encode, device = MediaEncoder(lambda _: base.learner.vit, lambda: vae, together=together), processes.device
