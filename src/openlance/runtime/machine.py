@@ -15,7 +15,7 @@ import torch
 from openlance.config.versions import versions
 
 M_ARENA_MAX, ARENAS = -8, 2  # the first is glibc's (malloc.h)
-KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", 256  # oneDNN's, and enough for encoder and decoder in a few sizes
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 128, "LRU_CACHE_CAPACITY": 128}  # oneDNN's own, and PyTorch's for oneDNN
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -59,11 +59,13 @@ def peak(device: torch.device) -> int | None:
 def steady_memory() -> None:
     """Keep a process that runs for long from growing, before it has threads or computes anything.
 
-    On a CPU oneDNN keeps up to 1024 compiled kernels, one for each convolution and shape of its inputs, of up to half a
-    megabyte (measured): as batches and sizes vary, that takes hours to fill. And glibc makes up to eight arenas for
-    each core and never gives one back: where threads come and go, each grows to the most that any has ever held.
+    On a CPU oneDNN and PyTorch's layer above it keep up to 1024 compiled kernels each, one for each convolution or
+    product and shape of its inputs, of up to half a megabyte (measured): as batches and sizes vary, that takes hours to
+    fill. And glibc makes up to eight arenas for each core and never gives one back: where threads come and go, each
+    grows to the most that any has ever held.
     """
-    os.environ.setdefault(*map(str, KERNELS))
+    for name, kernels in KERNELS.items():  # which both read once, with the first product
+        os.environ.setdefault(name, str(kernels))
     with suppress(OSError, AttributeError, TypeError):  # other systems have no such function
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
