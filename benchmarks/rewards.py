@@ -15,7 +15,7 @@ from pathlib import Path
 from common import RESULTS, markdown, write_results
 
 from openlance.checkpoint.formats import folder_of
-from openlance.config.train import Rewarding, Stage
+from openlance.config.train import UNDERSTANDING, Rewarding, Stage
 from openlance.training.curves import drawing, line_of
 from openlance.training.files import Settings, read_log
 from openlance.training.run import run_stage
@@ -27,6 +27,7 @@ RL = Rewarding(
 STAGE = Stage(
     name="redness", steps=40, lr=1e-3, eps=1e-12, betas=(0.9, 0.99), ema=0.0, text_weight=0.0, mixture={"t2i": 1.0},
     source="world", pack_tokens=(450, 600), max_sample_tokens=200, dtype="auto", rl=RL, sides=(64, 64),
+    frozen=UNDERSTANDING,
 )  # fmt: skip
 # Deviations of redness inside a request are near 0.1, so advantages are divided by them.
 RUNS: dict[str, Rewarding] = {
@@ -66,7 +67,7 @@ def main() -> None:
     path = write_results(
         "rewards", {"rounds": args.rounds, "runs": data}, f"{per}.\n\n" + markdown(columns, rows), args.out
     )
-    path.with_suffix(".svg").write_text(drawing(lines, args.rounds), encoding="utf-8")
+    path.with_suffix(".svg").write_text(drawing([lines], args.rounds), encoding="utf-8")
     path.write_text(
         path.read_text(encoding="utf-8") + f"\n![Redness over the rounds]({path.stem}.svg)\n", encoding="utf-8"
     )

@@ -15,10 +15,11 @@ import torch
 
 import openlance
 from openlance.checkpoint.adapters import Update
+from openlance.config.lora import Lora
 from openlance.config.sampling import LARGEST_SEED, RANGES, Decoding, Sampling
 from openlance.errors import UserError
 from openlance.media.clip import Clip
-from openlance.model.lora import Lora, write_adapter
+from openlance.model.lora import write_adapter
 
 PACKAGE = Path(__file__).parents[2] / "integrations" / "comfyui"
 WORKFLOWS = {path.stem: json.loads(path.read_text("utf-8")) for path in PACKAGE.glob("example_workflows/*.json")}

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from openlance.checkpoint.adapters import CONFIG
+from openlance.config.lora import Lora
 from openlance.errors import UserError
-from openlance.model.lora import Lora, inject, read_adapter, trained, write_adapter
+from openlance.model.lora import inject, read_adapter, trained, write_adapter
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Advantages: what each result counts, and which are left out."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openlance.errors import UserError
-from openlance.rl.advantages import Advantages, Best, Everything, mixed, shuffled
+from openlance.rl.advantages import Advantages, Best, Everything, expected_best, mixed, shuffled
 
 RARE = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])  # one of eight is right
 
@@ -27,6 +28,16 @@ def test_without_a_deviation_a_rare_success_keeps_its_weight():
     assert float(whole[0]) == pytest.approx(2.65, abs=0.01) and float(whole.sum()) == pytest.approx(0, abs=1e-5)
     assert 1 - float(clipped[0] / whole[0]) == pytest.approx(0.62, abs=0.005)
     assert float(clipped.sum()) == pytest.approx(-1.65, abs=0.01)
+
+
+@pytest.mark.parametrize("values", [[1, 0, 0, 1, 0], [0.5, -1.0, 2.0, 0.25, 0.5]])
+def test_the_expected_best_is_the_mean_over_all_choices(values):
+    for k in range(1, len(values) + 1):
+        choices = [max(some) for some in itertools.combinations(values, k)]
+        assert expected_best(values, k) == pytest.approx(sum(choices) / len(choices))
+    right = sum(values)
+    if set(values) <= {0, 1}:  # pass@k
+        assert expected_best(values, 2) == pytest.approx(1 - math.comb(5 - right, 2) / math.comb(5, 2))
 
 
 def test_deviations_of_groups_and_of_the_round():

@@ -1,35 +1,48 @@
 """Rounds of rollouts, rewards and updates on nano itself, in small pictures of a few prompts."""
 
+import copy
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from openlance.checkpoint.formats import folder_of
-from openlance.config.train import Resolution, Rewarding, Stage, dump
+from openlance.config.lora import Lora
+from openlance.config.train import UNDERSTANDING, Resolution, Rewarding, Stage, dump
 from openlance.errors import UserError
 from openlance.flow.stochastic import STOCHASTIC
-from openlance.model.lance import own_generation
+from openlance.inference.visual import conditions, rows_of_target
+from openlance.media.clip import Clip
+from openlance.model.lance import is_generation, own_generation
+from openlance.model.lora import inject
+from openlance.rl.results import Result
 from openlance.rl.rollout import Exploring, roll
+from openlance.runtime.media_encoder import MediaEncoder
+from openlance.sequence import tasks
+from openlance.sequence.pack import pack
 from openlance.sequence.segment import roles_of
 from openlance.training.files import Settings
 from openlance.training.rewarded.trainer import RewardTrainer
-from openlance.training.run import run_stage
+from openlance.training.run import replay_step, run_stage
 from openlance.training.start import open_base
 
 RL = Rewarding(rewards={"redness": 1.0}, objective="nft", group=4, num_inference_steps=3, times=(6, 1, 2, 2))
 STAGE = Stage(
     name="rl", scale="nano", steps=2, lr=3e-4, eps=1e-12, betas=(0.9, 0.99), ema=0.0, text_weight=0.0,
     mixture={"t2i": 1.0}, source="world", pack_tokens=(60, 100), max_sample_tokens=100, dtype="float32", rl=RL,
-    max_frames=5, resolutions=(Resolution(image=(32, 32), video=(32, 32)),),
+    max_frames=5, resolutions=(Resolution(image=(32, 32), video=(32, 32)),), frozen=UNDERSTANDING,
 )  # fmt: skip
+# What may learn, as a stage says it.
+LEARNS = {"generation": {}, "everything": {"frozen": ("vit",)}, "adapter": {"frozen": ("vit",), "lora": Lora(rank=2)}}
 PROMPTS = ("a red circle", "two stars", "a blue square", "a ring above a cross", "a yellow triangle")
 
 
@@ -57,56 +70,133 @@ def requests(base):
     import openlance
 
     pipe = openlance.load("nano")
-    from openlance.sequence import tasks
-
     words = ("a red circle", "two blue squares", "a yellow star left of a green ring")
     return [tasks.text_to_visual(text, [], (1, size, 64)) for text, size in zip(words, (64, 32, 64))], pipe
 
 
-@pytest.mark.parametrize("objective", ["nft", "grpo", "awm"])
-def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, settings, objective):
+@pytest.mark.parametrize(
+    ("objective", "learns"), [("nft", "generation"), ("grpo", "everything"), ("awm", "adapter")]
+)  # fmt: skip
+def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, settings, objective, learns):
     how = replace(RL, objective=objective, probes=2, window_size=1, updates=2)
-    stage = replace(STAGE, rl=how)
+    stage = replace(STAGE, rl=how, **LEARNS[learns])
     whole = run_stage(stage, settings(tmp_path / "whole"))
     run_stage(replace(stage, steps=1), settings(tmp_path / "cut"))
     cut = run_stage(stage, settings(tmp_path / "cut"))
-    assert (whole / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
+    name = "adapter_model.safetensors" if learns == "adapter" else "model.safetensors"
+    assert (whole / name).read_bytes() == (cut / name).read_bytes()
     assert [row["step"] for row in rows_of(tmp_path / "whole")] == [1, 2]
+    if objective == "nft":
+        row, again = rows_of(tmp_path / "whole")[1], replay_step(tmp_path / "cut", 1)
+        assert again["reward"] == pytest.approx(row["reward"], abs=1e-5)
+        assert statistics.fmean(again["samples"].values()) == pytest.approx(row["reward"], abs=1e-5)
+    learned = load_file(whole / name)
+    if learns == "adapter":
+        sides = {side: [t for n, t in learned.items() if f".{side}." in n and "lora_B" in n] for side in ("und", "gen")}
+        assert all(any(t.any() for t in some) for some in sides.values())
+        return
     begun = load_file(folder_of("nano") / "model.safetensors")
-    changed = {n for n, t in load_file(whole / "model.safetensors").items() if not torch.equal(t, begun[n])}
-    assert changed and all("moe_gen" in n or "time" in n or "vae2llm" in n or "llm2vae" in n for n in changed)
+    changed = {n for n, t in learned.items() if not torch.equal(t, begun[n])}
+    of_generation = {n for n in changed if "moe_gen" in n or "time" in n or "vae2llm" in n or "llm2vae" in n}
+    assert of_generation and (changed == of_generation) == (learns == "generation")
 
 
-@pytest.mark.parametrize("kind", sorted(STOCHASTIC))
-@pytest.mark.parametrize("own", [False, True], ids=["one decoder", "own generation side"])
-def test_steps_are_as_likely_as_they_were_when_they_were_drawn(base, requests, kind, own):
+@pytest.mark.parametrize(
+    ("kind", "learns"),
+    [*((kind, "generation") for kind in sorted(STOCHASTIC)), ("sde", "beside"), ("sde", "everything"),
+     ("cps", "adapter")],
+)  # fmt: skip
+def test_steps_are_as_likely_as_they_were_when_they_were_drawn(base, requests, kind, learns):
     """Unchanged weights give every step the probability that the rollout noted: in a batch, with cached conditions."""
     texts, pipe = requests
-    lance = base.learner.lance
-    start = lance
-    base.learner.lance = own_generation(lance) if own else lance
-    try:
-        stage = replace(STAGE, rl=replace(RL, objective="grpo"))
-        run = RewardTrainer(stage, base.learner, base.codec, reads=start if own else None)
-        sampling = replace(
-            pipe.defaults.sampling_for(roles_of(texts)), num_inference_steps=4, distilled=own, guidance_scale=1.0
-        )
-        exploring = Exploring(kind=STOCHASTIC[kind](noise=0.5), steps=range(1, 3))
-        results = roll(run.drawing, base.codec, texts, sampling, [1, 2, 3], exploring)
-        alone = roll(run.drawing, base.codec, texts[1:2], sampling, [2], exploring)
-        torch.testing.assert_close(results[1].clean, alone[0].clean, atol=1e-4, rtol=1e-4)
-        generator = torch.Generator().manual_seed(0)
-        asks = [ask for result in results for ask in run.objective.asks(result, 1.0, generator)]
-        loss = run.objective.loss(asks, run.velocities(texts, asks))
-        assert loss.statistics["ratio"] == pytest.approx(1, abs=1e-5) and loss.statistics["off"] < 1e-5
-        loss.per_ask.mean().backward()
-        slope = [
-            p.grad.abs().sum() for n, p in base.learner.lance.named_parameters() if p.grad is not None and ".gen." in n
-        ]
-        assert sum(slope) > 0
-    finally:
-        base.learner.lance = lance
-        base.learner.zero_grad()
+    learner, own = copy.deepcopy(base.learner), learns == "beside"
+    start = learner.lance
+    if own:
+        learner.lance = own_generation(start.requires_grad_(False))
+    stage = replace(STAGE, rl=replace(RL, objective="grpo", settings={"kl": 0.1}), **LEARNS.get(learns, {}))
+    if stage.lora is not None:
+        inject(start, stage.lora)
+        for name, p in start.named_parameters():  # one that has learned something
+            if name.endswith("lora_B"):
+                torch.nn.init.normal_(p, std=0.1)
+    run = RewardTrainer(stage, learner, base.codec, reads=start if own else None)
+    sampling = replace(
+        pipe.defaults.sampling_for(roles_of(texts)), num_inference_steps=4, distilled=own, guidance_scale=1.0
+    )
+    exploring = Exploring(kind=STOCHASTIC[kind](noise=0.5), steps=range(1, 3))
+    results = roll(run.drawing, base.codec, texts, sampling, [1, 2, 3], exploring)
+    alone = roll(run.drawing, base.codec, texts[1:2], sampling, [2], exploring)
+    torch.testing.assert_close(results[1].clean, alone[0].clean, atol=1e-4, rtol=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    asks = [ask for result in results for ask in run.objective.asks(result, 1.0, generator)]
+    loss = run.objective.loss(asks, run.velocities(texts, asks))
+    assert loss.statistics["ratio"] == pytest.approx(1, abs=1e-5) and loss.statistics["off"] < 1e-5
+    assert loss.statistics["kl"] < 1e-8  # the reference is the start, adapter and all
+    loss.per_ask.mean().backward()
+    slopes = {n: float(p.grad.abs().sum()) for n, p in learner.lance.named_parameters() if p.grad is not None}
+    assert sum(slopes.values()) > 0
+    assert any(slope for n, slope in slopes.items() if not is_generation(n)) == (learns in ("everything", "adapter"))
+    if learns == "adapter":
+        assert all("lora" in n for n in slopes)
+
+
+@pytest.mark.parametrize("learns", LEARNS)
+def test_conditions_carry_the_gradient_of_one_pass_over_everything(base, learns):
+    """Cached conditions, shared by the noise samples of a target, are as good as a pass over all rows at once."""
+    learner = copy.deepcopy(base.learner)
+    stage = replace(STAGE, rl=replace(RL, settings={"square": 0.0}), **LEARNS[learns])
+    if stage.lora is not None:
+        inject(learner.lance, stage.lora)
+        for name, p in learner.lance.named_parameters():
+            if name.endswith("lora_B"):
+                torch.nn.init.normal_(p, std=0.1)
+    run = RewardTrainer(stage, learner, base.codec)
+    picture = Clip(np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), dtype=np.uint8))
+    wanted = [
+        tasks.edit("make it blue", [tasks.Views(picture, picture)], (1, 32, 32)),
+        tasks.text_to_visual("a red circle", [], (1, 32, 32)),
+    ]
+    with torch.no_grad():
+        texts = MediaEncoder(lambda _: learner.vit, lambda: base.vae)(wanted)
+    generator, channels = torch.Generator().manual_seed(0), base.config.latent_channels
+    results = [Result(clean=torch.randn(rows_of_target(r, base.codec), channels, generator=generator)) for r in texts]
+    asks = [ask for result in results for ask in run.objective.asks(result, 1.0, generator)]
+    found = run.velocities(texts, asks)
+    (found["new"] * found["old"]).sum().backward()
+    mine = {n: p.grad.clone() for n, p in learner.lance.named_parameters() if p.grad is not None}
+    learner.zero_grad()
+
+    packed = pack(texts, base.codec, base.config.position, len(asks) // len(texts))
+    features, context, _ = conditions(packed, torch.device("cpu"))
+    noisy = packed.rows.noisy[packed.rows.is_latent]
+    latents, times = torch.zeros(len(noisy), channels), torch.zeros(len(noisy))
+    latents[noisy], latents[~noisy] = torch.cat([a.x for a in asks]), context
+    times[noisy] = torch.cat([a.times for a in asks])
+    lance = learner.lance
+    _, gen = lance(lance.layout(packed.rows), patches=features, latents=latents, times=times)
+    velocities = lance.velocity(gen)[noisy]
+    torch.testing.assert_close(found["new"], velocities, atol=1e-4, rtol=1e-4)
+    (velocities * found["old"]).sum().backward()
+    theirs = {n: p.grad for n, p in lance.named_parameters() if p.grad is not None}
+    learning = {n for n, p in lance.named_parameters() if p.requires_grad}
+    assert {n for n in mine if mine[n].any()} == {n for n in theirs if theirs[n].any()} <= learning
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], atol=1e-3 * float(theirs[name].abs().max()), rtol=1e-2)
+
+
+@pytest.mark.parametrize("learns", LEARNS)
+def test_weights_beside_the_new_ones_are_copies_of_what_learns_alone(base, learns):
+    learner = copy.deepcopy(base.learner)
+    stage = replace(STAGE, rl=replace(RL, objective="awm"), **LEARNS[learns])
+    if stage.lora is not None:
+        inject(learner.lance, stage.lora)
+    run = RewardTrainer(stage, learner, base.codec)
+    live = dict(learner.lance.named_parameters())
+    assert set(run.others) == {"old", "average", "reference"}
+    for lance in run.others.values():
+        own = {n for n, p in lance.named_parameters() if p is not live[n]}
+        assert own == {n for n, p in live.items() if p.requires_grad}
+        assert not any(p.requires_grad for n, p in lance.named_parameters() if n in own)
 
 
 def test_requests_whose_rewards_never_differ_end_the_run_with_a_sentence(tmp_path, settings):
@@ -126,6 +216,32 @@ def test_a_reward_that_fails_drops_the_group_and_is_counted(tmp_path, settings):
     run_stage(replace(STAGE, steps=1, rl=how), settings(tmp_path / "run"))
     [row] = rows_of(tmp_path / "run")
     assert row["dropped"] == 1.0 and row["groups"] >= 1
+
+
+def test_held_out_prompts_are_shown_by_round_and_groups_are_told(tmp_path, settings):
+    """Of every round what one of several results would reach, how far they are apart, and where the time went; of some
+    rounds, and before the first, the same held-out prompts."""
+    (tmp_path / "others.txt").write_text("a blue ring\na cross & a <star>")
+    how = {"held_out": {"t2i": str(tmp_path / "others.txt")}, "validate_every": 2, "held_out_packs": 1}
+    run_stage(replace(STAGE, steps=2, lr=1e-3), settings(tmp_path / "run", **how))
+    start, *rows = rows_of(tmp_path / "run")
+    assert start["step"] == 0 and start["validation_reward"] != rows[1]["validation_reward"]
+    assert "validation_reward" not in rows[0]
+    for row in rows:
+        assert row["pass@1"] == pytest.approx(row["reward"], abs=1e-4) and row["pass@4/redness"] > row["pass@1/redness"]
+        assert row["spread"] > 0 and 0 < row["diversity"] < 1
+    sheet = (tmp_path / "run" / "pictures.svg").read_text()
+    assert sheet.count("<image") == 4 and ">before<" in sheet and ">round 2<" in sheet and "a &lt;star&gt;" in sheet
+    first, last = ((tmp_path / "run" / "pictures" / f"{n:06d}-1.png").read_bytes() for n in (0, 2))
+    assert first != last
+    curves = (tmp_path / "run" / "curves.svg").read_text()
+    assert all(f">{name}<" in curves for name in ("validation_reward", "pass@4", "spread", "share of rollouts"))
+    # A run that begins again from nothing says the same of its start.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    run_stage(replace(STAGE, steps=1, lr=1e-3), settings(tmp_path / "run", **how))
+    again = rows_of(tmp_path / "run")
+    assert [row["step"] for row in again] == [0, 1] and again[0] == start
+    assert (tmp_path / "run" / "pictures" / "000000-1.png").read_bytes() == first
 
 
 def test_probes_count_in_the_log_where_their_rewards_do_not_differ(tmp_path, settings):
@@ -151,6 +267,8 @@ def test_probes_count_in_the_log_where_their_rewards_do_not_differ(tmp_path, set
         ({"mixture": {"t2i": 1.0, "x2t_image": 1.0}}, "x2t_image draws nothing"),
         ({"rl": replace(RL, supervised=0.1)}, "prompt alone.*leave out rl.supervised"),
         ({"drop_text": 0.1}, "drop_text=0"),
+        ({"frozen": ("vae",)}, "do not reach the vision tower.*frozen=.'vit', 'vae'"),
+        ({"lora": Lora(dropout=0.1)}, "no dropout"),
         ({"rl": replace(RL, objective="grpo", guided=True)}, "not guided: leave out rl.guided"),
         ({"rl": replace(RL, objective="gripo")}, "grpo"),
         ({"rl": replace(RL, settings={"betta": 1.0})}, "beta"),
@@ -161,17 +279,22 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path, settings, changes, sai
         run_stage(replace(STAGE, **changes), settings(tmp_path / "run"))
 
 
-def test_two_processes_learn_what_one_does(tmp_path, settings):
+@pytest.mark.parametrize(
+    "learns", ["generation", pytest.param("adapter", marks=pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ))]
+)
+def test_two_processes_learn_what_one_does(tmp_path, settings, learns):
     """The requests of a round dealt to two processes, rewards compared over all of them."""
     how = replace(RL, scale="round", updates=2)
-    stage = replace(STAGE, rl=how, accumulate=2)
+    stage = replace(STAGE, rl=how, accumulate=2, **LEARNS[learns])
     one = run_stage(stage, settings(tmp_path / "one"))
     (tmp_path / "stage.yaml").write_text(dump(replace(stage, accumulate=1)))
     line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "openlance.cli.main"]
     line += ["train", str(tmp_path / "stage.yaml"), "--data", f"t2i={tmp_path / 'prompts.txt'}", "-o"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *line, str(tmp_path / "two")], check=True, timeout=300, env=env)
-    alone, shared = load_file(one / "model.safetensors"), load_file(tmp_path / "two" / "model" / "model.safetensors")
+    adapts = learns == "adapter"
+    name, two = ("adapter_model" if adapts else "model"), tmp_path / "two" / ("" if adapts else "model")
+    alone, shared = (load_file(folder / f"{name}.safetensors") for folder in (one, two))
     assert max((alone[n].float() - shared[n].float()).abs().max().item() for n in alone) < 3e-4  # float16
     for mine, theirs in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         for name in ("reward", "results", "mute", "loss", "moved"):

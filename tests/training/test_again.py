@@ -1,12 +1,14 @@
 """A folder that was trained in is continued, finished, or of another run: it says so, or refuses what cannot be."""
 
+import json
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from openlance.config.train import stage
-from openlance.config.values import as_data
+from openlance.config.lora import Lora
+from openlance.config.train import Stage, stage
+from openlance.config.values import as_data, build
 from openlance.data.open import open_source
 from openlance.data.report import look
 from openlance.errors import UserError
@@ -14,21 +16,16 @@ from openlance.media.files import write_json
 from openlance.runtime.distributed import Distributed
 from openlance.training.again import check_again, note_found
 from openlance.training.checkpoint import Checkpoints
-from openlance.training.files import Lora, Settings
+from openlance.training.files import Settings, starts_of
 
-PLAN = replace(stage("sft", "nano"), steps=4)
+PLAN = replace(stage("sft", "nano"), steps=4, lora=Lora(rank=16))
 
 
 @pytest.fixture
 def begun(tmp_path):
     """A run that has been started, with a checkpoint of step 2; asks it whether another start can be meant."""
     (tmp_path / "pictures").mkdir()
-    had = {
-        "out": tmp_path / "run",
-        "model": tmp_path,
-        "data": {"t2i": str(tmp_path / "pictures")},
-        "lora": Lora(rank=16),
-    }
+    had = {"out": tmp_path / "run", "model": tmp_path, "data": {"t2i": str(tmp_path / "pictures")}}
     start = {"stage": as_data(PLAN), "options": Settings(**had).recorded(), "command": []}
     (tmp_path / "run" / "checkpoints" / "step-00000002").mkdir(parents=True)
     write_json(tmp_path / "run" / "run.json", [as_data(start) | {"options": as_plain(start["options"])}])
@@ -57,6 +54,16 @@ def test_a_run_that_goes_on_or_is_finished_says_so(begun, capsys, tmp_path, monk
     begun(data={"t2i": "pictures"})  # the same folder by another name
 
 
+def test_adapters_of_runs_that_had_them_among_their_options_are_found(begun, tmp_path, capsys):
+    place = tmp_path / "run" / "run.json"
+    [start] = json.loads(place.read_text())
+    start["options"]["lora"] = start["stage"].pop("lora")
+    write_json(place, [start])
+    begun()
+    assert "goes on at step 3 of 4" in capsys.readouterr().err
+    assert build(Stage, starts_of(tmp_path / "run")[0]["stage"]).lora == Lora(rank=16)
+
+
 def test_data_that_changed_in_their_folder_are_told(tmp_path, tiny, capsys):
     for n in range(2):
         Image.new("RGB", (64, 64)).save(tmp_path / f"{n}.png")
@@ -78,9 +85,9 @@ def test_data_that_changed_in_their_folder_are_told(tmp_path, tiny, capsys):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"lora": Lora(rank=8)}, "rank 16, and 8 is asked for"),
-        ({"lora": Lora(targets="q")}, "targets .*, and q is asked for"),
-        ({"lora": None}, "an adapter alone, and the whole model"),
+        ({"plan": replace(PLAN, lora=Lora(rank=8))}, "rank 16, and 8 is asked for"),
+        ({"plan": replace(PLAN, lora=Lora(targets="q"))}, "targets .*, and q is asked for"),
+        ({"plan": replace(PLAN, lora=None)}, "an adapter alone, and the whole model"),
         ({"data": {"t2i": "others"}}, "data t2i=.*pictures, and t2i=others is asked for"),
         ({"data": {}}, "data t2i=.*pictures, and none of its own"),
         ({"model": "elsewhere"}, "base .*, and elsewhere is asked for"),

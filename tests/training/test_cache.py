@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from openlance.checkpoint.formats import folder_of
+from openlance.config.lora import Lora
 from openlance.config.train import override
 from openlance.data import columns
 from openlance.data.cache import BLOCK, Cache, Missing, opened
 from openlance.data.report import LOOKED_AT
 from openlance.media.clip import Clip
 from openlance.media.write import write_video
-from openlance.model.lora import Lora
 from openlance.sequence.segment import Kind, Role, Segment
 from openlance.training.files import Settings
 from openlance.training.run import run_stage
@@ -53,8 +53,8 @@ def run(folder, out, tasks, steps=4, **how):
         ],
     )
     data = {task: {"path": str(folder / name)} for task, name in tasks.items()}
-    settings = Settings(out=out, model=folder_of("nano"), data=data, lora=Lora(rank=2), **how)
-    run_stage(stage, settings)
+    settings = Settings(out=out, model=folder_of("nano"), data=data, **how)
+    run_stage(replace(stage, lora=Lora(rank=2)), settings)
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return (out / "adapter_model.safetensors").read_bytes(), [(r["flow"], r["text"], r["norm"]) for r in rows]
 

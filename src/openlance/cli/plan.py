@@ -20,6 +20,7 @@ from typer import Argument, Option
 from openlance.cli import options
 from openlance.cli.errors import with_flags
 from openlance.config import train
+from openlance.config.lora import Lora
 from openlance.config.model import ModelConfig, nano
 from openlance.config.train import Stage
 from openlance.errors import UserError
@@ -75,6 +76,7 @@ def plan(
     if stage is None and file is None:
         return listing(scale, as_json)
     chosen = pick(stage, scale, file, settings or [])
+    chosen = replace(chosen, lora=Lora(rank=lora)) if lora else chosen
     if dump:
         return typer.echo(train.dump(chosen).rstrip())
     if diff is not None:
@@ -85,7 +87,7 @@ def plan(
     count, device = parse_devices(gpus or ("CPU" if is_small(config) else "8xA100-80GB"))
     given = options.given(memory=limit and limit / 2**30, tflops=tflops, price=price)
     machine = planning.Machine(
-        count=count, device=replace(device, **given), utilization=utilization, shard=shard, lora=lora
+        count=count, device=replace(device, **given), utilization=utilization, shard=shard
     )  # fmt: skip
     found = planning.plan(config, chosen, machine)
     say(found, training_text(found, chosen, machine), as_json)
@@ -195,11 +197,12 @@ def table(title: str, rows: list[tuple[str, str, str]]) -> str:
 
 def training_text(found: Plan, stage: Stage, machine: Machine) -> str:
     """The plan of a stage."""
-    sharing = "weights whole on each" if machine.group == 1 else f"one copy of the weights per {machine.group}"
+    whole = machine.group == 1 or stage.rl is not None
+    sharing = "weights whole on each" if whole else f"one copy of the weights per {machine.group}"
     parts = [
         f"{found.stage} on {machine.count} x {machine.device.name}, {sharing}, at {machine.utilization:.0%} "
         f"of {machine.device.tflops:g} TFLOP/s",
-        table("Model", _model(found, stage, machine)),
+        table("Model", _model(found, stage)),
         table("Memory per device, for the longest pack, in GiB", _memory(found, stage)),
         table("Time", _time(found, stage, machine)),
     ]
@@ -208,7 +211,7 @@ def training_text(found: Plan, stage: Stage, machine: Machine) -> str:
     return "\n\n".join([*parts, _verdict(found)])
 
 
-def _model(found: Plan, stage: Stage, machine: Machine) -> list[tuple[str, str, str]]:
+def _model(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
     m, total = found.model, sum(found.flops_per_token.values())
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in found.flops_per_token.items() if value)
     whole = f"decoder {short(m['decoder'])}, vision tower {short(m['vision tower'])}"
@@ -218,9 +221,9 @@ def _model(found: Plan, stage: Stage, machine: Machine) -> list[tuple[str, str, 
             "parameters", short(m["decoder"] + m["vision tower"]),
             f"{whole}; VAE encoder {short(m['VAE encoder'])} beside them",
         ),
-        ("trained", short(m["trained"]), f"adapters of rank {machine.lora}" if machine.lora else "the rest is frozen"),
+        ("trained", short(m["trained"]), f"adapters of rank {stage.lora.rank}" if stage.lora else "the rest is frozen"),
         ("active per token", short(m["active, understanding"]), "in either stream; embedding and heads apart"),
-        ("operations per token", short(total), f"forward and backward: {shares}"),
+        ("operations per token", short(total), f"{'all of a round' if stage.rl else 'forward and backward'}: {shares}"),
         ("tokens of a pack", short(found.pack["tokens"]), f"{pack}; clips of {stage.max_frames} frames assumed"),
     ]  # fmt: skip
 
@@ -231,6 +234,10 @@ def _memory(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
         "whole layers": "copies in which a pass computes",
         "activations": "at the end of the forward pass, " + ("recomputed" if stage.checkpointing else "all kept"),
         "backward": "the layer at work",
+        "other weights": "copies of what learns, such as the old weights",
+        "results": "of a round, with their stochastic steps",
+        "conditions": "keys and values that an update keeps for the other weights",
+        "rollouts": "drawing and decoding, before the update",
         "peak": "gradients come while activations go, so this is less than the sum",
     }
     other = found.without_checkpointing if stage.checkpointing else found.with_checkpointing

@@ -96,6 +96,7 @@ def stage(
     running: Running,
 ) -> None:
     """Train a stage, or a recipe of stages in order."""
+    from openlance.sequence.tasks import spec_of
     from openlance.training.files import Settings
     from openlance.training.run import run_recipe, run_stage
 
@@ -109,7 +110,8 @@ def stage(
         held_out=options.captioned(pairs("--held-out", held_out), caption), command=options.COMMAND_LINE.get(),
         **vars(running) | {"report_to": tuple(running.report_to or ())},
     )  # fmt: skip
-    show = partial(write_samples, output / "samples.png", recipe.prompts) if recipe and recipe.prompts else None
+    whole = recipe and recipe.prompts and stages[-1].lora is None
+    show = partial(write_samples, output / "samples.png", recipe.prompts) if recipe and whole else None
     with stopping():
         if from_nothing:
             done = from_nothing(output, stages=stages, settings=start, show=show)
@@ -120,6 +122,8 @@ def stage(
     then = "the same command continues it"  # with the VAE
     if (done / "model.safetensors").is_file():
         then = f'try: openlance generate t2i "a red circle" --model {done} -o out.png'
+    elif (done / "adapter_model.safetensors").is_file():
+        then = f"try: openlance {use_of(spec_of(next(iter(stages[-1].mixture))), model or scale, done)}"
     ended(f"{done}\n{then}")
 
 
@@ -173,7 +177,8 @@ def lora(
     adapting: Adapting,
 ) -> None:
     """Fine-tune an adapter for any task or a mixture of them: for --lora, in PEFT's format."""
-    from openlance.model.lora import Lora, read_adapter
+    from openlance.config.lora import Lora
+    from openlance.model.lora import read_adapter
     from openlance.sequence.tasks import spec_of, task_name
     from openlance.training.files import Settings
     from openlance.training.run import run_stage
@@ -191,10 +196,10 @@ def lora(
     start = Settings(
         out=output, model=folder, data=options.captioned(sources, caption), adapter=adapter,
         held_out=options.captioned(pairs("--held-out", held_out, usual), caption),
-        lora=replace(trained, dropout=dropout),
         command=options.COMMAND_LINE.get(), **vars(adapting) | {"report_to": tuple(adapting.report_to or ())},
     )  # fmt: skip
-    plan = override(lora_stage(folder, list(sources), steps=steps, lr=lr, seed=seed), changes)
+    plan = lora_stage(folder, list(sources), steps=steps, lr=lr, seed=seed)
+    plan = override(replace(plan, lora=replace(trained, dropout=dropout)), changes)
     plan = replace(plan, mixture={task_name(name): weight for name, weight in plan.mixture.items()})
     with stopping():
         done = run_stage(plan, start)

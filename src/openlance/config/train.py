@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from openlance.config.lora import Lora
 from openlance.config.plugins import plugin, plugins
 from openlance.config.sampling import Sampling
 from openlance.config.values import as_data, build, one_of, override, read_yaml, unknown
@@ -28,6 +29,8 @@ POSITIVE = ("steps", "lr", "max_norm", "draws", "max_sample_tokens", "accumulate
 NOT_NEGATIVE = ("warmup", "eps", "weight_decay", "text_weight", "flow_weight", "dense_weight")
 SHARES = ("drop_text", "drop_all", "ema", "lr_end")
 MOST = {"draws": 1000, "max_frames": 100_000, "accumulate": 1_000_000}  # above are slips of the hand
+# What a stage freezes whose generation side alone learns.
+UNDERSTANDING = ("vit", "lance.embed", "lance.head", "lance.norm.und", "lance.layers.*.und")
 NUMERALS = str.maketrans({"1": "i", "2": "ii", "3": "iii", "-": None, "_": None, " ": None})
 
 
@@ -200,6 +203,7 @@ class Stage:
     drop_text: float = 0.0  # share of samples that lose their prompt alone
     drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
     frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
+    lora: Lora | None = None  # an adapter learns in the place of what is not frozen, which stays as it is
     spread: tuple[float, float] = (1.0, 1.0)  # of placements, by sources that have such; at the first and the last step
     distill: Distillation | None = None  # guidance, in the place of what the samples show
     rl: Rewarding | None = None  # what rewards say, in the place of what the samples show

@@ -22,52 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openlance.checkpoint.adapters import Stored, Update, read_stored, write_stored
+from openlance.config.lora import TARGETS, Lora
 from openlance.config.values import number, path_of
 from openlance.errors import UserError
 from openlance.model.lance import Lance
-
-# The matrices of the experts: what adapters change and what is quantized.
-TARGETS = r"layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """What is trained in place of the weights.
-
-    Args:
-        rank: Of the update of each matrix.
-        alpha: alpha / rank is its scale; the rank by default.
-        dropout: Share of what goes into the updates that is left out while training.
-        targets: A pattern that whole names of modules match, or ends of names with commas between them, such as "q,v"
-            or "gen.q".
-    """
-
-    rank: int = 16
-    alpha: float | None = None
-    dropout: float = 0.0
-    targets: str = TARGETS
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.scale <= 0:
-            raise UserError(f"rank={self.rank}, alpha={self.alpha}: both must be above 0, for example 16 and 16")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout:g} must be from 0 to below 1, for example 0.05")
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise UserError(f"targets={self.targets!r} is no pattern ({error}): write for example 'q,v'") from error
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
-
-    @property
-    def pattern(self) -> str:
-        """The pattern of `targets`."""
-        if re.fullmatch(r"[\w.]+( *, *[\w.]+)*", self.targets) is None:
-            return self.targets
-        ends = "|".join(re.escape(end.strip()) for end in self.targets.split(","))
-        return rf"(.*\.)?({ends})"
 
 
 class LoraLinear(nn.Linear):
@@ -84,7 +42,10 @@ class LoraLinear(nn.Linear):
         return super().forward(x) + self.scale * F.linear(F.linear(kept, self.lora_A), self.lora_B)
 
 
-def inject(lance: Lance, lora: Lora, seed: int = 0, start: Mapping[str, Update] | None = None) -> None:
+def inject(
+    lance: Lance, lora: Lora, seed: int = 0, start: Mapping[str, Update] | None = None,
+    learns: Callable[[str], bool] = lambda name: True,
+) -> None:  # fmt: skip
     """Freeze a decoder and give its chosen layers an update.
 
     Args:
@@ -92,6 +53,7 @@ def inject(lance: Lance, lora: Lora, seed: int = 0, start: Mapping[str, Update] 
         lora: What is chosen.
         seed: Of A; B begins at zero.
         start: The updates to go on from instead, by module.
+        learns: Whether a layer of this name learns; those that never do get no update, but for those that `start` has.
 
     Raises:
         UserError: If the pattern fits no layer, or chooses others than those of the start.
@@ -99,7 +61,7 @@ def inject(lance: Lance, lora: Lora, seed: int = 0, start: Mapping[str, Update] 
     generator = torch.Generator().manual_seed(seed)
     lance.requires_grad_(False)
     named = {n: m for n, m in lance.named_modules() if isinstance(m, nn.Linear)}
-    chosen = {n: m for n, m in named.items() if re.fullmatch(lora.pattern, n)}
+    chosen = {n: m for n, m in named.items() if re.fullmatch(lora.pattern, n) and (start is not None or learns(n))}
     if not chosen:
         raise UserError(
             f"no layer is called {lora.targets!r}: use for example targets='q,v', or a pattern like {TARGETS!r}"

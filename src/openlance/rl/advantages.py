@@ -8,15 +8,19 @@ seen; every fact is centered alone, then they are summed with their weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from openlance.config.values import one_of, within
+
+if TYPE_CHECKING:
+    from openlance.rl.rewards import Score
 
 EPS = 1e-4  # added to a deviation that divides (Flow-GRPO's code)
 
@@ -215,9 +219,43 @@ class Facts:
         return {"groups": float(count), "mute": 1 - heard / max(count, 1)}
 
 
+def sound(told: Sequence[tuple[int, Score | None]]) -> list[int]:
+    """Return the places of the scores of groups in which every result has one.
+
+    Args:
+        told: The group of each result, and its score; None where a reward failed.
+    """
+    broken = {group for group, score in told if score is None}
+    return [n for n, (group, _) in enumerate(told) if group not in broken]
+
+
+def table_of(told: Sequence[tuple[int, Score | None]]) -> tuple[dict[str, Tensor], Tensor]:
+    """Make a table of scores: (R,) per fact, nan where a group does not have it, and (R,) the groups."""
+    rows = [score for _, score in told if score is not None]
+    names = sorted({name for row in rows for name in row.facts})
+    weights = {name: weight for row in rows for name, weight in row.weights.items()}
+    table = {n: torch.tensor([float(row.facts.get(n, float("nan"))) * weights[n] for row in rows]) for n in names}
+    return table, torch.tensor([group for group, _ in told])
+
+
 def mixed(rewards: Mapping[str, Tensor], groups_R: Tensor, least: float = 1e-6) -> Tensor:
     """Tell (R,) of each result if its group spreads in any fact: of probes, those whose requests deserve more."""
     return Facts.of(rewards, groups_R).spread(least)
+
+
+def expected_best(values: Sequence[float], k: int) -> float:
+    """Estimate the best of k results of a request from n of them, without bias: the mean over all choices of k among n.
+
+    Where rewards are 0 or 1 this is pass@k, 1 - C(n - c, k) / C(n, k) with c right ones (Chen et al., 2021, arXiv
+    2107.03374, equation 1).
+
+    Args:
+        values: (n,) rewards.
+        k: From 1 to n.
+    """
+    n = len(values)
+    # The i-th smallest is the best of those choices that take the other k - 1 from the i - 1 below it.
+    return math.fsum(math.comb(i, k - 1) * value for i, value in enumerate(sorted(values))) / math.comb(n, k)
 
 
 def shuffled(rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

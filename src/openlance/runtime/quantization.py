@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from openlance.checkpoint.formats import our_name
 from openlance.checkpoint.tensors import TensorSource
 from openlance.checkpoint.writer import Stream
+from openlance.config.lora import TARGETS
 from openlance.config.values import brief
 from openlance.errors import UserError
 from openlance.model.lance import Lance
-from openlance.model.lora import TARGETS
 
 MATRIX = re.compile(TARGETS)
 GROUP = 64  # parameters of a row that share a scale in four bits; a row that is no multiple is one group

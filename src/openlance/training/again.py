@@ -85,7 +85,7 @@ def _differences(
         one, other = (_where(options.get(name)) for options in (had, asked))
         if name in had and one != other:
             yield f"{called} {_brief(had[name])}, and {_brief(asked[name])} is asked for"
-    one, other = had.get("lora"), asked.get("lora")
+    one, other = stage.get("lora"), plan.get("lora")
     if bool(one) != bool(other):
         yield (
             "an adapter alone, and the whole model is asked for"

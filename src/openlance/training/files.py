@@ -25,7 +25,6 @@ from openlance.config.values import as_data, build, read_json
 from openlance.config.versions import versions
 from openlance.errors import UserError
 from openlance.media.files import atomic_path, write_json
-from openlance.model.lora import Lora
 from openlance.runtime.distributed import Distributed
 from openlance.training.checkpoint import Checkpoints, disk
 
@@ -62,8 +61,7 @@ class Settings:
         compiled: Compile the element-wise parts of layers: 1.7 times faster steps on a CPU. Needs a C++ compiler.
         report_to: Of `REPORTERS`.
         minutes: Stop after so long, all saved.
-        lora: Train an adapter alone.
-        adapter: Where it goes on from; nothing where it begins anew.
+        adapter: Where the adapter of a stage with `lora` goes on from; nothing where it begins anew.
         allow_pickle: Read weights that are pickles.
         of_recipe: `out` is one of the folders of a recipe.
         command: The words that started it.
@@ -90,7 +88,6 @@ class Settings:
     compiled: bool = False
     report_to: tuple[str, ...] = ()
     minutes: float = float("inf")
-    lora: Lora | None = None
     adapter: Path | None = None
     allow_pickle: bool = False
     of_recipe: bool = False
@@ -111,8 +108,7 @@ class Settings:
     def of_record(cls, options: dict[str, Any]) -> Settings:
         """Return the settings that were recorded."""
         paths = {name: Path(options[name]) for name in ("out", "model", "adapter") if options.get(name)}
-        said = options | paths
-        return cls(**said | {"lora": Lora(**said["lora"]) if said["lora"] else None})
+        return cls(**options | paths)
 
 
 class RunFolder:
@@ -169,14 +165,14 @@ class RunFolder:
         return True
 
     def open_log(self, step: int) -> None:
-        """Go on with the log after a step: lines of later ones, which a kill undid, are dropped, and the curves of
-        reporters go on where they are."""
+        """Go on with the log after a step, -1 where it begins: lines of later ones, which a kill undid, are dropped,
+        and the curves of reporters go on where they are."""
         if not self.processes.leads:
             return
-        known = 0
+        known = -1
         if self.log_path.is_file():
             rows = read_log(self.log_path)
-            known = max((int(row["step"]) for row in rows), default=0)
+            known = max((int(row["step"]) for row in rows), default=-1)
             with disk(self.path), atomic_path(self.log_path) as path:
                 path.write_text(
                     "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step), encoding="utf-8"
@@ -207,6 +203,9 @@ def starts_of(folder: Path) -> list[dict[str, Any]]:
         fits = False
     if not fits:
         raise UserError(f"{path} is damaged: delete it to start again from the checkpoints beside it")
+    for start in found:
+        if "lora" in start["options"]:  # which versions before 0.2 had there
+            start["stage"]["lora"] = start["options"].pop("lora")
     return found
 
 
@@ -287,7 +286,7 @@ def reporters(folder: Path, asked: tuple[str, ...], step: int, known: int) -> It
     if find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(folder), purge_step=step + 1 if known else None)
+        writer = SummaryWriter(str(folder), purge_step=step + 1 if known >= 0 else None)
 
         def write(values: dict[str, float], step: int) -> None:
             for name, value in values.items():

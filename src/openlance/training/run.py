@@ -20,7 +20,7 @@ import torch
 from openlance.checkpoint.formats import find
 from openlance.checkpoint.tensors import fingerprint, open_tensors
 from openlance.config.sampling import GenerationConfig
-from openlance.config.train import Stage
+from openlance.config.train import UNDERSTANDING, Stage
 from openlance.config.values import as_data, build
 from openlance.config.versions import versions
 from openlance.data.cache import FOLDER, Cache, opened
@@ -31,11 +31,12 @@ from openlance.data.report import look
 from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
-from openlance.model.lance import is_generation, own_generation
+from openlance.model.lance import is_generation, lance_parameters, own_generation
 from openlance.model.lora import inject, read_adapter, trained, write_adapter
 from openlance.model.precision import lowered
 from openlance.rl.prompts import PromptSource, holds_prompts
 from openlance.rl.rewards import RewardPool
+from openlance.rl.settings import check_rewarding, settled
 from openlance.runtime.components import with_generation
 from openlance.runtime.distributed import Distributed
 from openlance.runtime.media_encoder import TOGETHER, MediaEncoder, latents
@@ -47,7 +48,6 @@ from openlance.training.curves import write_curves
 from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
 from openlance.training.rewarded.practice import Rollouts
-from openlance.training.rewarded.settings import check_rewarding, settled
 from openlance.training.rewarded.trainer import RewardTrainer
 from openlance.training.start import Base, averaged, export, open_base
 from openlance.training.trainer import Trainer, Work, rewind, train
@@ -111,10 +111,11 @@ def begin(stages: tuple[Stage, ...], settings: Settings) -> tuple[Distributed, B
     named = {"stage": stages[0]} if len(stages) == 1 else {stage.name: stage for stage in stages}
     processes.same(as_data(named) | {"options": settings.recorded()})
     base = open_base(settings.model, stages[0], settings.init, allow_pickle=settings.allow_pickle)
-    if settings.lora is not None:
+    first = stages[0]
+    if first.lora is not None:
         start = None if settings.adapter is None else read_adapter(settings.adapter).stored.updates
         base.learner.requires_grad_(False)
-        inject(base.learner.lance, settings.lora, stages[0].seed, start)
+        inject(base.learner.lance, first.lora, first.seed, start, lambda name: not first.freezes(f"lance.{name}"))
     return processes, base
 
 
@@ -141,12 +142,12 @@ def prepare(
     if before is not None:
         base.learner.requires_grad_(True)
     start = base.learner.lance
-    if stage.distill is not None or stage.rl is not None:
-        only_generation(stage, base, settings.model)
+    if stage.distill is not None or (stage.rl is not None and base.defaults.sampling.distilled):
+        beside_start(base, settings.model)
     run: Trainer
     if stage.rl is not None:
         reads = start if base.learner.lance is not start else None
-        run = RewardTrainer(stage, base.learner, base.codec, processes, reads, settings.compiled)
+        run = RewardTrainer(stage, base.learner, base.codec, processes, reads, settings.compiled, settings.out)
     else:
         run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
@@ -180,17 +181,16 @@ def prepare(
     return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown, found=found)
 
 
-def only_generation(stage: Stage, base: Base, model: Path) -> None:
-    """Let the generation side alone learn. What distills guidance gets one of its own, beside the start's, and so does
-    what goes on from distilled guidance."""
-    learner, start = base.learner, base.learner.lance
+def beside_start(base: Base, model: Path) -> None:
+    """Let a generation side of its own learn, beside the weights of the start: a copy for what distills guidance, and
+    the distilled one for what goes on from that."""
+    start = base.learner.lance.requires_grad_(False)
     if base.defaults.sampling.distilled:
-        learner.lance = with_generation(start, open_tensors(find(model).distilled))
-    elif stage.distill is not None:
-        learner.lance = own_generation(start)
-    own = learner.lance is not start
-    for name, p in learner.named_parameters():
-        p.requires_grad_((own or p.requires_grad) and is_generation(name.removeprefix("lance.")))
+        base.learner.lance = with_generation(start, open_tensors(find(model).distilled))
+    else:
+        base.learner.lance = own_generation(start)
+    for name, p in base.learner.named_parameters():
+        p.requires_grad_(is_generation(name.removeprefix("lance.")))
 
 
 def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
@@ -210,9 +210,17 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
     own = stage.distill is not None
     if stage.rl is not None and settings.init == "model":
         own = GenerationConfig.read(find(settings.model).tokenizer).sampling.distilled
-    if own and not (alone and settings.init == "model" and settings.lora is None):
-        said = f"the stage {stage.name} trains a generation side beside the weights it starts from"
+    said = f"the stage {stage.name} trains a generation side beside the weights it starts from"
+    if own and not (alone and settings.init == "model" and stage.lora is None):
         raise UserError(f"{said}: run it by itself, from a model's weights, without an adapter")
+    if own and stage.rl is not None:
+        names = [name for name, _ in lance_parameters(find(settings.model).config) if not is_generation(name)]
+        if not all(stage.freezes(f"lance.{name}") for name in names):
+            raise UserError(f"{said}, and nothing else of these learns", fix={"frozen": list(UNDERSTANDING)})
+    if stage.lora is not None and not alone:
+        raise UserError(f"the stage {stage.name} trains an adapter: run it by itself")
+    if stage.lora is None and settings.adapter is not None:
+        raise UserError(f"the stage {stage.name} trains no adapter: give it lora, or leave the one to go on from out")
 
 
 def cache_of(
@@ -304,19 +312,20 @@ def take_over(run: Trainer, before: Trainer) -> None:
 def finish(run: Trainer, base: Base, settings: Settings, show: Show | None = None) -> Path:
     """Write the result as it stands, a complete model or the adapter alone, and show it. Every process has to call
     it."""
-    folder = settings.out / "model" if settings.lora is None else settings.out
+    lora = run.stage.lora
+    folder = settings.out / "model" if lora is None else settings.out
     with disk(settings.out):
         distils = run.stage.distill is not None
         if distils or getattr(run, "reads", None) is not None:
             values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
             if run.processes.leads:
                 export_distilled(values, settings.model, folder, sampled(base.defaults, run.stage) if distils else {})
-        elif settings.lora is None:
+        elif lora is None:
             export(run, base, folder)
         else:
             values = {n.removeprefix("lance."): t for n, t in averaged(run).items()}
             if run.processes.leads:
-                write_adapter(folder, trained(values, settings.lora), settings.lora, str(settings.model))
+                write_adapter(folder, trained(values, lora), lora, str(settings.model))
     if run.processes.leads:
         with disk(settings.out):
             write_curves([settings.out / "log.jsonl"], settings.out / "curves.svg")

@@ -6,6 +6,7 @@ train(run, Work(folder=RunFolder(settings, processes), batches=stream, prepare=p
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class Trainer:
     """
 
     shown: tuple[str, ...] = ("text", "flow")  # of the values of a step, while it runs
+    measures_start = False  # whether held-out packs are measured before the first step too
 
     def __init__(
         self, stage: Stage, learner: Learner, processes: Distributed | None = None, compiled: bool = False
@@ -94,25 +96,40 @@ class Trainer:
     def update(self, batches: Sequence[Batch]) -> Outcome:
         """Do one step on this process's packs; without effect unless all losses and gradients are finite."""
         means, broken = self.backward(batches)
-        norm = full(nn.utils.clip_grad_norm_(self.learner.parameters(), self.stage.max_norm))
-        finite = bool(norm.isfinite()) and bool(means.isfinite().all())
-        rate = self.stage.rate(self.step)
-        if finite:
-            self.optimizer.step(rate)
-            self.ema.update(self.learner)
-            self.step += 1
-        self.optimizer.zero_grad()
-        values = dict(zip(LOSSES, means.tolist())) | {"norm": float(norm), "lr": rate}
-        return Outcome(values, finite, broken or [i for b in batches for i in b.ids])
+        told, finite = self.descend(bool(means.isfinite().all()))
+        self.step += finite
+        return Outcome(dict(zip(LOSSES, means.tolist())) | told, finite, broken or [i for b in batches for i in b.ids])
 
-    def backward(self, batches: Sequence[Batch]) -> tuple[Tensor, list[str]]:
-        """Compute gradients of the weighted losses of all processes' packs.
+    def descend(self, wanted: bool = True) -> tuple[dict[str, float], bool]:
+        """Take a step along the gradients of all processes, clipped, and forget them.
+
+        Args:
+            wanted: Whether to; else nothing but the norm is found.
 
         Returns:
-            (3,) the losses, and the samples of this process that are not finite.
+            Norm and rate; and whether the step was taken, which it is not along gradients that are not finite.
+        """
+        sum_gradients(self.processes, self.learner)
+        norm = float(full(nn.utils.clip_grad_norm_(self.learner.parameters(), self.stage.max_norm)))
+        rate, taken = self.stage.rate(self.step), wanted and math.isfinite(norm)
+        if taken:
+            self.optimizer.step(rate)
+            self.ema.update(self.learner)
+        self.optimizer.zero_grad()
+        return {"norm": norm, "lr": rate}, taken
+
+    def backward(self, batches: Sequence[Batch], weight: float = 1.0) -> tuple[Tensor, list[str]]:
+        """Add gradients of the weighted losses of this process's packs; `descend` sums them over all.
+
+        Args:
+            batches: Its packs.
+            weight: Of these losses among others of the step.
+
+        Returns:
+            (3,) the losses over all processes, and the samples of this one that are not finite.
         """
         totals = self.processes.total(torch.stack([b.counts for b in batches]).sum(0)).clamp(min=1)
-        shares = (self.weights / totals).float().to(self.processes.device)
+        shares = (weight * self.weights / totals).float().to(self.processes.device)
         sums, broken = torch.zeros(3, dtype=torch.float64), list[str]()
         for n, batch in enumerate(batches):
             only_last(self.processes, self.learner, n == len(batches) - 1)
@@ -120,7 +137,6 @@ class Trainer:
             (found.float() * shares).sum().backward()
             sums += found.detach().double().cpu()
             broken += [i for i, value in zip(batch.ids, by_document.isfinite().tolist()) if not value]
-        sum_gradients(self.processes, self.learner)
         return self.processes.total(sums) / totals, broken
 
     @torch.no_grad()
@@ -211,7 +227,9 @@ def train(run: Trainer, work: Work) -> bool:
     folder, batches, processes, began = work.folder, work.batches, run.processes, time.monotonic()
     stage, settings = run.stage, folder.settings
     folder.resume(run, batches)
-    folder.open_log(run.step)
+    folder.open_log(run.step or -1)
+    if run.measures_start and work.held_out and not run.step:
+        folder.log({"step": 0.0} | validate(run, work))
     saved = time.monotonic()
     bar = tqdm(
         total=stage.steps, initial=run.step, unit="step", desc=stage.name, smoothing=0.05, delay=2.0,

@@ -33,9 +33,10 @@ class Pending:
 
     def __init__(self, pool: RewardPool, drawn: Sequence[Drawn], parts: list[list[Future]]) -> None:
         self._pool, self._drawn, self._parts = pool, drawn, parts
+        self._scores: list[Score | None] | None = None
 
     def collect(self) -> list[Score | None]:
-        """Wait for the scores.
+        """Wait for the scores; asked again, it has them.
 
         Returns:
             One per result, in their order; None where a reward failed (the pool names and counts it).
@@ -43,10 +44,12 @@ class Pending:
         Raises:
             UserError: If more results have failed by now than the pool allows, or a reward cannot be loaded.
         """
-        began = time.perf_counter()
-        found = [[one for part in parts for one in part.result()] for parts in self._parts]
-        self._pool.waited += time.perf_counter() - began
-        return [self._pool._joined(drawn, says) for drawn, *says in zip(self._drawn, *found)]
+        if self._scores is None:
+            began = time.perf_counter()
+            found = [[one for part in parts for one in part.result()] for parts in self._parts]
+            self._pool.waited += time.perf_counter() - began
+            self._scores = [self._pool._joined(drawn, says) for drawn, *says in zip(self._drawn, *found)]
+        return self._scores
 
 
 class RewardPool:

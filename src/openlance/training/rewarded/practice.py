@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Generator
 
@@ -17,15 +18,16 @@ from openlance.errors import UserError
 from openlance.inference.visual import rows_of_target, until_target
 from openlance.media.clip import Clip
 from openlance.model.precision import autocast
+from openlance.rl.advantages import mixed, sound, table_of
 from openlance.rl.results import Result
 from openlance.rl.rewards import Drawn, Pending, RewardPool, Score
 from openlance.rl.rollout import given_rows, roll
+from openlance.rl.settings import exploring_of, rolling
 from openlance.runtime.components import LazyVAE
 from openlance.runtime.media_encoder import decoded
 from openlance.sequence.segment import Kind, Role, Segments, prompt_in
 from openlance.training.batch import Batch, Preparer
 from openlance.training.distillation import emptied
-from openlance.training.rewarded.settings import exploring_of, rolling
 from openlance.training.trainer import HELD_OUT
 
 if TYPE_CHECKING:
@@ -42,11 +44,13 @@ class Part:
         numbers: Of the request of each.
         results: What was drawn.
         scores: Of each, or a promise of them.
+        drawn: What the rewards see of each; none of what the data show.
     """
 
     numbers: list[int]
     results: list[Result]
     scores: Pending | list[Score | None]
+    drawn: Sequence[Drawn] = ()
 
     def scored(self) -> list[Score | None]:
         """Wait for the scores."""
@@ -55,9 +59,22 @@ class Part:
     def of(self, numbers: Sequence[int], scores: Sequence[Score | None]) -> Part:
         """Those of some requests, whose scores are known by now."""
         some = [n for n, number in enumerate(self.numbers) if number in numbers]
-        return Part(
-            [self.numbers[n] for n in some], [self.results[n] for n in some], [scores[n] for n in some]
-        )  # fmt: skip
+        return Part([self.numbers[n] for n in some], [self.results[n] for n in some], [scores[n] for n in some])
+
+    def diversity(self) -> list[float]:
+        """Return of each request how far its results are apart: the standard deviation of a pixel's value, 0 to 1, over
+        the results, on average over the pixels."""
+        found = list[float]()
+        for number in sorted(set(self.numbers)) if self.drawn else ():
+            own = [one.media.pixels for n, one in zip(self.numbers, self.drawn) if n == number]
+            sums, squares = np.zeros(own[0].shape, np.float32), np.zeros(own[0].shape, np.float32)
+            for pixels in own:  # one after the other: a group of large clips would not fit
+                values = pixels.astype(np.float32) / 255
+                sums += values
+                squares += values**2
+            variance = (squares - sums**2 / len(own)) / max(len(own) - 1, 1)
+            found.append(float(np.sqrt(variance.clip(0)).mean()))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +86,7 @@ class Practice:
         requests: Of each result, its media in model space.
         groups: Of each result, a number that no other request of the round has.
         parts: The results.
-        probed: Scores of the probes of all requests, those too whose results did not differ; None without probes.
+        first: Of each request what was drawn first, its probes or all of its results.
         lesson: Some of the samples as they are, for the usual loss.
         seconds: That drawing took, and waiting for probes to be scored.
     """
@@ -78,7 +95,7 @@ class Practice:
     requests: list[Segments]
     groups: list[int]
     parts: list[Part]
-    probed: list[Score | None] | None
+    first: Part
     lesson: Batch | None
     seconds: dict[str, float]
 
@@ -144,26 +161,29 @@ class Rollouts(Preparer):
                 Drawn(prompt=prompt_in(r), media=clip, sources=sources_of(samples[n].segments), truth=samples[n].truth)
                 for (n, _), r, clip in zip(places, some, self._decoded(results, some), strict=True)
             ]
-            return Part([n for n, _ in places], results, pool.submit(seen))
+            return Part([n for n, _ in places], results, pool.submit(seen), seen)
 
-        scores = None
         if not (self.run.objective.samples or validates):
-            parts = [self._true(samples)]
-        elif not how.probes or validates:
-            parts = [drawn(range(len(samples)), 0, each)]
+            first = self._true(samples)
         else:
-            probes, since = drawn(range(len(samples)), 0, how.probes), time.monotonic()
-            scores = probes.scored()
+            first = drawn(range(len(samples)), 0, each if validates or not how.probes else how.probes)
+        parts = [first]
+        if self.run.objective.samples and how.probes and not validates:
+            since = time.monotonic()
+            scores = first.scored()
             waited = time.monotonic() - since
-            differ = [n for n in range(len(samples)) if _differ([s for i, s in zip(probes.numbers, scores) if i == n])]
-            parts = [probes.of(differ, scores), *([drawn(differ, how.probes, each)] if differ else [])]
+            told = list(zip(first.numbers, scores))
+            told = [told[n] for n in sound(told)]  # what could not be scored leaves nothing to compare
+            differ = sorted({n for (n, _), yes in zip(told, mixed(*table_of(told)).tolist()) if yes}) if told else []
+            first = replace(first, scores=scores)
+            parts = [first.of(differ, scores), *([drawn(differ, how.probes, each)] if differ else [])]
         lesson = None
         if how.supervised and not validates:
             count = max(1, round(how.supervised_share * len(samples)))
             lesson = self.usual(samples[:count], number_of_pack)
         numbers = [n for part in parts for n in part.numbers]
         return Practice(
-            ids=[s.id for s in samples], requests=[requests[n] for n in numbers], parts=parts, probed=scores,
+            ids=[s.id for s in samples], requests=[requests[n] for n in numbers], parts=parts, first=first,
             lesson=lesson, groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
             seconds={"rollout": time.monotonic() - began - waited, "reward": waited},
         )  # fmt: skip
@@ -213,10 +233,3 @@ def sources_of(segments: Segments) -> tuple[Clip, ...]:
     kept = [s.value for s in segments if s.kind is Kind.LATENTS and s.role is not Role.TARGET]
     given = [s.given for s in segments if s.role is Role.TARGET]
     return tuple(value for value in (*given, *kept) if isinstance(value, Clip))
-
-
-def _differ(scores: Sequence[Score | None]) -> bool:
-    """Whether the rewards of a request's probes differ; one that could not be scored leaves nothing to compare."""
-    told = [score for score in scores if score is not None]
-    names = {name for score in told for name in score.facts}
-    return len(told) == len(scores) and any(len({score.facts.get(name) for score in told}) > 1 for name in names)

@@ -4,42 +4,50 @@ A round is a function of the weights, the seed and its number. Its samples come 
 draws and hands the results to the rewards, which score them in processes of their own; `RewardTrainer.update` learns
 from them. Checkpoints lie between rounds, so a run that was killed does its round again and ends as if it had not been.
 
-The noisy rows of the results are what learns: their conditions run once, before them, without gradient. Where guidance
-is distilled into the start (`training.distillation`), its generation side is what learns, at the times it acts at.
+What learns is what the stage does not freeze, or its adapter. Conditions run once, before the noisy rows of all results
+of a request, with gradient wherever what they run through learns. Weights that are kept beside the new ones (old,
+reference, average) are copies of what learns alone, and share the rest. Where guidance is distilled into the start
+(`training.distillation`), its generation side is what learns, at the times it acts at.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.inference.prefix import prefill
 from openlance.inference.visual import before_target, conditions
-from openlance.model.lance import Cache, Lance, is_generation, own_generation
+from openlance.model.lance import Cache, Lance
 from openlance.model.precision import autocast
-from openlance.rl.advantages import shuffled
+from openlance.rl.advantages import expected_best, shuffled, sound, table_of
 from openlance.rl.objectives import trust
 from openlance.rl.results import Ask, Result
 from openlance.rl.rewards import Score
 from openlance.rl.rollout import Policy
+from openlance.rl.settings import objective_of
 from openlance.runtime.distributed import Distributed
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import Segments
 from openlance.text.tokenizer import SequenceCodec
 from openlance.training.batch import Batch
+from openlance.training.checkpoint import disk
 from openlance.training.learner import Learner
-from openlance.training.parallel import full, sum_gradients
+from openlance.training.rewarded.pictures import SHOWN, add_round
 from openlance.training.rewarded.practice import GROUPS, Practice
-from openlance.training.rewarded.settings import objective_of
 from openlance.training.trainer import Outcome, Trainer
+
+BEST_OF = 8  # results of a request of which a log shows the expected best
 
 
 class RewardTrainer(Trainer):
@@ -52,17 +60,19 @@ class RewardTrainer(Trainer):
         processes: That do it together; each draws and learns from its own requests.
         reads: The decoder of conditions, where only another one of noisy rows learns.
         compiled: Compile the element-wise parts of layers.
+        folder: Of the run, where pictures of held-out requests are kept; None keeps none.
     """
 
     shown = ("reward", "loss")
+    measures_start = True
 
     def __init__(
         self, stage: Stage, learner: Learner, codec: SequenceCodec, processes: Distributed | None = None,
-        reads: Lance | None = None, compiled: bool = False,
+        reads: Lance | None = None, compiled: bool = False, folder: Path | None = None,
     ) -> None:  # fmt: skip
         super().__init__(stage, learner, processes, compiled)
         assert stage.rl is not None
-        self.how, self.reads, self.codec = stage.rl, reads, codec
+        self.how, self.reads, self.codec, self.folder = stage.rl, reads, codec, folder
         self.objective = objective_of(stage)
         self.mute, self.others = 0, dict[str, Lance]()
         self.remember()
@@ -81,8 +91,9 @@ class RewardTrainer(Trainer):
         return Policy(lance=lance, conditions=self.reads)
 
     def _copy(self) -> Lance:
-        made = copy.deepcopy(self.learner.lance) if self.reads is None else own_generation(self.learner.lance)
-        return made.requires_grad_(False) if self.reads is None else _frozen(made)
+        """The weights as they are; those that do not learn are shared."""
+        shared = {id(p): p for p in self.learner.lance.parameters() if not p.requires_grad}
+        return copy.deepcopy(self.learner.lance, shared).requires_grad_(False)
 
     @torch.no_grad()
     def _follow(self, weights: str, step: int) -> None:
@@ -105,17 +116,19 @@ class RewardTrainer(Trainer):
         told = [one for some in scores for one in some]
         everyone = [part for parts in self.processes.gather(list(zip(groups, told))) for part in parts]
         first = sum(len(found) for found in self.processes.gather([0] * len(told))[: self.processes.rank])
-        shown = [
-            one for batch, some in zip(batches, scores) for one in (some if batch.probed is None else batch.probed)
-        ]
-        values = noted([one for part in self.processes.gather(shown) for one in part])
-        broken = {group for group, score in everyone if score is None}
-        sound = [n for n, (group, _) in enumerate(everyone) if group not in broken]
-        values |= {"results": float(len(everyone)), "dropped": float(len(broken))}
+        shown = [one for batch in batches for one in batch.first.scored()]
+        each = (self.how.probes or self.how.group) if self.objective.samples else 1
+        values = noted([one for part in self.processes.gather(shown) for one in part], each)
+        apart = [one for batch in batches for one in batch.first.diversity()]
+        if apart := [one for part in self.processes.gather(apart) for one in part]:
+            values["diversity"] = fmean(apart)
+        good = sound(everyone)
+        dropped = {group for group, _ in everyone} - {everyone[n][0] for n in good}
+        values |= {"results": float(len(everyone)), "dropped": float(len(dropped))}
         generator = Generator().manual_seed(self.stage.seed * 1_000_003 + self.step)
         asks, own = list[list[Ask]](), list[int]()
-        if sound:
-            rewards, numbered = table_of([everyone[n] for n in sound])
+        if good:
+            rewards, numbered = table_of([everyone[n] for n in good])
             if self.how.shuffle:
                 rewards = shuffled(rewards, numbered, generator)
             scored = self.objective.select(rewards, numbered, generator)
@@ -124,7 +137,7 @@ class RewardTrainer(Trainer):
             values |= scored.statistics | {"mute": 1 - speaking / requested}
             results = [result for batch in batches for result in batch.results]
             for place, advantage in zip(scored.kept.tolist(), scored.advantages.tolist()):
-                n = sound[place]
+                n = good[place]
                 mine = first <= n < first + len(results)
                 asks.append(self._asks(results[n - first], advantage, everyone[n][0]) if mine else [])
                 own.append(n - first)
@@ -166,22 +179,17 @@ class RewardTrainer(Trainer):
             mine = [(requests[own[n]], asks[n]) for n in chosen if asks[n]]
             count = float(self.processes.total(torch.tensor(sum(len(a) for _, a in mine), dtype=torch.float64)))
             found = self._backward(mine, count)
-            if lessons and self.how.supervised:
-                found["supervised"] = self._supervise(lessons)
-            sum_gradients(self.processes, self.learner)
             found = self._mean(found, count)
+            if lessons:
+                losses, _ = self.backward(lessons, self.how.supervised)
+                found["supervised"] = self.how.supervised * float((losses * self.weights).sum())
             stays = not (self.how.trust and done and "error" in found and trust(found) > self.how.trust)
-            norm = full(nn.utils.clip_grad_norm_(self.learner.parameters(), self.stage.max_norm))
-            found |= {"norm": float(norm), "lr": self.stage.rate(self.step)}
-            finite = bool(norm.isfinite())
-            if finite and stays and (count or lessons):
-                self.optimizer.step(found["lr"])
-                self.ema.update(self.learner)
+            told, taken = self.descend(stays and bool(count or lessons))
+            done.append(found | told)
+            if not math.isfinite(told["norm"]):
+                return {**done[-1], "finite": 0.0}
+            if taken:
                 self._follow("average", self.step * self.how.updates + update)
-            self.optimizer.zero_grad()
-            done.append(found)
-            if not finite:
-                return {**found, "finite": 0.0}
             if not stays:
                 break
         names = dict.fromkeys(name for found in done for name in found)
@@ -202,23 +210,10 @@ class RewardTrainer(Trainer):
         return dict(sums)
 
     def _mean(self, sums: dict[str, float], count: float) -> dict[str, float]:
-        """Means over the asks of all processes; the supervised loss is one already."""
-        lesson = {"supervised": sums.pop("supervised")} if "supervised" in sums else {}
+        """Means over the asks of all processes."""
         names = sorted({name for found in self.processes.gather(sorted(sums)) for name in found})
         totals = self.processes.total(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64))
-        return dict(zip(names, (totals / max(count, 1)).tolist())) | lesson
-
-    def _supervise(self, lessons: list[Batch]) -> float:
-        """Add gradients of the usual loss, weighted."""
-        totals = self.processes.total(torch.stack([b.counts for b in lessons]).sum(0)).clamp(min=1)
-        shares = (self.how.supervised * self.weights / totals).float().to(self.processes.device)
-        loss = 0.0
-        for batch in lessons:
-            found, _ = self._forward(batch)
-            part = (found.float() * shares).sum()
-            part.backward()
-            loss += float(part.detach())
-        return loss
+        return dict(zip(names, (totals / max(count, 1)).tolist()))
 
     def _pieces(self, mine: list[tuple[Segments, list[Ask]]]) -> list[list[tuple[Segments, list[Ask]]]]:
         """What goes through the model together: results with equally many asks, up to the rows of a pack."""
@@ -250,10 +245,9 @@ class RewardTrainer(Trainer):
         with autocast(self.stage.dtype, device):
             for weights in ("new", *self.others):
                 policy = self._policy(weights)
-                with torch.no_grad():
+                with torch.set_grad_enabled(weights == "new"):
                     if policy.reads not in caches:
                         caches[policy.reads] = prefill(policy.reads, packed, prefix, (features, context)).cache
-                with torch.set_grad_enabled(weights == "new"):
                     layout = policy.lance.layout(rows.at(noisy), caches[policy.reads])
                     _, gen = policy.lance(layout, latents=x, times=times, cache=caches[policy.reads])
                     found[weights] = policy.lance.velocity(gen).float()
@@ -261,10 +255,22 @@ class RewardTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Practice]) -> dict[str, float]:  # type: ignore[override]
-        """Return the mean scores of held-out requests."""
+        """Return the mean scores of held-out requests, and show some of their results in the folder of the run."""
+        drawn = [one for batch in batches for one in batch.first.drawn][:SHOWN]
+        if self.folder is not None:
+            drawn = [one for part in self.processes.gather(drawn) for one in part][:SHOWN]
+            if self.processes.leads:
+                with disk(self.folder):
+                    add_round(self.folder, self.step, drawn)
         told = [one for batch in batches for one in batch.scored()]
         values = noted([one for part in self.processes.gather(told) for one in part])
         return {f"validation_{name}": value for name, value in values.items()}
+
+    def documents(self, batch: Practice) -> Tensor:  # type: ignore[override]
+        """Return the mean reward of what was drawn first for each sample; nan where a result could not be scored."""
+        told = list(zip(batch.first.numbers, batch.first.scored(), strict=True))
+        own = [[score for number, score in told if number == n] for n in range(len(batch.ids))]
+        return torch.tensor([fmean(s.total if s is not None else math.nan for s in scores) for scores in own])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds, the other weights that move with it."""
@@ -281,27 +287,31 @@ class RewardTrainer(Trainer):
         self.mute = state["mute"]
 
 
-def _frozen(lance: Lance) -> Lance:
-    for name, p in lance.named_parameters():
-        if is_generation(name):
-            p.requires_grad_(False)
-    return lance
+def noted(scores: Sequence[Score | None], each: int = 1) -> dict[str, float]:
+    """Return what a log shows of scores.
 
+    Args:
+        scores: Of results, those of one request after those of the other.
+        each: How many each request has.
 
-def noted(scores: Sequence[Score | None]) -> dict[str, float]:
-    """Return what a log shows of scores: the mean of their totals, and of each fact where it is told."""
+    Returns:
+        Means of the totals and of each fact, where it is told; of groups, the expected best of 1 and of 8 results (or
+        of as many as there are), and the standard deviation of totals inside them.
+    """
     good = [score for score in scores if score is not None]
     values = {"reward": sum(score.total for score in good) / max(len(good), 1)}
     for name in sorted({name for score in good for name in score.facts}):
         some = [score.facts[name] for score in good if name in score.facts]
         values[f"reward/{name}"] = sum(some) / len(some)
+    groups = [scores[n : n + each] for n in range(0, len(scores), each)]
+    whole = [[one for one in group if one is not None] for group in groups if None not in group]
+    if each == 1 or not whole:
+        return values
+    told = {"": [[one.total for one in group] for group in whole]}
+    for name in sorted({name for score in good for name in score.facts}):
+        told[f"/{name}"] = [[one.facts[name] for one in group] for group in whole if name in group[0].facts]
+    values["spread"] = fmean(pstdev(group) for group in told[""])
+    for k in (1, min(BEST_OF, each)):
+        best = {f"pass@{k}{name}": [expected_best(group, k) for group in some] for name, some in told.items()}
+        values |= {name: fmean(some) for name, some in best.items()}
     return values
-
-
-def table_of(told: Sequence[tuple[int, Score | None]]) -> tuple[dict[str, Tensor], Tensor]:
-    """Make a table of scores: (R,) per fact, nan where a group does not have it, and (R,) the groups."""
-    names = sorted({name for _, score in told if score is not None for name in score.facts})
-    rows = [score.facts for _, score in told if score is not None]
-    weights = {name: w for _, score in told if score is not None for name, w in score.weights.items()}
-    table = {n: torch.tensor([float(row.get(n, float("nan"))) * weights[n] for row in rows]) for n in names}
-    return table, torch.tensor([group for group, _ in told])

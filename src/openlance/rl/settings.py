@@ -48,10 +48,7 @@ def exploring_of(stage: Stage, sampling: Sampling, step: int) -> Exploring | Non
     if not OBJECTIVES[how.objective].trajectories:
         return None
     kind = STOCHASTIC[how.stochastic](noise=how.noise)
-    window: Any = WINDOWS[how.window]
-    fields = {"size": how.window_size, "seed": stage.seed}
-    window = window(**{name: value for name, value in fields.items() if name in hints(window)})
-    steps = window.steps(sampling.num_inference_steps, step)
+    steps = window_of(stage).steps(sampling.num_inference_steps, step)
     times = schedule(sampling.num_inference_steps, sampling.shift)[list(steps)].tolist()
     if sampling.distilled and not all(sampling.acts_at(t) for t in times):
         low = sampling.interval[0]
@@ -60,6 +57,15 @@ def exploring_of(stage: Stage, sampling: Sampling, step: int) -> Exploring | Non
             f"which is what learns, acts above {low:g}: set a smaller window"
         )
     return Exploring(kind=kind, steps=steps)
+
+
+def window_of(stage: Stage) -> Any:
+    """Make the window of a stage, one of `flow.stochastic.WINDOWS`."""
+    how = stage.rl
+    assert how is not None
+    window: Any = WINDOWS[how.window]
+    fields = {"size": how.window_size, "seed": stage.seed}
+    return window(**{name: value for name, value in fields.items() if name in hints(window)})
 
 
 def objective_of(stage: Stage) -> Objective:
@@ -95,6 +101,12 @@ def check_rewarding(stage: Stage) -> None:
     texts = [task for task, weight in stage.mixture.items() if weight and spec_of(task).makes == "text"]
     if texts:
         raise UserError(f"the stage {stage.name} learns from rewards of what is drawn, and {texts[0]} draws nothing")
+    if not stage.freezes("vit.tower"):
+        said = "rewards do not reach the vision tower, whose features are made before a round"
+        raise UserError(said, fix={"frozen": ["vit", *stage.frozen]})
+    if stage.lora is not None and stage.lora.dropout:
+        said = "rollouts and updates have to run the same weights, so an adapter has no dropout"
+        raise UserError(said, fix={"lora.dropout": 0})
     if stage.drop_text or stage.drop_all:
         raise UserError("rewards are about whole requests", fix={"drop_text": 0, "drop_all": 0})
     parse_rewards(how.rewards)
