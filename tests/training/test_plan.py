@@ -7,18 +7,26 @@ import pytest
 import torch
 from measured import PeakMemory
 
+from openlance.config.lora import Lora
 from openlance.config.model import ModelConfig, nano
-from openlance.config.train import recipe, stage
+from openlance.config.sampling import NO_PRIOR
+from openlance.config.train import UNDERSTANDING, Resolution, Rewarding, Stage, recipe, stage
 from openlance.config.values import override
 from openlance.model.lance import Lance
+from openlance.model.vit import ViT
 from openlance.planning.hardware import parse_devices
 from openlance.planning.memory import activations
+from openlance.planning.rounds import round_of
 from openlance.planning.training import Machine, flops, plan, trainable
-from openlance.planning.workload import Load, load_of, packed, placeholder, ruler, typical
+from openlance.planning.workload import Load, columns_of, load_of, packed, placeholder, ruler, sized, typical
+from openlance.rl.results import Result
 from openlance.sequence.pack import document, pack
-from openlance.sequence.tasks import Views, edit, text_to_visual, understand
+from openlance.sequence.segment import PATCHES, Kind
+from openlance.sequence.tasks import Views, edit, spec_of, text_to_visual, understand
+from openlance.training.learner import Learner
 from openlance.training.objective import noised, objective
 from openlance.training.parallel import recompute
+from openlance.training.rewarded.trainer import RewardTrainer
 
 SMALL = replace(nano(), width=96, heads=6, kv_heads=2, mlp_width=200, layers=3)
 DRAWS = 2
@@ -72,6 +80,54 @@ def test_counted_memory_is_that_of_a_real_step(low, checkpointing):
     assert counted.peak(checkpointing, gradients) + inside == pytest.approx(peak, rel=0.15)
 
 
+@pytest.mark.parametrize("frozen", [UNDERSTANDING, ("vit",)], ids=["generation", "everything"])
+def test_counted_memory_of_a_round_is_that_of_a_real_update(frozen):
+    """What runs together in an update: the conditions once for each weights, the noisy rows of all states."""
+    torch.manual_seed(0)
+    how = Rewarding(rewards={"redness": 1.0}, objective="awm", settings={"square": 0.0}, group=8, times=(6, 1, 3, 3))
+    rl = Stage(
+        name="rl", scale="nano", steps=1, lr=1e-4, mixture={"image_edit": 1}, pack_tokens=(700, 900), rl=how,
+        max_sample_tokens=200, dtype="float32", frozen=frozen, resolutions=(Resolution(image=(64, 64)),),
+    )  # fmt: skip
+    lance = Lance(SMALL)
+    drawn = round_of(rl, SMALL, rl.resolutions[0], 900)
+    run = RewardTrainer(rl, Learner(lance, ViT(nano().vit), SMALL.vocab_size), ruler(SMALL))
+    columns, _ = columns_of("image_edit", rl, SMALL, rl.resolutions[0], 1)
+    patches, latents = int((columns["kind"] == PATCHES).sum()), int(drawn.context.gen)
+    seen, side = int(patches**0.5), int(latents**0.5)
+    sizes = {Kind.PATCHES: (1, seen, seen, SMALL.width), Kind.LATENTS: (1, side, side, SMALL.latent_channels)}
+    given = sized(spec_of("image_edit"), (64, 64), (1, 64, 64), 12, NO_PRIOR)
+    requests = [
+        [replace(s, value=torch.randn(sizes[s.kind])) if s.kind in sizes and s.value is not None else s for s in given]
+        for _ in range(drawn.piece)
+    ]
+    results = [Result(clean=torch.randn(int(drawn.ask.gen), SMALL.latent_channels)) for _ in requests]
+    generator = torch.Generator().manual_seed(0)
+    asks = [ask for result in results for ask in run.objective.asks(result, 1.0, generator)]
+    with PeakMemory() as memory:
+        loss = run.objective.loss(asks, run.velocities(requests, asks)).per_ask.sum()
+        after = memory.now
+        loss.backward()
+    gradients = sum(p.grad.nbytes for p in lance.parameters() if p.grad is not None)
+    counted = activations(SMALL, drawn.update, "float32")
+    assert counted.kept(False) == pytest.approx(after, rel=0.15)
+    assert counted.peak(False, gradients) == pytest.approx(memory.peak, rel=0.15)
+
+
+def test_a_round_is_counted_by_its_results_and_states():
+    rl = stage("rl")
+    one = round_of(rl, ModelConfig(), rl.resolutions[0], 77_000)
+    assert one.results == 24 * one.requests and one.asks == 2 and one.beside == 1 and not one.conditions_learn
+    more = replace(rl, rl=replace(rl.rl, num_inference_steps=20, window_size=4))
+    twice = round_of(more, ModelConfig(), rl.resolutions[0], 77_000)
+    for name, least in (("rollouts", 1.95), ("updates", 1.9)):
+        assert least < twice.operations(2)[name] / one.operations(2)[name] <= 2
+    whole = plan(ModelConfig(), replace(rl, frozen=("vit",)), machine("1xH200"), changes=False)
+    some, adapter = (plan(ModelConfig(), s, machine("1xH200")) for s in (rl, replace(rl, lora=Lora(rank=16))))
+    assert whole.memory["other weights"] > 2 * some.memory["other weights"] > 50 * adapter.memory["other weights"]
+    assert not whole.fits and some.memory["peak"] > adapter.memory["peak"] and adapter.fits
+
+
 def test_peak_memory_counts_what_is_alive_and_no_views():
     with PeakMemory() as memory:
         a = torch.zeros(1000)
@@ -112,7 +168,7 @@ def test_what_is_frozen_does_not_train():
 )
 def test_the_tokens_of_the_paper(name, tokens, eights):
     found = plan(ModelConfig(), stage(name), machine("128xA100-80GB"))
-    assert found.tokens == tokens and found.fits
+    assert found.tokens == tokens and found.fits == (name != "rl")  # whose weights are whole on each device
     low, high = found.paper["packs_per_step_low"], found.paper["packs_per_step_high"]
     assert tuple(n for n in range(8, 129, 8) if low <= n <= high) == eights
     assert found.paper["steps_here"] * found.tokens_per_step == pytest.approx(tokens)
@@ -130,7 +186,7 @@ def test_what_is_said_to_make_it_fit_makes_it_fit():
     at = machine("1xA100-80GB")
     found = plan(ModelConfig(), stage("sft"), at)
     assert not found.fits and any("lora=64" in change for change in found.changes)
-    assert plan(ModelConfig(), stage("sft"), replace(at, lora=64)).fits
+    assert plan(ModelConfig(), replace(stage("sft"), lora=Lora(rank=64)), at).fits
 
 
 @pytest.mark.parametrize("one", recipe("nano"), ids=lambda s: s.name)

@@ -9,17 +9,20 @@ Memory is counted (`planning/memory.py`), speed is not: it is the device's peak 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from openlance.config.lora import Lora
 from openlance.config.model import ModelConfig
-from openlance.config.train import Stage
+from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
 from openlance.model.lance import lance_parameters
 from openlance.planning.hardware import PER_NODE, Device
 from openlance.planning.memory import activations
-from openlance.planning.size import encoder_half, expert_size, linear_sizes, tower_operations, vit_size
+from openlance.planning.rounds import Round, round_of
+from openlance.planning.size import decoder_half, encoder_half, expert_size, linear_sizes, tower_operations, vit_size
 from openlance.planning.workload import Load, packed, typical
 
 GIB = float(1 << 30)
@@ -38,7 +41,6 @@ class Machine:
             count), above 0 and at most 1.
         shard: The weights over all devices ("full"), over those of one machine ("hybrid"), over so many ("4"), or not
             at all ("none").
-        lora: Rank of adapters that train in place of the weights; 0: none.
 
     Raises:
         UserError: If a value cannot be.
@@ -48,7 +50,6 @@ class Machine:
     device: Device
     utilization: float = 0.4
     shard: str = "hybrid"
-    lora: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.utilization <= 1:
@@ -97,13 +98,16 @@ class Plan:
         return self.memory["peak"] <= self.usable
 
 
-def trainable(c: ModelConfig, stage: Stage, lora: int = 0) -> dict[str, float]:
+def trainable(c: ModelConfig, stage: Stage) -> dict[str, float]:
     """Count the parameters of all parts, and of those that learn."""
     decoder = {f"lance.{name}": n for name, n in lance_parameters(c)}
     learning = {name: n for name, n in decoder.items() if not stage.freezes(name)}
-    tower, tower_learns = vit_size(c.vit), not lora and not stage.freezes("vit.tower")
-    if lora:
-        live = inner = 2 * c.layers * sum(lora * (i + o) for i, o in linear_sizes(c))
+    tower, tower_learns = vit_size(c.vit), stage.lora is None and not stage.freezes("vit.tower")
+    if stage.lora is not None:
+        sizes = dict(zip(("q", "k", "v", "o", "gate", "up", "down"), linear_sizes(c), strict=True))
+        layers = [name.removeprefix("lance.").removesuffix(".weight") for name in learning]
+        chosen = [name for name in layers if re.fullmatch(stage.lora.pattern, name)]
+        live = inner = sum(stage.lora.rank * sum(sizes[name.rpartition(".")[2]]) for name in chosen)
     else:
         live = sum(learning.values())
         inner = sum(n for name, n in learning.items() if ".layers." in name and n > c.width)
@@ -121,7 +125,7 @@ def trainable(c: ModelConfig, stage: Stage, lora: int = 0) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def flops(c: ModelConfig, load: Load, learns: dict[str, float], lora: int = 0) -> dict[str, float]:
+def flops(c: ModelConfig, load: Load, learns: dict[str, float], lora: bool = False) -> dict[str, float]:
     """Count the operations of one training step of a pack, by part; the backward pass counts twice the forward one
     (once where weights are frozen below adapters). Windows of the tower's attention are left out."""
     expert, seen = 2.0 * expert_size(c) * c.layers, tower_operations(c.vit, load.patches)
@@ -136,12 +140,14 @@ def flops(c: ModelConfig, load: Load, learns: dict[str, float], lora: int = 0) -
 
 def memory(c: ModelConfig, stage: Stage, machine: Machine, checkpointing: bool) -> dict[str, float]:
     """Count GiB per device by use, for the longest pack, at the resolution that needs most."""
-    loads = (packed(stage, c, at, stage.pack_tokens[1]) for at in stage.resolutions)
-    return max((_memory(c, stage, machine, load, checkpointing) for load in loads), key=lambda found: found["peak"])
+    found = (_memory(c, stage, machine, at, checkpointing) for at in stage.resolutions)
+    return max(found, key=lambda one: one["peak"])
 
 
-def _memory(c: ModelConfig, stage: Stage, machine: Machine, load: Load, checkpointing: bool) -> dict[str, float]:
-    learns = trainable(c, stage, machine.lora)
+def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, checkpointing: bool) -> dict[str, float]:
+    load, learns = packed(stage, c, at, stage.pack_tokens[1]), trainable(c, stage)
+    drawn = None if stage.rl is None else round_of(stage, c, at, stage.pack_tokens[1])
+    lesson = stage.rl.supervised_share if stage.rl is not None and stage.rl.supervised else 0.0
     whole, group, low = learns["decoder"] + learns["vision tower"], machine.group, stage.dtype != "float32"
     sharded, live = group > 1, learns["trained"] / group
     precision = "float32" if not low else "bfloat16" if sharded else "autocast"
@@ -152,21 +158,31 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, load: Load, checkpoi
     else:  # autocast keeps a copy of every weight until it is used backwards, of one layer where it recomputes
         gathered = 2.0 * ((layer + outside) if checkpointing else whole) if low else 0.0
     moments = 8 * live - (4 * learns["trained matrices"] / group if stage.optimizer == "muon" else 0.0)
-    kept = activations(c, load, precision, gpu=machine.gpu, tower=bool(learns["tower learns"]))
+    parts = [load] if drawn is None else [drawn.update, *([load.times(lesson)] if lesson else [])]
+    kept, *other = (
+        activations(c, one, precision, gpu=machine.gpu, tower=bool(learns["tower learns"])) for one in parts
+    )
     lasting = {
         "weights": 4 * whole / group + 4 * learns["VAE encoder"],
         "whole layers": gathered,
         "optimizer": moments,
         "average": 4 * live if stage.ema else 0.0,
     }
+    if drawn is not None:
+        lasting["weights"] += 4 * decoder_half(c.vae).size
+        lasting |= {"other weights": 4 * live * drawn.beside, "results": drawn.held * stage.accumulate}
     passing = {
         "gradients": 4 * live,
         "activations": kept.kept(checkpointing),
         "backward": kept.peak(checkpointing, 0.0) - kept.kept(checkpointing),
     }
-    # with accumulation the gradients of the pack before are still there
-    apart, along = (4 * live, 0.0) if stage.accumulate > 1 else (0.0, 4 * live)
-    peak = sum(lasting.values()) + apart + kept.peak(checkpointing, along)
+    # with accumulation the gradients of the pack before are still there, as those of the piece before of a round
+    apart, along = (4 * live, 0.0) if stage.accumulate > 1 or drawn is not None else (0.0, 4 * live)
+    most = apart + max(one.peak(checkpointing, along) for one in (kept, *other))
+    if drawn is not None:
+        passing |= {"conditions": drawn.cached(size), "rollouts": drawn.rolling(size)}
+        most = max(most, apart + kept.kept(checkpointing) + passing["conditions"], passing["rollouts"])
+    peak = sum(lasting.values()) + most
     found = {name: value / GIB for name, value in (lasting | passing).items()}
     return found | {"peak": peak / GIB + CONTEXT[machine.gpu]}
 
@@ -183,12 +199,21 @@ def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True
     Raises:
         UserError: If a task of its mixture is unknown, or has no sample that fits.
     """
-    learns = trainable(c, stage, machine.lora)
+    if stage.rl is not None:
+        machine = replace(machine, shard="none")  # what draws has whole weights
+    learns = trainable(c, stage)
     rows = sum(stage.pack_tokens) / 2
     starts = (0.0, *(at.until for at in stage.resolutions))
-    loads = (packed(stage, c, at, rows).times(at.until - start) for start, at in zip(starts, stage.resolutions))
-    mean = sum(loads, Load())
-    work = flops(c, mean, learns, machine.lora)
+    shares = [(at, at.until - start) for start, at in zip(starts, stage.resolutions)]
+    mean = sum((packed(stage, c, at, rows).times(share) for at, share in shares), Load())
+    work = flops(c, mean, learns, stage.lora is not None)
+    drawn = [] if stage.rl is None else [(round_of(stage, c, at, rows), share) for at, share in shares]
+    if stage.rl is not None:
+        again = stage.rl.supervised_share * stage.rl.updates if stage.rl.supervised else 0.0
+        work = {"supervised": again * sum(work.values()), "vision tower": work["vision tower"]}
+        for one, share in drawn:
+            for name, value in one.operations(1.0 if stage.lora is not None else 2.0).items():
+                work[name] = work.get(name, 0.0) + share * value
     sizes = {checkpointing: memory(c, stage, machine, checkpointing) for checkpointing in (False, True)}
     speed = machine.count * machine.device.tflops * 1e12 * machine.utilization * rows / sum(work.values())
     per_step = rows * machine.count * stage.accumulate
@@ -213,7 +238,7 @@ def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True
         days=days,
         cost=days * 24 * machine.count * machine.device.price,
         paper=_paper(stage, per_step),
-        notes=tuple(_notes(c, stage)),
+        notes=(*_notes(c, stage), *(_of_round(one) for one, _ in drawn)),
     )  # fmt: skip
     return replace(found, changes=tuple(_changes(c, stage, machine))) if changes and not found.fits else found
 
@@ -244,20 +269,27 @@ def _notes(c: ModelConfig, stage: Stage) -> Iterator[str]:
                 yield f"{task}: {found.frames} frames of base size {at.video[0]} {fit}"
 
 
+def _of_round(r: Round) -> str:
+    """Say what a round is on one device."""
+    learned = f"{r.requests * r.learned:,.0f} learned from at {r.asks} states each, beside {r.beside} other weights"
+    said = f"a round of a device: {r.requests:,.1f} requests, {r.results:,.0f} results in {r.steps} steps, {learned}"
+    return f"{said}; weights are whole on each, and rewards take their own time"
+
+
 def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:
     """Changes that make the stage fit: of each kind the smallest one."""
     again = {} if stage.checkpointing else {"checkpointing": True}
     if again and _fits(c, stage, machine, again):
         yield f"compute layers again: {_settings(machine, again)}"
-    adapters = {"lora": 64}
-    larger = [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count]
+    adapters = {} if stage.lora is not None else {"lora": 64}
+    larger = [] if stage.rl else [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count]
     cuts = [shortened(stage, part) for part in (2, 4, 8, 16)]
     kinds: dict[str, list[dict[str, Any]]] = {
-        "shard over all devices": [{"shard": "full"}],
+        "shard over all devices": [] if stage.rl else [{"shard": "full"}],
         "more devices": larger,
         "shorter packs, as many tokens": cuts,
-        "adapters": [adapters],
-        "adapters and shorter packs": [adapters | cut for cut in cuts],
+        "adapters": [adapters] if adapters else [],
+        "adapters and shorter packs": [adapters | cut for cut in cuts] if adapters else [],
         "more devices and shorter packs": [wider | cuts[1] for wider in larger],
     }
     enough = set[str]()  # what fits by itself is not combined
@@ -287,8 +319,9 @@ def _settings(machine: Machine, changes: dict[str, Any]) -> str:
 
 def _fits(c: ModelConfig, stage: Stage, machine: Machine, changes: dict[str, Any]) -> bool:
     """Whether the longest pack of a changed stage fits. Packs too short for the longest samples leave these out."""
-    devices = {name: value for name, value in changes.items() if name in ("count", "shard", "lora")}
-    stage = replace(stage, **{name: value for name, value in changes.items() if name not in devices})
+    devices = {name: value for name, value in changes.items() if name in ("count", "shard")}
+    fields = {name: value for name, value in changes.items() if name not in devices}
+    stage = replace(stage, **fields | ({"lora": Lora(rank=fields["lora"])} if "lora" in fields else {}))
     try:
         needed = memory(c, stage, replace(machine, **devices), stage.checkpointing)["peak"]
     except UserError:  # not even the shortest sample of some task fits into such a pack

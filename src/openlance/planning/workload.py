@@ -146,10 +146,24 @@ def typical(task: str, stage: Stage, config: ModelConfig, at: Resolution) -> Typ
 @lru_cache(maxsize=512)
 def _load(spec: TaskSpec, scale: str, draws: int, bases: tuple[int, int], frames: int, config: ModelConfig) -> Load:
     """The load of one training sample; bases: sizes for the VAE and for the ViT, as of `Resolution`."""
+    return load_of(*_sample(spec, scale, draws, bases, frames, config), config)
+
+
+def columns_of(
+    task: str, stage: Stage, config: ModelConfig, at: Resolution, frames: int
+) -> tuple[dict[str, np.ndarray], list[Visual]]:
+    """Give the columns and visuals of a sample of a task, with one noise sample of its target."""
+    spec = spec_of(task)
+    return _sample(spec, stage.scale, 1, at.image if spec.makes == "image" else at.video, frames, config)
+
+
+def _sample(
+    spec: TaskSpec, scale: str, draws: int, bases: tuple[int, int], frames: int, config: ModelConfig
+) -> tuple[dict[str, np.ndarray], list[Visual]]:
     sides, seen = _square(bases[0], config.vae.stride), _square(bases[1], config.vit.stride)
     style = NO_PRIOR if scale == "nano" else EXACT
     segments = sized(spec, seen, (frames, *sides), TEXT.get(scale, DETAILED), style, filled=True)
-    return load_of(*document(segments, ruler(config), config.position, draws), config)
+    return document(segments, ruler(config), config.position, draws)
 
 
 def _square(base: int, stride: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
-"""A plot of what a run logs: losses of its stages one after the other, or the rewards of its rounds."""
+"""A plot of what a run logs: losses of its stages one after the other, or what its rounds of rewards came to."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from openlance.media.files import atomic_path
 from openlance.training.files import read_log
 
 LOSSES = ("text", "flow", "dense")
+PHASES = {"rollouts": "rollout", "rewards": "reward", "updates": "update"}
 COLORS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
 WIDTH, HEIGHT, MARGIN, POINTS = 760, 360, 50, 100
 
@@ -19,7 +20,8 @@ Line = Sequence[tuple[float, float]]  # (step, value)
 
 
 def write_curves(logs: Sequence[Path], out: Path) -> None:
-    """Write what one log or several in a row say over their steps as an SVG: rewards where there are any, else losses.
+    """Write what one log or several in a row say over their steps as an SVG: losses; of a stage with rewards these, the
+    expected best of several results, how far results of a request are apart, and where the time went.
 
     Args:
         logs: Paths of log.jsonl; those that are missing are skipped.
@@ -32,11 +34,23 @@ def write_curves(logs: Sequence[Path], out: Path) -> None:
         before = rows[-1]["step"] if rows else 0.0
     if len(rows) < 2:
         return
-    named = [name for row in rows for name in row if "reward" in name and not name.endswith("seconds")]
-    names = tuple(dict.fromkeys(named))
-    lines = {name: line_of(rows, name) for name in names or LOSSES}
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    rewards = [name for name in names if "reward" in name and not name.endswith("seconds")]
+    plots = [[f"{name} loss" for name in LOSSES]]
+    if rewards:
+        rows = [with_shares(row) for row in rows]
+        best = [name for name in names if name.startswith("pass@") and "/" not in name]
+        plots = [rewards, best, ["spread", "diversity", "mute"], [f"share of {name}" for name in PHASES]]
+    lines = [{name: line_of(rows, name.removesuffix(" loss")) for name in plot} for plot in plots]
     with atomic_path(out) as path:
-        path.write_text(drawing(lines, rows[-1]["step"], logarithmic=not names), encoding="utf-8")
+        path.write_text(drawing([plot for plot in lines if any(plot.values())], rows[-1]["step"], not rewards), "utf-8")
+
+
+def with_shares(row: Mapping[str, float]) -> dict[str, float]:
+    """Add the shares of a round's time that its phases took, where these are told."""
+    told = {f"share of {name}": row[f"{phase}_seconds"] for name, phase in PHASES.items() if f"{phase}_seconds" in row}
+    whole = sum(told.values())
+    return dict(row) | {name: seconds / whole for name, seconds in told.items() if whole}
 
 
 def line_of(rows: Sequence[Mapping[str, float]], name: str) -> Line:
@@ -46,8 +60,19 @@ def line_of(rows: Sequence[Mapping[str, float]], name: str) -> Line:
     return [(told[piece[-1]][0], float(np.mean([told[n][1] for n in piece]))) for piece in pieces]
 
 
-def drawing(lines: Mapping[str, Line], last: float, logarithmic: bool = False) -> str:
-    """Return lines as an SVG, from step 0 to the last; a logarithmic one has values above 0 alone."""
+def drawing(plots: Sequence[Mapping[str, Line]], last: float, logarithmic: bool = False) -> str:
+    """Return lines as an SVG, plots above each other, from step 0 to the last; logarithmic ones have values above 0
+    alone."""
+    size = f'width="{WIDTH}" height="{HEIGHT * len(plots)}"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">']
+    parts.append('<rect width="100%" height="100%" fill="white"/>')
+    for n, lines in enumerate(plots):
+        parts += [f'<g transform="translate(0 {n * HEIGHT})">', *plotted(lines, last, logarithmic), "</g>"]
+    return "\n".join([*parts, "</svg>"])
+
+
+def plotted(lines: Mapping[str, Line], last: float, logarithmic: bool) -> Iterator[str]:
+    """Yield what one plot consists of."""
     values = [value for line in lines.values() for _, value in line]
     low, high = (0.02, 4.0) if logarithmic else (min([*values, 0.0]), max([*values, 0.01]))
     ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4) if logarithmic else rounded(low, high)
@@ -59,23 +84,19 @@ def drawing(lines: Mapping[str, Line], last: float, logarithmic: bool = False) -
         share = (scale(min(max(value, low), high)) - scale(low)) / (scale(high) - scale(low))
         return f"{x:.1f},{HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * share:.1f}"
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif">']
-    parts.append('<rect width="100%" height="100%" fill="white"/>')
     for value in ticks:
         x, y = place(0, value).split(",")
-        parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - MARGIN}" y2="{y}" stroke="#e5e7eb"/>')
-        parts.append(f'<text x="{MARGIN - 8}" y="{y}" font-size="11" text-anchor="end">{value:g}</text>')
-    left = float(MARGIN)
+        yield f'<line x1="{x}" y1="{y}" x2="{WIDTH - MARGIN}" y2="{y}" stroke="#e5e7eb"/>'
+        yield f'<text x="{MARGIN - 8}" y="{y}" font-size="11" text-anchor="end">{value:g}</text>'
+    left, above = float(MARGIN), 18
     for (name, line), color in zip(lines.items(), COLORS * len(lines)):
         spots = " ".join(place(*point) for point in line if point[1] > 0 or not logarithmic)
-        parts.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.6" points="{spots}"/>')
-        said = f"{name} loss" if logarithmic else name
-        parts.append(f'<text x="{left:.0f}" y="24" font-size="13" fill="{color}">{said}</text>')
-        left += 24 + 7.2 * len(said)
-    parts.append(
-        f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 18}" font-size="12" text-anchor="end">step {last:.0f}</text>'
-    )
-    return "\n".join([*parts, "</svg>"])
+        yield f'<polyline fill="none" stroke="{color}" stroke-width="1.6" points="{spots}"/>'
+        if left > MARGIN and left + 7.2 * len(name) > WIDTH:
+            left, above = float(MARGIN), above + 15
+        yield f'<text x="{left:.0f}" y="{above}" font-size="13" fill="{color}">{name}</text>'
+        left += 24 + 7.2 * len(name)
+    yield f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 18}" font-size="12" text-anchor="end">step {last:.0f}</text>'
 
 
 def rounded(low: float, high: float) -> list[float]:
