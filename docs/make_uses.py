@@ -1,8 +1,8 @@
 """Make the pictures and answers of docs/uses from the runs of its pages: `python docs/make_uses.py FOLDER [USE ...]`.
 
 FOLDER holds what the commands of the pages leave (benchmarks/uses.py runs them): pictures, zib, pairs, asked, turning
-and runs/style, runs/zib, runs/framing, runs/corners, runs/turning. Nothing is picked: seeds are 0, 1, 2 ..., media those
-of seed 9000, which no page trains on.
+and runs/style, runs/zib, runs/framing, runs/corners, runs/turning. Nothing is picked: seeds are 0, 1, 2 ..., media
+those of seed 9000, which no page trains on.
 """
 
 import json
