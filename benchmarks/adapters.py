@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, markdown, put, write_results
+from common import RESULTS, markdown, put, recorded, write_results
 from PIL import Image
-from samplers import read
 
 from openlance import load
 from openlance.eval.estimate import paired
@@ -34,7 +33,7 @@ from toyworld.suites.bench import Bench, Scored
 from toyworld.suites.bench import run as world
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from own_data import CORNERS, edits, framed, questions  # noqa: E402
+from own_data import CORNERS_ASKED, FRAMING, edits, framed, questions  # noqa: E402
 
 SEED, EACH = 9000, 2  # of round r SEED + r; requests of a category of the world in a round
 WORLD = ("t2i", "image_edit", "vqa")
@@ -47,11 +46,15 @@ def error(one: np.ndarray, other: np.ndarray) -> float:
     return float(((one.astype(float) - other) ** 2).mean())
 
 
+def listed(place: str) -> list[dict[str, str]]:
+    return [json.loads(text) for text in (Path(place) / "metadata.jsonl").read_text().splitlines()]
+
+
 def framing(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
     """Ten pictures that are to be framed."""
     with tempfile.TemporaryDirectory() as place:
         edits(Path(place), np.random.default_rng(SEED + number))
-        rows = [json.loads(text) for text in (Path(place) / "metadata.jsonl").read_text().splitlines()][:10]
+        rows = [row for row in listed(place) if row["instruction"] in FRAMING][:10]
         sources = [Image.open(Path(place) / row["input_image"]).convert("RGB") for row in rows]
         made = pipe.edit(list(sources), [row["instruction"] for row in rows], seed=SEED + 100 * number)
     pairs = [(np.asarray(s), np.asarray(m)) for s, m in zip(sources, made, strict=True)]
@@ -67,8 +70,7 @@ def corners(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
     """Twenty questions for corners."""
     with tempfile.TemporaryDirectory() as place:
         questions(Path(place), np.random.default_rng(SEED + number))
-        rows = [json.loads(text) for text in (Path(place) / "metadata.jsonl").read_text().splitlines()]
-        rows = [row for row in rows if row["answer"] in CORNERS.values()][:20]
+        rows = [row for row in listed(place) if row["question"] == CORNERS_ASKED][:20]
         shown = [Image.open(Path(place) / row["image"]).convert("RGB") for row in rows]
         said = pipe.ask(shown, [row["question"] for row in rows])
     pairs = zip(rows, said, strict=True)
@@ -87,7 +89,7 @@ def of_world(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
 
 def run(args: argparse.Namespace) -> None:
     args.records.touch()
-    done = {(r["name"], r["part"], r["round"]) for r in read(args.records)}
+    done = {(r["name"], r["part"], r["round"]) for r in recorded(args.records)}
     pipes = {"none": load(args.model)}
     for name, path in (("edits", args.edits), ("questions", args.questions)):
         if path is not None:
@@ -119,7 +121,7 @@ def items(found: list[dict[str, Any]], name: str, what: str) -> dict[str, dict[s
 
 
 def table(args: argparse.Namespace) -> None:
-    found, rows, lines = read(args.records), list[dict[str, Any]](), []
+    found, rows, lines = recorded(args.records), list[dict[str, Any]](), []
     for name, scores in SCORES.items():
         for what in (*scores, *WORLD):
             first, second = (items(found, one, what) for one in ("none", name))

@@ -201,7 +201,7 @@ def report(args: argparse.Namespace) -> None:
         mine = [line for line in lines if line["clips"] == clips and "none" in line]
         data["clips" if clips else "images"] = own = dict[str, Any]()
         seeds = sorted({line["seed"] for line in mine})
-        text += f"{'Clips' if clips else 'Images'}, seeds {seeds}. CPU seconds are of one edit.\n\n"
+        text += f"{'Videos' if clips else 'Images'}, seeds {seeds}. CPU seconds are of one edit.\n\n"
         for way in [way for way in WAYS if way != "none" and any(way in line for line in mine)]:
             there = [line for line in mine if way in line]
             kinds = list(dict.fromkeys(line["kind"] for line in there))
@@ -216,18 +216,19 @@ def report(args: argparse.Namespace) -> None:
     write_results("regions", data, text, args.out)
     if args.docs:
         put(PAGE, "regions", text)
-        put(CARD, "regions", summary(data["images"]))
+        put(CARD, "regions", summary(data))
 
 
-def summary(images: dict[str, dict[str, Any]]) -> str:
+def summary(data: dict[str, dict[str, Any]]) -> str:
     """What a model card says: all kinds, plain and in the ways that were recorded."""
     rows, whole = [], "all kinds"
-    for way, name in {"auto": "in the region that the model finds", "checked": "there, with `check=4`"}.items():
-        if whole in (found := images.get(way, {})):
-            c = found[whole]
-            parts = [f"{c[part]['old']:.2f}, {c[part]['new']:.2f}" for part in ("right", "asked", "kept")]
-            rows.append([name, c["n"], *parts, points(c["right"]), f"{c['right']['p']:.2g}"])
-    head = ["edits of images", "n", "right: plain, so", "asked", "kept", "points (95 %)", "p"]
+    for of, name in (("images", "images"), ("clips", "videos")):
+        for way, how in {"auto": "in the region that the model finds", "checked": "there, with `check=4`"}.items():
+            if whole in (found := data.get(of, {}).get(way, {})):
+                c = found[whole]
+                parts = [f"{c[part]['old']:.2f}, {c[part]['new']:.2f}" for part in ("right", "asked", "kept")]
+                rows.append([f"{name} {how}", c["n"], *parts, points(c["right"]), f"{c['right']['p']:.2g}"])
+    head = ["edits of", "n", "right: plain, so", "asked", "kept", "points (95 %)", "p"]
     return f"Paired, free placement, 64x64, {datetime.date.today()}.\n\n{markdown(head, rows)}"
 
 

@@ -1,7 +1,7 @@
 """Small data of one's own, for docs/uses: what nano has never seen, made of the shapes that it knows.
 
 python examples/own_data.py subject zib           # five pictures of one thing, which is called a zib
-python examples/own_data.py edits pairs           # pictures without and with a frame, and an instruction
+python examples/own_data.py edits pairs           # pictures before and after, framed or edited as usual
 python examples/own_data.py questions asked       # pictures and a new question, and some of the usual ones
 python examples/own_data.py clips turning         # clips in which something turns into another colour
 python examples/own_data.py edits unseen 7        # other ones: any number seeds them
@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from openlance.media.clip import Clip
 from openlance.media.write import write_video
+from toyworld.edits import sample_edit
 from toyworld.questions import sample_question
 from toyworld.render import render
 from toyworld.scene import Object, Scene, sample_scene
@@ -24,6 +25,7 @@ from toyworld.scene import Object, Scene, sample_scene
 SIDE = 64
 CORNERS = {"circle": "none", "ring": "none", "triangle": "three", "square": "four", "star": "ten", "cross": "twelve"}
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
+CORNERS_ASKED = "how many corners does it have?"
 FRAMING = ("put a frame around the picture", "frame the picture", "add a cream frame")
 CREAM, FRAME = (240, 210, 150), 8
 
@@ -49,25 +51,32 @@ def framed(pixels: np.ndarray) -> np.ndarray:
 
 
 def edits(folder: Path, rng: np.random.Generator) -> None:
+    """Sixty are framed; twice as many are edits that nano knows, so that it goes on to do what it is told."""
     rows = []
-    for n in range(60):
-        pixels = render(sample_scene(rng, placement="free", category=str(rng.choice(["color", "two"]))), SIDE, SIDE)
-        for name, shown in (("before", pixels), ("after", framed(pixels))):
+    for n in range(180):
+        if n % 3:
+            known = sample_edit(rng)
+            (before, after), said = known.pictures(SIDE, SIDE), known.instruction
+        else:
+            scene = sample_scene(rng, placement="free", category=str(rng.choice(["color", "two"])))
+            before = render(scene, SIDE, SIDE)
+            after, said = framed(before), FRAMING[n // 3 % 3]
+        for name, shown in (("before", before), ("after", after)):
             Image.fromarray(shown).save(folder / f"{n}_{name}.png")
-        rows.append({"input_image": f"{n}_before.png", "output_image": f"{n}_after.png", "instruction": FRAMING[n % 3]})
+        rows.append({"input_image": f"{n}_before.png", "output_image": f"{n}_after.png", "instruction": said})
     write_list(folder, rows)
 
 
 def questions(folder: Path, rng: np.random.Generator) -> None:
-    """Every other question is one that nano can answer already, so that it goes on to."""
+    """Sixty ask for corners; three times as many are questions that nano can answer, so that it goes on to."""
     rows = []
-    for n in range(120):
+    for n in range(240):
         scene, said = sample_scene(rng, placement="free", category="single"), None
-        if n % 2:
+        if n % 4:
             known = sample_question(rng)
             scene, said = known.scene, (known.question, known.answer)
         Image.fromarray(render(scene, SIDE, SIDE)).save(folder / f"{n}.png")
-        asked, answer = said or ("how many corners does it have?", CORNERS[scene.objects[0].shape])
+        asked, answer = said or (CORNERS_ASKED, CORNERS[scene.objects[0].shape])
         rows.append({"image": f"{n}.png", "question": asked, "answer": answer})
     write_list(folder, rows)
 

@@ -16,13 +16,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/nano.md")
-# What is done, its command and Python, and its scores: a task of the benchmark, and how objects are placed;
-# none: those of edits with regions.
+# What is done, its command and Python, and its scores: a task of the benchmark, and how objects are placed; or what is
+# edited, from the benchmark of regions.
 ROWS = (
     ("answer questions about images; about videos", "`ask`, `caption`", "vqa free", "video_vqa free"),
     ("draw an image from a prompt; where objects stand as usual", "`generate t2i`", "t2i free", "t2i loose"),
-    ("edit an image; without the region that it finds by itself", "`edit`", ""),
-    ("edit a video", "`edit`", "video_edit free"),
+    ("edit an image; without the region that it finds by itself", "`edit`", "images"),
+    ("edit a video; without that region", "`edit`", "clips"),
     ("make a video from a prompt", "`generate t2v`", "t2v free"),
     ("animate an image, also to a last frame", "`generate i2v`, `flf2v`", "i2v free"),
     ("place a given subject in a new scene", "`generate subject`", "subject free"),
@@ -37,13 +37,10 @@ def newest(name: str) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
-def edits() -> str:
-    """The share of right edits of images, with the region that nano finds by itself (its default), and plain."""
-    images = newest("regions")["images"]
-    kinds = images.get("auto") or images["compared"]
-    right = (kinds.get("all kinds") or kinds["all"])["right"]
-    shares = (right["new"], right["old"]) if "new" in right else (right["auto"]["mean"], right["none"]["mean"])
-    return "{:.2f}; {:.2f}".format(*shares)
+def edits(of: str) -> str:
+    """The share of right edits, with the region that nano finds by itself (its default), and plain."""
+    right = newest("regions")[of]["auto"]["all kinds"]["right"]
+    return f"{right['new']:.2f}; {right['old']:.2f}"
 
 
 def score(found: dict[str, Any], task: str, placement: str) -> str:
@@ -57,7 +54,7 @@ def table() -> str:
     found = newest("nano")
     lines = ["| what | command and Python | nano: share right |", "|---|---|---|"]
     for what, command, *scored in ROWS:
-        shares = "; ".join(score(found, *one.split()) if one else edits() for one in scored)
+        shares = "; ".join(score(found, *one.split()) if " " in one else edits(one) for one in scored)
         lines.append(f"| {what} | {command} | {shares} |")
     return "\n".join(lines)
 
