@@ -299,19 +299,19 @@ def noted(scores: Sequence[Score | None], each: int = 1) -> dict[str, float]:
         of as many as there are), and the standard deviation of totals inside them.
     """
     good = [score for score in scores if score is not None]
+    names = sorted({name for score in good for name in score.facts})
     values = {"reward": sum(score.total for score in good) / max(len(good), 1)}
-    for name in sorted({name for score in good for name in score.facts}):
-        some = [score.facts[name] for score in good if name in score.facts]
-        values[f"reward/{name}"] = sum(some) / len(some)
+    values |= {f"reward/{name}": fmean(one.facts[name] for one in good if name in one.facts) for name in names}
     groups = [scores[n : n + each] for n in range(0, len(scores), each)]
     whole = [[one for one in group if one is not None] for group in groups if None not in group]
     if each == 1 or not whole:
         return values
+    values["spread"] = fmean(pstdev(one.total for one in group) for group in whole)
     told = {"": [[one.total for one in group] for group in whole]}
-    for name in sorted({name for score in good for name in score.facts}):
-        told[f"/{name}"] = [[one.facts[name] for one in group] for group in whole if name in group[0].facts]
-    values["spread"] = fmean(pstdev(group) for group in told[""])
+    told |= {
+        f"/{name}": [[o.facts[name] for o in group] for group in whole if name in group[0].facts] for name in names
+    }
     for k in (1, min(BEST_OF, each)):
-        best = {f"pass@{k}{name}": [expected_best(group, k) for group in some] for name, some in told.items()}
-        values |= {name: fmean(some) for name, some in best.items()}
+        best = {name: [expected_best(group, k) for group in some] for name, some in told.items() if some}
+        values |= {f"pass@{k}{name}": fmean(some) for name, some in best.items()}
     return values
