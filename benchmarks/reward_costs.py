@@ -138,7 +138,8 @@ def main() -> None:
                 like = None if kind.startswith("large") else drawn["clips" if kind == "clips" else "pictures"]["median"]
                 data[f"{name}, {kind}"] = found | {"results": len(some), "height": height, "width": width}
                 share = f"{found['median'] / like:.1%}" if like else "-"
-                rows.append([f"`{name}`", kind, f"{width}x{height}", f"{found['median']:.2g}", share])
+                took = f"{found['median']:.{0 if found['median'] >= 10 else 2}f}"
+                rows.append([f"`{name}`", kind, f"{width}x{height}", took, share])
     table = markdown(["reward", "results", "size", "ms for one", "share of drawing it"], rows)
     each = {kind: f"{told['median']:.0f} ms" for kind, told in drawn.items()}
     said = f"One core. nano draws a picture of {SIDE}x{SIDE} in {each['pictures']}, a clip of {FRAMES} frames in "

@@ -89,7 +89,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp
     if objective == "nft":
         row, again = rows_of(tmp_path / "whole")[1], replay_step(tmp_path / "cut", 1)
         assert again["reward"] == pytest.approx(row["reward"], abs=1e-5)
-        assert min(again["samples"].values()) < row["reward"] < max(again["samples"].values())
+        assert len(set(again["samples"].values())) > 1
     learned = load_file(whole / name)
     if learns == "adapter":
         sides = {side: [t for n, t in learned.items() if f".{side}." in n and "lora_B" in n] for side in ("und", "gen")}

@@ -110,13 +110,13 @@ def test_what_cannot_be_distilled_is_refused(tmp_path, changes, more, said):
 
 def test_rewards_go_on_in_the_distilled_side_alone(distilled, tmp_path):
     how = Rewarding(rewards={"redness": 1.0}, objective="nft", group=2, num_inference_steps=2, times=(4, 1, 2, 1))
-    stage = replace(STAGE, steps=1, distill=None, rl=how, frozen=UNDERSTANDING, pack_tokens=(100, 300), draws=1)
+    stage = replace(STAGE, steps=1, distill=None, rl=how, frozen=UNDERSTANDING, pack_tokens=(400, 700))
     start = replace(settings(tmp_path / "run"), model=distilled[0])
     refused = {"nothing else of these learns": {"frozen": ("vit",)}, "without an adapter": {"lora": Lora()}}
     for said, changes in refused.items():
         with pytest.raises(UserError, match=said):
-            run_stage(replace(stage, max_sample_tokens=300, **changes), start)
-    done = run_stage(replace(stage, max_sample_tokens=300), start)
+            run_stage(replace(stage, **changes), start)
+    done = run_stage(stage, start)
     assert (done / "model.safetensors").read_bytes() == (distilled[0] / "model.safetensors").read_bytes()
     before, after = (load_file(folder / DISTILLED) for folder in (distilled[0], done))
     assert before.keys() == after.keys() and any(not torch.equal(before[n], after[n]) for n in before)
