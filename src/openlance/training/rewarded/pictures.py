@@ -62,6 +62,7 @@ def sheet(place: Path, prompts: Sequence[str]) -> str:
         for n, (data, wide) in enumerate(row):
             box = f'x="{LABEL + n * step}" y="{at}" width="{wide}" height="{SIDE}"'
             parts.append(f'<image {box} href="data:image/jpeg;base64,{data}" style="image-rendering: pixelated"/>')
+            parts.append(f'<rect {box} fill="none" stroke="#d1d5db"/>')  # white pictures end somewhere too
     return "\n".join([*parts, "</svg>\n"])
 
 
