@@ -46,8 +46,9 @@ PLAN: dict[str, dict[str, int]] = {
 
 def settled(defaults: GenerationConfig, form: str) -> GenerationConfig:
     same, by_role = FORMS[form]
-    with_ = {role: defaults.sampling_with.get(role, {}) | said for role, said in by_role.items()}
-    return replace(defaults, sampling=replace(defaults.sampling, **same), sampling_with=with_)
+    own = defaults.sampling_with
+    changed = {role: own.get(role, {}) | said for role, said in by_role.items()}
+    return replace(defaults, sampling=replace(defaults.sampling, **same), sampling_with=own | changed)
 
 
 def passes(sampling: Sampling) -> int:
