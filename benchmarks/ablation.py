@@ -194,14 +194,14 @@ def held_out(done: Trained) -> dict[str, float]:
     return found
 
 
-def judged(model: Path, arm: Arm, samples: int) -> dict[str, Any]:
+def judged(model: Path | str, arm: Arm, samples: int) -> dict[str, float]:
     """The share that is right of what an exported model makes, by task."""
     pipe: Any = load(model)
     fill = pipe.fill_visual
     pipe.fill_visual = lambda requests, *how, **more: fill([arm.views(one) for one in requests], *how, **more)
     tasks = tuple(SUITES[task] for task in arm.mixture)
     found = bench(pipe, Bench(tasks=tasks, samples=samples, seed=HELD_OUT_SEED))
-    return {task: found[SUITES[task]]["mean"] for task in arm.mixture}
+    return {task: found[SUITES[task]]["mean"]["mean"] for task in arm.mixture}
 
 
 def run(place: Path, name: str, stage: Stage, minutes: float, compiled: bool, samples: int = JUDGED) -> bool:
@@ -388,7 +388,7 @@ def planned(folder: Path, steps: int, compiled: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the runs")
-    parser.add_argument("--steps", type=int, default=1500, help="of every run")
+    parser.add_argument("--steps", type=int, default=1000, help="of every run")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many, all saved")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of these; two commands share the work")
     parser.add_argument("--no-compile", action="store_true", help="where there is no C++ compiler")

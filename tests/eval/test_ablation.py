@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import ablation
 import pytest
+from PIL import Image
 
 from openlance.errors import UserError
 from openlance.training.interrupt import Interrupted
@@ -52,6 +53,22 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(plan, tmp_path, monkeypatch
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     (one,) = ablation.finished(tmp_path / "cut")
     assert one["losses"].keys() == {"t2i", "image_edit", "x2t_image"} and one["tokens"] > 3 * 300
+
+
+def test_edits_are_judged_with_the_views_that_the_arm_has_learned(monkeypatch):
+    seen = []
+
+    def asked(pipe, bench):
+        assert bench.tasks == ("t2i", "image_edit", "vqa")
+        fill = pipe.fill_latents
+        pipe.fill_latents = lambda requests, *how, **more: (seen.extend(requests), fill(requests, *how, **more))[1]
+        pipe.edit([Image.new("RGB", (64, 64))], ["make it blue"], seed=0, region="none", num_inference_steps=1)
+        return {task: {"mean": {"mean": 0.5, "n": 2}} for task in bench.tasks}
+
+    monkeypatch.setattr(ablation, "bench", asked)
+    found = ablation.judged("nano", ablation.ARMS[ARM], 1)
+    assert found == {"t2i": 0.5, "image_edit": 0.5, "x2t_image": 0.5}
+    assert {s.kind.name for request in seen for s in request if s.role.name == "SOURCE"} == {"PATCHES"}
 
 
 def test_a_report_of_what_is_finished_says_what_is_not():
