@@ -311,7 +311,7 @@ def report(folder: Path, out: Path) -> None:
 
 def figure(runs: list[dict[str, Any]]) -> str:
     """Both measures beside each other: mean differences with their intervals, and every seed as a small dot."""
-    left, width, high, gap = 230, 300, 22, 40
+    left, width, high, gap = 230, 300, 22, 80
     names = [(name, task) for name, task, _ in pairs_of(runs, "losses")]
     height = high * (len(names) + 3)
     lines = [
