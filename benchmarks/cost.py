@@ -13,6 +13,7 @@ from common import markdown, put
 
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import Sampling
+from openlance.eval import mvbench
 from openlance.eval.benchmarks import BENCHMARKS, Benchmark
 from openlance.eval.vbench import PROMPTS, SAMPLES, SAMPLES_FLICKERING
 from openlance.planning.hardware import parse_devices
@@ -28,7 +29,7 @@ TASKS = {
     "vbench": "t2v",
     "mvbench": "x2t_video",
 }
-WATCHED = (13, 224, 224)  # frames, height and width of MVBench: 16 frames, of which clips of 1 + 4 k keep 13
+WATCHED = (mvbench.FRAMES, 224, 224)  # frames, height and width of MVBench
 EDITED = (1, 768, 768)  # about the area that sources are brought to
 VIDEOS = SAMPLES * PROMPTS + (SAMPLES_FLICKERING - SAMPLES) * 75
 

@@ -1,7 +1,7 @@
 """The pages of docs/uses from their first command to their last, with the time that each command takes.
 
     python benchmarks/uses.py FOLDER --docs            # all of them, in a folder that is empty or not there
-    python benchmarks/uses.py FOLDER style edits       # some
+    python benchmarks/uses.py FOLDER style edits       # some; those that were timed there before are not run again
 
 Commands are those of the pages, as they stand there; docs/make_uses.py FOLDER makes the pages' images of what
 they leave. The table goes into docs/howto/finetune.md.
@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, markdown, put, verdict, write_results
+from common import RESULTS, markdown, put, record, recorded, verdict, write_results
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "uses"
 TABLE = ROOT / "docs" / "howto" / "finetune.md"
+RECORDS = "uses.jsonl"  # in the folder
 MOST = 10.0  # minutes that a page may take
 # Page: its title, what is learned, and from which data.
 USES = {
@@ -71,7 +72,11 @@ def main() -> None:
         parser.error(f"{unknown[0]} is no page of docs/uses: use {', '.join(USES)}")
     args.folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(ROOT / "examples", args.folder / "examples", dirs_exist_ok=True)
-    pages = {name: run(name, args.folder) for name in args.uses}
+    for name in args.uses:
+        if name not in {row["name"] for row in recorded(args.folder / RECORDS)}:
+            record(args.folder / RECORDS, {"name": name, "steps": run(name, args.folder)})
+    timed = {row["name"]: row["steps"] for row in recorded(args.folder / RECORDS)}
+    pages = {name: timed[name] for name in USES if name in timed}
     rows, whole = [], dict[str, dict[str, float]]()
     for name, made in pages.items():
         title, learned, data = USES[name]

@@ -159,6 +159,7 @@ def test_files_count_by_their_size(said, tmp_path):
     two = "\n".join(said("image_idip", str(path), str(path), "--size", "16x16"))
     assert len(re.findall("PATCHES +REFERENCE", two)) == 2
     assert len(re.findall("PATCHES +REFERENCE", "\n".join(said("image_idip", "--media", "3")))) == 3
+    assert said("edit", str(path), "make it red") == said("image_edit", str(path), "make it red")
 
 
 @pytest.mark.parametrize("line, words", [

@@ -137,8 +137,8 @@ def test_the_command_with_a_server(made, checkouts, chat_server, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    """The two models of GenEval's scorer, with random weights."""
+def scorers(tmp_path_factory):
+    """Folders of the two models of GenEval's scorer, with random weights."""
     root = tmp_path_factory.mktemp("detector")
     backbone = SwinConfig(
         image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
@@ -163,7 +163,12 @@ def detector(tmp_path_factory):
     words = CLIPTokenizer(vocab=vocabulary, merges=[])
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, words).save_pretrained(root / "colors")
-    return Detector(str(root / "objects"), str(root / "colors"))
+    return str(root / "objects"), str(root / "colors")
+
+
+@pytest.fixture(scope="module")
+def detector(scorers):
+    return Detector(*scorers)
 
 
 def test_what_a_detector_sees_is_inside_the_image_and_has_a_color(detector):
@@ -179,10 +184,12 @@ def test_what_a_detector_sees_is_inside_the_image_and_has_a_color(detector):
         assert len(colors) == len(found) and set(colors) <= set(geneval.COLORS)
 
 
-def test_geneval_from_images_to_a_score(made, checkouts, detector):
-    jobs = BENCHMARKS["geneval"].rules.jobs(checkouts / "geneval")
-    judge(jobs, made / "geneval", detector)
+def test_geneval_from_images_to_a_score(made, checkouts, scorers):
+    line = ["bench", "judge", "geneval", str(made / "geneval"), "--checkout", str(checkouts / "geneval")]
+    done = CliRunner().invoke(app, [*line, "--detector", scorers[0], "--colors", scorers[1]])
+    assert done.exit_code == 0 and "12 judged, 0 failed" in done.output, done.output
     score = scored("geneval", made / "geneval")
     assert score.incomplete == [] and score.official["total"] == 0.0  # a class that this detector does not know
+    assert any(f"judged by {', '.join(scorers)}" in why for why in score.differs)
     line = (made / "geneval" / "records.jsonl").read_text().splitlines()[0]
     assert "expected clock>=1, found 0" in line

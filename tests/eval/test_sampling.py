@@ -9,10 +9,13 @@ from typer.testing import CliRunner
 
 import openlance
 from openlance.cli.main import app
+from openlance.config.model import ModelConfig
 from openlance.errors import UserError
+from openlance.eval import mvbench
 from openlance.eval.benchmarks import BENCHMARKS, scored
 from openlance.eval.sampling import Job, Run, Seeding, sample
-from openlance.media import read_media
+from openlance.media import Clip, read_media
+from openlance.media.transform import MediaTransform
 
 SAMPLING = {"num_inference_steps": 2, "shift": 3.0}
 
@@ -121,7 +124,10 @@ def test_mvbench(nano, checkouts, tmp_path):
     assert [(job.group, job.found["letter"]) for job in jobs] == [("Action Count", "B")] * 2 + [
         ("Episodic Reasoning", "B")
     ]
-    assert [job.media[0]().frames for job in jobs] == [16, 16, 16]
+    clips = [job.media[0]() for job in jobs]
+    for usual in (nano.front.transform, MediaTransform(ModelConfig())):  # what is chosen is looked at, all of it
+        assert [usual.trimmed(clip).frames for clip in clips] == [mvbench.FRAMES] * 3
+    assert usual.trimmed(Clip(np.zeros((16, 28, 28, 3), np.uint8))).frames == mvbench.FRAMES < 16
     sample(nano, jobs, tmp_path, Run(benchmark="mvbench", max_new_tokens=4))
     score = scored("mvbench", tmp_path)
     assert score.incomplete == [] and score.found == {"Action Count": 2, "Episodic Reasoning": 1}

@@ -60,7 +60,9 @@ def test_the_table_has_the_promised_rows(oracle_results):
     t2i = ["single", "color", "two", "attribute", "position", "count", "text", "mean", "heldout"]
     vqa = ["caption", "count", "color", "shape", "existence", "relation", "grounding", "ocr", "mean", "heldout"]
     assert {task: list(rows) for task, rows in oracle_results.items()} == {"t2i": t2i, "vqa": vqa}
-    assert all(set(row) == {"mean", "n", "ci95"} for rows in oracle_results.values() for row in rows.values())
+    own = {"mean", "n", "ci95"}
+    for task, rows in oracle_results.items():  # beside it the second judge, where it can read what is asked
+        assert all(set(row) in ((own, own | {"second", "agree"}) if task == "t2i" else (own,)) for row in rows.values())
 
 
 def test_requests_depend_on_the_seed_and_not_on_how_many_there_are():

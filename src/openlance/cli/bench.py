@@ -225,11 +225,12 @@ def speed(
     Times are medians. Memory is that of the GPU, else of the process; "planned" is what openlance plan counts.
     """
     from openlance.eval import speed as measuring
+    from openlance.sequence.tasks import task_name
 
     options.check_json(json_file)
     sizes = [options.parse_size(one) for one in size or []]
     pipe = checkpoint.load()
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = [task_name(name.strip()) for name in tasks.split(",") if name.strip()]
     rows = measuring.wanted(pipe, names, sizes, num_frames, batch or (1,))
     with options.progress(len(rows) * (repeats + 1), "run") as bar:
         found = measuring.measured(pipe, rows, repeats=repeats, steps=num_inference_steps, on_done=bar.update)

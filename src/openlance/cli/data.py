@@ -35,7 +35,9 @@ def data() -> None:
 @app.command()
 def inspect(
     path: Annotated[str, Argument(help="A folder or file of data, hf:NAME, encoded latents, or {path: .., ..}.")],
-    task: Annotated[str | None, Option(help="Task that they are for.  \\[default: the first that fits]")] = None,
+    task: Annotated[
+        str | None, Option(callback=options.named, help="Task that they are for.  \\[default: the first that fits]")
+    ] = None,
     caption: options.Caption = None,
     type: Annotated[str | None, Option(help="Dataset type.  \\[default: the task's]")] = None,
     columns: options.Columns = None,

@@ -56,7 +56,7 @@ def encode(
     source: Annotated[str, Argument(help="A folder or file of data, hf:NAME, or world.")],
     output: Annotated[Path, Option("-o", "--output", help="Folder for the encoded shards.")],
     model: options.Model = "nano",
-    task: Annotated[str, Option(help="Task that the samples are for.")] = "t2i",
+    task: Annotated[str, Option(callback=options.named, help="Task that the samples are for.")] = "t2i",
     type: Annotated[str | None, Option(help="Dataset type.  \\[default: the task's]")] = None,
     columns: options.Columns = None,
     caption: options.Caption = None,

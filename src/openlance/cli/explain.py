@@ -40,7 +40,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def explain(
-    task: Annotated[str, Argument(help="t2i, t2v, i2v, image_edit, x2t_image ...")],
+    task: Annotated[str, Argument(callback=options.named, help="t2i, t2v, i2v, image_edit, x2t_image ...")],
     inputs: Annotated[list[str] | None, Argument(help="A prompt or question; files of images or videos.")] = None,
     model: Annotated[str, Option(help="nano, a checkpoint folder, or 3b for the released model.")] = "nano",
     tokenizer: Annotated[Path | None, Option(help="A tokenizer folder.  \\[default: the model's, else nano's]")] = None,

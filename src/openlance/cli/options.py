@@ -41,6 +41,13 @@ def positive(value: float) -> float:
     return value
 
 
+def named(task: str | None) -> str | None:
+    """Give a task its own name: people say edit, vqa or caption."""
+    from openlance.sequence.tasks import task_name
+
+    return None if task is None else task_name(task)
+
+
 # A model's own setting is used where the default is None.
 Model = Annotated[str, Option(help="nano, a checkpoint folder, or owner/name on the Hugging Face Hub.")]
 Seed = Annotated[int | None, Option(min=-1, help="Makes a result reproducible; -1: random.")]

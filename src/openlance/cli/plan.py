@@ -53,7 +53,10 @@ def plan(
     memory: Annotated[str | None, Option(help="Memory of one device, such as 16GB.")] = None,
     shard: Annotated[str, Option(help="full, hybrid, none, or a number: devices per copy of the weights.")] = "hybrid",
     lora: Annotated[int, Option(min=0, help="Rank of LoRA adapters to train in place of the weights; 0: none.")] = 0,
-    task: Annotated[str | None, Option(help="Plan a request of this task, such as t2v, instead of training.")] = None,
+    task: Annotated[
+        str | None,
+        Option(callback=options.named, help="Plan a request of this task, such as t2v, instead of training."),
+    ] = None,
     size: options.Size = None,
     frames: Annotated[int | None, Option(min=1, help="Frames of a video.")] = None,
     as_json: options.AsJson = False,

@@ -118,7 +118,9 @@ def run(
     file: Annotated[str | None, Argument(help="JSON or JSON lines.  \\[default: the task's example]")] = None,
     config_path: Annotated[str | None, Option("--CONFIG_PATH", help="FILE, as the release names it.")] = None,
     *,
-    task: Annotated[str, Option("--task", "--TASK_NAME", help="t2i, t2v, i2v, image_edit, x2t_video ...")],
+    task: Annotated[
+        str, Option("--task", "--TASK_NAME", callback=options.named, help="t2i, t2v, i2v, image_edit, x2t_video ...")
+    ],
     output: Annotated[
         Path | None, Option("-o", "--output", "--SAVE_PATH_GEN", help="Folder.  \\[default: results/TASK_sample]")
     ] = None,

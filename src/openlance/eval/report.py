@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from openlance.eval.judging import JUDGE
 from openlance.eval.published import Published, published
 from openlance.eval.records import Record, Score, items, judged, read_records
 from openlance.eval.sampling import MANIFEST, Job, read_items, read_manifest
-from openlance.eval.suite import Row, summary
+from openlance.eval.suite import Row, summary, with_second
 
+WORLD = "world "  # before the names of suites of our own
 SAME = 0.0005  # of a scale: official and our numbers that differ by less are printed once
 
 
@@ -91,7 +92,7 @@ class Evaluated:
         return {group: {k: sum(v) / len(v) for k, v in each.items()} for group, each in found.items()}
 
 
-HEADING = ("prompt", "question", "file", "right")  # of a record of a suite of our own: shown elsewhere
+HEADING = ("prompt", "question", "file", "right", "second")  # of a record of a suite of our own: shown elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +230,8 @@ def _from_json(path: Path, name: str) -> list[Evaluated]:
     try:
         if "benchmark" in data:
             return [Evaluated(name=name, score=Score.of_data(data))]
-        return [Evaluated(name=name, score=_of_rows(task, rows)) for task, rows in data.items()]
+        runs = {task: Evaluated(name=name, score=_of_rows(task, rows)) for task, rows in data.items()}
+        return [one for task, run in runs.items() for one in _both(run, data[task])]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         wanted = "the JSON of openlance bench score or bench world"
         raise UserError(f"{path} is not {wanted} ({type(error).__name__}: {error})") from None
@@ -242,19 +244,34 @@ def _from_suite(benchmark: str, folder: Path, name: str, made: Mapping[str, Any]
         tasks.setdefault(record.group.partition(" ")[0], []).append(record)
     found = list[Evaluated]()
     for task, records in tasks.items():
-        right = dict[str, list[bool]]()
+        right, pairs = dict[str, list[bool]](), dict[str, list[tuple[bool, bool]]]()
         for record in judged(records)[0]:
-            right.setdefault(record.group.partition(" ")[2], []).append(bool(record.found["right"]))
+            category, said = record.group.partition(" ")[2], bool(record.found["right"])
+            right.setdefault(category, []).append(said)
+            if "second" in record.found:
+                pairs.setdefault(category, []).append((said, bool(record.found["second"])))
+        rows = with_second(summary(right), pairs)
         named = [Record(group=r.group.partition(" ")[2], key=r.key, found=r.found) for r in records]
         jobs = {
             (r.group, r.key): Job(group=r.group, key=r.key, task="", prompt="", file=r.found["file"]) for r in named
         }
-        found.append(
-            Evaluated(
-                name=name, score=_of_rows(task, summary(right)), records=named, folder=folder, jobs=jobs, made=made
-            )
-        )
+        first = Evaluated(name=name, score=_of_rows(task, rows), records=named, folder=folder, jobs=jobs, made=made)
+        found += _both(first, rows)
     return found
+
+
+def _both(first: Evaluated, rows: Mapping[str, Row]) -> list[Evaluated]:
+    """A run by its first judge and, where there is one, by the second, as if it were another run."""
+    own = {name: row["second"] for name, row in rows.items() if "second" in row}
+    if not own:
+        return [first]
+    agree = rows["mean"]["agree"]
+    low, high = agree["ci95"]
+    note = f"it can judge {agree['n']} results, and says of {agree['mean']:.3f} ({low:.3f} to {high:.3f}) of them what "
+    score = _of_rows(first.score.benchmark.removeprefix(WORLD), own)
+    said = [replace(r, found={**r.found, "right": r.found["second"]}) for r in first.records if "second" in r.found]
+    second = replace(first, name=f"{first.name}, second judge", records=said)
+    return [first, replace(second, score=replace(score, notes=[f"{note}{first.name}'s judge says"]))]
 
 
 def _of_rows(task: str, rows: Mapping[str, Row]) -> Score:
@@ -265,7 +282,7 @@ def _of_rows(task: str, rows: Mapping[str, Row]) -> Score:
         for name, row in rows.items()
     }
     counts = {name: one.n for name, one in ours.items() if name != "total"}
-    return Score(benchmark=f"world {task}", official={}, ours=ours, found=counts, expected=counts, whole=counts)
+    return Score(benchmark=f"{WORLD}{task}", official={}, ours=ours, found=counts, expected=counts, whole=counts)
 
 
 # Markdown.

@@ -50,12 +50,14 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What became of one request. said: what was asked and answered; parts: verdicts that get rows of their own."""
+    """What became of one request. said: what was asked and answered; parts: verdicts that get rows of their own;
+    second: the verdict of a second judge, None where it has none."""
 
     right: bool
     said: dict[str, str]
     image: Image
     parts: Mapping[str, bool] = field(default_factory=dict)
+    second: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,22 @@ def summary(right: Mapping[str, Sequence[bool]], parts: Mapping[str, Sequence[bo
     total = row(sum(sum(o) for name, o in right.items() if name in rows), sum(len(right[name]) for name in rows))
     rows |= {name: row(sum(outcomes), len(outcomes)) for name, outcomes in (parts or {}).items()}
     return {**rows, "mean": total, **({HELDOUT: heldout} if heldout else {})}
+
+
+def with_second(rows: Mapping[str, Row], pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> dict[str, Row]:
+    """Rows of a table with what a second judge says beside it: "second", and "agree", how often both say the same.
+
+    Args:
+        rows: Of the first judge.
+        pairs: Verdicts of both, by category, on what the second can judge.
+    """
+    kept = {name: list(each) for name, each in pairs.items() if each}
+    if not kept.keys() - {HELDOUT}:
+        return dict(rows)
+    second = summary({name: [b for _, b in each] for name, each in kept.items()})
+    agree = summary({name: [a == b for a, b in each] for name, each in kept.items()})
+    more = {name: {"second": second[name], "agree": agree[name]} for name in second}
+    return {name: one | more.get(name, {}) for name, one in rows.items()}
 
 
 def row(successes: int, n: int) -> Row:

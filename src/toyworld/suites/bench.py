@@ -5,7 +5,8 @@
 
 A picture is right only if every fact of its prompt holds and nothing else is in it; an answer only if it is the right
 one. "heldout" are scenes with combinations of colour, shape and relation that are never trained; it is scored apart
-and no part of "mean".
+and no part of "mean". A second judge, which shares nothing with the first, stands beside it where it can read what is
+asked: a row then has "second" and "agree", rows of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from PIL import Image
 
 from openlance.errors import UserError
 from openlance.eval.estimate import wilson
-from openlance.eval.suite import HELDOUT, Model, Row, Suite, row, summary
+from openlance.eval.suite import HELDOUT, Model, Row, Suite, row, summary, with_second
 from toyworld.suites import clips, dialogue, edits, images
 from toyworld.suites.asked import Asked
 from toyworld.suites.images import Asking, Drawing, askings, drawings
@@ -64,6 +65,7 @@ class Scored:
     right: bool
     said: dict[str, str]
     image: Image.Image
+    second: bool | None = None
 
 
 def named_tasks(said: str) -> tuple[str, ...]:
@@ -87,12 +89,15 @@ def run(model: Model, bench: Bench, on_scored: Callable[[Scored], None] | None =
 def _score(model: Model, task: str, bench: Bench, on_scored: Callable[[Scored], None] | None) -> dict[str, Row]:
     right: dict[str, list[bool]] = {}
     parts: dict[str, list[bool]] = {}
+    pairs: dict[str, list[tuple[bool, bool]]] = {}
     for category in SUITES[task].categories:
         right[category] = []
         for i, outcome in enumerate(SUITES[task].outcomes(model, category, bench)):
             right[category].append(outcome.right)
             for name, verdict in outcome.parts.items() if category != HELDOUT else ():
                 parts.setdefault(name, []).append(verdict)
+            if outcome.second is not None:
+                pairs.setdefault(category, []).append((outcome.right, outcome.second))
             if on_scored is not None:
                 on_scored(
                     Scored(
@@ -102,6 +107,7 @@ def _score(model: Model, task: str, bench: Bench, on_scored: Callable[[Scored], 
                         right=outcome.right,
                         said=outcome.said,
                         image=outcome.image,
+                        second=outcome.second,
                     )  # fmt: skip
                 )
-    return summary(right, parts)
+    return with_second(summary(right, parts), pairs)

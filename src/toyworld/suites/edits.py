@@ -1,6 +1,7 @@
 """Suites of the world benchmark: edits of true pictures (image_edit), and pictures of given objects (subject).
 
-An edit is right only if what was asked happened ("asked") and everything else stayed ("kept").
+An edit is right only if what was asked happened ("asked") and everything else stayed ("kept"). The second judge looks
+at the result alone: it compares no pixels with those before.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from PIL import Image
 from openlance.eval.suite import HELDOUT, Model, Outcome, Suite, chunks, generator, sampling_seed
 from openlance.rl.rewards.ocr import rapid_ocr
 from toyworld.edits import HELDOUT_KINDS, KINDS, Edit, sample_edit
-from toyworld.judge import is_right
+from toyworld.facts import Count, Thing
+from toyworld.judge import is_right, nothing_else
 from toyworld.judge_edits import judge_edit
+from toyworld.outlines import opencv, second_opinion
 from toyworld.render import render
 from toyworld.subjects import SUBJECTS, Subject, sample_subject
 
@@ -62,9 +65,11 @@ def _edit(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
         for edit, source, image in zip(chunk, sources, images, strict=True):
             image = image.convert("RGB").resize(size[::-1])  # it has the size already, but for what no VAE can make
             verdict = judge_edit(edit, source, np.asarray(image))
+            no_more = Count(Thing(), len(edit.after.objects))  # of a text every letter would be one
+            facts = (*edit.asked, *edit.kept, *(() if edit.after.text else (no_more,)))
             yield Outcome(
                 right=verdict.right, said={"instruction": edit.instruction}, image=beside(source, image),
-                parts={"asked": verdict.asked, "kept": verdict.kept},
+                parts={"asked": verdict.asked, "kept": verdict.kept}, second=second_opinion(np.asarray(image), facts),
             )  # fmt: skip
 
 
@@ -78,8 +83,11 @@ def _draw_given(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
             height=bench.height, width=bench.width, seed=seed, **dict(bench.settings),
         )  # fmt: skip
         for subject, pictures, image in zip(chunk, given, images, strict=True):
-            right = is_right(np.asarray(image.convert("RGB")), subject.facts)
-            yield Outcome(right=right, said={"prompt": subject.prompt}, image=beside(*pictures, image))
+            pixels, facts = np.asarray(image.convert("RGB")), nothing_else(subject.facts)
+            yield Outcome(
+                right=is_right(pixels, facts), said={"prompt": subject.prompt}, image=beside(*pictures, image),
+                second=second_opinion(pixels, facts),
+            )  # fmt: skip
 
 
 def beside(*pictures: np.ndarray | Image.Image) -> Image.Image:
@@ -88,4 +96,4 @@ def beside(*pictures: np.ndarray | Image.Image) -> Image.Image:
 
 
 IMAGE_EDIT = Suite(name="image_edit", categories=_EDITED, outcomes=_edit, prepare=rapid_ocr)
-SUBJECT = Suite(name="subject", categories=_GIVEN, outcomes=_draw_given)
+SUBJECT = Suite(name="subject", categories=_GIVEN, outcomes=_draw_given, prepare=opencv)

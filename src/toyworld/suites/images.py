@@ -13,6 +13,7 @@ from openlance.eval.suite import HELDOUT, Model, Outcome, Suite, chunks, generat
 from openlance.rl.rewards.ocr import rapid_ocr
 from toyworld.facts import Fact
 from toyworld.judge import is_right, nothing_else
+from toyworld.outlines import second_opinion
 from toyworld.questions import QUESTIONS, Question, sample_question, score
 from toyworld.render import render
 from toyworld.scene import Scene, sample_scene
@@ -77,8 +78,11 @@ def _draw(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
         images = model.generate(prompts, height=bench.height, width=bench.width, seed=seed, **dict(bench.settings))
         for drawing, image in zip(chunk, images, strict=True):
             image = image.convert("RGB")
-            right = is_right(np.asarray(image), drawing.facts)
-            yield Outcome(right=right, said={"prompt": drawing.prompt}, image=image)
+            pixels = np.asarray(image)
+            yield Outcome(
+                right=is_right(pixels, drawing.facts), said={"prompt": drawing.prompt}, image=image,
+                second=second_opinion(pixels, drawing.facts),
+            )  # fmt: skip
 
 
 def _ask(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:

@@ -48,7 +48,8 @@ def world(
     What is drawn is right if it shows all that is asked and nothing else, judged from pixels ("text" has 1 to 3
     characters); an edit if what was asked happened ("asked") and everything else stayed ("kept"); a dialogue if all
     of its turns are ("turn_2": the first two). vqa, video_vqa: the share of right answers about true pictures and
-    clips. heldout: combinations that are never trained, apart from the mean.
+    clips. heldout: combinations that are never trained, apart from the mean. Beside it stands what a second judge, made
+    of OpenCV's outlines, says of images whose prompts it can read (no texts, fills or sizes).
     """
     width, height = options.parse_size(size or "64x64")
     if placement not in PLACEMENTS:
@@ -111,7 +112,8 @@ def save_image(scored: Scored, folder: Path) -> None:
     verdict = "right" if scored.right else "wrong"
     name = f"{scored.task}-{scored.category}-{scored.index:06d}-{verdict}.png"
     write_image(folder / name, np.asarray(scored.image.convert("RGB")))
-    found = {"file": name, "right": scored.right, **scored.said}
+    second = {} if scored.second is None else {"second": scored.second}
+    found = {"file": name, "right": scored.right, **second, **scored.said}
     record = Record(group=f"{scored.task} {scored.category}", key=f"{scored.index:06d}", found=found)
     append_line(folder / "records.jsonl", json.dumps(asdict(record)))
 
@@ -124,11 +126,14 @@ def show(results: Results, title: str) -> None:
     for task, rows in results.items():
         table = Table(title=f"{task}: {title}", title_justify="left")
         table.add_column("category")
-        for name in ("right", "95 % interval", "n"):
+        both = any("second" in row for row in rows.values())
+        for name in ("right", "95 % interval", "n", *(("second judge", "both agree", "n of both") if both else ())):
             table.add_column(name, justify="right")
         for category, row in rows.items():
             if category == "mean":
                 table.add_section()
             low, high = row["ci95"]
-            table.add_row(category, f"{row['mean']:.3f}", f"{low:.3f} .. {high:.3f}", str(row["n"]))
+            more = [f"{row[k]['mean']:.3f}" for k in ("second", "agree")] if "second" in row else []
+            more += [str(row["agree"]["n"])] if more else []
+            table.add_row(category, f"{row['mean']:.3f}", f"{low:.3f} .. {high:.3f}", str(row["n"]), *more)
         Console().print(table)
