@@ -122,12 +122,12 @@ def place(path: str) -> str:
 
 
 def page_of(path: str) -> str:
-    """A file of the repository as a page."""
+    """A file of the repository as a page, which the search leaves to the pages of the documentation."""
     text = (ROOT / path).read_text("utf-8")
-    if path.endswith(".md"):
-        return text
-    language = SHOWN.get(Path(path).suffix) or SHOWN[Path(path).name]
-    return f"---\nsearch:\n  exclude: true\n---\n\n# {path}\n\n````{language}\n{text}````\n"
+    if not path.endswith(".md"):
+        language = SHOWN.get(Path(path).suffix) or SHOWN[Path(path).name]
+        text = f"# {path}\n\n````{language}\n{text}````\n"
+    return f"---\nsearch:\n  exclude: true\n---\n\n{text}"
 
 
 def command_pages() -> Iterator[tuple[str, str]]:
