@@ -128,7 +128,9 @@ def taken(chromium: Any, name: str, width: int, height: int) -> list[str]:
             page.locator("article").get_by_role("link", name=link, exact=True).first.click()
         place = page.evaluate(PLACE, text)
         wrong += [] if place < 1 else [f"{wanted}: {text!r} is not in the window on a {name}"]
-        lines.append(f"- {wanted}: {' > '.join(links)}, {page.url.removeprefix(SITE.as_uri())}, {text!r} at {place:.0%}")
+        lines.append(
+            f"- {wanted}: {' > '.join(links)}, {page.url.removeprefix(SITE.as_uri())}, {text!r} at {place:.0%}"
+        )
     (OUT / f"{name}-clicks.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     page.goto((SITE / "index.html").as_uri())
     page.wait_for_function("typeof __index === 'object'")
