@@ -103,11 +103,11 @@ def questions(folder: Path) -> None:
 
 
 PAGES = {
-    "style": ("A style", "how everything looks", "captioned pictures", "style"),
-    "subject": ("A subject", "one thing and its word (DreamBooth)", "five pictures", "zib"),
-    "edits": ("Edit pairs", "a kind of edit", "pictures before and after", "framing"),
-    "clips": ("Clips", "a motion", "captioned videos", "turning"),
-    "questions": ("Questions", "what was never asked", "pictures, questions, answers", "corners"),
+    "style": ("A style", "how everything looks", "captioned images", "style"),
+    "subject": ("A subject", "one thing and its word (DreamBooth)", "five images", "zib"),
+    "edits": ("Edit pairs", "a kind of edit", "images before and after", "framing"),
+    "clips": ("Videos", "a motion", "captioned videos", "turning"),
+    "questions": ("Questions", "what was never asked", "images, questions, answers", "corners"),
 }
 
 
