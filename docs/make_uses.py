@@ -1,8 +1,8 @@
 """Make the pictures and answers of docs/uses from the runs of its pages: `python docs/make_uses.py FOLDER [USE ...]`.
 
-FOLDER holds what the commands of the pages leave: pictures, zib, pairs, asked, turning, and runs/style, runs/zib,
-runs/framing, runs/corners, runs/turning. Nothing is picked: seeds are 0, 1, 2 ..., media those of seed 9000, which no
-page trains on.
+FOLDER holds what the commands of the pages leave (benchmarks/uses.py runs them): pictures, zib, pairs, asked, turning
+and runs/style, runs/zib, runs/framing, runs/corners, runs/turning. Nothing is picked: seeds are 0, 1, 2 ..., media
+those of seed 9000, which no page trains on.
 """
 
 import json
@@ -102,29 +102,8 @@ def questions(folder: Path) -> None:
     put(HERE / "uses" / "questions.md", "answers", markdown(["", "question", "right", "before", "after"], rows[:6]))
 
 
-PAGES = {
-    "style": ("A style", "how everything looks", "captioned images", "style"),
-    "subject": ("A subject", "one thing and its word (DreamBooth)", "five images", "zib"),
-    "edits": ("Edit pairs", "a kind of edit", "images before and after", "framing"),
-    "clips": ("Videos", "a motion", "captioned videos", "turning"),
-    "questions": ("Questions", "what was never asked", "images, questions, answers", "corners"),
-}
-
-
-def costs(folder: Path) -> None:
-    """The table of docs/howto/finetune.md, with what training took."""
-    rows = []
-    for name, (title, learned, data, run) in PAGES.items():
-        log = [json.loads(line) for line in (folder / "runs" / run / "log.jsonl").read_text().splitlines()]
-        spent = sum(row["cpu_seconds"] for row in log)
-        rows.append([f"[{title}](../uses/{name}.md)", learned, data, len(log), f"{spent:.0f} s"])
-    put(
-        HERE / "howto" / "finetune.md", "uses", markdown(["page", "what is learned", "data", "steps", "one core"], rows)
-    )
-
-
 def main() -> None:
-    made = {f.__name__: f for f in (style, subject, edits, clips, questions, costs)}
+    made = {f.__name__: f for f in (style, subject, edits, clips, questions)}
     folder, *chosen = sys.argv[1:]
     (HERE / "images").mkdir(exist_ok=True)
     for name in chosen or made:
