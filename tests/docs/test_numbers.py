@@ -93,10 +93,7 @@ OTHERS: dict[str, dict[str, str]] = {
     "docs/howto/checking.md": {"0.98": "a setting"},
     "docs/howto/checkpoints.md": dict.fromkeys(("18 GB", "11.4 GB"), "openlance plan, as in tutorials/released-3b.md"),
     "docs/howto/data.md": {"0.001": "the default of --max-broken"},
-    "docs/howto/serving.md": {
-        "15 seconds": "a setting",
-        **dict.fromkeys(("5 %", "2 %"), "settings of benchmarks/soak.py"),
-    },
+    "docs/howto/serving.md": {**dict.fromkeys(("5 %", "2 %"), "settings of benchmarks/soak.py")},
     "docs/howto/speed.md": {"36 KB": "36 layers, keys and values, 2 heads of 128 numbers, 2 bytes"},
     "docs/howto/stages.md": dict.fromkeys(("0.25", "0.05", "0.95"), "settings of the recipes"),
     "docs/nano.md": dict.fromkeys(("3 %", "15 %"), "settings of the world's placement"),
