@@ -21,11 +21,11 @@ ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "nano.md", ROOT / "docs" / "images" / "nano-curve.svg"
 # What is drawn: a name, the placement, the task and the entry of its scores.
 LINES = {
-    "pictures, loose": ("loose", "t2i", "mean"),
-    "pictures, free": ("free", "t2i", "mean"),
+    "images, loose": ("loose", "t2i", "mean"),
+    "images, free": ("free", "t2i", "mean"),
     "text, loose": ("loose", "t2i", "text"),
     "questions, free": ("free", "vqa", "mean"),
-    "clips, motion": ("free", "t2v", "motion"),
+    "videos, motion": ("free", "t2v", "motion"),
     "edits, asked": ("free", "image_edit", "asked"),
     "edits, kept": ("free", "image_edit", "kept"),
 }

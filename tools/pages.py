@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "src"))  # the commands are those of this tree
 log = logging.getLogger("mkdocs.hooks.pages")
 LINK = re.compile(r"(?<=\])\((?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
 FENCED = re.compile(r"^(`{3,}).*?^\1", re.MULTILINE | re.DOTALL)
+BOOST = {"tutorials/": 4.0, "howto/": 2.0, "reference/": 0.5, "log.md": 0.2}  # what the search puts first
 MADE: dict[str, str] = {}  # pages that stand for a file or folder of the repository
 SHOWN = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "sh", "Makefile": "make", "Dockerfile": "docker"}
 
@@ -74,6 +75,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Lead links that leave docs/ to the pages that stand for their files."""
     uri = page.file.src_uri
+    page.meta.setdefault("search", {"boost": next((to for at, to in BOOST.items() if uri.startswith(at)), 1.0)})
     source = MADE.get(uri, f"docs/{uri}")
 
     def led(match: re.Match[str]) -> str:
@@ -122,12 +124,12 @@ def place(path: str) -> str:
 
 
 def page_of(path: str) -> str:
-    """A file of the repository as a page."""
+    """A file of the repository as a page, which the search leaves to the pages of the documentation."""
     text = (ROOT / path).read_text("utf-8")
-    if path.endswith(".md"):
-        return text
-    language = SHOWN.get(Path(path).suffix) or SHOWN[Path(path).name]
-    return f"---\nsearch:\n  exclude: true\n---\n\n# {path}\n\n````{language}\n{text}````\n"
+    if not path.endswith(".md"):
+        language = SHOWN.get(Path(path).suffix) or SHOWN[Path(path).name]
+        text = f"# {path}\n\n````{language}\n{text}````\n"
+    return f"---\nsearch:\n  exclude: true\n---\n\n{text}"
 
 
 def command_pages() -> Iterator[tuple[str, str]]:

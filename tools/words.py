@@ -30,6 +30,8 @@ RULES = {
     r"told by (?:their |its )?content": "detected from the content",
     r"answered by one sentence|answer with one sentence": "exits with code 2 and a one-line message",
     r"hours of work": "before training starts",
+    r"pictures?": "image",
+    r"clips?": "video",
     r"slips? of the hand": "a mistake",
     # American spelling, as torch and transformers have it.
     r"colou?rise\w*|\w*colour\w*": "color",
@@ -42,8 +44,8 @@ RULES = {
 }  # fmt: skip
 PATTERNS = {re.compile(rf"(?<![\w/`_.-])(?:{rule})(?![\w`_/-])", re.IGNORECASE): use for rule, use in RULES.items()}
 SENTENCE = re.compile(r"[a-z] [a-z].*[.:,]")
-# What has to be kept as it is: names of nano's edits, an option's second spelling.
-KEPT = re.compile(r"\brecolour\b|--\w+|\b\w+=|--quantise")
+# What has to be kept as it is: names of nano's edits, an option's second spelling, the model CLIP, the class Clip.
+KEPT = re.compile(r"\brecolour\b|--\w+|\b\w+=|--quantise|\bCLIP\b|\bClip\b(?=[ ,.;)])|\bclip\.\w+")
 CODE = re.compile(r"^(`{3,}).*?^\1|^(?: {4,}|\t).*?$|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)|\"[^\"\n]{1,80}\"", re.M | re.S)
 
 

@@ -246,7 +246,7 @@ def test_a_huge_picture_is_refused(pipe, tmp_path):
     "image", [np.full((16, 16, 3), 2.0), np.zeros((16, 16, 5), "u1"), np.zeros((1, 2, 16, 16, 3), "u1")]
 )
 def test_an_array_that_is_no_picture_is_refused(pipe, image):
-    with pytest.raises(UserError, match="is not an image or clip|go from 0 to 1"):
+    with pytest.raises(UserError, match="is not an image or video|go from 0 to 1"):
         pipe.ask(image, "what?")
 
 

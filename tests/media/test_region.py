@@ -96,7 +96,7 @@ GREY = Image.new("L", SIZE[:0:-1], 200)
         (Image.new("RGBA", (16, 24), (255, 255, 255, 9)), "transparent in places, which has two meanings"),
         (np.ones((24, 16, 4)), "four channels"),
         (np.full((24, 16), 7.0), "floating-point pixels go from 0 to 1"),
-        (np.ones((2, 5, 24, 16), bool), "of float64 (2, 5, 24, 16) is not an image or clip"),
+        (np.ones((2, 5, 24, 16), bool), "of float64 (2, 5, 24, 16) is not an image or video"),
         ([], "empty list"),
         ([GREY, GREY.resize((9, 9))], "differ in size"),
         ("nowhere.png", "there is no file nowhere.png"),

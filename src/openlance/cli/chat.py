@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from openlance.media import Clip
 
 HELP = """\
-"draw ..." or "a picture of ..." generates an image, "film ..." or "a video of
+"draw ..." or "an image of ..." generates an image, "film ..." or "a video of
 ..." a video, "animate ..." a video that begins with the image. A question is
 answered; anything else edits what is there, or draws where nothing is.
 /draw TEXT     generate an image         /undo          take back the last turn

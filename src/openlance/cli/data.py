@@ -1,6 +1,6 @@
 """`openlance data inspect PATH`: what of some data would be trained on, what is left out and why, before it is.
 
-openlance data inspect pictures                          # a table, the task that fits
+openlance data inspect photos                          # a table, the task that fits
 openlance data inspect llava.json --task x2t_image -o sheet.html
 openlance data inspect "{path: 'hf:someone/pairs', config: large}" --json
 

@@ -1,8 +1,8 @@
-"""Data of `openlance train dreambooth`: a few pictures of one subject beside results of the model for its class.
+"""Data of `openlance train dreambooth`: a few images of one subject beside results of the model for its class.
 
 runs/toy/prior/0000.png ...       what the model draws for the class before it learns, seeds 0, 1, 2 ...
 runs/toy/prior/made.json          from which prompt, by which model
-runs/toy/samples.jsonl            both: as often pictures of the subject as results for the class
+runs/toy/samples.jsonl            both: as often images of the subject as results for the class
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def samples(data: Path, prompt: str, class_prompt: str, count: int, model: str, 
     """Write the list of samples of a subject, and draw what is missing of the class; all processes may call it.
 
     Args:
-        data: Folder or list of the subject's pictures. Texts of their own are used in the place of `prompt`.
+        data: Folder or list of the subject's images. Texts of their own are used in the place of `prompt`.
         prompt: Names the subject.
         class_prompt: Names what it is one of.
         count: Results of the model; 0 for none.
@@ -34,13 +34,13 @@ def samples(data: Path, prompt: str, class_prompt: str, count: int, model: str, 
         The list, for the task t2i.
 
     Raises:
-        UserError: If there are no pictures, or the folder has results for another class or of another model.
+        UserError: If there are no images, or the folder has results for another class or of another model.
     """
     from openlance.data.open import FolderSource, open_source
 
     source = open_source({"path": str(data), "caption": prompt}, "t2i")
     if not isinstance(source, FolderSource):
-        raise UserError(f"{data} is a table: give a folder with a few pictures of the subject, or a list of them")
+        raise UserError(f"{data} is a table: give a folder with a few images of the subject, or a list of them")
     own = [_entry(row.folder, source.layout.renamed(row.values), prompt) for row in source.found]
     processes, listed = Distributed.join(), out / "samples.jsonl"
     if processes.leads:

@@ -286,7 +286,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def read_media(path: Path) -> Clip:
-    """An image as a clip of one frame, or the frames of a video; UserError if it cannot be read or is too large."""
+    """An image as a video of one frame, or the frames of a video; UserError if it cannot be read or is too large."""
     from openlance.media import read_media as read
 
     return read(path)

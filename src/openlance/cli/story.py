@@ -1,4 +1,4 @@
-"""`openlance story "draw a red circle" "describe the picture" "make the circle green" -o story`: images, videos and
+"""`openlance story "draw a red circle" "describe the image" "make the circle green" -o story`: images, videos and
 texts in turn, each with what came before it in view; a page with all of them.
 
 The same from Python: `story` of `openlance.load("nano")`.

@@ -1,8 +1,8 @@
 """`openlance train ...`: stages, recipes and adapters; the same command goes on where a stopped run was.
 
 openlance train recipe/nano -o runs/nano                                  # nano from nothing, stage after stage
-openlance train nano/sft --data t2i=pictures -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
-openlance train lora --data pictures -o runs/mine                         # captioned images -> an adapter
+openlance train nano/sft --data t2i=photos -o runs/mine --set steps=200 --set "mixture={t2i: 1}"
+openlance train lora --data photos -o runs/mine                           # captioned images -> an adapter
 openlance train lora --data edit=pairs --data vqa=questions -o runs/mine  # ... of any task, or of several
 openlance train recipe/nano-rl --reward my_reward.py:score -o runs/mine    # from what a function says of results
 torchrun --nproc-per-node 8 -m openlance.cli.main train mine.yaml --model DIR --data t2i=DIR -o runs/sft --shard 8

@@ -1,6 +1,6 @@
 """The release's own inputs as segments: its interleaved JSON requests, and the answers of its training rows.
 
-A request lists elements (texts, pictures, clips) and says of each whether it is a target. Two quirks of the released
+A request lists elements (texts, images, videos) and says of each whether it is a target. Two quirks of the released
 code decide what becomes of the list, whatever the style of the prompts, and everything after this file is the same for
 all requests:
 
@@ -106,7 +106,7 @@ def _user(
     parts = [_text(e.value, e is texts[-1], style) if e.kind == "text" else views(e.value, e.kind) for e in read]
     media = [part for part in parts if not isinstance(part, Segment)]
     if spec.reads and not media:
-        raise UserError("the request lists no picture or clip to start from: add one to its elements")
+        raise UserError("the request lists no image or video to start from: add one to its elements")
     if parts and isinstance(parts[0], Segment):
         parts = parts[1:] + parts[:1]
     return parts, media

@@ -70,7 +70,7 @@ class Job:
 def size_for(engine: Engine, asked: GenerationConfig) -> tuple[int, int, int]:
     """Frames, height and width of what is made.
 
-    What is asked for, unless a frame of it has more than four times the area of the model's usual picture (`LARGER`, as
+    What is asked for, unless a frame of it has more than four times the area of the model's usual image (`LARGER`, as
     for what is read). Then it counts as said of the release's model: it is made in the same ratio with the usual area,
     and frames beyond the usual ones are to these as they were to the release's.
     """
@@ -88,7 +88,7 @@ def find_file(element: Any, root: Path) -> Path:
     """A path of an entry: as it is, or below the folder of the input file or one above it, since the release's files
     count from the top of its repository. UserError if there is no such file."""
     if not isinstance(element, str) or not element:
-        raise UserError(f"a picture or clip is given by its path, not by {element!r}")
+        raise UserError(f"an image or video is given by its path, not by {element!r}")
     try:
         path = Path(element).expanduser()
         above = (root, *root.absolute().parents)
@@ -139,7 +139,7 @@ def _views(engine: Engine, job: Job) -> Callable[[Any, str], Any]:
 
 
 def _bases(d: GenerationConfig, transform: MediaTransform, preset: str) -> tuple[int, int]:
-    """The base sizes of a preset; for a model of smaller strides shrunk as its usual picture is against the
+    """The base sizes of a preset; for a model of smaller strides shrunk as its usual image is against the
     release's."""
     vae, vit = resolution(preset)
     if transform.config.vae.stride >= BUCKET_STRIDE:
@@ -157,5 +157,5 @@ def prompt_of(data: Any) -> str:
 
 
 def media_of(data: Any) -> tuple[str, str] | None:
-    """(kind, path) of the first picture or clip of an entry, as the entry says it."""
+    """(kind, path) of the first image or video of an entry, as the entry says it."""
     return next(((e.kind, e.value) for e in elements(data) if e.kind != "text"), None)

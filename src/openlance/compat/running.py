@@ -107,7 +107,7 @@ def digest(entry: Entry) -> str:
 
 
 def _result(entry: Entry, line: dict[str, Any]) -> dict[str, Any]:
-    """A row of result.json: of answers in the release's form, of pictures and clips their file and prompt."""
+    """A row of result.json: of answers in the release's form, of images and videos their file and prompt."""
     if "answer" in line:
         medium = media_of(entry.data)
         cut = {"finish_reason": line["finish_reason"]} if "finish_reason" in line else {}
@@ -183,7 +183,7 @@ def _drawn(engine: Engine, requests: list[Segments], job: Job) -> list[Clip]:
 
 
 def _groups(engine: Engine, entries: Sequence[Entry], job: Job, failures: list[Failure]) -> Iterator[Group]:
-    """Requests that run together: as many as the model's batch has pictures, each latent frame counting as one."""
+    """Requests that run together: as many as the model's batch has images, each latent frame counting as one."""
     group, frames = Group(), 0
     for entry in entries:
         try:

@@ -100,7 +100,7 @@ class Cache:
             self.full = True
 
     def remember(self, segments: Segments) -> None:
-        """Keep the clips of a sample in memory, and as many of earlier ones as there is room for."""
+        """Keep the videos of a sample in memory, and as many of earlier ones as there is room for."""
         clips = [clip for s in segments for clip in (s.value, s.given) if isinstance(clip, Clip) and clip.origin]
         new = {clip.origin: clip for clip in clips if clip.origin not in self.recent}
         self.recent |= new
@@ -160,7 +160,7 @@ class HeldViews:
 
 
 class NamedViews:
-    """Views of media whose clips say under which name a cache keeps them."""
+    """Views of media whose videos say under which name a cache keeps them."""
 
     def __init__(self, views: Any, name: str) -> None:
         self._views, self._name = views, name

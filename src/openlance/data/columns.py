@@ -90,7 +90,7 @@ class Layout:
             "start", or the "whole" of it, frames evenly spread.
         stride: Of windows: every n-th of the model's 12 frames a second.
         media: Folder in which the relative paths of lists begin, if it is not the list's own.
-        least: Pictures with a shorter side of fewer pixels are left out of folders.
+        least: Images with a shorter side of fewer pixels are left out of folders.
     """
 
     task: str
@@ -129,7 +129,7 @@ class Layout:
         )  # fmt: skip
 
     def rule(self, frames: int) -> str:
-        """Say what is taken of videos, for a stage with clips of at most so many frames."""
+        """Say what is taken of videos, for a stage with videos of at most so many frames."""
         if self.clips == "whole":
             return f"the whole of each, at most {frames} frames evenly spread: what is longer runs faster"
         where = "at another place each time" if self.clips == "window" else "at its start"
@@ -313,7 +313,7 @@ class Reads(NamedTuple):
 
     Args:
         folder: Where a relative path begins.
-        frames: The longest clip.
+        frames: The longest video.
         clips, stride: As of `Layout`.
         place: Where a window of a longer video lies, from its start (0) to its end (1): one for all of a row.
     """

@@ -53,7 +53,7 @@ def write_shard(path: Path, samples: Sequence[Sample], about: dict[str, Any]) ->
 
     Args:
         path: The file.
-        samples: Their media are tensors or clips.
+        samples: Their media are tensors or videos.
         about: Plain data that `read_about` gives back.
 
     Raises:

@@ -92,7 +92,7 @@ class Front:
         return request(spec, prompt, views, size, None, self.style, said=said)
 
     def fitted(self, task: str | TaskSpec, clip: Clip, asked: Asked = ANY) -> Clip:
-        """Cut a clip as `request` cuts a source of its size, for what goes with one pixel by pixel."""
+        """Cut a video as `request` cuts a source of its size, for what goes with one pixel by pixel."""
         spec, clips = _read(task, [clip])
         with collected():  # the source has said it
             return self._sized(spec, clips, asked)[0][-1].kept

@@ -2,7 +2,7 @@
 many tokens and packs an epoch has, and the first samples in words.
 
     report = look({"t2i": open_source("pictures", "t2i")}, stage, codec)
-    print(report.text())          # also .as_data(), and .page() as HTML with the pictures
+    print(report.text())          # also .as_data(), and .page() as HTML with the images
 """
 
 from __future__ import annotations

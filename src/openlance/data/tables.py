@@ -71,7 +71,7 @@ def _json(path: Path) -> Rows:
 
 
 def _keyed(key: str, value: Any) -> dict[str, Any] | None:
-    """What a file says of a picture under its name: its caption, several, or kohya's caption and tags."""
+    """What a file says of an image under its name: its caption, several, or kohya's caption and tags."""
     if isinstance(value, (str, list)):
         return {"file_name": key, "caption": value}
     if not isinstance(value, Mapping):
@@ -82,7 +82,7 @@ def _keyed(key: str, value: Any) -> dict[str, Any] | None:
 
 
 def _coco(held: dict[str, Any]) -> list[Any]:
-    """COCO's captions: pictures and what is said of them, by number."""
+    """COCO's captions: images and what is said of them, by number."""
     said: dict[Any, list[str]] = {}
     for one in held["annotations"]:
         if isinstance(one, dict) and isinstance(one.get("caption"), str):

@@ -100,7 +100,7 @@ def items_in(checkout: Path) -> dict[str, dict[str, Any]]:
 
 
 def jobs(checkout: Path) -> list[Job]:
-    """What is asked: Basic/basic_edit.json of the checkout, and the pictures that it names, below the same folder.
+    """What is asked: Basic/basic_edit.json of the checkout, and the images that it names, below the same folder.
 
     Raises:
         UserError: Something is missing.

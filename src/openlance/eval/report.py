@@ -2,7 +2,7 @@
 
     text = markdown(sections([Path("results/geneval"), Path("results/geneval-50-steps")]))
 
-The page with pictures is `report_page.page`.
+The page with images is `report_page.page`.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def _from_json(path: Path, name: str) -> list[Evaluated]:
 
 
 def _from_suite(benchmark: str, folder: Path, name: str, made: Mapping[str, Any]) -> list[Evaluated]:
-    """Pictures and verdicts of a suite of our own: one benchmark for each of its tasks."""
+    """Images and verdicts of a suite of our own: one benchmark for each of its tasks."""
     tasks = dict[str, list[Record]]()
     for record in read_records(folder / "records.jsonl"):
         tasks.setdefault(record.group.partition(" ")[0], []).append(record)

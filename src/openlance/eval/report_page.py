@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file with its pictures and its style inside, without scripts or requests."""
+"""The page of a report: one HTML file with its images and its style inside, without scripts or requests."""
 
 from __future__ import annotations
 

@@ -34,18 +34,18 @@ class Model(Protocol):
     """What is scored; `openlance.load(...)` returns one. Lists in, lists of their length out, in their order."""
 
     def generate(self, prompt: list[str], /, *, height: int, width: int, seed: int, **settings: Any) -> list[Image]:
-        """One picture per prompt."""
+        """One image per prompt."""
 
     def ask(self, image: list[Image], question: list[str], /) -> list[str]:
         """One answer per pair."""
 
     def edit(self, image: list[Image], instruction: list[str], /, *, seed: int, **settings: Any) -> list[Image]:
-        """One picture per pair, of the size of the one given."""
+        """One image per pair, of the size of the one given."""
 
     def subject(
         self, images: list[list[Image]], prompt: list[str], /, *, height: int, width: int, seed: int, **settings: Any
     ) -> list[Image]:
-        """One picture per prompt and its given pictures."""
+        """One image per prompt and its given images."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -184,7 +184,7 @@ STOCHASTIC: dict[str, type[SDE] | type[CPS]] = {"sde": SDE, "dance": ConstantSDE
 
 
 class Window(Protocol):
-    """Which steps of a schedule are stochastic. The last never is: what it adds stays in the picture."""
+    """Which steps of a schedule are stochastic. The last never is: what it adds stays in the image."""
 
     def steps(self, count: int, round: int) -> range:
         """Return the stochastic ones, numbers from 0.
@@ -231,7 +231,7 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class Sliding:
-    """A stretch that moves towards the picture, and begins again at its end (MixGRPO, Li et al., 2025, arXiv
+    """A stretch that moves towards the image, and begins again at its end (MixGRPO, Li et al., 2025, arXiv
     2507.21802: 4 of 25 steps, by 1 every 25 updates).
 
     Args:

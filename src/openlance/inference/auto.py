@@ -1,8 +1,8 @@
 """What an instruction is about, found by the model: the region of an edit for which nobody gives one.
 
 The model says what it sees, and a noun of that in the instruction is what is meant; it says where that is; and one step
-of the plain edit shows whether most of the picture is about to change. Only the little words of English are known here,
-nothing of what pictures show. Where any of this leaves a doubt, the edit is a plain one.
+of the plain edit shows whether most of the image is about to change. Only the little words of English are known here,
+nothing of what images show. Where any of this leaves a doubt, the edit is a plain one.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def moving_outside(pipe: Methods, requests: Sequence[Segments], found: Sequence[
 
 
 def named(instruction: str, caption: str, *, moving: bool = False) -> Named:
-    """Find which of the things in a caption an instruction is about; `moving`: in a clip."""
+    """Find which of the things in a caption an instruction is about; `moving`: in a video."""
     words, (things, main) = _words(instruction), _phrases(caption)
     places = [word for word in words if word in PLACES]
     if places:

@@ -1,7 +1,7 @@
 """A model that looks at its own results: questions that follow from a request, and how likely it finds the answers.
 
     facts = facts_of(pipe, [request])       # what should hold in each result, with the question that tells
-    verdicts = judged(pipe, clips, facts)   # what does, by the model's own answers
+    verdicts = judged(pipe, videos, facts)   # what does, by the model's own answers
 
 A checkpoint that writes freely makes the questions itself; for the others they follow from the words of the request,
 and of an edit from its own description of the source as well (`text.phrases`, `text.instructions`).
@@ -241,7 +241,7 @@ def _asked(pipe: Engine, clip: Clip, question: str) -> Segments:
 
 
 def _answers(pipe: Engine, pairs: Sequence[tuple[Clip, str]]) -> list[str]:
-    """Greedy answers, each question of a clip asked once."""
+    """Greedy answers, each question of a video asked once."""
     known = {(clip.key, question): (clip, question) for clip, question in pairs}
     found = dict[tuple[bytes, str], str]()
     for some in _batches(pipe, list(known)):
@@ -316,7 +316,7 @@ class Search:
     """A request that is drawn until the model is sure that nothing is wrong with its result.
 
     Args:
-        request: With its media as clips, without turns before it.
+        request: With its media as videos, without turns before it.
         seed: Of the first draw.
         most: Draws at most.
         facts: What should hold, once it is known.
@@ -373,7 +373,7 @@ def checked(
 
     Args:
         pipe: The model that looks.
-        requests: With their media as clips.
+        requests: With their media as videos.
         seeds: Of the first draw of each; that of draw k is `draw_seed(seed, k)`.
         most: Draws of a request, at least 1.
         make: Draws the requests of these numbers with these seeds.

@@ -192,7 +192,7 @@ class Dialogue:
 
     def _there(self) -> tuple[Clip, ...]:
         if not self.table:
-            raise UserError("there is no picture yet: draw one first, or bring one along")
+            raise UserError("there is no image yet: draw one first, or bring one along")
         return self.table
 
     def _with_past(self, turn: Segments) -> Segments:

@@ -358,7 +358,7 @@ class Engine:
         self, clips: list[Clip], requests: list[Segments], sampling: Sampling, seeds: Sequence[int | None] = (),
         negatives: Sequence[str] = (),
     ) -> list[Clip]:  # fmt: skip
-        """Give clips with a record of their making, unless `metadata` is off; arguments as they were denoised."""
+        """Give videos with a record of their making, unless `metadata` is off; arguments as they were denoised."""
         if not self.metadata:
             return clips
         files, quantization = self.parts.files, self.parts.quantization

@@ -42,9 +42,9 @@ DRAWN = (
     " nothing that contradicts it."
 )
 MOVING = " Say how things and the camera move."
-SHOWN = " Say what the pictures given with it show as they show it."
+SHOWN = " Say what the images given with it show as they show it."
 CHANGED = (
-    "Keep every change that it asks for and add none; name what is changed by how the pictures given with it show it."
+    "Keep every change that it asks for and add none; name what is changed by how the images given with it show it."
 )
 OWN_TOKENS = 512  # of the checkpoint's own text side: a page
 SELF = "self"
@@ -79,7 +79,7 @@ def own_side(engine: Engine) -> Writer:
 def rewriter(engine: Engine, enhance: bool | str | Enhancer | None) -> Callable[[Segments], Segments] | None:
     """Find what rewrites the prompts of requests; None where nobody wants that.
 
-    A prompt is rewritten once however often it comes, with the first frame of each image and clip that it is about.
+    A prompt is rewritten once however often it comes, with the first frame of each image and video that it is about.
     What is drawn is said through the logger `openlance.inference.enhance`. A rewrite that lost a text in quotation
     marks is dropped, and the prompt stays as it was. With several processes the leading one's rewrite holds.
 
@@ -152,7 +152,7 @@ def thinker(engine: Engine, think: Any) -> Callable[[Segments], Segments] | None
 
 
 def shown_in(request: Segments) -> list[Clip]:
-    """The first frame of each image and clip that a request reads, what the target begins with first."""
+    """The first frame of each image and video that a request reads, what the target begins with first."""
     kept = [s for s in request if s.kind is Kind.LATENTS]
     values = (*(s.given for s in kept), *(s.value for s in kept))
     return [Clip(clip.pixels[:1]) for clip in values if isinstance(clip, Clip)]

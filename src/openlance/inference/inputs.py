@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 AnyDevice: TypeAlias = torch.device | str | int
 # Where accelerate would put components on several devices, which is not needed here: the usual device, within `memory`.
 USUAL_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-NOTHING = "there is no picture or clip to go with the text: give at least one"
+NOTHING = "there is no image or video to go with the text: give at least one"
 
 
 class Settings(TypedDict, total=False):

@@ -105,7 +105,7 @@ class Given:
         if len(there) > 1:
             raise UserError(f"{' and '.join(there)} are given: give one of them, as a list if several")
         if last and (there != ["image"] or makes == "image"):
-            raise UserError("last_image ends a clip that an image begins: give image and num_frames with it")
+            raise UserError("last_image ends a video that an image begins: give image and num_frames with it")
         if there == ["video"]:
             return tasks.the_task(tasks.edit, "video")
         if there == ["image"]:
@@ -332,7 +332,7 @@ class Processor:
         Args:
             text: A question, or several.
             images: What one question is about (several as a list), or a list with that of each question.
-            videos: Clips in the place of images.
+            videos: Videos in the place of images.
             **more: transformers' options of tensors, which change nothing here (`IDLE`).
 
         Returns:

@@ -237,7 +237,7 @@ class LancePipeline(Methods):
         self, requests: list[Segments], sampling: Sampling, seeds: list[Any], most: int, as_latents: bool,
         noise: list[Tensor] | None, negatives: Sequence[str], after: Any,
     ) -> list[Any]:  # fmt: skip
-        """Clips of a call, or latents (C, T, Y, X); at most so many draws of each, 0 without a look at it."""
+        """Videos of a call, or latents (C, T, Y, X); at most so many draws of each, 0 without a look at it."""
         from tqdm import tqdm
 
         told = seeds_in(seeds)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def located(pipe: Methods, requests: Sequence[Segments], names: Sequence[str]) -> list[Region | None]:
-    """Let the model look for things in the sources of requests, in each frame of a clip.
+    """Let the model look for things in the sources of requests, in each frame of a video.
 
     Args:
         pipe: The model.

@@ -131,7 +131,7 @@ class Methods(Engine):
         """
         if requests is not None or input_ids is not None:
             if prompt is not None:
-                raise UserError("a prompt draws pictures and a processor's inputs give token ids: give one of the two")
+                raise UserError("a prompt draws images and a processor's inputs give token ids: give one of the two")
             from openlance.inference.interfaces import answer_ids
 
             more = {k: v for k, v in {"height": height, "width": width}.items() if v is not None}
@@ -309,7 +309,7 @@ class Methods(Engine):
     def caption(self, media: MediaInput | Sequence[MediaInput], **options: Any) -> Any:
         """Describe an image or video, or each of a list; options as for `ask`."""
         if isinstance(media, list) and not media:
-            raise UserError("there is no picture or clip to describe: give at least one")
+            raise UserError("there is no image or video to describe: give at least one")
         return self.ask(media, [""] * len(media) if isinstance(media, list) else "", **options)
 
     def _rewritten(self, requests: list[Segments], enhance: Any, think: bool = False) -> list[Segments]:

@@ -3,9 +3,9 @@ and whoever else holds a conversation.
 
 wanted("draw a red circle")                     # t2i: "a red circle"
 wanted("film a red circle moving left")         # t2v: "a red circle moving left"
-wanted("animate: it moves up", [picture])       # i2v of the picture: "it moves up"
-wanted("what moves?", [clip])                   # x2t_video, about the clip
-wanted("make it blue", [clip])                  # video_edit of the clip
+wanted("animate: it moves up", [image])         # i2v of the image: "it moves up"
+wanted("what moves?", [video])                  # x2t_video, about the video
+wanted("make it blue", [video])                 # video_edit of the video
 """
 
 from __future__ import annotations

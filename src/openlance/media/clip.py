@@ -165,13 +165,13 @@ class Clip:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, np.ndarray):
-            raise UserError(f"the pixels of a clip are {brief(self.pixels)}: expected an array, uint8 (T, H, W, 3)")
+            raise UserError(f"the pixels of a video are {brief(self.pixels)}: expected an array, uint8 (T, H, W, 3)")
         shape, kind = self.pixels.shape, self.pixels.dtype
         if kind != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-            raise UserError(f"a clip needs uint8 pixels (T, H, W, 3) with no empty axis, got {kind} {tuple(shape)}")
+            raise UserError(f"a video needs uint8 pixels (T, H, W, 3) with no empty axis, got {kind} {tuple(shape)}")
         object.__setattr__(self, "fps", number("fps", self.fps))
         if not self.fps > 0:
-            raise UserError(f"a clip needs a positive frame rate, got fps={self.fps}")
+            raise UserError(f"a video needs a positive frame rate, got fps={self.fps}")
 
     def __repr__(self) -> str:
         return f"Clip({self.frames} frames of {self.width}x{self.height}, {self.fps:g} a second)"
@@ -200,7 +200,7 @@ class Clip:
         return "" if self.made is None else self.made.text
 
     def save(self, path: str | Path) -> None:
-        """Write the clip as the suffix says: .mp4, .webp or .gif; one frame also as .png or .jpg.
+        """Write the video as the suffix says: .mp4, .webp or .gif; one frame also as .png or .jpg.
 
         Raises:
             UserError: the suffix is another one, or the place cannot be written.
@@ -225,12 +225,12 @@ class Clip:
         return frames
 
     def with_pixels(self, pixels: np.ndarray) -> Clip:
-        """Return a clip of the same frame rate with other frames, of which nobody knows how they were made."""
+        """Return a video of the same frame rate with other frames, of which nobody knows how they were made."""
         return Clip(pixels, self.fps)
 
 
 def joined(frames: Sequence[np.ndarray], name: str) -> Clip:
-    """Put frames, each uint8 (H, W, 3), into one clip at the model's rate. UserError if their sizes differ."""
+    """Put frames, each uint8 (H, W, 3), into one video at the model's rate. UserError if their sizes differ."""
     sizes = list(dict.fromkeys(frame.shape[:2] for frame in frames))
     if len(sizes) > 1:
         (h, w), (other_h, other_w) = sizes[:2]

@@ -1,4 +1,4 @@
-"""Images in and out: whatever Pillow reads becomes upright 8-bit sRGB on white, an animation a clip."""
+"""Images in and out: whatever Pillow reads becomes upright 8-bit sRGB on white, an animation a video."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Clip:
         name: what errors and notices call it, if not by its path.
 
     Returns:
-        A clip of one frame.
+        A video of one frame.
 
     Raises:
         UserError: it is missing, not an image, unreadable, truncated or too large.
@@ -154,7 +154,7 @@ def read_animation(image: PillowImage, name: str) -> Clip:
     """Read the frames of an open animation that the model sees, by the time each is shown.
 
     Returns:
-        A clip at 12 frames a second, each frame as `upright_rgb` has it.
+        A video at 12 frames a second, each frame as `upright_rgb` has it.
 
     Raises:
         UserError: it is damaged, too large, or its frames differ in size.
@@ -294,7 +294,7 @@ def _without_alpha(image: PillowImage) -> tuple[PillowImage, PillowImage | None]
 
 
 def _to_8_bit(image: PillowImage, tags: dict[int, Any]) -> PillowImage:
-    """Scale the deep gray modes to 0..255; Pillow's own conversion would clip them to white."""
+    """Scale the deep gray modes to 0..255; Pillow's own conversion would cut them off at white."""
     from PIL import Image
 
     if not image.mode.startswith(("I", "F")):

@@ -1,4 +1,4 @@
-"""What people hand in, in any form, as a clip: files, bytes, Pillow images, arrays, tensors, lists of frames."""
+"""What people hand in, in any form, as a video: files, bytes, Pillow images, arrays, tensors, lists of frames."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def read_window(
     Args:
         source: a file, or its bytes.
         name: what errors and notices call it, if not by its path.
-        frames: the longest clip; one of 1 + 4k frames comes out.
+        frames: the longest video; one of 1 + 4k frames comes out.
         place: where the stretch lies, from the start of the video (0) to its end (1); asked for its number only where
             the video is longer.
         stride: every n-th of the model's 12 frames a second, so that it runs n times faster.
@@ -127,7 +127,7 @@ def as_clip(value: MediaInput, name: str | None = None) -> Clip:
     Args:
         value: a path or the bytes of a file (see `read_media`); Hugging Face's {"bytes", "path"}; a PIL image (of an
             animated one the frame on which it stands); numpy (H, W), (H, W, 1|3|4) or (T, H, W, 1|3|4); a tensor of
-            torch, also with its channels first; a list of images, which are the frames of one clip; a Clip. Pixels are
+            torch, also with its channels first; a list of images, which are the frames of one video; a Clip. Pixels are
             uint8, or float in [0, 1]; a fourth channel is opacity, laid on white. Arrays and lists count as 12 frames a
             second and keep all frames.
         name: what errors and notices call it.
@@ -181,7 +181,7 @@ def _from_mapping(value: Mapping[str, Any], name: str | None) -> Clip:
 
 
 def _from_frames(values: list[Any] | tuple[Any, ...], name: str | None) -> Clip:
-    """The frames of one clip."""
+    """The frames of one video."""
     called = name or "the list of frames"
     if not values:
         raise UserError(f"{called} is empty: give at least one image")
@@ -213,7 +213,7 @@ def _array(value: Any, name: str) -> np.ndarray:
     if hasattr(value, "__array__") and not isinstance(value, np.generic):
         return np.asarray(value)
     what = "None" if value is None else f"of type {type(value).__name__}"
-    raise UserError(f"{name} is {what}, which is not an image or clip: {EXPECTED}")
+    raise UserError(f"{name} is {what}, which is not an image or video: {EXPECTED}")
 
 
 def _pixels(array: np.ndarray, name: str) -> np.ndarray:
@@ -223,7 +223,7 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
         array = array[..., None]
     if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         shapes = "(H, W), (H, W, C) or (T, H, W, C) with 1, 3 or 4 channels and no empty axis"
-        raise UserError(f"{described} is not an image or clip: give {shapes}")
+        raise UserError(f"{described} is not an image or video: give {shapes}")
     frames = _levels(array if array.ndim == 4 else array[None], described)
     if frames.shape[-1] == 4:
         return np.stack([on_white(frame) for frame in frames])

@@ -1,4 +1,4 @@
-"""Regions of images and videos: masks in every form in which people have them, boxes, and the joining of two pictures
+"""Regions of images and videos: masks in every form in which people have them, boxes, and the joining of two images
 along a region's edge. Here a mask is bool (T, H, W), True where something may change, whoever gave it:
 
     read_mask(mask, size)          # diffusers' and ComfyUI's: white, or 1, may change
@@ -78,7 +78,7 @@ def _levels(value: Any) -> np.ndarray:
             raise UserError(f"the mask is an empty list: give an image for each frame, {WHITE}")
         frames = [_levels(one) for one in value]
         if len({frame.shape for frame in frames}) > 1:
-            raise UserError("the frames of the mask differ in size: give all of them in the size of the clip")
+            raise UserError("the frames of the mask differ in size: give all of them in the size of the video")
         return np.concatenate(frames)
     if hasattr(value, "getexif") and not isinstance(value, type):
         return _grey(value)
@@ -156,7 +156,7 @@ def is_box(value: Any) -> bool:
 
 
 def read_box(value: Any, size: Size) -> Box:
-    """Read a box (left, top, right, bottom) in pixels. UserError unless it has some area inside the picture."""
+    """Read a box (left, top, right, bottom) in pixels. UserError unless it has some area inside the image."""
     _, height, width = size
     left, top, right, bottom = (float(v) for v in value)
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
@@ -215,7 +215,7 @@ def boxes_in(answer: str) -> list[tuple[Box, str]]:
 
 
 def blended(source: np.ndarray, made: np.ndarray, inside: np.ndarray, width: int) -> np.ndarray:
-    """Join two clips: outside of a region the source's own pixels, inside what was made, from one to the other over a
+    """Join two videos: outside of a region the source's own pixels, inside what was made, from one to the other over a
     width inside its edge. The picture's border is no edge.
 
     Args:

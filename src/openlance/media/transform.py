@@ -1,8 +1,8 @@
-"""Sizes: from a clip to what a model can cut, for training, sampling, `encode`, `run` and everything else that reads
+"""Sizes: from a video to what a model can cut, for training, sampling, `encode`, `run` and everything else that reads
 media: the aspect-ratio buckets of the release, crop and resize, and the two views of the ViT and of the VAE.
 
     transform = MediaTransform(config, bases={"image": (768, 672)})
-    transform.views(clip, "image").kept
+    transform.views(video, "image").kept
 
 Every rule of the buckets is the released code's, down to the rounding; Pillow's antialiased bicubic filter gives its
 pixels.
@@ -83,7 +83,7 @@ def bucket_table(base: int, stride: int = BUCKET_STRIDE) -> tuple[Bucket, ...]:
 
 
 def choose_bucket(height: int, width: int, base: int, stride: int = BUCKET_STRIDE) -> Bucket:
-    """Choose the bucket whose ratio is nearest to that of a clip of this size in pixels."""
+    """Choose the bucket whose ratio is nearest to that of a video of this size in pixels."""
     return min(bucket_table(base, stride), key=lambda b: abs(width / height - b.ratio))
 
 
@@ -157,7 +157,7 @@ def fitting_size(height: int, width: int, stride: int, usual: tuple[int, int]) -
 
 @dataclass(frozen=True)
 class MediaTransform:
-    """Cuts clips to what ViT and VAE can read.
+    """Cuts videos to what ViT and VAE can read.
 
     Args:
         config: The model, for the strides of VAE and ViT.
@@ -166,7 +166,7 @@ class MediaTransform:
             whose ratio is nearest (released code). Without one an input keeps its size, but for rounding to the stride
             and for what is larger than four times the usual area.
         usual: Height and width of what the model makes, in pixels.
-        max_frames: Longer clips keep so many frames, evenly spread; None keeps all.
+        max_frames: Longer videos keep so many frames, evenly spread; None keeps all.
     """
 
     config: ModelConfig
@@ -181,7 +181,7 @@ class MediaTransform:
         return resolution(found) if isinstance(found, str) else found
 
     def views(self, clip: Clip, makes: str, size: tuple[int, int] | None = None) -> ClipViews:
-        """Give both views of a clip, of the same frames, each made when it is asked for.
+        """Give both views of a video, of the same frames, each made when it is asked for.
 
         Args:
             clip: Frames of any size and number.
@@ -191,7 +191,7 @@ class MediaTransform:
         return ClipViews(self, self.trimmed(clip), makes, size)
 
     def seen_size(self, height: int, width: int, makes: str) -> tuple[int, int]:
-        """Return (height, width) of the ViT's view of a clip of a size."""
+        """Return (height, width) of the ViT's view of a video of a size."""
         stride, base = self.config.vit.stride, self.base(makes)
         if base is None:
             return fitting_size(height, width, stride, self.usual)
@@ -199,13 +199,13 @@ class MediaTransform:
         return bucket.height // stride * stride, bucket.width // stride * stride
 
     def trimmed(self, clip: Clip) -> Clip:
-        """Keep at most `max_frames`, 1 + k * the temporal stride of them, evenly spread: the released rule for a clip
+        """Keep at most `max_frames`, 1 + k * the temporal stride of them, evenly spread: the released rule for a video
         at the model's rate (`media.clip.frame_indices`)."""
         count = self.config.vae.whole_frames(min(clip.frames, self.max_frames or clip.frames))
         if count == clip.frames:
             return clip
         step = self.config.vae.temporal_stride
-        notice(f"{count} of the {clip.frames} frames of a clip are read, evenly spread: clips have 1 + {step} k frames")
+        notice(f"{count} of the {clip.frames} frames of a video are read, evenly spread: they have to be 1 + {step} k")
         return clip.with_pixels(clip.pixels[np.linspace(0, clip.frames - 1, count, dtype=int)])
 
     def _fitted(self, clip: Clip, makes: str, branch: int, stride: int) -> Clip:
@@ -221,7 +221,7 @@ class ClipViews:
         self._transform, self._clip, self._makes, self._size = transform, clip, makes, size
 
     def sized(self, height: int, width: int) -> ClipViews:
-        """The same clip with another size, in pixels, of the VAE's view."""
+        """The same video with another size, in pixels, of the VAE's view."""
         return ClipViews(self._transform, self._clip, self._makes, (height, width))
 
     @cached_property

@@ -52,7 +52,7 @@ def write_media(path: str | Path, clip: Clip) -> None:
 
 def write_image(path: str | Path, picture: Clip | np.ndarray) -> None:
     """Write the first frame of a Clip, or uint8 (H, W, 3), as .png, .jpg or .webp; it appears whole or not at all. The
-    file says how the clip was made, if that is known.
+    file says how the video was made, if that is known.
 
     Raises:
         UserError: the name ends otherwise, or the place cannot be written (a full disk, say).
@@ -89,14 +89,14 @@ def encode_image(
 
 
 def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
-    """Write a clip as H.264, yuv420p, .mp4, at clip.fps; the file appears whole or not at all.
+    """Write a video as H.264, yuv420p, .mp4, at its frame rate; the file appears whole or not at all.
 
     Its colors are BT.709 and say so, since players guess by the size otherwise; its index comes first, for browsers. It
-    says how the clip was made, if that is known.
+    says how the video was made, if that is known.
 
     Args:
         path: a name that ends in .mp4.
-        clip: frames with even sides.
+        video: frames with even sides.
         crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless.
 
     Raises:
@@ -127,13 +127,13 @@ def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
 
 
 def write_animation(path: str | Path, clip: Clip) -> None:
-    """Write a clip as an endless .webp (quality 90) or .gif (256 colors, times in hundredths of a second)."""
+    """Write a video as an endless .webp (quality 90) or .gif (256 colors, times in hundredths of a second)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode_animation(clip, Path(path).suffix.lower().lstrip(".")))
 
 
 def encode_animation(clip: Clip, form: str = "webp") -> bytes:
-    """Encode a clip as an animation of form "webp" or "gif"."""
+    """Encode a video as an animation of form "webp" or "gif"."""
     first, *others = clip.images()
     options: dict[str, Any] = {"quality": 90, "method": 4} if form == "webp" else {"disposal": 1}
     options |= save_options(clip.record, form.upper(), f"the {form}")
@@ -143,7 +143,7 @@ def encode_animation(clip: Clip, form: str = "webp") -> bytes:
 
 
 def _durations(clip: Clip) -> list[int]:
-    """Milliseconds of each frame, multiples of ten as GIF has them, that together last as long as the clip."""
+    """Milliseconds of each frame, multiples of ten as GIF has them, that together last as long as the video."""
     ends = np.round(np.arange(clip.frames + 1) * 100 / clip.fps).astype(int) * 10
     lasts: list[int] = np.maximum(np.diff(ends), 20).tolist()  # players slow down what is shorter
     return lasts

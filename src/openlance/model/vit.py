@@ -1,4 +1,4 @@
-"""The vision tower: transformers' Qwen2.5-VL ViT, fed with clips and giving one vector per merged cell.
+"""The vision tower: transformers' Qwen2.5-VL ViT, fed with videos and giving one vector per merged cell.
 
 Axes: T frames, H W pixels, N patches, P values of a patch, M merged cells, D output width.
 """
@@ -34,10 +34,10 @@ def normalize(pixels_THW3: Tensor) -> Tensor:
 
 
 def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
-    """Cut a normalized clip into patches_NP and give its grid (t, h, w).
+    """Cut a normalized video into patches_NP and give its grid (t, h, w).
 
     Values of a patch: channel, frame, row, column. Patches: time, then cells of merge x merge patches in raster order,
-    and in a cell its patches in raster order, so that one merged cell is contiguous. A clip that does not fill the
+    and in a cell its patches in raster order, so that one merged cell is contiguous. A video that does not fill the
     temporal patch repeats its last frame; so an image is doubled.
     """
     p, tp, m = config.patch_size, config.temporal_patch_size, config.spatial_merge_size
@@ -69,7 +69,7 @@ class ViT(nn.Module):
         self.tower = _tower(config, rounded_frequencies)
 
     def forward(self, clips_3THW: Sequence[Tensor]) -> Tensor:
-        """Encode normalized clips to cells_MD, clip after clip, each in order of time, row and column."""
+        """Encode normalized videos to cells_MD, video after video, each in order of time, row and column."""
         if not clips_3THW:
             raise ValueError("the vision tower needs at least one clip")
         weight = next(self.tower.parameters())

@@ -85,7 +85,7 @@ class Half:
         self.conv(width, outputs, 27)
 
     def flops(self, grid: Grid) -> float:
-        """Count the operations of one pass over a clip with these latent cells; frames after the first come in whole
+        """Count the operations of one pass over a video with these latent cells; frames after the first come in whole
         groups."""
         t, y, x = grid
         return sum(2.0 * weights * (1 + (t - 1) * frames) * y * x * plane for weights, plane, frames in self.products)

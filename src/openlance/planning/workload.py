@@ -45,7 +45,7 @@ def ruler(config: ModelConfig) -> SequenceCodec:
 
 
 def placeholder(frames: int, height: int, width: int) -> Clip:
-    """Make a clip of a size, in pixels, that takes no memory."""
+    """Make a video of a size, in pixels, that takes no memory."""
     return Clip(np.broadcast_to(np.uint8(0), (frames, height, width, 3)))
 
 

@@ -1,4 +1,4 @@
-"""Prompts to draw for a reward: reading a file of them, and writing many that ask for texts in pictures.
+"""Prompts to draw for a reward: reading a file of them, and writing many that ask for texts in images.
 
     prompts.txt                          # one prompt per line
     prompts.jsonl                        # {"prompt": "a sign that says \\"OPEN\\"", "kind": "word"} per line
@@ -68,7 +68,7 @@ def _of_json(line: str, where: str) -> Prompt:
 
 
 def text_prompts(count: int, seed: int = 0, language: str = "en") -> list[Prompt]:
-    """Make prompts that ask for texts in pictures, no two alike; each text stands between straight quotes.
+    """Make prompts that ask for texts in images, no two alike; each text stands between straight quotes.
 
     Args:
         count: How many.

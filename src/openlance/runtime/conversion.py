@@ -72,7 +72,7 @@ def gather(
     """
     if len(files.decoders) > 1:
         names = " or ".join(str(d) for d in files.decoders)
-        raise UserError(f"{files.root} holds a checkpoint for pictures and one for clips: convert {names}")
+        raise UserError(f"{files.root} holds a checkpoint for images and one for videos: convert {names}")
     files.require()
     tensors = dict[str, dict[str, Stream]]()
     for part, weights, prefix in weights_of(files):

@@ -118,7 +118,7 @@ def inspect(path: Path, *, allow_pickle: bool = False, values: bool = False) -> 
 
 
 def weights_of(files: Files) -> list[tuple[str, Path, str]]:
-    """List (part, its file, prefix of its names there), the decoder for clips after that for images."""
+    """List (part, its file, prefix of its names there), the decoder for videos after that for images."""
     decoders = [("decoder", files.decoder(), "")]
     if len(files.decoders) > 1:
         decoders.append(("decoder for clips", files.decoder(clips=True), ""))

@@ -39,7 +39,7 @@ def pixels_of(clip: Clip) -> Tensor:
 
 
 def features(vit: ViT, clips: Sequence[Clip]) -> list[Tensor]:
-    """Encode what clips mean: (T, Y, X, D) merged cells of each, from one pass of the tower."""
+    """Encode what videos mean: (T, Y, X, D) merged cells of each, from one pass of the tower."""
     from openlance.model.vit import normalize
 
     grids = [vit.config.cell_grid(clip.pixels.shape[:3]) for clip in clips]
@@ -48,13 +48,13 @@ def features(vit: ViT, clips: Sequence[Clip]) -> list[Tensor]:
 
 
 def latents(vae: LazyVAE, clips: Sequence[Clip], tiling: Tiling | None = None, together: int = 0) -> list[Tensor]:
-    """Encode how clips look.
+    """Encode how videos look.
 
     Args:
         vae: The VAE.
         clips: Frames beyond 1 + k * the temporal stride have no latents (released code).
         tiling: See `vae.tiling`.
-        together: Pixels of clips of one size that may share a pass. With 0 each has its own, and its latents are the
+        together: Pixels of videos of one size that may share a pass. With 0 each has its own, and its latents are the
             same to the last bit whatever it is encoded beside.
 
     Returns:
@@ -115,8 +115,8 @@ class MediaEncoder:
     """Replaces media in lists of segments by what the model reads.
 
     Args:
-        vit: Gives the vision tower, told whether the segments are about clips: a release has a checkpoint for images
-            and one for clips, each with a tower of its own. Called when there is something new to look at.
+        vit: Gives the vision tower, told whether the segments are about videos: a release has a checkpoint for images
+            and one for videos, each with a tower of its own. Called when there is something new to look at.
         vae: Gives the VAE, likewise when it is needed.
         tiling: Of the VAE; None encodes whole images.
         remembers: How many media of earlier calls are kept.
@@ -179,6 +179,6 @@ def _key(kind: Kind, clip: Clip, moving: bool) -> Key:
 
 
 def _media(s: Segment, targets: bool) -> list[Clip]:
-    """The clips of a segment that are to be encoded."""
+    """The videos of a segment that are to be encoded."""
     values = [s.given] if s.role is Role.TARGET and not targets else [s.value, s.given]
     return [value for value in values if isinstance(value, Clip)]

@@ -70,8 +70,8 @@ class Segment:
         role: Why it is there; a TARGET is what the model is to produce, LAST the frame on which it is to end.
         value: A string for TEXT, a `Clip` (or latents of shape (T, Y, X, C)) otherwise; None on a TARGET leaves it
             empty.
-        size: Frames, height, width in pixels of a visual segment; taken from the clip when there is one.
-        given: Leading frames of a visual TARGET that are already known (image-to-video): a clip or latents.
+        size: Frames, height, width in pixels of a visual segment; taken from the video when there is one.
+        given: Leading frames of a visual TARGET that are already known (image-to-video): a video or latents.
         region: Of a visual TARGET, where it may differ from the last SOURCE, which has its size; None is everywhere.
 
     Raises:
@@ -92,7 +92,7 @@ class Segment:
         elif self.size is None and (pixels := getattr(self.value, "pixels", None)) is not None:
             object.__setattr__(self, "size", tuple(pixels.shape[:3]))
         if self.kind is not Kind.TEXT and self.size is None:
-            raise ValueError("a visual segment needs a clip or a (frames, height, width): pass size=(1, 64, 64)")
+            raise ValueError("a visual segment needs a video or a (frames, height, width): pass size=(1, 64, 64)")
 
     @property
     def is_empty(self) -> bool:

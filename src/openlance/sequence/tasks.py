@@ -57,7 +57,7 @@ def keep(clip: Any, role: Role = Role.REFERENCE) -> Segment:
 
 
 def make(size: Size, clip: Any = None, given: Any = None) -> Segment:
-    """Make a visual target of a size in pixels; empty without a clip."""
+    """Make a visual target of a size in pixels; empty without a video."""
     return Segment(Kind.LATENTS, Role.TARGET, clip, size, given)
 
 
@@ -270,7 +270,7 @@ def request(
         prompt: What to do; empty for a description.
         media: `Views` in the order of the user turn.
         size: Frames, height and width in pixels of a visual target.
-        fill: What fills the target: a clip, latents or a text; None leaves it empty.
+        fill: What fills the target: a video, latents or a text; None leaves it empty.
         style: How it is worded.
         said: A system prompt of its own, for a model that has one.
         caption: Which prompt asks for a description.

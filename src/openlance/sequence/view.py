@@ -1,4 +1,4 @@
-"""A request or sample as one picture: its splits in a row, what each is and does, and the mask.
+"""A request or sample as one image: its splits in a row, what each is and does, and the mask.
 
     svg(explain(segments, codec, config, text), "image_edit with nano")
 

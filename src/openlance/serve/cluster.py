@@ -275,7 +275,7 @@ class Cluster:
             call.cancel()
 
     async def _follow(self, items: Sequence[Item], clips: bool) -> None:
-        """Send items to one replica, and hear what becomes of them; clips: they are about videos."""
+        """Send items to one replica, and hear what becomes of them; videos: they are about videos."""
         response, failure = None, _lost()
         try:
             await self.deployed.wait()

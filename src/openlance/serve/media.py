@@ -31,7 +31,7 @@ MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "
 
 
 def read(sent: bytes | str, config: ServeConfig, param: str) -> Clip:
-    """The clip in the bytes of a file, in a data URL, or at the address of a host that was listed.
+    """The video in the bytes of a file, in a data URL, or at the address of a host that was listed.
 
     Raises:
         Failure: It is another address, or nothing that can be read within the limits.

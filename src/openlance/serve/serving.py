@@ -107,7 +107,7 @@ class Serving:
         mask: Any = None,
         region: Any = None,
     ) -> Prepared:
-        """The items of so many images or videos; `where` the words stand; `mask` and `region` of the last clip, as in
+        """The items of so many images or videos; `where` the words stand; `mask` and `region` of the last video, as in
         `Methods.edit`. Failure if they cannot be made."""
         pipe = self.pipe
         with about(where):

@@ -203,7 +203,7 @@ class _NobodyWaits(Exception):
 
 
 class Worker:
-    """Runs items on a pipeline, a pass after another, until it is closed. clips: it begins with the checkpoint for
+    """Runs items on a pipeline, a pass after another, until it is closed. videos: it begins with the checkpoint for
     videos, where that is another."""
 
     def __init__(self, pipe: LancePipeline, config: ServeConfig, metrics: Metrics, clips: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""From samples to what one forward pass reads: packed rows, noised latents, clips for the vision tower, labels."""
+"""From samples to what one forward pass reads: packed rows, noised latents, videos for the vision tower, labels."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Batch:
         ids: Of its samples.
         noise: Of its latents, None without any.
         clips: What the vision tower looks at, each once, or its features (T, Y, X, D) where these were encoded ahead.
-        shown: The number of the clip of every PATCHES block, in order.
-        labels: Of some of the clips, by their number.
+        shown: The number of the video of every PATCHES block, in order.
+        labels: Of some of the videos, by their number.
         cache: What its noisy rows attend to, where the others ran before.
         counts: Label tokens, denoised latents and labelled points, (3,) float64: what the three losses are means over.
         seed: Of what else is random in its pass, such as dropout.
@@ -72,7 +72,7 @@ class Preparer:
         codec: Turns segments into tokens.
         encode: Turns media into latents.
         device: Where noise is added.
-        cache: Keeps what is encoded of clips that have a name there.
+        cache: Keeps what is encoded of videos that have a name there.
         complete: Give every pack at least one image to look at and one latent, in a dummy sample without targets.
             Sharded weights need it: all ranks have to pass through the same modules.
     """
@@ -137,6 +137,6 @@ class Preparer:
         return noised(packed, clean, times.to(self.device), noise.to(self.device))
 
     def _keep(self, clip: Any, made: Any) -> None:
-        """Give a cache what was made of a clip that it would know by its name."""
+        """Give a cache what was made of a video that it would know by its name."""
         if self.cache is not None and isinstance(clip, Clip) and clip.origin:
             self.cache.put(clip.origin, made.cpu().numpy() if isinstance(made, Tensor) else made)

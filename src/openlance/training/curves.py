@@ -25,7 +25,7 @@ def write_curves(logs: Sequence[Path], out: Path) -> None:
 
     Args:
         logs: Paths of log.jsonl; those that are missing are skipped.
-        out: The picture, each point the mean of a hundredth of the run; none for less than two steps.
+        out: The image, each point the mean of a hundredth of the run; none for less than two steps.
     """
     rows, before = list[dict[str, float]](), 0.0
     for log in logs:

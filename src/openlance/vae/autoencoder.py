@@ -30,7 +30,7 @@ def sample(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 
 
 class VAE(NormalizedVAE):
-    """diffusers' modules under our interface, for clips of any length."""
+    """diffusers' modules under our interface, for videos of any length."""
 
     wan: Wan
 
@@ -94,7 +94,7 @@ class Wan(nn.Module):
     """Encoder and decoder with their joints, run chunk by chunk.
 
     diffusers keeps the past of a running pass on the module; here it is a local list, so that one VAE can serve several
-    threads. A clip of one frame has no past and needs none.
+    threads. A video of one frame has no past and needs none.
     """
 
     encoder: nn.Module

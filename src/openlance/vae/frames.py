@@ -231,7 +231,7 @@ def denormalized(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class NormalizedVAE(nn.Module):
-    """What the VAE for images and the one for videos share: normalized latents, one clip or a batch, strict loading.
+    """What the VAE for images and the one for videos share: normalized latents, one video or a batch, strict loading.
 
     A subclass builds `wan` and says how a batch in the type of the weights goes through it.
 
@@ -336,7 +336,7 @@ class NormalizedVAE(nn.Module):
 
 
 class FrameVAE(NormalizedVAE):
-    """The VAE for clips of one frame; tests hold it equal to `autoencoder.VAE`. ValueError for more frames."""
+    """The VAE for videos of one frame; tests hold it equal to `autoencoder.VAE`. ValueError for more frames."""
 
     wan: Frames
     layout = torch.channels_last

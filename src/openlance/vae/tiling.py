@@ -1,4 +1,4 @@
-"""Clips that are larger than what the VAE has memory for: coded in tiles that overlap and fade into each other.
+"""Videos that are larger than what the VAE has memory for: coded in tiles that overlap and fade into each other.
 
 A tile sees nothing beyond its border, so the result is near the whole one but not equal to it; the wider the overlap,
 the nearer. In time nothing is cut: the VAE itself goes frame by frame.
@@ -19,7 +19,7 @@ from openlance.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How a clip is cut into tiles.
+    """How a video is cut into tiles.
 
     Args:
         tile: Side of a tile in latent cells, more than overlap.

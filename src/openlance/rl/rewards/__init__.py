@@ -2,7 +2,7 @@
 
 with RewardPool("ocr:1,similarity=models/clip:0.3,my_reward.py:score:0.5", workers=2) as rewards:
     rewards.check('a sign that says "OPEN"')             # before anything is drawn
-    pending = rewards.submit([Drawn(prompt=..., media=clip), ...])
+    pending = rewards.submit([Drawn(prompt=..., media=video), ...])
     scores = pending.collect()                           # a Score each; None where one could not be scored
 """
 

@@ -1,6 +1,6 @@
 """A reward of the user's own, `FILE.py:NAME`: a function of a prompt and an image, or a `Reward` class.
 
-def score(prompt, image):            # image: a Pillow image; a list of them for a clip
+def score(prompt, image):            # image: a Pillow image; a list of them for a video
     return 1.0                       # any finite number, or several by name: {"sharp": 0.7, "bright": 0.2}
 """
 
@@ -21,7 +21,7 @@ class Function(Reward):
 
     Args:
         name: Of the file and the function, `my_reward.score`.
-        function: Takes a prompt and an image, or a list of images for a clip.
+        function: Takes a prompt and an image, or a list of images for a video.
     """
 
     range = (-inf, inf)

@@ -1,10 +1,10 @@
-"""Whether a picture shows the text that its prompt puts between quotes, as an optical character reader reads it.
+"""Whether an image shows the text that its prompt puts between quotes, as an optical character reader reads it.
 
     ocr                                  # RapidOCR with the models of PaddleOCR that come with its package
     ocr=paddle                           # PaddleOCR itself, where it is installed
     ocr=tesseract                        # Tesseract, where it is installed: another model, to judge what ocr rewarded
 
-A reader yields the lines of a picture from top to bottom and from left to right. Nothing is downloaded by us.
+A reader yields the lines of an image from top to bottom and from left to right. Nothing is downloaded by us.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ocr(Reward):
     """Scores texts that were asked for.
 
     Facts: "read", how near all that was read comes to what was asked for, by edit distance over its length, capitals
-    and small letters alike; "exact", whether nothing differs. Where no text can be read both are 0. Of a clip they are
+    and small letters alike; "exact", whether nothing differs. Where no text can be read both are 0. Of a video they are
     the mean of its first, middle and last frame.
     """
 
@@ -40,7 +40,7 @@ class Ocr(Reward):
     cost = "60 ms for a picture of 64x64 and 140 ms for one of 512x512 on one core (RapidOCR)"
     exploits = (
         "letters that only this reader can read: judge by another one; text that the reader is not sure of (under .5) "
-        "counts as not there; nothing but the text is looked at, so pictures lose what else the prompt says"
+        "counts as not there; nothing but the text is looked at, so images lose what else the prompt says"
     )
     takes = "the reader: paddle or tesseract"
 
@@ -86,8 +86,8 @@ def rapid_ocr() -> Any:
 def rapid() -> Read:
     """Read by RapidOCR.
 
-    Measured on texts of one to four characters in pictures of 64x64, enlarged to 256: 48 of 48 read, in a sixth of the
-    time that the package's own 736 take; texts of one to four words in pictures of 512x512: 40 of 40, capitals and
+    Measured on texts of one to four characters in images of 64x64, enlarged to 256: 48 of 48 read, in a sixth of the
+    time that the package's own 736 take; texts of one to four words in images of 512x512: 40 of 40, capitals and
     spaces right, with either.
     """
     reader = rapid_ocr()
@@ -111,7 +111,7 @@ def paddle() -> Read:
 
 
 def tesseract() -> Read:
-    """Tesseract's own program, its English model, pictures enlarged to letters of a size that it was made for."""
+    """Tesseract's own program, its English model, images enlarged to letters of a size that it was made for."""
     program = shutil.which("tesseract")
     if program is None:
         raise UserError(

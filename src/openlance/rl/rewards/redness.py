@@ -1,4 +1,4 @@
-"""The simplest reward: how red a picture is. It tells whether learning from rewards works at all."""
+"""The simplest reward: how red an image is. It tells whether learning from rewards works at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Redness(Reward):
 
     name = "redness"
     range = (-1.0, 1.0)
-    cost = "under 0.1 ms for a picture of 64x64, 16 ms for one of 1024x1024"
-    exploits = "a picture that is red all over, whatever was asked: nothing else is looked at"
+    cost = "under 0.1 ms for an image of 64x64, 16 ms for one of 1024x1024"
+    exploits = "an image that is red all over, whatever was asked: nothing else is looked at"
 
     def __call__(self, drawn: Sequence[Drawn]) -> list[float]:
         """Return the mean of red less the mean of the stronger of green and blue, in full scales."""

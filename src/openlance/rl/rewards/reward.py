@@ -24,8 +24,8 @@ class Drawn:
 
     Args:
         prompt: The prompt, or the instruction of an edit.
-        media: What was drawn; an image is a clip of one frame.
-        sources: What was given: the picture or clip to edit, the given objects, in their order.
+        media: What was drawn; an image is a video of one frame.
+        sources: What was given: the image or video to edit, the given objects, in their order.
         truth: What the source of the request knows about a right result, such as the request of a procedural world.
     """
 
@@ -35,7 +35,7 @@ class Drawn:
     truth: Any = None
 
     def stills(self) -> list[np.ndarray]:
-        """Return the picture, uint8 (H, W, 3); of a clip its first, middle and last frame."""
+        """Return the image, uint8 (H, W, 3); of a video its first, middle and last frame."""
         places = np.linspace(0, self.media.frames - 1, min(self.media.frames, STILLS), dtype=int)
         return [self.media.pixels[at] for at in places]
 

@@ -1,4 +1,4 @@
-"""How well a picture fits its prompt by a model of images and texts (CLIP, SigLIP and their kind).
+"""How well an image fits its prompt by a model of images and texts (CLIP, SigLIP and their kind).
 
     similarity=FOLDER                    # a model of transformers, or of open_clip (open_clip_config.json), on disk
 
@@ -37,14 +37,14 @@ class Tower:
 
 
 class Similarity(Reward):
-    """Scores by the cosine of the angle between a picture and its prompt; of a clip, the mean over its first, middle
+    """Scores by the cosine of the angle between an image and its prompt; of a video, the mean over its first, middle
     and last frame."""
 
     name = "similarity"
     range = (-1.0, 1.0)
-    cost = "0.25 s a picture for ViT-B/32 on one busy core, more for larger ones; the model's memory in every worker"
+    cost = "0.25 s an image for ViT-B/32 on one busy core, more for larger ones; the model's memory in every worker"
     exploits = (
-        "words of the prompt written into the picture, bold colors and many copies of what is named; counts, places "
+        "words of the prompt written into the image, bold colors and many copies of what is named; counts, places "
         "and who has which property hardly matter to such models"
     )
     takes = "the folder of a model"

@@ -27,7 +27,7 @@ class Shared:
         loading: The lines of Python that load the model as `pipe`.
         memory: What the browser remembers of its results.
         tabs: All tabs, to go to one of them.
-        zoom: Whether the model's pictures are so small that their pixels are drawn large.
+        zoom: Whether the model's images are so small that their pixels are drawn large.
     """
 
     desk: Desk

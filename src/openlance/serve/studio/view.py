@@ -1,4 +1,4 @@
-"""What the model reads of a call, as a picture."""
+"""What the model reads of a call, as an image."""
 
 from __future__ import annotations
 
