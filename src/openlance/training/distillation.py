@@ -195,5 +195,6 @@ def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
     usual = as_data(defaults.sampling) | (few if taught.pop("") else {})
     by_role = dict[str, dict[str, Any]]()
     for role in [*taught, *(role for role in defaults.sampling_with if role not in taught)]:
-        by_role[role] = dict(defaults.sampling_with.get(role, {})) | (few if taught.get(role) else before)
+        own = dict(defaults.sampling_with.get(role, {}))
+        by_role[role] = own | few if taught.get(role) else before | own
     return {"sampling": usual, "sampling_with": by_role}

@@ -1,6 +1,6 @@
 """What becomes of the same held-out prompts over the rounds: `pictures.svg` in the folder of a run, a row for a round.
 
-The pictures themselves are in `pictures/`, as ROUND-NUMBER.png; of a clip its first, middle and last frame.
+The images themselves are in `pictures/`, as ROUND-NUMBER.png; of a video its first, middle and last frame.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from openlance.media.files import atomic_path
 from openlance.rl.rewards import Drawn
 
 SHOWN = 8  # prompts
-SIDE, GAP, LABEL, LINES = 128, 8, 84, 3  # pixels of a picture, between two, left of a row; lines above a column
+SIDE, GAP, LABEL, LINES = 128, 8, 84, 3  # pixels of an image, between two, left of a row; lines above a column
 
 
 def add_round(folder: Path, number: int, drawn: Sequence[Drawn]) -> None:
-    """Keep the pictures of a round, and write the sheet of all rounds anew.
+    """Keep the images of a round, and write the sheet of all rounds anew.
 
     Args:
         folder: Of the run.
@@ -41,7 +41,7 @@ def add_round(folder: Path, number: int, drawn: Sequence[Drawn]) -> None:
 
 
 def sheet(place: Path, prompts: Sequence[str]) -> str:
-    """Return an SVG of the pictures in a folder: a column for a prompt, a row for a round."""
+    """Return an SVG of the images in a folder: a column for a prompt, a row for a round."""
     files: dict[int, list[Path]] = {}
     for path in sorted(place.glob("*-*.png")):
         files.setdefault(int(path.stem.partition("-")[0]), []).append(path)
@@ -62,12 +62,12 @@ def sheet(place: Path, prompts: Sequence[str]) -> str:
         for n, (data, wide) in enumerate(row):
             box = f'x="{LABEL + n * step}" y="{at}" width="{wide}" height="{SIDE}"'
             parts.append(f'<image {box} href="data:image/jpeg;base64,{data}" style="image-rendering: pixelated"/>')
-            parts.append(f'<rect {box} fill="none" stroke="#d1d5db"/>')  # white pictures end somewhere too
+            parts.append(f'<rect {box} fill="none" stroke="#d1d5db"/>')  # white images end somewhere too
     return "\n".join([*parts, "</svg>\n"])
 
 
 def thumbnail(path: Path) -> tuple[str, int]:
-    """Return a picture as base64 of a JPEG of at most `SIDE` rows, and the width at which it is shown."""
+    """Return an image as base64 of a JPEG of at most `SIDE` rows, and the width at which it is shown."""
     from PIL import Image
 
     with Image.open(path) as image:
