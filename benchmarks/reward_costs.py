@@ -3,7 +3,7 @@
     python benchmarks/reward_costs.py --docs       # and the table of docs/howto/rewards.md
     python benchmarks/reward_costs.py --similarity models/clip
 
-Results are right ones of the world: pictures of 64x64, some with a text, edits, clips of 9 frames; texts again eight
+Results are right ones of the world: images of 64x64, some with a text, edits, videos of 9 frames; texts again eight
 times as large. Without --similarity a ViT-B/32 with random weights takes its place, which takes as long. Times are CPU
 time of this process on one thread, the middle of some runs over all results; drawing is nano's, as rollouts of
 recipe/nano-rl do it.
@@ -38,12 +38,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "howto" / "rewards.md"
 SIDE, LARGE, FRAMES = 64, 8, 9
 # What each reward is asked about; the others say nothing of it, or the same.
 ASKED = {
-    "redness": ("pictures", "large pictures", "clips"),
-    "world": ("pictures", "texts", "edits", "clips"),
+    "redness": ("images", "large images", "videos"),
+    "world": ("images", "texts", "edits", "videos"),
     "world=letters": ("texts",),
     "ocr": ("texts", "large texts"),
     "ocr=tesseract": ("texts", "large texts"),
-    "similarity": ("pictures", "large pictures"),
+    "similarity": ("images", "large images"),
 }
 
 
@@ -55,7 +55,7 @@ def results(count: int) -> dict[str, list[Drawn]]:
     def still(pixels: np.ndarray) -> Clip:
         return Clip(pixels[None])
 
-    for name, category in (("pictures", "two"), ("texts", "text")):
+    for name, category in (("images", "two"), ("texts", "text")):
         truths = list(drawings(category, asked))[:count]
         found[name] = [Drawn(prompt=t.prompt, media=still(render(t.scene, SIDE, SIDE)), truth=t) for t in truths]
         large = [np.kron(one.media.pixels[0], np.ones((LARGE, LARGE, 1), np.uint8)) for one in found[name]]
@@ -66,7 +66,7 @@ def results(count: int) -> dict[str, list[Drawn]]:
         before, after = map(still, truth.pictures(SIDE, SIDE))
         found["edits"].append(Drawn(prompt=truth.instruction, media=after, sources=(before,), truth=truth))
     films = [truth for truth, _ in zip(filmings("one", asked), range(count))]
-    found["clips"] = [Drawn(prompt=t.prompt, media=Clip(render_clip(t.clip, SIDE, SIDE)), truth=t) for t in films]
+    found["videos"] = [Drawn(prompt=t.prompt, media=Clip(render_clip(t.clip, SIDE, SIDE)), truth=t) for t in films]
     return found
 
 
@@ -82,7 +82,7 @@ def milliseconds(run: Callable[[], Any], each: int, repeat: int) -> dict[str, fl
 
 
 def drawing(prompts: Sequence[str], repeat: int) -> dict[str, dict[str, float]]:
-    """What a result of a rollout costs, decoded: a picture, and a clip."""
+    """What a result of a rollout costs, decoded: an image, and a video."""
     import openlance
 
     pipe, rl = openlance.load("nano"), recipe("nano-rl")[0].rl
@@ -90,8 +90,8 @@ def drawing(prompts: Sequence[str], repeat: int) -> dict[str, dict[str, float]]:
     how = {"num_inference_steps": rl.num_inference_steps, "solver": rl.solver, "guidance_scale": 1.0, "seed": 0}
     some = list(prompts)
     return {
-        "pictures": milliseconds(lambda: pipe.generate(some, **how), len(some), repeat),
-        "clips": milliseconds(lambda: pipe.generate_video(some, num_frames=FRAMES, **how), len(some), repeat),
+        "images": milliseconds(lambda: pipe.generate(some, **how), len(some), repeat),
+        "videos": milliseconds(lambda: pipe.generate_video(some, num_frames=FRAMES, **how), len(some), repeat),
     }
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     seen, rows, data = results(args.results), [], {}
-    drawn = drawing([one.prompt for one in seen["pictures"]], args.repeat)
+    drawn = drawing([one.prompt for one in seen["images"]], args.repeat)
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.only:
             argument = args.similarity or random_clip(Path(scratch)) if name == "similarity" else None
@@ -135,15 +135,15 @@ def main() -> None:
                 some = seen[kind]
                 found = milliseconds(lambda: list(reward(some)), len(some), args.repeat)  # noqa: B023
                 height, width = some[0].media.pixels.shape[1:3]
-                like = None if kind.startswith("large") else drawn["clips" if kind == "clips" else "pictures"]["median"]
+                like = None if kind.startswith("large") else drawn["videos" if kind == "videos" else "images"]["median"]
                 data[f"{name}, {kind}"] = found | {"results": len(some), "height": height, "width": width}
                 share = f"{found['median'] / like:.1%}" if like else "-"
                 took = f"{found['median']:.{0 if found['median'] >= 10 else 2}f}"
                 rows.append([f"`{name}`", kind, f"{width}x{height}", took, share])
     table = markdown(["reward", "results", "size", "ms for one", "share of drawing it"], rows)
     each = {kind: f"{told['median']:.0f} ms" for kind, told in drawn.items()}
-    said = f"One core. nano draws a picture of {SIDE}x{SIDE} in {each['pictures']}, a clip of {FRAMES} frames in "
-    said += f"{each['clips']} (10 steps, no guidance, decoded; {args.results} together).\n\n{table}"
+    said = f"One core. nano draws an image of {SIDE}x{SIDE} in {each['images']}, a video of {FRAMES} frames in "
+    said += f"{each['videos']} (10 steps, no guidance, decoded; {args.results} together).\n\n{table}"
     write_results("reward_costs", {"drawing": drawn, "rewards": data}, said, args.out)
     if args.docs:
         put(PAGE, "costs", said)

@@ -87,7 +87,7 @@ def main() -> None:
         rows.append([f"[{title}](../uses/{name}.md)", learned, data, *(f"{v:.1f}" for v in whole[name].values())])
     table = markdown(["page", "what is learned", "data", *next(iter(whole.values()))], rows)
     longest = max(minutes["minutes"] for minutes in whole.values())
-    text = table + f"\n\nEach page under {MOST:.0f} minutes: {verdict(longest < MOST)}.\n"
+    text = f"{table}\n\nLongest page: {longest:.1f} minutes, {verdict(longest, MOST)}.\n"
     write_results("uses", {"pages": pages, "whole": whole}, text.replace("../uses/", "../../docs/uses/"), args.out)
     if args.docs:
         put(TABLE, "uses", table)
