@@ -98,7 +98,8 @@ def questions(folder: Path) -> None:
     asked = [row["question"] for row in listed]
     answers = [p.ask(list(shown), asked) for _, p in both(folder / "runs/corners")]
     sheet("questions", [("asked about", shown[:6])], [f"{n + 1}" for n in range(6)])
-    rows = [[n + 1, row["question"], row["answer"], *own] for n, (row, *own) in enumerate(zip(listed, *answers))]
+    said = ((row["question"], row["answer"], *own) for row, *own in zip(listed, *answers))
+    rows = [[n + 1, *(f"`{words}`" for words in row)] for n, row in enumerate(said)]
     put(HERE / "uses" / "questions.md", "answers", markdown(["", "question", "right", "before", "after"], rows[:6]))
 
 
