@@ -169,7 +169,7 @@ def test_one_goes_with_many_and_numbers_must_agree():
     (lambda p: p.animate("nowhere.png", A), "no file nowhere.png"),
     (lambda p: p.edit(picture(0), ""), "instruction is empty"),
     (lambda p: p.edit(picture(0), A, colour=1), "'colour'"),
-    (lambda p: p.subject([], A), "no picture"),
+    (lambda p: p.subject([], A), "no image"),
     (lambda p: p.subject(picture(0), A, height=18), "multiple of 4"),
     (lambda p: p.ask(picture(0), "what?", beams=2), "'beams'"),
 ])  # fmt: skip

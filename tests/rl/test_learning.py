@@ -43,6 +43,7 @@ STAGE = Stage(
 )  # fmt: skip
 # What may learn, as a stage says it.
 LEARNS = {"generation": {}, "everything": {"frozen": ("vit",)}, "adapter": {"frozen": ("vit",), "lora": Lora(rank=2)}}
+nightly = pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ, reason="a minute on two cores")
 PROMPTS = ("a red circle", "two stars", "a blue square", "a ring above a cross", "a yellow triangle")
 
 
@@ -279,9 +280,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path, settings, changes, sai
         run_stage(replace(STAGE, **changes), settings(tmp_path / "run"))
 
 
-@pytest.mark.parametrize(
-    "learns", ["generation", pytest.param("adapter", marks=pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ))]
-)
+@pytest.mark.parametrize("learns", ["generation", pytest.param("adapter", marks=nightly)])
 def test_two_processes_learn_what_one_does(tmp_path, settings, learns):
     """The requests of a round dealt to two processes, rewards compared over all of them."""
     how = replace(RL, scale="round", updates=2)
@@ -301,7 +300,7 @@ def test_two_processes_learn_what_one_does(tmp_path, settings, learns):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
 
 
-@pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ, reason="a minute on two cores")
+@nightly
 def test_a_trivial_reward_rises_and_shuffled_rewards_do_not(tmp_path, settings):
     how = replace(RL, group=6, num_inference_steps=4, solver="dpm++", times=(6, 1, 3, 2), scale="round")
     how = replace(how, settings={"beta": 0.5, "most": 2.0})
