@@ -125,7 +125,8 @@ def taken(chromium: Any, name: str, width: int, height: int) -> list[str]:
     for wanted, (links, text) in CLICKS.items():
         page.goto((SITE / "index.html").as_uri())
         for link in links:
-            page.locator("article").get_by_role("link", name=link, exact=True).first.click()
+            with page.expect_navigation():  # a page that has not loaded has no place for anything
+                page.locator("article").get_by_role("link", name=link, exact=True).first.click()
         place = page.evaluate(PLACE, text)
         wrong += [] if place < 1 else [f"{wanted}: {text!r} is not in the window on a {name}"]
         lines.append(
