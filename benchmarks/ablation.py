@@ -232,14 +232,19 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def reached(place: Path) -> int:
+    """Steps of a run that are logged; 0 before it begins."""
+    log = place / "log.jsonl"
+    return int(read_log(log)[-1]["step"]) if log.is_file() and log.stat().st_size else 0
+
+
 def missing(folder: Path) -> list[str]:
     """What is not finished, and how far it is."""
     found = []
     for name, seed in ((name, seed) for seed in SEEDS for name in ARMS):
         place = place_of(folder, name, seed)
         if not (place / "result.json").is_file():
-            rows = read_log(place / "log.jsonl") if (place / "log.jsonl").is_file() else []
-            found.append(f"{name}, seed {seed}" + (f" (step {int(rows[-1]['step'])})" if rows else ""))
+            found.append(f"{name}, seed {seed}" + (f" (step {at})" if (at := reached(place)) else ""))
     return found
 
 
@@ -376,8 +381,7 @@ def planned(folder: Path, steps: int, compiled: bool) -> str:
             left = 0
             for seed in SEEDS:
                 own = place_of(folder, name, seed)
-                log = read_log(own / "log.jsonl") if (own / "log.jsonl").is_file() else []
-                left += 0 if (own / "result.json").is_file() else steps - (int(log[-1]["step"]) if log else 0)
+                left += 0 if (own / "result.json").is_file() else steps - reached(own)
             hours = (left * each + left / steps * measuring) / 3600
             total += hours
             rows.append([name, f"{each:.2f}", f"{measuring / 60:.1f}", str(left), f"{hours:.2f}"])

@@ -14,7 +14,6 @@ requests and noise with and without the adapter.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, markdown, put, recorded, write_results
+from common import RESULTS, markdown, put, record, recorded, write_results
 from PIL import Image
 
 from openlance import load
@@ -46,15 +45,11 @@ def error(one: np.ndarray, other: np.ndarray) -> float:
     return float(((one.astype(float) - other) ** 2).mean())
 
 
-def listed(place: str) -> list[dict[str, str]]:
-    return [json.loads(text) for text in (Path(place) / "metadata.jsonl").read_text().splitlines()]
-
-
 def framing(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
     """Ten pictures that are to be framed."""
     with tempfile.TemporaryDirectory() as place:
         edits(Path(place), np.random.default_rng(SEED + number))
-        rows = [row for row in listed(place) if row["instruction"] in FRAMING][:10]
+        rows = [row for row in recorded(Path(place) / "metadata.jsonl") if row["instruction"] in FRAMING][:10]
         sources = [Image.open(Path(place) / row["input_image"]).convert("RGB") for row in rows]
         made = pipe.edit(list(sources), [row["instruction"] for row in rows], seed=SEED + 100 * number)
     pairs = [(np.asarray(s), np.asarray(m)) for s, m in zip(sources, made, strict=True)]
@@ -70,7 +65,7 @@ def corners(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
     """Twenty questions for corners."""
     with tempfile.TemporaryDirectory() as place:
         questions(Path(place), np.random.default_rng(SEED + number))
-        rows = [row for row in listed(place) if row["question"] == CORNERS_ASKED][:20]
+        rows = [row for row in recorded(Path(place) / "metadata.jsonl") if row["question"] == CORNERS_ASKED][:20]
         shown = [Image.open(Path(place) / row["image"]).convert("RGB") for row in rows]
         said = pipe.ask(shown, [row["question"] for row in rows])
     pairs = zip(rows, said, strict=True)
@@ -88,7 +83,6 @@ def of_world(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
 
 
 def run(args: argparse.Namespace) -> None:
-    args.records.touch()
     done = {(r["name"], r["part"], r["round"]) for r in recorded(args.records)}
     pipes = {"none": load(args.model)}
     for name, path in (("edits", args.edits), ("questions", args.questions)):
@@ -103,8 +97,7 @@ def run(args: argparse.Namespace) -> None:
                     began = time.process_time()
                     row = {"name": name, "part": part, "round": number, "found": PARTS[part](pipe, number)}
                     row["cpu_seconds"] = time.process_time() - began
-                    with args.records.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
+                    record(args.records, row)
 
 
 PARTS = {"edits": framing, "questions": corners, "world": of_world}

@@ -81,14 +81,18 @@ def milliseconds(run: Callable[[], Any], each: int, repeat: int) -> dict[str, fl
     return {"min": min(times), "median": statistics.median(times), "max": max(times)}
 
 
+def rollouts() -> dict[str, Any]:
+    """How recipe/nano-rl draws."""
+    rl = recipe("nano-rl")[0].rl
+    assert rl is not None
+    return {"num_inference_steps": rl.num_inference_steps, "solver": rl.solver, "guidance_scale": 1.0, "seed": 0}
+
+
 def drawing(prompts: Sequence[str], repeat: int) -> dict[str, dict[str, float]]:
     """What a result of a rollout costs, decoded: an image, and a video."""
     import openlance
 
-    pipe, rl = openlance.load("nano"), recipe("nano-rl")[0].rl
-    assert rl is not None
-    how = {"num_inference_steps": rl.num_inference_steps, "solver": rl.solver, "guidance_scale": 1.0, "seed": 0}
-    some = list(prompts)
+    pipe, some, how = openlance.load("nano"), list(prompts), rollouts()
     return {
         "images": milliseconds(lambda: pipe.generate(some, **how), len(some), repeat),
         "videos": milliseconds(lambda: pipe.generate_video(some, num_frames=FRAMES, **how), len(some), repeat),
@@ -143,7 +147,8 @@ def main() -> None:
     table = markdown(["reward", "results", "size", "ms for one", "share of drawing it"], rows)
     each = {kind: f"{told['median']:.0f} ms" for kind, told in drawn.items()}
     said = f"One core. nano draws an image of {SIDE}x{SIDE} in {each['images']}, a video of {FRAMES} frames in "
-    said += f"{each['videos']} (10 steps, no guidance, decoded; {args.results} together).\n\n{table}"
+    steps = rollouts()["num_inference_steps"]
+    said += f"{each['videos']} ({steps} steps, no guidance, decoded; {args.results} together).\n\n{table}"
     write_results("reward_costs", {"drawing": drawn, "rewards": data}, said, args.out)
     if args.docs:
         put(PAGE, "costs", said)

@@ -5,7 +5,6 @@ and runs/style, runs/zib, runs/framing, runs/corners, runs/turning. Nothing is p
 those of seed 9000, which no page trains on.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import openlance
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "benchmarks"))
-from common import markdown, put  # noqa: E402
+from common import markdown, put, recorded  # noqa: E402
 
 SIDE, GAP, LABEL, LEFT = 96, 6, 44, 74  # pixels of a picture, between, of a label below, of a name at the left
 INK, PAPER = (40, 40, 40), (255, 255, 255)
@@ -74,7 +73,7 @@ def subject(folder: Path) -> None:
 
 def edits(folder: Path) -> None:
     place = unseen("edits")
-    listed = [json.loads(line) for line in (place / "metadata.jsonl").read_text().splitlines()][:5]
+    listed = recorded(place / "metadata.jsonl")[:5]
     sources = [Image.open(place / row["input_image"]).convert("RGB") for row in listed]
     words = [row["instruction"] for row in listed]
     rows = [("source", list(sources))]
@@ -93,7 +92,7 @@ def clips(folder: Path) -> None:
 
 def questions(folder: Path) -> None:
     place = unseen("questions")
-    listed = [json.loads(line) for line in (place / "metadata.jsonl").read_text().splitlines()][:12]
+    listed = recorded(place / "metadata.jsonl")[:12]
     shown = [Image.open(place / row["image"]).convert("RGB") for row in listed]
     asked = [row["question"] for row in listed]
     answers = [p.ask(list(shown), asked) for _, p in both(folder / "runs/corners")]
