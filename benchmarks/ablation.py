@@ -1,7 +1,7 @@
 """Three questions of the Lance paper on a small model: what MaPE brings, whether drawing and answering help each other,
 and whether an edit needs the ViT's view of its source, the VAE's, or both.
 
-    python benchmarks/ablation.py runs/ablation --minutes 720      # the same command goes on where it was stopped
+    python benchmarks/ablation.py runs/ablation --minutes 360      # the same command goes on where it was stopped
     python benchmarks/ablation.py runs/ablation --plan             # how many CPU hours are left, on this machine
     python benchmarks/ablation.py runs/ablation --report           # table and figure of what is finished
 
@@ -126,11 +126,9 @@ def foundation(folder: Path, arm: Arm) -> Path:
 
 
 def plan_of(arm: Arm, seed: int, steps: int) -> Stage:
-    """nano's first stage, shorter, with this mixture. float32, so that machines of all kinds do the same."""
+    """nano's first stage, shorter, with this mixture."""
     short = replace(stage("pt", "nano"), name="ablation", steps=steps, seed=seed, warmup=max(steps // 20, 1))
-    return replace(
-        short, mixture=arm.mixture, schedule="cosine", lr_end=0.03, pack_tokens=(4000, 4500), dtype="float32"
-    )
+    return replace(short, mixture=arm.mixture, schedule="cosine", lr_end=0.03, pack_tokens=(4000, 4500))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,7 +390,7 @@ def planned(folder: Path, steps: int, compiled: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the runs")
-    parser.add_argument("--steps", type=int, default=1000, help="of every run")
+    parser.add_argument("--steps", type=int, default=600, help="of every run")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many, all saved")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of these; two commands share the work")
     parser.add_argument("--no-compile", action="store_true", help="where there is no C++ compiler")
