@@ -305,21 +305,24 @@ def rewarded(stages: tuple[Stage, ...], said: Sequence[str] | None) -> tuple[Sta
 
 
 def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = None) -> dict[str, Any]:
-    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/howto/data.md).
+    """TASK=PATH or TASK@NAME=PATH options as a table; a path in braces is a YAML mapping that says more
+    (docs/howto/data.md).
 
     Args:
         option: Its name.
         given: What was said.
         usual: Tasks that a path alone may be for; None where it may not stand alone.
     """
-    from openlance.sequence.tasks import ALSO, TASKS
+    from openlance.sequence.tasks import ALSO, TASKS, task_name
 
     found: dict[str, Any] = {}
     for text in given or []:
         task, equals, path = text.partition("=")
-        task = ALSO.get(task, task)
-        if task not in TASKS or not equals or not path:
-            alone = usual is not None and (not re.fullmatch(r"\w+=.*", text) or Path(text).exists())
+        named = re.fullmatch(r"(\w+)(@[\w-]+)?", task)
+        if named and (named[1] in TASKS or named[1] in ALSO) and equals and path:
+            task = task_name(task)
+        else:
+            alone = usual is not None and (not re.fullmatch(r"[\w@-]+=.*", text) or Path(text).exists())
             if not alone:
                 good = f"{'' if usual is None else 'PATH or '}TASK=PATH"
                 raise UserError(f"{option} {text} is not {good} with a task of {', '.join(TASKS)}: write t2i=pictures")
@@ -328,7 +331,9 @@ def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = No
                 raise UserError(f"{option} {text} could be for {' or '.join(usual or ())}: say which, {each}")
             task, path = (usual or ("",))[0], text
         if task in found:
-            raise UserError(f"{option} names data for {task} twice, {found[task]} and {path}: put them into one folder")
+            own = f"{option} {task}@more={path}"
+            said = f"{option} names data for {task} twice, {found[task]} and {path}"
+            raise UserError(f"{said}: give the second a name of its own, such as {own}")
         found[task] = path
     return found
 

@@ -285,8 +285,8 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
         raise UserError(f"{said}: name a source for each, such as {fix}")
 
     def opened(said: Any, task: str) -> Source:
-        prompts = stage.rl is not None and holds_prompts(said)
-        return PromptSource(Path(said), task) if prompts else open_source(said, task)
+        prompts, name = stage.rl is not None and holds_prompts(said), spec_of(task).name
+        return PromptSource(Path(said), name) if prompts else open_source(said, name)
 
     sources = {task: opened(settings.data.get(task, stage.source), task) for task in wanted}
     held_out = {task: opened(settings.held_out[task], task) for task in wanted if task in settings.held_out}
