@@ -171,6 +171,10 @@ def lora(
     ] = None,
     adapter: Annotated[Path | None, Option(help="Adapter to go on from; its rank, alpha and layers hold.")] = None,
     held_out: Annotated[list[str] | None, Option(metavar="[TASK=]PATH", help="Validation samples; repeatable.")] = None,
+    preserve: Annotated[
+        list[str] | None,
+        Option(metavar="TASK=PATH", help="Samples at which the model is to stay what it is; repeatable."),
+    ] = None,
     seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
     settings: Set = None,
     *,
@@ -189,17 +193,18 @@ def lora(
     tasks = [task_name(name) for name, weight in mixed.mixture.items() if weight]
     usual = [task_name(task)] if task is not None else tasks
     sources = pairs("--data", data, usual)
+    kept = {f"{name}@preserved": path for name, path in pairs("--preserve", preserve).items()}
     said = options.given(rank=rank, alpha=alpha, targets=targets)
     if adapter is not None and said:
         raise UserError(f"--adapter {adapter} has its own {', '.join(said)}: leave them out, or begin without it")
     trained = Lora(**said) if adapter is None else read_adapter(adapter).lora()
     start = Settings(
-        out=output, model=folder, data=options.captioned(sources, caption), adapter=adapter,
+        out=output, model=folder, data=options.captioned(sources, caption) | kept, adapter=adapter,
         held_out=options.captioned(pairs("--held-out", held_out, usual), caption),
         command=options.COMMAND_LINE.get(), **vars(adapting) | {"report_to": tuple(adapting.report_to or ())},
     )  # fmt: skip
-    plan = lora_stage(folder, list(sources), steps=steps, lr=lr, seed=seed)
-    plan = override(replace(plan, lora=replace(trained, dropout=dropout)), changes)
+    plan = lora_stage(folder, [*sources, *kept], steps=steps, lr=lr, seed=seed)
+    plan = override(replace(plan, lora=replace(trained, dropout=dropout), preserve=tuple(kept)), changes)
     plan = replace(plan, mixture={task_name(name): weight for name, weight in plan.mixture.items()})
     with stopping():
         done = run_stage(plan, start)
