@@ -38,11 +38,14 @@ STAGES = {
     "everything": replace(
         STAGE, rl=replace(RL, objective="awm"), frozen=("vit",), checkpointing=True, ema=0.9, accumulate=2
     ),
-    "adapter": replace(STAGE, rl=replace(RL, objective="grpo", settings={"kl": 0.1}), frozen=("vit",), lora=Lora(rank=2)),
+    "adapter": replace(
+        STAGE, rl=replace(RL, objective="grpo", settings={"kl": 0.1}), frozen=("vit",), lora=Lora(rank=2)
+    ),
     # Conditions that learn on one process beside some that do not on the other, and samples as they are.
     "edits": replace(EDITS, rl=replace(RL, probes=2, supervised=0.5, trust=0.5)),
     "odd": replace(STAGE, rl=replace(RL, rewards={"odd.py:score": 1.0}, probes=2), pack_tokens=(100, 160)),
-    "distilled": replace(EDITS, rl=None, distill=Distillation(), frozen=(), pack_tokens=(200, 300), draws=2),
+    "distilled": replace(EDITS, rl=None, distill=Distillation(), frozen=(), pack_tokens=(200, 300), draws=2,
+        max_sample_tokens=300,),
 }  # fmt: skip
 nightly = pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ, reason="minutes on two cores")
 slow = [pytest.param(name, marks=nightly) for name in STAGES if name != "generation"]
@@ -71,7 +74,17 @@ def same(one: Path, other: Path) -> None:
     logs = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (one, other)]
     for left, right in zip(*logs, strict=True):
         assert left.keys() == right.keys()
-        for name in {"reward", "results", "dropped", "mute", "loss", "moved", "supervised", "flow", "norm"} & left.keys():
+        for name in {
+            "reward",
+            "results",
+            "dropped",
+            "mute",
+            "loss",
+            "moved",
+            "supervised",
+            "flow",
+            "norm",
+        } & left.keys():
             assert left[name] == pytest.approx(right[name], rel=2e-3, abs=1e-6), name
 
 
@@ -88,8 +101,14 @@ def test_two_processes_with_whole_or_sharded_weights_learn_what_one_does(tmp_pat
     if name == "generation":
         two(tmp_path, every["whole"], every["sharded"])
     else:
-        two(tmp_path, every["whole"], every["sharded"],
-            every["cut"] | {"steps": 1}, every["cut"], every["fewer"] | {"steps": 1})
+        two(
+            tmp_path,
+            every["whole"],
+            every["sharded"],
+            every["cut"] | {"steps": 1},
+            every["cut"],
+            every["fewer"] | {"steps": 1},
+        )
     twice = replace(stage, accumulate=2 * stage.accumulate)
     run_stage(twice, Settings(out=tmp_path / "one", model=model))
     for out in ("whole", "sharded"):
@@ -99,3 +118,13 @@ def test_two_processes_with_whole_or_sharded_weights_learn_what_one_does(tmp_pat
         # A checkpoint of sharded weights goes on with whole ones, by itself.
         run_stage(stage, Settings(out=tmp_path / "fewer", model=model))
         same(tmp_path / "one", tmp_path / "fewer")
+
+
+@pytest.mark.parametrize("changes", [{"rl": RL}, {"rl": None, "distill": Distillation()}])
+def test_a_recipe_does_not_draw_with_sharded_weights(tmp_path, changes):
+    before = replace(STAGE, name="sft", rl=None)
+    with pytest.raises(UserError, match="weights that are gathered for it: run it by itself"):
+        run_recipe((before, replace(before, name="draws", **changes)), Settings(
+            out=tmp_path / "run", model=folder_of("nano"), shard=2
+        ))  # fmt: skip
+    assert not (tmp_path / "run").exists()

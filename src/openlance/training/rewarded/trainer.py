@@ -11,7 +11,8 @@ reference, average) are copies of what learns alone, and share the rest. Where g
 
 Where weights are sharded, whatever needs no gradient runs a whole copy of the decoder, in the precision of the stage,
 into which the weights that are asked for are gathered: once a round for drawing, once an update for each that the
-objective compares with. Only passes with gradient go through the sharded decoder, as many on every process.
+objective compares with. Only passes with gradient go through the sharded decoder, as many on every process, and each
+with a blank that uses every weight, since gradients travel too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch.distributed.tensor import DTensor
 from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.inference.prefix import prefill
-from openlance.inference.visual import before_target, conditions, rows_of_target
+from openlance.inference.visual import before_target, conditions
 from openlance.model.lance import Cache, Lance
 from openlance.model.precision import autocast, lowered
 from openlance.rl.advantages import expected_best, shuffled, sound, table_of
@@ -43,7 +44,7 @@ from openlance.rl.rollout import Policy
 from openlance.rl.settings import objective_of
 from openlance.runtime.distributed import Distributed
 from openlance.sequence.pack import pack
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import Kind, Role, Segment, Segments
 from openlance.sequence.tasks import text_to_visual
 from openlance.text.tokenizer import SequenceCodec
 from openlance.training.batch import Batch
@@ -87,7 +88,6 @@ class RewardTrainer(Trainer):
         self.mute, self.others = 0, dict[str, dict[str, Tensor]]()
         if self.processes.sharded:
             self.plain.to(torch.bfloat16 if lowered(stage.dtype, self.processes.device) else torch.float32)
-            learner.lance.embed.register_forward_hook(_with_gradient)
         self.remember()
 
     def remember(self) -> None:
@@ -239,16 +239,16 @@ class RewardTrainer(Trainer):
                 sums[name] += value * len(asks)
         if self.processes.sharded:
             for _ in range(max(self.processes.gather(len(pieces))) - len(pieces)):
-                self._pass_idly()
+                self.velocities([], [], ["new"])["new"].sum().backward()  # the blank alone, since others go on
         return dict(sums)
 
-    def _pass_idly(self) -> None:
-        """Pass through the decoder and back for nothing, since others do and sharded weights travel with all."""
-        side = self.codec.config.vae.stride
-        request = text_to_visual("", [], (1, side, side))
-        nothing = torch.zeros(rows_of_target(request, self.codec), self.codec.config.latent_channels)
+    def _blank(self) -> tuple[Segments, Ask]:
+        """A request with latents among its conditions, and a state of its target."""
+        channels, size = self.codec.config.latent_channels, (1, *2 * [self.codec.config.vae.stride])
+        given = Segment(Kind.LATENTS, Role.REFERENCE, torch.zeros(1, 1, 1, channels), size)
+        nothing = torch.zeros(1, channels)
         ask = Ask(result=Result(clean=nothing), advantage=0.0, x=nothing, t=1.0)
-        (0.0 * self.velocities([request], [ask], ["new"])["new"].sum()).backward()
+        return [given, *text_to_visual("", [], size)], ask
 
     def _mean(self, sums: dict[str, float], count: float) -> dict[str, float]:
         """Means over the asks of all processes."""
@@ -279,8 +279,11 @@ class RewardTrainer(Trainer):
             asks: One result's after the other's.
             chosen: Which weights; the new ones and all that the objective reads.
         """
-        device = self.processes.device
-        packed = pack(list(requests), self.codec, self.codec.config.position, len(asks) // len(requests))
+        device, each, count = self.processes.device, len(asks) // max(len(requests), 1), sum(len(ask.x) for ask in asks)
+        if self.processes.sharded:
+            blank, ask = self._blank()
+            requests, asks, each = [*requests, blank], [*asks, *max(each, 1) * [ask]], max(each, 1)
+        packed = pack(list(requests), self.codec, self.codec.config.position, each)
         rows, (features, context, _) = packed.rows, conditions(packed, device)
         prefix, noisy = (where.nonzero()[:, 0] for where in (before_target(rows), rows.noisy))
         x, times = (torch.cat(parts).to(device) for parts in ([a.x for a in asks], [a.times for a in asks]))
@@ -291,7 +294,7 @@ class RewardTrainer(Trainer):
             cache = read or prefill(self.reads or lance, packed, prefix, (features, context)).cache
             read = cache if self.reads is not None else None
             _, gen = lance(lance.layout(rows.at(noisy), cache), latents=x, times=times, cache=cache)
-            return lance.velocity(gen).float()
+            return lance.velocity(gen)[:count].float()
 
         found = dict[str, Tensor]()
         with autocast(self.stage.dtype, device):
@@ -339,12 +342,6 @@ def without_gradient(lance: Lance) -> Lance:
     """Make a decoder of the same weights, which share their memory, that carries no gradient."""
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in lance.parameters()}
     return copy.deepcopy(lance, shared).eval()
-
-
-def _with_gradient(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
-    """Let all rows carry gradient, since sharded weights travel with it: on every process through the same layers,
-    whatever the rows are of."""
-    return embedded.requires_grad_() if torch.is_grad_enabled() else embedded
 
 
 def noted(scores: Sequence[Score | None], each: int = 1) -> dict[str, float]:
