@@ -15,8 +15,10 @@ from openlance.checkpoint.formats import DISTILLED, folder_of
 from openlance.config.lora import Lora
 from openlance.config.train import UNDERSTANDING, Distillation, Resolution, Rewarding, Stage, dump
 from openlance.errors import UserError
+from openlance.training.distillation import export_distilled, sampled
 from openlance.training.files import Settings
 from openlance.training.run import run_recipe, run_stage
+from openlance.training.start import open_base
 
 RL = Rewarding(
     rewards={"redness": 1.0}, objective="nft", group=4, num_inference_steps=3, times=(6, 1, 2, 2), scale="round",
@@ -44,8 +46,10 @@ STAGES = {
     # Conditions that learn on one process beside some that do not on the other, and samples as they are.
     "edits": replace(EDITS, rl=replace(RL, probes=2, supervised=0.5, trust=0.5)),
     "odd": replace(STAGE, rl=replace(RL, rewards={"odd.py:score": 1.0}, probes=2), pack_tokens=(100, 160)),
-    "distilled": replace(EDITS, rl=None, distill=Distillation(), frozen=(), pack_tokens=(200, 300), draws=2,
-        max_sample_tokens=300,),
+    "distilled": replace(
+        EDITS, rl=None, distill=Distillation(), frozen=(), draws=2, pack_tokens=(200, 300), max_sample_tokens=300
+    ),
+    "beside": EDITS,  # from a start with distilled guidance
 }  # fmt: skip
 nightly = pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ, reason="minutes on two cores")
 slow = [pytest.param(name, marks=nightly) for name in STAGES if name != "generation"]
@@ -93,6 +97,11 @@ def test_two_processes_with_whole_or_sharded_weights_learn_what_one_does(tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd.py").write_text(ODD)
     stage, model = STAGES[name], folder_of("nano")
+    if name == "beside":
+        model = tmp_path / "start"
+        begun = open_base(folder_of("nano"), STAGE)
+        values = dict(begun.learner.lance.named_parameters())
+        export_distilled(values, folder_of("nano"), model, sampled(begun.defaults, STAGES["distilled"]))
     (tmp_path / "stage.yaml").write_text(dump(stage))
     run = {"stage": str(tmp_path / "stage.yaml"), "model": str(model), "steps": 2}
     every = {out: run | {"out": str(tmp_path / out)} for out in ("whole", "sharded", "cut", "fewer")}
