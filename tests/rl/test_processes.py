@@ -36,7 +36,7 @@ def score(prompt, image):
     return float("nan") if "green" in prompt else float(np.mean(image)) * ("red" in prompt or "blue" in prompt)
 """
 STAGES = {
-    "generation": STAGE,
+    "generation": replace(EDITS, rl=replace(RL, probes=2)),
     "everything": replace(
         STAGE, rl=replace(RL, objective="awm"), frozen=("vit",), checkpointing=True, ema=0.9, accumulate=2
     ),
@@ -44,7 +44,7 @@ STAGES = {
         STAGE, rl=replace(RL, objective="grpo", settings={"kl": 0.1}), frozen=("vit",), lora=Lora(rank=2)
     ),
     # Conditions that learn on one process beside some that do not on the other, and samples as they are.
-    "edits": replace(EDITS, rl=replace(RL, probes=2, supervised=0.5, trust=0.5)),
+    "edits": replace(EDITS, rl=replace(RL, supervised=0.5, trust=0.5), pack_tokens=(60, 200)),
     "odd": replace(STAGE, rl=replace(RL, rewards={"odd.py:score": 1.0}, probes=2), pack_tokens=(100, 160)),
     "distilled": replace(
         EDITS, rl=None, distill=Distillation(), frozen=(), draws=2, pack_tokens=(200, 300), max_sample_tokens=300

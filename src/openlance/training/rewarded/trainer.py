@@ -229,7 +229,9 @@ class RewardTrainer(Trainer):
         found = [dict[str, Tensor]() for _ in pieces]
         # Whole weights lie side by side; sharded ones are gathered for one after another.
         *before, last = [[w] for w in (*self.others, "new")] if self.processes.sharded else [["new", *self.others]]
+        most = max(self.processes.gather(len(pieces))) if self.processes.sharded else len(pieces)
         for weights in before:
+            self._without(*weights)  # also where there are no pieces
             for velocities, piece in zip(found, pieces, strict=True):
                 velocities |= self.velocities(*piece, weights)
         for velocities, (requests, asks) in zip(found, pieces, strict=True):
@@ -237,9 +239,8 @@ class RewardTrainer(Trainer):
             (loss.per_ask.sum() / count).backward()
             for name, value in loss.statistics.items():
                 sums[name] += value * len(asks)
-        if self.processes.sharded:
-            for _ in range(max(self.processes.gather(len(pieces))) - len(pieces)):
-                self.velocities([], [], ["new"])["new"].sum().backward()  # the blank alone, since others go on
+        for _ in range(len(pieces), most):
+            self.velocities([], [], ["new"])["new"].sum().backward()  # the blank alone, since others go on
         return dict(sums)
 
     def _blank(self) -> tuple[Segments, Ask]:
@@ -294,7 +295,7 @@ class RewardTrainer(Trainer):
             cache = read or prefill(self.reads or lance, packed, prefix, (features, context)).cache
             read = cache if self.reads is not None else None
             _, gen = lance(lance.layout(rows.at(noisy), cache), latents=x, times=times, cache=cache)
-            return lance.velocity(gen)[:count].float()
+            return lance.velocity(gen).float()
 
         found = dict[str, Tensor]()
         with autocast(self.stage.dtype, device):
@@ -304,7 +305,7 @@ class RewardTrainer(Trainer):
                 else:
                     with torch.no_grad():
                         found[weights] = velocity(self._without(weights))
-        return found
+        return {weights: v[:count] for weights, v in found.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Practice]) -> dict[str, float]:  # type: ignore[override]
