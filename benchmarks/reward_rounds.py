@@ -80,7 +80,10 @@ def main() -> None:
     stage, names = recipe("nano-rl")[0], [FREE, *args.only]
     assert stage.rl is not None
     packs = stage.pack_tokens if args.tokens is None else (args.tokens * 11 // 12, args.tokens)
-    stage = replace(stage, mixture={"t2i": 1.0}, pack_tokens=packs, rl=replace(stage.rl, workers=args.workers))
+    stage = replace(
+        stage, mixture={"t2i": 1.0}, pack_tokens=packs, max_sample_tokens=min(stage.max_sample_tokens, packs[1]),
+        rl=replace(stage.rl, workers=args.workers),
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         scratch, stages = Path(folder), {}
         for n, name in enumerate(names):
