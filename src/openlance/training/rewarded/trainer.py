@@ -245,7 +245,8 @@ class RewardTrainer(Trainer):
 
     def _blank(self) -> tuple[Segments, Ask]:
         """A request with latents among its conditions, and a state of its target."""
-        channels, size = self.codec.config.latent_channels, (1, *2 * [self.codec.config.vae.stride])
+        channels, side = self.codec.config.latent_channels, self.codec.config.vae.stride
+        size = (1, side, side)
         given = Segment(Kind.LATENTS, Role.REFERENCE, torch.zeros(1, 1, 1, channels), size)
         nothing = torch.zeros(1, channels)
         ask = Ask(result=Result(clean=nothing), advantage=0.0, x=nothing, t=1.0)
