@@ -99,7 +99,6 @@ def test_what_was_not_taught_is_guided_as_before(distilled):
     [
         ({"mixture": {"x2t_image": 1.0}}, {}, "x2t_image has none"),
         ({"drop_text": 0.1}, {}, "drop_text=0"),
-        ({}, {"shard": 2}, "shard"),
         ({"distill": Distillation()}, {"init": "fresh"}, "by itself"),
     ],
 )

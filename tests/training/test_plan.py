@@ -10,9 +10,9 @@ from measured import PeakMemory
 from openlance.config.lora import Lora
 from openlance.config.model import ModelConfig, nano
 from openlance.config.sampling import NO_PRIOR
-from openlance.config.train import UNDERSTANDING, Resolution, Rewarding, Stage, recipe, stage
+from openlance.config.train import UNDERSTANDING, Distillation, Resolution, Rewarding, Stage, recipe, stage
 from openlance.config.values import override
-from openlance.model.lance import Lance
+from openlance.model.lance import Lance, is_generation, lance_parameters
 from openlance.model.vit import ViT
 from openlance.planning.hardware import parse_devices
 from openlance.planning.memory import activations
@@ -128,6 +128,25 @@ def test_a_round_is_counted_by_its_results_and_states():
     assert not whole.fits and some.memory["peak"] > adapter.memory["peak"] and adapter.fits
 
 
+def test_sharded_weights_are_whole_once_where_a_stage_draws():
+    rl = stage("rl")
+    whole, sharded = (plan(ModelConfig(), rl, machine("8xH200", shard=shard)).memory for shard in ("none", "full"))
+    for name in ("optimizer", "average", "other weights", "gradients"):
+        assert sharded[name] == pytest.approx(whole[name] / 8), name
+    assert "whole weights" not in whole
+    decoder = sum(n for _, n in lance_parameters(ModelConfig()))
+    assert sharded["whole weights"] * 2**30 == pytest.approx(2 * decoder)  # bfloat16
+    assert sharded["peak"] < whole["peak"]
+    taught = replace(stage("sft"), distill=Distillation(), frozen=("vit",))
+    found = {
+        shard: plan(ModelConfig(), taught, machine("8xH200", shard=shard), changes=False) for shard in ("none", "full")
+    }
+    sides = {shard: one.memory["whole weights"] * 2**30 / 4 for shard, one in found.items()}
+    generation = sum(n for name, n in lance_parameters(ModelConfig()) if is_generation(name))
+    assert sides == {"none": pytest.approx(generation), "full": pytest.approx(decoder)}
+    assert found["full"].model["trained"] == generation
+
+
 def test_peak_memory_counts_what_is_alive_and_no_views():
     with PeakMemory() as memory:
         a = torch.zeros(1000)
@@ -168,7 +187,7 @@ def test_what_is_frozen_does_not_train():
 )
 def test_the_tokens_of_the_paper(name, tokens, eights):
     found = plan(ModelConfig(), stage(name), machine("128xA100-80GB"))
-    assert found.tokens == tokens and found.fits == (name != "rl")  # whose weights are whole on each device
+    assert found.tokens == tokens and found.fits
     low, high = found.paper["packs_per_step_low"], found.paper["packs_per_step_high"]
     assert tuple(n for n in range(8, 129, 8) if low <= n <= high) == eights
     assert found.paper["steps_here"] * found.tokens_per_step == pytest.approx(tokens)

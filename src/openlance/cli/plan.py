@@ -200,7 +200,7 @@ def table(title: str, rows: list[tuple[str, str, str]]) -> str:
 
 def training_text(found: Plan, stage: Stage, machine: Machine) -> str:
     """The plan of a stage."""
-    whole = machine.group == 1 or stage.rl is not None
+    whole = machine.group == 1
     sharing = "weights whole on each" if whole else f"one copy of the weights per {machine.group}"
     parts = [
         f"{found.stage} on {machine.count} x {machine.device.name}, {sharing}, at {machine.utilization:.0%} "
@@ -238,6 +238,7 @@ def _memory(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
         "activations": "at the end of the forward pass, " + ("recomputed" if stage.checkpointing else "all kept"),
         "backward": "the layer at work",
         "other weights": "copies of what learns, such as the old weights",
+        "whole weights": "a copy on each device, which draws",
         "results": "of a round, with their stochastic steps",
         "conditions": "keys and values that an update keeps for the other weights",
         "rollouts": "drawing and decoding, before the update",

@@ -18,7 +18,7 @@ from openlance.config.lora import Lora
 from openlance.config.model import ModelConfig
 from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
-from openlance.model.lance import lance_parameters
+from openlance.model.lance import is_generation, lance_parameters
 from openlance.planning.hardware import PER_NODE, Device
 from openlance.planning.memory import activations
 from openlance.planning.rounds import Round, round_of
@@ -103,6 +103,9 @@ def trainable(c: ModelConfig, stage: Stage) -> dict[str, float]:
     decoder = {f"lance.{name}": n for name, n in lance_parameters(c)}
     learning = {name: n for name, n in decoder.items() if not stage.freezes(name)}
     tower, tower_learns = vit_size(c.vit), stage.lora is None and not stage.freezes("vit.tower")
+    generation = {name: n for name, n in decoder.items() if is_generation(name.removeprefix("lance."))}
+    if stage.distill is not None:  # into a generation side of its own
+        learning, tower_learns = {name: n for name, n in learning.items() if name in generation}, False
     if stage.lora is not None:
         sizes = dict(zip(("q", "k", "v", "o", "gate", "up", "down"), linear_sizes(c), strict=True))
         layers = [name.removeprefix("lance.").removesuffix(".weight") for name in learning]
@@ -114,6 +117,7 @@ def trainable(c: ModelConfig, stage: Stage) -> dict[str, float]:
     expert = expert_size(c) * c.layers
     found = {
         "decoder": sum(decoder.values()),
+        "generation side": sum(generation.values()),
         "vision tower": tower,
         "VAE encoder": encoder_half(c.vae).size,
         "active, understanding": expert,
@@ -146,9 +150,10 @@ def memory(c: ModelConfig, stage: Stage, machine: Machine, checkpointing: bool) 
 
 def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, checkpointing: bool) -> dict[str, float]:
     load, learns = packed(stage, c, at, stage.pack_tokens[1]), trainable(c, stage)
-    drawn = None if stage.rl is None else round_of(stage, c, at, stage.pack_tokens[1])
+    drawn = None if stage.rl is None else _round(stage, c, at, stage.pack_tokens[1], machine)
     lesson = stage.rl.supervised_share if stage.rl is not None and stage.rl.supervised else 0.0
     whole, group, low = learns["decoder"] + learns["vision tower"], machine.group, stage.dtype != "float32"
+    draws = stage.rl is not None or stage.distill is not None
     sharded, live = group > 1, learns["trained"] / group
     precision = "float32" if not low else "bfloat16" if sharded else "autocast"
     layer, outside = 2.0 * expert_size(c), learns["decoder"] - 2.0 * expert_size(c) * c.layers
@@ -162,8 +167,9 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
     kept, *other = (
         activations(c, one, precision, gpu=machine.gpu, tower=bool(learns["tower learns"])) for one in parts
     )
+    apart = learns["vision tower"] if draws else 0.0  # what looks at media between steps stays whole
     lasting = {
-        "weights": 4 * whole / group + 4 * learns["VAE encoder"],
+        "weights": 4 * ((whole - apart) / group + apart + learns["VAE encoder"]),
         "whole layers": gathered,
         "optimizer": moments,
         "average": 4 * live if stage.ema else 0.0,
@@ -171,20 +177,30 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
     if drawn is not None:
         lasting["weights"] += 4 * decoder_half(c.vae).size
         lasting |= {"other weights": 4 * live * drawn.beside, "results": drawn.held * stage.accumulate}
+        if sharded:
+            lasting["whole weights"] = size * learns["decoder"]
+    if stage.distill is not None:  # the start: whole, or what it does not share with what learns
+        lasting["whole weights"] = 4 * (learns["decoder"] if sharded else learns["generation side"])
     passing = {
         "gradients": 4 * live,
         "activations": kept.kept(checkpointing),
         "backward": kept.peak(checkpointing, 0.0) - kept.kept(checkpointing),
     }
     # with accumulation the gradients of the pack before are still there, as those of the piece before of a round
-    apart, along = (4 * live, 0.0) if stage.accumulate > 1 or drawn is not None else (0.0, 4 * live)
-    most = apart + max(one.peak(checkpointing, along) for one in (kept, *other))
+    before, along = (4 * live, 0.0) if stage.accumulate > 1 or drawn is not None else (0.0, 4 * live)
+    most = before + max(one.peak(checkpointing, along) for one in (kept, *other))
     if drawn is not None:
         passing |= {"conditions": drawn.cached(size), "rollouts": drawn.rolling(size)}
-        most = max(most, apart + kept.kept(checkpointing) + passing["conditions"], passing["rollouts"])
+        most = max(most, before + kept.kept(checkpointing) + passing["conditions"], passing["rollouts"])
     peak = sum(lasting.values()) + most
     found = {name: value / GIB for name, value in (lasting | passing).items()}
     return found | {"peak": peak / GIB + CONTEXT[machine.gpu]}
+
+
+def _round(stage: Stage, c: ModelConfig, at: Resolution, rows: float, machine: Machine) -> Round:
+    """The round of a device. Sharded weights travel with the gradient, which conditions then carry in any case."""
+    found = round_of(stage, c, at, rows)
+    return replace(found, conditions_learn=found.conditions_learn or machine.group > 1)
 
 
 def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True) -> Plan:
@@ -199,15 +215,13 @@ def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True
     Raises:
         UserError: If a task of its mixture is unknown, or has no sample that fits.
     """
-    if stage.rl is not None:
-        machine = replace(machine, shard="none")  # what draws has whole weights
     learns = trainable(c, stage)
     rows = sum(stage.pack_tokens) / 2
     starts = (0.0, *(at.until for at in stage.resolutions))
     shares = [(at, at.until - start) for start, at in zip(starts, stage.resolutions)]
     mean = sum((packed(stage, c, at, rows).times(share) for at, share in shares), Load())
     work = flops(c, mean, learns, stage.lora is not None)
-    drawn = [] if stage.rl is None else [(round_of(stage, c, at, rows), share) for at, share in shares]
+    drawn = [] if stage.rl is None else [(_round(stage, c, at, rows, machine), share) for at, share in shares]
     if stage.rl is not None:
         again = stage.rl.supervised_share * stage.rl.updates if stage.rl.supervised else 0.0
         work = {"supervised": again * sum(work.values()), "vision tower": work["vision tower"]}
@@ -273,7 +287,7 @@ def _of_round(r: Round) -> str:
     """Say what a round is on one device."""
     learned = f"{r.requests * r.learned:,.0f} learned from at {r.asks} states each, beside {r.beside} other weights"
     said = f"a round of a device: {r.requests:,.1f} requests, {r.results:,.0f} results in {r.steps} steps, {learned}"
-    return f"{said}; weights are whole on each, and rewards take their own time"
+    return f"{said}; rewards take their own time"
 
 
 def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:
@@ -282,10 +296,10 @@ def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:
     if again and _fits(c, stage, machine, again):
         yield f"compute layers again: {_settings(machine, again)}"
     adapters = {} if stage.lora is not None else {"lora": 64}
-    larger = [] if stage.rl else [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count]
+    larger = [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count]
     cuts = [shortened(stage, part) for part in (2, 4, 8, 16)]
     kinds: dict[str, list[dict[str, Any]]] = {
-        "shard over all devices": [] if stage.rl else [{"shard": "full"}],
+        "shard over all devices": [{"shard": "full"}],
         "more devices": larger,
         "shorter packs, as many tokens": cuts,
         "adapters": [adapters] if adapters else [],

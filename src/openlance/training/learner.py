@@ -1,9 +1,13 @@
 """Everything that trains together, behind one forward: a batch in, the sums of its losses out.
 
-One root for all ranks: sharded weights are gathered when a module is entered, so no part may be called past it.
+One root for all ranks: sharded weights are gathered when a module is entered, so no part that learns may be called past
+it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,8 +71,16 @@ class Learner(nn.Module):
         super().__init__()
         self.lance, self.vit, self.dense, self.vocabulary = lance, vit, dense, vocabulary
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the losses of a batch.
+    def forward(self, batch: Batch | Callable[[Lance], Any]) -> Any:
+        """Compute the losses of a batch, or what a function asks of the decoder, in as many passes as it likes.
+
+        Returns:
+            What the function returns, or the pair of `losses`.
+        """
+        return self.losses(batch) if isinstance(batch, Batch) else batch(self.lance)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the losses of a batch; weights that are sharded have to be there.
 
         Returns:
             (3,) sums over label tokens, denoised latents (means over their channels) and labelled points; and

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openlance.config.train import Stage
 from openlance.model.precision import fast_bfloat16
+from openlance.training.parallel import local
 
 
 class Muon(torch.optim.Optimizer):
@@ -36,19 +37,14 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 shapes[p.shape].append(p)
             for shape, same in shapes.items():
-                averages, gradients = _local([self.state[p]["average"] for p in same]), _local([p.grad for p in same])
+                averages, gradients = local([self.state[p]["average"] for p in same]), local([p.grad for p in same])
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
                 whole = [_whole(part, p) for part, p in zip(looked_ahead, same, strict=True)]
                 updates = orthogonalized(torch.stack(whole)).to(same[0].dtype)
                 own = [_part(update, p) for update, p in zip(updates.unbind(), same, strict=True)]
                 size = 0.2 * group["lr"] * max(shape) ** 0.5
-                torch._foreach_add_(_local([p.data for p in same]), own, alpha=-size)
-
-
-def _local(tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    """What this rank holds of each tensor."""
-    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors if t is not None]
+                torch._foreach_add_(local([p.data for p in same]), own, alpha=-size)
 
 
 def _whole(part: Tensor, like: Tensor) -> Tensor:
@@ -137,4 +133,4 @@ class Ema:
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         live = dict(module.named_parameters())
         theirs = [live[name].detach() for name in self.values]
-        torch._foreach_lerp_(_local(list(self.values.values())), _local(theirs), 1 - decay)
+        torch._foreach_lerp_(local(list(self.values.values())), local(theirs), 1 - decay)

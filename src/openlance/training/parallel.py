@@ -6,6 +6,7 @@ groups being replicas of each other (hybrid sharding).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,15 @@ from torch.distributed.tensor import DTensor
 from openlance.runtime.distributed import Distributed
 
 
-def shard(processes: Distributed, module: nn.Module, low: bool) -> None:
-    """Shard the weights over the processes, one group per layer and one for the rest; with `low` bfloat16 travels."""
+def shard(processes: Distributed, module: nn.Module, low: bool, whole: nn.Module | None = None) -> None:
+    """Shard the weights over the processes, one group per layer and one for the rest.
+
+    Args:
+        processes: Over which.
+        module: What runs as a whole.
+        low: Whether its weights travel, and multiply, in bfloat16.
+        whole: A part that runs by itself too, and so stays whole on every process. It must not learn.
+    """
     if not processes.sharded or hasattr(module, "set_requires_gradient_sync"):
         return
     from torch.distributed.device_mesh import init_device_mesh
@@ -29,8 +37,10 @@ def shard(processes: Distributed, module: nn.Module, low: bool) -> None:
     mesh = mesh if shape[0] > 1 else mesh["shard"]
     kind = torch.bfloat16 if low else None
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for part in [*layers(module), module]:
-        wrapped = fully_shard(part, mesh=mesh, mp_policy=policy)
+    apart = set[nn.Parameter]() if whole is None else set(whole.parameters())
+    inner = [block for block in layers(module) if not apart.intersection(block.parameters())]
+    for part in [*inner, module]:
+        wrapped = fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=apart)
         wrapped.set_gradient_divide_factor(1.0)  # the losses are divided by totals over all processes already
         wrapped.set_force_sum_reduction_for_comms(True)
 
@@ -73,3 +83,8 @@ def recompute(module: nn.Module) -> None:
 def full(tensor: Tensor) -> Tensor:
     """Return a whole tensor from a sharded one; every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Return what this process holds of each tensor that there is."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors if t is not None]

@@ -6,6 +6,7 @@ run_recipe(recipe("nano"), Settings(...))          # stage after stage, each in 
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -143,7 +144,7 @@ def prepare(
         base.learner.requires_grad_(True)
     start = base.learner.lance
     if stage.distill is not None or (stage.rl is not None and base.defaults.sampling.distilled):
-        beside_start(base, settings.model)
+        beside_start(base, settings.model, apart=processes.sharded)
     run: Trainer
     if stage.rl is not None:
         reads = start if base.learner.lance is not start else None
@@ -184,10 +185,11 @@ def prepare(
     return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown, found=found)
 
 
-def beside_start(base: Base, model: Path) -> None:
+def beside_start(base: Base, model: Path, apart: bool = False) -> None:
     """Let a generation side of its own learn, beside the weights of the start: a copy for what distills guidance, and
-    the distilled one for what goes on from that."""
+    the distilled one for what goes on from that. apart: it shares no weights with the start, which stays whole."""
     start = base.learner.lance.requires_grad_(False)
+    start = copy.deepcopy(start) if apart else start
     if base.defaults.sampling.distilled:
         base.learner.lance = with_generation(start, open_tensors(find(model).distilled))
     else:
@@ -208,8 +210,8 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
         check_distilling(stage, settings.model)
     if stage.rl is not None:
         check_rewarding(stage)
-    if (stage.distill or stage.rl) is not None and settings.shard > 1:
-        raise UserError(f"the stage {stage.name} draws with whole weights: leave out --shard")
+    if (stage.distill or stage.rl) is not None and settings.shard > 1 and not alone:
+        raise UserError(f"the stage {stage.name} draws, with weights that are gathered for it: run it by itself")
     own = stage.distill is not None
     if stage.rl is not None and settings.init == "model":
         own = GenerationConfig.read(find(settings.model).tokenizer).sampling.distilled

@@ -83,7 +83,9 @@ class Trainer:
             compile_experts(Expert)
         if stage.checkpointing:
             recompute(learner.lance)
-        shard(self.processes, learner, lowered(stage.dtype, self.processes.device))
+        # What draws looks at what is given between steps too: the tower runs by itself, and stays whole.
+        whole = None if (stage.distill or stage.rl) is None else learner.vit
+        shard(self.processes, learner, lowered(stage.dtype, self.processes.device), whole)
         self.optimizer = Optimizer(stage, learner)
         self.ema = Ema(learner, stage.ema)
         self.weights = torch.tensor([stage.text_weight, stage.flow_weight, stage.dense_weight])

@@ -1,11 +1,16 @@
-"""The rollouts of a pack of samples, on their way through the rewards."""
+"""The rollouts of a pack of samples, on their way through the rewards.
+
+These score some results while the next are drawn: requests are taken as many at once as go through the model together,
+and what is drawn of them besides their probes comes after the probes of the next ones. The order is always the same,
+since results are those of their batch but for rounding.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,23 +48,37 @@ class Part:
     Args:
         numbers: Of the request of each.
         results: What was drawn.
-        scores: Of each, or a promise of them.
+        scores: Of all in order, in pieces: some that are known, or a promise of them.
         drawn: What the rewards see of each; none of what the data show.
     """
 
     numbers: list[int]
     results: list[Result]
-    scores: Pending | list[Score | None]
+    scores: list[Pending | list[Score | None]]
     drawn: Sequence[Drawn] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Part]) -> Part:
+        """Make one of several."""
+        numbers, results, scores, drawn = (
+            [one for part in parts for one in getattr(part, name)] for name in ("numbers", "results", "scores", "drawn")
+        )
+        return cls(numbers, results, scores, drawn)
 
     def scored(self) -> list[Score | None]:
         """Wait for the scores."""
-        return self.scores.collect() if isinstance(self.scores, Pending) else self.scores
+        return [one for some in self.scores for one in (some.collect() if isinstance(some, Pending) else some)]
 
-    def of(self, numbers: Sequence[int], scores: Sequence[Score | None]) -> Part:
-        """Those of some requests, whose scores are known by now."""
-        some = [n for n, number in enumerate(self.numbers) if number in numbers]
-        return Part([self.numbers[n] for n in some], [self.results[n] for n in some], [scores[n] for n in some])
+    def of(self, numbers: Sequence[int]) -> Part:
+        """Those of some requests, once their scores are known."""
+        some, scores = [n for n, number in enumerate(self.numbers) if number in numbers], self.scored()
+        return Part([self.numbers[n] for n in some], [self.results[n] for n in some], [[scores[n] for n in some]])
+
+    def differing(self) -> list[int]:
+        """Wait for the scores, and return the requests whose results differ in them."""
+        told = list(zip(self.numbers, self.scored()))
+        told = [told[n] for n in sound(told)]  # what could not be scored leaves nothing to compare
+        return sorted({n for (n, _), yes in zip(told, mixed(*table_of(told)).tolist()) if yes}) if told else []
 
     def diversity(self) -> list[float]:
         """Return of each request how far its results are apart: the standard deviation of a pixel's value, 0 to 1, over
@@ -161,30 +180,33 @@ class Rollouts(Preparer):
                 Drawn(prompt=prompt_in(r), media=clip, sources=sources_of(samples[n].segments), truth=samples[n].truth)
                 for (n, _), r, clip in zip(places, some, self._decoded(results, some), strict=True)
             ]
-            return Part([n for n, _ in places], results, pool.submit(seen), seen)
+            return Part([n for n, _ in places], results, [pool.submit(seen)], seen)
 
-        if not (self.run.objective.samples or validates):
-            first = self._true(samples)
-        else:
-            first = drawn(range(len(samples)), 0, each if validates or not how.probes else how.probes)
-        parts = [first]
-        if self.run.objective.samples and how.probes and not validates:
+        def more(probes: Part) -> list[Part]:
+            nonlocal waited
             since = time.monotonic()
-            scores = first.scored()
-            waited = time.monotonic() - since
-            told = list(zip(first.numbers, scores))
-            told = [told[n] for n in sound(told)]  # what could not be scored leaves nothing to compare
-            differ = sorted({n for (n, _), yes in zip(told, mixed(*table_of(told)).tolist()) if yes}) if told else []
-            first = replace(first, scores=scores)
-            parts = [first.of(differ, scores), *([drawn(differ, how.probes, each)] if differ else [])]
+            differ = probes.differing()
+            waited += time.monotonic() - since
+            return [probes.of(differ), *([drawn(differ, how.probes, each)] if differ else [])]
+
+        firsts, parts = list[Part](), list[Part]()
+        if not (self.run.objective.samples or validates):
+            firsts = parts = [self._true(samples)]
+        elif validates or not how.probes:
+            firsts = parts = [drawn(some, 0, each) for some in self._together(requests, each)]
+        else:
+            for some in self._together(requests, how.probes):
+                firsts.append(drawn(some, 0, how.probes))
+                parts += more(firsts[-2]) if len(firsts) > 1 else []
+            parts += more(firsts[-1])
         lesson = None
         if how.supervised and not validates:
             count = max(1, round(how.supervised_share * len(samples)))
             lesson = self.usual(samples[:count], number_of_pack)
         numbers = [n for part in parts for n in part.numbers]
         return Practice(
-            ids=[s.id for s in samples], requests=[requests[n] for n in numbers], parts=parts, first=first,
-            lesson=lesson, groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
+            ids=[s.id for s in samples], requests=[requests[n] for n in numbers], parts=parts,
+            first=Part.joined(firsts), lesson=lesson, groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
             seconds={"rollout": time.monotonic() - began - waited, "reward": waited},
         )  # fmt: skip
 
@@ -193,7 +215,19 @@ class Rollouts(Preparer):
         with torch.no_grad(), autocast(self.stage.dtype, self.device):
             full = self.encode([until_target(s.segments) for s in samples], targets=True)
         results = [Result(clean=f[-1].tensor.float().flatten(0, 2), given=given_rows(f)) for f in full]
-        return Part(list(range(len(samples))), results, [Score({"true": 1.0}, {"true": 1.0}) for _ in samples])
+        return Part(list(range(len(samples))), results, [[Score({"true": 1.0}, {"true": 1.0}) for _ in samples]])
+
+    def _together(self, requests: list[Segments], each: int) -> list[list[int]]:
+        """Cut requests into runs; the results of several, so many of each, have no more rows than a pack."""
+        runs, rows = list[list[int]](), 0
+        for n, request in enumerate(requests):
+            more = each * rows_of_target(request, self.codec)
+            if not runs or rows + more > self.stage.pack_tokens[1]:
+                runs.append([])
+                rows = 0
+            runs[-1].append(n)
+            rows += more
+        return runs
 
     def _roll(
         self, requests: list[Segments], seeds: list[int], noises: list[int], explores: bool

@@ -8,6 +8,11 @@ What learns is what the stage does not freeze, or its adapter. Conditions run on
 of a request, with gradient wherever what they run through learns. Weights that are kept beside the new ones (old,
 reference, average) are copies of what learns alone, and share the rest. Where guidance is distilled into the start
 (`training.distillation`), its generation side is what learns, at the times it acts at.
+
+Where weights are sharded, whatever needs no gradient runs a whole copy of the decoder, in the precision of the stage,
+into which the weights that are asked for are gathered: once a round for drawing, once an update for each that the
+objective compares with. Only passes with gradient go through the sharded decoder, as many on every process, and each
+with a blank that uses every weight, since gradients travel too.
 """
 
 from __future__ import annotations
@@ -22,14 +27,15 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from openlance.config.train import Stage
 from openlance.errors import UserError
 from openlance.inference.prefix import prefill
 from openlance.inference.visual import before_target, conditions
 from openlance.model.lance import Cache, Lance
-from openlance.model.precision import autocast
+from openlance.model.precision import autocast, lowered
 from openlance.rl.advantages import expected_best, shuffled, sound, table_of
 from openlance.rl.objectives import trust
 from openlance.rl.results import Ask, Result
@@ -38,11 +44,13 @@ from openlance.rl.rollout import Policy
 from openlance.rl.settings import objective_of
 from openlance.runtime.distributed import Distributed
 from openlance.sequence.pack import pack
-from openlance.sequence.segment import Segments
+from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.tasks import text_to_visual
 from openlance.text.tokenizer import SequenceCodec
 from openlance.training.batch import Batch
 from openlance.training.checkpoint import disk
 from openlance.training.learner import Learner
+from openlance.training.parallel import full, local
 from openlance.training.rewarded.pictures import SHOWN, add_round
 from openlance.training.rewarded.practice import GROUPS, Practice
 from openlance.training.trainer import Outcome, Trainer
@@ -70,40 +78,56 @@ class RewardTrainer(Trainer):
         self, stage: Stage, learner: Learner, codec: SequenceCodec, processes: Distributed | None = None,
         reads: Lance | None = None, compiled: bool = False, folder: Path | None = None,
     ) -> None:  # fmt: skip
+        processes = processes or Distributed()
+        # Before weights are sharded, which cannot be copied.
+        self.plain, self._holds = without_gradient(learner.to(processes.device).lance), ""
         super().__init__(stage, learner, processes, compiled)
         assert stage.rl is not None
         self.how, self.reads, self.codec, self.folder = stage.rl, reads, codec, folder
         self.objective = objective_of(stage)
-        self.mute, self.others = 0, dict[str, Lance]()
+        self.mute, self.others = 0, dict[str, dict[str, Tensor]]()
+        if self.processes.sharded:
+            self.plain.to(torch.bfloat16 if lowered(stage.dtype, self.processes.device) else torch.float32)
         self.remember()
 
     def remember(self) -> None:
         """Take the weights as they are for those of the start."""
-        self.others = {name: self._copy() for name in sorted(self.objective.needs)}
+        self.others = {w: {n: p.clone() for n, p in self._learned().items()} for w in sorted(self.objective.needs)}
+        self._holds = ""
+
+    def _learned(self) -> dict[str, Tensor]:
+        """The new weights, those that learn alone."""
+        return {n: p.detach() for n, p in self.learner.lance.named_parameters() if p.requires_grad}
 
     @property
     def drawing(self) -> Policy:
-        """What draws rollouts: the old weights where the objective keeps such."""
-        return self._policy("old" if "old" in self.others else "new")
+        """What draws rollouts: the old weights where the objective keeps such. Every process has to ask, whenever they
+        have changed."""
+        return Policy(lance=self._without("old" if "old" in self.others else "new"), conditions=self.reads)
 
-    def _policy(self, weights: str) -> Policy:
-        lance = self.learner.lance if weights == "new" else self.others[weights]
-        return Policy(lance=lance, conditions=self.reads)
-
-    def _copy(self) -> Lance:
-        """The weights as they are; those that do not learn are shared."""
-        shared = {id(p): p for p in self.learner.lance.parameters() if not p.requires_grad}
-        return copy.deepcopy(self.learner.lance, shared).requires_grad_(False)
+    @torch.no_grad()
+    def _without(self, weights: str) -> Lance:
+        """A decoder of some weights for what needs no gradient, until others are asked for."""
+        if weights == "new" and not self.processes.sharded:
+            return self.learner.lance
+        if self._holds != weights:
+            values = self._learned() if weights == "new" else self.others[weights]
+            for name, p in self.plain.named_parameters():
+                if isinstance(value := values.get(name), DTensor):
+                    p.copy_(full(value.to(p.dtype)))
+                elif value is not None:
+                    p.data = value
+            self._holds = weights
+        return self.plain
 
     @torch.no_grad()
     def _follow(self, weights: str, step: int) -> None:
         """Move other weights towards the new ones."""
         if weights in self.others:
-            keep = self.objective.keeps(weights, step)
-            live = dict(self.learner.lance.named_parameters())
-            for name, p in self.others[weights].named_parameters():
-                if live[name].requires_grad:
-                    p.lerp_(live[name].detach(), 1 - keep)
+            keep, live = self.objective.keeps(weights, step), self._learned()
+            for name, value in self.others[weights].items():
+                [mine], [new] = local([value]), local([live[name]])
+                mine.lerp_(new, 1 - keep)
 
     # A round.
 
@@ -185,6 +209,7 @@ class RewardTrainer(Trainer):
                 found["supervised"] = self.how.supervised * float((losses * self.weights).sum())
             stays = not (self.how.trust and done and "error" in found and trust(found) > self.how.trust)
             told, taken = self.descend(stays and bool(count or lessons))
+            self._holds = ""  # and `old` follows after the last update
             done.append(found | told)
             if not math.isfinite(told["norm"]):
                 return {**done[-1], "finite": 0.0}
@@ -200,14 +225,32 @@ class RewardTrainer(Trainer):
     def _backward(self, mine: list[tuple[Segments, list[Ask]]], count: float) -> dict[str, float]:
         """Gradients of the mean loss over all asks of all processes; sums of the statistics of this one's."""
         sums = defaultdict[str, float](float)
-        for some in self._pieces(mine):
-            asks = [ask for _, own in some for ask in own]
-            velocities = self.velocities([request for request, _ in some], asks)
-            loss = self.objective.loss(asks, velocities)
+        pieces = [([r for r, _ in some], [a for _, own in some for a in own]) for some in self._pieces(mine)]
+        found = [dict[str, Tensor]() for _ in pieces]
+        # Whole weights lie side by side; sharded ones are gathered for one after another.
+        *before, last = [[w] for w in (*self.others, "new")] if self.processes.sharded else [["new", *self.others]]
+        most = max(self.processes.gather(len(pieces))) if self.processes.sharded else len(pieces)
+        for weights in before:
+            self._without(*weights)  # also where there are no pieces
+            for velocities, piece in zip(found, pieces, strict=True):
+                velocities |= self.velocities(*piece, weights)
+        for velocities, (requests, asks) in zip(found, pieces, strict=True):
+            loss = self.objective.loss(asks, velocities | self.velocities(requests, asks, last))
             (loss.per_ask.sum() / count).backward()
             for name, value in loss.statistics.items():
                 sums[name] += value * len(asks)
+        for _ in range(len(pieces), most):
+            self.velocities([], [], ["new"])["new"].sum().backward()  # the blank alone, since others go on
         return dict(sums)
+
+    def _blank(self) -> tuple[Segments, Ask]:
+        """A request with latents among its conditions, and a state of its target."""
+        channels, side = self.codec.config.latent_channels, self.codec.config.vae.stride
+        size = (1, side, side)
+        given = Segment(Kind.LATENTS, Role.REFERENCE, torch.zeros(1, 1, 1, channels), size)
+        nothing = torch.zeros(1, channels)
+        ask = Ask(result=Result(clean=nothing), advantage=0.0, x=nothing, t=1.0)
+        return [given, *text_to_visual("", [], size)], ask
 
     def _mean(self, sums: dict[str, float], count: float) -> dict[str, float]:
         """Means over the asks of all processes."""
@@ -228,30 +271,42 @@ class RewardTrainer(Trainer):
                 rows = more
         return pieces
 
-    def velocities(self, requests: Sequence[Segments], asks: Sequence[Ask]) -> dict[str, Tensor]:
-        """Give the velocities (rows, C) at some asks, of the new weights and of all that the objective reads.
+    def velocities(
+        self, requests: Sequence[Segments], asks: Sequence[Ask], chosen: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """Give the velocities (rows, C) at some asks, by weights.
 
         Args:
             requests: Of the results of the asks, in order; each has equally many.
             asks: One result's after the other's.
+            chosen: Which weights; the new ones and all that the objective reads.
         """
-        device = self.processes.device
-        packed = pack(list(requests), self.codec, self.codec.config.position, len(asks) // len(requests))
+        device, each, count = self.processes.device, len(asks) // max(len(requests), 1), sum(len(ask.x) for ask in asks)
+        if self.processes.sharded:
+            blank, ask = self._blank()
+            requests, asks, each = [*requests, blank], [*asks, *max(each, 1) * [ask]], max(each, 1)
+        packed = pack(list(requests), self.codec, self.codec.config.position, each)
         rows, (features, context, _) = packed.rows, conditions(packed, device)
         prefix, noisy = (where.nonzero()[:, 0] for where in (before_target(rows), rows.noisy))
         x, times = (torch.cat(parts).to(device) for parts in ([a.x for a in asks], [a.times for a in asks]))
-        caches = dict[Lance, Cache]()
+        read: Cache | None = None  # by the decoder of conditions, for all weights
+
+        def velocity(lance: Lance) -> Tensor:
+            nonlocal read
+            cache = read or prefill(self.reads or lance, packed, prefix, (features, context)).cache
+            read = cache if self.reads is not None else None
+            _, gen = lance(lance.layout(rows.at(noisy), cache), latents=x, times=times, cache=cache)
+            return lance.velocity(gen).float()
+
         found = dict[str, Tensor]()
         with autocast(self.stage.dtype, device):
-            for weights in ("new", *self.others):
-                policy = self._policy(weights)
-                with torch.set_grad_enabled(weights == "new"):
-                    if policy.reads not in caches:
-                        caches[policy.reads] = prefill(policy.reads, packed, prefix, (features, context)).cache
-                    layout = policy.lance.layout(rows.at(noisy), caches[policy.reads])
-                    _, gen = policy.lance(layout, latents=x, times=times, cache=caches[policy.reads])
-                    found[weights] = policy.lance.velocity(gen).float()
-        return found
+            for weights in chosen or ("new", *self.others):
+                if weights == "new":
+                    found[weights] = self.learner(velocity)
+                else:
+                    with torch.no_grad():
+                        found[weights] = velocity(self._without(weights))
+        return {weights: v[:count] for weights, v in found.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Practice]) -> dict[str, float]:  # type: ignore[override]
@@ -274,17 +329,21 @@ class RewardTrainer(Trainer):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds, the other weights that move with it."""
-        live = {n for n, p in self.learner.lance.named_parameters() if p.requires_grad}
-        moving = {name: lance for name, lance in self.others.items() if name != "reference"}
-        held = [(w, n, p.detach()) for w, lance in moving.items() for n, p in lance.named_parameters()]
-        return super().tensors() | {f"{w}/{n}": p for w, n, p in held if n in live}
+        moving = {name: values for name, values in self.others.items() if name != "reference"}
+        return super().tensors() | {f"{w}/{n}": value for w, values in moving.items() for n, value in values.items()}
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"mute": self.mute}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
-        self.mute = state["mute"]
+        self.mute, self._holds = state["mute"], ""
+
+
+def without_gradient(lance: Lance) -> Lance:
+    """Make a decoder of the same weights, which share their memory, that carries no gradient."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in lance.parameters()}
+    return copy.deepcopy(lance, shared).eval()
 
 
 def noted(scores: Sequence[Score | None], each: int = 1) -> dict[str, float]:
