@@ -1,7 +1,10 @@
 """Bad input of benchmarks: one sentence, or counted and named."""
 
+import copy
 import json
+import math
 import socket
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
@@ -9,8 +12,11 @@ from typer.testing import CliRunner
 from openlance.cli.main import app
 from openlance.errors import UserError
 from openlance.eval.benchmarks import BENCHMARKS, records_of, scored
-from openlance.eval.judging import dpg_judge, imgedit_judge, judge, viescore
+from openlance.eval.estimate import mean
+from openlance.eval.judging import judge
 from openlance.eval.records import Record, write_records
+from openlance.eval.report import markdown, sections
+from openlance.eval.report_page import page
 from openlance.eval.sampling import Job
 from openlance.inference.chat_server import ChatServer
 from openlance.media import Clip, write_image
@@ -33,6 +39,68 @@ def test_results_of_another_form_are_refused_or_come_to_nothing(name, content, c
             assert len(str(error).splitlines()) == 1
         else:  # an empty table is one with nothing in it
             assert not sum(score.found.values()) and score.incomplete and score.differs
+
+
+RECORDED = {
+    "geneval": ("colors", {"right": True, "why": ""}),
+    "dpg": ("all", {
+        "answers": {"1": "yes"}, "first": False,
+        "questions": [{"number": 1, "text": "a?", "needs": [1], "category": "entity - whole"}],
+    }),
+    "gedit": ("text_change", {"semantics": 8.0, "quality": 7.0, "overall": 7.5, "said": {"semantics": "x"}}),
+    "imgedit": ("add", {"answer": "a: 4\nb: 4\nc: 3"}),
+    "vbench": ("color", {"value": 0.5, "average": 0.5, "of": 2}),
+    "mvbench": ("Action Count", {"answer": "A", "letter": "A", "candidates": ["a", "b"]}),
+    "world": ("t2i single", {"right": True, "second": True, "file": "a.png"}),
+}  # fmt: skip
+OTHERS = (None, True, -1, math.nan, "../x", [], [1], {"a": 1})
+
+
+def damaged(data):
+    """The same with any part of it gone, or something else."""
+    places = range(len(data)) if isinstance(data, list) else list(data) if isinstance(data, dict) else ()
+    for place in places:
+        for other in (*OTHERS, *damaged(data[place])):
+            changed = copy.copy(data)
+            changed[place] = other
+            yield changed
+        yield {k: v for k, v in data.items() if k != place} if isinstance(data, dict) else data[:place]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_whatever_is_damaged_is_one_sentence_or_a_report(name, tmp_path):
+    group, found = RECORDED[name]
+    score = {"benchmark": name, "official": {"total": 1.0}, "ours": {"total": asdict(mean([[1.0]]))}}
+    score |= {part: {"a": 1} for part in ("found", "expected", "whole", "failed")} | {"notes": ["x"], "made": ["x"]}
+    row = {"mean": 0.5, "n": 4, "ci95": [0.1, 0.9]}
+    files = {
+        "records.jsonl": {"group": group, "key": "0", "k": 0, "found": found | {"prompt": "a"}, "failed": ""},
+        "items.jsonl": {"group": group, "key": "0", "prompt": "a", "samples": 1, "file": "{k}.png", "beside": []},
+        "manifest.json": {
+            "benchmark": name, "asked": [1, 8, 8], "sampling": {"shift": 3.5}, "limit": 0, "items": "x",
+            "expected": {group: 1},
+        },
+        "judge.json": {"judge": "m", "words": "x"},
+        "score.json": {"t2i": {"mean": row | {"second": row, "agree": row}}} if name == "world" else score,
+    }  # fmt: skip
+
+    def write(file):
+        (tmp_path / file).write_text(json.dumps(files[file]) + "\n")
+
+    for file in files:
+        write(file)
+    reports = 0
+    for file, whole in files.items():
+        given = str(tmp_path / file) if file == "score.json" else str(tmp_path)
+        assert markdown(sections([given]))
+        for one in damaged(whole):
+            (tmp_path / file).write_text(json.dumps(one) + "\n")
+            try:
+                reports += bool(page(sections([given]), gallery=1))
+            except UserError as error:
+                assert len(str(error).splitlines()) == 1 and ": " in str(error)
+        write(file)
+    assert reports
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -68,6 +136,7 @@ def asked(tmp_path):
     """A result that any of the judges can be asked about, and their words."""
     write_image(tmp_path / "1.png", Clip(np_picture()).pixels[0])
     questions = [{"number": 1, "text": "Is it red?", "needs": [], "category": "global"}]
+    (tmp_path / "dpg_bench.csv").write_text("")
     (tmp_path / "prompts.json").write_text('{"g": "was <edit_prompt> done?"}')
     names = ("_context_no_delimit", "_prompts_0shot_two_image_edit_rule", "_prompts_0shot_tie_rule_SC",
              "_prompts_0shot_rule_PQ")  # fmt: skip
@@ -78,23 +147,28 @@ def asked(tmp_path):
     )  # fmt: skip
 
 
+def scorer_of(name, writer, folder):
+    one = BENCHMARKS[name]
+    return one.judge(writer, one.words_in(folder))
+
+
 def np_picture():
     import numpy as np
 
     return np.zeros((1, 16, 16, 3), np.uint8)
 
 
-@pytest.mark.parametrize("make", [dpg_judge, imgedit_judge, viescore])
-def test_a_judge_that_times_out_is_counted(make, asked, tmp_path):
+@pytest.mark.parametrize("name", ["dpg", "gedit", "imgedit"])
+def test_a_judge_that_times_out_is_counted(name, asked, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = ChatServer(url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1", model="m", timeout=0.2)
-        (record,) = judge([asked], tmp_path, make(server, tmp_path))
+        (record,) = judge([asked], tmp_path, scorer_of(name, server, tmp_path))
     assert "does not answer" in record.failed and "timed out" in record.failed
 
 
-@pytest.mark.parametrize("make, name", [(dpg_judge, "dpg"), (imgedit_judge, "imgedit"), (viescore, "gedit")])
-def test_an_empty_answer_is_counted_and_exits_with_three(make, name, asked, tmp_path):
-    judge([asked], tmp_path, make(lambda text, images: ("", "stop"), tmp_path))
+@pytest.mark.parametrize("name", ["dpg", "gedit", "imgedit"])
+def test_an_empty_answer_is_counted_and_exits_with_three(name, asked, tmp_path):
+    judge([asked], tmp_path, scorer_of(name, lambda text, images: ("", "stop"), tmp_path))
     score = scored(name, tmp_path)
     assert sum(score.failed.values()) == 1 and not score.ours["total"].n
     done = CliRunner().invoke(app, ["bench", "score", name, str(tmp_path), "--json", str(tmp_path / "s.json")])

@@ -295,14 +295,33 @@ def test_vbench_results_of_the_official_package(tmp_path):
     scene = {"scene": named.pop("scene")}
     (tmp_path / "a_eval_results.json").write_text(json.dumps(named))
     partly = vbench.score(vbench.imported(tmp_path))
-    assert math.isnan(partly.ours["total"].value) and partly.notes == ["the official total takes 0 for scene"]
+    assert math.isnan(partly.ours["total"].value) and partly.notes == [
+        "the official total takes 0 for scene",
+        "temporal flickering is of 2 videos, 373 less than five of every prompt",
+    ]  # fmt: skip
     (tmp_path / "b_eval_results.json").write_text(json.dumps(scene))
     score = vbench.score(vbench.imported(tmp_path))
     totals = [score.official["total"], score.ours["total"].value]
-    assert np.allclose(totals, 79.0742, atol=5e-5) and len(score.incomplete) == 16
+    assert np.allclose(totals, 79.0742, atol=5e-5) and len(score.incomplete) == 15
     (tmp_path / "c_eval_results.json").write_text(json.dumps(scene))
     with pytest.raises(UserError, match="measured twice"):
         vbench.imported(tmp_path)
+
+
+def test_what_vbench_leaves_out_is_not_missing(tmp_path):
+    """Colors that cannot be seen, by the list beside the results; videos that move, by its filter."""
+    videos = [{"video_path": f"x/a cat-{k}.mp4", "video_results": 0.5} for k in range(3)]
+    results = {"color": [0.5, videos], "temporal_flickering": [0.5, videos[:2]]}
+    (tmp_path / "a_eval_results.json").write_text(json.dumps(results))
+    expected = {"color": 5, vbench.FLICKERING: 5}
+    score = vbench.score(vbench.imported(tmp_path), expected)
+    assert score.incomplete == ["color: 3 judged, asked for were 5"]
+    listed = [{"dimension": ["color"], "prompt_en": "a cat", "video_list": [f"x/a cat-{k}.mp4" for k in range(5)]}]
+    (tmp_path / "a_full_info.json").write_text(json.dumps(listed))
+    score = vbench.score(vbench.imported(tmp_path), expected)
+    assert not score.incomplete and "color: 2 of 5 videos have no measure and are in no mean" in score.notes
+    assert f"{vbench.FLICKERING} is of 2 videos, 3 less than five of every prompt" in score.notes
+    assert f"{vbench.FLICKERING}: 2 asked for, the benchmark has 372" in score.differs  # five of 75 prompts, less three
 
 
 def test_vbench_expects_as_many_videos_as_it_makes():

@@ -18,7 +18,7 @@ from pathlib import Path
 from openlance.config.values import read_text
 from openlance.errors import UserError
 from openlance.eval.estimate import macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
+from openlance.eval.records import Record, Score, Sources, clusters, counted, judged
 from openlance.eval.sampling import Job
 from openlance.media import Clip, read_media
 from openlance.media.clip import joined
@@ -52,9 +52,9 @@ def jobs(checkout: Path) -> list[Job]:
     """What is asked: json/*.json and video/ of OpenGVLab/MVBench; tasks without a file of questions are left out.
 
     Raises:
-        UserError: There are no questions, or a medium is missing.
+        UserError: There are no questions, or no media.
     """
-    found = list[Job]()
+    found, sources = list[Job](), Sources(checkout / "video")
     for task, (folder, bounded) in MEDIA.items():
         file = checkout / "json" / f"{task.lower().replace(' ', '_').replace('-', '_')}.json"
         if not file.is_file():
@@ -62,7 +62,7 @@ def jobs(checkout: Path) -> list[Job]:
             continue
         try:
             for number, one in enumerate(json.loads(read_text(file))):
-                path = file_in(checkout / "video", f"{folder}/{one['video']}", "data0613")
+                path = sources.path(f"{folder}/{one['video']}", "data0613")
                 bound = (one["start"], one["end"]) if bounded else (None, None)
                 letter = string.ascii_uppercase[one["candidates"].index(one["answer"])]
                 found.append(
@@ -74,10 +74,11 @@ def jobs(checkout: Path) -> list[Job]:
                 )  # fmt: skip
         except UserError:
             raise
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{file}: not of MVBench ({type(error).__name__}: {error})") from None
     if not found:
         raise UserError(f"{checkout} has no questions: expected json/action_sequence.json and others of MVBench")
+    sources.tell()
     return found
 
 

@@ -15,14 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from openlance.config.values import differences, read_json
+from openlance.config.values import differences
 from openlance.errors import UserError
 from openlance.eval.benchmarks import BENCHMARKS, records_of, score_of
 from openlance.eval.estimate import Difference, Estimate, paired
-from openlance.eval.judging import JUDGE
+from openlance.eval.judging import read_who
 from openlance.eval.published import Published, published
-from openlance.eval.records import Record, Score, items, judged, read_records
-from openlance.eval.sampling import MANIFEST, Job, read_items, read_manifest
+from openlance.eval.records import Record, Score, items, judged, number, read_object, read_records
+from openlance.eval.sampling import MANIFEST, Job, braced, check_inside, read_items, read_manifest
 from openlance.eval.suite import Row, summary, with_second
 
 WORLD = "world "  # before the names of suites of our own
@@ -215,49 +215,59 @@ def _read(text: str, name: str, checkout: Path | None) -> list[Evaluated]:
     benchmark = benchmark or made.get("benchmark", "")
     if not benchmark:
         raise UserError(f"{path} has no {MANIFEST}: say whose results it has, for example geneval={path}")
-    made |= {"judge": read_json(folder / JUDGE)} if (folder / JUDGE).is_file() else {}
+    made |= {"judge": who} if (who := read_who(folder)) else {}
     if benchmark not in BENCHMARKS:
         return _from_suite(benchmark, folder, name, made)
     records = records_of(benchmark, path, checkout)
-    score = score_of(benchmark, records, folder)
+    score = score_of(benchmark, records, folder, checkout)
     return [
         Evaluated(name=name, score=score, records=records, folder=folder, jobs=read_items(folder), made=made)
     ]  # fmt: skip
 
 
 def _from_json(path: Path, name: str) -> list[Evaluated]:
-    data = read_json(path)
+    wanted = "the JSON of openlance bench score or bench world"
+    data = read_object(path, wanted)
     try:
         if "benchmark" in data:
             return [Evaluated(name=name, score=Score.of_data(data))]
         runs = {task: Evaluated(name=name, score=_of_rows(task, rows)) for task, rows in data.items()}
         return [one for task, run in runs.items() for one in _both(run, data[task])]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        wanted = "the JSON of openlance bench score or bench world"
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is not {wanted} ({type(error).__name__}: {error})") from None
 
 
 def _from_suite(benchmark: str, folder: Path, name: str, made: Mapping[str, Any]) -> list[Evaluated]:
     """Images and verdicts of a suite of our own: one benchmark for each of its tasks."""
     tasks = dict[str, list[Record]]()
-    for record in read_records(folder / "records.jsonl"):
+    file = folder / "records.jsonl"
+    for record in read_records(file):
         tasks.setdefault(record.group.partition(" ")[0], []).append(record)
-    found = list[Evaluated]()
-    for task, records in tasks.items():
-        right, pairs = dict[str, list[bool]](), dict[str, list[tuple[bool, bool]]]()
-        for record in judged(records)[0]:
-            category, said = record.group.partition(" ")[2], bool(record.found["right"])
-            right.setdefault(category, []).append(said)
-            if "second" in record.found:
-                pairs.setdefault(category, []).append((said, bool(record.found["second"])))
-        rows = with_second(summary(right), pairs)
-        named = [Record(group=r.group.partition(" ")[2], key=r.key, found=r.found) for r in records]
-        jobs = {
-            (r.group, r.key): Job(group=r.group, key=r.key, task="", prompt="", file=r.found["file"]) for r in named
-        }
-        first = Evaluated(name=name, score=_of_rows(task, rows), records=named, folder=folder, jobs=jobs, made=made)
-        found += _both(first, rows)
-    return found
+    try:
+        return [one for task, records in tasks.items() for one in _task(task, records, folder, name, made)]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        said = f"{file} is of no suite of ours ({type(error).__name__}: {error})"
+        raise UserError(f"{said}: expected a folder of openlance bench world --images") from None
+
+
+def _task(task: str, given: Sequence[Record], folder: Path, name: str, made: Mapping[str, Any]) -> list[Evaluated]:
+    right, pairs = dict[str, list[bool]](), dict[str, list[tuple[bool, bool]]]()
+    records = [replace(record, group=record.group.partition(" ")[2]) for record in judged(given)[0]]
+    for record in records:
+        said, second = record.found["right"], record.found.get("second", False)
+        if not (isinstance(said, bool) and isinstance(second, bool)):
+            raise ValueError(f"{record.key} is not said to be right or wrong")
+        check_inside(record.found["file"])
+        right.setdefault(record.group, []).append(said)
+        if "second" in record.found:
+            pairs.setdefault(record.group, []).append((said, second))
+    rows = with_second(summary(right), pairs)
+    jobs = {
+        (r.group, r.key): Job(group=r.group, key=r.key, task="", prompt="", file=braced(r.found["file"]))
+        for r in records
+    }
+    score = _of_rows(task, rows)
+    return _both(Evaluated(name=name, score=score, records=records, folder=folder, jobs=jobs, made=made), rows)
 
 
 def _both(first: Evaluated, rows: Mapping[str, Row]) -> list[Evaluated]:
@@ -277,7 +287,7 @@ def _both(first: Evaluated, rows: Mapping[str, Row]) -> list[Evaluated]:
 def _of_rows(task: str, rows: Mapping[str, Row]) -> Score:
     ours = {
         "total" if name == "mean" else name: Estimate(
-            value=row["mean"], low=row["ci95"][0], high=row["ci95"][1], n=row["n"]
+            value=number(row["mean"]), low=number(row["ci95"][0]), high=number(row["ci95"][1]), n=int(number(row["n"]))
         )
         for name, row in rows.items()
     }
