@@ -105,6 +105,11 @@ class Section:
     rows: Sequence[Published] = ()
 
     @property
+    def printed(self) -> list[Published]:
+        """Rows with sub-scores, which stand beside those of runs."""
+        return [row for row in self.rows if row.values]
+
+    @property
     def scale(self) -> tuple[float, float]:
         """Least and greatest value that there can be."""
         return {"share": (0.0, 1.0), "of 10": (0.0, 10.0), "of 5": (1.0, 5.0)}.get(self.unit, (0.0, 100.0))
@@ -308,11 +313,11 @@ def markdown(found: Sequence[Section], title: str = "Scores") -> str:
 
 
 def _section(one: Section) -> list[str]:
-    columns = ["", *(f"{run.name} (95 %)" for run in one.runs), *(f"{row.model}, printed" for row in one.rows)]
+    columns = ["", *(f"{run.name} (95 %)" for run in one.runs), *(f"{row.model}, printed" for row in one.printed)]
     lines = [cells(*columns), cells(*["---"] * len(columns))]
     for name in one.names:
         own = [_cell(one, run, name) for run in one.runs]
-        printed = [({**row.values, **row.totals}).get(name) for row in one.rows]
+        printed = [({**row.values, **row.totals}).get(name) for row in one.printed]
         lines.append(cells(name, *own, *("" if value is None else f"{value:g}" for value in printed)))
     parts = [
         f"## {one.title}",

@@ -190,7 +190,7 @@ def scores(one: Section) -> str:
     names, span = one.names, limits(one)
     head = ["<th></th>", *(f"<th>{key(n)}{escaped(run.name)}</th>" for n, run in enumerate(one.runs))]
     head.append(f"<th>{axis(one, span)}</th>")
-    head += [f"<th>{escaped(row.model)}<small><br>printed</small></th>" for row in one.rows]
+    head += [f"<th>{escaped(row.model)}<small><br>printed</small></th>" for row in one.printed]
     lines = [f"<tr>{''.join(head)}</tr>"]
     for name in names:
         row = [f"<td>{escaped(name)}</td>"]
@@ -201,7 +201,7 @@ def scores(one: Section) -> str:
             shown = "" if ours is None else one.said(ours.value)
             row.append(f"<td>{shown}{''.join(f'<small>{line}</small>' for line in below)}</td>")
         row.append(f"<td>{bars(one, name, span)}</td>")
-        for printed in one.rows:
+        for printed in one.printed:
             value = ({**printed.values, **printed.totals}).get(name)
             row.append(f"<td>{'' if value is None else f'{value:g}'}</td>")
         lines.append(f"<tr{' class=total' if name == 'total' else ''}>{''.join(row)}</tr>")
@@ -211,7 +211,7 @@ def scores(one: Section) -> str:
 def limits(one: Section) -> tuple[float, float]:
     """Where the axis begins and ends: at all that is shown, with some room, inside the scale."""
     low, high = one.scale
-    values = [v for row in one.rows for v in [*row.values.values(), *row.totals.values()]]
+    values = [v for row in one.printed for v in [*row.values.values(), *row.totals.values()]]
     for run in one.runs:
         values += [v for e in run.score.ours.values() for v in (e.value, e.low, e.high) if not math.isnan(v)]
     if not values:
@@ -235,7 +235,7 @@ def bars(one: Section, name: str, span: tuple[float, float]) -> str:
 
     height = HIGH * len(one.runs) + 8
     drawn = [f'<line class="axis" x1="5" x2="{WIDE - 5}" y1="{height / 2}" y2="{height / 2}" stroke-width="1"/>']
-    for row in one.rows:
+    for row in one.printed:
         value = ({**row.values, **row.totals}).get(name)
         if value is not None:
             said = f"<title>{escaped(row.model)}: {value:g}</title>"
