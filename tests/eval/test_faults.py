@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import socket
 from dataclasses import asdict
 
@@ -11,13 +12,13 @@ from typer.testing import CliRunner
 
 from openlance.cli.main import app
 from openlance.errors import UserError
-from openlance.eval.benchmarks import BENCHMARKS, records_of, scored
+from openlance.eval.benchmarks import BENCHMARKS, records_of, scored, unlike
 from openlance.eval.estimate import mean
-from openlance.eval.judging import judge
+from openlance.eval.judging import begin, judge
 from openlance.eval.records import Record, write_records
 from openlance.eval.report import markdown, sections
 from openlance.eval.report_page import page
-from openlance.eval.sampling import Job
+from openlance.eval.sampling import Job, Run, sample
 from openlance.inference.chat_server import ChatServer
 from openlance.media import Clip, write_image
 
@@ -129,6 +130,67 @@ def test_a_source_that_is_missing_is_named(checkouts, tmp_path):
     (tmp_path / "basic_edit.json").write_bytes((checkouts / "imgedit/Basic/basic_edit.json").read_bytes())
     with pytest.raises(UserError, match="has no a/b.png"):
         BENCHMARKS["imgedit"].rules.jobs(tmp_path)
+
+
+def test_what_is_asked_about_missing_media_is_counted_and_exits_with_three(checkouts, tmp_path):
+    shutil.copytree(checkouts / "mvbench", tmp_path / "mvbench")
+    shutil.rmtree(tmp_path / "mvbench/video/tvqa/frames_fps3_hq/f")
+    line = ["bench", "sample", "mvbench", "--checkout", str(tmp_path / "mvbench"), "-o", str(tmp_path / "r")]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 3 and "1 not made: there is no file" in done.output
+    score = scored("mvbench", tmp_path / "r")
+    assert score.found == {"Action Count": 2} and sum(score.failed.values()) == 1
+    assert CliRunner().invoke(app, ["bench", "score", "mvbench", str(tmp_path / "r")]).exit_code == 3
+    shutil.copytree(checkouts / "mvbench", tmp_path / "mvbench", dirs_exist_ok=True)
+    assert CliRunner().invoke(app, line).exit_code == 0  # what was missing is made now, and nothing else
+    assert not scored("mvbench", tmp_path / "r").incomplete
+
+
+def test_sources_that_cannot_be_read_leave_their_edits_out(nano, checkouts, tmp_path):
+    items = {str(k): {"id": f"{k}.png", "prompt": "make it blue", "edit_type": "adjust"} for k in range(3)}
+    (tmp_path / "basic_edit.json").write_text(json.dumps(items))
+    (tmp_path / "1.png").write_bytes((checkouts / "imgedit/Basic/singleturn/a/b.png").read_bytes())
+    (tmp_path / "2.png").write_bytes(b"no image")
+    run = Run(benchmark="imgedit", sampling={"num_inference_steps": 1, "shift": 3.0})
+    lost = sample(nano, BENCHMARKS["imgedit"].rules.jobs(tmp_path), tmp_path / "r", run)
+    assert sum(lost.values()) == 2 and [p.name for p in (tmp_path / "r").glob("*.png")] == ["1.png"]
+
+
+@pytest.mark.parametrize("name", ["result.json", "basic_edit.json"])
+def test_keys_that_occur_twice_are_counted_and_named(name, checkouts, tmp_path):
+    shutil.copy(checkouts / "imgedit/Basic/basic_edit.json", tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({"7": "a: 4\nb: 4\nc: 3"}))
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(f"{text[:-1]},{text[1:]}")
+    with pytest.raises(UserError, match="1 keys occur twice, first '7'"):
+        scored("imgedit", tmp_path, tmp_path)
+
+
+def test_other_commits_and_other_words_are_named(checkouts, tmp_path):
+    one, asked = BENCHMARKS["geneval"], BENCHMARKS["geneval"].rules.jobs(checkouts / "geneval")
+    said = unlike(one, asked)
+    assert "colors: 8 in the checkout, the benchmark has 376" in said and said[-1].endswith(
+        f"not those of {one.source}"
+    )
+    write_records(tmp_path / "records.jsonl", [Record(group="add", key="1", found={"answer": "a: 4\nb: 4\nc: 3"})])
+    assert "there is no manifest.json that says how the results were made" in scored("imgedit", tmp_path).differs
+    assert any("judged by nobody who is named" in why for why in scored("imgedit", tmp_path).differs)
+    begin(tmp_path, {"judge": "gpt-4.1", "words": "0"})
+    said = scored("imgedit", tmp_path).differs
+    assert "prompts.json is not that of github.com/PKU-YuanGroup/ImgEdit at 547185d" in said
+    assert not any("judged by" in why for why in said)
+    with pytest.raises(UserError, match="was judged by another"):
+        begin(tmp_path, {"judge": "another", "words": "0"})
+
+
+def test_who_judged_gedit_is_told_by_the_folder_of_the_official_scorer(tmp_path):
+    head = "source_image,edited_image,instruction,sementics_score,quality_score,intersection_exist,instruction_language"
+    for folder, other in (("gpt4o", ""), ("qwen25vl", "judged by Qwen2.5-VL-72B-Instruct-AWQ")):
+        place = tmp_path / folder / "eval_results_new"
+        place.mkdir(parents=True)
+        (place / "m_text_change_gpt_score.csv").write_text(f"{head}\na,k.png,x,8,7,True,en\n")
+        said = " ".join(scored("gedit", place).differs)
+        assert (other in said) if other else ("judged by" not in said)
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def sample(
     jobs = one.rules.jobs(checkout)
     for why in unlike(one, jobs):
         notice(f"not comparable: {why}")
-    sampling = {"num_inference_steps": num_inference_steps or one.steps, "shift": one.shift}
+    sampling = {"num_inference_steps": num_inference_steps or one.steps, "shift": one.shift} if one.steps else {}
     run = Run(
         benchmark=name, size=asked, limit=limit,
         sampling=sampling | options.given(guidance_scale=guidance_scale),

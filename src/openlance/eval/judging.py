@@ -238,7 +238,8 @@ class Detector:
             self.words = AutoProcessor.from_pretrained(colors)
             self.clip: Any = CLIPModel.from_pretrained(colors).eval()
         except (OSError, ValueError) as error:
-            raise UserError(f"the scorer's models cannot be loaded ({error}): give folders of transformers") from None
+            said = str(error).strip().partition("\n")[0]
+            raise UserError(f"the scorer's models cannot be loaded ({said}): give folders of transformers") from None
         self.finder.to(device), self.clip.to(device)
         names = self.finder.config.id2label
         self.names = {int(n): geneval.RENAMED.get(name, name) for n, name in names.items()}
