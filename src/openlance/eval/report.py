@@ -66,7 +66,7 @@ class Evaluated:
     def heading(self, record: Record) -> str:
         """What was asked."""
         job = self.jobs.get(record.place[:2])
-        said = (record.found.get("prompt"), record.found.get("question"), job.prompt if job else "", record.key)
+        said = [record.found.get(name) for name in ASKED] + [job.prompt if job else "", record.key]
         return next(str(text) for text in said if text)
 
     @cached_property
@@ -92,7 +92,8 @@ class Evaluated:
         return {group: {k: sum(v) / len(v) for k, v in each.items()} for group, each in found.items()}
 
 
-HEADING = ("prompt", "question", "file", "right", "second")  # of a record of a suite of our own: shown elsewhere
+ASKED = ("prompt", "question", "instruction")  # what a record calls it
+HEADING = (*ASKED, "file", "right", "second")  # of a record of a suite of our own: shown elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +273,10 @@ def _task(task: str, given: Sequence[Record], folder: Path, name: str, made: Map
         for r in records
     }
     score = _of_rows(task, rows)
+    asked = {
+        group.partition(" ")[2]: n for group, n in made.get("expected", {}).items() if group.startswith(f"{task} ")
+    }
+    score = replace(score, expected=asked or score.expected, whole=asked or score.whole)
     return _both(Evaluated(name=name, score=score, records=records, folder=folder, jobs=jobs, made=made), rows)
 
 
@@ -282,11 +287,14 @@ def _both(first: Evaluated, rows: Mapping[str, Row]) -> list[Evaluated]:
         return [first]
     agree = rows["mean"]["agree"]
     low, high = agree["ci95"]
-    note = f"it can judge {agree['n']} results, and says of {agree['mean']:.3f} ({low:.3f} to {high:.3f}) of them what "
     score = _of_rows(first.score.benchmark.removeprefix(WORLD), own)
+    judged_, whole = sum(score.found.values()), sum(first.score.found.values())
+    note = (
+        f"it can judge {judged_} of {whole} results, and these scores are of them alone; of {agree['n']} in its total it"
+        f" says of {agree['mean']:.3f} ({low:.3f} to {high:.3f}) what {first.name}'s judge says"
+    )
     said = [replace(r, found={**r.found, "right": r.found["second"]}) for r in first.records if "second" in r.found]
-    second = replace(first, name=f"{first.name}, second judge", records=said)
-    return [first, replace(second, score=replace(score, notes=[f"{note}{first.name}'s judge says"]))]
+    return [first, replace(first, name=f"{first.name}, second judge", records=said, score=replace(score, notes=[note]))]
 
 
 def _of_rows(task: str, rows: Mapping[str, Row]) -> Score:
