@@ -286,13 +286,13 @@ def _both(first: Evaluated, rows: Mapping[str, Row]) -> list[Evaluated]:
     if not own:
         return [first]
     agree = rows["mean"]["agree"]
-    low, high = agree["ci95"]
     score = _of_rows(first.score.benchmark.removeprefix(WORLD), own)
     judged_, whole = sum(score.found.values()), sum(first.score.found.values())
+    low, high = (f"{bound:.3f}" for bound in agree["ci95"])
     note = (
-        f"it can judge {judged_} of {whole} results, and these scores are of them alone; of {agree['n']} in its total it"
-        f" says of {agree['mean']:.3f} ({low:.3f} to {high:.3f}) what {first.name}'s judge says"
+        f"it can judge {judged_} of {whole} results, and these scores are of them alone; of {agree['n']} in its total"
     )
+    note += f" it says of {agree['mean']:.3f} ({low} to {high}) what {first.name}'s judge says"
     said = [replace(r, found={**r.found, "right": r.found["second"]}) for r in first.records if "second" in r.found]
     return [first, replace(first, name=f"{first.name}, second judge", records=said, score=replace(score, notes=[note]))]
 
