@@ -379,6 +379,28 @@ def test_mvbench_totals():
     assert score.notes[1:] == ["1 answers choose no option and count as wrong"]
 
 
+def test_answers_of_the_official_notebook(tmp_path):
+    """It writes them in the order of its tasks, with the number of each."""
+    (tmp_path / "json").mkdir()
+    one = {"video": "v.mp4", "question": "What?", "candidates": ["a cat", "a dog"], "answer": "a dog"}
+    for name in ("action_sequence", "object_shuffle"):
+        (tmp_path / f"json/{name}.json").write_text(json.dumps([one, one]))
+    said = [{"pred": pred, "gt": "(B) a dog"} for pred in ("(B) a dog", "(A) a cat", "", "(B")]
+    data = {"acc_dict": {"Action Sequence": [1, 2], "Object Shuffle": [2, 2]}, "res_list": said}
+    file = tmp_path / "test.json"
+    file.write_text(json.dumps(data))
+    score = mvbench.score(mvbench.imported(file, tmp_path))
+    assert score.official["total"] == 75.0 and score.official["Object Shuffle"] == 100.0
+    assert score.ours["total"].value == 50.0 and score.found == {"Action Sequence": 2, "Object Shuffle": 2}
+    for other in (
+        {**data, "acc_dict": {"Action Sequence": [1, 3]}},
+        {**data, "res_list": [{"pred": "x", "gt": "(A) x"}]},
+    ):
+        file.write_text(json.dumps(other))
+        with pytest.raises(UserError, match="not of mvbench.ipynb"):
+            mvbench.imported(file, tmp_path)
+
+
 # What is published.
 
 
