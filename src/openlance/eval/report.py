@@ -23,7 +23,7 @@ from openlance.eval.judging import read_who
 from openlance.eval.published import Published, published
 from openlance.eval.records import Record, Score, items, judged, number, read_object, read_records
 from openlance.eval.sampling import MANIFEST, Job, braced, check_inside, read_items, read_manifest
-from openlance.eval.suite import Row, summary, with_second
+from openlance.eval.suite import HELDOUT, Row, summary, with_second
 
 WORLD = "world "  # before the names of suites of our own
 SAME = 0.0005  # of a scale: official and our numbers that differ by less are printed once
@@ -168,7 +168,7 @@ def _compared(first: Evaluated, other: Evaluated) -> dict[str, Difference]:
     found = {group: paired({group: one[group]}, two) for group in one}
     found = {group: difference for group, difference in found.items() if difference.n}
     if len(found) > 1 and first.score.benchmark != "vbench":  # whose total is no mean of its groups
-        found["total"] = paired(one, two)
+        found["total"] = paired({group: each for group, each in one.items() if group != HELDOUT}, two)
     return found
 
 
@@ -333,9 +333,8 @@ def _section(one: Section) -> list[str]:
         f"Unit: {one.unit}. In brackets: the official number where it differs.",
     ]
     for run in one.runs:
-        parts.append(
-            "\n".join([f"{run.name}: {verdict(run.score)}", "", *(f"- {why}" for why in reasons(run.score))]).rstrip()
-        )
+        said = verdict(run.score) if one.rows else f"{sum(run.score.found.values())} results judged"
+        parts.append("\n".join([f"{run.name}: {said}", "", *(f"- {why}" for why in reasons(run.score))]).rstrip())
     if one.rows:
         parts.append("\n".join(["Printed totals:", "", *(f"- {line}" for line in recomputed(one))]))
     if one.settings:
