@@ -2,6 +2,11 @@
 
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +17,34 @@ from PIL import Image
 import openlance
 from openlance.media import Clip
 from openlance.media.write import write_video
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Makes environments for packages that want other versions than ours; tests are skipped where there are none."""
+
+    def made(packages: list[str], overrides: list[str], pinned: bool = True) -> str:
+        """The Python of an environment with these packages, with overrides of what any of them requires; pinned: also
+        with the versions of constraints.txt."""
+        folder = tmp_path_factory.mktemp("environment")
+        (folder / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
+        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+        subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder / "venv")], check=True)
+        ask = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]  # as the Makefile
+        links = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+        where = [] if links else ["--torch-backend", "cpu"]
+        where += ["-c", str(ROOT / "constraints.txt")] if pinned else []
+        python = str(folder / "venv" / "bin" / "python")
+        line = [uv, "pip", "install", "-q", "--python", python, *where, "--overrides", str(folder / "overrides.txt")]
+        found = os.environ | ({"UV_FIND_LINKS": links} if links else {})
+        done = subprocess.run([*line, *packages], capture_output=True, text=True, env=found)
+        if done.returncode:
+            pytest.skip(f"{packages[0]} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+        return python
+
+    return made
 
 
 @pytest.fixture(scope="session")

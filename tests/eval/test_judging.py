@@ -78,7 +78,7 @@ def test_gedits_judge_sees_both_images_and_then_the_result_alone(made, checkouts
         return ('{"score": [8, 6]}' if len(images) == 2 else '{"score": [9, 7]}'), "stop"
 
     jobs = BENCHMARKS["gedit"].rules.jobs(checkouts / "gedit")
-    records = judge(jobs, made / "gedit", viescore(writer, tmp_path))
+    records = judge(jobs, made / "gedit", viescore(writer, tmp_path / "viescore/vie_prompts.py"))
     assert set(asked) == {("context\ntwo\nwas make it blue done?", 2), ("context\nis it natural?", 1)}
     assert [r.found["overall"] for r in records] == [42**0.5] * 2
     assert scored("gedit", made / "gedit").ours["total"].value == 42**0.5
@@ -96,7 +96,10 @@ def test_a_failed_judgement_is_counted_and_tried_again(made, checkouts, tmp_path
             raise UserError("the server does not answer")
         return "a: 4\nb: 4\nc: 4", "stop"
 
-    jobs, scorer = BENCHMARKS["imgedit"].rules.jobs(checkouts / "imgedit"), imgedit_judge(writer, tmp_path)
+    jobs, scorer = (
+        BENCHMARKS["imgedit"].rules.jobs(checkouts / "imgedit"),
+        imgedit_judge(writer, prompts / "prompts.json"),
+    )
     judge(jobs, made / "imgedit", scorer)
     assert scored("imgedit", made / "imgedit", checkouts / "imgedit").failed == {"the server does not answer": 1}
     judge(jobs, made / "imgedit", scorer)

@@ -3,9 +3,7 @@ from the registry, so `make nightly` alone runs it."""
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not os.environ.get("OPENLANCE_NIGHTLY"), reason="make nightly runs it")
 # Its releases want what breaks it: filelock 4 has no module that it reads, and the registry's torchvision goes with
 # another build of torch than ours; none of its own code that runs here needs torchvision.
-PACKAGES, LEFT_OUT = ("lmms-eval==0.7.3", "filelock<4"), "torchvision; python_version < '3'\n"
+PACKAGES, LEFT_OUT = ("lmms-eval==0.7.3", "filelock<4"), "torchvision; python_version < '3'"
 UTILS = """import json
 from PIL import Image
 
@@ -48,20 +46,9 @@ metric_list: [{{metric: {measure}, aggregation: mean, higher_is_better: true}}]
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
+def python(environment):
     """The Python of an environment with lmms-eval and openlance."""
-    folder = tmp_path_factory.mktemp("lmms")
-    (folder / "left-out.txt").write_text(LEFT_OUT)
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder / "venv")], check=True)
-    ask = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]  # as the Makefile
-    links = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
-    where = [] if links else ["--torch-backend", "cpu"]
-    python = str(folder / "venv" / "bin" / "python")
-    line = [uv, "pip", "install", "-q", "--python", python, "-c", str(ROOT / "constraints.txt"), *where]
-    line += ["--overrides", str(folder / "left-out.txt"), *PACKAGES, str(ROOT)]
-    subprocess.run(line, check=True, env=os.environ | ({"UV_FIND_LINKS": links} if links else {}))
-    return python
+    return environment([*PACKAGES, str(ROOT)], [LEFT_OUT])
 
 
 def evaluated(python: str, folder: Path, tasks: str, options: str, *more: str) -> dict[str, dict[str, float]]:

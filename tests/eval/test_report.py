@@ -147,6 +147,19 @@ def test_suites_of_our_own_have_the_same_form(tmp_path):
     (tmp_path / "manifest.json").write_text('{"benchmark": "world"}')
     (section,) = sections([str(tmp_path)])
     assert section.title == "world t2i" and "✓ right" in page([section]) and "data:image/webp" in page([section])
+    (tmp_path / "manifest.json").write_text('{"benchmark": "world", "expected": {"t2i single": 2, "t2i two": 2}}')
+    (section,) = sections([str(tmp_path)])  # of a run that was stopped
+    assert section.runs[0].score.incomplete == [f"{name} judged, asked for were 2" for name in ("single: 1", "two: 0")]
+
+
+def test_two_judges_of_one_image_stand_below_it(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    found = {"right": True, "second": False, "file": "a.png", "instruction": "make the ring red"}
+    write_records(tmp_path / "records.jsonl", [Record(group="image_edit recolour", key="000000", found=found)])
+    (tmp_path / "manifest.json").write_text('{"benchmark": "world"}')
+    html = page(sections([str(tmp_path)]))
+    assert html.count("<img ") == 1 and "make the ring red</figcaption>" in html
+    assert html.index("<img ") < html.index("✓ right") < html.index("✗ wrong")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """From a benchmark's folder to its score, with nano, on small folders of the official layouts."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from openlance.config.model import ModelConfig
 from openlance.errors import UserError
 from openlance.eval import mvbench
 from openlance.eval.benchmarks import BENCHMARKS, scored
-from openlance.eval.sampling import Job, Run, Seeding, sample
+from openlance.eval.sampling import Job, Run, Seeding, read_items, sample
 from openlance.media import Clip, read_media
 from openlance.media.transform import MediaTransform
 
@@ -139,32 +140,67 @@ def test_mvbench(nano, checkouts, tmp_path):
     )
 
 
-def test_the_commands(checkouts, tmp_path):
-    line = [
-        "bench",
-        "sample",
-        "geneval",
-        "--checkout",
-        str(checkouts / "geneval"),
-        "-o",
-        str(tmp_path / "r"),
-        "--limit",
-        "1",
-    ]
-    done = CliRunner().invoke(app, [*line, "--size", "32x32", "--num-inference-steps", "1"])
-    assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "r/manifest.json").read_text())["sampling"]["shift"] == 3.5
+def official(name: str, folder: Path) -> None:
+    """Results as the official scorer would write them into a folder of `bench sample`; mvbench has its answers."""
+    jobs = read_items(folder).values()
+    if name == "geneval":
+        said = {"correct": True, "prompt": "", "reason": "", "metadata": "{}", "details": "{}"}
+        lines = [
+            said | {"filename": job.file.format(k=k), "tag": job.group} for job in jobs for k in range(job.samples)
+        ]
+        (folder / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    elif name == "dpg":
+        cells = [f"12.png, ({x}, {y}, 0, 0), Is it red?, yes\n" for y in (0, 32) for x in (0, 32)]
+        (folder / "images/x_detail.txt").write_text("".join(cells))
+    elif name == "gedit":
+        for job in jobs:
+            line = f"s.png,{job.file},x,8,2,True,en"
+            head = "source_image,edited_image,instruction,sementics_score,quality_score,intersection_exist"
+            (folder / f"m_{job.group}_gpt_score.csv").write_text(f"{head},instruction_language\n{line}\n")
+    elif name == "imgedit":
+        (folder / "result.json").write_text(json.dumps({job.key: "a: 4\nb: 4\nc: 4" for job in jobs}))
+    elif name == "vbench":
+        prompts = {"subject_consistency": 0, "motion_smoothness": 0, "temporal_flickering": 1}
+        files = [[job.file.format(k=k) for k in range(5)] for job in jobs]
+        each = {d: [{"video_path": file, "video_results": 0.5} for file in files[n]] for d, n in prompts.items()}
+        (folder / "x_eval_results.json").write_text(json.dumps({d: [0.5, videos] for d, videos in each.items()}))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_commands(name, checkouts, tmp_path):
+    """From a checkout to a report, as docs/evaluation.md has it."""
+
+    def run(*line: str) -> str:
+        done = CliRunner().invoke(app, ["bench", *line])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    folder, checkout = str(tmp_path / "r"), str(checkouts / name)
+    drawn = ["--num-inference-steps", "1"] if BENCHMARKS[name].steps else []
+    drawn += ["--size", "32x32"] if BENCHMARKS[name].size else []
+    drawn += ["--num-frames", "5"] if name == "vbench" else []
+    run("sample", name, "--checkout", checkout, "--model", "nano", "-o", folder, *drawn)
+    if BENCHMARKS[name].steps:
+        assert json.loads((tmp_path / "r/manifest.json").read_text())["sampling"]["shift"] == BENCHMARKS[name].shift
+    official(name, tmp_path / "r")
+    said = run("score", name, folder, "--checkout", checkout, "--json", str(tmp_path / "s.json"))
+    assert "not comparable: " in said  # it is a part, in other settings
+    score = json.loads((tmp_path / "s.json").read_text())
+    assert score["comparable"] is False and score["found"] == score["expected"] and not score["incomplete"]
+    run("report", folder, "--checkout", checkout, "-o", str(tmp_path / "r.html"))
+    html = (tmp_path / "r.html").read_text()
+    assert BENCHMARKS[name].title in html and ("data:image/webp" in html) == (name != "mvbench")
+
+
+def test_results_that_are_missing_exit_with_three(checkouts, tmp_path):
     records = [
         {"group": tag, "key": "00000", "k": k, "found": {"right": True}}
         for tag in ("colors", "counting")
-        for k in range(3)
+        for k in (0, 1)
     ]
-    (tmp_path / "r/records.jsonl").write_text("\n".join(map(json.dumps, records)))
-    done = CliRunner().invoke(
-        app, ["bench", "score", "geneval", str(tmp_path / "r"), "--json", str(tmp_path / "s.json")]
-    )
-    assert done.exit_code == 3 and "colors: 3 judged, asked for were 4" in done.output
-    assert json.loads((tmp_path / "s.json").read_text())["comparable"] is False
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, records)))
+    done = CliRunner().invoke(app, ["bench", "score", "geneval", str(tmp_path)])
+    assert done.exit_code == 3 and "colors: 2 judged, asked for were 376" in done.output
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

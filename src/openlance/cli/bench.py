@@ -57,10 +57,12 @@ def sample(
     """Make the results of a benchmark, in the folders that its official scorer reads, with a manifest.
 
     Settings are those of the paper's runs unless given. Started by torchrun, the items are shared among the processes.
+    Exits with 3 if results could not be made because media of the checkout are missing or damaged.
     """
-    from openlance.eval.benchmarks import benchmark
+    from openlance.eval.benchmarks import benchmark, unlike
     from openlance.eval.sampling import Run, Seeding, chosen
     from openlance.eval.sampling import sample as make
+    from openlance.media.files import notice
 
     one = benchmark(name)
     if checkout is None:
@@ -75,7 +77,9 @@ def sample(
     if num_frames is not None and asked is not None:
         asked = (num_frames, *asked[1:])
     jobs = one.rules.jobs(checkout)
-    sampling = {"num_inference_steps": num_inference_steps or one.steps, "shift": one.shift}
+    for why in unlike(one, jobs):
+        notice(f"not comparable: {why}")
+    sampling = {"num_inference_steps": num_inference_steps or one.steps, "shift": one.shift} if one.steps else {}
     run = Run(
         benchmark=name, size=asked, limit=limit,
         sampling=sampling | options.given(guidance_scale=guidance_scale),
@@ -87,7 +91,11 @@ def sample(
     processes = Distributed.join()
     mine = [job for n, job in enumerate(chosen(jobs, limit)) if n % processes.size == processes.rank]
     with options.progress(sum(job.samples for job in mine), "result") as bar:
-        make(pipe, jobs, output, run, rank=processes.rank, world=processes.size, on_done=bar.update)
+        lost = make(pipe, jobs, output, run, rank=processes.rank, world=processes.size, on_done=bar.update)
+    for why, count in lost.items():
+        typer.echo(f"{count} not made: {why}", err=True)
+    if lost:
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()
@@ -109,8 +117,8 @@ def judge(
 
     The key of a server is read from $OPENAI_API_KEY. VBench is measured by its own package, see docs/evaluation.md.
     """
-    from openlance.eval.benchmarks import benchmark, manifest_of
-    from openlance.eval.judging import JUDGE, results_of
+    from openlance.eval.benchmarks import benchmark, manifest_of, words_id
+    from openlance.eval.judging import begin, results_of
     from openlance.eval.judging import judge as run
     from openlance.eval.sampling import chosen
 
@@ -131,10 +139,12 @@ def judge(
         who = {"objects": detector, "colors": colors}
     else:
         assert one.judge is not None
-        scorer, who = one.judge(_server(judge_url, judge_model), rules or checkout), {"judge": judge_model or ""}
+        server, words = _server(judge_url, judge_model), one.words_in(rules or checkout)
+        scorer = one.judge(server, words)
+        who = {"judge": server.model, "words": words_id(one, rules or checkout)}
+    begin(folder, who)
     with options.progress(total, "result") as bar:
         records = run(jobs, folder, scorer, parallel=1 if name == "geneval" else parallel, on_done=bar.update)
-    options.write_json(who, folder / JUDGE)
     failed = sum(bool(record.failed) for record in records)
     typer.echo(f"{len(records) - failed} judged, {failed} failed: openlance bench score {name} {folder}")
     if failed:

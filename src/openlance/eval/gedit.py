@@ -15,7 +15,7 @@ from typing import Any
 
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate, macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, judged
+from openlance.eval.records import Record, Score, clusters, counted, judged, number
 from openlance.eval.sampling import Job, braced
 from openlance.media import read_media
 from openlance.media.write import encode_image
@@ -53,7 +53,10 @@ def jobs(checkout: Path, language: str = "en") -> list[Job]:
         raise UserError(f"{checkout} has no Parquet files: download the dataset stepfun-ai/GEdit-Bench into it")
     found = list[Job]()
     for file in files:
-        table = pq.ParquetFile(file)
+        try:
+            table = pq.ParquetFile(file)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are either
+            raise UserError(f"{file} is no Parquet file or is cut off ({error}): download it again") from None
         lacks = [name for name in COLUMNS if name not in table.schema_arrow.names]
         if lacks:
             raise UserError(f"{file} has no column {lacks[0]}: expected those of stepfun-ai/GEdit-Bench")
@@ -82,11 +85,14 @@ def _image(file: Path, number: int) -> bytes:
     """The source of a row, as it was uploaded."""
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(file)
+    table, row = pq.ParquetFile(file), number
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
         if number < rows:
-            return table.read_row_group(group, columns=[COLUMNS[-1]]).column(0)[number].as_py()["bytes"]
+            found = table.read_row_group(group, columns=[COLUMNS[-1]]).column(0)[number].as_py()
+            if not isinstance(found, dict) or not isinstance(found.get("bytes"), bytes):
+                raise UserError(f"{file}, row {row}: no image: download it again")
+            return found["bytes"]
         number -= rows
     raise UserError(f"{file} has become shorter: download it again")
 
@@ -98,7 +104,10 @@ def combined(semantics: Sequence[float], quality: Sequence[float]) -> dict[str, 
 
 
 def _grade(name: str, record: Record) -> float:
-    return float(record.found[name])
+    grade = number(record.found[name])
+    if not BOUNDS[0] <= grade <= BOUNDS[1]:
+        raise ValueError(f"{name} is {grade:g}, which is 0 to 10")
+    return grade
 
 
 def value(record: Record) -> float:

@@ -139,6 +139,8 @@ def _misplaced(
 
 def value(record: Record) -> float:
     """1 if an image is right."""
+    if not isinstance(record.found["right"], bool):
+        raise ValueError(f"right is {record.found['right']!r}, not true or false")
     return float(record.found["right"])
 
 

@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate, macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, file_in, judged, results_in
+from openlance.eval.records import Record, Score, Sources, clusters, counted, file_in, judged, read_object, results_in
 from openlance.eval.sampling import Job
 from openlance.media import read_media
 
@@ -26,6 +25,7 @@ WHOLE = {
 FOLDERS = ("Benchmark/Basic", "Basic")
 BOUNDS = (1.0, 5.0)
 GRADES = 3
+PARTS = ("id", "prompt", "edit_type")  # of an item
 GRADE = re.compile(r":\s*\**\s*([1-5])(?!\d|\.\d)(?:\s*/\s*5)?", re.MULTILINE)
 
 
@@ -87,10 +87,10 @@ def items(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: It is no such file.
     """
-    found = read_json(path)
+    found = read_object(path, "basic_edit.json of ImgEdit")
     for key, one in found.items():
-        if not isinstance(one, dict) or not {"id", "prompt", "edit_type"} <= one.keys():
-            raise UserError(f"{path}: {key} lacks id, prompt or edit_type: expected basic_edit.json of ImgEdit")
+        if not isinstance(one, dict) or not all(isinstance(one.get(name), str) for name in PARTS):
+            raise UserError(f"{path}: {key} lacks {' or '.join(PARTS)}: expected basic_edit.json of ImgEdit")
     return found
 
 
@@ -106,15 +106,16 @@ def jobs(checkout: Path) -> list[Job]:
         UserError: Something is missing.
     """
     file = file_in(checkout, "basic_edit.json", *FOLDERS)
-    found = list[Job]()
+    found, sources = list[Job](), Sources(file.parent)
     for key, one in items(file).items():
-        source = file_in(file.parent, one["id"], "singleturn", "origin_img", "../..")
+        source = sources.path(one["id"], "singleturn", "origin_img", "../..")
         found.append(
             Job(
                 group=one["edit_type"], key=key, task="image_edit", prompt=one["prompt"],
                 media=(partial(read_media, source),), file=f"{key}.png",
             )
         )  # fmt: skip
+    sources.tell()
     return found
 
 
@@ -127,7 +128,7 @@ def imported(results: Path, checkout: Path | None) -> list[Record]:
     if checkout is None:
         raise UserError("ImgEdit's result.json is read with its types: give checkout=FOLDER, with basic_edit.json")
     found, path, edits = list[Record](), results_in(results, "result.json"), items_in(checkout)
-    for key, answer in read_json(path).items():
+    for key, answer in read_object(path, "result.json of ImgEdit").items():
         if key not in edits:
             raise UserError(f"{path}: {key} is no key of the benchmark: give the basic_edit.json that was used")
         failed = "" if isinstance(answer, str) else "an error of the judge"

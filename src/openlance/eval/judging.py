@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from openlance.config.values import read_json, read_text
+from openlance.config.values import read_text
 from openlance.errors import UserError
 from openlance.eval import gedit, geneval
 from openlance.eval.geneval import Found
-from openlance.eval.records import Record, file_in, read_records, write_records
+from openlance.eval.records import Record, read_object, read_records, write_records
 from openlance.eval.sampling import Job
 from openlance.media import Clip, read_media
+from openlance.media.files import write_json
 from openlance.media.transform import resize_to_ratio
 
 if TYPE_CHECKING:
@@ -46,6 +47,25 @@ class Scorer(Protocol):
 
     def __call__(self, job: Job, result: Clip, /) -> Mapping[str, Any]:
         """What a record of it says. UserError if there is no judgement."""
+
+
+def read_who(folder: Path) -> dict[str, Any]:
+    """Who judged a folder of results; empty where that is not said."""
+    file = folder / JUDGE
+    return read_object(file, "what openlance bench judge wrote") if file.is_file() else {}
+
+
+def begin(folder: Path, who: Mapping[str, str]) -> None:
+    """Write down who judges a folder.
+
+    Raises:
+        UserError: It has judgements of somebody else.
+    """
+    before = read_who(folder)
+    if before and before != who and (folder / RECORDS).is_file():
+        told = ", ".join(f"{name} {said}" for name, said in before.items())
+        raise UserError(f"{folder} was judged by another ({told}): go on with that, or delete its {RECORDS}")
+    write_json(folder / JUDGE, dict(who))
 
 
 def results_of(job: Job, folder: Path) -> Iterator[tuple[int, Callable[[], Clip]]]:
@@ -122,12 +142,12 @@ def scores_in(answer: str, count: int) -> list[float]:
     raise UserError(f"an answer without {count} scores from 0 to 10")
 
 
-def viescore(writer: Writer, rules: Path) -> Scorer:
-    """GEdit's judge; rules: the folder with viescore/vie_prompts.py of Step1X-Edit, from which the words are read."""
-    texts = _constants(file_in(rules, "vie_prompts.py", "viescore", "GEdit-Bench/viescore"))
+def viescore(writer: Writer, words: Path) -> Scorer:
+    """GEdit's judge; words: vie_prompts.py of Step1X-Edit."""
+    texts = _constants(words)
     lacking = [name for name in {*SEMANTICS, *QUALITY} if name not in texts]
     if lacking:
-        raise UserError(f"{rules}: vie_prompts.py has no {lacking[0]}: expected that of Step1X-Edit")
+        raise UserError(f"{words} has no {lacking[0]}: expected vie_prompts.py of Step1X-Edit")
     semantics, quality = ("\n".join(texts[name] for name in names) for names in (SEMANTICS, QUALITY))
 
     def score(job: Job, result: Clip) -> Mapping[str, Any]:
@@ -141,9 +161,11 @@ def viescore(writer: Writer, rules: Path) -> Scorer:
     return score
 
 
-def imgedit_judge(writer: Writer, checkout: Path) -> Scorer:
-    """ImgEdit's judge, with the prompts.json of its checkout. Its answer is read when scores are added up."""
-    prompts = read_json(file_in(checkout, "prompts.json", "Benchmark/Basic", "Basic"))
+def imgedit_judge(writer: Writer, words: Path) -> Scorer:
+    """ImgEdit's judge, with its prompts.json. Its answer is read when scores are added up."""
+    prompts = read_object(words, "prompts.json of ImgEdit")
+    if not all(isinstance(text, str) for text in prompts.values()):
+        raise UserError(f"{words} has something else than texts: expected prompts.json of ImgEdit")
 
     def score(job: Job, result: Clip) -> Mapping[str, Any]:
         if job.group not in prompts:
@@ -154,7 +176,7 @@ def imgedit_judge(writer: Writer, checkout: Path) -> Scorer:
     return score
 
 
-def dpg_judge(writer: Writer, rules: Path) -> Scorer:
+def dpg_judge(writer: Writer, words: Path) -> Scorer:
     """Who answers DPG's questions; the official one is mplug's visual question answering."""
 
     def score(job: Job, result: Clip) -> Mapping[str, Any]:
@@ -216,7 +238,8 @@ class Detector:
             self.words = AutoProcessor.from_pretrained(colors)
             self.clip: Any = CLIPModel.from_pretrained(colors).eval()
         except (OSError, ValueError) as error:
-            raise UserError(f"the scorer's models cannot be loaded ({error}): give folders of transformers") from None
+            said = str(error).strip().partition("\n")[0]
+            raise UserError(f"the scorer's models cannot be loaded ({said}): give folders of transformers") from None
         self.finder.to(device), self.clip.to(device)
         names = self.finder.config.id2label
         self.names = {int(n): geneval.RENAMED.get(name, name) for n, name in names.items()}

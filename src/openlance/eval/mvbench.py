@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from openlance.config.values import read_text
 from openlance.errors import UserError
 from openlance.eval.estimate import macro, mean
-from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
+from openlance.eval.records import Record, Score, Sources, clusters, counted, judged, read_object
 from openlance.eval.sampling import Job
 from openlance.media import Clip, read_media
 from openlance.media.clip import joined
@@ -48,36 +49,52 @@ LEAD = re.compile(r"(?:the\s+)?(?:best\s+|correct\s+)?(?:answer|option)\s*(?:is|
 SYSTEM_END = "\nOnly give the best option."
 
 
-def jobs(checkout: Path) -> list[Job]:
-    """What is asked: json/*.json and video/ of OpenGVLab/MVBench; tasks without a file of questions are left out.
+def questions(checkout: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read json/*.json of OpenGVLab/MVBench; tasks without such a file are left out.
 
     Raises:
-        UserError: There are no questions, or a medium is missing.
+        UserError: There are none, or one is of another form.
     """
-    found = list[Job]()
-    for task, (folder, bounded) in MEDIA.items():
+    found = dict[str, list[dict[str, Any]]]()
+    for task in MEDIA:
         file = checkout / "json" / f"{task.lower().replace(' ', '_').replace('-', '_')}.json"
         if not file.is_file():
             notice(f"{task}: there is no {file}, so it is not asked")
             continue
         try:
-            for number, one in enumerate(json.loads(read_text(file))):
-                path = file_in(checkout / "video", f"{folder}/{one['video']}", "data0613")
-                bound = (one["start"], one["end"]) if bounded else (None, None)
+            for one in json.loads(read_text(file)):
+                texts = [one["video"], one["question"], *one["candidates"], one["answer"]]
+                if not all(isinstance(text, str) for text in texts):
+                    raise TypeError("something else than a text")
                 letter = string.ascii_uppercase[one["candidates"].index(one["answer"])]
-                found.append(
-                    Job(
-                        group=task, key=f"{number:03}", task="x2t_video",
-                        prompt=prompt(one["question"], one["candidates"]), media=(partial(_watched, path, *bound),),
-                        found={"letter": letter, "candidates": one["candidates"]},
-                    )
-                )  # fmt: skip
-        except UserError:
-            raise
-        except (KeyError, ValueError, TypeError) as error:
+                found.setdefault(task, []).append({**one, "letter": letter})
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{file}: not of MVBench ({type(error).__name__}: {error})") from None
     if not found:
         raise UserError(f"{checkout} has no questions: expected json/action_sequence.json and others of MVBench")
+    return found
+
+
+def jobs(checkout: Path) -> list[Job]:
+    """What is asked: json/*.json and video/ of OpenGVLab/MVBench.
+
+    Raises:
+        UserError: There are no questions, or no media.
+    """
+    found, sources = list[Job](), Sources(checkout / "video")
+    for task, each in questions(checkout).items():
+        folder, bounded = MEDIA[task]
+        for number, one in enumerate(each):
+            path = sources.path(f"{folder}/{one['video']}", "data0613")
+            bound = (one.get("start"), one.get("end")) if bounded else (None, None)
+            found.append(
+                Job(
+                    group=task, key=f"{number:03}", task="x2t_video", prompt=prompt(one["question"], one["candidates"]),
+                    media=(partial(_watched, path, *bound),),
+                    found={"letter": one["letter"], "candidates": one["candidates"]},
+                )
+            )  # fmt: skip
+    sources.tell()
     return found
 
 
@@ -159,8 +176,32 @@ def why(record: Record) -> str:
 
 
 def imported(results: Path, checkout: Path | None = None) -> list[Record]:
-    """The official script names no tasks in its results, so that there is nothing to read."""
-    raise UserError(f"{results} has no answers: expected answers.jsonl of openlance bench sample mvbench")
+    """Read the JSON of mvbench.ipynb: answers in the order of the tasks, and how many each task has.
+
+    Raises:
+        UserError: It is no such file, or not of the questions of this checkout.
+    """
+    if results.is_dir() or checkout is None:
+        wanted = "answers.jsonl of openlance bench sample mvbench, or the JSON of mvbench.ipynb with checkout=FOLDER"
+        raise UserError(f"{results} has no answers: expected {wanted}")
+    data, asked, found = read_object(results, "the JSON of mvbench.ipynb"), questions(checkout), list[Record]()
+    try:
+        answers = iter(data["res_list"])
+        for task, (_, count) in data["acc_dict"].items():
+            if count != len(asked.get(task, ())):
+                raise ValueError(f"{task} has {count} answers, and {len(asked.get(task, ()))} questions in {checkout}")
+            for number, (one, said) in enumerate(zip(asked[task], answers)):
+                right = {"letter": one["letter"], "candidates": one["candidates"]}
+                if said["gt"] != f"({one['letter']}) {one['answer']}" or not isinstance(said["pred"], str):
+                    raise ValueError(f"{task}, answer {number}: not of the question in {checkout}")
+                text = prompt(one["question"], one["candidates"])
+                key = f"{number:03}"
+                found.append(Record(group=task, key=key, found={"prompt": text, "answer": said["pred"], **right}))
+        if next(answers, None) is not None:
+            raise ValueError("more answers than its tasks have")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{results}: not of mvbench.ipynb ({type(error).__name__}: {error})") from None
+    return found
 
 
 def fault(record: Record) -> str:

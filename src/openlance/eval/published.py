@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
@@ -21,9 +21,10 @@ class Published:
     Args:
         benchmark: Its name.
         model: Whose row it is.
-        values: Sub-scores by name, in the units of the table.
+        values: Sub-scores by name, in the units of the table; empty where they are not kept here.
         totals: What is printed beside them.
         source: Where.
+        follows: Totals of sub-scores that are not kept here.
     """
 
     benchmark: str
@@ -31,11 +32,14 @@ class Published:
     values: Mapping[str, float]
     totals: Mapping[str, float]
     source: str
+    follows: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def recomputed(self) -> dict[str, float]:
         """The totals that follow from the sub-scores by the official formula; DPG's cannot follow from them, and the
         mean stands in its place."""
+        if self.follows:
+            return dict(self.follows)
         if self.benchmark == "vbench":
             return vbench.totals({name: value / 100 for name, value in self.values.items()})
         return {"total": math.fsum(self.values.values()) / len(self.values)}
@@ -56,8 +60,9 @@ def published() -> tuple[Published, ...]:
     data = yaml.safe_load(files("openlance").joinpath("assets/eval/published.yaml").read_text(encoding="utf-8"))
     return tuple(
         Published(
-            benchmark=name, model=row["model"], values=dict(zip(table["columns"], row["values"], strict=True)),
-            totals=row["totals"], source=row["source"],
+            benchmark=name, totals=row["totals"], source=row["source"], model=row["model"],
+            values=dict(zip(table["columns"], row["values"], strict=True)) if "values" in row else {},
+            follows=row.get("follows", {}),
         )
         for name, table in data.items()
         for row in table["rows"]

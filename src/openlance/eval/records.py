@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,7 +13,7 @@ from typing import Any
 from openlance.config.values import lines_of, read_text
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, notice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,11 @@ class Record:
     k: int = 0
     found: Mapping[str, Any] = field(default_factory=dict)
     failed: str = ""
+
+    def __post_init__(self) -> None:
+        texts = isinstance(self.group, str) and isinstance(self.key, str) and isinstance(self.failed, str)
+        if not texts or type(self.k) is not int or self.k < 0 or not isinstance(self.found, Mapping):
+            raise ValueError(f"a record of {self.group!r}, {self.key!r}, {self.k!r} with fields of other types")
 
     @property
     def place(self) -> tuple[str, str, int]:
@@ -69,12 +75,12 @@ class Score:
     def incomplete(self) -> list[str]:
         """What is missing from what was asked for, in sentences; empty if nothing is."""
         failed = [f"{count} without a judgement: {why}" for why, count in self.failed.items()]
-        return _differences(self.found, self.expected, "judged, asked for were") + failed
+        return differences_of(self.found, self.expected, "judged, asked for were") + failed
 
     @property
     def differs(self) -> list[str]:
         """Why this is not the published benchmark; empty if it is."""
-        parts = _differences(self.expected, self.whole, "asked for, the benchmark has")
+        parts = differences_of(self.expected, self.whole, "asked for, the benchmark has")
         return [*self.incomplete, *parts, *self.made]
 
     def as_data(self) -> dict[str, Any]:
@@ -82,13 +88,21 @@ class Score:
 
     @classmethod
     def of_data(cls, data: Mapping[str, Any]) -> Score:
-        """The score of `as_data`."""
+        """The score of `as_data`. ValueError, KeyError, TypeError or AttributeError for anything else."""
         names = {one.name for one in fields(cls)}
         ours = {name: Estimate(**one) for name, one in data["ours"].items()}
+        counts = [data[name].values() for name in ("found", "expected", "whole", "failed")]
+        numbers = [data["official"].values(), *(asdict(one).values() for one in ours.values()), *counts]
+        texts = [data["benchmark"], *data["notes"], *data["made"]]
+        if not all(isinstance(text, str) for text in texts) or not all(
+            type(one) in (int, float) for each in numbers for one in each
+        ):
+            raise ValueError("fields of other types")
         return cls(**{name: value for name, value in data.items() if name in names} | {"ours": ours})
 
 
-def _differences(found: Mapping[str, int], wanted: Mapping[str, int], words: str) -> list[str]:
+def differences_of(found: Mapping[str, int], wanted: Mapping[str, int], words: str) -> list[str]:
+    """Groups whose numbers are not those that are wanted, in sentences."""
     groups = dict.fromkeys([*wanted, *found])
     pairs = {group: (found.get(group, 0), wanted.get(group, 0)) for group in groups}
     return [f"{group}: {one} {words} {other}" for group, (one, other) in pairs.items() if one != other]
@@ -150,6 +164,35 @@ def file_in(checkout: Path, name: str, *folders: str) -> Path:
     return found[0]
 
 
+class Sources:
+    """Media of a checkout. Those that are missing are counted and named once; reading one says so again.
+
+    Args:
+        checkout: Folder of the benchmark.
+    """
+
+    def __init__(self, checkout: Path) -> None:
+        self.checkout, self.count, self.missing = checkout, 0, list[str]()
+
+    def path(self, name: str, *folders: str) -> Path:
+        """Where a medium is, as `file_in` finds it; where it should be if it is missing."""
+        self.count += 1
+        try:
+            return file_in(self.checkout, name, *folders)
+        except UserError:
+            self.missing.append(name)
+            return self.checkout / name
+
+    def tell(self) -> None:
+        """Say what is missing. UserError if all of it is."""
+        if not self.missing:
+            return
+        said = f"{self.checkout} has no {self.missing[0]}"
+        if len(self.missing) == self.count:
+            raise UserError(f"{said}, nor any other of its {self.count} media: unpack them there")
+        notice(f"{said}; {len(self.missing)} of {self.count} media are missing, and their results will be")
+
+
 def results_in(results: Path, *patterns: str) -> Path:
     """Find an official scorer's file: the path itself, or the one in it of such a name.
 
@@ -159,8 +202,45 @@ def results_in(results: Path, *patterns: str) -> Path:
     found = [results] if results.is_file() else sorted(p for pattern in patterns for p in results.glob(pattern))
     if len(found) != 1:
         what = f"{len(found)} files" if found else "no file"
-        raise UserError(f"{results} has {what} like {patterns[0]}: give the one that the official scorer wrote")
+        raise UserError(
+            f"{results} has {what} like {patterns[0]}: give the one that the official scorer wrote, or let"
+            " openlance bench judge write its own"
+        )
     return found[0]
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object whose keys are all different.
+
+    Args:
+        path: A file.
+        what: It should be, for the error.
+
+    Raises:
+        UserError: It is missing, no such object, or has a key twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if twice:
+            raise ValueError(f"{len(twice)} keys occur twice, first {twice[0]!r}")
+        return dict(pairs)
+
+    text = read_text(path)
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): expected {what}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(found).__name__}: expected {what}")
+    return found
+
+
+def number(value: Any) -> float:
+    """A finite number. ValueError for anything else, as for the text of one."""
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"{value!r} is no number")
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
@@ -176,15 +256,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         UserError: There is no such file, or a line of it is none.
     """
     found = list[dict[str, Any]]()
-    for number, line in enumerate(lines_of(read_text(path)), 1):
+    for at, line in enumerate(lines_of(read_text(path)), 1):
         if not line.strip():
             continue
         try:
             data = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: no JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {at}: no JSON ({error})") from None
         if not isinstance(data, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, found {type(data).__name__}")
+            raise UserError(f"{path}, line {at}: expected a JSON object, found {type(data).__name__}")
         found.append(data)
     return found
 
@@ -195,7 +275,10 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: It is no file of records.
     """
-    try:
-        return [Record(**data) for data in read_lines(path)]
-    except TypeError as error:
-        raise UserError(f"{path} is no file of records ({error}): write one with openlance bench score") from None
+    found = list[Record]()
+    for data in read_lines(path):
+        try:
+            found.append(Record(**data))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} is no file of records ({error}): let openlance bench write it anew") from None
+    return found

@@ -15,15 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from openlance.config.values import differences, read_json
+from openlance.config.values import differences
 from openlance.errors import UserError
 from openlance.eval.benchmarks import BENCHMARKS, records_of, score_of
 from openlance.eval.estimate import Difference, Estimate, paired
-from openlance.eval.judging import JUDGE
+from openlance.eval.judging import read_who
 from openlance.eval.published import Published, published
-from openlance.eval.records import Record, Score, items, judged, read_records
-from openlance.eval.sampling import MANIFEST, Job, read_items, read_manifest
-from openlance.eval.suite import Row, summary, with_second
+from openlance.eval.records import Record, Score, items, judged, number, read_object, read_records
+from openlance.eval.sampling import MANIFEST, Job, braced, check_inside, read_items, read_manifest
+from openlance.eval.suite import HELDOUT, Row, summary, with_second
 
 WORLD = "world "  # before the names of suites of our own
 SAME = 0.0005  # of a scale: official and our numbers that differ by less are printed once
@@ -66,7 +66,7 @@ class Evaluated:
     def heading(self, record: Record) -> str:
         """What was asked."""
         job = self.jobs.get(record.place[:2])
-        said = (record.found.get("prompt"), record.found.get("question"), job.prompt if job else "", record.key)
+        said = [record.found.get(name) for name in ASKED] + [job.prompt if job else "", record.key]
         return next(str(text) for text in said if text)
 
     @cached_property
@@ -92,7 +92,8 @@ class Evaluated:
         return {group: {k: sum(v) / len(v) for k, v in each.items()} for group, each in found.items()}
 
 
-HEADING = ("prompt", "question", "file", "right", "second")  # of a record of a suite of our own: shown elsewhere
+ASKED = ("prompt", "question", "instruction")  # what a record calls it
+HEADING = (*ASKED, "file", "right", "second")  # of a record of a suite of our own: shown elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,11 @@ class Section:
     unit: str
     runs: Sequence[Evaluated]
     rows: Sequence[Published] = ()
+
+    @property
+    def printed(self) -> list[Published]:
+        """Rows with sub-scores, which stand beside those of runs."""
+        return [row for row in self.rows if row.values]
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -162,7 +168,7 @@ def _compared(first: Evaluated, other: Evaluated) -> dict[str, Difference]:
     found = {group: paired({group: one[group]}, two) for group in one}
     found = {group: difference for group, difference in found.items() if difference.n}
     if len(found) > 1 and first.score.benchmark != "vbench":  # whose total is no mean of its groups
-        found["total"] = paired(one, two)
+        found["total"] = paired({group: each for group, each in one.items() if group != HELDOUT}, two)
     return found
 
 
@@ -215,49 +221,63 @@ def _read(text: str, name: str, checkout: Path | None) -> list[Evaluated]:
     benchmark = benchmark or made.get("benchmark", "")
     if not benchmark:
         raise UserError(f"{path} has no {MANIFEST}: say whose results it has, for example geneval={path}")
-    made |= {"judge": read_json(folder / JUDGE)} if (folder / JUDGE).is_file() else {}
+    made |= {"judge": who} if (who := read_who(folder)) else {}
     if benchmark not in BENCHMARKS:
         return _from_suite(benchmark, folder, name, made)
     records = records_of(benchmark, path, checkout)
-    score = score_of(benchmark, records, folder)
+    score = score_of(benchmark, records, folder, checkout)
     return [
         Evaluated(name=name, score=score, records=records, folder=folder, jobs=read_items(folder), made=made)
     ]  # fmt: skip
 
 
 def _from_json(path: Path, name: str) -> list[Evaluated]:
-    data = read_json(path)
+    wanted = "the JSON of openlance bench score or bench world"
+    data = read_object(path, wanted)
     try:
         if "benchmark" in data:
             return [Evaluated(name=name, score=Score.of_data(data))]
         runs = {task: Evaluated(name=name, score=_of_rows(task, rows)) for task, rows in data.items()}
         return [one for task, run in runs.items() for one in _both(run, data[task])]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        wanted = "the JSON of openlance bench score or bench world"
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is not {wanted} ({type(error).__name__}: {error})") from None
 
 
 def _from_suite(benchmark: str, folder: Path, name: str, made: Mapping[str, Any]) -> list[Evaluated]:
     """Images and verdicts of a suite of our own: one benchmark for each of its tasks."""
     tasks = dict[str, list[Record]]()
-    for record in read_records(folder / "records.jsonl"):
+    file = folder / "records.jsonl"
+    for record in read_records(file):
         tasks.setdefault(record.group.partition(" ")[0], []).append(record)
-    found = list[Evaluated]()
-    for task, records in tasks.items():
-        right, pairs = dict[str, list[bool]](), dict[str, list[tuple[bool, bool]]]()
-        for record in judged(records)[0]:
-            category, said = record.group.partition(" ")[2], bool(record.found["right"])
-            right.setdefault(category, []).append(said)
-            if "second" in record.found:
-                pairs.setdefault(category, []).append((said, bool(record.found["second"])))
-        rows = with_second(summary(right), pairs)
-        named = [Record(group=r.group.partition(" ")[2], key=r.key, found=r.found) for r in records]
-        jobs = {
-            (r.group, r.key): Job(group=r.group, key=r.key, task="", prompt="", file=r.found["file"]) for r in named
-        }
-        first = Evaluated(name=name, score=_of_rows(task, rows), records=named, folder=folder, jobs=jobs, made=made)
-        found += _both(first, rows)
-    return found
+    try:
+        return [one for task, records in tasks.items() for one in _task(task, records, folder, name, made)]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        said = f"{file} is of no suite of ours ({type(error).__name__}: {error})"
+        raise UserError(f"{said}: expected a folder of openlance bench world --images") from None
+
+
+def _task(task: str, given: Sequence[Record], folder: Path, name: str, made: Mapping[str, Any]) -> list[Evaluated]:
+    right, pairs = dict[str, list[bool]](), dict[str, list[tuple[bool, bool]]]()
+    records = [replace(record, group=record.group.partition(" ")[2]) for record in judged(given)[0]]
+    for record in records:
+        said, second = record.found["right"], record.found.get("second", False)
+        if not (isinstance(said, bool) and isinstance(second, bool)):
+            raise ValueError(f"{record.key} is not said to be right or wrong")
+        check_inside(record.found["file"])
+        right.setdefault(record.group, []).append(said)
+        if "second" in record.found:
+            pairs.setdefault(record.group, []).append((said, second))
+    rows = with_second(summary(right), pairs)
+    jobs = {
+        (r.group, r.key): Job(group=r.group, key=r.key, task="", prompt="", file=braced(r.found["file"]))
+        for r in records
+    }
+    score = _of_rows(task, rows)
+    asked = {
+        group.partition(" ")[2]: n for group, n in made.get("expected", {}).items() if group.startswith(f"{task} ")
+    }
+    score = replace(score, expected=asked or score.expected, whole=asked or score.whole)
+    return _both(Evaluated(name=name, score=score, records=records, folder=folder, jobs=jobs, made=made), rows)
 
 
 def _both(first: Evaluated, rows: Mapping[str, Row]) -> list[Evaluated]:
@@ -266,18 +286,21 @@ def _both(first: Evaluated, rows: Mapping[str, Row]) -> list[Evaluated]:
     if not own:
         return [first]
     agree = rows["mean"]["agree"]
-    low, high = agree["ci95"]
-    note = f"it can judge {agree['n']} results, and says of {agree['mean']:.3f} ({low:.3f} to {high:.3f}) of them what "
     score = _of_rows(first.score.benchmark.removeprefix(WORLD), own)
+    judged_, whole = sum(score.found.values()), sum(first.score.found.values())
+    low, high = (f"{bound:.3f}" for bound in agree["ci95"])
+    note = (
+        f"it can judge {judged_} of {whole} results, and these scores are of them alone; of {agree['n']} in its total"
+    )
+    note += f" it says of {agree['mean']:.3f} ({low} to {high}) what {first.name}'s judge says"
     said = [replace(r, found={**r.found, "right": r.found["second"]}) for r in first.records if "second" in r.found]
-    second = replace(first, name=f"{first.name}, second judge", records=said)
-    return [first, replace(second, score=replace(score, notes=[f"{note}{first.name}'s judge says"]))]
+    return [first, replace(first, name=f"{first.name}, second judge", records=said, score=replace(score, notes=[note]))]
 
 
 def _of_rows(task: str, rows: Mapping[str, Row]) -> Score:
     ours = {
         "total" if name == "mean" else name: Estimate(
-            value=row["mean"], low=row["ci95"][0], high=row["ci95"][1], n=row["n"]
+            value=number(row["mean"]), low=number(row["ci95"][0]), high=number(row["ci95"][1]), n=int(number(row["n"]))
         )
         for name, row in rows.items()
     }
@@ -298,11 +321,11 @@ def markdown(found: Sequence[Section], title: str = "Scores") -> str:
 
 
 def _section(one: Section) -> list[str]:
-    columns = ["", *(f"{run.name} (95 %)" for run in one.runs), *(f"{row.model}, printed" for row in one.rows)]
+    columns = ["", *(f"{run.name} (95 %)" for run in one.runs), *(f"{row.model}, printed" for row in one.printed)]
     lines = [cells(*columns), cells(*["---"] * len(columns))]
     for name in one.names:
         own = [_cell(one, run, name) for run in one.runs]
-        printed = [({**row.values, **row.totals}).get(name) for row in one.rows]
+        printed = [({**row.values, **row.totals}).get(name) for row in one.printed]
         lines.append(cells(name, *own, *("" if value is None else f"{value:g}" for value in printed)))
     parts = [
         f"## {one.title}",
@@ -310,9 +333,8 @@ def _section(one: Section) -> list[str]:
         f"Unit: {one.unit}. In brackets: the official number where it differs.",
     ]
     for run in one.runs:
-        parts.append(
-            "\n".join([f"{run.name}: {verdict(run.score)}", "", *(f"- {why}" for why in reasons(run.score))]).rstrip()
-        )
+        said = verdict(run.score) if one.rows else f"{sum(run.score.found.values())} results judged"
+        parts.append("\n".join([f"{run.name}: {said}", "", *(f"- {why}" for why in reasons(run.score))]).rstrip())
     if one.rows:
         parts.append("\n".join(["Printed totals:", "", *(f"- {line}" for line in recomputed(one))]))
     if one.settings:

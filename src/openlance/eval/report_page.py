@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +42,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .32rem .9rem .32rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th { color: var(--soft); font-weight: 500; vertical-align: bottom } th:first-child, td:first-child { text-align: left }
 td.text, th.text { text-align: left; white-space: normal }
+.scroll :is(th, td):first-child { position: sticky; left: 0; background: var(--card) }
 tr.total td { font-weight: 650; border-top: 2px solid var(--line) } tr:last-child td { border-bottom: 0 }
 td small { color: var(--soft); font-weight: 400; display: block; line-height: 1.2 }
 svg { display: block } svg line { stroke-linecap: round } .axis { stroke: var(--line) } .tick { stroke: var(--soft) }
@@ -50,12 +52,12 @@ svg { display: block } svg line { stroke-linecap: round } .axis { stroke: var(--
 .run2 { background: var(--run2); stroke: var(--run2); fill: var(--run2) }
 .run3 { background: var(--run3); stroke: var(--run3); fill: var(--run3) }
 .badge { font-size: .82rem; padding: .1rem .55rem; border-radius: 99px; border: 1px solid currentColor;
-  margin-left: .5rem }
+  margin-left: .5rem; display: inline-block }
 .ends { display: flex; justify-content: space-between }
 .good { color: var(--good) } .bad { color: var(--bad) }
 ul { margin: .3rem 0; padding-left: 1.2rem } li { margin: .1rem 0; color: var(--soft) }
 details { margin-top: .4rem } summary { cursor: pointer; padding: .25rem 0 } summary b { font-weight: 600 }
-.gallery { display: grid; gap: 1rem; padding: .6rem 0; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)) }
+.gallery { display: grid; gap: 1rem; padding: .6rem 0; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }
 figure { margin: 0; min-width: 0 } figure .pair { display: flex; gap: .4rem; align-items: flex-start }
 figure img { width: 100%; max-width: 12rem; border-radius: 6px; border: 1px solid var(--line); display: block;
   margin-bottom: .3rem }
@@ -190,7 +192,7 @@ def scores(one: Section) -> str:
     names, span = one.names, limits(one)
     head = ["<th></th>", *(f"<th>{key(n)}{escaped(run.name)}</th>" for n, run in enumerate(one.runs))]
     head.append(f"<th>{axis(one, span)}</th>")
-    head += [f"<th>{escaped(row.model)}<small><br>printed</small></th>" for row in one.rows]
+    head += [f"<th>{escaped(row.model)}<small><br>printed</small></th>" for row in one.printed]
     lines = [f"<tr>{''.join(head)}</tr>"]
     for name in names:
         row = [f"<td>{escaped(name)}</td>"]
@@ -201,7 +203,7 @@ def scores(one: Section) -> str:
             shown = "" if ours is None else one.said(ours.value)
             row.append(f"<td>{shown}{''.join(f'<small>{line}</small>' for line in below)}</td>")
         row.append(f"<td>{bars(one, name, span)}</td>")
-        for printed in one.rows:
+        for printed in one.printed:
             value = ({**printed.values, **printed.totals}).get(name)
             row.append(f"<td>{'' if value is None else f'{value:g}'}</td>")
         lines.append(f"<tr{' class=total' if name == 'total' else ''}>{''.join(row)}</tr>")
@@ -211,7 +213,7 @@ def scores(one: Section) -> str:
 def limits(one: Section) -> tuple[float, float]:
     """Where the axis begins and ends: at all that is shown, with some room, inside the scale."""
     low, high = one.scale
-    values = [v for row in one.rows for v in [*row.values.values(), *row.totals.values()]]
+    values = [v for row in one.printed for v in [*row.values.values(), *row.totals.values()]]
     for run in one.runs:
         values += [v for e in run.score.ours.values() for v in (e.value, e.low, e.high) if not math.isnan(v)]
     if not values:
@@ -235,7 +237,7 @@ def bars(one: Section, name: str, span: tuple[float, float]) -> str:
 
     height = HIGH * len(one.runs) + 8
     drawn = [f'<line class="axis" x1="5" x2="{WIDE - 5}" y1="{height / 2}" y2="{height / 2}" stroke-width="1"/>']
-    for row in one.rows:
+    for row in one.printed:
         value = ({**row.values, **row.totals}).get(name)
         if value is not None:
             said = f"<title>{escaped(row.model)}: {value:g}</title>"
@@ -277,23 +279,25 @@ def galleries(one: Section, count: int, thumbnails: Thumbnails) -> Iterator[str]
 
 
 def figure(one: Section, asked: Record, full: float, thumbnails: Thumbnails) -> str:
-    """One result of an item, by every run."""
-    places, prompt = list[str](), ""
+    """One result of an item, by every run; two judges of one image stand below it."""
+    places, prompt = dict[Path | None, str](), ""
     for n, run in enumerate(one.runs):
         record = run.places.get(asked.place)
         if record is None:
             continue
         prompt = prompt or run.heading(record)
-        images = "".join(
-            f'<img src="{url}" alt="{escaped(prompt)}">' for url in pictures(run, record, thumbnails) if url
-        )
+        if run.folder not in places:
+            urls = pictures(run, record, thumbnails)
+            places[run.folder] = "".join(f'<img src="{url}" alt="{escaped(prompt)}">' for url in urls if url)
+        said = f'<p class="mark">{key(n)}{mark(run, record, full)}</p>'
         why = escaped(run.why(record))
-        places.append(
-            f'<div>{images}<p class="mark">{key(n)}{mark(run, record, full)}</p><span class="why">{why}</span></div>'
-        )
+        if why in places[run.folder]:  # of the other judge
+            why = ""
+        places[run.folder] += said + (f'<span class="why">{why}</span>' if why else "")
     name = escaped(prompt or asked.key)
     wide = ' class="wide"' if len(places) > 1 else ""
-    return f'<figure{wide}><figcaption>{name}</figcaption><div class="pair">{"".join(places)}</div></figure>'
+    shown = "".join(f"<div>{place}</div>" for place in places.values())
+    return f'<figure{wide}><figcaption>{name}</figcaption><div class="pair">{shown}</div></figure>'
 
 
 def mark(run: Evaluated, record: Record, full: float) -> str:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from openlance.config.sampling import LARGEST_SEED, Decoding
-from openlance.config.values import differences, read_json
+from openlance.config.sampling import LARGEST_SEED, Decoding, Sampling
+from openlance.config.values import differences
 from openlance.config.versions import versions
 from openlance.errors import UserError
-from openlance.eval.records import Record, read_lines, read_records, write_records
+from openlance.eval.records import Record, read_lines, read_object, read_records, write_records
 from openlance.media import Clip
 from openlance.media.files import atomic_path, notice, write_json
 from openlance.media.write import write_image, write_media
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
 
 MANIFEST, ITEMS = "manifest.json", "items.jsonl"
-ANSWERS = "answers.jsonl"
+ANSWERS, OTHER_ANSWERS = "answers.jsonl", "answers*.jsonl"  # of one process, of any
+Size: TypeAlias = tuple[int | None, int | None, int | None]  # frames, height and width; None: the input's
 LARGER = 4  # times a model's usual area at most: what is asked beyond that is made in the model's own size
 
 
@@ -49,6 +51,7 @@ class Job:
         grid: Whether all results stand in one file, left to right and line by line.
         beside: Other files that belong to it, by their names.
         found: What a record of an answer says besides.
+        counts: Results that are judged, by group of the score, where that is not `samples` in its own group.
     """
 
     group: str
@@ -61,6 +64,12 @@ class Job:
     grid: bool = False
     beside: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     found: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> Mapping[str, int]:
+        """Results that are judged, by group of the score."""
+        return self.counts or {self.group: self.samples}
 
     @property
     def files(self) -> list[str]:
@@ -117,7 +126,7 @@ class Run:
     max_new_tokens: int = 100
 
 
-def fitting(pipe: LancePipeline, run: Run) -> tuple[int | None, int | None, int | None]:
+def fitting(pipe: LancePipeline, run: Run) -> Size:
     """The size that is asked for: the benchmark's, or the model's own where that is far too large for it."""
     if run.size is None:
         return None, None, None
@@ -131,21 +140,21 @@ def fitting(pipe: LancePipeline, run: Run) -> tuple[int | None, int | None, int 
 
 
 def chosen(jobs: Sequence[Job], limit: int) -> list[Job]:
-    """The first items of every group, as many as `limit`; all without one."""
-    seen, kept = dict[str, int](), list[Job]()
+    """The first items of every group, as many as `limit` (more where an item is in several); all without one."""
+    seen, kept = Counter[str](), list[Job]()
     for job in jobs:
-        seen[job.group] = seen.get(job.group, 0) + 1
-        if not limit or seen[job.group] <= limit:
+        if not limit or any(seen[group] < limit for group in job.judged):
+            seen.update(job.judged.keys())
             kept.append(job)
     return kept
 
 
 def expected(jobs: Sequence[Job]) -> dict[str, int]:
-    """Results by group."""
-    found = dict[str, int]()
+    """Results that are judged, by group."""
+    found = Counter[str]()
     for job in jobs:
-        found[job.group] = found.get(job.group, 0) + job.samples
-    return found
+        found.update(job.judged)
+    return dict(found)
 
 
 def sample(
@@ -157,8 +166,8 @@ def sample(
     rank: int = 0,
     world: int = 1,
     on_done: Callable[[int], Any] = lambda n: None,
-) -> None:
-    """Make what is missing in a folder, and its manifest.
+) -> dict[str, int]:
+    """Make what is missing in a folder, and its manifest. Items whose media cannot be read are left out.
 
     Args:
         pipe: The model.
@@ -169,28 +178,47 @@ def sample(
         world: How many there are; each takes every world-th item.
         on_done: Told of every so many results that are there.
 
+    Returns:
+        Why results could not be made, and how many; empty if all are there.
+
     Raises:
         UserError: The folder has results of another run, or the model cannot make what is asked.
     """
     asked = fitting(pipe, run)
     kept = chosen(jobs, run.limit)
-    if len({(job.group, job.key) for job in kept}) != len(kept):
-        raise UserError(f"{run.benchmark}: two items have one name in their group: its files are not those expected")
+    twice = [place for place, count in Counter((job.group, job.key) for job in kept).items() if count > 1]
+    if twice:
+        first = "/".join(twice[0])
+        raise UserError(
+            f"{len(twice)} names of {run.benchmark} stand for two items, first {first}: get its files again"
+        )
     check_manifest(folder, manifest(pipe, kept, run, asked), write=rank == 0)
     if rank == 0:
         write_items(folder, kept)
     answers = folder / (ANSWERS if world == 1 else f"answers-{rank}.jsonl")
     told = {record.place: record for record in read_records(answers)} if answers.is_file() else {}
+    others = (record for file in folder.glob(OTHER_ANSWERS) if file != answers for record in read_records(file))
+    given = {record.place for record in others}  # of a run that shared its work otherwise
     waiting = list[tuple[Job, int]]()
     for number, job in enumerate(kept):
         if number % world != rank:
             continue
-        there = (job.group, job.key, 0) in told if not job.file else all((folder / f).is_file() for f in job.files)
+        place = (job.group, job.key, 0)
+        answered = place in given or (place in told and not told[place].failed)
+        there = all((folder / f).is_file() for f in job.files) if job.file else answered
         if there:
             on_done(job.samples)
         else:
             waiting.append((job, number))
-    for batch in _batches(pipe, waiting, asked):
+    lost = Counter[str]()
+
+    def on_lost(job: Job, why: str) -> None:
+        lost[why] += job.samples
+        if not job.file:
+            told[job.group, job.key, 0] = Record(group=job.group, key=job.key, failed=why)
+            write_records(answers, told.values())
+
+    for batch in _batches(pipe, waiting, asked, on_lost):
         if TASKS[batch[0][0].task].makes == "text":
             said = pipe.fill_text([request for _, _, request in batch], Decoding(max_new_tokens=run.max_new_tokens))
             for (job, _, _), answer in zip(batch, said, strict=True):
@@ -202,6 +230,7 @@ def sample(
             if job.file:
                 _draw(pipe, job, request, run, number, folder)
                 on_done(job.samples)
+    return dict(lost)
 
 
 def _draw(pipe: LancePipeline, job: Job, request: Segments, run: Run, number: int, folder: Path) -> None:
@@ -229,13 +258,18 @@ def _draw(pipe: LancePipeline, job: Job, request: Segments, run: Run, number: in
 
 
 def _batches(
-    pipe: LancePipeline, waiting: Sequence[tuple[Job, int]], asked: tuple[int | None, int | None, int | None]
+    pipe: LancePipeline, waiting: Sequence[tuple[Job, int]], asked: Size, on_lost: Callable[[Job, str], Any]
 ) -> Iterator[list[tuple[Job, int, Segments]]]:
     """Items with their requests, as many questions together as the model's batch has; results are drawn an item at a
     time, all samples of it together."""
     batch = list[tuple[Job, int, Segments]]()
     for job, number in waiting:
-        request = pipe.front.request(job.task, job.prompt, [read() for read in job.media], asked=asked)
+        try:
+            media = [read() for read in job.media]
+        except UserError as error:
+            on_lost(job, str(error))
+            continue
+        request = pipe.front.request(job.task, job.prompt, media, asked=asked)
         batch.append((job, number, request))
         if TASKS[job.task].makes != "text" or len(batch) >= pipe.defaults.batch:
             yield batch
@@ -244,20 +278,33 @@ def _batches(
         yield batch
 
 
-def manifest(pipe: LancePipeline, jobs: Sequence[Job], run: Run, asked: tuple[int | None, ...]) -> dict[str, Any]:
+def items_hash(jobs: Sequence[Job]) -> str:
+    """What tells the items of one commit from those of another."""
+    asked = [[job.group, job.key, job.prompt] for job in jobs]
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()
+
+
+def manifest(pipe: LancePipeline, jobs: Sequence[Job], run: Run, asked: Size) -> dict[str, Any]:
     """What results depend on, and what is expected of them."""
     clips = any(TASKS[job.task].makes == "video" for job in jobs)
     return {
         "benchmark": run.benchmark, "model": pipe.parts.files.repo or pipe.parts.files.root.absolute().name,
         "model_hash": pipe.parts.fingerprint(clips), "dtype": str(pipe.dtype).removeprefix("torch."),
         "lora": [adapter.name for adapter in pipe.parts.adapters], "asked": list(asked),
-        "sampling": asdict(pipe.sampling(**run.sampling)), "seeding": asdict(run.seeding), "limit": run.limit,
+        "sampling": asdict(_sampling(pipe, jobs, run, asked)), "seeding": asdict(run.seeding), "limit": run.limit,
         "max_new_tokens": run.max_new_tokens, "expected": expected(jobs),
-        "items": hashlib.blake2b(
-            json.dumps([[job.group, job.key, job.prompt] for job in jobs]).encode(), digest_size=8
-        ).hexdigest(),
+        "items": items_hash(jobs),
         "versions": versions("openlance", "torch"),
     }  # fmt: skip
+
+
+def _sampling(pipe: LancePipeline, jobs: Sequence[Job], run: Run, asked: Size) -> Sampling:
+    """How the first item is denoised; a checkpoint may have other settings for edits than for images from words."""
+    if not jobs or TASKS[jobs[0].task].makes == "text":
+        return pipe.sampling(**run.sampling)
+    black = Clip(np.zeros((1, pipe.defaults.height, pipe.defaults.width, 3), np.uint8))
+    given = [black] if TASKS[jobs[0].task].reads else []
+    return pipe.sampling([pipe.front.request(jobs[0].task, "", given, asked=asked)], **run.sampling)
 
 
 def check_manifest(folder: Path, made: Mapping[str, Any], *, write: bool = True) -> None:
@@ -266,15 +313,14 @@ def check_manifest(folder: Path, made: Mapping[str, Any], *, write: bool = True)
     Raises:
         UserError: It has results of another run.
     """
-    file = folder / MANIFEST
-    if file.is_file():
-        before = read_json(file)
+    before = read_manifest(folder)
+    if before:
         changed = differences({**before, "versions": None}, {**json.loads(json.dumps(made)), "versions": None})
         if changed:
             name, (old, new) = next(iter(changed.items()))
             raise UserError(f"{folder} has results with {name} {old!r}, not {new!r}: choose another -o, or delete it")
     elif write:
-        write_json(file, dict(made))
+        write_json(folder / MANIFEST, dict(made))
 
 
 def write_items(folder: Path, jobs: Sequence[Job]) -> None:
@@ -297,9 +343,10 @@ def read_items(folder: Path) -> dict[tuple[str, str], Job]:
         try:
             beside = {name: (folder / name).read_bytes for name in line.pop("beside")}
             job = Job(**line, task="", beside=beside)
-            if any(".." in Path(name).parts or Path(name).is_absolute() for name in [job.file, *beside]):
-                raise ValueError("a file outside the folder")
-        except (TypeError, KeyError, ValueError) as error:
+            if not all(isinstance(text, str) for text in (job.group, job.key, job.prompt, job.file)):
+                raise ValueError("an item without group, key, prompt or file")
+            check_inside(*job.files, *beside)
+        except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
             raise UserError(
                 f"{file} is no list of items ({error}): make it again with openlance bench sample"
             ) from None
@@ -307,7 +354,29 @@ def read_items(folder: Path) -> dict[tuple[str, str], Job]:
     return found
 
 
+def check_inside(*names: str) -> None:
+    """Refuse names of files that lead out of a folder. ValueError for such a one."""
+    if any(".." in Path(name).parts or Path(name).is_absolute() for name in names):
+        raise ValueError("a file outside the folder")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `sample` wrote; empty where it did not."""
+    """What `sample` wrote; empty where it did not.
+
+    Raises:
+        UserError: It is damaged.
+    """
     file = folder / MANIFEST
-    return read_json(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    made = read_object(file, "what openlance bench sample wrote")
+    counts, sampling = made.get("expected", {}), made.get("sampling", {})
+    if not (
+        isinstance(made.get("benchmark"), str)
+        and isinstance(sampling, dict)
+        and isinstance(counts, dict)
+        and all(type(count) is int and count >= 0 for count in counts.values())
+        and type(made.get("limit", 0)) is int
+    ):
+        raise UserError(f"{file} is damaged: restore it, or begin again in another folder")
+    return made

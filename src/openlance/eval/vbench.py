@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,7 +18,7 @@ from typing import Any
 from openlance.config.values import read_text
 from openlance.errors import UserError
 from openlance.eval.estimate import Estimate, mean
-from openlance.eval.records import Record, Score, clusters, counted, file_in, judged
+from openlance.eval.records import Record, Score, clusters, counted, file_in, judged, number, read_object
 from openlance.eval.sampling import Job, braced
 
 
@@ -28,7 +29,7 @@ class Dimension:
     Args:
         low: Its value that counts as 0.
         high: Its value that counts as 1.
-        videos: That it is measured on: 5 of every prompt, 25 for temporal flickering.
+        videos: That it is measured on: 5 of every prompt.
         weight: In its half of the total.
     """
 
@@ -38,10 +39,11 @@ class Dimension:
     weight: float = 1.0
 
 
+FLICKERING = "temporal flickering"
 QUALITY = {
     "subject consistency": Dimension(0.1462, 1.0, 72 * 5),
     "background consistency": Dimension(0.2615, 1.0, 86 * 5),
-    "temporal flickering": Dimension(0.6293, 1.0, 75 * 25),
+    FLICKERING: Dimension(0.6293, 1.0, 75 * 5),
     "motion smoothness": Dimension(0.706, 0.9975, 72 * 5),
     "dynamic degree": Dimension(0.0, 1.0, 72 * 5, weight=0.5),
     "aesthetic quality": Dimension(0.0, 1.0, 93 * 5),
@@ -63,7 +65,7 @@ WHOLE = {name: one.videos for name, one in DIMENSIONS.items()}
 BOUNDS = (0.0, 100.0)
 FOLDER = "videos"  # VBench takes the ending of its first file for that of all, so nothing else may stand there
 PROMPTS = 944  # different ones; two of the 946 entries occur twice
-SAMPLES, SAMPLES_FLICKERING = 5, 25
+SAMPLES, SAMPLES_FLICKERING = 5, 25  # of a prompt; of the latter a static filter keeps five at most
 LONGEST_NAME = 240  # bytes of a file's name, its number and ending left out
 QUALITY_WEIGHT, SEMANTIC_WEIGHT = 4, 1
 
@@ -76,14 +78,13 @@ def jobs(checkout: Path) -> list[Job]:
         UserError: It is not there, or of another form.
     """
     file = file_in(checkout, "VBench_full_info.json", "vbench")
-    samples = dict[str, int]()
+    asked = dict[str, list[str]]()
     try:
         for one in json.loads(read_text(file)):
-            flickers = "temporal_flickering" in one["dimension"]
-            samples[one["prompt_en"]] = SAMPLES_FLICKERING if flickers else samples.get(one["prompt_en"], SAMPLES)
-    except (ValueError, KeyError, TypeError) as error:
+            asked.setdefault(one["prompt_en"], []).extend(name.replace("_", " ") for name in one["dimension"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not of VBench ({type(error).__name__}: {error})") from None
-    wrong = [prompt for prompt in samples if "/" in prompt or len(prompt) > LONGEST_NAME]
+    wrong = [str(p) for p in asked if not isinstance(p, str) or "/" in p or len(p.encode()) > LONGEST_NAME]
     if wrong:
         raise UserError(f"{file}: {wrong[0][:60]!r} cannot be the name of a file, as VBench needs it")
     return [
@@ -92,10 +93,11 @@ def jobs(checkout: Path) -> list[Job]:
             key=prompt,
             task="t2v",
             prompt=prompt,
-            samples=count,
+            samples=SAMPLES_FLICKERING if FLICKERING in dimensions else SAMPLES,
             file=f"{FOLDER}/{braced(prompt)}-{{k}}.mp4",
+            counts=dict.fromkeys(dimensions, SAMPLES),
         )
-        for prompt, count in samples.items()
+        for prompt, dimensions in asked.items()
     ]
 
 
@@ -135,19 +137,35 @@ def fault(record: Record) -> str:
 
 
 def score(records: Sequence[Record], expected: Mapping[str, int] = WHOLE) -> Score:
-    """Add up records whose `found` has a video's "value" and its dimension's "average" as VBench has it (0 to 1)."""
+    """Add up records whose `found` has a video's "value", and of its dimension the "average" as VBench has it (0 to 1)
+    and "of", the number of videos that were looked at, 0 where it is not known. A color has no measure where no object
+    is found, and the static filter leaves out videos that move: these are no missing results."""
     kept, failed = judged(records)
+    each = counted(kept)
+    seen = dict[str, int]()
+    for record in kept:
+        seen[record.group] = max(seen.get(record.group, 0), record.found.get("of", 0))
+    found = {name: max(count, seen[name]) for name, count in each.items()}
+    moving = max(expected.get(FLICKERING, 0) - found[FLICKERING], 0) if FLICKERING in found else 0
+    still = {name: count - (moving if name == FLICKERING else 0) for name, count in WHOLE.items()}
+    asked = {name: count - (moving if name == FLICKERING else 0) for name, count in expected.items()}
     measured = {record.group: float(record.found["average"]) for record in kept}
     missing = [name for name in DIMENSIONS if name not in measured]
     ours = {name: mean(values, BOUNDS) for name, values in clusters(kept, value).items()}
     parts = {name: one.value / 100 for name, one in ours.items()}
     whole = totals(parts) if not missing else {"total": math.nan}
+    notes = [f"the official total takes 0 for {', '.join(missing)}"] if missing else []
+    notes += [
+        f"{name}: {found[name] - count} of {found[name]} videos have no measure and are in no mean"
+        for name, count in each.items() if found[name] > count
+    ]  # fmt: skip
+    if moving:
+        notes.append(f"{FLICKERING} is of {found[FLICKERING]} videos, {moving} less than five of every prompt")
     return Score(
-        benchmark="vbench", found=counted(kept), expected=expected, whole=WHOLE, failed=failed,
+        benchmark="vbench", found=found, expected=asked, whole=still, failed=failed, notes=notes,
         official={name: 100 * value for name, value in measured.items()}
         | totals({name: measured.get(name, 0.0) for name in DIMENSIONS}),
         ours=ours | {n: Estimate(value=v, low=math.nan, high=math.nan, n=len(kept)) for n, v in whole.items()},
-        notes=[f"the official total takes 0 for {', '.join(missing)}"] if missing else [],
     )  # fmt: skip
 
 
@@ -162,26 +180,41 @@ def imported(path: Path, checkout: Path | None = None) -> list[Record]:
         raise UserError(f"{path} has no eval_results.json: expected what vbench evaluate writes")
     found, seen = list[Record](), set[str]()
     for file in files:
+        data, looked = read_object(file, "eval_results.json of VBench"), _looked_at(file)
+        twice = sorted({name.replace("_", " ") for name in data} & seen)
+        if twice:
+            raise UserError(f"{file}: {twice[0]} is measured twice: keep one result of it")
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
             for name, (average, videos) in data.items():
                 dimension = name.replace("_", " ")
                 if dimension not in DIMENSIONS:
-                    raise UserError(f"{file}: {name} is no dimension of VBench")
-                if dimension in seen:
-                    raise UserError(f"{file}: {name} is measured twice: keep one result of it")
+                    raise ValueError(f"{name} is no dimension")
                 seen.add(dimension)
-                found += [_measured(dimension, float(average), video) for video in videos]
-        except UserError:
-            raise
-        except (OSError, AttributeError, TypeError, ValueError) as error:
+                said = {"average": number(average), "of": looked[dimension]}
+                found += [_measured(dimension, said, video) for video in videos]
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{file}: not of VBench ({type(error).__name__}: {error})") from None
     return found
 
 
-def _measured(dimension: str, average: float, video: Mapping[str, Any]) -> Record:
+def _looked_at(results: Path) -> Counter[str]:
+    """Videos that were there, by dimension, as VBench lists them beside its results; none where the list is missing."""
+    name, ending, _ = results.name.rpartition("eval_results.json")
+    file, found = results.with_name(f"{name}full_info.json"), Counter[str]()
+    if not ending or not file.is_file():
+        return found
+    try:
+        for one in json.loads(read_text(file)):
+            for dimension in one["dimension"]:
+                found[dimension.replace("_", " ")] += len(one["video_list"])
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not of VBench ({type(error).__name__}: {error})") from None
+    return found
+
+
+def _measured(dimension: str, said: Mapping[str, Any], video: Mapping[str, Any]) -> Record:
     """The record of one video, PROMPT-k.mp4."""
     prompt, _, k = PurePath(video["video_path"]).stem.rpartition("-")
     scale = 100.0 if dimension == "imaging quality" else 1.0  # its videos are in percent there, its average is not
-    said = {"value": float(video["video_results"]) / scale, "average": average, "prompt": prompt}
-    return Record(group=dimension, key=prompt, k=int(k), found=said)
+    value = number(video["video_results"]) / scale
+    return Record(group=dimension, key=prompt, k=int(k), found={**said, "value": value, "prompt": prompt})

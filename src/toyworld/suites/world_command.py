@@ -75,7 +75,10 @@ def world(
     total = samples * sum(len(SUITES[task].categories) for task in wanted.tasks)
     if images is not None:
         made = {"benchmark": "world", "model": model, "seed": seed, "placement": placement, "size": size}
-        options.write_json(made | {"samples": samples, "sampling": given}, images / "manifest.json")
+        expected = {f"{task} {name}": samples for task in wanted.tasks for name in SUITES[task].categories}
+        options.write_json(
+            made | {"samples": samples, "sampling": given, "expected": expected}, images / "manifest.json"
+        )
     results = with_progress(lambda on_scored: run(pipe, wanted, on_scored), total, images)
     if json_file is not None:
         options.write_json(results, json_file)
