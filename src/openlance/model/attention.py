@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -109,6 +109,16 @@ def plan_units(query: Rows, key: Rows) -> Plan:
     order[places[taken]] = taken.nonzero()[:, 0]
     straight = len(places) == len(order) and _first(order) == 0
     return Plan(tuple(group for group, _ in padded), None if straight else order)
+
+
+@lru_cache(maxsize=4)
+def plan_runs(lengths: tuple[int, ...]) -> Plan:
+    """Plan for rows that attend among themselves in runs of these lengths; runs of one length share a call."""
+    runs = dict[int, list[Tensor]]()
+    for run in torch.arange(sum(lengths)).split(list(lengths)):
+        runs.setdefault(len(run), []).append(run)
+    groups = tuple(Group(rows, rows, None) for rows in map(torch.stack, runs.values()))
+    return Plan(groups, torch.cat([group.query.flatten() for group in groups]).argsort())
 
 
 def _first(rows: Tensor) -> int | None:
