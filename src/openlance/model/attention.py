@@ -183,15 +183,15 @@ def _batches(units: list[Unit]) -> list[list[Unit]]:
 
 
 def _pad(batch: list[Unit], query: Rows, key: Rows) -> tuple[Group, Tensor]:
-    """Pad a batch of units to one size; padded queries are their unit's first, so that they see what others see."""
+    """Pad a batch of units to one size, each by its own first rows: nothing of another document comes in, where a
+    number may not be finite, and padded queries see what others see."""
     pad = torch.nn.utils.rnn.pad_sequence
     q, k = (pad([unit[i] for unit in batch], batch_first=True, padding_value=-1) for i in (0, 1))
-    real = q >= 0
-    filled = torch.where(real, q, q[:, :1])
-    rows_q, rows_k = query.at(filled[:, :, None]), key.at(k.clamp(min=0)[:, None, :])
-    mask = visible(rows_q, rows_k) & (k >= 0)[:, None, :]
+    real, known = q >= 0, k >= 0
+    q, k = torch.where(real, q, q[:, :1]), torch.where(known, k, k[:, :1])
+    mask = visible(query.at(q[:, :, None]), key.at(k[:, None, :])) & known[:, None, :]
     seen = None if bool(mask.all()) else mask[:, None]
-    return Group(filled, k.clamp(min=0), seen, _first(q), _first(k)), real
+    return Group(q, k, seen, _first(q), _first(k)), real
 
 
 def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:

@@ -58,7 +58,7 @@ class Gathers:
 
 
 def _padded(group: Group) -> tuple[Tensor, Tensor | None]:
-    """Keys up to whole vectors, and what hides those that are too many."""
+    """Keys up to whole vectors, the rest the first of each unit, and what hides those."""
     more = -group.key.shape[1] % VECTOR
     if not more and group.mask is None:
         return group.key, None
@@ -66,7 +66,7 @@ def _padded(group: Group) -> tuple[Tensor, Tensor | None]:
     seen = torch.ones(shape, dtype=torch.bool) if group.mask is None else group.mask
     seen = seen[:, :, :1] if bool((seen == seen[:, :, :1]).all()) else seen
     bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
-    return F.pad(group.key, (0, more)), F.pad(bias, (0, more), value=-torch.inf)
+    return torch.cat([group.key, group.key[:, :1].expand(-1, more)], dim=1), F.pad(bias, (0, more), value=-torch.inf)
 
 
 class Attention(torch.autograd.Function):
