@@ -97,6 +97,19 @@ def test_clips_together_equal_clips_alone(tiny):
     assert together.shape == (sum(t * y * x for t, y, x in cells), TINY.out_hidden_size)
 
 
+def test_what_learns_together_has_the_values_and_gradients_of_each_alone():
+    torch.manual_seed(3)
+    vit, found = ViT(TINY), []
+    clips = [normalize(torch.randint(0, 256, (1, h, w, 3))) for h, w in ((32, 48), (32, 32), (64, 32), (32, 32))]
+    for learning in (True, False):  # else transformers' own attention runs, video by video
+        vit.train(learning).zero_grad()
+        out = vit(clips)
+        out.square().sum().backward()
+        found.append((out, *(p.grad for p in vit.parameters())))
+    for together, alone in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_every_weight_learns_and_bfloat16_runs(tiny):
     tiny([torch.randn(3, 1, 32, 32)]).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tiny.parameters())

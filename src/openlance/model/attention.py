@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from openlance.config.model import ModelConfig
 from openlance.model.precision import HALVES
+from openlance.model.written import Attention, Gathers
 from openlance.sequence.segment import Rows, visible
 
 if TYPE_CHECKING:
@@ -66,6 +68,11 @@ class Plan:
     order: Tensor | None
     blocks: BlockMask | None = None
 
+    @cached_property
+    def gathers(self) -> Gathers:
+        """What training on a CPU reads of it."""
+        return Gathers.of(self)
+
     def to(self, device: torch.device | str) -> Plan:
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device)
@@ -102,6 +109,16 @@ def plan_units(query: Rows, key: Rows) -> Plan:
     order[places[taken]] = taken.nonzero()[:, 0]
     straight = len(places) == len(order) and _first(order) == 0
     return Plan(tuple(group for group, _ in padded), None if straight else order)
+
+
+@lru_cache(maxsize=4)
+def plan_runs(lengths: tuple[int, ...]) -> Plan:
+    """Plan for rows that attend among themselves in runs of these lengths; runs of one length share a call."""
+    runs = dict[int, list[Tensor]]()
+    for run in torch.arange(sum(lengths)).split(list(lengths)):
+        runs.setdefault(len(run), []).append(run)
+    groups = tuple(Group(rows, rows, None) for rows in map(torch.stack, runs.values()))
+    return Plan(groups, torch.cat([group.query.flatten() for group in groups]).argsort())
 
 
 def _first(rows: Tensor) -> int | None:
@@ -166,14 +183,15 @@ def _batches(units: list[Unit]) -> list[list[Unit]]:
 
 
 def _pad(batch: list[Unit], query: Rows, key: Rows) -> tuple[Group, Tensor]:
-    """Pad a batch of units to one size; a padded query sees everything, so that its softmax stays finite."""
+    """Pad a batch of units to one size, each by its own first rows: nothing of another document comes in, where a
+    number may not be finite, and padded queries see what others see."""
     pad = torch.nn.utils.rnn.pad_sequence
     q, k = (pad([unit[i] for unit in batch], batch_first=True, padding_value=-1) for i in (0, 1))
-    real = q >= 0
-    rows_q, rows_k = query.at(q.clamp(min=0)[:, :, None]), key.at(k.clamp(min=0)[:, None, :])
-    mask = (visible(rows_q, rows_k) & (k >= 0)[:, None, :]) | ~real[:, :, None]
+    real, known = q >= 0, k >= 0
+    q, k = torch.where(real, q, q[:, :1]), torch.where(known, k, k[:, :1])
+    mask = visible(query.at(q[:, :, None]), key.at(k[:, None, :])) & known[:, None, :]
     seen = None if bool(mask.all()) else mask[:, None]
-    return Group(q.clamp(min=0), k.clamp(min=0), seen, _first(q), _first(k)), real
+    return Group(q, k, seen, _first(q), _first(k)), real
 
 
 def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:
@@ -182,6 +200,8 @@ def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:
         from openlance.model.flex import attend_blocks
 
         return attend_blocks(q_LAE, k_LAE, v_LAE, plan.blocks)
+    if torch.is_grad_enabled() and q_LAE.requires_grad and q_LAE.device.type == "cpu":
+        return Attention.apply(q_LAE, k_LAE, v_LAE, plan.gathers)
     outputs = []
     for group in plan.groups:
         q = _take(q_LAE, group.query, group.query_from)
@@ -193,24 +213,13 @@ def attend(q_LAE: Tensor, k_LAE: Tensor, v_LAE: Tensor, plan: Plan) -> Tensor:
 
 
 def _sdpa(q_GAQE: Tensor, k_GAKE: Tensor, v_GAKE: Tensor, mask: Tensor | None) -> Tensor:
-    """torch's SDPA; its backward on the CPU is slow (a third of a small training step), so there the same
-    sum is written out: the queries of one key head are stacked, which needs no copy of the keys."""
-    if not (torch.is_grad_enabled() and q_GAQE.requires_grad and q_GAQE.device.type == "cpu"):
-        gqa = q_GAQE.shape[1] != k_GAKE.shape[1]
-        if gqa and q_GAQE.device.type == "cuda" and (mask is not None or q_GAQE.dtype == torch.float32):
-            # CUDA's flash kernel knows groups of heads but neither masks nor float32, its memory-efficient one the
-            # reverse; with both, torch would write out all scores.
-            times, gqa = q_GAQE.shape[1] // k_GAKE.shape[1], False
-            k_GAKE, v_GAKE = (x.repeat_interleave(times, dim=1) for x in (k_GAKE, v_GAKE))
-        return F.scaled_dot_product_attention(q_GAQE, k_GAKE, v_GAKE, attn_mask=mask, enable_gqa=gqa)
-    (g, a, q, e), heads = q_GAQE.shape, k_GAKE.shape[1]
-    with torch.autocast("cpu", enabled=False):  # softmax of bfloat16 works in float32 inside; a copy gains nothing
-        scores = (q_GAQE * e**-0.5).reshape(g, heads, a // heads * q, e) @ k_GAKE.transpose(-1, -2)
-        scores = scores.view(g, a, q, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        weights = scores.softmax(-1).view(g, heads, a // heads * q, -1)
-        return (weights @ v_GAKE).view(g, a, q, e)
+    gqa = q_GAQE.shape[1] != k_GAKE.shape[1]
+    if gqa and q_GAQE.device.type == "cuda" and (mask is not None or q_GAQE.dtype == torch.float32):
+        # CUDA's flash kernel knows groups of heads but neither masks nor float32, its memory-efficient one the
+        # reverse; with both, torch would write out all scores.
+        times, gqa = q_GAQE.shape[1] // k_GAKE.shape[1], False
+        k_GAKE, v_GAKE = (x.repeat_interleave(times, dim=1) for x in (k_GAKE, v_GAKE))
+    return F.scaled_dot_product_attention(q_GAQE, k_GAKE, v_GAKE, attn_mask=mask, enable_gqa=gqa)
 
 
 def _take(x_LAE: Tensor, rows: Tensor, first: int | None) -> Tensor:

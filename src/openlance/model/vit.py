@@ -6,17 +6,18 @@ Axes: T frames, H W pixels, N patches, P values of a patch, M merged cells, D ou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors, unfilled
 from openlance.config.model import ViTConfig
+from openlance.model.attention import attend, plan_runs
 
 # The statistics of CLIP's training images, which Qwen2.5-VL takes over (released code).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -75,10 +76,7 @@ class ViT(nn.Module):
         weight = next(self.tower.parameters())
         patches, grids = zip(*(to_patches(clip, self.config) for clip in clips_3THW), strict=True)
         patches_NP = torch.cat(patches).to(device=weight.device, dtype=weight.dtype)
-        # torch's fused attention has a slow backward on the CPU; the plain sum is exact and faster for small images.
-        plain = self.training and weight.device.type == "cpu"
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            out = self.tower(patches_NP, grid_thw=torch.tensor(grids, device=weight.device))
+        out = self.tower(patches_NP, grid_thw=torch.tensor(grids, device=weight.device))
         # transformers 4 gives the merged cells, transformers 5 an object that holds them beside the unmerged patches.
         return out if isinstance(out, Tensor) else out.pooler_output
 
@@ -122,6 +120,26 @@ class _PatchProjection(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.flatten(1), self.weight.flatten(1))
+
+
+def _attention(module: nn.Module, *given: Any, **named: Any) -> Tensor:
+    """What an attention of transformers gives, which calls torch's once for every video; where it learns on a CPU all
+    videos of one size go together, with our backward (`model.written`)."""
+    return _together(module, *given, **named) if _learns(module) else type(module).forward(module, *given, **named)
+
+
+def _learns(module: nn.Module) -> bool:
+    weight = next(module.parameters())
+    return torch.is_grad_enabled() and module.training and weight.requires_grad and weight.device.type == "cpu"
+
+
+def _together(module: Any, x_ND: Tensor, cu_seqlens: Tensor, position_embeddings: Any, **_: Any) -> Tensor:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+    q, k, v = module.qkv(x_ND).unflatten(-1, (3, module.num_heads, -1)).unbind(1)
+    q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+    mixed = attend(q, k, v, plan_runs(tuple(cu_seqlens.diff().tolist())))
+    return module.proj(mixed.flatten(1))
 
 
 class RoundedRotation(nn.Module):
@@ -171,6 +189,8 @@ def _tower(config: ViTConfig, rounded: bool = False) -> nn.Module:
     settings = Qwen2_5_VLVisionConfig(in_channels=3, hidden_act="silu", **said)
     tower = Qwen2_5_VisionTransformerPretrainedModel(settings)
     tower.patch_embed.proj.__class__ = _PatchProjection  # the same parameters, another forward
+    for block in tower.blocks:
+        block.attn.forward = partial(_attention, block.attn)
     if rounded:
         tower.add_module("rotary_pos_emb", RoundedRotation(tower.rotary_pos_emb.inv_freq))
     return tower
