@@ -6,7 +6,7 @@ Every form becomes a `sequence.segment.Region` on the target of the request, in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from openlance.inference.locating import box_said, located, size_of
 from openlance.media.clip import Clip
 from openlance.media.region import box_mask, is_box, read_box, read_mask
 from openlance.sequence import tasks
-from openlance.sequence.segment import Region, Role, Segments
+from openlance.sequence.segment import Region, Segments
+from openlance.sequence.tasks import within
 
 if TYPE_CHECKING:
     from openlance.inference.methods import Methods
@@ -125,11 +126,6 @@ def placed(
             parts = [masked(pipe.front, request, clip, inside, "a mask")]
         made.append(within(request, _joined(parts)) if parts else request)  # type: ignore[arg-type]
     return made
-
-
-def within(request: Segments, region: Region) -> Segments:
-    """Give the target of a request a region."""
-    return [replace(s, region=region) if s.role is Role.TARGET else s for s in request]
 
 
 def _joined(parts: Sequence[Region]) -> Region:

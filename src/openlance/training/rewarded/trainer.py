@@ -237,7 +237,7 @@ class RewardTrainer(Trainer):
         """
         device = self.processes.device
         packed = pack(list(requests), self.codec, self.codec.config.position, len(asks) // len(requests))
-        rows, (features, context, _) = packed.rows, conditions(packed, device)
+        rows, (features, context) = packed.rows, conditions(packed, device)
         prefix, noisy = (where.nonzero()[:, 0] for where in (before_target(rows), rows.noisy))
         x, times = (torch.cat(parts).to(device) for parts in ([a.x for a in asks], [a.times for a in asks]))
         caches = dict[Lance, Cache]()
