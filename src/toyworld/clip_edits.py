@@ -20,7 +20,7 @@ from openlance.errors import UserError
 from toyworld.analyse import analyse
 from toyworld.clips import PLURAL, Moves, motion_words
 from toyworld.edit_words import dress
-from toyworld.edits import KINDS, Edit, at, edit_scene
+from toyworld.edits import KINDS, WHOLE, Edit, at, edit_scene
 from toyworld.facts import Background, Count, Fact, Relation, Thing, Within, holds
 from toyworld.judge_clips import follow, judge_seen
 from toyworld.judge_edits import EditVerdict, judge_edit
@@ -47,7 +47,6 @@ LAG = 0.06  # how much further than what stands still a moving thing may be from
 ENOUGH = 0.8  # share of the frames that must be right
 # What of a growing thing an edit may change: another size or shape would not fit where the growth ends.
 _OF_GROWING = ("recolour", "refill")
-_WHOLE = ("background", "tone")  # kinds that name no object
 _ABOUT = {"remove": ("attribute", "attribute", "mixed")}
 _ATTEMPTS = 3000
 
@@ -130,7 +129,7 @@ def _edit_frames(clip: ClipScene, rng: np.random.Generator, kind: str) -> ClipEd
         return None
     motions = _motions_after(clip, first)
     after = ClipScene(scene=first.after, motions=motions, frames=clip.frames)
-    if len(first.after.objects) == len(clip.scene.objects) and kind not in _WHOLE:
+    if len(first.after.objects) == len(clip.scene.objects) and kind not in WHOLE:
         pairs = zip(clip.scene.objects, first.after.objects, motions, strict=True)
         touched = [m.kind for o, new, m in pairs if o != new]
         # What moves of itself has no place that it could be moved to.

@@ -1,16 +1,21 @@
 """Given cells: any part of a visual target can be known, as the first frame of a video is. It stands at time 0, takes no
 part in the loss, and comes out as it went in."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import openlance
 from openlance.config.sampling import Sampling
+from openlance.errors import UserError
 from openlance.inference.visual import denoise
+from openlance.media import Clip, as_clip
 from openlance.sequence import tasks
 from openlance.sequence.explain import explain
+from openlance.sequence.pack import pack as pack
 from openlance.sequence.segment import Kind, Region, Role
 from openlance.sequence.tasks import Views, within
 
@@ -166,3 +171,65 @@ def test_an_explanation_says_what_is_given(tiny):
 def test_a_turn_that_has_passed_has_nothing_given(tiny):
     past = part(tiny, "image_inpaint")[-1].as_context()
     assert past.given is None and past.region is None and past.role is Role.HISTORY
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """A checkpoint that says it was trained for all that regions are for."""
+    made = openlance.load("nano")
+    made.defaults = replace(made.defaults, tasks=(*made.defaults.tasks, *MAKERS))
+    return made
+
+
+FILM = np.random.default_rng(0).integers(0, 60, (5, 64, 64, 3), dtype=np.uint8)
+SHORT = {"num_inference_steps": 3, "seed": 5}
+
+
+def test_who_was_trained_for_regions_is_asked_as_trained_and_others_as_before(pipe):
+    inside = np.zeros((1, 64, 64), bool)
+    inside[:, 8:24] = True
+    source = Clip(FILM[:1])
+    plain = within(pipe.front.request("image_edit", "make it green", [source]), Region(inside))
+    own = pipe.held(plain)
+    sample = within(pipe.front.request("image_inpaint", "make it green", [source]), Region(inside))
+    rows = [pack([r], pipe.codec, pipe.config.position).rows for r in (own, sample)]
+    assert all(torch.equal(getattr(rows[0], n), getattr(rows[1], n)) for n in vars(rows[0]))
+    assert own[-1].given.key == sample[-1].given.key and int(rows[0].denoise.sum()) == 16
+    whole = within(plain, Region(np.ones_like(inside)))
+    assert pipe.held(whole) is whole and pipe.held(own) is own
+    assert openlance.load("nano").held(plain) is plain, "shipped weights have not learned it"
+
+
+def test_an_image_goes_on_beyond_its_borders(pipe):
+    """Its own pixels stay, in a batch as alone."""
+    pictures = [FILM[0], FILM[1]]
+    made = pipe.outpaint(pictures, ["a red circle", "a blue ring"], right=16, bottom=8, **SHORT)
+    assert [image.size for image in made] == [(80, 72)] * 2
+    for n, (image, own) in enumerate(zip(made, pictures, strict=True)):
+        assert (np.asarray(image)[:64, :64] == own).all()
+        alone = pipe.outpaint(own, ["a red circle", "a blue ring"][n], right=16, bottom=8, **SHORT | {"seed": 5 + n})[0]
+        assert np.abs(np.asarray(alone).astype(int) - np.asarray(image)).max() <= 1
+    assert as_clip(made[0]).made.task == "outpaint" and as_clip(made[0]).made.region == "beyond its borders"
+
+
+@pytest.mark.parametrize("room", [{"after": 4}, {"before": 4}, {"before": 3, "after": 1}])
+def test_a_video_goes_on_before_and_after(pipe, room):
+    made = pipe.extend(FILM, "a red circle moves left", **room, **SHORT)[0]
+    first = room.get("before", 0)
+    assert made.frames == 9 and (made.pixels[first : first + 5] == FILM).all()
+    assert made.made.task == "extend"
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda p: p.extend(FILM, "x", after=3), "would have 8 frames, and it has to be 1 + 4 k: ask for 5 or 9"),
+        (lambda p: p.extend(FILM, "x"), "nothing to draw beyond it: give one of before, after"),
+        (lambda p: p.extend(FILM, "x", after=-1), "after"),
+        (lambda p: p.outpaint(FILM[0], "x", left=0.5), "left"),
+        (lambda p: openlance.load("nano").extend(FILM, "x", after=4), "not trained to make what comes before or after"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(pipe, call, said):
+    with pytest.raises(UserError, match=re.escape(said) if "1 + 4" in said else said):
+        call(pipe)
