@@ -20,6 +20,7 @@ from toyworld.edits import KINDS, WHOLE, sample_edit
 from toyworld.facts import Fact, Region
 from toyworld.labels import dense_labels
 from toyworld.questions import ask, askable
+from toyworld.reasoning import STEPS, sample_reasoning
 from toyworld.regions import around, changed, hole, in_part
 from toyworld.render import render
 from toyworld.scene import Scene, sample_scene
@@ -66,6 +67,8 @@ class WorldMixture:
     given: dict[int, float] = field(default_factory=lambda: {1: 0.6, 2: 0.4})  # how many objects
     parts: int = 0  # edits of a region, all else given
     holes: int = 0  # pictures of which a part is not there yet
+    reasoned: int = 0  # questions of two steps, each about a picture of its own
+    steps: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 1.0))
     part_edits: dict[str, float] = field(default_factory=lambda: dict(PART_EDITS))
 
 
@@ -142,11 +145,19 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
         scene = sample_scene(rng, placement=float(rng.random()), category=category, aspect=size[1] / size[0])
         clip = picture(scene, size)
         labels[clip.key] = dense_labels(scene, *size)
-        open_to = askable(scene)
-        for kind in _several(rng, open_to, mixture):
+        for kind in _several(rng, askable(scene), mixture):
             q = ask(scene, rng, kind, height=size[0], width=size[1])
             samples.append(tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer))
             truths.append(None)
+    for _ in range(mixture.reasoned):
+        size, placement = weighed(rng, mixture.sizes), float(rng.random())
+        q = sample_reasoning(
+            rng, category=weighed(rng, mixture.steps), placement=placement, height=size[0], width=size[1]
+        )
+        clip = picture(q.scene, size)
+        labels[clip.key] = dense_labels(q.scene, *size)
+        samples.append(tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer))
+        truths.append(None)
     more = (_parts(mixture, rng, labels), _holes(mixture, rng))
     for segments, truth in (*_edited(mixture, rng, labels), *_given(mixture, rng, labels), *more[0], *more[1]):
         samples.append(segments)

@@ -116,10 +116,17 @@ def sample_clip_edit(
         category = about[int(rng.integers(len(about)))]
         clip = sample_clip(rng, placement=placement, category=category, aspect=aspect, frames=frames)
         for _ in range(6):
-            edit = _change_motion(clip, rng) if kind == MOTION else _edit_frames(clip, rng, kind)
-            if edit is not None and clip_is_valid(edit.after) and not clip_is_heldout(edit.after):
+            edit = edit_clip(clip, rng, kind)
+            if edit is not None:
                 return edit
     raise AssertionError(f"no edit of kind {kind} found in {_ATTEMPTS} clips")
+
+
+def edit_clip(clip: ClipScene, rng: np.random.Generator, kind: str) -> ClipEdit | None:
+    """Draw an edit of a kind, one of CLIP_EDITS, of a clip; None where this draw has none."""
+    edit = _change_motion(clip, rng) if kind == MOTION else _edit_frames(clip, rng, kind)
+    good = edit is not None and clip_is_valid(edit.after) and not clip_is_heldout(edit.after)
+    return edit if good else None
 
 
 def _edit_frames(clip: ClipScene, rng: np.random.Generator, kind: str) -> ClipEdit | None:

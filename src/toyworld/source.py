@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,17 @@ def _clips(*makers: str, **weights: dict[str, float]) -> Draw:
     return draw
 
 
+def _questions(steps: Mapping[str, float] = MappingProxyType({"one": 1.0, "two": 0.0})) -> Draw:
+    """One question, of one step or of two as weighed."""
+    one, two = _pictures(asked=1), _pictures(reasoned=1)
+    share = steps["two"] / sum(steps.values())
+
+    def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
+        return (two if np.random.default_rng((seed, index, 2)).random() < share else one)(seed, index, fit)
+
+    return draw
+
+
 _USUAL, _MOVING = WorldMixture(), ClipMixture()
 _ANIMATED = ("animated", "animated", "animated", "bridged")
 
@@ -96,7 +108,7 @@ _MAKERS = (
     Maker(template=subject_driven, kind="image", draw=partial(_pictures, subjects=1)),
     Maker(template=edit_part, kind="image", draw=partial(_pictures, parts=1), kinds=("part_edits", _USUAL.part_edits)),
     Maker(template=fill_part, kind="image", draw=partial(_pictures, holes=1), kinds=("scenes", _USUAL.scenes)),
-    Maker(template=understand, kind="image", draw=partial(_pictures, asked=1)),
+    Maker(template=understand, kind="image", draw=_questions, kinds=("steps", {"one": 1.0, "two": 0.0})),
     Maker(template=text_to_visual, kind="video", draw=partial(_clips, "drawn"), kinds=("scenes", _MOVING.scenes)),
     Maker(template=image_to_video, kind="video", draw=partial(_clips, *_ANIMATED), kinds=("scenes", _MOVING.scenes)),
     Maker(template=first_and_last, kind="video", draw=partial(_clips, "bridged")),

@@ -1,5 +1,5 @@
-"""Given cells: any part of a visual target can be known, as the first frame of a video is. It stands at time 0, takes no
-part in the loss, and comes out as it went in."""
+"""Given cells: any part of a visual target can be known, as the first frame of a video is. It stands at time 0, takes
+no part in the loss, and comes out as it went in."""
 
 import re
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_all_given_but_what_follows_the_first_frame_is_image_to_video(tiny):
 
 @pytest.mark.parametrize("task", MAKERS)
 def test_the_loss_is_inside_alone_and_so_is_its_gradient(tiny, task):
-    """Given cells begin as what is given, at time 0; what stands there in the target changes neither loss nor gradient."""
+    """Given cells are what is given, at time 0; what the target shows there changes neither loss nor gradient."""
     mine = tiny.build(seed=5)
     sample = part(tiny, task)
     where, given = known(tiny, sample)

@@ -6,7 +6,7 @@
     openlance generate subject thing.png --prompt "the circle on a white background" -o out.png
     openlance generate extend clip.mp4 "the circle moves left" --after 8 -o longer.mp4
 
-The same from Python: `generate`, `generate_video`, `animate`, `subject`, `outpaint` and `extend` of `openlance.load("nano")`.
+From Python: `generate`, `generate_video`, `animate`, `subject`, `outpaint` and `extend` of `openlance.load("nano")`.
 """
 
 from __future__ import annotations

@@ -164,7 +164,9 @@ def beyond(pipe: Methods, spec: tasks.TaskSpec, text: str, clip: Clip, said: str
     for name, value in room.items():
         whole(name, value, 0)
     if not any(room.values()):
-        raise UserError(f"there is nothing to draw beyond it: give one of {', '.join(room)}, such as {next(iter(room))}=8")
+        raise UserError(
+            f"there is nothing to draw beyond it: give one of {', '.join(room)}, such as {next(iter(room))}=8"
+        )
     larger, inside = widened(clip, **room)
     step = pipe.config.vae.temporal_stride
     if (larger.frames - 1) % step:
