@@ -4,13 +4,17 @@ what is inside."""
 import numpy as np
 import pytest
 
+from openlance.config.train import read_recipe
 from openlance.data.front import Fit
+from openlance.data.open import open_source
 from openlance.media.region import covered
 from openlance.sequence.segment import Role
 from toyworld.regions import CELL, around, beyond, ends, in_part
+from toyworld.recipe import SECOND
 from toyworld.source import open_world
 
 TASKS = ("image_inpaint", "outpaint", "video_inpaint", "extend")
+SIDES = ("left of", "right of", "above", "over", "below", "under")
 FIT = Fit(sides=(32, 96))
 
 
@@ -73,3 +77,13 @@ def test_ends_and_borders_leave_something_on_every_draw():
     assert in_part(rng, lambda: np.ones((1, 8, 8), bool)) is None
     last = beyond(rng, (5, 64, 64), ("right",))
     assert last[:, :, -CELL:].all() and not last[:, :, :CELL].any()
+
+
+def test_the_second_edition_trains_regions_and_questions_of_two_steps():
+    for stage in read_recipe(SECOND.file):
+        assert all(stage.mixture[task] > 0 for task in TASKS) and stage.mixture["video_idip"] > 0
+        source = open_source(stage.sources["x2t_image"], "x2t_image").drawn(40, 0)
+        asked = [source.sample(row, FIT, None).segments[-2].value for row in source.rows((0, 0, 40))]
+        one = [open_world("x2t_image").sample(row, FIT, None).segments[-2].value for row in source.rows((0, 0, 40))]
+        two = [a for a, b in zip(asked, one, strict=True) if a != b]
+        assert 5 < len(two) < 25 and all(any(f" {side} " in a.lower() for side in SIDES) for a in two)

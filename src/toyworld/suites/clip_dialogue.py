@@ -1,8 +1,8 @@
 """Suite of the world benchmark: dialogues of three turns with clips (multi_turn_video).
 
 A picture that the model drew is edited and set in motion, or set in motion and asked about; a clip that it made is
-edited and asked about. A clip is judged by what is said to be in it and how that moves, wherever it is; one that a picture
-begins also by whether it does. "turn_2" as for dialogues about pictures.
+edited and asked about. A clip is judged by what is said to be in it and how that moves, wherever it is; one that a
+picture begins also by whether it does. "turn_2" as for dialogues about pictures.
 """
 
 from __future__ import annotations
