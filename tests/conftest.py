@@ -28,7 +28,7 @@ from openlance.sequence import tasks
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.segment import LATENTS, PATCHES, Kind, Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer, train_tokenizer
-from openlance.training.objective import Losses, Noised, noised, objective
+from openlance.training.objective import Losses, Noised, Pass, noised, objective
 
 SENTENCES = [
     "a red circle left of a blue square on a white background",
@@ -157,7 +157,7 @@ class Tiny:
 
     def losses(self, packed: Pack, noise: Noised | None) -> Losses:
         layout = self.model.layout(packed.rows)
-        return objective(self.model, layout, noise, self.media(packed)[0], self.vocabulary)
+        return objective(self.model, Pass(layout, noise, self.media(packed)[0], self.vocabulary))
 
     def hidden(self, packed: Pack, noise: Noised | None) -> Tensor:
         """(L, D) final hidden rows of a whole pack in row order."""

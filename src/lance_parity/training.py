@@ -27,7 +27,7 @@ from openlance.model.lance import Lance
 from openlance.sequence import tasks
 from openlance.sequence.pack import Pack
 from openlance.sequence.segment import LATENTS, Kind, Role, Segment, Segments
-from openlance.training.objective import Losses, Noised, noised, objective
+from openlance.training.objective import Losses, Noised, Pass, noised, objective
 
 # How a training row relates conditions and target (released code, "sample_task"): the template and the role.
 RELATIONS: dict[str, tuple[tasks.Template, Role]] = {
@@ -177,7 +177,7 @@ class Batch:
         lance, patches = self.parts.lance, conditions(self.packed)[0]
         laid = lance.layout(self.packed.rows)
         with passing(lance.layers[0], lance) as calls:
-            losses = objective(lance, laid, self.noise, patches, len(self.parts.tokenizer))
+            losses = objective(lance, Pass(laid, self.noise, patches, len(self.parts.tokenizer)))
         ((embedded, *_), _), (_, last) = calls
         return losses, lance.restore(laid, embedded), lance.restore(laid, last)
 

@@ -63,7 +63,7 @@ def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pict
         (["lora", "--data", "world", "-o", "x", "--set", "mixture={t2v: 1, edit: 1}"], "say which, --data t2v=world"),
         (
             ["lora", "--data", "t2i=world", "--data", "t2i=pictures", "-o", "x"],
-            "data for t2i twice, world and pictures",
+            "data for t2i twice, world and pictures: give the second a name of its own, such as --data t2i@more=pictures",
         ),
         (["lora", "--data", "edits=world", "-o", "x"], "is not PATH or TASK=PATH with a task of t2i"),
         (["lora", "--data", "world", "--task", "paint", "-o", "x"], "the task 'paint' is unknown"),

@@ -134,6 +134,22 @@ def test_a_task_without_data_and_another_rank_are_refused(open_stream, tiny, gre
         open_stream(rank=1, world=2).load_state_dict(open_stream().state_dict())
 
 
+def test_several_sources_of_one_task_come_by_their_weights_and_are_resumed(tiny, greys, stage):
+    weights = {"t2i": 1.0, "t2i@others": 3.0}
+    sources = {"t2i": greys(20), "t2i@others": greys(300)}
+
+    def opened():
+        return Stream(sources, stage(mixture=weights), tiny.codec, style=tiny.style)
+
+    with opened() as stream, opened() as again:
+        packs = list(islice(stream, 9))
+        shares = stream.report()["shares"]["samples"]
+        assert shares["t2i@others"] == pytest.approx(0.75, abs=0.1) and shares.keys() == weights.keys()
+        again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+        assert [content(p) for p in islice(again, 3)] == [content(p) for p in islice(stream, 3)]
+    assert sum(map(len, packs)) > 20
+
+
 def test_the_shares_of_the_tasks_are_counted_and_resumed(open_stream, tiny):
     stream, again = open_stream(), open_stream()
     packs = list(islice(stream, 6))

@@ -11,7 +11,7 @@ from openlance.model import lance
 from openlance.model.attention import Wide, marker_rows, rotary_table, rotate
 from openlance.model.lance import Expert, compile_experts
 from openlance.sequence.segment import LATENTS, TEXT
-from openlance.training.objective import objective
+from openlance.training.objective import Pass, objective
 
 ROUNDED = replace(NO_QUIRKS, rounded_frequencies=True)
 POSITIONS = torch.tensor([[0, 0, 0], [3, 3, 3], [80, 80, 80], [1004, 1003, 1009], [2000, 2012, 2001]])
@@ -202,7 +202,7 @@ def test_a_pack_learns_under_autocast_with_wide_rows(tiny):
     exact = made.losses(packed, noise)
     with torch.autocast("cpu", torch.bfloat16):
         layout, patches = made.model.layout(packed.rows), made.media(packed)[0]
-        low = objective(made.model, layout, noise, patches, made.vocabulary)
+        low = objective(made.model, Pass(layout, noise, patches, made.vocabulary))
         (low.text + low.flow).backward()
     torch.testing.assert_close(low.text, exact.text, rtol=0.02, atol=0)
     torch.testing.assert_close(low.flow, exact.flow, rtol=0.02, atol=0)

@@ -24,7 +24,7 @@ from openlance.sequence.pack import document, pack
 from openlance.sequence.segment import PATCHES, Kind
 from openlance.sequence.tasks import Views, edit, spec_of, text_to_visual, understand
 from openlance.training.learner import Learner
-from openlance.training.objective import noised, objective
+from openlance.training.objective import Pass, noised, objective
 from openlance.training.parallel import recompute
 from openlance.training.rewarded.trainer import RewardTrainer
 
@@ -59,7 +59,7 @@ def step(config: ModelConfig, low: bool, checkpointing: bool) -> tuple[int, int,
     patches = torch.randn(int(made.rows.is_patch.sum()), config.width)
     with PeakMemory() as memory:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            losses = objective(model, model.layout(made.rows), noise, patches, config.vocab_size)
+            losses = objective(model, Pass(model.layout(made.rows), noise, patches, config.vocab_size))
         after = memory.now
         losses.total().backward()
     return after, memory.peak, sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)

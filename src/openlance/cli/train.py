@@ -171,6 +171,10 @@ def lora(
     ] = None,
     adapter: Annotated[Path | None, Option(help="Adapter to go on from; its rank, alpha and layers hold.")] = None,
     held_out: Annotated[list[str] | None, Option(metavar="[TASK=]PATH", help="Validation samples; repeatable.")] = None,
+    preserve: Annotated[
+        list[str] | None,
+        Option(metavar="TASK=PATH", help="Samples at which the model is to stay what it is; repeatable."),
+    ] = None,
     seed: Annotated[int, Option(min=0, help="Seed of the adapter, the order and the noise.")] = 0,
     settings: Set = None,
     *,
@@ -189,17 +193,18 @@ def lora(
     tasks = [task_name(name) for name, weight in mixed.mixture.items() if weight]
     usual = [task_name(task)] if task is not None else tasks
     sources = pairs("--data", data, usual)
+    kept = {f"{name}@preserved": path for name, path in pairs("--preserve", preserve).items()}
     said = options.given(rank=rank, alpha=alpha, targets=targets)
     if adapter is not None and said:
         raise UserError(f"--adapter {adapter} has its own {', '.join(said)}: leave them out, or begin without it")
     trained = Lora(**said) if adapter is None else read_adapter(adapter).lora()
     start = Settings(
-        out=output, model=folder, data=options.captioned(sources, caption), adapter=adapter,
+        out=output, model=folder, data=options.captioned(sources, caption) | kept, adapter=adapter,
         held_out=options.captioned(pairs("--held-out", held_out, usual), caption),
         command=options.COMMAND_LINE.get(), **vars(adapting) | {"report_to": tuple(adapting.report_to or ())},
     )  # fmt: skip
-    plan = lora_stage(folder, list(sources), steps=steps, lr=lr, seed=seed)
-    plan = override(replace(plan, lora=replace(trained, dropout=dropout)), changes)
+    plan = lora_stage(folder, [*sources, *kept], steps=steps, lr=lr, seed=seed)
+    plan = override(replace(plan, lora=replace(trained, dropout=dropout), preserve=tuple(kept)), changes)
     plan = replace(plan, mixture={task_name(name): weight for name, weight in plan.mixture.items()})
     with stopping():
         done = run_stage(plan, start)
@@ -305,21 +310,24 @@ def rewarded(stages: tuple[Stage, ...], said: Sequence[str] | None) -> tuple[Sta
 
 
 def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = None) -> dict[str, Any]:
-    """TASK=PATH options as a table; a path in braces is a YAML mapping that says more (docs/howto/data.md).
+    """TASK=PATH or TASK@NAME=PATH options as a table; a path in braces is a YAML mapping that says more
+    (docs/howto/data.md).
 
     Args:
         option: Its name.
         given: What was said.
         usual: Tasks that a path alone may be for; None where it may not stand alone.
     """
-    from openlance.sequence.tasks import ALSO, TASKS
+    from openlance.sequence.tasks import ALSO, TASKS, task_name
 
     found: dict[str, Any] = {}
     for text in given or []:
         task, equals, path = text.partition("=")
-        task = ALSO.get(task, task)
-        if task not in TASKS or not equals or not path:
-            alone = usual is not None and (not re.fullmatch(r"\w+=.*", text) or Path(text).exists())
+        named = re.fullmatch(r"(\w+)(@[\w-]+)?", task)
+        if named and (named[1] in TASKS or named[1] in ALSO) and equals and path:
+            task = task_name(task)
+        else:
+            alone = usual is not None and (not re.fullmatch(r"[\w@-]+=.*", text) or Path(text).exists())
             if not alone:
                 good = f"{'' if usual is None else 'PATH or '}TASK=PATH"
                 raise UserError(f"{option} {text} is not {good} with a task of {', '.join(TASKS)}: write t2i=pictures")
@@ -328,7 +336,9 @@ def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = No
                 raise UserError(f"{option} {text} could be for {' or '.join(usual or ())}: say which, {each}")
             task, path = (usual or ("",))[0], text
         if task in found:
-            raise UserError(f"{option} names data for {task} twice, {found[task]} and {path}: put them into one folder")
+            own = f"{option} {task}@more={path}"
+            said = f"{option} names data for {task} twice, {found[task]} and {path}"
+            raise UserError(f"{said}: give the second a name of its own, such as {own}")
         found[task] = path
     return found
 

@@ -205,6 +205,8 @@ class Stage:
     drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
     frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
     lora: Lora | None = None  # an adapter learns in the place of what is not frozen, which stays as it is
+    # Tasks of the mixture at whose samples an adapter is to leave everything as it is (prior preservation: Ruiz et al. 2022)
+    preserve: tuple[str, ...] = ()
     spread: tuple[float, float] = (1.0, 1.0)  # of placements, by sources that have such; at the first and the last step
     distill: Distillation | None = None  # guidance, in the place of what the samples show
     rl: Rewarding | None = None  # what rewards say, in the place of what the samples show

@@ -43,6 +43,7 @@ class Sample:
             (`Stage.dense_weight`); they belong to the first PATCHES segment.
         notices: What was shortened, resampled or skipped when its media were read.
         truth: What is known about a right result, for rewards (`rl.rewards.Drawn`).
+        preserved: Whether what learns is to stay as it was at this sample (`Stage.preserve`).
     """
 
     segments: Segments
@@ -50,6 +51,7 @@ class Sample:
     labels: np.ndarray | None = None
     notices: tuple[str, ...] = ()
     truth: Any = None
+    preserved: bool = False
 
 
 @dataclass(frozen=True)

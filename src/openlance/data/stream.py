@@ -192,6 +192,7 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         self.rows += is_new
         if isinstance(found, Sample):
             try:
+                found = replace(found, preserved=waiting.task in self.stage.preserve)
                 waiting.sample, waiting.length = found, length_of(found.segments, self.codec, self.stage.draws)
             except UserError as error:
                 found = BrokenRow(found.id, error)

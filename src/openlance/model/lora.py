@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class LoraLinear(nn.Linear):
     dropout: float
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.scale:
+            return super().forward(x)
         # The mask comes from torch's own generator, which a run seeds for each pack.
         kept = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return super().forward(x) + self.scale * F.linear(F.linear(kept, self.lora_A), self.lora_B)
@@ -84,6 +87,20 @@ def inject(
         module.__class__ = LoraLinear
         module.lora_A, module.lora_B = (nn.Parameter(t.to(module.weight.device)) for t in (a, b))
         module.scale, module.dropout = lora.scale, lora.dropout  # type: ignore[assignment]
+
+
+@contextmanager
+def without_updates(lance: Lance) -> Iterator[None]:
+    """Let a decoder be what it is without the updates of `inject`, for a while."""
+    layers = [module for module in lance.modules() if isinstance(module, LoraLinear)]
+    scales = [layer.scale for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale = 0.0
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
 
 
 def trained(values: Mapping[str, Tensor], lora: Lora) -> dict[str, Update]:

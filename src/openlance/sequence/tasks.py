@@ -229,15 +229,17 @@ ALSO = {
 
 
 def spec_of(task: str) -> TaskSpec:
-    """Find the row of a task; UserError if there is none."""
-    if task not in TASKS:
+    """Find the row of a task, also by the name of one of several sources of it, TASK@NAME; UserError if there is none."""
+    name = task.partition("@")[0]
+    if name not in TASKS:
         raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TASKS)}")
-    return TASKS[task]
+    return TASKS[name]
 
 
 def task_name(said: str) -> str:
-    """Find the name of a task by what people call it; UserError if there is none."""
-    return spec_of(ALSO.get(said, said)).name
+    """Find the name of a task by what people call it, with the name of a source as it is; UserError if there is none."""
+    task, mark, source = said.partition("@")
+    return spec_of(ALSO.get(task, task)).name + mark + source
 
 
 def the_task(template: Template, kind: str) -> TaskSpec:

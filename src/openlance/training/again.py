@@ -21,7 +21,7 @@ from openlance.training.files import Settings, starts_of
 
 # Fields of a stage on which the weights, or the position in the data, depend.
 FIXED = ("mixture", "pack_tokens", "max_sample_tokens", "resolutions", "max_frames", "draws", "seed", "drop_text",
-         "drop_all")  # fmt: skip
+         "drop_all", "preserve")  # fmt: skip
 FOUND = "found.json"
 SETTINGS = {"model": "base", "init": "init", "data": "data", "adapter": "an adapter to begin with:"}
 # Of these `note_schedule` tells more.

@@ -38,6 +38,7 @@ class Batch:
         cache: What its noisy rows attend to, where the others ran before.
         counts: Label tokens, denoised latents and labelled points, (3,) float64: what the three losses are means over.
         seed: Of what else is random in its pass, such as dropout.
+        preserved: (samples,) those at which what learns is to stay as it was; None for none.
     """
 
     packed: Pack
@@ -49,6 +50,7 @@ class Batch:
     counts: Tensor
     seed: int = 0
     cache: KVCache | None = None
+    preserved: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -101,9 +103,12 @@ class Preparer:
         seed = self.stage.seed * 1_000_003 + number_of_pack
         ids, noise, counts = [s.id for s in samples], self._noise(packed, seed), self._counts(packed, labels)
         labels = dict(sorted(labels.items()))
+        preserved = torch.zeros(len(packed.lengths), dtype=torch.bool)  # a dummy sample may come after the others
+        preserved[: len(samples)] = torch.tensor([sample.preserved for sample in samples])
         return Batch(
-            packed=packed, ids=ids, noise=noise, clips=clips, shown=shown, labels=labels, counts=counts, seed=seed
-        )
+            packed=packed, ids=ids, noise=noise, clips=clips, shown=shown, labels=labels, counts=counts, seed=seed,
+            preserved=preserved if preserved.any() else None,
+        )  # fmt: skip
 
     def _pack(self, samples: list[Sample]) -> Pack:
         lists = [s.segments for s in samples]

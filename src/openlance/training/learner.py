@@ -16,7 +16,7 @@ from openlance.model.lance import Lance
 from openlance.model.vit import ViT
 from openlance.runtime.media_encoder import features
 from openlance.training.batch import Batch
-from openlance.training.objective import Losses, objective
+from openlance.training.objective import Losses, Pass, objective
 
 
 class DenseHead(nn.Module):
@@ -78,7 +78,8 @@ class Learner(nn.Module):
         cells = self._look(batch)
         patches = torch.cat([cells[n] for n in batch.shown]) if batch.shown else None
         layout = self.lance.layout(batch.rows, batch.cache)
-        losses = objective(self.lance, layout, batch.noise, patches, self.vocabulary, batch.cache)
+        one = Pass(layout, batch.noise, patches, self.vocabulary, batch.cache)
+        losses = objective(self.lance, one, batch.preserved)
         per_latent = losses.per_latent.mean(1)
         dense = per_latent.new_zeros(())
         if self.dense is not None:

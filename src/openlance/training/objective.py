@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openlance.flow import add_noise, velocity_target
 from openlance.model.lance import Cache, Lance, Layout
+from openlance.model.lora import without_updates
 from openlance.sequence.pack import Pack
 
 
@@ -69,28 +70,65 @@ class Losses:
         return text * self.text + flow * self.flow
 
 
-def objective(
-    model: Lance, layout: Layout, noise: Noised | None, patches: Tensor | None, vocabulary: int,
-    cache: Cache | None = None,
-) -> Losses:  # fmt: skip
-    """Run one forward pass and compute both losses.
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass over a pack.
 
     Args:
-        model: The decoder.
         layout: Of the pack.
         noise: Of its latents, None without any.
         patches: (M, D) tokens of what is looked at, None without any.
         vocabulary: Its effective size; logits beyond it take no part (released code).
         cache: Keys and values of rows that ran before.
     """
-    x, times = (noise.x, noise.times) if noise is not None else (None, None)
-    und, gen = model(layout, patches=patches, latents=x, times=times, cache=cache)
-    label = layout.rows.label[: layout.und]
-    where = ((label >= 0) & (label < vocabulary)).nonzero()[:, 0].to(und.device)
-    logits = model.logits(und.index_select(0, where))[:, :vocabulary].float()
-    per_token = F.cross_entropy(logits, label.to(und.device)[where], reduction="none")
-    if noise is None:
-        return Losses(per_token, und.new_zeros(0, 1))
-    moved = layout.rows.denoise[layout.und :].nonzero()[:, 0].to(gen.device)
-    error = model.velocity(gen.index_select(0, moved)).float() - noise.target[moved].float()
-    return Losses(per_token, error.square())
+
+    layout: Layout
+    noise: Noised | None
+    patches: Tensor | None
+    vocabulary: int
+    cache: Cache | None = None
+
+    @property
+    def labeled(self) -> Tensor:
+        """Numbers of the understanding rows that have a label."""
+        label = self.layout.rows.label[: self.layout.und]
+        return ((label >= 0) & (label < self.vocabulary)).nonzero()[:, 0]
+
+    @property
+    def moved(self) -> Tensor:
+        """Numbers of the latent rows that are denoised."""
+        return self.layout.rows.denoise[self.layout.und :].nonzero()[:, 0]
+
+    def predicted(self, model: Lance) -> tuple[Tensor, Tensor]:
+        """Give the logits (labels, vocabulary) and velocities (denoised latents, C) of a decoder, in float32."""
+        x, times = (self.noise.x, self.noise.times) if self.noise is not None else (None, None)
+        und, gen = model(self.layout, patches=self.patches, latents=x, times=times, cache=self.cache)
+        logits = model.logits(und.index_select(0, self.labeled.to(und.device)))[:, : self.vocabulary].float()
+        if self.noise is None:
+            return logits, und.new_zeros(0, 1)
+        return logits, model.velocity(gen.index_select(0, self.moved.to(gen.device))).float()
+
+
+def objective(model: Lance, one: Pass, preserved: Tensor | None = None) -> Losses:
+    """Run one forward pass and compute both losses.
+
+    Args:
+        model: The decoder.
+        one: The pass.
+        preserved: (documents,) bool, those whose samples say nothing of what is right: there the decoder is to predict
+            what it does without its adapter (square of the velocities' difference, Kullback-Leibler of the logits);
+            None for none.
+    """
+    logits, velocities = one.predicted(model)
+    rows, device = one.layout.rows, logits.device
+    labels = rows.label[one.labeled].to(device)
+    target = velocities if one.noise is None else one.noise.target[one.moved.to(velocities.device)].float()
+    per_token = F.cross_entropy(logits, labels, reduction="none")
+    if preserved is not None:
+        with torch.no_grad(), without_updates(model):
+            before, kept = one.predicted(model)
+        apart = F.kl_div(logits.log_softmax(-1), before.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        per_token = torch.where(preserved[rows.doc[one.labeled]].to(device), apart, per_token)
+        there = preserved[rows.doc[one.layout.und :][one.moved]].to(device)
+        target = target if one.noise is None else torch.where(there[:, None], kept, target)
+    return Losses(per_token, (velocities - target).square())

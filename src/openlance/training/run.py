@@ -173,7 +173,10 @@ def prepare(
         )
     packs = list[list]()
     if settings.validate_every:
-        other = replace(stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0)
+        learned = {task: weight for task, weight in stage.mixture.items() if task in held_out}
+        other = replace(
+            stage, seed=stage.seed + 1, name=f"{stage.name} held out", drop_text=0.0, drop_all=0.0, mixture=learned,
+        )  # fmt: skip
         alone = replace(reading, workers=0, cache=None)
         with Stream(held_out, other, base.codec, style=base.style, reading=alone) as validating:
             packs = [next(validating) for _ in range(settings.held_out_packs)]
@@ -219,6 +222,14 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
             raise UserError(f"{said}, and nothing else of these learns", fix={"frozen": list(UNDERSTANDING)})
     if stage.lora is not None and not alone:
         raise UserError(f"the stage {stage.name} trains an adapter: run it by itself")
+    if stage.preserve and (stage.lora is None or (stage.distill or stage.rl) is not None):
+        raise UserError(
+            f"the stage {stage.name} preserves what a model is without its adapter, and trains none: add lora"
+        )
+    if missing := [task for task in stage.preserve if not stage.mixture.get(task)]:
+        raise UserError(
+            f"preserve: the stage {stage.name} does not mix in {missing[0]}", fix={"mixture": {missing[0]: 1}}
+        )
     if stage.lora is None and settings.adapter is not None:
         raise UserError(f"the stage {stage.name} trains no adapter: give it lora, or leave the one to go on from out")
 
@@ -286,15 +297,16 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
         raise UserError(f"{said}: name a source for each, such as {fix}")
 
     def opened(said: Any, task: str) -> Source:
-        prompts = stage.rl is not None and holds_prompts(said)
-        return PromptSource(Path(said), task) if prompts else open_source(said, task)
+        prompts, name = stage.rl is not None and holds_prompts(said), spec_of(task).name
+        return PromptSource(Path(said), name) if prompts else open_source(said, name)
 
     sources = {task: opened(given.get(task, stage.source), task) for task in wanted}
     held_out = {task: opened(settings.held_out[task], task) for task in wanted if task in settings.held_out}
-    for task, source in sources.items():
+    usual = {task: source for task, source in sources.items() if task not in stage.preserve}
+    for task, source in usual.items():
         if settings.validate_every and task not in held_out and not isinstance(source, Endless):
             raise UserError(f"nothing is held out for {task} to validate", fix={"held_out": {task: "PATH"}})
-    return sources, sources | held_out
+    return sources, usual | held_out
 
 
 @torch.no_grad()
