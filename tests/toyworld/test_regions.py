@@ -9,8 +9,8 @@ from openlance.data.front import Fit
 from openlance.data.open import open_source
 from openlance.media.region import covered
 from openlance.sequence.segment import Role
-from toyworld.regions import CELL, around, beyond, ends, in_part
 from toyworld.recipe import SECOND
+from toyworld.regions import CELL, around, beyond, ends, in_part
 from toyworld.source import open_world
 
 TASKS = ("image_inpaint", "outpaint", "video_inpaint", "extend")

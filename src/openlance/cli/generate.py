@@ -12,7 +12,7 @@ From Python: `generate`, `generate_video`, `animate`, `subject`, `outpaint` and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -91,7 +91,7 @@ def outpaint(
 ) -> None:
     """Generate what is beyond the borders of an image, whose own pixels stay."""
     prompts = files.prompts(prompt, f"generate outpaint {image} 'a red circle' --right 32")
-    room = {"left": left, "top": top, "right": right, "bottom": bottom}
+    room: dict[str, Any] = {"left": left, "top": top, "right": right, "bottom": bottom}
     draw("outpaint", "outpaint", prompts, {"image": options.read_media(image)}, files, denoising, checkpoint, **room)
 
 
@@ -109,7 +109,7 @@ def extend(
 ) -> None:
     """Generate what comes before or after a video, whose own frames stay."""
     prompts = files.prompts(prompt, f"generate extend {video} 'a red circle moves left' --after 8")
-    room = {"before": before, "after": after}
+    room: dict[str, Any] = {"before": before, "after": after}
     draw("extend", "extend", prompts, {"video": options.read_media(video)}, files, denoising, checkpoint, **room)
 
 

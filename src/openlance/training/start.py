@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,7 +164,8 @@ def with_tasks(said: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     """Name what a stage trained beside the tasks that a `generation_config.json` lists; one that lists none claims
     nothing."""
     listed = list(said.get("tasks", ()))
-    more = [task for task, weight in stage.mixture.items() if weight and task not in listed]
+    trained = dict.fromkeys(spec_of(task).name for task, weight in stage.mixture.items() if weight)
+    more = [task for task in trained if task not in listed]
     return dict(said) | ({"tasks": [*listed, *more]} if listed else {})
 
 

@@ -104,13 +104,13 @@ def _outpaint(model: Any, category: str, bench: Asked) -> Iterator[Outcome]:
     height, width = bench.height, bench.width
     across = category in ("left", "right")
     room = (width if across else height) // 2 // CELL * CELL
-    kept = {
-        "left": np.s_[:, room:], "right": np.s_[:, : width - room], "top": np.s_[room:],
-        "bottom": np.s_[: height - room],
-    }[category]  # fmt: skip
+    places: dict[str, tuple[slice, ...]] = {
+        "left": np.s_[:, room:], "right": np.s_[:, : width - room], "top": np.s_[room:, :],
+        "bottom": np.s_[: height - room, :],
+    }  # fmt: skip
     for i, chunk in enumerate(chunks(outpaintings(category, bench), bench.batch)):
         seed = sampling_seed(_OUTPAINT, SIDES.index(category), i, bench)
-        given = [render(drawing.scene, height, width)[kept] for drawing in chunk]
+        given = [render(drawing.scene, height, width)[places[category]] for drawing in chunk]
         how: dict[str, Any] = {category: room, "seed": seed} | dict(bench.settings)
         images = model.outpaint([Image.fromarray(one) for one in given], [drawing.prompt for drawing in chunk], **how)
         for drawing, image in zip(chunk, images, strict=True):
