@@ -63,8 +63,11 @@ def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pict
         (["lora", "--data", "world", "-o", "x", "--set", "mixture={t2v: 1, edit: 1}"], "say which, --data t2v=world"),
         (
             ["lora", "--data", "t2i=world", "--data", "t2i=pictures", "-o", "x"],
-            "data for t2i twice, world and pictures: give the second a name of its own, such as --data t2i@more=pictures",
+            "give the second a name of its own, such as --data t2i@more=pictures",
         ),
+        (["lora", "--data", "t2i=world", "--preserve", "world", "-o", "x"], "--preserve world is not TASK=PATH"),
+        (["nano/sft", "-o", "x", "--set", "preserve=[t2i]"], "is without an adapter, and trains none: add lora"),
+        (["lora", "--data", "t2i=world", "-o", "x", "--set", "preserve=[vqa]"], "preserves vqa and does not mix it in"),
         (["lora", "--data", "edits=world", "-o", "x"], "is not PATH or TASK=PATH with a task of t2i"),
         (["lora", "--data", "world", "--task", "paint", "-o", "x"], "the task 'paint' is unknown"),
         (["lora", "--data", "world", "-o", "x", "--dropout", "1"], "--dropout 1 must be from 0 to below 1"),

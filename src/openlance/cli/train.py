@@ -204,7 +204,10 @@ def lora(
         command=options.COMMAND_LINE.get(), **vars(adapting) | {"report_to": tuple(adapting.report_to or ())},
     )  # fmt: skip
     plan = lora_stage(folder, [*sources, *kept], steps=steps, lr=lr, seed=seed)
-    plan = override(replace(plan, lora=replace(trained, dropout=dropout), preserve=tuple(kept)), changes)
+    plan = replace(plan, lora=replace(trained, dropout=dropout), preserve=tuple(kept))
+    if kept:  # without conditions the model is to stay as it is: what is learned is learned of whole requests
+        plan = replace(plan, drop_text=0.0, drop_all=0.0)
+    plan = override(plan, changes)
     plan = replace(plan, mixture={task_name(name): weight for name, weight in plan.mixture.items()})
     with stopping():
         done = run_stage(plan, start)

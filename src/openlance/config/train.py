@@ -205,7 +205,8 @@ class Stage:
     drop_all: float = 0.0  # share of samples that lose prompt and visual conditions
     frozen: tuple[str, ...] = ()  # beginnings of parameter names, `*` stands for anything; see `freezes`
     lora: Lora | None = None  # an adapter learns in the place of what is not frozen, which stays as it is
-    # Tasks of the mixture at whose samples an adapter is to leave everything as it is (prior preservation: Ruiz et al. 2022)
+    # Tasks of the mixture at whose samples an adapter is to leave everything as it is: prior preservation (Ruiz et al.
+    # 2022, section 3.3) with what the start predicts as the target, which its own results only show.
     preserve: tuple[str, ...] = ()
     spread: tuple[float, float] = (1.0, 1.0)  # of placements, by sources that have such; at the first and the last step
     distill: Distillation | None = None  # guidance, in the place of what the samples show

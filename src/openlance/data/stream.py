@@ -81,17 +81,20 @@ def next_pack(lengths: list[int], budget: int) -> list[int]:
 
 
 def decode(
-    sources: Mapping[str, Source], fit_at: Callable[[int], Fit], seed: int, ticket: Ticket
+    sources: Mapping[str, Source], fit_at: Callable[[int], Fit], seed: int, preserve: tuple[str, ...], ticket: Ticket
 ) -> Sample | BrokenRow:
     """Do what the workers do: a pure function of a ticket."""
     number, step, task, row = ticket
-    fit, rng = fit_at(step), np.random.default_rng((seed, *number))
+    fit, rng, preserved = fit_at(step), np.random.default_rng((seed, *number)), task in preserve
+    if preserved:  # the branches of guidance are asked equally often, so each is preserved as much
+        fit = replace(fit, drop_text=1 / 3, drop_all=1 / 3)
     try:
         with collected() as said:
             sample = sources[task].sample(row, fit, rng)
     except BrokenRow as error:
         return error
-    return replace(sample, segments=fit.dropped(sample.segments, rng), notices=tuple(said))
+    segments = fit.dropped(sample.segments, rng)
+    return replace(sample, segments=segments, notices=tuple(said), preserved=preserved)
 
 
 @dataclass
@@ -142,7 +145,7 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         numbered = enumerate(sorted(self.mixture.shares))
         self.readers = {task: Reader(sources[task], self.reading, seed + number) for number, task in numbered}
         fit_at = partial(Fit.at, stage, config=codec.config, style=style, cache=self.reading.cache)
-        work = partial(decode, dict(sources), fit_at, seed)
+        work = partial(decode, dict(sources), fit_at, seed, stage.preserve)
         self.pool: Pool = Pool(work, self.reading.workers, None if like is None else like.pool)
         self._decoding: list[Waiting] = []  # with the workers, in order
         self._buffer: list[Waiting] = []  # decoded, in order
@@ -192,7 +195,6 @@ class Stream(AbstractContextManager, Iterator[list[Sample]]):
         self.rows += is_new
         if isinstance(found, Sample):
             try:
-                found = replace(found, preserved=waiting.task in self.stage.preserve)
                 waiting.sample, waiting.length = found, length_of(found.segments, self.codec, self.stage.draws)
             except UserError as error:
                 found = BrokenRow(found.id, error)

@@ -229,7 +229,7 @@ ALSO = {
 
 
 def spec_of(task: str) -> TaskSpec:
-    """Find the row of a task, also by the name of one of several sources of it, TASK@NAME; UserError if there is none."""
+    """Find the row of a task, also by the name of one of its sources, TASK@NAME; UserError if there is none."""
     name = task.partition("@")[0]
     if name not in TASKS:
         raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TASKS)}")
@@ -237,7 +237,7 @@ def spec_of(task: str) -> TaskSpec:
 
 
 def task_name(said: str) -> str:
-    """Find the name of a task by what people call it, with the name of a source as it is; UserError if there is none."""
+    """Find the name of a task by what people call it, the name of a source stays; UserError if there is none."""
     task, mark, source = said.partition("@")
     return spec_of(ALSO.get(task, task)).name + mark + source
 

@@ -223,13 +223,11 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
     if stage.lora is not None and not alone:
         raise UserError(f"the stage {stage.name} trains an adapter: run it by itself")
     if stage.preserve and (stage.lora is None or (stage.distill or stage.rl) is not None):
-        raise UserError(
-            f"the stage {stage.name} preserves what a model is without its adapter, and trains none: add lora"
-        )
+        said = f"the stage {stage.name} preserves what a model is without an adapter"
+        raise UserError(f"{said}, and trains none: add lora, without distill and rl")
     if missing := [task for task in stage.preserve if not stage.mixture.get(task)]:
-        raise UserError(
-            f"preserve: the stage {stage.name} does not mix in {missing[0]}", fix={"mixture": {missing[0]: 1}}
-        )
+        said = f"the stage {stage.name} preserves {missing[0]} and does not mix it in"
+        raise UserError(said, fix={"mixture": {missing[0]: 1}})
     if stage.lora is None and settings.adapter is not None:
         raise UserError(f"the stage {stage.name} trains no adapter: give it lora, or leave the one to go on from out")
 
