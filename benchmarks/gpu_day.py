@@ -10,9 +10,9 @@ thrown away, and the stage then gets as many as fit, so that its falling rate en
 the folder knows what is done; a phase that was stopped goes on from its checkpoint. A phase that fails is noted, and
 the next begins from the best that there is.
 
---wheels: a folder of wheels that are unpacked beside the folder first, for a machine without a network: one of openlance
-(`uv build --wheel`) and of whatever it lacks. --results: where day.json, the logs and the weights that differ from the
-shipped ones are put, in pieces of at most --piece megabytes that `cat` joins to a tar file.
+--wheels: a folder of wheels that are unpacked beside the folder first, for a machine without a network: one of
+openlance (`uv build --wheel`) and of whatever it lacks. --results: where day.json, the logs and the weights that differ
+from the shipped ones are put, in pieces of at most --piece megabytes that `cat` joins to a tar file.
 """
 
 from __future__ import annotations
