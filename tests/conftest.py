@@ -141,7 +141,7 @@ class Tiny:
 
     def media(self, packed: Pack) -> tuple[Tensor | None, Tensor | None]:
         """Features of all patches and clean latents of all latents of a pack, targets included, in row order."""
-        found = [self.encoded([v.segment])[0].value.flatten(0, 2) for v in packed.visuals]
+        found = [replace(v, segment=self.encoded([v.segment])[0]).clean() for v in packed.visuals]
         seen = [x for v, x in zip(packed.visuals, found) if v.kind == PATCHES]
         kept = [x for v, x in zip(packed.visuals, found) if v.kind == LATENTS]
         return torch.cat(seen) if seen else None, torch.cat(kept) if kept else None

@@ -214,7 +214,8 @@ class Case:
     @cached_property
     def state(self) -> Tensor:
         """The states (N, C) of all latent rows at the first step: noise, but where a condition or a frame is known."""
-        x, (_, clean, given) = self.noise.clone(), conditions(self.packed)
+        x, (_, clean) = self.noise.clone(), conditions(self.packed)
+        given = [v.known for v in self.packed.visuals if v.given.any()]
         known = [y for y in (clean, *given) if len(y)]
         if known:
             x[~self.moves] = torch.cat(known).float()
@@ -249,7 +250,7 @@ class Case:
         """Both branches at t = 1 before guidance; without the cache the release states the denoised rows only."""
         cached = path == "kv"
         branches = self.branches(cached)
-        denoiser = Denoiser(self.parts.lance, branches, *conditions(branches.pack)[:2], cached)
+        denoiser = Denoiser(self.parts.lance, branches, *conditions(branches.pack), cached)
         moves = self.moves[-len(self.target_state) :]  # the target comes last
         velocities = denoiser.velocities(self.target_state, moves.float(), 2)
         return velocities if cached else [v[moves] for v in velocities]

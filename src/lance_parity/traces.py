@@ -44,7 +44,7 @@ def trace(model: Lance, packed: Pack, prefix: int, state: Tensor) -> tuple[Named
         order and then of the target's split; and the rows of the prefix after the first and after the last layer.
     """
     rows, cache = packed.rows, Cache()
-    patches, clean, _ = conditions(packed)
+    patches, clean = conditions(packed)
     before = rows.at(torch.arange(prefix))
     attention, hidden = _run(model, before, cache, patches, clean)
     if bool(rows.noisy.any()):

@@ -11,13 +11,17 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from openlance.media.clip import Clip
+from openlance.media.region import covered
 from openlance.sequence import tasks
+from openlance.sequence.segment import Region as Area
 from openlance.sequence.segment import Segments
 from openlance.sequence.tasks import Views
-from toyworld.edits import KINDS, sample_edit
+from toyworld.edits import KINDS, WHOLE, sample_edit
 from toyworld.facts import Fact, Region
 from toyworld.labels import dense_labels
 from toyworld.questions import ask, askable
+from toyworld.reasoning import STEPS, sample_reasoning
+from toyworld.regions import around, changed, hole, in_part
 from toyworld.render import render
 from toyworld.scene import Scene, sample_scene
 from toyworld.subjects import sample_subject
@@ -25,6 +29,8 @@ from toyworld.suites.images import Drawing
 from toyworld.words import caption
 
 NO_SIZE = (1, 1, 1)  # of an answer
+# Edits that leave a part of the picture as it is; what goes from one place to another has little of it.
+PART_EDITS = {kind: 0.0 if kind in WHOLE else 0.5 if kind == "move" else 1.0 for kind in KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,11 @@ class WorldMixture:
 
     edits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0) | {"add": 1.5, "move": 1.5})
     given: dict[int, float] = field(default_factory=lambda: {1: 0.6, 2: 0.4})  # how many objects
+    parts: int = 0  # edits of a region, all else given
+    holes: int = 0  # pictures of which a part is not there yet
+    reasoned: int = 0  # questions of two steps, each about a picture of its own
+    steps: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 1.0))
+    part_edits: dict[str, float] = field(default_factory=lambda: dict(PART_EDITS))
 
 
 Made = tuple[Segments, Any]  # a sample, and what it was made from
@@ -134,12 +145,21 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
         scene = sample_scene(rng, placement=float(rng.random()), category=category, aspect=size[1] / size[0])
         clip = picture(scene, size)
         labels[clip.key] = dense_labels(scene, *size)
-        open_to = askable(scene)
-        for kind in _several(rng, open_to, mixture):
+        for kind in _several(rng, askable(scene), mixture):
             q = ask(scene, rng, kind, height=size[0], width=size[1])
             samples.append(tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer))
             truths.append(None)
-    for segments, truth in (*_edited(mixture, rng, labels), *_given(mixture, rng, labels)):
+    for _ in range(mixture.reasoned):
+        size, placement = weighed(rng, mixture.sizes), float(rng.random())
+        q = sample_reasoning(
+            rng, category=weighed(rng, mixture.steps), placement=placement, height=size[0], width=size[1]
+        )
+        clip = picture(q.scene, size)
+        labels[clip.key] = dense_labels(q.scene, *size)
+        samples.append(tasks.understand(q.question, [Views(clip, clip)], NO_SIZE, q.answer))
+        truths.append(None)
+    more = (_parts(mixture, rng, labels), _holes(mixture, rng))
+    for segments, truth in (*_edited(mixture, rng, labels), *_given(mixture, rng, labels), *more[0], *more[1]):
         samples.append(segments)
         truths.append(truth)
     return WorldBatch(samples, labels, truths)
@@ -153,6 +173,30 @@ def _edited(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes,
         before, after = (Clip(pixels[None]) for pixels in edit.pictures(*size))
         labels[before.key] = dense_labels(edit.before, *size)
         yield tasks.edit(edit.instruction, [Views(before, before)], (1, *size), after), edit
+
+
+def _parts(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, np.ndarray]) -> Iterator[Made]:
+    for _ in range(mixture.parts):
+        size, inside = weighed(rng, mixture.sizes), None
+        while inside is None:
+            kind, placement = weighed(rng, mixture.part_edits), float(rng.random())
+            edit = sample_edit(rng, kind=kind, placement=placement, aspect=size[1] / size[0])
+            before, after = (Clip(pixels[None]) for pixels in edit.pictures(*size))
+            inside = in_part(rng, partial(around, rng, changed(before.pixels, after.pixels)), 4)
+        labels[before.key] = dense_labels(edit.before, *size)
+        sample = tasks.edit_part(edit.instruction, [Views(before, before)], (1, *size), after)
+        yield tasks.within(sample, Area(inside)), edit
+
+
+def _holes(mixture: WorldMixture, rng: np.random.Generator) -> Iterator[Made]:
+    for _ in range(mixture.holes):
+        size, category = weighed(rng, mixture.sizes), weighed(rng, mixture.scenes)
+        scene, text, facts = placed(rng, mixture.spread, partial(_captioned, rng, category, size[1] / size[0]))
+        whole, inside = picture(scene, size), in_part(rng, partial(hole, rng, scene, (1, *size)))
+        assert inside is not None, "borders always have an inside"
+        known = Clip(covered(whole.pixels, inside))
+        sample = tasks.fill_part(text, [Views(known, known)], (1, *size), whole)
+        yield tasks.within(sample, Area(inside)), Drawing(prompt=text, facts=facts, scene=scene)
 
 
 def _given(mixture: WorldMixture, rng: np.random.Generator, labels: dict[bytes, np.ndarray]) -> Iterator[Made]:

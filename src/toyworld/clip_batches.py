@@ -5,23 +5,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from openlance.media.clip import Clip
+from openlance.media.region import covered
 from openlance.sequence import tasks
+from openlance.sequence.segment import Region
 from openlance.sequence.tasks import Views
 from toyworld.batches import NO_SIZE, Made, WorldBatch, weighed
 from toyworld.clip_edits import CLIP_EDITS, sample_clip_edit
 from toyworld.clip_questions import CLIP_QUESTIONS, sample_clip_question
 from toyworld.clip_subjects import sample_clip_subject
 from toyworld.clips import caption_clip, clip_facts
+from toyworld.edits import WHOLE
 from toyworld.labels import dense_labels
 from toyworld.motion import MOVING, ClipScene, render_clip, sample_clip
+from toyworld.regions import around, beyond, changed, ends, in_part
 from toyworld.render import render
 from toyworld.scene import Scene
 from toyworld.suites.clips import Filming
 
+PART_EDITS = {kind: 0.0 if kind in WHOLE else 1.0 for kind in CLIP_EDITS}  # those that leave a part as it is
 VIT_FRAMES = 2  # frames that one token of the vision tower sees (released code)
 
 
@@ -38,11 +44,14 @@ class ClipMixture:
     edited: int = 4  # ... from another clip and an instruction
     subjects: int = 2  # ... from pictures of what is in it
     asked: int = 8  # questions about clips
+    parts: int = 0  # edits of a region, all else given
+    extended: int = 0  # clips of which the begin or the end is not there yet
     spread: tuple[float, float] = (0.0, 1.0)
     frames: dict[int, float] = field(default_factory=lambda: {9: 1.0})
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: {(64, 64): 1.0})
     scenes: dict[str, float] = field(default_factory=MOVING.copy)  # of clips from words and from pictures
     edits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLIP_EDITS, 1.0) | {"motion": 2.0})
+    part_edits: dict[str, float] = field(default_factory=lambda: dict(PART_EDITS))
     questions: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(CLIP_QUESTIONS, 1.0) | {"direction": 3.0, "caption": 3.0}
     )
@@ -127,9 +136,30 @@ def _subjects(d: _Draw) -> Made:
     return tasks.subject_driven(subject.prompt, views, d.size, clip), subject
 
 
+def _parts(d: _Draw) -> Made:
+    inside = None
+    while inside is None:
+        edit = sample_clip_edit(d.rng, kind=weighed(d.rng, d.mixture.part_edits), **d.settings())
+        before, after = (Clip(pixels) for pixels in edit.clips(*d.size[1:]))
+        inside = in_part(d.rng, partial(around, d.rng, changed(before.pixels, after.pixels)), 4)
+    d.labels[before.key] = clip_labels(edit.before, *d.size[1:])
+    sample = tasks.edit_part(edit.instruction, [Views(before, before)], d.size, after)
+    return tasks.within(sample, Region(inside)), edit
+
+
+def _extended(d: _Draw) -> Made:
+    clip = d.moving()
+    text, whole = _known(clip, d.rng), d.clip(clip)
+    inside = in_part(d.rng, partial(ends if d.rng.random() < 0.85 else beyond, d.rng, d.size))
+    assert inside is not None, "a clip has ends"
+    known = Clip(covered(whole.pixels, inside))
+    truth = Filming(prompt=text, facts=clip_facts(clip), clip=clip)
+    return tasks.within(tasks.fill_part(text, [Views(known, known)], d.size, whole), Region(inside)), truth
+
+
 _MAKERS: dict[str, Callable[[_Draw], Made]] = {
     "drawn": _drawn, "animated": _animated, "bridged": _bridged, "edited": _edited, "subjects": _subjects,
-    "asked": _asked,
+    "asked": _asked, "parts": _parts, "extended": _extended,
 }  # fmt: skip
 
 

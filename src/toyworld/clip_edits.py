@@ -20,7 +20,7 @@ from openlance.errors import UserError
 from toyworld.analyse import analyse
 from toyworld.clips import PLURAL, Moves, motion_words
 from toyworld.edit_words import dress
-from toyworld.edits import KINDS, Edit, at, edit_scene
+from toyworld.edits import KINDS, WHOLE, Edit, at, edit_scene
 from toyworld.facts import Background, Count, Fact, Relation, Thing, Within, holds
 from toyworld.judge_clips import follow, judge_seen
 from toyworld.judge_edits import EditVerdict, judge_edit
@@ -47,7 +47,6 @@ LAG = 0.06  # how much further than what stands still a moving thing may be from
 ENOUGH = 0.8  # share of the frames that must be right
 # What of a growing thing an edit may change: another size or shape would not fit where the growth ends.
 _OF_GROWING = ("recolour", "refill")
-_WHOLE = ("background", "tone")  # kinds that name no object
 _ABOUT = {"remove": ("attribute", "attribute", "mixed")}
 _ATTEMPTS = 3000
 
@@ -117,10 +116,17 @@ def sample_clip_edit(
         category = about[int(rng.integers(len(about)))]
         clip = sample_clip(rng, placement=placement, category=category, aspect=aspect, frames=frames)
         for _ in range(6):
-            edit = _change_motion(clip, rng) if kind == MOTION else _edit_frames(clip, rng, kind)
-            if edit is not None and clip_is_valid(edit.after) and not clip_is_heldout(edit.after):
+            edit = edit_clip(clip, rng, kind)
+            if edit is not None:
                 return edit
     raise AssertionError(f"no edit of kind {kind} found in {_ATTEMPTS} clips")
+
+
+def edit_clip(clip: ClipScene, rng: np.random.Generator, kind: str) -> ClipEdit | None:
+    """Draw an edit of a kind, one of CLIP_EDITS, of a clip; None where this draw has none."""
+    edit = _change_motion(clip, rng) if kind == MOTION else _edit_frames(clip, rng, kind)
+    good = edit is not None and clip_is_valid(edit.after) and not clip_is_heldout(edit.after)
+    return edit if good else None
 
 
 def _edit_frames(clip: ClipScene, rng: np.random.Generator, kind: str) -> ClipEdit | None:
@@ -130,7 +136,7 @@ def _edit_frames(clip: ClipScene, rng: np.random.Generator, kind: str) -> ClipEd
         return None
     motions = _motions_after(clip, first)
     after = ClipScene(scene=first.after, motions=motions, frames=clip.frames)
-    if len(first.after.objects) == len(clip.scene.objects) and kind not in _WHOLE:
+    if len(first.after.objects) == len(clip.scene.objects) and kind not in WHOLE:
         pairs = zip(clip.scene.objects, first.after.objects, motions, strict=True)
         touched = [m.kind for o, new, m in pairs if o != new]
         # What moves of itself has no place that it could be moved to.

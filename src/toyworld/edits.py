@@ -21,6 +21,7 @@ from toyworld.render import render
 from toyworld.scene import Scene, is_heldout, is_valid, pick, sample_scene
 
 KINDS = tuple(CHANGES)
+WHOLE = ("background", "tone")  # kinds that name no object and change all of a picture
 HELDOUT_KINDS = ("recolour", "reshape", "add", "replace", "move")
 # The scenes that each kind of edit starts from, as categories of sample_scene.
 _USUAL = ("mixed", "mixed", "attribute", "position", "color")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from openlance.errors import UserError
+from toyworld.clips import Moves
 from toyworld.facts import Background, Count, Fact, Region, Relation, Thing, Within
 
 COLORS = {
@@ -28,6 +29,8 @@ COLORS = {
 SCALE = 8  # pictures are enlarged before outlines are taken
 APART = 60.0  # RGB distance from the border's color from which something is no ground
 LEAST = 0.006  # of the picture, which a thing covers at least
+LEAST_WAY = 0.1  # in shorter sides, from which something moves
+WAYS = ("left", "right", "up", "down", "still")  # motions that it reads
 SLACK = 0.05  # by which a middle may miss its place, in widths and heights
 _THIRDS = {"top": 0, "middle": 1, "bottom": 2, "left": 0, "centre": 1, "right": 2}
 
@@ -62,6 +65,41 @@ def second_opinion(pixels: np.ndarray, facts: Iterable[Fact]) -> bool | None:
         return None
     ground, things = look(pixels)
     return all(_holds(fact, ground, things, pixels.shape[1] / pixels.shape[0]) for fact in facts)
+
+
+def second_opinion_of_clip(pixels: np.ndarray, facts: Iterable[Fact | Moves]) -> bool | None:
+    """Whether all facts hold in a clip, uint8 (T, H, W, 3); None where it cannot read one of them.
+
+    Things and ground are looked at in the first, the middle and the last frame; a motion is the way of a thing's middle
+    from the first to the last. What grows or shrinks it leaves to the first judge, and equal things that move.
+
+    Raises:
+        UserError: OpenCV is not installed.
+    """
+    facts = tuple(facts)
+    moves, still = [f for f in facts if isinstance(f, Moves)], [f for f in facts if not isinstance(f, Moves)]
+    known = all(move.motion in WAYS and move.n == 1 and readable(Count(move.thing)) for move in moves)
+    if not known or not all(map(readable, still)):
+        return None
+    aspect = pixels.shape[2] / pixels.shape[1]
+    seen = [look(frame) for frame in (pixels[0], pixels[len(pixels) // 2], pixels[-1])]
+    there = all(_holds(fact, ground, things, aspect) for ground, things in seen for fact in still)
+    return there and all(_way(move.thing, seen[0][1], seen[-1][1], aspect) == move.motion for move in moves)
+
+
+def _way(thing: Thing, first: Sequence[Outlined], last: Sequence[Outlined], aspect: float) -> str | None:
+    """Where the one thing that looks so went; None where it is not there, or went askew."""
+    ends = [[t for t in things if (t.color, t.shape) == (thing.color, thing.shape)] for things in (first, last)]
+    if any(len(found) != 1 for found in ends):
+        return None
+    (before,), (after,) = ends
+    x, y = (after.x - before.x) * max(aspect, 1.0), (after.y - before.y) / min(aspect, 1.0)
+    if max(abs(x), abs(y)) < LEAST_WAY:
+        return "still"
+    clear = min(abs(x), abs(y)) <= 0.5 * max(abs(x), abs(y))
+    return (
+        ("left" if x < 0 else "right") if clear and abs(x) > abs(y) else ("up" if y < 0 else "down") if clear else None
+    )
 
 
 def readable(fact: Fact) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from openlance.sequence.tasks import (
     TASKS,
     Template,
     edit,
+    edit_part,
+    fill_part,
     first_and_last,
     image_to_video,
     prior,
@@ -37,8 +40,10 @@ SIZES = {(64, 64): 0.72, (64, 96): 0.09, (96, 64): 0.09, (96, 96): 0.10}
 FRAMES = {5: 0.05, 9: 0.79, 13: 0.08, 17: 0.08}
 
 Draw = Callable[[int, int, Fit], WorldBatch]
-NONE: dict[str, Any] = dict.fromkeys(("drawn", "asked", "edited", "subjects"), 0)
-NO_CLIPS: dict[str, Any] = dict.fromkeys(("drawn", "animated", "bridged", "edited", "subjects", "asked"), 0)
+NONE: dict[str, Any] = dict.fromkeys(("drawn", "asked", "edited", "subjects", "parts", "holes"), 0)
+NO_CLIPS: dict[str, Any] = dict.fromkeys(
+    ("drawn", "animated", "bridged", "edited", "subjects", "asked", "parts", "extended"), 0
+)
 
 
 def _pictures(**counts: Any) -> Draw:
@@ -61,6 +66,17 @@ def _clips(*makers: str, **weights: dict[str, float]) -> Draw:
         settings = NO_CLIPS | {makers[index % len(makers)]: 1} | weights
         mixture = ClipMixture(**settings, spread=(0.0, fit.jitter), frames=frames)
         return clip_batch(mixture, seed, index)
+
+    return draw
+
+
+def _questions(steps: Mapping[str, float] = MappingProxyType({"one": 1.0, "two": 0.0})) -> Draw:
+    """One question, of one step or of two as weighed."""
+    one, two = _pictures(asked=1), _pictures(reasoned=1)
+    share = steps["two"] / sum(steps.values())
+
+    def draw(seed: int, index: int, fit: Fit) -> WorldBatch:
+        return (two if np.random.default_rng((seed, index, 2)).random() < share else one)(seed, index, fit)
 
     return draw
 
@@ -90,12 +106,16 @@ _MAKERS = (
     Maker(template=text_to_visual, kind="image", draw=partial(_pictures, drawn=1), kinds=("scenes", _USUAL.scenes)),
     Maker(template=edit, kind="image", draw=partial(_pictures, edited=1), kinds=("edits", _USUAL.edits)),
     Maker(template=subject_driven, kind="image", draw=partial(_pictures, subjects=1)),
-    Maker(template=understand, kind="image", draw=partial(_pictures, asked=1)),
+    Maker(template=edit_part, kind="image", draw=partial(_pictures, parts=1), kinds=("part_edits", _USUAL.part_edits)),
+    Maker(template=fill_part, kind="image", draw=partial(_pictures, holes=1), kinds=("scenes", _USUAL.scenes)),
+    Maker(template=understand, kind="image", draw=_questions, kinds=("steps", {"one": 1.0, "two": 0.0})),
     Maker(template=text_to_visual, kind="video", draw=partial(_clips, "drawn"), kinds=("scenes", _MOVING.scenes)),
     Maker(template=image_to_video, kind="video", draw=partial(_clips, *_ANIMATED), kinds=("scenes", _MOVING.scenes)),
     Maker(template=first_and_last, kind="video", draw=partial(_clips, "bridged")),
     Maker(template=edit, kind="video", draw=partial(_clips, "edited"), kinds=("edits", _MOVING.edits)),
     Maker(template=subject_driven, kind="video", draw=partial(_clips, "subjects")),
+    Maker(template=edit_part, kind="video", draw=partial(_clips, "parts"), kinds=("part_edits", _MOVING.part_edits)),
+    Maker(template=fill_part, kind="video", draw=partial(_clips, "extended"), kinds=("scenes", _MOVING.scenes)),
     Maker(template=understand, kind="video", draw=partial(_clips, "asked")),
 )
 

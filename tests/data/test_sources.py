@@ -243,6 +243,7 @@ def test_nothing_there_and_unknown_names_are_one_sentence(tmp_path):
         ({"path": "world", "kinds": {"text": -1}}, "t2i", "expected weights of 0 or more"),
         ({"path": "world", "kinds": {"text": 1}}, "t2v", "expected weights of 0 or more of color"),
         ({"path": "world", "kinds": {"text": 1}}, "image_idip", "kinds are weighed for t2i, t2v, i2v, image_edit"),
+        (tmp_path, "extend", "about regions, of which tables and folders say nothing"),
     ]:
         with pytest.raises(UserError, match=said):
             open_source(spec, task)

@@ -24,10 +24,11 @@ from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.methods import Methods
 from openlance.media import write_image
 from openlance.media.clip import Clip
+from openlance.media.region import widened
 from openlance.media.write import write_media, write_video
 from openlance.sequence.pack import pack
-from openlance.sequence.segment import Kind, Role
-from openlance.sequence.tasks import TASKS
+from openlance.sequence.segment import Kind, Region, Role
+from openlance.sequence.tasks import TASKS, Views, request, within
 
 WORDS, ANSWER, SIZE, FRAMES = "the ring turns blue", "three of them.", 16, 5
 
@@ -101,7 +102,7 @@ def python(pipe, spec):
     return caught(calls[spec.template.__name__])
 
 
-PYTHON = {"generate", "generate_video", "animate", "edit", "subject", "ask", "caption"}
+PYTHON = {"generate", "generate_video", "animate", "edit", "outpaint", "extend", "subject", "ask", "caption"}
 
 
 def diffusers(pipe, spec):
@@ -155,7 +156,7 @@ def command_line(pipe, spec, tmp_path):
     return caught(main, line if spec.makes == "text" else [*line, "-o", out])
 
 
-SUBCOMMANDS = {"t2i", "t2v", "i2v", "flf2v", "subject"}
+SUBCOMMANDS = {"t2i", "t2v", "i2v", "flf2v", "outpaint", "extend", "subject"}
 # Commands that put requests together; the others read what these made, or make none.
 ASKING = {"generate", "edit", "ask", "caption", "chat", "run", "explain"}
 SILENT = {"bench", "init", "lora", "inspect", "convert", "download", "train", "plan", "encode", "data"}
@@ -208,7 +209,7 @@ def same(asked: list, sample: list, pipe) -> None:
     assert media(asked) == media(sample)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [name for name, spec in TASKS.items() if not spec.in_part])
 def test_a_request_is_the_training_sample_with_its_target_empty(pipe, task, tmp_path):
     spec = TASKS[task]
     sample = trained(pipe, spec)
@@ -219,6 +220,23 @@ def test_a_request_is_the_training_sample_with_its_target_empty(pipe, task, tmp_
     same(official(pipe, spec, tmp_path), sample, pipe)
     if spec.template.__name__ in TALKED:
         same(dialogue(pipe, spec), sample, pipe)
+
+
+@pytest.mark.parametrize("task, room", [("outpaint", {"left": 4, "bottom": 8}), ("extend", {"before": 1, "after": 3})])
+def test_what_lies_beyond_is_asked_for_as_it_is_trained(pipe, task, room, tmp_path):
+    """Of tables, which say nothing of regions, and of dialogues there are no such requests."""
+    spec, words = TASKS[task], f" {WORDS} " if pipe.front.style.strips else WORDS
+    pipe.defaults = replace(pipe.defaults, tasks=(task,))
+    given = Clip(FILM if spec.reads == "video" else READ["image"][None])
+    known, inside = widened(given, **room)
+    fill = Clip(np.random.default_rng(5).integers(0, 256, known.pixels.shape, np.uint8))
+    size = (fill.frames, fill.height, fill.width)
+    sample = within(request(spec, words, [Views(known, known)], size, fill, pipe.front.style), Region(inside))
+    own = getattr(pipe, task)
+    same(caught(own, READ[spec.reads], words, **room), sample, pipe)
+    media, out = files(tmp_path, spec), str(tmp_path / ("out.png" if spec.makes == "image" else "out.mp4"))
+    said = [text for name, value in room.items() for text in (f"--{name}", str(value))]
+    same(caught(main, ["generate", task, *media, words, *said, "-o", out]), sample, pipe)
 
 
 @pytest.mark.parametrize("reads", ["image", "video"])

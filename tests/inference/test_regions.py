@@ -32,6 +32,15 @@ def nano():
 
 
 @pytest.fixture(scope="module")
+def learned():
+    """A checkpoint that says it was trained for regions: what stays is given from the first step on."""
+    pipe = openlance.load("nano")
+    parts = tuple(spec.name for spec in tasks.TASKS.values() if spec.in_part)
+    pipe.defaults = replace(pipe.defaults, tasks=(*pipe.defaults.tasks, *parts))
+    return pipe
+
+
+@pytest.fixture(scope="module")
 def golden():
     """The tiny model of the golden vectors, with inputs in their own size."""
     with open_folder(GOLDEN) as found:
@@ -68,7 +77,7 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW)
-@pytest.mark.parametrize("model", ["nano", "golden"])
+@pytest.mark.parametrize("model", ["nano", "learned", "golden"])
 def test_outside_every_pixel_is_the_source(model, how, drawn, request):
     pipe, source, inside = request.getfixturevalue(model), drawn[0], box(0)[0]
     made = pixels(pipe.edit(source, "make it green", mask=inside, **FEW | how)[0])[0]
@@ -78,7 +87,7 @@ def test_outside_every_pixel_is_the_source(model, how, drawn, request):
     assert np.array_equal(full, pixels(pipe.edit(source, "make it green", region="none", **FEW | how)[0]))
 
 
-@pytest.mark.parametrize("model", ["nano", "golden"])
+@pytest.mark.parametrize("model", ["nano", "learned", "golden"])
 def test_a_clip_has_a_region_in_each_frame(model, drawn, request):
     pipe, inside = request.getfixturevalue(model), box(0, 3)
     made = pipe.edit(drawn, "make it green", mask=inside, **FEW)[0].pixels

@@ -166,7 +166,7 @@ def test_conditions_carry_the_gradient_of_one_pass_over_everything(base, learns)
     learner.zero_grad()
 
     packed = pack(texts, base.codec, base.config.position, len(asks) // len(texts))
-    features, context, _ = conditions(packed, torch.device("cpu"))
+    features, context = conditions(packed, torch.device("cpu"))
     noisy = packed.rows.noisy[packed.rows.is_latent]
     latents, times = torch.zeros(len(noisy), channels), torch.zeros(len(noisy))
     latents[noisy], latents[~noisy] = torch.cat([a.x for a in asks]), context

@@ -52,6 +52,7 @@ def rollout(model, rows, kind, seed=0, times=(1.0, 0.8, 0.5, 0.2), given=0, move
     """A result of stochastic steps alone."""
     generator = seeded(seed)
     x, steps = torch.randn(rows, C, generator=generator), list[Transition]()
+    given = torch.arange(len(x)) < given
     learned = Result(clean=x, given=given, moves=moves).learned
     for t, t_next in zip(times, times[1:]):
         moments = kind.moments(x, model(x), t, t_next)
@@ -331,7 +332,7 @@ def test_rows_that_were_given_or_lie_outside_of_a_region_take_no_part(objective)
 
 
 def test_cells_outside_of_a_region_are_noised_as_the_others():
-    result = Result(clean=random(4, C), given=1, moves=torch.tensor([True, True, False, True]))
+    result = Result(clean=random(4, C), given=torch.arange(4) < 1, moves=torch.tensor([True, True, False, True]))
     for ask in SFT().asks(result, 1.0, seeded()):
         assert torch.equal(ask.x[0], result.clean[0]) and (ask.x[1:] != result.clean[1:]).all()
 

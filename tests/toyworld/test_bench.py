@@ -85,6 +85,7 @@ def test_held_out_scenes_are_no_part_of_the_mean():
 def test_all_names_every_task_and_a_list_those_in_it():
     assert named_tasks("all") == tuple(SUITES) and named_tasks("vqa, t2i,") == ("vqa", "t2i")
     wanted = {"t2i", "t2v", "i2v", "image_edit", "video_edit", "subject", "vqa", "video_vqa", "multi_turn"}
+    wanted |= {"subject_video", "multi_turn_video", "vqa.reasoning", "image_inpaint", "outpaint", "extend"}
     assert set(SUITES) == wanted and Bench(tasks=named_tasks("all")).tasks == tuple(SUITES)
 
 

@@ -104,7 +104,8 @@ def _opened(spec: dict[str, Any], task: str | None) -> tuple[str, Source]:
 
     if task is not None:
         return task, open_source(spec, task)
-    ordered = sorted(TASKS.values(), key=lambda s: (not s.sized_by_source or s.makes == "text", s.makes == "text"))
+    whole = [spec for spec in TASKS.values() if not spec.in_part]
+    ordered = sorted(whole, key=lambda s: (not s.sized_by_source or s.makes == "text", s.makes == "text"))
     errors = list[UserError]()
     for one in ordered:
         try:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from openlance.data.front import Front
     from openlance.media import Clip
     from openlance.sequence.explain import Explanation
+    from openlance.sequence.segment import Segments
     from openlance.text.tokenizer import Tokenizer
 
 WIDTH = 100  # columns of the output where they are not a terminal's
@@ -75,6 +76,8 @@ def explain(
         segments = front.sample(spec, prompt, clips, answer)
     else:
         segments = front.request(spec, prompt, clips, asked=(frames, height, width))
+    if spec.in_part:
+        segments = half(segments)
     found = read(
         segments, SequenceCodec(words, config), replace(config.position, shift=not no_mape),
         lambda ids: words.backend.decode(ids, skip_special_tokens=False),
@@ -89,6 +92,20 @@ def explain(
     with options.no_empty_folders(output.parent), atomic_path(output) as path:
         path.write_text(svg(found, title + more), encoding="utf-8")
     typer.echo(output)
+
+
+def half(request: Segments) -> Segments:
+    """The request with a region, where none is said: the right half of an image, the later half of a video."""
+    import numpy as np
+
+    from openlance.sequence.segment import Region
+    from openlance.sequence.tasks import within
+
+    assert request[-1].size is not None
+    inside = np.zeros(request[-1].size, dtype=bool)
+    frames, _, width = inside.shape
+    inside[(frames + 1) // 2 if frames > 1 else 0 :, :, width // 2 if frames == 1 else 0 :] = True
+    return within(request, Region(inside))
 
 
 def sort_inputs(words: Sequence[str]) -> tuple[list[str], list[Path]]:

@@ -4,21 +4,22 @@
     openlance generate i2v photo.png "the circle moves left" -o out.mp4
     openlance generate flf2v first.png last.png "the circle moves left" -o out.mp4
     openlance generate subject thing.png --prompt "the circle on a white background" -o out.png
+    openlance generate extend clip.mp4 "the circle moves left" --after 8 -o longer.mp4
 
-The same from Python: `generate`, `generate_video`, `animate` and `subject` of `openlance.load("nano")`.
+From Python: `generate`, `generate_video`, `animate`, `subject`, `outpaint` and `extend` of `openlance.load("nano")`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from openlance.cli import options
 from openlance.cli.drawing import Files, draw
-from openlance.cli.options import Checkpoint, Drawing, Filming
+from openlance.cli.options import Checkpoint, Denoising, Drawing, Filming
 
 app = typer.Typer(add_completion=False)
 
@@ -72,6 +73,44 @@ def flf2v(
     prompts = files.prompts(prompt, f"generate flf2v {first} {last} 'the circle moves left'")
     ends = {"image": options.read_media(first), "last": options.read_media(last)}
     draw("flf2v", "animate", prompts, ends, files, filming, checkpoint)
+
+
+@app.command()
+@options.grouped
+def outpaint(
+    image: Image,
+    prompt: Prompt = None,
+    left: Annotated[int, Option(min=0, help="Pixels more on this side.")] = 0,
+    top: Annotated[int, Option(min=0, help="Likewise.")] = 0,
+    right: Annotated[int, Option(min=0, help="Likewise.")] = 0,
+    bottom: Annotated[int, Option(min=0, help="Likewise.")] = 0,
+    *,
+    files: Files,
+    denoising: Denoising,
+    checkpoint: Checkpoint,
+) -> None:
+    """Generate what is beyond the borders of an image, whose own pixels stay."""
+    prompts = files.prompts(prompt, f"generate outpaint {image} 'a red circle' --right 32")
+    room: dict[str, Any] = {"left": left, "top": top, "right": right, "bottom": bottom}
+    draw("outpaint", "outpaint", prompts, {"image": options.read_media(image)}, files, denoising, checkpoint, **room)
+
+
+@app.command()
+@options.grouped
+def extend(
+    video: Annotated[Path, Argument(help="A video.")],
+    prompt: Motion = None,
+    before: Annotated[int, Option(min=0, help="Frames more at the beginning.")] = 0,
+    after: Annotated[int, Option(min=0, help="Frames more at the end; all together 9, 13, 17 ...")] = 0,
+    *,
+    files: Files,
+    denoising: Denoising,
+    checkpoint: Checkpoint,
+) -> None:
+    """Generate what comes before or after a video, whose own frames stay."""
+    prompts = files.prompts(prompt, f"generate extend {video} 'a red circle moves left' --after 8")
+    room: dict[str, Any] = {"before": before, "after": after}
+    draw("extend", "extend", prompts, {"video": options.read_media(video)}, files, denoising, checkpoint, **room)
 
 
 @app.command()

@@ -152,6 +152,9 @@ def run(
     from openlance.sequence.tasks import spec_of
 
     spec, layers = spec_of(task), asked.layers(model)
+    if spec.in_part:
+        raise UserError(f"the task {task} is about regions, of which files of requests say nothing: use openlance edit "
+                        "--mask, or openlance generate outpaint or extend")  # fmt: skip
     if show_defaults:
         return typer.echo("\n".join(shown(spec, layers)))
     output = output or Path("results") / f"{task}_sample"

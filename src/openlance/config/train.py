@@ -190,6 +190,7 @@ class Stage:
     shift: float = 1.0  # of the training times
     mixture: dict[str, float]  # task: weight. Ratios count samples, not tokens (paper); need not add up to anything
     source: str = ""  # where the samples of tasks come from that nobody gives data for
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # ... of some tasks, with the keys of a source
     draws: int = 1  # noise samples per target that share one context
     pack_tokens: tuple[int, int]  # a pack is closed once it has the first; it never has more than the second
     max_sample_tokens: int  # longer samples are left out, and counted

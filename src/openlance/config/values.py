@@ -223,7 +223,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     """Convert a value to a type.
 
     Args:
-        kind: A plain type, T | None, tuple, dict[str, T] or a dataclass.
+        kind: A plain type, T | None, tuple, dict[str, T], a dataclass, or Any, whose reader checks it.
         value: Anything. numpy's and torch's numbers mean numbers, and "2e4" means 20000 also where it is whole.
         where: The name that errors begin with.
 
@@ -233,6 +233,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return None if value is None else convert(next(k for k in inner if k is not type(None)), value, where)
+    if kind is Any:
+        return value
     if isinstance(kind, type) and is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, where)
     if origin is tuple:

@@ -109,6 +109,9 @@ class Layout:
     ) -> Layout:  # fmt: skip
         """Return the layout of a task; UserError if task or type is unknown, or the two do not go together."""
         spec, names = spec_of(task), columns or {}
+        if spec.in_part:
+            said = f"the task {task} is about regions, of which tables and folders say nothing"
+            raise UserError(f"{said}: give a source of its own that makes segments with regions")
         chosen = str(type or spec.columns)
         if chosen not in TYPES:
             raise UserError(f"the dataset type {chosen!r} is unknown: use one of {', '.join(TYPES)}")

@@ -30,7 +30,7 @@ from openlance.data.source import BrokenRow, Files, Row, Sample, Source, check_b
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path, write_json
-from openlance.sequence.segment import Kind, Role, Segment
+from openlance.sequence.segment import Kind, Region, Role, Segment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,7 @@ def write_shard(path: Path, samples: Sequence[Sample], about: dict[str, Any]) ->
             entries.append({"kind": s.kind.name, "role": s.role.name} | held)
             if s.kind is not Kind.TEXT:
                 tensors |= {f"{n}/{k}": s.value, f"{n}/{k}/given": s.given}
+                tensors[f"{n}/{k}/region"] = s.region.inside if s.region is not None else None
         tensors[f"{n}/labels"] = sample.labels
         described.append({"id": sample.id, "segments": entries})
     # One entry, since the order of several is not fixed and equal data should be equal files.
@@ -146,7 +147,9 @@ class EncodedSource(Files):
         segments = []
         for k, entry in enumerate(described["segments"]):
             held, size = entry.get("text", value(f"{n}/{k}")), tuple(entry["size"]) if "size" in entry else None
-            segments.append(Segment(Kind[entry["kind"]], Role[entry["role"]], held, size, value(f"{n}/{k}/given")))
+            given, inside = value(f"{n}/{k}/given"), f"{n}/{k}/region"
+            region = Region(file.get_tensor(inside).numpy()) if inside in names else None
+            segments.append(Segment(Kind[entry["kind"]], Role[entry["role"]], held, size, given, region))
         labels = file.get_tensor(f"{n}/labels").numpy() if f"{n}/labels" in names else None
         return Sample(segments, described["id"], labels)
 

@@ -62,12 +62,14 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """One part of the benchmark: its name, categories, outcomes per category, and what must be loaded to mark them."""
+    """One part of the benchmark: its name, categories, outcomes per category, what must be loaded to mark them, and the
+    task that a checkpoint has to name among its own, if it is one that others cannot do at all."""
 
     name: str
     categories: tuple[str, ...]
     outcomes: Callable[[Any, str, Any], Iterator[Outcome]]
     prepare: Callable[[], object] = lambda: None
+    needs: str = ""
 
 
 def generator(suite: int, category: int, asked: Seeded) -> np.random.Generator:

@@ -42,12 +42,13 @@ from openlance.sequence.segment import (
     Role,
     Segments,
     any_video,
+    given_in,
     prompt_in,
     region_in,
     roles_of,
     source_in,
 )
-from openlance.sequence.tasks import task_of
+from openlance.sequence.tasks import edit_part, kind_of, task_of, the_task
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.vae.tiling import Tiling
 
@@ -280,6 +281,15 @@ class Engine:
             self.parts.done("vae")
         return encoded
 
+    def held(self, request: Segments) -> Segments:
+        """Give the request the form in which the checkpoint has learned regions. One that was trained for it knows what
+        stays from the first step on (`tasks.edit_part`); others see it noised as the rest is (`visual.Line`)."""
+        source, target = source_in(request), request[-1]
+        if source is None or target.size is None or not region_in(request).is_part or given_in(request) is not None:
+            return request
+        spec = the_task(edit_part, kind_of(target.size[0]))
+        return [*request[:-1], replace(target, given=source)] if spec.name in self.defaults.tasks else request
+
     def _settle(self, requests: list[Segments], *streams: str, branches: int = 1) -> bool:
         """Settle where everything goes for these requests, each in so many guidance branches: their media are encoded
         before the decoder comes, since the two need not be in memory together. Returns whether they are about videos.
@@ -329,6 +339,7 @@ class Engine:
             # What nobody chose has to be the same everywhere.
             if self.shared is not None and seeds and all(isinstance(s, int) for s in seeds):
                 seeds = self.processes.agreed(seeds)
+            requests = [self.held(request) for request in requests]
             clips = self._settle(requests, "und", "gen", branches=sampling.branches)
             encoded = self.encode(requests)
             more |= {"seeds": seeds, "on_step": on_step, "store": self.prefixes, "shared": self.shared}
@@ -431,7 +442,8 @@ class Engine:
 
 def _within(clip: Clip, request: Segments, cell: int) -> Clip:
     """A decoded target, the source's own pixels outside of its region."""
-    region, source = region_in(request), source_in(request)
+    region, given = region_in(request), given_in(request)
+    source = source_in(request) if given is None else given
     if region.inside is None or not region.is_part or not isinstance(source, Clip):
         return clip
     return clip.with_pixels(blended(source.pixels, clip.pixels, region.inside, cell))

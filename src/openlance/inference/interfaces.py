@@ -20,7 +20,7 @@ from openlance.errors import UserError
 from openlance.inference import inputs
 from openlance.inference.engine import Engine
 from openlance.inference.inputs import clips_of, is_many, question_about, questions, seeds_in, videos_of
-from openlance.inference.regions import masked, within
+from openlance.inference.regions import masked
 from openlance.media.clip import Clip
 from openlance.media.inputs import MediaInput, as_image
 from openlance.media.region import read_mask
@@ -141,7 +141,7 @@ class Given:
             raise UserError(f"{len(found)} masks and {len(made)} prompts do not pair up: give one, or one each")
         for n, (mask, (_, (*_, clip))) in enumerate(zip(found, each, strict=True)):
             inside = read_mask(mask, (clip.frames, clip.height, clip.width), resized=True)
-            made[n] = within(made[n], masked(front, made[n], clip, inside, "a mask"))
+            made[n] = tasks.within(made[n], masked(front, made[n], clip, inside, "a mask"))
         if len({region_in(request).is_part for request in made}) > 1:
             raise UserError("some of the masks are white everywhere, which is no region: call without a mask for these")
         return made

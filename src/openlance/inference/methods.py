@@ -235,6 +235,68 @@ class Methods(Engine):
         made = self._draw(regions.placed(self, requests, sources, wanted), **how)
         return [clip if clip.frames > 1 else clip.images()[0] for clip in made]  # type: ignore[return-value]
 
+    def outpaint(
+        self,
+        image: MediaInput | Sequence[MediaInput],
+        prompt: str | Sequence[str],
+        *,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        **how: Unpack[How],
+    ) -> list[Image]:
+        """Draw what is beyond the borders of images, whose own pixels stay.
+
+        Args:
+            image: One or several.
+            prompt: What is to be seen in the whole of it; one or several.
+            left: Pixels more on this side, as `top`, `right` and `bottom`; sums have to fit the VAE's stride.
+            **how: See `inputs.How`.
+
+        Raises:
+            UserError: On bad input, or from a checkpoint that was not trained for it.
+        """
+        spec, room = (
+            tasks.the_task(tasks.fill_part, "image"),
+            {"left": left, "top": top, "right": right, "bottom": bottom},
+        )
+        pairs = paired(image, prompt)
+        listed([text for _, text in pairs], "prompt", "a red circle left of a blue square")
+        made = [regions.beyond(self, spec, text, as_image(one), "beyond its borders", **room) for one, text in pairs]
+        return [clip.images()[0] for clip in self._draw(made, **how)]
+
+    def extend(
+        self,
+        video: MediaInput | Sequence[MediaInput],
+        prompt: str | Sequence[str],
+        *,
+        before: int = 0,
+        after: int = 0,
+        **how: Unpack[How],
+    ) -> list[Clip]:
+        """Make what comes before or after videos, whose own frames stay.
+
+        Args:
+            video: One or several.
+            prompt: What happens in the whole of it; one or several.
+            before: Frames more at the beginning.
+            after: Frames more at the end; with those of the video 1 + k times the VAE's temporal stride.
+            **how: See `inputs.How`.
+
+        Raises:
+            UserError: On bad input, or from a checkpoint that was not trained for it.
+        """
+        spec, room = tasks.the_task(tasks.fill_part, "video"), {"before": before, "after": after}
+        pairs = paired(video, prompt)
+        listed([text for _, text in pairs], "prompt", "a red circle moves left")
+        clips = [inputs.clips_of(one)[-1] for one, _ in pairs]
+        made = [
+            regions.beyond(self, spec, text, clip, "before or after it", **room)
+            for clip, (_, text) in zip(clips, pairs, strict=True)
+        ]
+        return self._draw(made, **how)
+
     def subject(
         self,
         images: MediaInput | Sequence[MediaInput] | Sequence[Sequence[MediaInput]],

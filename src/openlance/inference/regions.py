@@ -6,22 +6,23 @@ Every form becomes a `sequence.segment.Region` on the target of the request, in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from openlance.config.sampling import REGIONS
-from openlance.config.values import brief
+from openlance.config.values import brief, whole
 from openlance.data.front import Front
 from openlance.errors import UserError
 from openlance.inference import auto
 from openlance.inference.inputs import is_many
 from openlance.inference.locating import box_said, located, size_of
 from openlance.media.clip import Clip
-from openlance.media.region import box_mask, is_box, read_box, read_mask
+from openlance.media.region import box_mask, is_box, read_box, read_mask, widened
 from openlance.sequence import tasks
-from openlance.sequence.segment import Region, Role, Segments
+from openlance.sequence.segment import Region, Segments
+from openlance.sequence.tasks import within
 
 if TYPE_CHECKING:
     from openlance.inference.methods import Methods
@@ -127,11 +128,6 @@ def placed(
     return made
 
 
-def within(request: Segments, region: Region) -> Segments:
-    """Give the target of a request a region."""
-    return [replace(s, region=region) if s.role is Role.TARGET else s for s in request]
-
-
 def _joined(parts: Sequence[Region]) -> Region:
     inside = np.any([part.inside for part in parts if part.inside is not None], axis=0)
     return Region(inside, ", ".join(part.said for part in parts))
@@ -146,6 +142,41 @@ def masked(front: Front, request: Segments, clip: Clip, inside: np.ndarray, said
     if not cut.any():
         raise UserError(f"nothing is left of {said} in {width}x{height} pixels: give a larger one")
     return Region(cut, said)
+
+
+def beyond(pipe: Methods, spec: tasks.TaskSpec, text: str, clip: Clip, said: str, **room: int) -> Segments:
+    """Make the request for what lies beyond an image or video.
+
+    Args:
+        pipe: The model.
+        spec: Task of `tasks.fill_part`.
+        text: What is to be seen.
+        clip: What is there.
+        said: What it is, for people.
+        **room: Pixels and frames, see `media.region.widened`.
+
+    Raises:
+        UserError: If the checkpoint has not learned it, there is no room, or no video can have that many frames.
+    """
+    if spec.name not in pipe.defaults.tasks:
+        said = f"this checkpoint was not trained to {spec.title}"
+        raise UserError(said, expected=f"one whose generation_config.json names {spec.name} among its tasks")
+    for name, value in room.items():
+        whole(name, value, 0)
+    if not any(room.values()):
+        raise UserError(
+            f"there is nothing to draw beyond it: give one of {', '.join(room)}, such as {next(iter(room))}=8"
+        )
+    larger, inside = widened(clip, **room)
+    step = pipe.config.vae.temporal_stride
+    if (larger.frames - 1) % step:
+        whole_ones = (larger.frames - 1) // step * step + 1
+        raise UserError(
+            f"the video would have {larger.frames} frames, and it has to be 1 + {step} k: ask for {whole_ones} or "
+            f"{whole_ones + step} together"
+        )
+    request = pipe.front.request(spec, text, [larger])
+    return within(request, masked(pipe.front, request, larger, inside, said))
 
 
 def _boxed(pipe: Methods, request: Segments, clip: Clip, value: Any) -> Region:

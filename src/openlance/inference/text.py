@@ -59,7 +59,7 @@ def decode(
         raise ValueError("a request has no text to fill: end it with tasks.reply()")
     shift = model.config.position.shift and not model.config.quirks.decode_without_shift
     packed = pack(requests, codec, replace(model.config.position, shift=shift))
-    features, context, _ = conditions(packed, model.device)
+    features, context = conditions(packed, model.device)
     rows = packed.rows
     start = prefill(model, packed, torch.arange(len(rows)), (features, context), store, ends=True)
     assert start.layout is not None and start.hidden is not None
@@ -109,7 +109,7 @@ def likelihoods(model: Lance, codec: Codec, requests: list[Segments], *, vocabul
     """
     shift = model.config.position.shift and not model.config.quirks.decode_without_shift
     packed = pack(requests, codec, replace(model.config.position, shift=shift))
-    features, context, _ = conditions(packed, model.device)
+    features, context = conditions(packed, model.device)
     rows = packed.rows
     start = prefill(model, packed, torch.arange(len(rows)), (features, context), ends=True)
     assert start.layout is not None and start.hidden is not None

@@ -32,6 +32,7 @@ from openlance.sequence.segment import (
     Segments,
     Value,
     drop,
+    given_in,
     region_in,
     source_in,
     with_prompt,
@@ -272,22 +273,22 @@ def denoise(
     """
     requests = [until_target(r) for r in requests]
     branches = branch_out(model, codec, requests, s, negatives)
-    features, context, given = conditions(branches.pack, model.device)
+    features, context = conditions(branches.pack, model.device)
     targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
     noise = _noises(branches, model.config.latent_channels, seeds or ()) if noise is None else noise
     x = torch.cat([part.to(model.device) for part in noise]).float()
     line = Line.of(requests, targets, x)
     lengths = [v.rows[1] - v.rows[0] for v in targets]
-    moves = _filled(x, targets, lengths, given)
     denoiser = Denoiser(model, branches, features, context, s.cached, store, s.compile, shared, on_pass)
     plain = guiding = partial(denoiser.velocities, run=_runs(denoiser, lengths, s, wanted))
     if distilled is not None:  # conditions are always those of the decoder itself, so the two share a cache
         other = replace(denoiser, model=distilled, layouts={})
         guiding = partial(other.velocities, run=_runs(other, lengths, s, wanted))
-    counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
     times, solver = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], solver or SOLVERS[s.solver]()
     guides_before = False
     x = line.at(float(times[0])) if s.strength < 1 else x
+    moves = _filled(x, targets, lengths)
+    counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:
             on_step(i, float(t), x)
@@ -308,8 +309,9 @@ def denoise(
 
 @dataclass(frozen=True)
 class Line:
-    """The straight path from the noise that a target begins with to its source. Outside of a region the rows are on it
-    at every time, so that those inside see what they would if the source came out again; they end as its latents.
+    """The straight path from the noise that a target begins with to its source. Outside of a region in which nothing is
+    given the rows are on it at every time, so that those inside see what they would if the source came out again; they
+    end as its latents.
 
     Args:
         outside: (N,) rows that stay on it.
@@ -329,9 +331,9 @@ class Line:
         outside, source = list[Tensor](), list[Tensor]()
         for request, v in zip(requests, targets, strict=True):
             found, region = source_in(request), region_in(request)
-            if region.is_part and found is None:
+            if region.is_part and found is None and given_in(request) is None:
                 raise UserError("a region needs a source of an edit in which the rest stays: give one of this size")
-            outside.append(torch.from_numpy(~region.cells(v.grid)).flatten())
+            outside.append(torch.from_numpy(~region.cells(v.grid).flatten() & ~v.given))
             zeros = noise.new_zeros(v.rows[1] - v.rows[0], noise.shape[1])
             source.append(zeros if found is None else found.flatten(0, 2).to(noise))
         rows = torch.cat(outside)
@@ -345,12 +347,13 @@ class Line:
         return torch.where(self.outside[:, None], self.at(t), x) if self.part else x
 
 
-def _filled(x: Tensor, targets: list[Visual], lengths: list[int], given: list[Tensor]) -> Tensor:
+def _filled(x: Tensor, targets: list[Visual], lengths: list[int]) -> Tensor:
     """Put what is given into the states (N, C), and tell which rows (N,) move."""
-    for v, part, known in zip(targets, x.split(lengths), given, strict=False):
-        if v.given:
-            part[: v.given] = known
-    return torch.cat([torch.arange(n) >= v.given for v, n in zip(targets, lengths, strict=True)]).to(x.device)
+    given = [torch.from_numpy(v.given).to(x.device) for v in targets]
+    for v, part, where in zip(targets, x.split(lengths), given, strict=True):
+        if v.given.any():
+            part[where] = v.known.to(part)
+    return ~torch.cat(given)
 
 
 def _noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Generator]) -> list[Tensor]:
@@ -404,24 +407,22 @@ def rows_of_target(request: Segments, codec: Codec) -> int:
     return math.prod(codec.latent_grid(size))
 
 
-def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[Tensor | None, Tensor]:
     """Give what the rows of a pack begin with, in row order.
 
     Returns:
-        Features (n, D) of the ViT blocks, latents (N, C) of the clean blocks, and the given frames (m, C) of each
-        target; on the device, wherever their makers left them.
+        Features (n, D) of the ViT blocks, and latents (N, C) of the clean blocks; on the device, wherever their makers
+        left them.
     """
 
     def flat(value: Value | None) -> Tensor:
         assert isinstance(value, Tensor)
         return value.flatten(0, 2).to(device or value.device)
 
-    targets = [v for v in packed.visuals if v.segment.role is Role.TARGET]
     clean = [v for v in packed.visuals if v.kind == LATENTS and v.segment.role is not Role.TARGET]
     patches = [flat(v.segment.value) for v in packed.visuals if v.segment.kind is Kind.PATCHES]
     kept = [flat(v.segment.value) for v in clean]
-    given = [torch.zeros(0) if v.segment.given is None else flat(v.segment.given) for v in targets]
-    return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1), given
+    return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1)
 
 
 def _guided(

@@ -211,6 +211,42 @@ def boxes_in(answer: str) -> list[tuple[Box, str]]:
     return found
 
 
+# What is not there yet.
+
+GREY = 128  # of pixels that are not known, in the encoder's middle
+
+
+def widened(
+    clip: Clip, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, before: int = 0, after: int = 0
+) -> tuple[Clip, np.ndarray]:
+    """Give a video room beyond its borders (pixels) and its ends (frames).
+
+    Returns:
+        The larger video, `covered` where nothing is known, and bool (T, H, W), True there.
+    """
+    room = ((before, after), (top, bottom), (left, right))
+    inside = np.pad(np.zeros(clip.pixels.shape[:3], dtype=bool), room, constant_values=True)
+    return clip.with_pixels(covered(np.pad(clip.pixels, (*room, (0, 0))), inside)), inside
+
+
+def covered(pixels: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Take out what is not to be known, alike in training and use: an encoder sees across the edge of a region, so that
+    what surrounds it would tell what was in it.
+
+    Args:
+        pixels: uint8 (T, H, W, 3).
+        inside: bool (T, H, W).
+
+    Returns:
+        Pixels that are grey inside; frames of which nothing is known are the nearest one of which something is.
+    """
+    known = np.flatnonzero(~inside.all(axis=(1, 2)))
+    made: np.ndarray = np.where(inside[..., None], np.uint8(GREY), pixels)
+    if len(known):
+        made = made[known[np.abs(known[None] - np.arange(len(made))[:, None]).argmin(axis=1)]]
+    return made
+
+
 # Joining.
 
 

@@ -41,21 +41,27 @@ class Result:
 
     Args:
         clean: (N, C) latents of the target.
-        given: Leading rows that were known; they are clean at every time.
+        given: (N,) rows that were known, None for none; they are clean at every time.
         moves: (N,) rows that take part in the loss, None for all that were not given. Rows outside of a region do not,
             though they are noised as the others.
         transitions: Its stochastic steps, if any.
     """
 
     clean: Tensor
-    given: int = 0
+    given: Tensor | None = None
     moves: Tensor | None = None
     transitions: tuple[Transition, ...] = ()
 
     @property
+    def free(self) -> Tensor:
+        """(N,) rows that were not known."""
+        given = self.given if self.given is not None else torch.zeros(len(self.clean), dtype=torch.bool)
+        return ~given.to(self.clean.device)
+
+    @property
     def learned(self) -> Tensor:
         """(N,) rows that take part."""
-        free = torch.arange(len(self.clean), device=self.clean.device) >= self.given
+        free = self.free
         return free if self.moves is None else free & self.moves.to(free.device)
 
 
@@ -80,8 +86,7 @@ class Ask:
     @property
     def times(self) -> Tensor:
         """(N,) times of the rows, 0 of those that are given."""
-        rows = torch.arange(len(self.x), device=self.x.device)
-        return torch.where(rows >= self.result.given, self.t, 0.0)
+        return torch.where(self.result.free.to(self.x.device), self.t, 0.0)
 
     @property
     def target(self) -> Tensor:

@@ -3,10 +3,10 @@ to them. Conditions run once for all results of a request (`inference.prefix`)."
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -16,7 +16,7 @@ from openlance.flow.stochastic import Moments, Stochastic
 from openlance.inference.visual import denoise, rows_of_target
 from openlance.model.lance import Lance
 from openlance.rl.results import Result, Transition
-from openlance.sequence.pack import Codec
+from openlance.sequence.pack import Codec, given_cells
 from openlance.sequence.segment import Segments
 
 
@@ -113,16 +113,17 @@ def roll(
         solver=recorder or usual, distilled=own,
     )  # fmt: skip
     pairs = zip(drawn, requests, strict=True)
-    results = [Result(clean=z.flatten(0, 2).clone(), given=given_rows(request)) for z, request in pairs]
+    results = [Result(clean=z.flatten(0, 2).clone(), given=given_rows(request, codec)) for z, request in pairs]
     if recorder is None:
         return results
     return [replace(result, transitions=_transitions(recorder, n, result)) for n, result in enumerate(results)]
 
 
-def given_rows(request: Segments) -> int:
-    """Count the leading latents of a request's target that are known."""
-    known = request[-1].given
-    return math.prod(known.shape[:3]) if isinstance(known, Tensor) else 0
+def given_rows(request: Segments, codec: Codec) -> Tensor | None:
+    """Tell which latents (N,) of a request's target are known; None where none are."""
+    size = request[-1].size
+    known = given_cells(request[-1], codec.latent_grid(size), codec) if size is not None else np.zeros(0, dtype=bool)
+    return torch.from_numpy(known) if known.any() else None
 
 
 def _transitions(recorder: _Recorder, number: int, result: Result) -> tuple[Transition, ...]:

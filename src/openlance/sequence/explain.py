@@ -105,7 +105,9 @@ def _content(segment: Segment) -> str:
     frames, height, width = segment.size
     shape = f"{frames} frame{'s' * (frames != 1)} of {width}x{height}"
     given = getattr(getattr(segment.given, "pixels", segment.given), "shape", (0,))[0]
-    return shape + (", to be drawn" if segment.is_empty else "") + (f", first {given} given" if given else "")
+    part = segment.region is not None and segment.region.is_part
+    known = "all but a region given" if part else f"first {given} given"
+    return shape + (", to be drawn" if segment.is_empty else "") + (f", {known}" if given else "")
 
 
 def _split(number: int, before: Pack, after: Pack, text: Text) -> Split:
@@ -136,7 +138,8 @@ def _time(here: Rows) -> str:
     moved, latents = int(here.denoise.sum()), int(here.is_latent.sum())
     if not latents or not moved:
         return "0" if latents else "-"
-    return "t" if moved == latents else "0, then t"
+    leading = bool(here.denoise[here.is_latent][latents - moved :].all())
+    return "t" if moved == latents else "0, then t" if leading else "0 or t"
 
 
 def _loss(here: Rows) -> str:

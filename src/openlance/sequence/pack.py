@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from openlance.config.model import Grid, PositionConfig, Size
 from openlance.sequence import segment as values
@@ -168,17 +169,31 @@ class Visual:
         segment: What it is.
         grid: Its tokens.
         rows: The first and last+1 row of its tokens in the pack, markers excluded.
-        given: Leading tokens of a target that are already known.
+        given: Which tokens (n,) of a target are already known.
     """
 
     segment: Segment
     grid: Grid
     rows: tuple[int, int]
-    given: int = 0
+    given: np.ndarray = field(compare=False)
 
     @property
     def kind(self) -> int:
         return int(self.segment.kind.value)
+
+    @property
+    def known(self) -> Tensor:
+        """The values (m, C) of those tokens; what is given is a tensor."""
+        assert isinstance(self.segment.given, Tensor)
+        flat = self.segment.given.flatten(0, 2)
+        return flat[torch.from_numpy(self.given[: len(flat)])]
+
+    def clean(self) -> Tensor:
+        """All of its tokens (n, C) at time 0: what fills it and, where that is known, what is given."""
+        flat = self.segment.tensor.flatten(0, 2)
+        if not self.given.any():
+            return flat
+        return flat.index_copy(0, torch.from_numpy(self.given.nonzero()[0]).to(flat.device), self.known.to(flat))
 
 
 @dataclass(frozen=True)
@@ -208,7 +223,7 @@ def _text(span: Span, code: int, segment: int, counter: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: int) -> dict[str, Any]:
+def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: np.ndarray) -> dict[str, Any]:
     """A visual block with its two markers; the markers are text rows of the same segment."""
     assert span.owner is not None and span.grid is not None
     is_target, has_cells = code == TARGET, span.owner.kind is Kind.LATENTS or config.patch_table > 0
@@ -225,7 +240,7 @@ def _visual(span: Span, code: int, counter: int, config: PositionConfig, given: 
         "full": 1, "noisy": is_target, "code": code, "token": span.ids, "learn": 0,
         "kind": between(TEXT, span.owner.kind.value),
         "cell": between(-1, latent_cells(span.grid, config) if has_cells else -1),
-        "denoise": between(0, (np.arange(n - 2) >= given) & is_target),
+        "denoise": between(0, ~given & is_target),
         "position": np.concatenate([[[counter] * 3], inner, [[after] * 3]]),
     }  # fmt: skip
 
@@ -248,7 +263,7 @@ def document(
             parts.append(_text(span, code, segment, counter))
             counter, length, last = counter + n, length + n, code
         elif span.grid is not None and span.owner is not None:
-            given = _given(span.owner, span.grid, codec)
+            given = given_cells(span.owner, span.grid, codec)
             block = _visual(span, code, counter, config, given)
             if code == values.LAST:
                 block["cell"][1:-1] += _last_frame(span.grid, segments, codec) * config.max_latent_side**2
@@ -270,14 +285,14 @@ def _column(part: dict[str, Any], name: str) -> np.ndarray:
     return value if value.ndim else np.full(len(part["token"]), value)
 
 
-def _given(owner: Segment, grid: Grid, codec: Codec) -> int:
-    if owner.given is None or isinstance(owner.given, str):
-        return 0
-    if isinstance(owner.given, torch.Tensor):
-        frames = owner.given.shape[0]
-    else:
-        frames = codec.latent_grid(tuple(owner.given.pixels.shape[:3]))[0]
-    return frames * grid[1] * grid[2]
+def given_cells(owner: Segment, grid: Grid, codec: Codec) -> np.ndarray:
+    """Tell which tokens (n,) of a segment are given."""
+    frames, given = 0, owner.given
+    if isinstance(given, Tensor):
+        frames = given.shape[0]
+    elif given is not None and not isinstance(given, str):
+        frames = codec.latent_grid(tuple(given.pixels.shape[:3]))[0]
+    return owner.known(grid, frames)
 
 
 def _last_frame(grid: Grid, segments: Segments, codec: Codec) -> int:

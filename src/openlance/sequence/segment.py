@@ -36,7 +36,7 @@ Value: TypeAlias = "str | Pixels | Tensor"
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Where the target of an edit may differ from its source.
+    """Where a target may differ from what is given with it, or from its source.
 
     Args:
         inside: bool (T, H, W), pixels of the target; None is everywhere.
@@ -71,8 +71,10 @@ class Segment:
         value: A string for TEXT, a `Clip` (or latents of shape (T, Y, X, C)) otherwise; None on a TARGET leaves it
             empty.
         size: Frames, height, width in pixels of a visual segment; taken from the video when there is one.
-        given: Leading frames of a visual TARGET that are already known (image-to-video): a video or latents.
-        region: Of a visual TARGET, where it may differ from the last SOURCE, which has its size; None is everywhere.
+        given: Leading frames of a visual TARGET that are already known (image-to-video): a video or latents. With a
+            region, all of them but what it is about.
+        region: Of a visual TARGET, where it may differ from what is given; without that from the last SOURCE, which has
+            its size. None is everywhere.
 
     Raises:
         ValueError: If the value does not go with the kind, or a visual segment has no size.
@@ -110,6 +112,17 @@ class Segment:
         assert isinstance(self.value, Tensor)
         return self.value
 
+    def known(self, grid: tuple[int, int, int], frames: int) -> np.ndarray:
+        """Tell which of its tokens are given: bool (T * Y * X,).
+
+        Args:
+            grid: Of its tokens, (T, Y, X).
+            frames: Leading ones of these that `given` is about.
+        """
+        known = np.zeros(grid, dtype=bool)
+        known[:frames] = True if self.region is None else ~self.region.cells(grid)[:frames]
+        return known.flatten()
+
     def filled(self, value: Value | None) -> Segment:
         return replace(self, value=value)
 
@@ -136,6 +149,12 @@ def prompt_in(segments: Segments) -> str:
 def region_in(segments: Segments) -> Region:
     """Read where the target of a request may differ from its source."""
     return next((s.region for s in reversed(segments) if s.region is not None), Region())
+
+
+def given_in(segments: Segments) -> Any:
+    """Read what stays outside of the region of a request: what its target is given; None where that is nothing, or has
+    no region."""
+    return next((s.given for s in reversed(segments) if s.region is not None), None)
 
 
 def source_in(segments: Segments, kind: Kind = Kind.LATENTS) -> Any:

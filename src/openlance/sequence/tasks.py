@@ -7,14 +7,14 @@ value that a checkpoint brings along, so a template never asks which model it is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 from openlance.config.model import Size
 from openlance.config.sampling import ASKED, EXACT, USUALLY_LAST, PromptStyle
 from openlance.errors import UserError
-from openlance.sequence.segment import Kind, Role, Segment, Segments
+from openlance.sequence.segment import Kind, Region, Role, Segment, Segments
 
 
 class Views(NamedTuple):
@@ -117,6 +117,26 @@ def subject_driven(prompt: str, media: Media, size: Size, fill: Any = None) -> S
     return [*_user(prompt, media, *_both(Role.REFERENCE)), make(size, fill)]
 
 
+def edit_part(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
+    """Change a region of an image or video as told: an edit in which all else is given, clean at every time.
+
+    Which region is said of the target afterwards (`within`); until then it is everywhere, and nothing is given.
+    """
+    *user, target = edit(prompt, media, size, fill)
+    return [*user, replace(target, given=_first(media, -1), region=Region())]
+
+
+def fill_part(prompt: str, media: Media, size: Size, fill: Any = None) -> Segments:
+    """Draw the region of an image or video that is not there yet, such as what is beyond its borders or its ends. What
+    is there is given as in `edit_part`; a source there is none, for what is unknown has no looks."""
+    return [*_user(prompt, media), replace(make(size, fill, given=_first(media)), region=Region())]
+
+
+def within(request: Segments, region: Region) -> Segments:
+    """Give the target of a request or sample a region."""
+    return [replace(s, region=region) if s.role is Role.TARGET else s for s in request]
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """All that the project knows of a task.
@@ -130,6 +150,7 @@ class TaskSpec:
         prompt: Text of a `PromptStyle` that stands in front.
         reads: "image" or "video", what it is given beside words; empty for words alone.
         keeps_size: A visual target has the height and width of its input, and its frames if that is a video.
+        in_part: It is about a region of its input, which its samples and requests say beside words and media.
     """
 
     name: str
@@ -140,6 +161,7 @@ class TaskSpec:
     prompt: str
     reads: str = ""
     keeps_size: bool = False
+    in_part: bool = False
 
     @property
     def kind(self) -> str:
@@ -169,7 +191,7 @@ class TaskSpec:
         return self.prompt in ("image", "video")
 
 
-# name, title, template, makes, columns, prompt, reads, keeps_size
+# name, title, template, makes, columns, prompt, reads, keeps_size, in_part
 _SPECS = (
     TaskSpec("t2i", "make an image from words", text_to_visual, "image", "text2image_general", "image"),
     TaskSpec("t2v", "make a video from words", text_to_visual, "video", "text2video_general", "video"),
@@ -185,6 +207,14 @@ _SPECS = (
              reads="image"),
     TaskSpec("video_idip", "show given subjects in a new video", subject_driven, "video", "image2video", "subject",
              reads="image"),
+    TaskSpec("image_inpaint", "change a region of an image as told", edit_part, "image", "image2image", "edit",
+             reads="image", keeps_size=True, in_part=True),
+    TaskSpec("video_inpaint", "change a region of a video as told", edit_part, "video", "video2video", "edit",
+             reads="video", keeps_size=True, in_part=True),
+    TaskSpec("outpaint", "draw what is beyond the borders of an image", fill_part, "image", "image2image", "image",
+             reads="image", keeps_size=True, in_part=True),
+    TaskSpec("extend", "make what comes before or after a video", fill_part, "video", "video2video", "video",
+             reads="video", keeps_size=True, in_part=True),
     TaskSpec("x2t_image", "answer questions about images, or describe them", understand, "text", "x2t_general",
              "question", reads="image"),
     TaskSpec("x2t_video", "answer questions about videos, or describe them", understand, "text", "x2t_general",
@@ -242,7 +272,8 @@ def task_of(segments: Segments) -> TaskSpec | None:
 
     def shape(some: Segments) -> set[Any]:
         words = (Role.SYSTEM, Role.PROMPT)
-        return {(s.kind, s.role, s.given is not None, s.role is Role.TARGET and s.size is not None and s.size[0] > 1)
+        return {(s.kind, s.role, s.given is not None, s.given is not None and s.region is not None,
+                 s.role is Role.TARGET and s.size is not None and s.size[0] > 1)
                 for s in some if s.role not in words}  # fmt: skip
 
     return next((spec for spec in _SPECS if shape(outline(spec)) == shape(segments)), None)

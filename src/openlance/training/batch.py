@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
 
@@ -127,7 +127,8 @@ class Preparer:
         return torch.tensor([int(text.sum()), int(rows.denoise.sum()), points], dtype=torch.float64)
 
     def _noise(self, packed: Pack, seed: int) -> Noised | None:
-        kept = [v.segment for v in packed.visuals if v.kind == LATENTS]
+        visuals = [v for v in packed.visuals if v.kind == LATENTS]
+        kept = [v.segment for v in visuals]
         if not kept:
             return None
         generator = torch.Generator().manual_seed(seed)
@@ -137,7 +138,8 @@ class Preparer:
         for before, after in zip(kept, encoded, strict=True):
             self._keep(before.value, after.value)
             self._keep(before.given, after.given)
-        clean = torch.cat([s.tensor.float().flatten(0, 2).to(self.device) for s in encoded])
+        filled = [replace(v, segment=s) for v, s in zip(visuals, encoded, strict=True)]
+        clean = torch.cat([v.clean().float().to(self.device) for v in filled])
         noise = torch.randn(clean.shape, generator=generator)
         return noised(packed, clean, times.to(self.device), noise.to(self.device))
 

@@ -60,7 +60,7 @@ class Taught(Preparer):
             requests = self.encode([emptied(s.segments) for s in samples])
             states = self._states(requests, generator)
             packed = pack(requests, self.codec, self.codec.config.position, self.stage.draws)
-            features, context, _ = conditions(packed, self.device)
+            features, context = conditions(packed, self.device)
             prefix = before_target(packed.rows).nonzero()[:, 0]
             cache = prefill(self.teacher, packed, prefix, (features, context)).cache
         rows = packed.rows.at(packed.rows.noisy.nonzero()[:, 0])

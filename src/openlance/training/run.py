@@ -289,7 +289,8 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
         UserError: For a task in the mixture that has none, or whose source cannot be opened.
     """
     wanted = [task for task, weight in stage.mixture.items() if weight]
-    missing = [task for task in wanted if task not in settings.data]
+    given = stage.sources | dict(settings.data)
+    missing = [task for task in wanted if task not in given]
     if missing and not stage.source:
         fix = f"data={{'{missing[0]}': 'PATH'}}, or say what to mix, such as mixture={{'t2i': 1}}"
         said = f"the stage {stage.name} mixes in {', '.join(missing)} without data"
@@ -299,7 +300,7 @@ def sources_of(stage: Stage, settings: Settings) -> tuple[dict[str, Source], dic
         prompts, name = stage.rl is not None and holds_prompts(said), spec_of(task).name
         return PromptSource(Path(said), name) if prompts else open_source(said, name)
 
-    sources = {task: opened(settings.data.get(task, stage.source), task) for task in wanted}
+    sources = {task: opened(given.get(task, stage.source), task) for task in wanted}
     held_out = {task: opened(settings.held_out[task], task) for task in wanted if task in settings.held_out}
     usual = {task: source for task, source in sources.items() if task not in stage.preserve}
     for task, source in usual.items():

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +22,11 @@ from openlance.checkpoint.formats import find, our_name, released_name, write_co
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import ModelConfig
-from openlance.config.sampling import GenerationConfig, PromptStyle
+from openlance.config.sampling import FILE, GenerationConfig, PromptStyle
 from openlance.config.train import Resolution, Stage
+from openlance.config.values import read_json
 from openlance.errors import UserError
-from openlance.media.files import atomic_path
+from openlance.media.files import atomic_path, write_json
 from openlance.runtime.components import Components, LazyVAE
 from openlance.sequence.tasks import TaskSpec, spec_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
@@ -150,9 +152,21 @@ def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.fl
         # A folder of ours calls the VAE vae, whatever it was called before.
         name = "vae.safetensors" if beside == base.beside[0] and beside.suffix == ".safetensors" else beside.name
         out = folder / name
-        if beside.is_file() and not (out.is_file() and filecmp.cmp(beside, out, shallow=False)):
+        told = read_json(beside) if beside.name == FILE and beside.is_file() else {}
+        if (named := with_tasks(told, run.stage)) != told:
+            write_json(out, named)
+        elif beside.is_file() and not (out.is_file() and filecmp.cmp(beside, out, shallow=False)):
             with atomic_path(out) as path:
                 shutil.copyfile(beside, path)
+
+
+def with_tasks(said: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """Name what a stage trained beside the tasks that a `generation_config.json` lists; one that lists none claims
+    nothing."""
+    listed = list(said.get("tasks", ()))
+    trained = dict.fromkeys(spec_of(task).name for task, weight in stage.mixture.items() if weight)
+    more = [task for task in trained if task not in listed]
+    return dict(said) | ({"tasks": [*listed, *more]} if listed else {})
 
 
 LONG = 32_768  # tokens of a sample from which on a pack holds few of them

@@ -20,7 +20,7 @@ from PIL import Image
 from openlance.errors import UserError
 from openlance.eval.estimate import wilson
 from openlance.eval.suite import HELDOUT, Model, Row, Suite, row, summary, with_second
-from toyworld.suites import clips, dialogue, edits, images
+from toyworld.suites import clip_dialogue, clips, dialogue, edits, images, regions
 from toyworld.suites.asked import Asked
 from toyworld.suites.images import Asking, Drawing, askings, drawings
 
@@ -32,6 +32,8 @@ __all__ = [
 _SUITES = (
     images.T2I, clips.T2V, clips.I2V, edits.IMAGE_EDIT, clips.VIDEO_EDIT,
     edits.SUBJECT, images.VQA, clips.VIDEO_VQA, dialogue.MULTI_TURN,
+    clips.SUBJECT_VIDEO, clip_dialogue.MULTI_TURN_VIDEO, images.VQA_REASONING,
+    regions.IMAGE_INPAINT, regions.OUTPAINT, regions.EXTEND,
 )  # fmt: skip
 SUITES: dict[str, Suite] = {suite.name: suite for suite in _SUITES}
 BENCH_CATEGORIES = {name: suite.categories for name, suite in SUITES.items()}

@@ -1,5 +1,5 @@
 """Suites of the world benchmark: clips drawn from prompts (t2v) and from a first picture (i2v), edits of true clips
-(video_edit), and questions about true clips (video_vqa).
+(video_edit), of given objects (subject_video), and questions about true clips (video_vqa).
 
 Rows besides the categories: "object", all things look as said and nothing else is there; "motion", they move as said;
 "first_frame", the clip begins with the picture that was given; "asked" and "kept" as for pictures. A clip from a first
@@ -19,11 +19,14 @@ from openlance.eval.suite import HELDOUT, Outcome, Suite, chunks, generator, sam
 from openlance.media.clip import Clip
 from toyworld.clip_edits import CLIP_EDITS, ClipEdit, judge_clip_edit, sample_clip_edit
 from toyworld.clip_questions import CLIP_QUESTIONS, ClipQuestion, sample_clip_question, score_clip
-from toyworld.clip_subjects import ClipSubject
+from toyworld.clip_subjects import ClipSubject, sample_clip_subject
 from toyworld.clips import ClipFact, caption_clip, clip_facts
 from toyworld.judge_clips import verdict
 from toyworld.judge_edits import psnr
 from toyworld.motion import STILL, ClipScene, render_clip, sample_clip
+from toyworld.outlines import opencv, second_opinion_of_clip
+from toyworld.render import render
+from toyworld.subjects import SUBJECTS
 
 if TYPE_CHECKING:
     from toyworld.suites.asked import Asked
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 FIRST_FRAME_PSNR = 30.0  # decibels from which the given first picture counts as kept
 SCENES = {"one": "color", "two": "attribute"}  # categories of clips, and those of the scenes they come from
 _DRAWN, _ANIMATED, _ASKED = (*SCENES, HELDOUT), tuple(SCENES), (*CLIP_QUESTIONS, HELDOUT)
-_T2V, _I2V, _EDIT, _ASK = 10, 11, 12, 13  # numbers of the suites: they set the requests
+_T2V, _I2V, _EDIT, _ASK, _SUBJECT = 10, 11, 12, 13, 18  # numbers of the suites: they set the requests
 
 
 class ClipModel(Protocol):
@@ -165,7 +168,37 @@ def strip(*clips: np.ndarray) -> Image.Image:
     return Image.fromarray(np.concatenate([np.concatenate(list(pixels), 1) for pixels in clips], 0))
 
 
+def clip_subjects(category: str, bench: Asked) -> Iterator[ClipSubject]:
+    """The requests with given objects of one category; as reproducible as `filmings`."""
+    rng, done = generator(_SUBJECT, list(SUBJECTS).index(category), bench), 0
+    while done < bench.samples:
+        subject = sample_clip_subject(
+            rng, n=SUBJECTS[category], placement=bench.placement, aspect=bench.width / bench.height,
+            frames=bench.frames,
+        )  # fmt: skip
+        if any(m.kind != STILL for m in subject.clip.motions):
+            yield subject
+            done += 1
+
+
+def _film_given(model: Any, category: str, bench: Asked) -> Iterator[Outcome]:
+    size = bench.height, bench.width
+    for i, chunk in enumerate(chunks(clip_subjects(category, bench), bench.batch)):
+        seed = sampling_seed(_SUBJECT, list(SUBJECTS).index(category), i, bench)
+        given = [[Clip(render(scene, *size)[None]) for scene in subject.references] for subject in chunk]
+        clips = model.subject(
+            given, [subject.prompt for subject in chunk], num_frames=bench.frames, height=bench.height,
+            width=bench.width, seed=seed, **dict(bench.settings),
+        )  # fmt: skip
+        for subject, pictures, clip in zip(chunk, given, clips, strict=True):
+            right, parts = judge_filming(subject, clip.pixels)
+            shown = Image.fromarray(np.concatenate([*(p.pixels[0] for p in pictures), *clip.pixels], 1))
+            second = second_opinion_of_clip(clip.pixels, subject.facts)
+            yield Outcome(right=right, said={"prompt": subject.prompt}, image=shown, parts=parts, second=second)
+
+
 T2V = Suite(name="t2v", categories=_DRAWN, outcomes=_film)
 I2V = Suite(name="i2v", categories=_ANIMATED, outcomes=_animate)
 VIDEO_EDIT = Suite(name="video_edit", categories=CLIP_EDITS, outcomes=_edit)
 VIDEO_VQA = Suite(name="video_vqa", categories=_ASKED, outcomes=_ask)
+SUBJECT_VIDEO = Suite(name="subject_video", categories=tuple(SUBJECTS), outcomes=_film_given, prepare=opencv)

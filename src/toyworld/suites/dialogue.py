@@ -7,7 +7,7 @@ dialogue is right only if all three were.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from toyworld.questions import Question, score
 from toyworld.suites.edits import beside
 
 if TYPE_CHECKING:
+    from openlance.media.clip import Clip
     from toyworld.suites.asked import Asked
 
 _DIALOGUE = 8  # number of the suite: it sets the requests
@@ -36,11 +37,13 @@ def dialogues(form: str, bench: Asked) -> Iterator[tuple[Turn, ...]]:
 
 
 @dataclass(eq=False)
-class _Talk:
-    """How far a dialogue has come: its pictures, what was said, which turns were right."""
+class Talk:
+    """How far a dialogue has come: its pictures, what was said, which turns were right, and the clip that it is about,
+    if any."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[Any, ...]
     pictures: list[Image.Image] = field(default_factory=list)
+    clip: Clip | None = None
     said: dict[str, str] = field(default_factory=dict)
     right: list[bool] = field(default_factory=list)
 
@@ -48,13 +51,31 @@ class _Talk:
         self.said |= {f"turn {len(self.right)} {name}": text for name, text in said.items()}
 
 
+Act = Callable[[Any, "Sequence[Talk]", int, "Asked", dict[str, Any]], None]
+
+
 def _talk(model: Model, form: str, bench: Asked) -> Iterator[Outcome]:
-    for i, chunk in enumerate(chunks(dialogues(form, bench), bench.batch)):
-        seed = sampling_seed(_DIALOGUE, FORMS.index(form), i, bench)
-        talks = [_Talk(turns) for turns in chunk]
+    yield from converse(model, dialogues(form, bench), (_DIALOGUE, FORMS.index(form)), _TURNS, bench)
+
+
+def converse(
+    model: Any, sampled: Iterator[tuple[Any, ...]], number: tuple[int, int], acts: Mapping[type, Act], bench: Asked
+) -> Iterator[Outcome]:
+    """Have dialogues of one form, turn by turn, and judge each turn.
+
+    Args:
+        model: What answers.
+        sampled: Their turns.
+        number: Of the suite, and of the form in it: they set the noise.
+        acts: What is done for each type of turn.
+        bench: What is asked.
+    """
+    for i, chunk in enumerate(chunks(sampled, bench.batch)):
+        seed = sampling_seed(*number, i, bench)
+        talks = [Talk(turns) for turns in chunk]
         for n, turn in enumerate(talks[0].turns):
             how = {"seed": (seed + n * 1_000_003) % 2**31, **dict(bench.settings)}
-            _TURNS[type(turn)](model, talks, n, bench, how)
+            acts[type(turn)](model, talks, n, bench, how)
         for talk in talks:
             upto = [all(talk.right[: n + 1]) for n in range(len(talk.right))]
             yield Outcome(
@@ -63,8 +84,8 @@ def _talk(model: Model, form: str, bench: Asked) -> Iterator[Outcome]:
             )  # fmt: skip
 
 
-def _draw(model: Model, talks: Sequence[_Talk], n: int, bench: Asked, how: dict[str, Any]) -> None:
-    prompts = [talk.turns[n].prompt for talk in talks]  # type: ignore[union-attr]
+def draw(model: Model, talks: Sequence[Talk], n: int, bench: Asked, how: dict[str, Any]) -> None:
+    prompts = [talk.turns[n].prompt for talk in talks]
     images = model.generate(prompts, height=bench.height, width=bench.width, **how)
     for talk, image, prompt in zip(talks, images, prompts, strict=True):
         turn = talk.turns[n]
@@ -74,8 +95,8 @@ def _draw(model: Model, talks: Sequence[_Talk], n: int, bench: Asked, how: dict[
         talk.note(prompt=prompt)
 
 
-def _edit(model: Model, talks: Sequence[_Talk], n: int, bench: Asked, how: dict[str, Any]) -> None:
-    instructions = [talk.turns[n].instruction for talk in talks]  # type: ignore[union-attr]
+def edit(model: Model, talks: Sequence[Talk], n: int, bench: Asked, how: dict[str, Any]) -> None:
+    instructions = [talk.turns[n].instruction for talk in talks]
     images = model.edit([talk.pictures[-1] for talk in talks], instructions, **how)
     for talk, image, instruction in zip(talks, images, instructions, strict=True):
         turn, before = talk.turns[n], np.asarray(talk.pictures[-1])
@@ -86,8 +107,8 @@ def _edit(model: Model, talks: Sequence[_Talk], n: int, bench: Asked, how: dict[
         talk.note(instruction=instruction)
 
 
-def _ask(model: Model, talks: Sequence[_Talk], n: int, bench: Asked, how: dict[str, Any]) -> None:
-    questions = [talk.turns[n].question for talk in talks]  # type: ignore[union-attr]
+def _ask(model: Model, talks: Sequence[Talk], n: int, bench: Asked, how: dict[str, Any]) -> None:
+    questions = [talk.turns[n].question for talk in talks]
     answers = model.ask([talk.pictures[-1] for talk in talks], questions)
     for talk, question, answer in zip(talks, questions, answers, strict=True):
         turn = talk.turns[n]
@@ -96,5 +117,5 @@ def _ask(model: Model, talks: Sequence[_Talk], n: int, bench: Asked, how: dict[s
         talk.note(question=question, answer=answer, **{"right answer": turn.answer})
 
 
-_TURNS = {Draw: _draw, Edit: _edit, Question: _ask}
+_TURNS: dict[type, Act] = {Draw: draw, Edit: edit, Question: _ask}
 MULTI_TURN = Suite(name="multi_turn", categories=FORMS, outcomes=_talk)

@@ -1,4 +1,5 @@
-"""Suites of the world benchmark: pictures drawn from prompts (t2i), and questions about true pictures (vqa)."""
+"""Suites of the world benchmark: pictures drawn from prompts (t2i), and questions about true pictures, of one step
+(vqa) and of two (vqa.reasoning)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from toyworld.facts import Fact
 from toyworld.judge import is_right, nothing_else
 from toyworld.outlines import second_opinion
 from toyworld.questions import QUESTIONS, Question, sample_question, score
+from toyworld.reasoning import STEPS, sample_reasoning
 from toyworld.render import render
 from toyworld.scene import Scene, sample_scene
 from toyworld.vocabulary import CATEGORIES, HELDOUT_CATEGORIES
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from toyworld.suites.asked import Asked
 
 LONGEST_TEXT = 3  # characters asked for in "text"; questions about text ("ocr") go up to 4
-_DRAWN, _ASKED = (*CATEGORIES, HELDOUT), (*QUESTIONS, HELDOUT)
+_DRAWN, _ASKED, _STEPS = (*CATEGORIES, HELDOUT), (*QUESTIONS, HELDOUT), (*STEPS, HELDOUT)
+_REASONING = 19  # number of the suite of questions of two steps; those of the others are 0 and 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +88,19 @@ def _draw(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
             )  # fmt: skip
 
 
-def _ask(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
-    for chunk in chunks(askings(category, bench), bench.batch):
+def reasonings(category: str, bench: Asked) -> Iterator[Asking]:
+    """Questions of two steps; as reproducible as `drawings`."""
+    rng, heldout = generator(_REASONING, _STEPS.index(category), bench), category == HELDOUT
+    for _ in range(bench.samples):
+        question = sample_reasoning(
+            rng, category=None if heldout else category, heldout=heldout, placement=bench.placement,
+            height=bench.height, width=bench.width,
+        )  # fmt: skip
+        yield Asking(pixels=render(question.scene, bench.height, bench.width), question=question)
+
+
+def _asking(model: Model, askings: Iterator[Asking], bench: Asked) -> Iterator[Outcome]:
+    for chunk in chunks(askings, bench.batch):
         images = [Image.fromarray(asking.pixels) for asking in chunk]
         answers = model.ask(images, [asking.question.question for asking in chunk])
         for asking, answer, image in zip(chunk, answers, images, strict=True):
@@ -95,5 +109,14 @@ def _ask(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
             yield Outcome(right=score(q, answer), said=said, image=image)
 
 
+def _ask(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
+    yield from _asking(model, askings(category, bench), bench)
+
+
+def _reason(model: Model, category: str, bench: Asked) -> Iterator[Outcome]:
+    yield from _asking(model, reasonings(category, bench), bench)
+
+
 T2I = Suite(name="t2i", categories=_DRAWN, outcomes=_draw, prepare=rapid_ocr)
 VQA = Suite(name="vqa", categories=_ASKED, outcomes=_ask)
+VQA_REASONING = Suite(name="vqa.reasoning", categories=_STEPS, outcomes=_reason)

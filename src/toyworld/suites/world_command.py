@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from openlance.config.sampling import LARGEST_SEED
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
+    from openlance.config.sampling import GenerationConfig
     from toyworld.suites.bench import Results, Scored
 
 PLACEMENTS = ("free", "loose", "canonical")
@@ -44,7 +45,9 @@ def world(
 ) -> None:
     """Score a model on the procedural world, with 95 % intervals.
 
-    Tasks: t2i, t2v, i2v, image_edit, video_edit, subject, vqa, video_vqa, multi_turn, or all of them with "all".
+    Tasks: t2i, t2v, i2v, image_edit, video_edit, subject, vqa, video_vqa, multi_turn, subject_video, multi_turn_video,
+    vqa.reasoning, image_inpaint (edits in a given region), outpaint, extend, or all that the model has learned with
+    "all".
     What is drawn is right if it shows all that is asked and nothing else, judged from pixels ("text" has 1 to 3
     characters); an edit if what was asked happened ("asked") and everything else stayed ("kept"); a dialogue if all
     of its turns are ("turn_2": the first two). vqa, video_vqa: the share of right answers about true pictures and
@@ -60,7 +63,7 @@ def world(
         if (images / "records.jsonl").exists():
             raise UserError(f"--images {images} has the images of another run: choose another folder, or delete it")
 
-    from toyworld.suites.bench import SUITES, Bench, named_tasks, prepare, run
+    from toyworld.suites.bench import ALL, SUITES, Bench, named_tasks, prepare, run
 
     given = options.given(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     wanted = Bench(
@@ -72,6 +75,7 @@ def world(
     import openlance
 
     pipe: Any = options.adapted(openlance.load(model), lora)
+    wanted = replace(wanted, tasks=learned(wanted.tasks, pipe.defaults, tasks.strip() == ALL))
     total = samples * sum(len(SUITES[task].categories) for task in wanted.tasks)
     if images is not None:
         made = {"benchmark": "world", "model": model, "seed": seed, "placement": placement, "size": size}
@@ -83,6 +87,18 @@ def world(
     if json_file is not None:
         options.write_json(results, json_file)
     show(results, f"{model}, {placement} placement, {size}, {samples} per category, seed {seed}")
+
+
+def learned(names: tuple[str, ...], defaults: GenerationConfig, all_of_them: bool) -> tuple[str, ...]:
+    """The suites that a model can be asked; UserError for one that was named and needs what it has not learned."""
+    from toyworld.suites.bench import SUITES
+
+    missing = [name for name in names if SUITES[name].needs and SUITES[name].needs not in defaults.tasks]
+    if missing and not all_of_them:
+        raise UserError(f"the model was not trained for {missing[0]}: leave it out of --tasks")
+    for name in missing:
+        typer.echo(f"note: {name} is left out, which the model was not trained for", err=True)
+    return tuple(name for name in names if name not in missing)
 
 
 def with_progress(

@@ -152,7 +152,8 @@ def _title(spec: tasks.TaskSpec, shared: Shared) -> str:
 
 def build(shared: Shared) -> Create:
     """Put the tab together, with its events."""
-    choices = [(_title(spec, shared), spec.name) for spec in tasks.TASKS.values()]
+    # A region is painted on what is edited; what lies beyond a picture has no form here.
+    choices = [(_title(spec, shared), spec.name) for spec in tasks.TASKS.values() if not spec.in_part]
     first = next(iter(tasks.TASKS.values()))
     examples = shared.serving.pipe.defaults.examples.get(first.name, ())
     with gr.Row():

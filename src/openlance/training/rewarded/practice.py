@@ -214,7 +214,7 @@ class Rollouts(Preparer):
         """What the data show for the requests, which counts as right."""
         with torch.no_grad(), autocast(self.stage.dtype, self.device):
             full = self.encode([until_target(s.segments) for s in samples], targets=True)
-        results = [Result(clean=f[-1].tensor.float().flatten(0, 2), given=given_rows(f)) for f in full]
+        results = [Result(clean=f[-1].tensor.float().flatten(0, 2), given=given_rows(f, self.codec)) for f in full]
         return Part(list(range(len(samples))), results, [[Score({"true": 1.0}, {"true": 1.0}) for _ in samples]])
 
     def _together(self, requests: list[Segments], each: int) -> list[list[int]]:

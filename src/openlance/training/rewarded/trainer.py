@@ -286,7 +286,7 @@ class RewardTrainer(Trainer):
             blank, ask = self._blank()
             requests, asks, each = [*requests, blank], [*asks, *max(each, 1) * [ask]], max(each, 1)
         packed = pack(list(requests), self.codec, self.codec.config.position, each)
-        rows, (features, context, _) = packed.rows, conditions(packed, device)
+        rows, (features, context) = packed.rows, conditions(packed, device)
         prefix, noisy = (where.nonzero()[:, 0] for where in (before_target(rows), rows.noisy))
         x, times = (torch.cat(parts).to(device) for parts in ([a.x for a in asks], [a.times for a in asks]))
         read: Cache | None = None  # by the decoder of conditions, for all weights
