@@ -190,7 +190,8 @@ def _tower(config: ViTConfig, rounded: bool = False) -> nn.Module:
     tower = Qwen2_5_VisionTransformerPretrainedModel(settings)
     tower.patch_embed.proj.__class__ = _PatchProjection  # the same parameters, another forward
     for block in tower.blocks:
-        block.attn.forward = partial(_attention, block.attn)
+        attention: Any = block.attn
+        attention.forward = partial(_attention, attention)
     if rounded:
         tower.add_module("rotary_pos_emb", RoundedRotation(tower.rotary_pos_emb.inv_freq))
     return tower
