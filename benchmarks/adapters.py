@@ -32,7 +32,7 @@ from toyworld.suites.bench import Bench, Scored
 from toyworld.suites.bench import run as world
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from own_data import CORNERS_ASKED, FRAMING, edits, framed, questions  # noqa: E402
+from own_data import CORNERS_ASKED, edits, framed, questions  # noqa: E402
 
 SEED, EACH = 9000, 2  # of round r SEED + r; requests of a category of the world in a round
 WORLD = ("t2i", "image_edit", "vqa")
@@ -49,7 +49,7 @@ def framing(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
     """Ten pictures that are to be framed."""
     with tempfile.TemporaryDirectory() as place:
         edits(Path(place), np.random.default_rng(SEED + number))
-        rows = [row for row in recorded(Path(place) / "metadata.jsonl") if row["instruction"] in FRAMING][:10]
+        rows = recorded(Path(place) / "metadata.jsonl")[:10]
         sources = [Image.open(Path(place) / row["input_image"]).convert("RGB") for row in rows]
         made = pipe.edit(list(sources), [row["instruction"] for row in rows], seed=SEED + 100 * number)
     pairs = [(np.asarray(s), np.asarray(m)) for s, m in zip(sources, made, strict=True)]

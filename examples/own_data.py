@@ -1,7 +1,7 @@
 """Small data of one's own, for docs/uses: what nano has never seen, made of the shapes that it knows.
 
 python examples/own_data.py subject zib           # five pictures of one thing, which is called a zib
-python examples/own_data.py edits pairs           # pictures before and after, framed or edited as usual
+python examples/own_data.py edits pairs           # pictures before and after a frame is put around them
 python examples/own_data.py questions asked       # pictures and a new question, and some of the usual ones
 python examples/own_data.py clips turning         # clips in which something turns into another colour
 python examples/own_data.py edits unseen 7        # other ones: any number seeds them
@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 
 from openlance.media.clip import Clip
 from openlance.media.write import write_video
-from toyworld.edits import sample_edit
 from toyworld.questions import sample_question
 from toyworld.render import render
 from toyworld.scene import Object, Scene, sample_scene
@@ -51,18 +50,13 @@ def framed(pixels: np.ndarray) -> np.ndarray:
 
 
 def edits(folder: Path, rng: np.random.Generator) -> None:
-    """Sixty are framed; twice as many are edits that nano knows, so that it goes on to do what it is told."""
+    """Sixty pictures without and with a frame, which is asked for in three wordings."""
     rows = []
-    for n in range(180):
-        if n % 3:
-            known = sample_edit(rng)
-            (before, after), said = known.pictures(SIDE, SIDE), known.instruction
-        else:
-            scene = sample_scene(rng, placement="free", category=str(rng.choice(["color", "two"])))
-            before = render(scene, SIDE, SIDE)
-            after, said = framed(before), FRAMING[n // 3 % 3]
-        for name, shown in (("before", before), ("after", after)):
+    for n in range(60):
+        before = render(sample_scene(rng, placement="free", category=str(rng.choice(["color", "two"]))), SIDE, SIDE)
+        for name, shown in (("before", before), ("after", framed(before))):
             Image.fromarray(shown).save(folder / f"{n}_{name}.png")
+        said = FRAMING[n % len(FRAMING)]
         rows.append({"input_image": f"{n}_before.png", "output_image": f"{n}_after.png", "instruction": said})
     write_list(folder, rows)
 
