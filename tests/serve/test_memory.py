@@ -32,4 +32,4 @@ print(now() - before)
 def test_products_of_ever_new_row_counts_do_not_fill_the_memory():
     """Without the bound, 200 row counts of four products keep 200 to 400 MB where bfloat16 is in hardware."""
     shown = subprocess.run([sys.executable, "-c", ROWS], capture_output=True, text=True, check=True)
-    assert float(shown.stdout) < 40
+    assert float(shown.stdout) < 100

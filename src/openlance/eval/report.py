@@ -253,7 +253,7 @@ def _from_suite(benchmark: str, folder: Path, name: str, made: Mapping[str, Any]
         return [one for task, records in tasks.items() for one in _task(task, records, folder, name, made)]
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         said = f"{file} is of no suite of ours ({type(error).__name__}: {error})"
-        raise UserError(f"{said}: expected a folder of openlance bench world --images") from None
+        raise UserError(f"{said}: expected a folder of images that openlance bench world wrote") from None
 
 
 def _task(task: str, given: Sequence[Record], folder: Path, name: str, made: Mapping[str, Any]) -> list[Evaluated]:
