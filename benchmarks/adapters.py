@@ -1,9 +1,8 @@
 """What adapters of docs/uses bring, on data that they have not seen, and what becomes of everything else.
 
     python examples/own_data.py edits pairs; python examples/own_data.py questions asked
-    openlance train lora --task edit --data pairs --targets 'layers\\.\\d+\\.gen\\.\\w+' --steps 40 -o framing
-    openlance train lora --task vqa --data asked --steps 40 --lr 1e-3 -o corners
-    python benchmarks/adapters.py run --edits framing --questions corners --records adapters.jsonl   # may be stopped
+    # train both as docs/uses/edits.md and docs/uses/questions.md say
+    python benchmarks/adapters.py run --edits runs/framing --questions runs/corners --records adapters.jsonl   # may be stopped
     python benchmarks/adapters.py table --records adapters.jsonl
 
 Held out: pictures of other seeds. A framed one is right if it is nearer, in mean squared error, to the picture with its
