@@ -2,7 +2,7 @@
 
     python examples/own_data.py edits pairs; python examples/own_data.py questions asked
     # train both as docs/uses/edits.md and docs/uses/questions.md say
-    python benchmarks/adapters.py run --edits runs/framing --questions runs/corners --records adapters.jsonl   # may be stopped
+    python benchmarks/adapters.py run --edits runs/framing --questions runs/corners --records adapters.jsonl
     python benchmarks/adapters.py table --records adapters.jsonl
 
 Held out: pictures of other seeds. A framed one is right if it is nearer, in mean squared error, to the picture with its
