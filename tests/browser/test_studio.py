@@ -199,7 +199,7 @@ def test_every_task_is_there_with_what_it_needs(visit, shot):
 
     page = visit()
     page.get_by_role("tab", name="Create").click()
-    for spec in tasks.TASKS.values():
+    for spec in (spec for spec in tasks.TASKS.values() if not spec.in_part):
         title = spec.title[0].upper() + spec.title[1:]
         page.click("#task input")
         page.get_by_role("option", name=title, exact=True).click()
