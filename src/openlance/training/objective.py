@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -88,13 +89,13 @@ class Pass:
     vocabulary: int
     cache: Cache | None = None
 
-    @property
+    @cached_property
     def labeled(self) -> Tensor:
         """Numbers of the understanding rows that have a label."""
         label = self.layout.rows.label[: self.layout.und]
         return ((label >= 0) & (label < self.vocabulary)).nonzero()[:, 0]
 
-    @property
+    @cached_property
     def moved(self) -> Tensor:
         """Numbers of the latent rows that are denoised."""
         return self.layout.rows.denoise[self.layout.und :].nonzero()[:, 0]
