@@ -66,6 +66,11 @@ def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pict
             "give the second a name of its own, such as --data t2i@more=pictures",
         ),
         (["lora", "--data", "t2i=world", "--preserve", "world", "-o", "x"], "--preserve world is not TASK=PATH"),
+        (
+            ["lora", "--data", "t2i=world", "--data", "t2i@preserved=world", "--preserve", "t2i=world", "-o", "x"],
+            "--data t2i@preserved=world has the name of what --preserve gives",
+        ),
+        (["lora", "--data", "world", "--task", "t2i@more", "-o", "x"], "the task 't2i@more' is unknown"),
         (["nano/sft", "-o", "x", "--set", "preserve=[t2i]"], "is without an adapter, and trains none: add lora"),
         (["lora", "--data", "t2i=world", "-o", "x", "--set", "preserve=[vqa]"], "preserves vqa and does not mix it in"),
         (["lora", "--data", "edits=world", "-o", "x"], "is not PATH or TASK=PATH with a task of t2i"),

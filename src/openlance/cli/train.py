@@ -183,17 +183,19 @@ def lora(
     """Fine-tune an adapter for any task or a mixture of them: for --lora, in PEFT's format."""
     from openlance.config.lora import Lora
     from openlance.model.lora import read_adapter
-    from openlance.sequence.tasks import spec_of, task_name
+    from openlance.sequence.tasks import source_name, spec_of, task_name
     from openlance.training.files import Settings
     from openlance.training.run import run_stage
     from openlance.training.start import lora_stage
 
     folder, changes = start_folder(model, "nano"), settings or []
     mixed = override(lora_stage(folder, ["t2i"], steps=steps, lr=lr), [s for s in changes if s.startswith("mixture")])
-    tasks = [task_name(name) for name, weight in mixed.mixture.items() if weight]
+    tasks = [source_name(name) for name, weight in mixed.mixture.items() if weight]
     usual = [task_name(task)] if task is not None else tasks
     sources = pairs("--data", data, usual)
     kept = {f"{name}@preserved": path for name, path in pairs("--preserve", preserve).items()}
+    if both := sorted(sources.keys() & kept.keys()):
+        raise UserError(f"--data {both[0]}={sources[both[0]]} has the name of what --preserve gives: choose another")
     said = options.given(rank=rank, alpha=alpha, targets=targets)
     if adapter is not None and said:
         raise UserError(f"--adapter {adapter} has its own {', '.join(said)}: leave them out, or begin without it")
@@ -208,7 +210,7 @@ def lora(
     if kept:  # without conditions the model is to stay as it is: what is learned is learned of whole requests
         plan = replace(plan, drop_text=0.0, drop_all=0.0)
     plan = override(plan, changes)
-    plan = replace(plan, mixture={task_name(name): weight for name, weight in plan.mixture.items()})
+    plan = replace(plan, mixture={source_name(name): weight for name, weight in plan.mixture.items()})
     with stopping():
         done = run_stage(plan, start)
     ended(f"{done}\ntry: openlance {use_of(spec_of(next(iter(sources))), model, done)}")
@@ -321,14 +323,14 @@ def pairs(option: str, given: list[str] | None, usual: Sequence[str] | None = No
         given: What was said.
         usual: Tasks that a path alone may be for; None where it may not stand alone.
     """
-    from openlance.sequence.tasks import ALSO, TASKS, task_name
+    from openlance.sequence.tasks import ALSO, TASKS, source_name
 
     found: dict[str, Any] = {}
     for text in given or []:
         task, equals, path = text.partition("=")
         named = re.fullmatch(r"(\w+)(@[\w-]+)?", task)
         if named and (named[1] in TASKS or named[1] in ALSO) and equals and path:
-            task = task_name(task)
+            task = source_name(task)
         else:
             alone = usual is not None and (not re.fullmatch(r"[\w@-]+=.*", text) or Path(text).exists())
             if not alone:

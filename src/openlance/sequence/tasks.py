@@ -230,16 +230,25 @@ ALSO = {
 
 def spec_of(task: str) -> TaskSpec:
     """Find the row of a task, also by the name of one of its sources, TASK@NAME; UserError if there is none."""
-    name = task.partition("@")[0]
-    if name not in TASKS:
+    return _named(task.partition("@")[0])
+
+
+def _named(task: str) -> TaskSpec:
+    if task not in TASKS:
         raise UserError(f"the task {task!r} is unknown: use one of {', '.join(TASKS)}")
-    return TASKS[name]
+    return TASKS[task]
 
 
 def task_name(said: str) -> str:
-    """Find the name of a task by what people call it, the name of a source stays; UserError if there is none."""
-    task, mark, source = said.partition("@")
-    return spec_of(ALSO.get(task, task)).name + mark + source
+    """Find the name of a task by what people call it; UserError if there is none."""
+    return _named(ALSO.get(said, said)).name
+
+
+def source_name(said: str) -> str:
+    """Find the name of a source of training, TASK or TASK@NAME, by what people call its task; UserError if there is
+    none."""
+    task, mark, name = said.partition("@")
+    return task_name(task) + mark + name
 
 
 def the_task(template: Template, kind: str) -> TaskSpec:
