@@ -20,9 +20,8 @@ from openlance.errors import UserError
 from toyworld.clip_edits import ClipEdit, edit_clip
 from toyworld.clip_questions import ClipQuestion, ask_clip, askable_clip
 from toyworld.clips import ClipFact, Moves, caption_clip, clip_facts
-from toyworld.dialogue import EDITED as PICTURE_EDITED
-from toyworld.dialogue import Draw
-from toyworld.edits import Edit, edit_scene
+from toyworld.dialogue import Draw, draw_edit
+from toyworld.edits import Edit
 from toyworld.facts import Background
 from toyworld.judge import nothing_else
 from toyworld.motion import RESIZING, STILL, ClipScene, clip_is_heldout, clip_is_valid, draw_motion, sample_clip
@@ -112,8 +111,7 @@ def _draw_animate_ask(clip: ClipScene, rng: np.random.Generator) -> _Turns:
 
 def _draw_edit_animate(clip: ClipScene, rng: np.random.Generator) -> _Turns:
     draw = _draw(clip, rng)
-    drawn = (edit_scene(clip.scene, rng, pick(rng, PICTURE_EDITED)) for _ in range(12))
-    edit = next((edit for edit in drawn if edit is not None), None)
+    edit = draw_edit(clip.scene, rng)
     if edit is None or not edit.after.objects:
         return None
     motions = [draw_motion(rng, ("left", "right", "up", "down")) for _ in edit.after.objects]

@@ -69,8 +69,13 @@ def sample_dialogue(
     raise AssertionError(f"no dialogue {form} found in {_ATTEMPTS} attempts")
 
 
-def _edit(scene: Scene, rng: np.random.Generator, height: int, width: int, ground: bool) -> Edit | None:
+def draw_edit(scene: Scene, rng: np.random.Generator) -> Edit | None:
+    """Draw an edit of a scene that names no place; None where some attempts found none."""
     return next((edit for _ in range(12) if (edit := edit_scene(scene, rng, pick(rng, EDITED))) is not None), None)
+
+
+def _edit(scene: Scene, rng: np.random.Generator, height: int, width: int, ground: bool) -> Edit | None:
+    return draw_edit(scene, rng)
 
 
 def _question(scene: Scene, rng: np.random.Generator, height: int, width: int, ground: bool) -> Question | None:
