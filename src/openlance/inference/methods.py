@@ -257,10 +257,8 @@ class Methods(Engine):
         Raises:
             UserError: On bad input, or from a checkpoint that was not trained for it.
         """
-        spec, room = (
-            tasks.the_task(tasks.fill_part, "image"),
-            {"left": left, "top": top, "right": right, "bottom": bottom},
-        )
+        spec = tasks.the_task(tasks.fill_part, "image")
+        room = {"left": left, "top": top, "right": right, "bottom": bottom}
         pairs = paired(image, prompt)
         listed([text for _, text in pairs], "prompt", "a red circle left of a blue square")
         made = [regions.beyond(self, spec, text, as_image(one), "beyond its borders", **room) for one, text in pairs]
