@@ -14,7 +14,8 @@ import openlance
 from openlance.checkpoint.adapters import read_stored
 from openlance.checkpoint.formats import folder_of
 from openlance.cli.main import main
-from openlance.config.train import Resolution
+from openlance.config.train import Resolution, Stage
+from openlance.training import run as training
 from openlance.training.start import lora_stage
 
 SMALL = ["--set", "draws=1", "--set", "pack_tokens=[150, 700]", "--set", "max_sample_tokens=700", "--set", "warmup=0"]
@@ -128,3 +129,26 @@ def test_the_stage_of_an_adapter_has_room_for_its_samples():
     mixed = lora_stage(nano, ["t2v", "x2t_image"], steps=5, lr=1e-3)
     assert mixed.text_weight > 0 and mixed.max_sample_tokens > stage.max_sample_tokens and mixed.max_frames == 9
     assert lora_stage(nano, ["image_edit"], steps=5, lr=1e-3).drop_all > 0
+
+
+def test_frozen_matrices_in_half_precision_change_nothing(tmp_path, monkeypatch):
+    """Autocast rounds them before each product anyway; nor does computing layers again."""
+    command = ["train", "lora", "--data", "edit=world", "--data", "vqa=world", "--preserve", "t2i=world", *SMALL]
+    command += ["--set", "dtype=bfloat16", "--rank", "2", "--steps", "2"]
+    begun = list[set[torch.dtype]]()
+
+    def begin(*given):
+        processes, base = start(*given)
+        layers = base.learner.lance.layers
+        begun.append({p.dtype for p in layers.parameters() if p.dim() > 1 and not p.requires_grad})
+        return processes, base
+
+    start = training.begin
+    monkeypatch.setattr(training, "begin", begin)
+    assert main([*command, "-o", str(tmp_path / "halved")]) == 0
+    assert main([*command, "--set", "checkpointing=true", "-o", str(tmp_path / "again")]) == 0
+    monkeypatch.setattr(Stage, "halves_frozen", lambda self, sharded: False)
+    assert main([*command, "-o", str(tmp_path / "whole")]) == 0
+    assert begun == [{torch.bfloat16}, {torch.bfloat16}, {torch.float32}]
+    files = {(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("halved", "again", "whole")}
+    assert len(files) == 1

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from openlance.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,8 +36,6 @@ def test_scores_are_those_of_the_newest_results(name):
 
 
 def test_the_memory_of_the_released_model_is_what_plan_counts(capsys):
-    from openlance.cli.main import main
-
     page = (ROOT / "docs" / "tutorials" / "released-3b.md").read_text(encoding="utf-8")
     table = re.search(r"<!-- fit -->\n(.*?)<!-- /fit -->", page, re.S)[1].strip().splitlines()[2:]
     told = [[float(cell) for cell in line.split("|")[2:5]] for line in table]
@@ -51,6 +51,18 @@ def test_the_memory_of_the_released_model_is_what_plan_counts(capsys):
         text = re.sub(r"\s+", " ", capsys.readouterr().out)
         found = [re.search(rf"{words} ([\d.]+)", text)[1] for words in rows]
         assert [row[column] for row in told] == [pytest.approx(float(value), abs=0.051) for value in found]
+
+
+def test_the_memory_of_its_adapters_is_what_plan_counts(capsys):
+    page = (ROOT / "docs" / "tutorials" / "released-3b.md").read_text(encoding="utf-8")
+    told = re.search(r"<!-- lora -->\n(.*?)<!-- /lora -->", page, re.S)[1].strip().splitlines()[2].split("|")[1:-1]
+    for cell, task in zip(told, ("t2i", "edit", "subject", "vqa"), strict=True):
+        assert (
+            main(["plan", "3b", "--stage", "lora", "--gpus", "4090", "--set", f"mixture={{{task}: 1}}", "--json"]) == 0
+        )
+        found = json.loads(capsys.readouterr().out)
+        assert found["memory"]["peak"] == pytest.approx(float(cell), abs=0.051)
+        assert found["memory"]["peak"] < found["usable"] and f"({found['usable']:.1f} GiB" in page
 
 
 def test_the_fields_words_are_kept(tmp_path, monkeypatch):

@@ -93,5 +93,13 @@ def test_a_tutorial_runs(page, released, tmp_path, monkeypatch, request):
 
 def test_what_is_not_run_says_why():
     marks = [mark for page in TUTORIALS for mark, *_ in blocks(page)]
-    assert len(marks) > 30 and {mark.split(":")[0] for mark in marks} <= {"", "server", "not run", "fit", "/fit"}
+    assert len(marks) > 30 and {mark.split(":")[0] for mark in marks} <= {
+        "",
+        "server",
+        "not run",
+        "fit",
+        "/fit",
+        "lora",
+        "/lora",
+    }
     assert sum(mark.startswith("not run: ") for mark in marks) < 6

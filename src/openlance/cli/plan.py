@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +38,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def plan(
     model: Annotated[str, Argument(help="3b, nano, or a folder with weights.")] = RELEASED,
-    stage: Annotated[str | None, Option(help="pt, ct-i, ct-ii, ct-iii, sft, rl; or one of --file.")] = None,
+    stage: Annotated[str | None, Option(help="pt, ct-i, ct-ii, ct-iii, sft, rl, lora; or one of --file.")] = None,
     file: Annotated[Path | None, Option(help="A YAML file with stages in place of the presets.")] = None,
     settings: Annotated[
         list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change a field of the stage; repeatable.")
@@ -78,7 +79,8 @@ def plan(
         return request(config, task, size, frames, limit, as_json)
     if stage is None and file is None:
         return listing(scale, as_json)
-    chosen = pick(stage, scale, file, settings or [])
+    adapts = stage == "lora" and file is None
+    chosen = adapting(model, config, settings or []) if adapts else pick(stage, scale, file, settings or [])
     chosen = replace(chosen, lora=Lora(rank=lora)) if lora else chosen
     if dump:
         return typer.echo(train.dump(chosen).rstrip())
@@ -137,6 +139,22 @@ def pick(name: str | None, scale: str, file: Path | None, settings: list[str]) -
     if file is not None and "/" not in (name or ""):
         return train.changed(train.read_stage(file, name), settings)
     return train.changed(train.stage(name or "", scale), settings)
+
+
+def adapting(model: str, config: ModelConfig, settings: list[str]) -> Stage:
+    """What `openlance train lora` does with the tasks of its mixture, images from words if none is set."""
+    from openlance.checkpoint.formats import find, folder_of
+    from openlance.config.sampling import GenerationConfig
+    from openlance.config.values import override
+    from openlance.sequence.tasks import source_name
+    from openlance.training.start import adapter_stage
+
+    usual = GenerationConfig() if model == RELEASED else GenerationConfig.read(find(folder_of(model)).tokenizer)
+    build = partial(adapter_stage, config, usual, steps=100, lr=2e-3)
+    mixed = override(build(["t2i"]), [one for one in settings if one.startswith("mixture")]).mixture
+    tasks = [source_name(name) for name, weight in mixed.items() if weight]
+    stage = override(replace(build(tasks), lora=Lora()), settings)
+    return replace(stage, mixture={source_name(name): weight for name, weight in stage.mixture.items()})
 
 
 def listing(scale: str, as_json: bool) -> None:
@@ -206,7 +224,7 @@ def training_text(found: Plan, stage: Stage, machine: Machine) -> str:
         f"{found.stage} on {machine.count} x {machine.device.name}, {sharing}, at {machine.utilization:.0%} "
         f"of {machine.device.tflops:g} TFLOP/s",
         table("Model", _model(found, stage)),
-        table("Memory per device, for the longest pack, in GiB", _memory(found, stage)),
+        table("Memory per device, for the longest pack, in GiB", _memory(found, stage, machine)),
         table("Time", _time(found, stage, machine)),
     ]
     if found.notes:
@@ -231,9 +249,10 @@ def _model(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
-def _memory(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
+def _memory(found: Plan, stage: Stage, machine: Machine) -> list[tuple[str, str, str]]:
     notes = {
-        "weights": "float32" + (", with those of the VAE's encoder" if stage.dtype else ""),
+        "weights": ("float32 but for matrices below adapters" if stage.halves_frozen(machine.group > 1) else "float32")
+        + ", with those of the VAE's encoder",
         "whole layers": "copies in which a pass computes",
         "activations": "at the end of the forward pass, " + ("recomputed" if stage.checkpointing else "all kept"),
         "backward": "the layer at work",

@@ -265,6 +265,12 @@ class Stage:
 
         return any(fnmatchcase(parameter, pattern + "*") for pattern in self.frozen)
 
+    def halves_frozen(self, sharded: bool) -> bool:
+        """Tell if matrices below adapters are kept in bfloat16 where the stage computes in it. Sharded layers hold
+        weights of one kind, and what draws between steps takes them as they are."""
+        alone = self.rl is None and self.distill is None and not sharded
+        return alone and self.lora is not None and self.dtype != "float32"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

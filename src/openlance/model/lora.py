@@ -89,6 +89,14 @@ def inject(
         module.scale, module.dropout = lora.scale, lora.dropout  # type: ignore[assignment]
 
 
+def halve_frozen(lance: Lance) -> None:
+    """Keep frozen matrices of the layers and the head in bfloat16, for training under autocast. It rounds them to that
+    before each product, so results stay the same, at half the memory."""
+    for module in (*lance.layers.modules(), lance.head):
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.to(torch.bfloat16)
+
+
 @contextmanager
 def without_updates(lance: Lance) -> Iterator[None]:
     """Let a decoder be what it is without the updates of `inject`, for a while."""

@@ -124,6 +124,7 @@ def trainable(c: ModelConfig, stage: Stage) -> dict[str, float]:
         "active, generation": expert,
         "trained": live + tower * tower_learns,
         "trained matrices": inner,
+        "matrices": sum(n for name, n in decoder.items() if ("layers" in name or "head" in name) and n > c.width),
         "tower learns": tower_learns,
     }
     return {name: float(value) for name, value in found.items()}
@@ -162,6 +163,8 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
         gathered = size * (outside + 2 * layer) + (size + 4) * max(outside, layer)
     else:  # autocast keeps a copy of every weight until it is used backwards, of one layer where it recomputes
         gathered = 2.0 * ((layer + outside) if checkpointing else whole) if low else 0.0
+    halved = learns["matrices"] if stage.halves_frozen(sharded) else 0.0  # which autocast takes as they are
+    gathered -= 2.0 * (halved - (c.layers - 1) * layer * checkpointing) if halved else 0.0
     moments = 8 * live - (4 * learns["trained matrices"] / group if stage.optimizer == "muon" else 0.0)
     parts = [load] if drawn is None else [drawn.update, *([load.times(lesson)] if lesson else [])]
     kept, *other = (
@@ -169,7 +172,7 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
     )
     apart = learns["vision tower"] if draws else 0.0  # what looks at media between steps stays whole
     lasting = {
-        "weights": 4 * ((whole - apart) / group + apart + learns["VAE encoder"]),
+        "weights": 4 * ((whole - apart) / group + apart + learns["VAE encoder"]) - 2 * halved,
         "whole layers": gathered,
         "optimizer": moments,
         "average": 4 * live if stage.ema else 0.0,

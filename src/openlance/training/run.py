@@ -33,7 +33,7 @@ from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lance import is_generation, lance_parameters, own_generation
-from openlance.model.lora import inject, read_adapter, trained, write_adapter
+from openlance.model.lora import halve_frozen, inject, read_adapter, trained, write_adapter
 from openlance.model.precision import lowered
 from openlance.rl.prompts import PromptSource, holds_prompts
 from openlance.rl.rewards import RewardPool
@@ -117,6 +117,8 @@ def begin(stages: tuple[Stage, ...], settings: Settings) -> tuple[Distributed, B
         start = None if settings.adapter is None else read_adapter(settings.adapter).stored.updates
         base.learner.requires_grad_(False)
         inject(base.learner.lance, first.lora, first.seed, start, lambda name: not first.freezes(f"lance.{name}"))
+        if first.halves_frozen(processes.sharded) and lowered(first.dtype, processes.device):
+            halve_frozen(base.learner.lance)
     return processes, base
 
 

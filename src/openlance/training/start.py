@@ -27,6 +27,7 @@ from openlance.config.train import Resolution, Stage
 from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.media.files import atomic_path, write_json
+from openlance.model.lance import lance_parameters
 from openlance.runtime.components import Components, LazyVAE
 from openlance.sequence.tasks import TaskSpec, spec_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
@@ -170,14 +171,11 @@ def with_tasks(said: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
 
 
 LONG = 32_768  # tokens of a sample from which on a pack holds few of them
+LARGE = 10**9  # parameters of a decoder whose numbers and layers do not fit a GPU as a small one's do
 
 
 def lora_stage(model: Path, tasks: Sequence[str], *, steps: int, lr: float, seed: int = 0) -> Stage:
-    """Return the stage of a fine-tune with low-rank adapters, on as many samples of each task.
-
-    Adapters want a higher rate than whole matrices, and few samples per update; several noise levels of a target share
-    its context, since samples are few, unless it is a long video. Sizes, length of videos and shift are those that the
-    model samples with.
+    """Return the stage of a fine-tune with low-rank adapters of a checkpoint, see `adapter_stage`.
 
     Args:
         model: Folder of the checkpoint.
@@ -187,24 +185,45 @@ def lora_stage(model: Path, tasks: Sequence[str], *, steps: int, lr: float, seed
         seed: Of the adapter, the order and the noise.
     """
     files = find(model)
-    usual, specs = GenerationConfig.read(files.tokenizer), [spec_of(task) for task in tasks]
+    usual = GenerationConfig.read(files.tokenizer)
+    return adapter_stage(files.config, usual, tasks, steps=steps, lr=lr, seed=seed)
+
+
+def adapter_stage(
+    config: ModelConfig, usual: GenerationConfig, tasks: Sequence[str], *, steps: int, lr: float, seed: int = 0
+) -> Stage:
+    """Return the stage of a fine-tune with low-rank adapters, on as many samples of each task.
+
+    Adapters want a higher rate than whole matrices, and few samples per update; several noise levels of a target share
+    its context, since samples are few, unless it is a long video. Sizes, length of videos and shift are those that the
+    model samples with. A large model works in bfloat16 on one or two samples at a time, and computes layers again, so
+    that one GPU is enough.
+
+    Args:
+        config: Sizes of the model.
+        usual: How it samples.
+        tasks: What the samples are for.
+        steps: Updates.
+        lr: Learning rate.
+        seed: Of the adapter, the order and the noise.
+    """
+    specs, large = [spec_of(task) for task in tasks], sum(n for _, n in lance_parameters(config)) >= LARGE
     released, side = usual == GenerationConfig(), round((usual.height * usual.width) ** 0.5)
     sizes = Resolution() if released else Resolution(image=(side, side), video=(side, side))
-    targets = {spec: latents_of(files.config, sizes, spec.makes, usual.num_frames) for spec in specs}
-    draws = 4 if 4 * max(targets.values()) < LONG else 1
+    targets = {spec: latents_of(config, sizes, spec.makes, usual.num_frames) for spec in specs}
+    draws = 4 if not large and 4 * max(targets.values()) < LONG else 1
     # Twice what the usual shape needs: buckets of other shapes hold more, and inputs may be several.
-    longest = (
-        max(2 * (draws * targets[spec] + read_of(files.config, sizes, spec, usual.num_frames)) for spec in specs) + 400
-    )
-    packs = (2, 3) if longest < LONG else (0.5, 1)
+    longest = max(2 * (draws * targets[spec] + read_of(config, sizes, spec, usual.num_frames)) for spec in specs) + 400
+    packs = (2, 3) if not large and longest < LONG else (0.5, 1)
     reads = any(spec.reads and spec.makes != "text" for spec in specs)
     return Stage(
-        name="lora", scale="nano", steps=steps, lr=lr, schedule="cosine", lr_end=0.1, warmup=min(10, steps), eps=1e-8,
-        ema=0.0, draws=draws, shift=TRAINED if released else usual.sampling.shift,
+        name="lora", scale="3b" if large else "nano", steps=steps, lr=lr, schedule="cosine", lr_end=0.1,
+        warmup=min(10, steps), eps=1e-8, ema=0.0, draws=draws, shift=TRAINED if released else usual.sampling.shift,
         text_weight=0.25 if any(spec.makes == "text" for spec in specs) else 0.0,
         mixture=dict.fromkeys(tasks, 1.0), drop_text=0.1, drop_all=0.05 if reads else 0.0,
         pack_tokens=(int(packs[0] * longest), int(packs[1] * longest)), max_sample_tokens=longest,
-        resolutions=(sizes,), max_frames=usual.num_frames, dtype="float32", seed=seed,
+        resolutions=(sizes,), max_frames=usual.num_frames, dtype="auto" if large else "float32", checkpointing=large,
+        seed=seed,
     )  # fmt: skip
 
 
