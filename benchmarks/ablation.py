@@ -3,7 +3,8 @@ and whether an edit needs the ViT's view of its source, the VAE's, or both.
 
     python benchmarks/ablation.py runs/ablation --minutes 360      # the same command goes on where it was stopped
     python benchmarks/ablation.py runs/ablation --plan             # how many CPU hours are left, on this machine
-    python benchmarks/ablation.py runs/ablation --report           # table and figure of what is finished
+    python benchmarks/ablation.py runs/ablation --report           # table and figure of what is finished; with --docs
+                                                                   # they are put into docs/evaluation.md as well
 
 Every arm sees as many packs of one size, from nothing, on nano's procedural world with nano's VAE and tokenizer: equal
 compute, so that training on less kinds of tasks means more samples of each. (An edit with one view is shorter; its
@@ -33,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, markdown, write_results
+from common import RESULTS, markdown, put, write_results
 
 from openlance import load
 from openlance.checkpoint.formats import folder_of, write_config
@@ -59,6 +60,8 @@ from toyworld.suites.bench import run as bench
 SEEDS, PACKS, JUDGED = (1, 2, 3), 8, 20  # PACKS: held out, of every task; JUDGED: requests per category
 HELD_OUT_SEED = 77
 PLANNED = 6  # steps that are timed, the first two of which warm up
+LOGGED = 30  # steps of a point of the curves in the results
+PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 MIXTURE = {"t2i": 4.0, "image_edit": 3.0, "x2t_image": 3.0}
 SUITES = {"t2i": "t2i", "image_edit": "image_edit", "x2t_image": "vqa"}  # of `bench world`, by task
 # What the paper prints for an arm of the name and for its whole model (arXiv 2605.18678; one seed each).
@@ -226,8 +229,14 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     for file in sorted(folder.glob("*-seed*/result.json")):
         rows = read_log(file.with_name("log.jsonl"))
         cost = {"tokens": int(sum(r["rows"] for r in rows)), "cpu_minutes": sum(r["cpu_seconds"] for r in rows) / 60}
-        found.append(read_json(file) | cost)
+        found.append(read_json(file) | cost | {"curves": {kind: curve(rows, kind) for kind in ("text", "flow")}})
     return found
+
+
+def curve(rows: list[dict[str, Any]], kind: str) -> list[float | None]:
+    """Means of a loss over LOGGED steps each, of those that had it; None for none."""
+    parts = [[r[kind] for r in rows[n : n + LOGGED] if r[kind]] for n in range(0, len(rows), LOGGED)]
+    return [round(statistics.fmean(part), 4) if part else None for part in parts]
 
 
 def reached(place: Path) -> int:
@@ -289,8 +298,8 @@ def compared(runs: list[dict[str, Any]], measure: str) -> str:
     return markdown(["arm", "task", "difference", "95 %", "seeds", "which is", "the paper's arm"], rows)
 
 
-def report(folder: Path, out: Path) -> None:
-    """The tables and the figure of the runs that are finished, and which are not."""
+def report(folder: Path, out: Path, docs: bool) -> None:
+    """The tables and the figure of the runs that are finished, and which are not; docs: in the page as well."""
     runs, left = finished(folder), missing(folder)
     counts = {name: [one for one in runs if one["arm"] == name] for name in ARMS}
     costs = [
@@ -310,6 +319,9 @@ def report(folder: Path, out: Path) -> None:
     head = ["arm", "seeds", "steps", "tokens", "CPU minutes", "held-out losses", "judged right"]
     path = write_results("ablation", {"runs": runs, "missing": left}, table + "\n" + markdown(head, costs), out)
     path.with_suffix(".svg").write_text(figure(runs), encoding="utf-8")
+    if docs:
+        put(PAGE, "ablation", table)
+        shutil.copy(path.with_suffix(".svg"), PAGE.parent / "images" / "ablation.svg")
 
 
 def figure(runs: list[dict[str, Any]]) -> str:
@@ -397,6 +409,7 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="time a few steps and print the CPU hours that are left")
     parser.add_argument("--report", action="store_true", help="report what is finished, train nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--docs", action="store_true", help="put the report's table and figure into docs/evaluation.md")
     args = parser.parse_args()
     if args.plan:
         return print(planned(args.folder, args.steps, not args.no_compile))
@@ -404,7 +417,7 @@ def main() -> None:
         return None
     if not finished(args.folder):
         parser.error(f"{args.folder} has no finished run")
-    report(args.folder, args.out)
+    report(args.folder, args.out, args.docs)
 
 
 def work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bool:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ from toyworld.suites.bench import run as world
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from own_data import CORNERS_ASKED, edits, framed, questions  # noqa: E402
 
-SEED, EACH = 9000, 2  # of round r SEED + r; requests of a category of the world in a round
-WORLD = ("t2i", "image_edit", "vqa")
+SEED = 9000  # of round r SEED + r
+# Suite of the world: how many requests of a category a round has, fewest where there are many categories.
+WORLD = {
+    "t2i": 2, "image_edit": 2, "vqa": 2, "subject": 4, "t2v": 4, "i2v": 4, "video_edit": 1, "video_vqa": 2,
+    "multi_turn": 4,
+}  # fmt: skip
 PAGES = Path(__file__).parents[1] / "docs" / "uses"
 # Adapter: what it is trained for, and how that is measured.
 SCORES = {"edits": ("framed", "PSNR to the framed one, dB"), "questions": ("corners",)}
@@ -71,13 +76,13 @@ def corners(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
     return {"corners": {str(n): float(a.strip().lower() == row["answer"]) for n, (row, a) in enumerate(pairs)}}
 
 
-def of_world(pipe: LancePipeline, number: int) -> dict[str, dict[str, float]]:
+def of_world(pipe: LancePipeline, number: int, suite: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = defaultdict(dict)
 
     def note(s: Scored) -> None:
-        found[f"{s.task} {s.category}"][str(s.index)] = float(s.right)
+        found[f"{suite} {s.category}"][str(s.index)] = float(s.right)
 
-    world(pipe, Bench(tasks=WORLD, samples=EACH, seed=SEED + number), note)
+    world(pipe, Bench(tasks=(suite,), samples=WORLD[suite], seed=SEED + number), note)
     return found
 
 
@@ -88,10 +93,9 @@ def run(args: argparse.Namespace) -> None:
         if path is not None:
             pipes[name] = load(args.model)
             pipes[name].load_lora_weights(path)
-    own = [(number, part) for number in range(args.rounds) for part in pipes if part != "none"]
-    for number, part in own + [(number, "world") for number in range(args.rounds)]:
+    for part, number in ((part, number) for part in args.parts for number in range(args.rounds)):
         for name, pipe in pipes.items():
-            if part in ("world", name) or name == "none":
+            if part in WORLD or part in pipes and name in ("none", part):
                 if (name, part, number) not in done:
                     began = time.process_time()
                     row = {"name": name, "part": part, "round": number, "found": PARTS[part](pipe, number)}
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
                     record(args.records, row)
 
 
-PARTS = {"edits": framing, "questions": corners, "world": of_world}
+PARTS = {"edits": framing, "questions": corners} | {name: partial(of_world, suite=name) for name in WORLD}
 
 
 def items(found: list[dict[str, Any]], name: str, what: str) -> dict[str, dict[str, float]]:
@@ -152,6 +156,7 @@ def main() -> None:
     parser.add_argument("--questions", help="adapter of examples/own_data.py questions")
     parser.add_argument("--records", type=Path, required=True, help="a .jsonl file, which grows")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of what is measured")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/uses as well")
     args = parser.parse_args()
