@@ -207,7 +207,7 @@ def load_into(
     source: TensorSource | Mapping[str, Tensor],
     rename: Rename | Mapping[str, str | None] = lambda name: name,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Callable[[str], torch.dtype] | None = None,
     device: Placing = None,
 ) -> None:
     """Fill every parameter and persistent buffer of a module; each tensor is used once and has the shape of its place.
@@ -219,8 +219,9 @@ def load_into(
         source: The tensors.
         rename: Released name -> name in the module, None for a tensor that is dropped on purpose; a mapping must know
             every name.
-        dtype: Of floating-point tensors in a module made on the meta device; any other module keeps its own.
-        device: Likewise; it may be a function of the name in the module.
+        dtype: Of floating-point tensors in a module made on the meta device, or a function of the name in the module;
+            any other module keeps its own.
+        device: Likewise.
 
     Raises:
         UserError: If tensors are missing, unexpected or misshapen, of which it names five, or one is not finite.
@@ -233,7 +234,8 @@ def load_into(
     for name, target in plan.items():
         place = places[target]
         if place.is_meta:
-            kept = None if place.dtype.itemsize == 1 else dtype  # codes are not numbers to be converted
+            wanted = dtype if dtype is None or isinstance(dtype, torch.dtype) else dtype(target)
+            kept = None if place.dtype.itemsize == 1 else wanted  # codes are not numbers to be converted
             filled[target] = stream(tensors, name, kept, device(target) if callable(device) else device)
         else:
             value = tensors.read(name)

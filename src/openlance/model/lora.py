@@ -89,12 +89,10 @@ def inject(
         module.scale, module.dropout = lora.scale, lora.dropout  # type: ignore[assignment]
 
 
-def halve_frozen(lance: Lance) -> None:
-    """Keep frozen matrices of the layers and the head in bfloat16, for training under autocast. It rounds them to that
-    before each product, so results stay the same, at half the memory."""
-    for module in (*lance.layers.modules(), lance.head):
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-            module.weight.data = module.weight.data.to(torch.bfloat16)
+def below_adapters(name: str) -> torch.dtype:
+    """Return what a weight of a decoder is kept in below adapters that learn under autocast: matrices of the layers and
+    of the head in bfloat16. They are rounded to that before each product anyway, so results stay the same."""
+    return torch.bfloat16 if re.fullmatch(rf"({TARGETS}|head)\.weight", name) else torch.float32
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def load_lance(
     config: ModelConfig,
     *,
     streams: tuple[str, ...] = ("und", "gen"),
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
     device: Placing = "cpu",
     allow_pickle: bool = False,
 ) -> Lance:
@@ -57,8 +57,8 @@ def load_lance(
         folder: A file of weights, a folder with one model, or an open source.
         config: Of the model.
         streams: Without "gen" the generation expert is neither built nor read.
-        dtype: Of floating-point weights.
-        device: For all of them, or a function of our name of each.
+        dtype: Of floating-point weights, or a function of our name of each.
+        device: Likewise.
         allow_pickle: Whether the file may be a pickle.
 
     Raises:
@@ -168,6 +168,7 @@ class Components:
 
     Attributes:
         files: Where they are.
+        dtypes: Of weights of the decoder by their names, where they differ.
         memory: A budget in bytes; None for whatever is free.
         say: Whether the error stream tells what becomes of the budget.
         adapters: Added to the decoder, see `model.lora`.
@@ -180,6 +181,7 @@ class Components:
     _: KW_ONLY
     device: torch.device
     dtype: torch.dtype
+    dtypes: Callable[[str], torch.dtype] | None = None
     allow_pickle: bool = False
     memory: int | None = None
     say: bool = False
@@ -310,7 +312,7 @@ class Components:
 
         tensors = self._open(lambda: self.files.decoder(clips))
         where = place if streamed else self.device
-        lance = load_lance(tensors, self.files.config, streams=streams, dtype=self.dtype, device=where)
+        lance = load_lance(tensors, self.files.config, streams=streams, dtype=self.dtypes or self.dtype, device=where)
         merge(lance, self.adapters)
         if self.quantization is not None:
             quantize(lance, self.quantization)

@@ -33,7 +33,7 @@ from openlance.data.source import Endless, Reading, Source
 from openlance.data.stream import Stream
 from openlance.errors import UserError
 from openlance.model.lance import is_generation, lance_parameters, own_generation
-from openlance.model.lora import halve_frozen, inject, read_adapter, trained, write_adapter
+from openlance.model.lora import inject, read_adapter, trained, write_adapter
 from openlance.model.precision import lowered
 from openlance.rl.prompts import PromptSource, holds_prompts
 from openlance.rl.rewards import RewardPool
@@ -111,14 +111,13 @@ def begin(stages: tuple[Stage, ...], settings: Settings) -> tuple[Distributed, B
     processes = Distributed.join(settings.shard)
     named = {"stage": stages[0]} if len(stages) == 1 else {stage.name: stage for stage in stages}
     processes.same(as_data(named) | {"options": settings.recorded()})
-    base = open_base(settings.model, stages[0], settings.init, allow_pickle=settings.allow_pickle)
     first = stages[0]
+    halved = first.halves_frozen(processes.sharded) and lowered(first.dtype, processes.device)
+    base = open_base(settings.model, first, settings.init, allow_pickle=settings.allow_pickle, halved=halved)
     if first.lora is not None:
         start = None if settings.adapter is None else read_adapter(settings.adapter).stored.updates
         base.learner.requires_grad_(False)
         inject(base.learner.lance, first.lora, first.seed, start, lambda name: not first.freezes(f"lance.{name}"))
-        if first.halves_frozen(processes.sharded) and lowered(first.dtype, processes.device):
-            halve_frozen(base.learner.lance)
     return processes, base
 
 

@@ -28,6 +28,7 @@ from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.media.files import atomic_path, write_json
 from openlance.model.lance import lance_parameters
+from openlance.model.lora import below_adapters
 from openlance.runtime.components import Components, LazyVAE
 from openlance.sequence.tasks import TaskSpec, spec_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
@@ -71,7 +72,9 @@ class Base:
         return self.defaults.style
 
 
-def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: bool = False) -> Base:
+def open_base(
+    folder: Path, stage: Stage, init: str = "model", *, allow_pickle: bool = False, halved: bool = False
+) -> Base:
     """Read a checkpoint folder for training.
 
     Args:
@@ -79,12 +82,16 @@ def open_base(folder: Path, stage: Stage, init: str = "model", *, allow_pickle: 
         stage: Gives the seed and the auxiliary loss of fresh weights.
         init: "model" takes its weights, "fresh" none, anything else is a folder of Qwen2.5-VL.
         allow_pickle: Read weights that are pickles.
+        halved: Keep matrices below adapters in bfloat16, see `below_adapters`.
 
     Raises:
         UserError: If something is missing or does not fit.
     """
     files = find(folder)
-    parts = Components(files, device=torch.device("cpu"), dtype=torch.float32, allow_pickle=allow_pickle)
+    parts = Components(
+        files, device=torch.device("cpu"), dtype=torch.float32, dtypes=below_adapters if halved else None,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
     config, tokenizer = files.config, Tokenizer.from_folder(files.tokenizer)
     if init == "model":
         if parts.bytes_of():
