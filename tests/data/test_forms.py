@@ -263,6 +263,9 @@ def test_a_column_has_one_role(tmp_path):
     with pytest.raises(UserError, match="needs .*input_image_bytes, output_image_bytes: ") as error:
         open_source(tmp_path, "image_edit")
     assert str(error.value).count("imput_imag") == 2  # once as a column of the file, once in the hint
+    pq.write_table(pa.Table.from_pylist([{"image_0": "x", "image_1": "y", "text": "z"}]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"name them with columns: \{ours: theirs\}"):  # which is which would be a guess
+        open_source(tmp_path, "image_edit")
     wanted = ("caption", "input_image_bytes", "output_image_bytes")
     for names in (
         ["image", "edited_image"],
@@ -366,6 +369,8 @@ def test_a_data_set_with_configurations(tmp_path):
         )
     heads = "".join(f'- config_name: {name}\n  data_files: "{name}/*.parquet"\n' for name in "ab")
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{heads}---\n")
+    [note] = [note for note in open_source(tmp_path, "t2i").census.notes if "config" in note]
+    assert note == f"configs: a, b are all used; one alone: {{path: {tmp_path}, config: a}}"
     with pytest.raises(UserError, match=r"configurations a, b: choose one, such as \{path: 'hf:.*', config: a\}"):
         told(open_source(f"hf:{tmp_path}", "t2i"))
     assert told(open_source(f"{{path: 'hf:{tmp_path}', config: b}}", "t2i")) == [["b", "->", "blue"]]
@@ -459,10 +464,12 @@ def test_a_path_is_no_other_file_of_its_name(tmp_path):
     assert told(source) == [["red", "->", "red"], ["blue", "->", "blue"], ["b", "->", "red"]]
     assert left(source) == {"the file is missing": 1}
     text = base64.b64encode(os.urandom(400)).decode()  # neither a name nor short enough to be one
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"image": text, "text": "?"}))
+    rows = [{"image": text, "text": "?"}, {"image": f"data:image/png;base64,{text}", "text": "broken"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "x" / "a.txt").write_text("long " * 80)
     source = open_source(tmp_path, "t2i")
-    assert left(source) == {"the file is missing": 1, "no caption": 2} and source.stamp(source.parts(0, None)[0])
+    assert left(source) == {"the file is missing": 1, "no caption": 2}
+    assert source.mark and source.stamp(source.parts(0, None)[0])
 
 
 def test_names_with_accents_of_a_mac(tmp_path):
@@ -539,7 +546,7 @@ def test_tables_whose_files_differ_and_hints_that_fit_nothing(tmp_path):
     source = open_source(tmp_path, "t2i")
     assert sorted(line[0] for line in told(source)) == ["test", "train"]
     assert source.census.notes == [
-        f"splits: test, train are all used; one alone: {{path: {tmp_path}, split: train}}",
+        f"splits: train, test are all used; one alone: {{path: {tmp_path}, split: train}}",
         "1 images and videos lie beside the tables: used where a row names them",
         "captions: 2 from the column caption or text",
     ]

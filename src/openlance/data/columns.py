@@ -185,9 +185,9 @@ class Layout:
             return
         free, pairs = [name for name in present if name not in named.values()], []
         for ours in missing:
-            if near := difflib.get_close_matches(ours, free, n=1, cutoff=0.4):
-                pairs.append(f"{ours}: {near[0]}")
-                free.remove(near[0])
+            if near := _nearest(ours, free):
+                pairs.append(f"{ours}: {near}")
+                free.remove(near)
         hint = f"rename them, or name them with columns: {{{', '.join(pairs) or 'ours: theirs'}}}"
         others = [t for t in TYPES if t != self.type and not replace(self, type=t, caption="").missing(present)]
         if others:
@@ -263,6 +263,13 @@ class Layout:
                 one = [*prompted(said or ""), *([say(t.question)] if t.question else []), reply(t.answer)]
             found += [s for s in one if not found or s.role is not Role.SYSTEM]
         return found
+
+
+def _nearest(name: str, others: Iterable[str]) -> str:
+    """The most similar of some names; nothing where two are as similar, which would be a guess."""
+    like = sorted((difflib.SequenceMatcher(None, name, other).ratio(), other) for other in others)[-2:]
+    sure = like and like[-1][0] >= 0.4 and (len(like) < 2 or like[0][0] < like[1][0])
+    return like[-1][1] if sure else ""
 
 
 @lru_cache(maxsize=256)

@@ -535,4 +535,4 @@ def _is_list(path: Path) -> bool:
     """Whether the first line of a text, or the one below its head, names a file that is there."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         lines = list(islice((line.strip() for line in file if line.strip()), 2))
-    return any((path.parent / found[0]).is_file() for found in map(entry, lines) if found is not None)
+    return any(is_file(path.parent / found[0]) for found in map(entry, lines) if found is not None)

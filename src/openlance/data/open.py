@@ -27,7 +27,7 @@ from openlance.data.columns import Layout
 from openlance.data.encoded import MARK, EncodedSource
 from openlance.data.folders import Survey, is_media, is_private
 from openlance.data.hub import HubSource
-from openlance.data.source import Row, Source, marked, shuffled
+from openlance.data.source import Row, Source, is_file, marked, shuffled
 from openlance.data.tabular import ParquetSource, SavedSource, Table, contents, saved_files
 from openlance.data.tars import TarSource
 from openlance.errors import UserError
@@ -35,6 +35,7 @@ from openlance.errors import UserError
 LAYOUT = ("type", "columns", "caption", "clips", "stride", "min_side", "media")
 KEYS = ("path", *LAYOUT, "config", "split")
 METADATA = "metadata.parquet"  # of Hugging Face's imagefolder: a list of the files beside it
+CONFIG = re.compile(r"^ *- *config_name: *[\"']?([^\"'\s]+)", re.MULTILINE)  # in the card of a data set
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev)([-_.\d].*)?")  # names of folders and tables, as on the hub
 # Rows of a part of a folder: so few that it spreads over ranks and workers, enough for a shard of latents.
 BLOCK = 64
@@ -75,7 +76,7 @@ class FolderSource(Table):
 
 def _sizes(row: Row) -> list[int]:
     media = [row.folder / v for k, v in row.values.items() if k.endswith("_bytes") and isinstance(v, str)]
-    return [path.stat().st_size for path in media if path.is_file()]
+    return [path.stat().st_size for path in media if is_file(path)]
 
 
 def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
@@ -169,12 +170,17 @@ def _beside(count: int, what: str) -> list[str]:
 
 
 def _splits(place: Path, files: Sequence[Path]) -> list[str]:
-    """A word on splits, where folders or tables are named as several."""
-    found = dict[str, None]()
+    """A word on splits and configurations, where a folder has several."""
+    found, card = dict[str, None](), place / "README.md"
     for file in files:
         *folders, name = file.relative_to(place).parts
         tables = [name] if name.lower().endswith((".parquet", ".jsonl", ".csv", *tars.SUFFIXES)) else []
         found |= {match[1]: None for part in (*folders, *tables) if (match := SPLIT.fullmatch(part.lower()))}
-    if len(found) < 2 or "train" not in found:
-        return []
-    return [f"splits: {', '.join(found)} are all used; one alone: {{path: {place}, split: train}}"]
+    configs = CONFIG.findall(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
+    splits = sorted(found, key=lambda name: name != "train") if "train" in found else []
+    kinds = {"config": configs, "split": splits}
+    return [
+        f"{kind}s: {', '.join(names)} are all used; one alone: {{path: {place}, {kind}: {names[0]}}}"
+        for kind, names in kinds.items()
+        if len(names) > 1
+    ]
