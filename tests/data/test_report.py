@@ -42,7 +42,7 @@ def test_a_report_counts_what_is_used_and_what_an_epoch_has(few, tiny):
 
 
 def test_broken_rows_and_long_samples_are_told(few, tiny):
-    (few / "3.png").write_bytes(b"\x89PNG")
+    (few / "3.png").write_bytes((few / "3.png").read_bytes()[:60])
     plan = replace(stage("sft", "nano"), mixture={"t2i": 1}, max_sample_tokens=20)
     text = look({"t2i": open_source(few, "t2i")}, plan, tiny.codec).text()
     assert "1 of 1 looked at are longer than 20 tokens" in text and "broken: " in text and "3.png" in text

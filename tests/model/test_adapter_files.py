@@ -232,6 +232,9 @@ def test_every_module_is_known_by_both_names_with_dots_and_underscores():
         ({"lora_unet_layers_0_gen_q.diff_b": torch.ones(2)}, "full rank"),
         ({"what": torch.ones(2)}, "what"),
         ({"lora_te_text_model_x.lora_down.weight": torch.ones(2, 2)}, "lora_te_text_model_x"),
+        ({"layers.0.gen.q.alpha": torch.ones(2)}, "alpha holds 2 numbers"),
+        ({"layers.0.gen.k.alpha": torch.tensor(1.0)}, "it has layers.0.gen.k.alpha and no matrices"),
+        ({"layers.0.gen.q.lora_A.weight": torch.ones(1, 2, dtype=torch.int8)}, "not a whole adapter at layers.0.gen.q"),
     ],
     ids=str,
 )
@@ -250,6 +253,12 @@ def test_a_file_without_its_settings_or_half_of_itself_is_refused(tiny, tmp_path
     with pytest.raises(UserError, match="not a whole adapter at .*gen.q"):
         read_adapter(tmp_path)
     save_file(tensors, tmp_path / WEIGHTS)
+    said = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(said | {"target_modules": "(("}))  # a pattern that is none
+    assert not read_stored(tmp_path).targets
+    save_file({"layers.0.gen.q.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="holds no adapter, but whole weights .*a model is for --model"):
+        read_adapter(tmp_path / "model.safetensors")
     (tmp_path / CONFIG).unlink()
     with pytest.raises(UserError, match="holds no adapter: give a folder with adapter_config.json"):
         read_adapter(tmp_path)

@@ -52,6 +52,7 @@ def test_a_run_that_goes_on_or_is_finished_says_so(begun, capsys, tmp_path, monk
     assert "is finished (step 2 of 2): nothing is trained" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     begun(data={"t2i": "pictures"})  # the same folder by another name
+    begun(replace(PLAN, lora=Lora(rank=16, alpha=16)))  # what it is by default
 
 
 def test_adapters_of_runs_that_had_them_among_their_options_are_found(begun, tmp_path, capsys):
@@ -87,6 +88,7 @@ def test_data_that_changed_in_their_folder_are_told(tmp_path, tiny, capsys):
     [
         ({"plan": replace(PLAN, lora=Lora(rank=8))}, "rank 16, and 8 is asked for"),
         ({"plan": replace(PLAN, lora=Lora(targets="q"))}, "targets .*, and q is asked for"),
+        ({"plan": replace(PLAN, lora=Lora(rank=16, alpha=4))}, "alpha 16, and 4 is asked for"),
         ({"plan": replace(PLAN, lora=None)}, "an adapter alone, and the whole model"),
         ({"data": {"t2i": "others"}}, "data t2i=.*pictures, and t2i=others is asked for"),
         ({"data": {}}, "data t2i=.*pictures, and none of its own"),

@@ -148,9 +148,13 @@ def read_stored(path: str | Path) -> Stored:
             kind = ("a" if match[2] in DOWN else "b") if match[3] == "weight" else "shift"
             found.setdefault(match[1], {})[kind] = tensor
         elif name.endswith(".alpha"):
+            if tensor.numel() != 1:
+                raise UserError(f"{path} is not a whole adapter: {name} holds {tensor.numel()} numbers, expected one")
             alphas[name.removesuffix(".alpha")] = float(tensor)
         elif said is not None and said.get("bias", "none") != "none" and (match := _BIAS.fullmatch(name)):
             biases[_module(match[1], path)] = tensor
+        elif not any(_PART.fullmatch(one) or any(part in one for part in OTHER_KINDS) for one in tensors):
+            raise UserError(f"{path} holds no adapter, but whole weights ({name}): give a LoRA; a model is for --model")
         else:
             kind = next((kind for part, kind in OTHER_KINDS.items() if part in name), "")
             raise UserError(
@@ -158,13 +162,18 @@ def read_stored(path: str | Path) -> Stored:
             )
     if not found:
         raise UserError(f"{path} holds no adapter, only {first(tensors) or 'nothing'}: give a LoRA")
+    if lone := sorted(alphas.keys() - found.keys()):
+        raise UserError(f"{path} is not a whole adapter: it has {lone[0]}.alpha and no matrices of it")
     updates = {_module(name, path): _update(name, parts, alphas, said, path) for name, parts in found.items()}
     if len(updates) < len(found):
         raise UserError(f"{path} has two updates of one layer, under different names: convert it where it was made")
     form = "peft" if file.name == WEIGHTS and beside.is_file() else "diffusers" if said is not None else _form(tensors)
     base, targets = (str((said or {}).get(name) or "") for name in ("base_model_name_or_path", "target_modules"))
-    if not all(re.fullmatch(targets, name) for name in updates):
-        targets = ""
+    try:
+        fits = all(re.fullmatch(targets, name) for name in updates)
+    except re.error:  # which would be a pattern of another program
+        fits = False
+    targets = targets if fits else ""
     return Stored(form=form, updates=updates, biases=biases, base=base, targets=targets)
 
 
@@ -230,6 +239,7 @@ def _update(
 ) -> Update:
     a, b, shift = parts.get("a", torch.empty(0)), parts.get("b", torch.empty(0)), parts.get("shift")
     whole = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and len(a) > 0
+    whole = whole and a.is_floating_point() and b.is_floating_point()  # whole numbers lack a scale
     if not whole or (shift is not None and shift.shape != b.shape[:1]):
         raise UserError(f"{path} is not a whole adapter at {name}: train or download it again")
     rank = len(a)
@@ -243,7 +253,7 @@ def _update(
     except (KeyError, TypeError, AttributeError, re.error) as error:
         raise UserError(f"the settings of {path} are not those of an adapter ({error!r}): download it again") from error
     if r != rank:
-        raise UserError(f"{path} has rank {rank} at {name} and its settings say {r}: train or download it again")
+        raise UserError(f"{path} has rank {rank} at {name} and its settings say {r!r}: train or download it again")
     return Update(a=a, b=b, shift=shift, scale=scale)
 
 

@@ -23,7 +23,7 @@ from openlance.data.cache import Missing, named, resolved
 from openlance.data.front import Fit
 from openlance.data.names import CAPTION, plain, recognised
 from openlance.data.source import BrokenRow, Row, Sample, digest
-from openlance.data.turns import turns_of
+from openlance.data.turns import PLACE, turns_of
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.image import read_image
@@ -72,7 +72,7 @@ TYPES = {
     "image2video": Columns(makes="video", inputs=("input_image_bytes",), output="output_video_bytes"),
 }  # fmt: skip
 # A table of dialogues holds whole ones in a column of its own; a chain of edits is a list of images.
-TURNS, CHAIN = "turns", "chain"
+TURNS, CHAIN, HISTORY = "turns", "chain", "history"
 CLIPS = ("window", "whole", "start")
 Held = tuple[Any, str]  # one of the media, as a column holds it, and the column's name or "image" or "video"
 
@@ -121,6 +121,10 @@ class Layout:
             raise UserError(f"{said}: use {spec.columns}")
         if not isinstance(names, Mapping) or not all(isinstance(v, str) for v in names.values()):
             raise UserError(f"columns is {names!r}: write our names and yours, for example {{caption: title}}")
+        c = TYPES[chosen]
+        known = [name for name in (c.text, *c.inputs, c.output, c.system, TURNS, CHAIN, HISTORY) if name]
+        for ours in names:
+            one_of("what columns names", ours, known)
         if same := [v for v in names.values() if list(names.values()).count(v) > 1]:
             said = f"columns names {same[0]} twice ({', '.join(k for k, v in names.items() if v == same[0])})"
             raise UserError(f"{said}: what is read and what is made must be two columns")
@@ -168,14 +172,22 @@ class Layout:
     def check(self, where: object, present: Iterable[str]) -> None:
         """Raise a UserError that says which type was expected, and the nearest, unless all its columns are present."""
         present = list(present)
+        if lost := [theirs for _, theirs in self.names if theirs not in present]:
+            held = ", ".join(present) or "none"
+            raise UserError(f"columns names {lost[0]}, and {where} has {held}: name one of these")
+        self.check_row(where, present)
+
+    def check_row(self, where: object, present: Iterable[str]) -> None:
+        """The same for columns that may have our names."""
+        present = list(present)
         named = self.named(present)
         if not (missing := self._missing(named)):
             return
         free, pairs = [name for name in present if name not in named.values()], []
         for ours in missing:
-            if near := difflib.get_close_matches(ours, free, n=1, cutoff=0.4):
-                pairs.append(f"{ours}: {near[0]}")
-                free.remove(near[0])
+            if near := _nearest(ours, free):
+                pairs.append(f"{ours}: {near}")
+                free.remove(near)
         hint = f"rename them, or name them with columns: {{{', '.join(pairs) or 'ours: theirs'}}}"
         others = [t for t in TYPES if t != self.type and not replace(self, type=t, caption="").missing(present)]
         if others:
@@ -192,9 +204,11 @@ class Layout:
             raise BrokenRow(row.place, error) from error
 
     def _segments(self, raw: Mapping[str, Any], folder: Path, fit: Fit, rng: np.random.Generator) -> Segments:
-        self.check("the row", raw)
+        self.check_row("the row", raw)
         values, c, spec = self.renamed(raw), self.columns, spec_of(self.task)
         read = Reads(folder, fit.max_frames, self.clips, self.stride, Draw(float(rng.random())))
+        if values.get(TURNS) is None and c.makes == "text":
+            values = _as_dialogue(values, c)
         if values.get(TURNS) is not None:
             return self._dialogue(values, read, fit)
         if values.get(CHAIN) is not None and not any(values.get(name) is not None for name in c.inputs):
@@ -214,7 +228,10 @@ class Layout:
             said = said if isinstance(said, str) and said.strip() else None
             return self._worded(fit, read, prompt, inputs, _text(values, c.output, rng), said)
         made = values[c.output]
-        made = made[0] if isinstance(made, (list, tuple)) and len(made) == 1 else made
+        if isinstance(made, (list, tuple)) and (len(made) == 1 or c.makes == "image"):
+            if len(made) != 1:
+                raise UserError(f"{c.output} holds {len(made)} images: expected the one that is made")
+            [made] = made
         return self._worded(fit, read, prompt, inputs, (made, c.output), None)
 
     def _worded(
@@ -236,13 +253,7 @@ class Layout:
         return segments
 
     def _dialogue(self, values: Mapping[str, Any], read: Reads, fit: Fit) -> Segments:
-        beside = [
-            (one, "video" if "video" in name else "image")
-            for name in self.columns.inputs
-            if (held := values.get(name)) is not None
-            for one in (held if isinstance(held, (list, tuple)) else [held])
-        ]
-        system, turns = turns_of(values[TURNS], beside)
+        system, turns = turns_of(values[TURNS], _beside(values, self.columns))
         said = values.get(self.columns.system)
         said, found = system or (said if isinstance(said, str) and said.strip() else None), list[Segment]()
         for t in turns:
@@ -254,14 +265,63 @@ class Layout:
         return found
 
 
+def _nearest(name: str, others: Iterable[str]) -> str:
+    """The most similar of some names; nothing where two are as similar, which would be a guess."""
+    like = sorted((difflib.SequenceMatcher(None, name, other).ratio(), other) for other in others)[-2:]
+    sure = like and like[-1][0] >= 0.4 and (len(like) < 2 or like[0][0] < like[1][0])
+    return like[-1][1] if sure else ""
+
+
 @lru_cache(maxsize=256)
 def _named(layout: Layout, present: tuple[str, ...]) -> dict[str, str]:
     c = layout.columns
     given = {ours: theirs for ours, theirs in layout.names if theirs in present}
     wanted = [name for name in (c.text, *c.inputs, c.output, c.system) if name and name not in given]
     pairs = bool(c.inputs) and not c.any_input
-    wanted += [CHAIN] * (pairs and c.makes == "image") + [TURNS] * (c.makes == "text")
+    wanted += [CHAIN] * (pairs and c.makes == "image") + [TURNS, HISTORY] * (c.makes == "text")
     return given | recognised([name for name in present if name not in given.values()], wanted)
+
+
+def holds(value: Any) -> bool:
+    """Whether a table holds something: no empty text or list, and no number that is none, as pandas writes for both."""
+    if isinstance(value, (list, tuple)):
+        return any(map(holds, value))
+    return value is not None and value == value and not (isinstance(value, str) and not value.strip())
+
+
+def _as_dialogue(values: dict[str, Any], c: Columns) -> dict[str, Any]:
+    """A question and its answer as turns, where it says in words at which place media stand, or turns go before."""
+    asked, before = values.get(c.text), values.get(HISTORY)
+    if not before and not (isinstance(asked, str) and PLACE.search(asked)):
+        return values
+    return values | {TURNS: [*(before or ()), {"user": asked or "", "assistant": values.get(c.output)}]}
+
+
+def told(value: Any) -> bool:
+    """Whether a value of a table is a text, or has some, as `_text` takes them."""
+    if isinstance(value, (Mapping, list, tuple)):
+        some = value.values() if isinstance(value, Mapping) else value
+        return any(told(one) for one in some if not isinstance(one, Mapping))
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _beside(values: Mapping[str, Any], c: Columns) -> list[Held]:
+    """What columns show beside a dialogue."""
+    return [
+        (one, "video" if "video" in name else "image")
+        for name in c.inputs
+        for one in (values[name] if isinstance(values.get(name), (list, tuple)) else [values.get(name)])
+        if one is not None and one != ""
+    ]
+
+
+def media_of(values: Mapping[str, Any], c: Columns) -> list[Any]:
+    """Return what a row of a list shows, that of a dialogue in its turns. UserError if it is no dialogue."""
+    values = _as_dialogue(dict(values), c) if values.get(TURNS) is None and c.makes == "text" else values
+    if values.get(TURNS) is not None:
+        _, turns = turns_of(values[TURNS], _beside(values, c))
+        return [held for turn in turns for held, _ in turn.media]
+    return [values[name] for name in (*c.inputs, c.output) if name.endswith("_bytes") and holds(values.get(name))]
 
 
 def _step(values: dict[str, Any], c: Columns, rng: np.random.Generator) -> dict[str, Any]:

@@ -13,19 +13,21 @@ import json
 import mimetypes
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from openlance.config.values import read_text
-from openlance.data.census import Census
-from openlance.data.columns import CHAIN, TURNS, Layout
+from openlance.config.values import LONGEST_SHOWN, read_text
+from openlance.data.census import NAMED, Census
+from openlance.data.columns import CHAIN, TURNS, Layout, holds, media_of, told
 from openlance.data.names import CAPTION, IMAGE, MADE, ORDER, SOURCE, VIDEO, words_of
-from openlance.data.source import Row
-from openlance.data.tables import SUFFIXES, beside, headless, names_a_file, read_table
+from openlance.data.source import Row, is_file
+from openlance.data.tables import SUFFIXES, beside, entry, names_a_file, read_table
 from openlance.errors import UserError
 from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from openlance.media.image import readers, size_of
@@ -36,6 +38,7 @@ PRIVATE = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "l
 REPEATS = re.compile(r"(\d{1,3})_(.+)")  # a year is no number of repeats
 LISTS = {"videos.txt", "video.txt", "images.txt", "image.txt"}
 TOLD = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt", "labels.txt")
+PACKED = (".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 TEXT_FOLDERS = frozenset((*CAPTION, *ORDER, "labels"))
 
 
@@ -59,6 +62,10 @@ class Survey:
     sources: Counter[str] = field(default_factory=Counter)  # of captions
     _media: list[Path] = field(default_factory=list)
     _taken: set[str] = field(default_factory=set)  # files that lists name
+    _named: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # paths of lists by their last part
+    _columns: dict[str, None] = field(default_factory=dict)  # that lists have
+    _idle: list[str] = field(default_factory=list)  # lists of which nothing came, and why
+    _texts: _Beside = field(default_factory=lambda: _Beside([], Path()))
 
     def rows(self) -> list[Row]:
         """Return the rows in the order of their names, each as often as its folder says; fills the census.
@@ -70,10 +77,14 @@ class Survey:
             made = self._listed(self.place, read_table(self.place), must=True)
         else:
             made = list(self._from_folder())
+        if lost := [theirs for _, theirs in self.layout.names if theirs not in self._columns]:
+            held = f"they have {', '.join(self._columns)}" if self._columns else "there is none"
+            raise UserError(f"columns names {lost[0]}, which no list of {self.place} has: {held}")
         found = [row for row in made for row in self._repeated(row)]
         self.census.used = len(found)
         self.census.seen = len(made) + sum(count for count, _ in self.census.left.values())
         self.census.notes += [f"captions: {', '.join(f'{n} {where}' for where, n in self.sources.items())}"]
+        self.census.notes += self._unused()
         if not found:
             raise UserError(self._nothing())
         return found
@@ -83,8 +94,17 @@ class Survey:
         fix = f"{pair}put a text file of the same name beside each, or a metadata.jsonl with file_name and text"
         if "the file is missing" in self.census.left:
             fix = "put them there, or name the folder in which their paths begin: {path: LIST, media: FOLDER}"
-        why = f" ({'; '.join(self.census.lines)})" if self.census.left else ""
+        lines = [*self.census.lines, *self._unused()]
+        why = f" ({'; '.join(lines)})" if lines else ""
         return f"{self.place} holds no captioned images or videos{why}: {fix}"
+
+    def _unused(self) -> list[str]:
+        """Lists and texts that nothing came of."""
+        found = [f"lists of no use: {len(self._idle)} ({'; '.join(self._idle[:NAMED])})"] if self._idle else []
+        if texts := [path for path in self._texts.files if path not in self._texts.used]:
+            more = ", ..." if len(texts) > NAMED else ""
+            found.append(f"texts of no use: {len(texts)} ({', '.join(map(str, texts[:NAMED]))}{more})")
+        return found
 
     @cached_property
     def _wanted(self) -> tuple[str, ...]:
@@ -111,13 +131,15 @@ class Survey:
         found = defaultdict[str, list[Path]](list)
         for path in self._media:
             for name in {path.name, path.stem}:
-                found[name].append(path)
+                found[_composed(name)].append(path)
         return found
 
     def _by_name(self, value: str) -> Path | None:
         """The one file of the name with which a path ends that is from another machine, or begins elsewhere."""
-        found = self._names.get(re.split(r"[\\/]", value)[-1], []) if self.place.is_dir() else []
-        return found[0].absolute() if len(found) == 1 else None
+        found = self._names.get(_last(value), []) if self.place.is_dir() else []
+        # Of two paths that end in one name only one can be meant, and nothing tells which.
+        alone = len(found) == 1 and len(self._named[_last(value)]) < 2
+        return found[0].absolute() if alone else None
 
     # Files.
 
@@ -156,9 +178,14 @@ class Survey:
             suffix = path.suffix.lower()
             if path.name.lower() in LISTS:
                 texts = next((path.with_name(name) for name in TOLD if path.with_name(name).is_file()), None)
-                rows += [] if texts is None else self._listed(path, list(beside(path, texts)), must=True)
+                if texts is not None:
+                    rows += self._listed(path, list(beside(path, texts)), must=True)
+                    self._texts.used |= {path, texts}
             elif suffix == ".txt" and path.with_suffix("") not in stems and _is_list(path):
                 rows += self._listed(path, read_table(path), must=False)
+                self._texts.used.add(path)
+            elif suffix in PACKED:
+                self._idle.append(f"{path} is packed: unpack it")
             elif suffix in SUFFIXES and suffix != ".txt" and (suffix != ".json" or path.with_suffix("") not in stems):
                 rows += self._from_file(path)
         yield from rows
@@ -170,19 +197,26 @@ class Survey:
         must = path.stem.lower() in ("metadata", "captions")
         try:
             table = read_table(path)
-        except UserError:
+        except UserError as error:
             if must or path.suffix.lower() == ".jsonl":
                 raise
+            self._idle.append(str(error))
             return []
         return self._listed(path, table, must)
 
     # Lists.
 
     def _listed(self, path: Path, table: list[tuple[str, dict[str, Any]]], must: bool) -> list[Row]:
-        fits = [one for one in table if not self.layout.missing(self._renamed(one[1]))]
-        if table and not fits:
-            if must:
+        for _, values in table:
+            self._columns |= dict.fromkeys(values)
+            renamed = self.layout.renamed(self._renamed(values))
+            for name in _paths([renamed.get(key) for key in (*self._wanted, CHAIN)]):
+                self._named[_last(name)].add(name)
+        lacking = [self.layout.missing(self._renamed(values)) for _, values in table]
+        if all(lacking):
+            if must and table:
                 self.layout.check(path, list(table[0][1]))
+            self._idle += [f"{path} has no column for {', '.join(lacking[0])}"] if table else []
             return []
         made = [row for place, values in table if (row := self._row(path, place, values)) is not None]
         return made
@@ -199,44 +233,60 @@ class Survey:
 
     def _row(self, table: Path, place: str, raw: Mapping[str, Any]) -> Row | None:
         """The row of an entry of a list; None if it is left out, or left to its file, and counted there."""
-        values, c = self.layout.renamed(self._renamed(raw)), self.layout.columns
-        names, folder = _paths(values, self._wanted), table.parent
-        if not names and not values.get(TURNS) and not values.get(CHAIN):
+        raw = self._renamed(raw)
+        values, c, folder = self.layout.renamed(raw), self.layout.columns, table.parent
+        try:
+            shown = media_of(values, c)
+        except UserError as error:
+            self.census.leave(str(error).partition(":")[0], place)
+            return None
+        names = _paths([*shown, values.get(CHAIN)])
+        if not shown and not values.get(TURNS) and not values.get(CHAIN):
             self.census.leave("no image or video", place)
             return None
         if names:
             found = self._folder_of(names, table.parent)
             if isinstance(found, str):
-                self.census.leave(found, f"{place}: {names[0]}")
+                self.census.leave(found, f"{place}: {names[0][:LONGEST_SHOWN]}")
                 return None
             folder, whole = found
-            for key in (*self._wanted, CHAIN):
+            for key in (*self._wanted, CHAIN, TURNS):
                 if key in values:
                     values[key] = _exchanged(values[key], whole)
             names = list(whole.values())
-        text = values.get(c.text)
-        told = values.get(TURNS) or c.text != "caption" or (text is not None and str(text).strip())
-        if not told and self.place.is_dir() and len(self._wanted) == 1:
+        said = values.get(TURNS) or c.text != "caption" or holds(values.get(c.text))
+        if not said and self.place.is_dir() and len(self._wanted) == 1:
             return None  # a text beside the file may tell
         self._taken |= {os.path.abspath(folder / name) for name in names}
-        if not told and not self.layout.caption:
-            self.census.leave("no caption", place)
+        if lost := self._lost(raw, values):
+            self.census.leave(lost, place)
             return None
         for key in self._wanted:
-            if not all(self._usable(folder / name, self._fits(key, name)) for name in _paths(values, (key,))):
+            if not all(self._usable(folder / name, self._fits(key, name)) for name in _paths([values.get(key)])):
                 return None
-        if self._too_small([folder / name for name in names], place):
+        if self._unfit([folder / name for name in names], place):
             return None
-        self.sources[f"from {table.name}" if told else "the one for all"] += 1
+        self.sources[f"from {table.name}" if said else "the one for all"] += 1
         return Row(place, {key: value for key, value in values.items() if value is not None}, folder)
+
+    def _lost(self, raw: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+        """What a row lacks; a question may be blank."""
+        c, named = self.layout.columns, self.layout.named(raw)
+        asks = named.get(c.text) if c.makes == "text" and isinstance(values.get(c.text), str) else None
+        lacking = self.layout.missing(name for name, value in raw.items() if holds(value) or name == asks)
+        if lacking:
+            return f"no {', '.join(lacking)}"
+        words = (c.text, c.output) if c.makes == "text" else (c.text,)
+        wrong = [name for name in words if holds(values.get(name)) and not told(values[name])]
+        return f"{named[wrong[0]]} is no text" if wrong else ""
 
     def _folder_of(self, names: list[str], beside: Path) -> tuple[Path, dict[str, str]] | str:
         """The folder in which the paths of a row begin, and the files that they mean; or why there are none."""
-        if names[0].startswith(("http://", "https://")):
+        if any(name.startswith(("http://", "https://")) for name in names):
             return "on the network: download the files and name those"
         roots = [beside, beside / "images", beside / "videos", beside.parent, self.place]
         for root in [Path(self.layout.media), *roots] if self.layout.media else roots:
-            files = [_there(root / name) for name in names]
+            files = [_there(root / name) or _there(root / name.replace("\\", "/")) for name in names]
             if all(files):
                 return root, {name: os.path.relpath(file, root) for name, file in zip(names, files) if file is not None}
         alone = [self._by_name(name) for name in names]
@@ -254,33 +304,40 @@ class Survey:
     def _singles(self, media: list[Path]) -> Iterator[Row]:
         for path in media:
             column = self._column(path)
-            if not self._usable(path, column):
+            if not self._usable(path, column) or self._unfit([path], path):
                 continue
-            said = self._said(path)
-            if said is not None and not self._too_small([path], path):
+            said = self._said(path, self._texts.of(path))
+            if said is not None:
                 yield Row(str(path), {str(column): str(path.relative_to(self.place))} | said, self.place)
 
     def _pairs(self, media: list[Path]) -> Iterator[Row]:
         groups = defaultdict[str, dict[str, list[Path]]](lambda: defaultdict(list))
         for path in media:
             role, key = _role(path.relative_to(self.place))
-            if not role:
-                self.census.leave("of no pair: neither a folder nor the end of its name says which side it is", path)
-            elif self._usable(path, self._column(path, role)):
+            if self._usable(path, self._column(path, role or "output_") or self._column(path, role or "input_")):
                 groups[key][role].append(path)
-        for key in [key for key, group in groups.items() if "output_" not in group]:
+        for key in [key for key, group in groups.items() if "output_" not in group and "" not in group]:
             base = re.sub(r"_\d+$", "", key)  # several sources of one target: 7_0.png, 7_1.png
-            if base != key and "output_" in groups.get(base, {}):
+            if base != key and groups.get(base, {}).keys() & {"output_", ""}:
                 groups[base]["input_"] += groups.pop(key)["input_"]
-        for group in groups.values():
+        for key, group in groups.items():
+            if len(sides := group.keys() - {""}) == 1 and (alone := group.pop("", [])):
+                # One side may say nothing: images/1.png and control/1.png.
+                group["input_" if sides == {"output_"} else "output_"] = alone
+            for path in group.get("", []):
+                self.census.leave("of no pair: neither a folder nor the end of its name says which side it is", path)
             sources, made = group.get("input_", []), group.get("output_", [])
-            if not sources or len(made) != 1:
+            twins = max(Counter(path.with_suffix("") for path in (*sources, *made)).values(), default=1) > 1
+            if not sources or len(made) != 1 or twins:
+                why = "several files could be a half of its pair" if sources and made else "its other half is missing"
                 for path in (*sources, *made):
-                    self.census.leave("its other half is missing", path)
+                    self.census.leave(why, path)
                 continue
-            texts = [one for one in (*made, *sources) if self._texts.of(one) is not None]
-            said = self._said(texts[0] if texts else made[0])
-            if said is None or self._too_small([*sources, *made], made[0]):
+            if self._unfit([*sources, *made], made[0]):
+                continue
+            own = next(filter(None, map(self._texts.of, (*made, *sources))), None) or self._texts.of_pair(key)
+            said = self._said(made[0], own)
+            if said is None:
                 continue
             names = [str(path.relative_to(self.place)) for path in sources]
             values = {
@@ -303,10 +360,9 @@ class Survey:
             return True
         return False
 
-    def _said(self, path: Path) -> dict[str, Any] | None:
-        """The words of a file, or None where it has none, which is counted."""
+    def _said(self, path: Path, own: Path | None) -> dict[str, Any] | None:
+        """The words of a file, of its own text, or None where it has none, which is counted."""
         c, where = self.layout.columns, "from text files"
-        own = self._texts.of(path)
         if own is not None and own.suffix.lower() == ".json":
             return self._from_own_json(own, path)
         text = "" if own is None else read_text(own).strip()
@@ -328,7 +384,9 @@ class Survey:
             held = json.loads(read_text(own), strict=False)
         except ValueError as error:
             raise UserError(f"{own} is not JSON ({error}): mend it, or leave it out") from error
-        found = self.layout.renamed(held) if isinstance(held, dict) else {}
+        held = held if isinstance(held, dict) else {}
+        self._columns |= dict.fromkeys(held)
+        found = self.layout.renamed(held)
         words = {k: v for k, v in found.items() if k not in self._wanted and v}
         c = self.layout.columns
         if not words.keys() & {c.text, c.output, TURNS}:
@@ -337,13 +395,23 @@ class Survey:
         self.sources["from JSON files"] += 1
         return words
 
-    def _too_small(self, paths: list[Path], name: object) -> bool:
+    def _unfit(self, paths: list[Path], name: object) -> bool:
+        """Whether one of the files cannot be used, as far as its first bytes tell; it is counted."""
         least = self.layout.least
         for path in paths:
-            size = size_of(path) if least > 1 and not path.name.lower().endswith(VIDEO_SUFFIXES) else None
-            if size is not None and min(size) < least:
-                self.census.leave(f"too small (a side below {least} pixels)", name)
-                return True
+            size = None if path.name.lower().endswith(VIDEO_SUFFIXES) else size_of(path)
+            if not path.is_file():
+                why = "a link that leads nowhere"
+            elif not path.stat().st_size:
+                why = "an empty file"
+            elif size is None and not path.name.lower().endswith(VIDEO_SUFFIXES):
+                why = "it cannot be opened as an image"
+            elif size is not None and min(size) < least:
+                why = f"too small (a side below {least} pixels)"
+            else:
+                continue
+            self.census.leave(why, name)
+            return True
         return False
 
     # Repeats.
@@ -356,7 +424,7 @@ class Survey:
         return None
 
     def _repeated(self, row: Row) -> Iterator[Row]:
-        first = next((row.folder / name for name in _paths(row.values, self._wanted)), None)
+        first = next((row.folder / name for name in _paths([row.values.get(key) for key in self._wanted])), None)
         inside = first is not None and self.place.is_dir() and first.is_relative_to(self.place)
         times, _ = (self._repeats(first) if inside and first is not None else None) or (1, "")
         if times > 1 and (note := f"repeats: {times} times what is in {first.parent.name}") not in self.census.notes:  # type: ignore[union-attr]
@@ -374,19 +442,30 @@ class _Beside:
         self.place = place
         self.exact = dict[tuple[str, str], Path]()
         self.loose = dict[tuple[str, str], Path]()
+        self.files = [path for path in files if path.suffix.lower() in TEXTS]
+        self.used = set[Path]()
         for path in files:
             if path.suffix.lower() in (*TEXTS, ".json"):
                 for stem in (path.stem, Path(path.stem).stem if names_a_file(path.stem) else path.stem):
+                    stem = _composed(stem)
                     for key in {str(path.parent), _key(path.relative_to(place).parent)}:
                         if path.suffix.lower() != ".json" or (key, stem) not in self.exact:
                             self.exact[key, stem] = self.loose[key, stem.lower()] = path
 
     def of(self, path: Path) -> Path | None:
-        folders = (str(path.parent), _key(path.relative_to(self.place).parent))
-        for known, stem in ((self.exact, path.stem), (self.loose, path.stem.lower())):
-            for folder in folders:
-                if (folder, stem) in known:
-                    return known[folder, stem]
+        return self._first((str(path.parent), _key(path.relative_to(self.place).parent)), [_composed(path.stem)])
+
+    def of_pair(self, key: str) -> Path | None:
+        """The text of what both sides have in common: captions/1.txt, 1.txt of 1_before.png, or 1/prompt.txt."""
+        folder, _, stem = key.rpartition("/")
+        return self._first([_key(Path(folder))], [stem]) or self._first([_key(Path(key))], ORDER)
+
+    def _first(self, folders: Sequence[str], stems: Sequence[str]) -> Path | None:
+        for known, exact in ((self.exact, True), (self.loose, False)):
+            for folder, stem in product(folders, stems):
+                if (found := known.get((folder, stem if exact else stem.lower()))) is not None:
+                    self.used.add(found)
+                    return found
         return None
 
 
@@ -405,44 +484,55 @@ def _role(path: Path) -> tuple[str, str]:
                 return role, "/".join((*path.parts[:at], *path.parts[at + 1 : -1], path.stem))
     stem, _, end = path.stem.replace("-", "_").rpartition("_")
     for role, known in (("input_", SOURCE), ("output_", MADE)):
-        if end.lower() in known and stem:
-            return role, "/".join((*path.parts[:-1], stem))
-    return "", ""
+        if end.lower() in known and (stem or len(path.parts) > 1):  # 1_before.png, or 1/before.png
+            return role, "/".join((*path.parts[:-1], *filter(None, [stem])))
+    folders = [part for part in path.parts[:-1] if not words_of(part) <= IMAGE | VIDEO]
+    return "", "/".join((*folders, path.stem))
 
 
-def _paths(values: Mapping[str, Any], columns: tuple[str, ...]) -> list[str]:
-    """The paths in the columns of media."""
+def _paths(held: Sequence[Any]) -> list[str]:
+    """The paths among what columns of media hold."""
     found = list[str]()
-    for name in (*columns, CHAIN):
-        held = values.get(name)
-        for one in held if isinstance(held, (list, tuple)) else [held]:
+    for value in held:
+        for one in value if isinstance(value, (list, tuple)) else [value]:
             one = one.get("path") if isinstance(one, Mapping) else one
             if isinstance(one, str) and one and not one.startswith("data:"):
                 found.append(one)
     return found
 
 
+def _last(path: str) -> str:
+    """The last part of a path of any system."""
+    return _composed(re.split(r"[\\/]", path)[-1])
+
+
+def _composed(name: str) -> str:
+    """A name with its accents as letters have them; a Mac takes them apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _there(path: Path) -> Path | None:
     """The file of a path, which may lack its suffix, as kohya's tables have them."""
-    if path.is_file():
+    if is_file(path):
         return path
-    if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES or not path.parent.is_dir():
+    if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES or not path.name:
         return None
     known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    return next((p for s in known for p in (path.with_name(path.name + s),) if p.is_file()), None)
+    return next((p for s in known for p in (path.with_name(path.name + s),) if is_file(p)), None)
 
 
 def _exchanged(value: Any, files: Mapping[str, str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_exchanged(one, files) for one in value]
-    if isinstance(value, Mapping) and value.get("bytes") is None:
-        value = value.get("path")
+    if isinstance(value, Mapping) and {"bytes", "path"} >= value.keys():
+        value = value.get("path") if value.get("bytes") is None else value
+    if isinstance(value, Mapping):  # parts of a dialogue
+        return {name: one if name == "text" else _exchanged(one, files) for name, one in value.items()}
     return files.get(value, value) if isinstance(value, str) else value
 
 
 def _is_list(path: Path) -> bool:
-    """Whether the first line of a text names a file that is there."""
+    """Whether the first line of a text, or the one below its head, names a file that is there."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = next((line.strip() for line in file if line.strip()), "")
-    mark = headless(first)
-    return mark is not None and (path.parent / first.split(mark)[0].strip()).is_file()
+        lines = list(islice((line.strip() for line in file if line.strip()), 2))
+    return any(is_file(path.parent / found[0]) for found in map(entry, lines) if found is not None)

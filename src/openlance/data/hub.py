@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class HubSource:
     def rows(self, part: int) -> Iterator[Row]:
         shard = self.data.shard(num_shards=self.data.num_shards, index=part)
         for number, values in enumerate(shard):
-            yield Row(f"{self}, shard {part}, row {number}", values)
+            yield Row(f"{self}, shard {part}, row {number}", values, Path(self.layout.media))
 
     def stamp(self, part: int) -> str:
         return stamp_of(self.rows(part))

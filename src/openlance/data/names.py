@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 # Endings that say how a file is held, not what it is.
-HELD = re.compile(r"_(file_?names?|file_?paths?|bytes?|paths?|files?|urls?|pil|lists?)$")
+HELD = re.compile(r"_(file_?names?|file_?paths?|bytes?|paths?|files?|urls?|pil|lists?)$|(?<=image|video)_names?$")
 IMAGE = frozenset(("image", "images", "img", "imgs", "picture", "photo", "jpg", "jpeg", "png", "webp", "pil"))
 VIDEO = frozenset(("video", "videos", "clip", "clips", "movie", "mp4"))
 # What is read, what is made, of pairs; and names of the two folders of pairs.
@@ -25,7 +25,8 @@ MADE = frozenset(
 )
 # Texts, the likeliest name first.
 CAPTION = ("caption", "captions", "text", "texts", "prompt", "prompts", "description", "txt", "instruction", "desc",
-           "long_caption", "detailed_caption", "short_caption", "recaption", "blip_caption", "title")  # fmt: skip
+           "long_caption", "detailed_caption", "short_caption", "recaption", "blip_caption", "title",
+           "cap", "comment")  # fmt: skip
 ORDER = ("instruction", "instructions", "edit_prompt", "edit_prompts", "edit_instruction", "edit_instructions", "edit",
          "editing_instruction", "edit_text", "edited_prompt_list", "prompt", "prompts", "caption", "captions", "text",
          "txt", "command")  # fmt: skip
@@ -105,7 +106,7 @@ def recognised(names: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
         "chain",
         [n for n in names if plain(n) in CHAINS and not found.keys() & {"input_image_bytes", "output_image_bytes"}],
     )
-    for ours, known in (("caption", ORDER if pairs else CAPTION), ("turns", TURNS), ("caption_i", SYSTEM),
-                        ("caption_q", QUESTION), ("caption_a", ANSWER)):  # fmt: skip
+    for ours, known in (("caption", ORDER if pairs else CAPTION), ("turns", TURNS), ("history", ("history",)),
+                        ("caption_i", SYSTEM), ("caption_q", QUESTION), ("caption_a", ANSWER)):  # fmt: skip
         take(ours, _texts(names, known))
     return found

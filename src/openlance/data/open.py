@@ -9,6 +9,7 @@ open_source({"path": "world", "kinds": {"text": 8}}, "t2i")     # a source of an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +25,9 @@ from openlance.data import tables, tars
 from openlance.data.census import Census
 from openlance.data.columns import Layout
 from openlance.data.encoded import MARK, EncodedSource
-from openlance.data.folders import Survey, is_private
+from openlance.data.folders import Survey, is_media, is_private
 from openlance.data.hub import HubSource
-from openlance.data.source import Row, Source, marked, shuffled
+from openlance.data.source import Row, Source, is_file, marked, shuffled
 from openlance.data.tabular import ParquetSource, SavedSource, Table, contents, saved_files
 from openlance.data.tars import TarSource
 from openlance.errors import UserError
@@ -34,6 +35,8 @@ from openlance.errors import UserError
 LAYOUT = ("type", "columns", "caption", "clips", "stride", "min_side", "media")
 KEYS = ("path", *LAYOUT, "config", "split")
 METADATA = "metadata.parquet"  # of Hugging Face's imagefolder: a list of the files beside it
+CONFIG = re.compile(r"^ *- *config_name: *[\"']?([^\"'\s]+)", re.MULTILINE)  # in the card of a data set
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev)([-_.\d].*)?")  # names of folders and tables, as on the hub
 # Rows of a part of a folder: so few that it spreads over ranks and workers, enough for a shard of latents.
 BLOCK = 64
 
@@ -44,7 +47,7 @@ class FolderSource(Table):
 
     @cached_property
     def _surveyed(self) -> tuple[list[Row], Census]:
-        survey = Survey(self.files[0], self.layout)
+        survey = Survey(self.files[0], self.layout, Census(notes=[*self.notes]))
         return survey.rows(), survey.census
 
     @property
@@ -73,7 +76,7 @@ class FolderSource(Table):
 
 def _sizes(row: Row) -> list[int]:
     media = [row.folder / v for k, v in row.values.items() if k.endswith("_bytes") and isinstance(v, str)]
-    return [path.stat().st_size for path in media if path.is_file()]
+    return [path.stat().st_size for path in media if is_file(path)]
 
 
 def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
@@ -98,12 +101,14 @@ def open_source(spec: str | Path | Mapping[str, Any], task: str) -> Source:
         return added(task, **{key: value for key, value in said.items() if key != "path"})
     layout = Layout.of(task, **{key: said[key] for key in LAYOUT if said.get(key) is not None})
     config, split = said.get("config"), said.get("split")
-    if path.startswith("hf:") or config:
+    if path.startswith("hf:") or config or (split and not Path(path).is_file()):
         name, _, named = path.removeprefix("hf:").partition(":")
         if (saved := _saved(Path(name), split or named or None, layout)) is not None:
             return saved
         return HubSource(name, layout, split or named or "train", config and str(config))
-    return _files(path, layout, split)
+    if split:
+        raise UserError(f"{path} is one file and has no split {split!r}: leave split out")
+    return _files(path, layout)
 
 
 def as_mapping(spec: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -125,34 +130,57 @@ def _saved(folder: Path, split: str | None, layout: Layout) -> Source | None:
     return source
 
 
-def _files(path: str, layout: Layout, split: str | None) -> Source:
+def _files(path: str, layout: Layout) -> Source:
     """The source of a file, of the files of a pattern, or of those below a folder."""
     place = Path(path)
     if place.is_dir():
         shards = sorted(place.glob(f"*{MARK}"))
         if shards:
             return EncodedSource(tuple(shards), layout.task)
-        if (saved := _saved(place, split, layout)) is not None:
+        if (saved := _saved(place, None, layout)) is not None:
             return saved
     found = [place] if place.is_file() else place.rglob("*") if place.is_dir() else place.parent.glob(place.name)
-    files = sorted(
+    seen = sorted(
         file for file in found
-        if file.name.lower().endswith((".parquet", *tars.SUFFIXES))
-        and not any(is_private(part) for part in (file.relative_to(place) if place.is_dir() else Path(file.name)).parts)
+        if not any(is_private(part) for part in (file.relative_to(place) if place.is_dir() else Path(file.name)).parts)
     )  # fmt: skip
+    files = [file for file in seen if file.name.lower().endswith((".parquet", *tars.SUFFIXES))]
+    splits = tuple(_splits(place, seen) if place.is_dir() else ())
+    loose = sum(is_media(file.name) for file in seen) if place.is_dir() else 0
     parquet = tuple(file for file in files if file.suffix.lower() == ".parquet")
     if parquet and len(parquet) < len(files):
         raise UserError(f"{path} holds Parquet files and tar files: name one kind, such as {path}/*.parquet")
     if parquet and not (place.is_dir() and all(file.name == METADATA for file in parquet)):
-        source: Source = ParquetSource(parquet, layout)
+        source: Source = ParquetSource(parquet, layout, (*splits, *_beside(loose, "used where a row names them")))
     elif files and not parquet:
-        source = TarSource(tuple(files), layout)
+        source = TarSource(tuple(files), layout, (*splits, *_beside(loose, "left out")))
         if not source.rows(files[0]):
             _ = source.census  # says what all of them lack, if they do
     elif place.is_dir() or (place.is_file() and place.suffix.lower() in tables.SUFFIXES):
-        source = FolderSource((place,), layout)
+        source = FolderSource((place,), layout, splits)
     else:
         good = ", ".join(["a folder", "*.parquet, *.tar, *.jsonl, *.json or *.csv files", *plugins("sources")])
         raise UserError(f"there is no data at {path}: give {good}, or hf:NAME")
     source.parts(0, None)  # reads footers and captions: errors come now
     return source
+
+
+def _beside(count: int, what: str) -> list[str]:
+    return [f"{count} images and videos lie beside the tables: {what}"] if count else []
+
+
+def _splits(place: Path, files: Sequence[Path]) -> list[str]:
+    """A word on splits and configurations, where a folder has several."""
+    found, card = dict[str, None](), place / "README.md"
+    for file in files:
+        *folders, name = file.relative_to(place).parts
+        tables = [name] if name.lower().endswith((".parquet", ".jsonl", ".csv", *tars.SUFFIXES)) else []
+        found |= {match[1]: None for part in (*folders, *tables) if (match := SPLIT.fullmatch(part.lower()))}
+    configs = CONFIG.findall(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
+    splits = sorted(found, key=lambda name: name != "train") if "train" in found else []
+    kinds = {"config": configs, "split": splits}
+    return [
+        f"{kind}s: {', '.join(names)} are all used; one alone: {{path: {place}, {kind}: {names[0]}}}"
+        for kind, names in kinds.items()
+        if len(names) > 1
+    ]

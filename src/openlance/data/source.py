@@ -177,6 +177,14 @@ class Files:
         return f"{self.files[0]}" + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file of a path, which may be any text: too long a one is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def digest(file: Path) -> str:
     """Hash what is in a file: 16 hexadecimal digits of SHA-256. UserError if it cannot be read. A file is read again
     unless its size and the time of its last change (which, unlike that of its contents, nobody sets) are the same."""

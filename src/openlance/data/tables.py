@@ -11,11 +11,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from openlance.config.values import lines_of, read_text
+from openlance.data.names import TURNS, plain
 from openlance.data.tabular import parquet
 from openlance.errors import UserError
 from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -25,23 +28,36 @@ DELIMITERS = ("\t", "|", ";", ",")
 HELD = ("data", "annotations", "items", "samples", "rows", "records")  # keys under which a JSON file has its list
 LONGEST = 1 << 27  # characters of one field of a CSV: a dialogue may be long
 Rows = Iterator[tuple[str, dict[str, Any]]]
+_ENDS = "|".join(re.escape(end) for end in sorted((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES), key=len, reverse=True))
+# The name of a file at the beginning of a line, which may have blanks or stand between quotes, and what ends it.
+ENTRY = re.compile(rf'\s*("?)(.+?(?:{_ENDS}))\1(?:\s*$| *([\t|;,]) *| +)', re.IGNORECASE)
+EXCEL = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # a first line that tells Excel what stands between fields
 
 
 def read_table(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read all rows of a file, each with its place. UserError if it is damaged, or no table."""
     suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        return list(_lines(path))
-    if suffix == ".json":
-        return list(_json(path))
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        return _json(path, [_whole, _lines] if suffix == ".json" else [_lines, _whole])
     if suffix == ".parquet":
         with parquet(path) as table:
             return [(f"{path}, row {n}", values) for n, values in enumerate(table.read().to_pylist())]
     return list(_delimited(path))
 
 
-def _lines(path: Path) -> Rows:
-    for number, line in enumerate(lines_of(read_text(path))):
+def _json(path: Path, forms: Sequence[Callable[[Path, str], Rows]]) -> list[tuple[str, dict[str, Any]]]:
+    """One value, or one to a line: people give either the name of the other."""
+    text, errors = read_text(path), list[UserError]()
+    for form in forms:
+        try:
+            return list(form(path, text))
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _lines(path: Path, text: str) -> Rows:
+    for number, line in enumerate(lines_of(text)):
         if not line.strip():
             continue
         place = f"{path}, row {number}"
@@ -54,20 +70,34 @@ def _lines(path: Path) -> Rows:
         yield place, values
 
 
-def _json(path: Path) -> Rows:
+def _whole(path: Path, text: str) -> Rows:
     try:
-        held = json.loads(read_text(path), strict=False)
+        held = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): mend it, or leave it out") from error
     if isinstance(held, dict) and isinstance(held.get("images"), list) and isinstance(held.get("annotations"), list):
         held = _coco(held)
     if isinstance(held, dict):
-        inner = next((held[key] for key in HELD if isinstance(held.get(key), list)), None)
-        held = [_keyed(key, value) for key, value in held.items()] if inner is None else inner
+        held = _inside(path, held)
     for number, values in enumerate(held if isinstance(held, list) else [held]):
         if not isinstance(values, dict):
             raise UserError(f"{path}, row {number}, is not an object: expected a list of objects, or one by file name")
         yield f"{path}, row {number}", values
+
+
+def _inside(path: Path, held: dict[str, Any]) -> list[Any]:
+    """The rows in an object: the list that it has, what it says of files by their names, or itself."""
+    if (inner := next((held[key] for key in HELD if isinstance(held.get(key), list)), None)) is not None:
+        return inner
+    if any(map(names_a_file, held)) or (held and all(isinstance(value, Mapping) for value in held.values())):
+        return [_keyed(key, value) for key, value in held.items()]
+    lists = [
+        key for key, value in held.items()
+        if isinstance(value, list) and any(isinstance(one, Mapping) for one in value) and plain(key) not in TURNS
+    ]  # fmt: skip
+    if len(lists) > 1:
+        raise UserError(f"{path} holds several lists ({', '.join(lists)}): save the one that is meant in a file")
+    return held[lists[0]] if lists else [held]
 
 
 def _keyed(key: str, value: Any) -> dict[str, Any] | None:
@@ -94,34 +124,57 @@ def _coco(held: dict[str, Any]) -> list[Any]:
 
 
 def _delimited(path: Path) -> Rows:
-    lines = [line for line in lines_of(read_text(path)) if line.strip()]
+    text = read_text(path)
+    lines = [line for line in lines_of(text) if line.strip()]
     if not lines:
         return
-    mark = headless(lines[0])
-    if mark is not None:  # the rest of each line is the text
-        for number, line in enumerate(lines):
-            name, _, text = line.partition(mark)
-            name, text = name.strip().strip('"'), text.strip()
-            text = text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
-            yield f"{path}, row {number}", {"file_name": name} | ({"caption": text} if text else {})
-        return
-    if path.suffix.lower() == ".txt":
+    first, said = entry(lines[0]), EXCEL.fullmatch(lines[0])
+    csv_like = path.suffix.lower() != ".txt" or (first is None and entry((*lines, "")[1]) is not None)  # with a head
+    if first is None and not csv_like:
         raise UserError(
             f"{path} is no list of media: expected lines such as clip.mp4|what is seen, not {lines[0][:40]!r}"
         )
-    mark = "\t" if path.suffix.lower() == ".tsv" else next((d for d in DELIMITERS if d in lines[0]), ",")
+    if first is not None and not (csv_like and first[1]):  # the rest of each line is the text
+        for number, line in enumerate(lines):
+            name, _, words = entry(line) or (line.strip(), "", "")
+            words = words[1:-1].replace('""', '"') if len(words) > 1 and words[0] == words[-1] == '"' else words
+            yield f"{path}, row {number}", {"file_name": name} | ({"caption": words} if words else {})
+        return
+    if said is not None:
+        mark, text = said[1], text.partition("\n")[2]
+    elif first is not None:
+        mark = first[1]
+    else:
+        mark = "\t" if path.suffix.lower() == ".tsv" else next((d for d in DELIMITERS if d in lines[0]), ",")
     csv.field_size_limit(LONGEST)
-    text = read_text(path)
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
     try:
-        for number, values in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=mark)):
-            yield f"{path}, row {number}", {k.strip(): v for k, v in values.items() if k is not None}
+        yield from _fields(path, [fields for fields in table if any(map(str.strip, fields))], mark, first is not None)
     except csv.Error as error:
-        raise UserError(f"{path} is not CSV ({error}): mend it, or leave it out") from error
+        raise UserError(f"{path} is not CSV (line {table.line_num}: {error}): mend it, or leave it out") from error
 
 
-def headless(line: str) -> str | None:
-    """What ends the name of a file at the beginning of a line, where one stands there; None where none does."""
-    return next((mark for mark in (*DELIMITERS, " ") if names_a_file(line.split(mark)[0])), None)
+def _fields(path: Path, table: list[list[str]], mark: str, headless: bool) -> Rows:
+    """Rows of columns that the first of them names; without such a head, of a file and its text."""
+    names = [] if headless else [name.strip() for name in table.pop(0)]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"{path} has two columns {twice[0]!r}: give each a name of its own")
+    for number, fields in enumerate(table):
+        place = f"{path}, row {number}"
+        if headless:
+            words = mark.join(fields[1:]).strip()
+            yield place, {"file_name": fields[0].strip()} | ({"caption": words} if words else {})
+            continue
+        if any(map(str.strip, fields[len(names) :])):
+            said = f"{place}, has {len(fields)} fields and the head {len(names)}"
+            raise UserError(f"{said}: put texts that hold {mark!r} between double quotes")
+        yield place, dict(zip_longest(names, fields[: len(names)]))
+
+
+def entry(line: str) -> tuple[str, str, str] | None:
+    """The file that a line begins with, what ends its name, and the rest; None where it begins with none."""
+    found = ENTRY.match(line)
+    return None if found is None else (found[2].strip(), found[3] or "", line[found.end() :].strip())
 
 
 def names_a_file(text: str) -> bool:

@@ -13,9 +13,9 @@ import numpy as np
 
 from openlance.config.values import read_json
 from openlance.data.census import Census
-from openlance.data.columns import Layout
+from openlance.data.columns import Layout, told
 from openlance.data.front import Fit
-from openlance.data.source import Files, Row, Sample, digest, readable, shuffled
+from openlance.data.source import Files, Row, Sample, digest, is_file, readable, shuffled
 from openlance.errors import UserError
 
 # Row groups of more bytes are read in batches of so many rows, and shuffled as far as a buffer reaches.
@@ -27,9 +27,15 @@ Part = tuple[Path, int, int]  # file, row group or batch, number of its first ro
 
 @dataclass(frozen=True)
 class Table(Files):
-    """Files whose rows are columns of a layout."""
+    """Files whose rows are columns of a layout.
+
+    Args:
+        layout: How they are read.
+        notes: What is to be known of the folder that they are in.
+    """
 
     layout: Layout
+    notes: tuple[str, ...] = ()
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         return self.layout.sample(row, fit, rng)
@@ -41,15 +47,15 @@ def contents(row: Row) -> str:
     for name, value in sorted(row.values.items()):
         held = value if isinstance(value, (list, tuple)) else [value]
         files = [row.folder / one for one in held if isinstance(one, str) and 0 < len(one) < 1000 and "\n" not in one]
-        found.append(f"{name} {value!r} {[digest(file) for file in files if file.is_file()]}")
+        found.append(f"{name} {value!r} {[digest(file) for file in files if is_file(file)]}")
     return "\n".join(found)
 
 
 class Rows(Sequence[Row]):
     """Rows of a table of Arrow that is read when the first of them is asked for."""
 
-    def __init__(self, part: Part, count: int, load: Callable[[], Any]) -> None:
-        self._part, self._count, self._load = part, count, load
+    def __init__(self, part: Part, count: int, load: Callable[[], Any], folder: Path) -> None:
+        self._part, self._count, self._load, self._folder = part, count, load, folder
 
     @cached_property
     def _table(self) -> Any:
@@ -63,12 +69,13 @@ class Rows(Sequence[Row]):
         if not 0 <= index < self._count:
             raise IndexError(index)
         [values] = self._table.slice(index, 1).to_pylist()
-        return Row(f"{file}, row {first + index}", values, file.parent)
+        return Row(f"{file}, row {first + index}", values, self._folder)
 
 
 @dataclass(frozen=True)
 class ArrowTable(Table):
-    """What both kinds share: parts are row groups or batches. Paths in columns are relative to their file."""
+    """What both kinds share: parts are row groups or batches. Paths in columns begin beside their file, or in the
+    layout's folder of media."""
 
     @cached_property
     def groups(self) -> list[tuple[Part, int]]:
@@ -82,18 +89,21 @@ class ArrowTable(Table):
     def census(self) -> Census:
         """How many rows there are, and how many of them have no text; other faults are met when rows are read."""
         count, blank = sum(rows for _, rows in self.groups), 0
-        text, found = self._column(self.layout.columns.text), Census(seen=count, used=count)
+        texts = {file: self._column(file, self.layout.columns.text) for file in self.files}
+        found = Census(seen=count, used=count, notes=[*self.notes])
+        known = sorted({text for text in texts.values() if text is not None})
         asks = self.layout.columns.makes == "text"  # which an empty question does, too
-        if text is None or asks:
-            found.notes.append("captions: the one for all" if text is None and not asks else "questions: in the table")
+        if not known or asks:
+            found.notes.append("questions: in the table" if asks else "captions: the one for all")
             return found
+        named = f"from the column {' or '.join(known)}"
         if count > COUNTED:
-            found.notes.append(f"captions: from the column {text}, blank ones not counted among so many rows")
+            found.notes.append(f"captions: {named}, blank ones not counted among so many rows")
             return found
-        for part, _ in self.groups:
-            held = self._read(part, [text])[text]
-            blank += held.null_count + sum(not str(one).strip() for one in held.drop_null().to_pylist())
-        found.notes.append(f"captions: {count - blank} from the column {text}")
+        for part, rows in self.groups:
+            text = texts[part[0]]
+            blank += rows if text is None else sum(not told(one) for one in self._read(part, [text])[text].to_pylist())
+        found.notes.append(f"captions: {count - blank} {named}")
         if blank and self.layout.caption:
             found.notes.append(f"captions: {blank} the one for all")
         elif blank:
@@ -101,12 +111,8 @@ class ArrowTable(Table):
             found.leave("no caption, which makes a row a broken one", self, blank)
         return found
 
-    def _column(self, ours: str) -> str | None:
-        return self.layout.named(self._names).get(ours)
-
-    @property
-    def _names(self) -> list[str]:
-        raise NotImplementedError
+    def _column(self, file: Path, ours: str) -> str | None:
+        return self.layout.named(self._schema(file).names).get(ours)
 
     def _read(self, part: Part, columns: list[str]) -> Any:
         raise NotImplementedError
@@ -114,6 +120,9 @@ class ArrowTable(Table):
     def _wanted(self, names: Sequence[str]) -> list[str]:
         used = set(self.layout.named(names).values())
         return [name for name in names if name in used]
+
+    def _folder(self, file: Path) -> Path:
+        return Path(self.layout.media) if self.layout.media else file.parent
 
     def stamp(self, part: Part) -> str:
         outside = [contents(row) for row in self.rows(part)] if self._names_files else ()
@@ -124,14 +133,14 @@ class ArrowTable(Table):
         """Whether columns of media hold paths."""
         import pyarrow as pa
 
-        c = self.layout.columns
-        media = [name for ours in (*c.inputs, c.output) if ours.endswith("_bytes") and (name := self._column(ours))]
-        kinds = [self._schema.field(name).type for name in media]
+        c, schemas = self.layout.columns, [self._schema(file) for file in self.files]
+        media = [ours for ours in (*c.inputs, c.output) if ours.endswith("_bytes")]
+        named = [(schema, self.layout.named(schema.names)) for schema in schemas]
+        kinds = [schema.field(names[ours]).type for schema, names in named for ours in media if ours in names]
         return any(pa.types.is_string(kind) or pa.types.is_large_string(kind) or "path: string" in str(kind)
                    for kind in kinds)  # fmt: skip
 
-    @property
-    def _schema(self) -> Any:
+    def _schema(self, file: Path) -> Any:
         raise NotImplementedError
 
     def rows(self, part: Part) -> Iterator[Row] | Sequence[Row]:
@@ -157,14 +166,9 @@ class ParquetSource(ArrowTable):
                     first += count
         return found
 
-    @property
-    def _schema(self) -> Any:
-        with parquet(self.files[0]) as table:
+    def _schema(self, file: Path) -> Any:
+        with parquet(file) as table:
             return table.schema_arrow
-
-    @property
-    def _names(self) -> list[str]:
-        return self._schema.names
 
     def _read(self, part: Part, columns: list[str]) -> Any:
         import pyarrow as pa
@@ -182,7 +186,7 @@ class ParquetSource(ArrowTable):
             wanted, about = self._wanted(table.schema_arrow.names), table.metadata.row_group(group)
         if about.total_byte_size > LARGE:
             return self._batches(part, wanted)
-        return Rows(part, about.num_rows, lambda: self._read(part, wanted))
+        return Rows(part, about.num_rows, lambda: self._read(part, wanted), self._folder(file))
 
     def _batches(self, part: Part, wanted: list[str]) -> Iterator[Row]:
         import pyarrow as pa
@@ -195,7 +199,7 @@ class ParquetSource(ArrowTable):
         with parquet(file) as table, readable(file, fault, pa.ArrowException):
             for batch in table.iter_batches(BATCH, row_groups=[group], columns=wanted):
                 for values in batch.to_pylist():
-                    yield Row(f"{file}, row {number}", values, file.parent)
+                    yield Row(f"{file}, row {number}", values, self._folder(file))
                     number += 1
 
 
@@ -237,13 +241,8 @@ class SavedSource(ArrowTable):
         with readable(file, lambda: "is damaged", pa.ArrowException):
             yield from pa.ipc.open_stream(pa.memory_map(str(file)))
 
-    @property
-    def _schema(self) -> Any:
-        return next(self._stream(self.files[0])).schema
-
-    @property
-    def _names(self) -> list[str]:
-        return self._schema.names
+    def _schema(self, file: Path) -> Any:
+        return next(self._stream(file)).schema
 
     def _read(self, part: Part, columns: list[str]) -> Any:
         file, number, _ = part
@@ -252,7 +251,8 @@ class SavedSource(ArrowTable):
 
     def rows(self, part: Part) -> Sequence[Row]:
         count = next(rows for one, rows in self.groups if one == part)
-        return Rows(part, count, lambda: self._read(part, self._wanted(self._names)))
+        wanted = self._wanted(self._schema(part[0]).names)
+        return Rows(part, count, lambda: self._read(part, wanted), self._folder(part[0]))
 
 
 def saved_files(folder: Path, split: str | None) -> list[Path] | None:

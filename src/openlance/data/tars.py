@@ -47,50 +47,60 @@ class TarSource(Table):
             part, [(n, key, fields) for n, (key, fields) in enumerate(self._index(part)[0]) if self._whole(fields)]
         )
 
-    def _index(self, part: Path) -> tuple[list[tuple[str, dict[str, int]]], list[str], int]:
+    def _index(self, part: Path) -> tuple[list[tuple[str, dict[str, int]]], list[tuple[str, str]], int]:
         with readable(part, lambda: "is damaged", *BROKEN):
             about = part.stat()
         return index(part, about.st_size, about.st_ctime_ns)
 
     def _whole(self, fields: dict[str, Any]) -> bool:
-        """Whether a sample has all its columns, as far as the names of its files tell."""
-        untold = any(field.rpartition(".")[2] == "json" for field in fields)
-        return untold or not self.layout.missing(columns_of(fields))
+        return not self._fault(fields)
+
+    def _fault(self, fields: dict[str, Any]) -> str:
+        """What a sample lacks, as far as the names of its files tell, or has twice."""
+        columns, c = columns_of(fields), self.layout.columns
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            return f"several files are its {twice[0]}"
+        lacks = self.layout.missing(columns)
+        if any(field.rpartition(".")[2] == "json" for field in fields):  # which may hold anything but what is made
+            lacks = [name for name in lacks if name.endswith("_bytes")] if c.makes != "text" else []
+        return "no caption" if lacks == [c.text] else f"no {', '.join(lacks)}" if lacks else ""
 
     @cached_property
     def census(self) -> Census:
-        found = Census()
+        found = Census(notes=[*self.notes])
         first: dict[str, int] | None = None
         for part in self.files:
-            samples, hidden, _ = self._index(part)
-            for name in hidden:
-                found.leave("hidden", f"{part}: {name}")
+            samples, left, _ = self._index(part)
+            for why, name in left:
+                found.leave(why, f"{part}: {name}")
             for key, fields in samples:
                 found.seen = (found.seen or 0) + 1
-                if self._whole(fields):
+                if not (why := self._fault(fields)):
                     found.used = (found.used or 0) + 1
                     continue
                 first = first or fields
-                lacks = self.layout.missing(columns_of(fields))
-                reason = "no caption" if lacks == [self.layout.columns.text] else f"no {', '.join(lacks)}"
-                found.leave(reason, f"{part}: {key}")
+                found.leave(why, f"{part}: {key}")
         if not found.used:
             self.layout.check(self, columns_of(first or {}))
+            fix = "give each sample one file of each kind"
+            raise UserError(f"{self} holds no sample that is of use ({'; '.join(found.lines) or 'none at all'}): {fix}")
         return found
 
     def sample(self, row: Row, fit: Fit, rng: np.random.Generator) -> Sample:
         try:
-            values = {k: v for field, data in row.values.items() for k, v in _fields(field, data).items()}
+            # Files have the last word: JSON comes first.
+            ordered = sorted(row.values.items(), key=lambda item: not item[0].endswith("json"))
+            values = {k: v for field, data in ordered for k, v in _fields(field, data).items()}
         except (ValueError, RecursionError) as error:
             raise BrokenRow(row.place, error) from error
         return self.layout.sample(Row(row.place, values, row.folder), fit, rng)
 
 
 @lru_cache(maxsize=4096)
-def index(shard: Path, size: int, changed: int) -> tuple[list[tuple[str, dict[str, int]]], list[str], int]:
-    """Read which files a shard has: samples by key with the place of each of their files among the members, the names
-    of hidden media, and the number of members."""
-    samples, hidden = dict[str, dict[str, int]](), list[str]()
+def index(shard: Path, size: int, changed: int) -> tuple[list[tuple[str, dict[str, int]]], list[tuple[str, str]], int]:
+    """Read which files a shard has: samples by key with the place of each of their files among the members, what is
+    left out and why, and the number of members."""
+    samples, left = dict[str, dict[str, int]](), list[tuple[str, str]]()
     seen = 0
     with readable(shard, lambda: f"is damaged after {seen} files", *BROKEN):
         with unpacked(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -101,11 +111,14 @@ def index(shard: Path, size: int, changed: int) -> tuple[list[tuple[str, dict[st
                     continue
                 if any(is_private(part) for part in member.name.split("/") if part != "."):
                     if is_media(name):
-                        hidden.append(member.name)
+                        left.append(("hidden", member.name))
                     continue
                 stem, _, field = name.partition(".")
-                samples.setdefault(folder + slash + stem, {})[field.lower()] = number
-    return list(samples.items()), hidden, seen
+                sample = samples.setdefault(folder + slash + stem, {})
+                if field.lower() in sample:
+                    left.append(("a later file of the tar has its name", member.name))
+                sample[field.lower()] = number
+    return list(samples.items()), left, seen
 
 
 def unpacked(shard: Path) -> BinaryIO:

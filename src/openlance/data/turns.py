@@ -13,7 +13,7 @@ from openlance.errors import UserError
 
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "developer": "system", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
 }  # fmt: skip
 # Where media stand in a text, as LLaVA, Qwen and InternVL write it.
 PLACE = re.compile(r"\s*(?:<image>|<video>|<ImageHere>|<image-placeholder>|<\|image\|>|<image_\d+>)\s*")
@@ -32,7 +32,7 @@ class _Said(NamedTuple):
     speaker: str
     text: str
     media: list[tuple[Any, str]]
-    places: int
+    places: list[str]  # of media beside the dialogue: their kinds
 
 
 def turns_of(said: Any, media: Sequence[tuple[Any, str]]) -> tuple[str | None, list[Turn]]:
@@ -58,7 +58,7 @@ def turns_of(said: Any, media: Sequence[tuple[Any, str]]) -> tuple[str | None, l
         good = "a list of messages, such as {from: human, value: ..}"
         raise UserError(f"the dialogue is {brief(said)}: expected {good}")
     messages = [one for entry in said for one in _messages(entry)]
-    waiting, places = list(media), sum(m.places for m in messages)
+    waiting, places = list(media), sum(len(m.places) for m in messages)
     if places and places != len(waiting):
         raise UserError(f"the dialogue has {places} places for images or videos and {len(waiting)} of them beside it")
     system, turns, asked, shown = None, list[Turn](), list[str](), list[tuple[Any, str]]()
@@ -66,9 +66,9 @@ def turns_of(said: Any, media: Sequence[tuple[Any, str]]) -> tuple[str | None, l
         if message.speaker == "system":
             system = message.text or None
         elif message.speaker == "user":
-            take = message.places if places else len(waiting)
-            shown += [*message.media, *waiting[:take]]
-            waiting, asked = waiting[take:], [*asked, message.text]
+            wanted = message.places if places else [kind for _, kind in waiting]
+            shown += [*message.media, *(_taken(waiting, kind) for kind in wanted)]
+            asked = [*asked, message.text]
         else:
             if not asked and not shown and not turns:
                 asked = [""]
@@ -82,6 +82,11 @@ def turns_of(said: Any, media: Sequence[tuple[Any, str]]) -> tuple[str | None, l
     if empty := [n for n, turn in enumerate(turns, start=1) if not turn.answer.strip()]:
         raise UserError(f"the answer of turn {empty[0]} of the dialogue is blank: expected a text")
     return system, turns
+
+
+def _taken(waiting: list[tuple[Any, str]], kind: str) -> tuple[Any, str]:
+    """Take the next of a kind; where there is none, the next (frames of a video stand at places of images, too)."""
+    return waiting.pop(next((n for n, (_, one) in enumerate(waiting) if one == kind), 0))
 
 
 def _messages(entry: Any) -> list[_Said]:
@@ -102,21 +107,21 @@ def _said(speaker: str, content: Any) -> _Said:
     parts = [content] if isinstance(content, (str, Mapping)) else content
     if not isinstance(parts, Sequence):
         raise UserError(f"a message of the dialogue holds {brief(content)}: expected a text or a list of parts")
-    texts, media, places = list[str](), list[tuple[Any, str]](), 0
+    texts, media, places = list[str](), list[tuple[Any, str]](), list[str]()
     for part in parts:
         if isinstance(part, str):
             part = {"type": "text", "text": part}
         kind = part.get("type") or next((key for key in ("text", *SHOWN) if part.get(key) is not None), "")
         if kind in ("text", "input_text", "output_text"):
             text = (part.get("text") or "").removeprefix(MARK)
-            places += len(PLACE.findall(text))
+            places += ["video" if "video" in place else "image" for place in PLACE.findall(text)]
             texts.append(PLACE.sub("\n", text).strip())
         elif kind in SHOWN:
             value = next((part[key] for key in (kind, *SHOWN, "path", "url") if part.get(key) is not None), None)
             value = value.get("url", value) if isinstance(value, Mapping) else value
             what = "video" if "video" in kind else "image"
             if value is None:  # it stands for one of the columns
-                places += 1
+                places.append(what)
             else:
                 media.append((value, what))
         else:

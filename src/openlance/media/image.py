@@ -64,6 +64,8 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Clip:
         what = "a video, not an image" if begins_as_video(file.head()) else "not an image that can be read"
         raise UserError(f"{file.name} is {what}: use a PNG, JPEG or WebP file")
     with image:
+        if (count := frames_of(image, file.name)) > 1:
+            notice(f"{file.name} moves, and an image is wanted: the first of its {count} frames is taken")
         return one_image(image, file.name)
 
 

@@ -93,6 +93,7 @@ def _differences(
             else "the whole model, and an adapter is asked for"
         )
     elif one and other:
+        one, other = ({**lora, "alpha": lora.get("alpha") or lora["rank"]} for lora in (one, other))
         for name in ("rank", "alpha", "targets", "dropout"):
             if name in one and one[name] != other[name] and not (name == "alpha" and one["rank"] != other["rank"]):
                 yield f"{name} {one[name]}, and {other[name]} is asked for"
