@@ -293,6 +293,7 @@ def compared(runs: list[dict[str, Any]], measure: str) -> str:
         if not math.isnan(low):
             worse = (mean > 0) == (measure == "losses")
             said = "inside the noise" if low <= 0 <= high else "worse" if worse else "better"
+            said = "alike in all seeds" if low == high else said  # a handful of right ones, not certainty
             spread = f"{low:+.2%} to {high:+.2%}"
         rows.append([name, task, f"{mean:+.2%}", spread, str(len(values)), said, PAPER.get((name, task), "")])
     return markdown(["arm", "task", "difference", "95 %", "seeds", "which is", "the paper's arm"], rows)
