@@ -13,33 +13,31 @@ import json
 import mimetypes
 import os
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from openlance.config.values import LONGEST_SHOWN, read_text
+from openlance.data.beside import Beside, composed, last_part, role_of
 from openlance.data.census import NAMED, Census
 from openlance.data.columns import CHAIN, TURNS, Layout, holds, media_of, told
-from openlance.data.names import CAPTION, IMAGE, MADE, ORDER, SOURCE, VIDEO, words_of
+from openlance.data.names import words_of
 from openlance.data.source import Row, is_file
 from openlance.data.tables import SUFFIXES, beside, entry, names_a_file, read_table
 from openlance.errors import UserError
 from openlance.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from openlance.media.image import readers, size_of
 
-TEXTS = (".txt", ".caption")
 # Folders of programs, not of people: a Mac's zip, a Synology, Jupyter's copies (hidden by its dot).
 PRIVATE = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 REPEATS = re.compile(r"(\d{1,3})_(.+)")  # a year is no number of repeats
 LISTS = {"videos.txt", "video.txt", "images.txt", "image.txt"}
 TOLD = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt", "labels.txt")
 PACKED = (".zip", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
-TEXT_FOLDERS = frozenset((*CAPTION, *ORDER, "labels"))
 
 
 def is_private(name: str) -> bool:
@@ -65,7 +63,7 @@ class Survey:
     _named: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # paths of lists by their last part
     _columns: dict[str, None] = field(default_factory=dict)  # that lists have
     _idle: list[str] = field(default_factory=list)  # lists of which nothing came, and why
-    _texts: _Beside = field(default_factory=lambda: _Beside([], Path()))
+    _texts: Beside = field(default_factory=lambda: Beside([], Path()))
 
     def rows(self) -> list[Row]:
         """Return the rows in the order of their names, each as often as its folder says; fills the census.
@@ -131,14 +129,14 @@ class Survey:
         found = defaultdict[str, list[Path]](list)
         for path in self._media:
             for name in {path.name, path.stem}:
-                found[_composed(name)].append(path)
+                found[composed(name)].append(path)
         return found
 
     def _by_name(self, value: str) -> Path | None:
         """The one file of the name with which a path ends that is from another machine, or begins elsewhere."""
-        found = self._names.get(_last(value), []) if self.place.is_dir() else []
+        found = self._names.get(last_part(value), []) if self.place.is_dir() else []
         # Of two paths that end in one name only one can be meant, and nothing tells which.
-        alone = len(found) == 1 and len(self._named[_last(value)]) < 2
+        alone = len(found) == 1 and len(self._named[last_part(value)]) < 2
         return found[0].absolute() if alone else None
 
     # Files.
@@ -171,7 +169,7 @@ class Survey:
     def _from_folder(self) -> Iterator[Row]:
         files = list(self._walk())
         media = self._media = [path for path in files if is_media(path.name)]
-        self._texts = _Beside(files, self.place)
+        self._texts = Beside(files, self.place)
         stems = {path.with_suffix("") for path in media}
         rows = list[Row]()
         for path in files:
@@ -211,7 +209,7 @@ class Survey:
             self._columns |= dict.fromkeys(values)
             renamed = self.layout.renamed(self._renamed(values))
             for name in _paths([renamed.get(key) for key in (*self._wanted, CHAIN)]):
-                self._named[_last(name)].add(name)
+                self._named[last_part(name)].add(name)
         lacking = [self.layout.missing(self._renamed(values)) for _, values in table]
         if all(lacking):
             if must and table:
@@ -313,7 +311,7 @@ class Survey:
     def _pairs(self, media: list[Path]) -> Iterator[Row]:
         groups = defaultdict[str, dict[str, list[Path]]](lambda: defaultdict(list))
         for path in media:
-            role, key = _role(path.relative_to(self.place))
+            role, key = role_of(path.relative_to(self.place))
             if self._usable(path, self._column(path, role or "output_") or self._column(path, role or "input_")):
                 groups[key][role].append(path)
         for key in [key for key, group in groups.items() if "output_" not in group and "" not in group]:
@@ -434,62 +432,6 @@ class Survey:
             yield Row(f"{row.place} ({number} of {times})", row.values, row.folder)
 
 
-class _Beside:
-    """The text of each file: of the same name but for its suffix, in any letter case, beside it or in a folder of
-    texts."""
-
-    def __init__(self, files: list[Path], place: Path) -> None:
-        self.place = place
-        self.exact = dict[tuple[str, str], Path]()
-        self.loose = dict[tuple[str, str], Path]()
-        self.files = [path for path in files if path.suffix.lower() in TEXTS]
-        self.used = set[Path]()
-        for path in files:
-            if path.suffix.lower() in (*TEXTS, ".json"):
-                for stem in (path.stem, Path(path.stem).stem if names_a_file(path.stem) else path.stem):
-                    stem = _composed(stem)
-                    for key in {str(path.parent), _key(path.relative_to(place).parent)}:
-                        if path.suffix.lower() != ".json" or (key, stem) not in self.exact:
-                            self.exact[key, stem] = self.loose[key, stem.lower()] = path
-
-    def of(self, path: Path) -> Path | None:
-        return self._first((str(path.parent), _key(path.relative_to(self.place).parent)), [_composed(path.stem)])
-
-    def of_pair(self, key: str) -> Path | None:
-        """The text of what both sides have in common: captions/1.txt, 1.txt of 1_before.png, or 1/prompt.txt."""
-        folder, _, stem = key.rpartition("/")
-        return self._first([_key(Path(folder))], [stem]) or self._first([_key(Path(key))], ORDER)
-
-    def _first(self, folders: Sequence[str], stems: Sequence[str]) -> Path | None:
-        for known, exact in ((self.exact, True), (self.loose, False)):
-            for folder, stem in product(folders, stems):
-                if (found := known.get((folder, stem if exact else stem.lower()))) is not None:
-                    self.used.add(found)
-                    return found
-        return None
-
-
-def _key(folder: Path) -> str:
-    """A folder without the parts that say of what kind its files are: images/a and captions/a are one."""
-    kinds = IMAGE | VIDEO | TEXT_FOLDERS
-    return ":" + "/".join(part for part in folder.parts if not words_of(part) <= kinds)
-
-
-def _role(path: Path) -> tuple[str, str]:
-    """Which side of a pair a file is ("input_", "output_", or nothing), and what both sides have in common."""
-    for at, part in enumerate(path.parts[:-1]):
-        words = words_of(part) - IMAGE - VIDEO
-        for role, known in (("input_", SOURCE), ("output_", MADE)):
-            if words and words <= known:
-                return role, "/".join((*path.parts[:at], *path.parts[at + 1 : -1], path.stem))
-    stem, _, end = path.stem.replace("-", "_").rpartition("_")
-    for role, known in (("input_", SOURCE), ("output_", MADE)):
-        if end.lower() in known and (stem or len(path.parts) > 1):  # 1_before.png, or 1/before.png
-            return role, "/".join((*path.parts[:-1], *filter(None, [stem])))
-    folders = [part for part in path.parts[:-1] if not words_of(part) <= IMAGE | VIDEO]
-    return "", "/".join((*folders, path.stem))
-
-
 def _paths(held: Sequence[Any]) -> list[str]:
     """The paths among what columns of media hold."""
     found = list[str]()
@@ -499,16 +441,6 @@ def _paths(held: Sequence[Any]) -> list[str]:
             if isinstance(one, str) and one and not one.startswith("data:"):
                 found.append(one)
     return found
-
-
-def _last(path: str) -> str:
-    """The last part of a path of any system."""
-    return _composed(re.split(r"[\\/]", path)[-1])
-
-
-def _composed(name: str) -> str:
-    """A name with its accents as letters have them; a Mac takes them apart."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _there(path: Path) -> Path | None:
