@@ -154,7 +154,7 @@ def read_stored(path: str | Path) -> Stored:
         elif said is not None and said.get("bias", "none") != "none" and (match := _BIAS.fullmatch(name)):
             biases[_module(match[1], path)] = tensor
         elif not any(_PART.fullmatch(one) or any(part in one for part in OTHER_KINDS) for one in tensors):
-            raise UserError(f"{path} holds no adapter, but whole weights ({name}): give a LoRA; a model is for --model")
+            raise UserError(f"{path} holds no adapter, but whole weights ({name}): that is a model: give a LoRA of one")
         else:
             kind = next((kind for part, kind in OTHER_KINDS.items() if part in name), "")
             raise UserError(
