@@ -257,7 +257,7 @@ def test_a_file_without_its_settings_or_half_of_itself_is_refused(tiny, tmp_path
     (tmp_path / CONFIG).write_text(json.dumps(said | {"target_modules": "(("}))  # a pattern that is none
     assert not read_stored(tmp_path).targets
     save_file({"layers.0.gen.q.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="holds no adapter, but whole weights .*a model is for --model"):
+    with pytest.raises(UserError, match="holds no adapter, but whole weights .*that is a model"):
         read_adapter(tmp_path / "model.safetensors")
     (tmp_path / CONFIG).unlink()
     with pytest.raises(UserError, match="holds no adapter: give a folder with adapter_config.json"):
