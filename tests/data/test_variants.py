@@ -88,12 +88,13 @@ def test_files_that_cannot_be_opened_and_rows_without_a_half_are_counted(tmp_pat
     draw(tmp_path / "a.png"), draw(tmp_path / "b.png", BLUE)
     (tmp_path / "0.png").write_bytes(b""), (tmp_path / "1.png").write_text("<html>")
     os.symlink("nowhere", tmp_path / "2.png")
+    os.mkfifo(tmp_path / "3.png"), os.mkfifo(tmp_path / "3.txt")
     for name in ("0", "1", "2", "a", "nothing"):
         (tmp_path / f"{name}.txt").write_text(name)
     source = open_source(tmp_path, "t2i")
     assert told(source) == [["a", "->", "red"]]
     assert left(source) == {"an empty file": 1, "it cannot be opened as an image": 1, "a link that leads nowhere": 1,
-                            "no caption": 1}  # fmt: skip
+                            "no plain file": 2, "no caption": 1}  # fmt: skip
     assert f"texts of no use: 4 ({', '.join(str(tmp_path / f'{name}.txt') for name in ('0', '1', '2'))}, ...)" in (
         source.census.notes
     )

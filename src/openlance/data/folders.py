@@ -157,10 +157,13 @@ class Survey:
                         self._hide(Path(below, one))
             folders.sort()
             for name in sorted(files):
+                path = Path(top, name)
                 if is_private(name):
-                    self._hide(Path(top, name))
+                    self._hide(path)
+                elif path.is_file() or path.is_symlink():
+                    yield path
                 else:
-                    yield Path(top, name)
+                    self.census.leave("no plain file", path)  # to read a pipe would wait for whoever writes it
 
     def _hide(self, path: Path) -> None:
         if is_media(path.name):
