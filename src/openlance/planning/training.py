@@ -19,6 +19,7 @@ from openlance.config.model import ModelConfig
 from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
 from openlance.model.lance import is_generation, lance_parameters
+from openlance.model.lora import below_adapters
 from openlance.planning.hardware import PER_NODE, Device
 from openlance.planning.memory import activations
 from openlance.planning.rounds import Round, round_of
@@ -124,7 +125,7 @@ def trainable(c: ModelConfig, stage: Stage) -> dict[str, float]:
         "active, generation": expert,
         "trained": live + tower * tower_learns,
         "trained matrices": inner,
-        "matrices": sum(n for name, n in decoder.items() if ("layers" in name or "head" in name) and n > c.width),
+        "matrices": sum(n for name, n in lance_parameters(c) if below_adapters(name).itemsize == 2),
         "tower learns": tower_learns,
     }
     return {name: float(value) for name, value in found.items()}
