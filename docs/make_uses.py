@@ -10,9 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import openlance
+from toyworld.questions import sample_question
+from toyworld.render import render
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "benchmarks"))
@@ -91,15 +94,17 @@ def clips(folder: Path) -> None:
 
 
 def questions(folder: Path) -> None:
-    place = unseen("questions")
-    listed = recorded(place / "metadata.jsonl")[:12]
+    place, rng = unseen("questions"), np.random.default_rng(9000)
+    listed = recorded(place / "metadata.jsonl")[:3]
     shown = [Image.open(place / row["image"]).convert("RGB") for row in listed]
-    asked = [row["question"] for row in listed]
-    answers = [p.ask(list(shown), asked) for _, p in both(folder / "runs/corners")]
-    sheet("questions", [("asked about", shown[:6])], [f"{n + 1}" for n in range(6)])
-    said = ((row["question"], row["answer"], *own) for row, *own in zip(listed, *answers))
-    rows = [[n + 1, *(f"`{words}`" for words in row)] for n, row in enumerate(said)]
-    put(HERE / "uses" / "questions.md", "answers", markdown(["", "question", "right", "before", "after"], rows[:6]))
+    rows = [(row["question"], row["answer"]) for row in listed]
+    for usual in (sample_question(rng) for _ in range(3)):
+        shown.append(Image.fromarray(render(usual.scene, 64, 64)))
+        rows.append((usual.question, usual.answer))
+    answers = [p.ask(list(shown), [question for question, _ in rows]) for _, p in both(folder / "runs/corners")]
+    sheet("questions", [("asked about", shown)], [f"{n + 1}" for n in range(len(shown))])
+    said = [[n + 1, *(f"`{words}`" for words in row)] for n, row in enumerate(zip(*zip(*rows), *answers, strict=True))]
+    put(HERE / "uses" / "questions.md", "answers", markdown(["", "question", "right", "before", "after"], said))
 
 
 def main() -> None:

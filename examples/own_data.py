@@ -2,7 +2,7 @@
 
 python examples/own_data.py subject zib           # five pictures of one thing, which is called a zib
 python examples/own_data.py edits pairs           # pictures before and after a frame is put around them
-python examples/own_data.py questions asked       # pictures and a new question, and some of the usual ones
+python examples/own_data.py questions asked       # pictures and how many corners what they show has
 python examples/own_data.py clips turning         # clips in which something turns into another colour
 python examples/own_data.py edits unseen 7        # other ones: any number seeds them
 """
@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 
 from openlance.media.clip import Clip
 from openlance.media.write import write_video
-from toyworld.questions import sample_question
 from toyworld.render import render
 from toyworld.scene import Object, Scene, sample_scene
 
@@ -62,16 +61,12 @@ def edits(folder: Path, rng: np.random.Generator) -> None:
 
 
 def questions(folder: Path, rng: np.random.Generator) -> None:
-    """Sixty ask for corners; three times as many are questions that nano can answer, so that it goes on to."""
+    """Sixty pictures of one thing each, and how many corners it has."""
     rows = []
-    for n in range(240):
-        scene, said = sample_scene(rng, placement="free", category="single"), None
-        if n % 4:
-            known = sample_question(rng)
-            scene, said = known.scene, (known.question, known.answer)
+    for n in range(60):
+        scene = sample_scene(rng, placement="free", category="single")
         Image.fromarray(render(scene, SIDE, SIDE)).save(folder / f"{n}.png")
-        asked, answer = said or (CORNERS_ASKED, CORNERS[scene.objects[0].shape])
-        rows.append({"image": f"{n}.png", "question": asked, "answer": answer})
+        rows.append({"image": f"{n}.png", "question": CORNERS_ASKED, "answer": CORNERS[scene.objects[0].shape]})
     write_list(folder, rows)
 
 
