@@ -291,10 +291,13 @@ def compared(runs: list[dict[str, Any]], measure: str) -> str:
         mean, low, high = interval(values)
         said, spread = "one seed", ""
         if not math.isnan(low):
-            worse = (mean > 0) == (measure == "losses")
-            said = "inside the noise" if low <= 0 <= high else "worse" if worse else "better"
-            said = "alike in all seeds" if low == high else said  # a handful of right ones, not certainty
             spread = f"{low:+.2%} to {high:+.2%}"
+            if low == high:
+                said = "alike in all seeds"  # a handful of right ones, not certainty
+            elif low <= 0 <= high:
+                said = "inside the noise"
+            else:
+                said = "worse" if (mean > 0) == (measure == "losses") else "better"
         rows.append([name, task, f"{mean:+.2%}", spread, str(len(values)), said, PAPER.get((name, task), "")])
     return markdown(["arm", "task", "difference", "95 %", "seeds", "which is", "the paper's arm"], rows)
 

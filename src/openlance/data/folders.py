@@ -398,17 +398,17 @@ class Survey:
 
     def _unfit(self, paths: list[Path], name: object) -> bool:
         """Whether one of the files cannot be used, as far as its first bytes tell; it is counted."""
-        least = self.layout.least
         for path in paths:
-            size = None if path.name.lower().endswith(VIDEO_SUFFIXES) else size_of(path)
             if not path.is_file():
                 why = "a link that leads nowhere"
             elif not path.stat().st_size:
                 why = "an empty file"
-            elif size is None and not path.name.lower().endswith(VIDEO_SUFFIXES):
+            elif path.name.lower().endswith(VIDEO_SUFFIXES):
+                continue
+            elif (size := size_of(path)) is None:
                 why = "it cannot be opened as an image"
-            elif size is not None and min(size) < least:
-                why = f"too small (a side below {least} pixels)"
+            elif min(size) < self.layout.least:
+                why = f"too small (a side below {self.layout.least} pixels)"
             else:
                 continue
             self.census.leave(why, name)

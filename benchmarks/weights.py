@@ -1,0 +1,138 @@
+"""Other weights against those of a model, on the same requests and noise: what is right, and how varied it is.
+
+    python benchmarks/weights.py run --other runs/few/model --records few.jsonl     # goes on where it was stopped
+    python benchmarks/weights.py table --other runs/few/model --records few.jsonl
+
+A record is one block of requests of a category for one of the two. Varied: of many images for one prompt that names no
+color and no place, the entropies of color, column and row, in bits; an image whose thing is not seen counts as one
+more color.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import markdown, paired, points, record, recorded, recorder, write_results
+from samplers import passes
+
+from openlance import load
+from openlance.eval.suite import HELDOUT
+from openlance.inference.lance_pipeline import LancePipeline
+from toyworld.judge import analyse
+from toyworld.scene import sample_scene
+from toyworld.suites.bench import SUITES, Bench
+from toyworld.words import caption
+
+BLOCK, SEED = 20, 700  # requests of a record; the seed of block b is SEED + b
+# Blocks of every category.
+PLAN = {
+    "t2i": 58, "image_edit": 20, "varied": 40, "subject": 5, "vqa": 2, "t2v": 2, "i2v": 2, "video_edit": 1,
+    "multi_turn": 5,
+}  # fmt: skip
+IMAGES = 24  # of one prompt; as many prompts as blocks
+NAMES = ("model", "other")
+
+
+def judged(pipe: LancePipeline, suite: str, category: str, block: int) -> dict[str, Any]:
+    asked = Bench(tasks=(suite,), samples=BLOCK, seed=SEED + block, batch=BLOCK)
+    found = list(SUITES[suite].outcomes(pipe, category, asked))
+    return {"right": [bool(o.right) for o in found], "second": [o.second for o in found]}
+
+
+def varied(pipe: LancePipeline, block: int) -> dict[str, Any]:
+    rng = np.random.default_rng([SEED, block])
+    prompt, _ = caption(sample_scene(rng, placement="free", category="single"), rng)
+    images = pipe.generate([prompt] * IMAGES, height=64, width=64, seed=SEED + 1000 * block)
+    seen = [max(analyse(np.asarray(i.convert("RGB"))).objects, key=lambda o: o.r, default=None) for i in images]
+    told = [("none", "none", "none") if o is None else (o.color, int(3 * o.x), int(3 * o.y)) for o in seen]
+    return {"prompt": prompt, "bits": [entropy(list(values)) for values in zip(*told, strict=True)]}
+
+
+def entropy(values: list[Any]) -> float:
+    shares = np.array(list(Counter(values).values())) / len(values)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def run(models: dict[str, str], records: Path, only: str) -> None:
+    done = {(r["suite"], r["category"], r["block"], r["name"]) for r in recorded(records)}
+    pipes = {name: load(folder) for name, folder in models.items()}
+    for block in range(max(PLAN.values())):
+        for suite in (name for name, blocks in PLAN.items() if block < blocks and name.startswith(only)):
+            some = [c for c in SUITES[suite].categories if c != HELDOUT] if suite in SUITES else [""]
+            for category, (name, pipe) in ((category, pair) for category in some for pair in pipes.items()):
+                if (suite, category, block, name) in done:
+                    continue
+                began = time.process_time()
+                line = judged(pipe, suite, category, block) if suite in SUITES else varied(pipe, block)
+                line["cpu_seconds"] = (time.process_time() - began) / (BLOCK if suite in SUITES else IMAGES)
+                record(records, {"suite": suite, "category": category, "block": block, "name": name, **line})
+
+
+def table(models: dict[str, str], records: Path, out: Path) -> None:
+    found = {(r["suite"], r["category"], r["block"], r["name"]): r for r in recorded(records)}
+    pairs = [(r, found[key[:3] + ("other",)]) for key, r in found.items()
+             if key[3] == "model" and key[:3] + ("other",) in found]  # fmt: skip
+    sides = defaultdict[str, tuple[list[bool], list[bool]]](lambda: ([], []))
+    seconds, bits = defaultdict[str, list[tuple[float, float]]](list), list[tuple[float, float]]()
+    for one, other in pairs:
+        seconds[one["suite"]].append((one["cpu_seconds"], other["cpu_seconds"]))
+        if one["suite"] not in SUITES:
+            bits.append((float(np.mean(one["bits"])), float(np.mean(other["bits"]))))
+            continue
+        judges = {"": "right"}
+        if all(verdict is not None for verdict in one["second"] + other["second"]):
+            judges[", second judge"] = "second"
+        for judge, key in judges.items():
+            for name in (one["suite"], f"{one['suite']} {one['category']}"):
+                sides[name + judge][0].extend(one[key])
+                sides[name + judge][1].extend(other[key])
+    lines, rows = [], dict[str, Any]()
+    for name in sorted(sides, key=lambda name: (list(PLAN).index(name.split(",")[0].split(" ")[0]), name)):
+        rows[name] = r = paired(*sides[name])
+        spent = [f"{np.mean(part):.3f}" for part in zip(*seconds[name], strict=True)] if name in seconds else ["", ""]
+        lines.append([name, r["n"], f"{r['old']:.3f}", f"{r['new']:.3f}", points(r), f"{r['p']:.3g}", *spent])
+    text = markdown(["what", "n", "model", "other", "points (95 %)", "p", "CPU s", "other's"], lines)
+    if bits:
+        rows["varied"] = r = spread(np.array(bits))
+        low, high = r["ci95"]
+        text += f"\n{r['n']} prompts of {IMAGES} images: {r['model']:.3f} bits, {r['other']:.3f} of the other, "
+        text += f"ratio {r['ratio']:.3f} ({low:.3f} to {high:.3f}).\n"
+    used = {name: passed(load(folder)) for name, folder in models.items()}
+    said = "; ".join(
+        f"{name} ({models[name]}): {own[0]} from words, {own[1]} with a source" for name, own in used.items()
+    )
+    head = f"Free placement, blocks of {BLOCK} from seed {SEED}, settings of the folders. Passes of {said}. "
+    head += "CPU seconds with the judge's.\n\n"
+    write_results("weights", {"models": models, "passes": used, "rows": rows}, head + text, out)
+
+
+def passed(pipe: LancePipeline) -> list[int]:
+    """Passes of one result from words, and of one with a source; distilled guidance takes one a step."""
+    return [passes(sampling) for sampling in (pipe.defaults.sampling, pipe.defaults.sampling_for(["source"]))]
+
+
+def spread(bits: np.ndarray) -> dict[str, Any]:
+    """Means of both, and their ratio with the interval of 2,000 bootstraps over prompts."""
+    rng, (one, other) = np.random.default_rng(0), bits.mean(0)
+    drawn = bits[rng.integers(len(bits), size=(2000, len(bits)))].mean(1)
+    low, high = np.quantile(drawn[:, 1] / drawn[:, 0], [0.025, 0.975])
+    return {"n": len(bits), "images": IMAGES, "model": one, "other": other, "ratio": other / one, "ci95": [low, high]}
+
+
+def main() -> None:
+    parser = recorder(__doc__, "suites")
+    parser.add_argument("--other", required=True, help="a folder with the other weights")
+    args = parser.parse_args()
+    models = dict(zip(NAMES, (args.model, args.other), strict=True))
+    if args.what == "run":
+        run(models, args.records, args.only)
+    else:
+        table(models, args.records, args.out)
+
+
+if __name__ == "__main__":
+    main()
