@@ -4,8 +4,8 @@
     python benchmarks/weights.py table --other runs/few/model --records few.jsonl
 
 A record is one block of requests of a category for one of the two. Varied: of many images for one prompt that names no
-color and no place, the entropies of color, column and row, in bits; an image whose thing is not seen counts as one
-more color.
+color and no place, the entropies of the thing's color and of the pixel column and row of its middle, in bits; an image
+in which no thing is seen counts as one more of each.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def varied(pipe: LancePipeline, block: int) -> dict[str, Any]:
     prompt, _ = caption(sample_scene(rng, placement="free", category="single"), rng)
     images = pipe.generate([prompt] * IMAGES, height=64, width=64, seed=SEED + 1000 * block)
     seen = [max(analyse(np.asarray(i.convert("RGB"))).objects, key=lambda o: o.r, default=None) for i in images]
-    told = [("none", "none", "none") if o is None else (o.color, int(3 * o.x), int(3 * o.y)) for o in seen]
+    told = [("none", "none", "none") if o is None else (o.color, round(64 * o.x), round(64 * o.y)) for o in seen]
     return {"prompt": prompt, "bits": [entropy(list(values)) for values in zip(*told, strict=True)]}
 
 
@@ -83,13 +83,12 @@ def table(models: dict[str, str], records: Path, out: Path) -> None:
         if one["suite"] not in SUITES:
             bits.append((float(np.mean(one["bits"])), float(np.mean(other["bits"]))))
             continue
-        judges = {"": "right"}
-        if all(verdict is not None for verdict in one["second"] + other["second"]):
-            judges[", second judge"] = "second"
-        for judge, key in judges.items():
-            for name in (one["suite"], f"{one['suite']} {one['category']}"):
-                sides[name + judge][0].extend(one[key])
-                sides[name + judge][1].extend(other[key])
+        verdicts = {"": list(zip(one["right"], other["right"], strict=True))}
+        verdicts[", second judge"] = [p for p in zip(one["second"], other["second"], strict=True) if None not in p]
+        for judge, both in verdicts.items():
+            for name in (one["suite"], f"{one['suite']} {one['category']}") if both else ():
+                for side, values in zip(sides[name + judge], zip(*both, strict=True), strict=True):
+                    side.extend(values)
     lines, rows = [], dict[str, Any]()
     for name in sorted(sides, key=lambda name: (list(PLAN).index(name.split(",")[0].split(" ")[0]), name)):
         rows[name] = r = paired(*sides[name])
