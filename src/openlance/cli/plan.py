@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,16 +144,11 @@ def adapting(model: str, config: ModelConfig, settings: list[str]) -> Stage:
     """What `openlance train lora` does with the tasks of its mixture, images from words if none is set."""
     from openlance.checkpoint.formats import find, folder_of
     from openlance.config.sampling import GenerationConfig
-    from openlance.config.values import override
-    from openlance.sequence.tasks import source_name
-    from openlance.training.start import adapter_stage
+    from openlance.training.start import adapter_stage, settled, sources_in
 
     usual = GenerationConfig() if model == RELEASED else GenerationConfig.read(find(folder_of(model)).tokenizer)
-    build = partial(adapter_stage, config, usual, steps=100, lr=2e-3)
-    mixed = override(build(["t2i"]), [one for one in settings if one.startswith("mixture")]).mixture
-    tasks = [source_name(name) for name, weight in mixed.items() if weight]
-    stage = override(replace(build(tasks), lora=Lora()), settings)
-    return replace(stage, mixture={source_name(name): weight for name, weight in stage.mixture.items()})
+    stage = adapter_stage(config, usual, sources_in(settings), steps=100, lr=2e-3)
+    return settled(replace(stage, lora=Lora()), settings)
 
 
 def listing(scale: str, as_json: bool) -> None:

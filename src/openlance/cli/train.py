@@ -183,15 +183,13 @@ def lora(
     """Fine-tune an adapter for any task or a mixture of them: for --lora, in PEFT's format."""
     from openlance.config.lora import Lora
     from openlance.model.lora import read_adapter
-    from openlance.sequence.tasks import source_name, spec_of, task_name
+    from openlance.sequence.tasks import spec_of, task_name
     from openlance.training.files import Settings
     from openlance.training.run import run_stage
-    from openlance.training.start import lora_stage
+    from openlance.training.start import lora_stage, settled, sources_in
 
     folder, changes = start_folder(model, "nano"), settings or []
-    mixed = override(lora_stage(folder, ["t2i"], steps=steps, lr=lr), [s for s in changes if s.startswith("mixture")])
-    tasks = [source_name(name) for name, weight in mixed.mixture.items() if weight]
-    usual = [task_name(task)] if task is not None else tasks
+    usual = [task_name(task)] if task is not None else sources_in(changes)
     sources = pairs("--data", data, usual)
     kept = {f"{name}@preserved": path for name, path in pairs("--preserve", preserve).items()}
     if both := sorted(sources.keys() & kept.keys()):
@@ -209,8 +207,7 @@ def lora(
     plan = replace(plan, lora=replace(trained, dropout=dropout), preserve=tuple(kept))
     if kept:  # without conditions the model is to stay as it is: what is learned is learned of whole requests
         plan = replace(plan, drop_text=0.0, drop_all=0.0)
-    plan = override(plan, changes)
-    plan = replace(plan, mixture={source_name(name): weight for name, weight in plan.mixture.items()})
+    plan = settled(plan, changes)
     with stopping():
         done = run_stage(plan, start)
     ended(f"{done}\ntry: openlance {use_of(spec_of(next(iter(sources))), model, done)}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import FILE, GenerationConfig, PromptStyle
 from openlance.config.train import Resolution, Stage
-from openlance.config.values import read_json
+from openlance.config.values import override, read_json
 from openlance.errors import UserError
 from openlance.media.files import atomic_path, write_json
 from openlance.model.lance import lance_parameters
 from openlance.model.lora import below_adapters
 from openlance.runtime.components import Components, LazyVAE
-from openlance.sequence.tasks import TaskSpec, spec_of
+from openlance.sequence.tasks import TaskSpec, source_name, spec_of
 from openlance.text.tokenizer import SequenceCodec, Tokenizer
 from openlance.training.learner import Learner, fresh
 from openlance.training.parallel import full
@@ -232,6 +232,24 @@ def adapter_stage(
         resolutions=(sizes,), max_frames=usual.num_frames, dtype="auto" if large else "float32", checkpointing=large,
         seed=seed,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    mixture: dict[str, float]
+
+
+def sources_in(settings: Sequence[str]) -> list[str]:
+    """Return the sources that settings of a stage mix in, images from words where they say nothing of it."""
+    said = [one for one in settings if one.startswith("mixture")]
+    mixed = override(_Mixed({"t2i": 1.0}), said)
+    return [source_name(name) for name, weight in mixed.mixture.items() if weight]
+
+
+def settled(stage: Stage, settings: Sequence[str]) -> Stage:
+    """Return a stage changed by settings, its sources under the names that they have everywhere."""
+    stage = override(stage, settings)
+    return replace(stage, mixture={source_name(name): weight for name, weight in stage.mixture.items()})
 
 
 def latents_of(config: ModelConfig, sizes: Resolution, kind: str, frames: int) -> int:
