@@ -30,6 +30,11 @@ from openlance.sequence.segment import LATENTS, PATCHES, Kind, Segments
 from openlance.text.tokenizer import SequenceCodec, Tokenizer, train_tokenizer
 from openlance.training.objective import Losses, Noised, Pass, noised, objective
 
+# Few tests, and the longest: their files begin first, so that at the end no worker waits for another.
+LONGEST = (
+    "inference/test_distributed.py", "training/test_parallel.py", "toyworld/test_nano.py", "rl/test_learning.py",
+    "cli/test_train_lora.py", "inference/test_regions.py", "cli/test_faults.py",
+)  # fmt: skip
 SENTENCES = [
     "a red circle left of a blue square on a white background",
     "how many small striped triangles are there? three of them.",
@@ -173,6 +178,10 @@ def _cells(medium: Clip, grid: tuple[int, int, int], stride: int) -> Tensor:
     frames = torch.from_numpy(medium.pixels[:: max(medium.frames // t, 1)][:t]).float() / 127.5 - 1
     cut = frames.reshape(t, y, stride, x, stride, 3).permute(0, 1, 3, 2, 4, 5)
     return cut.reshape(t, y, x, -1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
 
 
 @pytest.fixture(scope="session")
