@@ -108,7 +108,9 @@ def test_what_cannot_be_distilled_is_refused(tmp_path, changes, more, said):
 
 
 def test_rewards_go_on_in_the_distilled_side_alone(distilled, tmp_path):
-    how = Rewarding(rewards={"redness": 1.0}, objective="nft", group=2, num_inference_steps=2, times=(4, 1, 2, 1))
+    how = Rewarding(
+        rewards={"redness": 1.0}, objective="nft", group=2, num_inference_steps=2, times=(4, 1, 2, 1), supervised=0.5
+    )  # fmt: skip
     stage = replace(STAGE, steps=1, distill=None, rl=how, frozen=UNDERSTANDING, pack_tokens=(400, 700))
     start = replace(settings(tmp_path / "run"), model=distilled[0])
     refused = {"nothing else of these learns": {"frozen": ("vit",)}, "without an adapter": {"lora": Lora()}}

@@ -22,7 +22,7 @@ from torch import Tensor
 from openlance.checkpoint.formats import DISTILLED, find, released_name
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.sampling import FILE, GenerationConfig, Sampling
-from openlance.config.train import Stage
+from openlance.config.train import Distillation, Stage
 from openlance.config.values import as_data, read_json
 from openlance.data.source import Sample
 from openlance.errors import UserError
@@ -77,8 +77,7 @@ class Taught(Preparer):
 
     def _states(self, requests: Sequence[Segments], generator: torch.Generator) -> list[list[State]]:
         """Some states of a guided trajectory of each request; those that are guided alike share its times."""
-        how, draws = self.stage.distill, self.stage.draws
-        assert how is not None
+        how, draws = self.stage.distill or Distillation(), self.stage.draws  # rewards go on from what is distilled
         seeds = torch.randint(2**31, (len(requests),), generator=generator).tolist()
         alike: dict[Sampling, list[int]] = {}
         for n, request in enumerate(requests):
