@@ -61,7 +61,7 @@ def run(models: dict[str, str], records: Path, only: str) -> None:
     done = {(r["suite"], r["category"], r["block"], r["name"]) for r in recorded(records)}
     pipes = {name: load(folder) for name, folder in models.items()}
     for block in range(max(PLAN.values())):
-        for suite in (name for name, blocks in PLAN.items() if block < blocks and name.startswith(only)):
+        for suite in (name for name, blocks in PLAN.items() if block < blocks and only in name):
             some = [c for c in SUITES[suite].categories if c != HELDOUT] if suite in SUITES else [""]
             for category, (name, pipe) in ((category, pair) for category in some for pair in pipes.items()):
                 if (suite, category, block, name) in done:
@@ -72,7 +72,7 @@ def run(models: dict[str, str], records: Path, only: str) -> None:
                 record(records, {"suite": suite, "category": category, "block": block, "name": name, **line})
 
 
-def table(models: dict[str, str], records: Path, out: Path) -> None:
+def table(models: dict[str, str], records: Path, out: Path, part: str) -> None:
     found = {(r["suite"], r["category"], r["block"], r["name"]): r for r in recorded(records)}
     pairs = [(r, found[key[:3] + ("other",)]) for key, r in found.items()
              if key[3] == "model" and key[:3] + ("other",) in found]  # fmt: skip
@@ -92,7 +92,7 @@ def table(models: dict[str, str], records: Path, out: Path) -> None:
     lines, rows = [], dict[str, Any]()
     for name in sorted(sides, key=lambda name: (list(PLAN).index(name.split(",")[0].split(" ")[0]), name)):
         rows[name] = r = paired(*sides[name])
-        spent = [f"{np.mean(part):.3f}" for part in zip(*seconds[name], strict=True)] if name in seconds else ["", ""]
+        spent = [f"{np.mean(own):.3f}" for own in zip(*seconds[name], strict=True)] if name in seconds else ["", ""]
         lines.append([name, r["n"], f"{r['old']:.3f}", f"{r['new']:.3f}", points(r), f"{r['p']:.3g}", *spent])
     text = markdown(["what", "n", "model", "other", "points (95 %)", "p", "CPU s", "other's"], lines)
     if bits:
@@ -106,7 +106,7 @@ def table(models: dict[str, str], records: Path, out: Path) -> None:
     )
     head = f"Free placement, blocks of {BLOCK} from seed {SEED}, settings of the folders. Passes of {said}. "
     head += "CPU seconds with the judge's.\n\n"
-    write_results("weights", {"models": models, "passes": used, "rows": rows}, head + text, out)
+    write_results("weights", {"models": models, "passes": used, "rows": rows}, head + text, out, part)
 
 
 def passed(pipe: LancePipeline) -> list[int]:
@@ -125,12 +125,13 @@ def spread(bits: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     parser = recorder(__doc__, "suites")
     parser.add_argument("--other", required=True, help="a folder with the other weights")
+    parser.add_argument("--part", default="", help="what the result is called beside its date")
     args = parser.parse_args()
     models = dict(zip(NAMES, (args.model, args.other), strict=True))
     if args.what == "run":
         run(models, args.records, args.only)
     else:
-        table(models, args.records, args.out)
+        table(models, args.records, args.out, args.part)
 
 
 if __name__ == "__main__":
