@@ -20,6 +20,8 @@ from common import markdown, paired, points, record, recorded, recorder, write_r
 from samplers import passes
 
 from openlance import load
+from openlance.checkpoint.formats import find, folder_of
+from openlance.config.sampling import GenerationConfig
 from openlance.eval.suite import HELDOUT
 from openlance.inference.lance_pipeline import LancePipeline
 from toyworld.judge import analyse
@@ -100,7 +102,7 @@ def table(models: dict[str, str], records: Path, out: Path, part: str) -> None:
         low, high = r["ci95"]
         text += f"\n{r['n']} prompts of {IMAGES} images: {r['model']:.3f} bits, {r['other']:.3f} of the other, "
         text += f"ratio {r['ratio']:.3f} ({low:.3f} to {high:.3f}).\n"
-    used = {name: passed(load(folder)) for name, folder in models.items()}
+    used = {name: passed(folder) for name, folder in models.items()}
     said = "; ".join(
         f"{name} ({models[name]}): {own[0]} from words, {own[1]} with a source" for name, own in used.items()
     )
@@ -109,9 +111,10 @@ def table(models: dict[str, str], records: Path, out: Path, part: str) -> None:
     write_results("weights", {"models": models, "passes": used, "rows": rows}, head + text, out, part)
 
 
-def passed(pipe: LancePipeline) -> list[int]:
+def passed(model: str) -> list[int]:
     """Passes of one result from words, and of one with a source; distilled guidance takes one a step."""
-    return [passes(sampling) for sampling in (pipe.defaults.sampling, pipe.defaults.sampling_for(["source"]))]
+    usual = GenerationConfig.read(find(folder_of(model)).tokenizer)
+    return [passes(sampling) for sampling in (usual.sampling, usual.sampling_for(["source"]))]
 
 
 def spread(bits: np.ndarray) -> dict[str, Any]:
