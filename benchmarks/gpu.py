@@ -4,6 +4,9 @@
     python benchmarks/gpu.py lance-random               # on a CUDA device; each row in a process of its own
     python benchmarks/gpu.py                            # without one: memory as `openlance plan` computes it, marked so
 
+A machine from which no files come back prints the rows alone, `--row JSON` each; `--rows FILE --device NAME` makes the
+table of such lines elsewhere.
+
 Computed rows say nothing about time. `--any-device nano` runs the measuring code on whatever is there, with nano.
 """
 
@@ -76,7 +79,8 @@ def measured(folder: str, row: Row) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats()
     seconds = timed(make)
     peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
-    return {"seconds": seconds, "GB": peak, "share": work(pipe, row) / seconds / rate(pipe)}
+    done = work(pipe, row)
+    return {"seconds": seconds, "GB": peak, "share": done / seconds / rate(pipe), "TFLOP": done / 1e12}
 
 
 def work(pipe: Any, row: Row) -> float:
@@ -107,30 +111,38 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", help="random weights of the published shapes")
     parser.add_argument("--any-device", action="store_true", help="measure small requests without a GPU")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--rows", type=Path, help="lines that --row printed, each with the fields of the `row`")
+    parser.add_argument("--device", help="where these were measured, with versions")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
         return print(json.dumps(measured(args.folder, Row(**json.loads(args.row)))))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    if device and not args.folder:
+    device = args.device or (torch.cuda.get_device_name() if torch.cuda.is_available() else None)
+    if device and not args.folder and not args.rows:
         parser.error("give the folder that `openlance init 3b --random -o lance-random` wrote")
     measures = bool(device) or args.any_device
     found: dict[str, dict[str, float]] = {}
-    for row in SMALL if args.any_device else ROWS + COMPILED if measures else ROWS:
-        one = child(__file__, args.folder, "--row", json.dumps(asdict(row))) if measures else computed(row)
+    said = [json.loads(line) for line in args.rows.read_text(encoding="utf-8").splitlines()] if args.rows else []
+    given = {Row(**one.pop("row")): one for one in said}
+    for row in given or (SMALL if args.any_device else ROWS + COMPILED if measures else ROWS):
+        one = given.get(row) or (
+            child(__file__, args.folder, "--row", json.dumps(asdict(row))) if measures else computed(row)
+        )
         found[row.name] = one | {"limit_GB": row.limit}
     rows = [
         [
             name, "measured" if measures else "computed", f"{r['GB']:.2f}", verdict(r["GB"], r["limit_GB"] + 1e-9),
-            f"{r['seconds']:.2f}" if measures else "", f"{r['share']:.2f}" if measures else "",
+            f"{r['seconds']:.2f}" if measures else "", f"{r['TFLOP'] / r['seconds']:.0f}" if measures else "",
+            f"{r['share']:.2f}" if "share" in r else "",
         ]
         for name, r in found.items()
     ]  # fmt: skip
     head = f"Published shapes in bfloat16, {STEPS} steps, guidance 4. Device: {device or 'none'}. "
+    head += "The first line is of the machine that made this table. " if args.rows else ""
     head += f"Share of the measured rate of matrix products wanted: {SHARE}.\n\n" if measures else (
         "Without one, memory is what `openlance plan` computes, and nothing is said of time.\n\n"
     )  # fmt: skip
-    table = markdown(["request", "how", "peak GB", "bound", "s", "share of rate"], rows)
+    table = markdown(["request", "how", "peak GB", "bound", "s", "TFLOP/s", "share of rate"], rows)
     write_results("gpu", {"device": device, "measured": measures, "rows": found}, head + table, args.out)
 
 

@@ -10,9 +10,14 @@ thrown away, and the stage then gets as many as fit, so that its falling rate en
 the folder knows what is done; a phase that was stopped goes on from its checkpoint. A phase that fails is noted, and
 the next begins from the best that there is.
 
+A small model leaves most of a GPU idle between its launches, so several processes share it (--processes; each takes its
+share of a pack of the recipe's size times their number, and the rate grows with the root of that number).
+
 --wheels: a folder of wheels that are unpacked beside the folder first, for a machine without a network: one of
 openlance (`uv build --wheel`) and of whatever it lacks. --results: where day.json, the logs and the weights that differ
 from the shipped ones are put, in pieces of at most --piece megabytes that `cat` joins to a tar file.
+
+    python benchmarks/gpu_day.py --logs "one process=a/log.jsonl" "five=b/log.jsonl:5" --device NAME   # rows a second
 """
 
 from __future__ import annotations
@@ -31,6 +36,12 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
+sys.path.insert(0, str(SOURCE))  # where it is not installed
+
+from common import RESULTS, markdown, write_results  # noqa: E402
+
+from openlance.config.train import read_recipe  # noqa: E402
+
 PROBE = 12  # steps that are timed; the first half warms up
 RESERVE = 0.06  # share of a phase's time for opening the model and writing the result
 
@@ -83,6 +94,7 @@ class Day:
     small: bool
     until: float  # time.monotonic() at which it ends
     environment: dict[str, str]
+    processes: int = 1
     done: dict[str, Any] = field(default_factory=dict)
 
     def note(self, phase: str, **said: Any) -> None:
@@ -95,7 +107,9 @@ class Day:
         """Run `openlance` with a line, its output in the phase's log; 124 where it took longer than it should."""
         with open(self.folder / f"{phase}.log", "a", encoding="utf-8") as log:
             print("$ openlance", *line, file=log, flush=True)
-            line = [sys.executable, "-m", "openlance.cli.main", *map(str, line)]
+            several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes)]
+            first = several if self.processes > 1 and line[0] == "train" and phase != "rl" else []
+            line = [sys.executable, *first, "-m", "openlance.cli.main", *map(str, line)]
             try:
                 done = subprocess.run(
                     line, stdout=log, stderr=log, env=self.environment, check=False, timeout=max(seconds, 30)
@@ -112,6 +126,9 @@ def train_line(day: Day, phase: Phase, model: str, out: Path, steps: int, minute
     assert phase.stage is not None
     file, name = phase.stage
     changes = [f"steps={steps}", *(phase.small if day.small else ())]
+    if day.processes > 1 and phase.name != "rl":
+        rate = next(one.lr for one in read_recipe(SOURCE / "toyworld" / f"{file}.yaml") if one.name == name)
+        changes.append(f"lr={rate * day.processes**0.5:g}")
     line = ["train", SOURCE / "toyworld" / f"{file}.yaml", "--stage", name, "--model", model, "-o", out]
     line += ["--init", phase.init, "--minutes", f"{max(minutes, 0.1):.2f}", "--save-minutes", "2", "--keep", "1"]
     return [*line, *(word for change in changes for word in ("--set", change))]
@@ -207,9 +224,30 @@ def collected(day: Day, model: str, results: Path, piece: int) -> None:
     tar.unlink()
 
 
+def rates(logs: list[str], device: str, out: Path) -> None:
+    """Write the rows a second of runs, given as NAME=LOG or NAME=LOG:PROCESSES, their first third left out."""
+    found, rows = dict[str, Any](), list[list[Any]]()
+    for said in logs:
+        name, _, rest = said.partition("=")
+        path, _, processes = rest.partition(":")
+        steps = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        steps = steps[len(steps) // 3 :]
+        size = sum(step["rows"] for step in steps) / len(steps) * int(processes or 1)
+        seconds = sum(step["seconds"] for step in steps) / len(steps)
+        found[name] = {"rows": size, "seconds": seconds, "rows_per_second": size / seconds, "steps": len(steps)}
+        rows.append([name, f"{size:.0f}", f"{seconds:.3f}", f"{size / seconds:.0f}"])
+    head = f"Training of nano on {device}. The first line is of the machine that made this table.\n\n"
+    table = markdown(["run", "rows of a step", "s a step", "rows a second"], rows)
+    write_results("gpu_day", {"device": device, "runs": found}, head + table, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--processes", type=int, default=1, help="that train together on the one GPU")
+    parser.add_argument("--logs", nargs="+", help="tell the rows a second of these logs, and nothing else")
+    parser.add_argument("--device", default="", help="where those were written")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--from", dest="start", default="nano", help="nano, nothing, or a folder of weights")
     parser.add_argument("--scale", choices=("full", "small"), default="full")
@@ -217,9 +255,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     parser.add_argument("--piece", type=int, default=15, help="megabytes; 0: one file")
     args = parser.parse_args()
+    if args.logs:
+        return rates(args.logs, args.device, args.out)
+    if args.folder is None:
+        parser.error("name the folder of the day")
     args.folder.mkdir(parents=True, exist_ok=True)
     began, small = time.monotonic(), args.scale == "small"
-    day = Day(args.folder, small, began + 60 * args.minutes, unpacked(args.wheels, args.folder))
+    environment = unpacked(args.wheels, args.folder) | {"OPENLANCE_SHARED_GPU": "1", "OMP_NUM_THREADS": "1"}
+    day = Day(args.folder, small, began + 60 * args.minutes, environment, args.processes)
     if (args.folder / "day.json").is_file():
         day.done = json.loads((args.folder / "day.json").read_text(encoding="utf-8"))["phases"]
     fresh = args.start == "nothing"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from openlance.errors import UserError
 from openlance.runtime.distributed import Distributed
+from openlance.training import parallel
 
 LOSSES = ("text", "flow", "dense", "norm")
 
@@ -65,6 +66,40 @@ def test_ranks_that_disagree_stop_and_say_on_which_field(two):
 def test_processes_that_cannot_share_weights_are_refused():
     with pytest.raises(UserError, match="1 processes cannot share weights in groups of 2"):
         Distributed.join(2)
+
+
+@pytest.fixture
+def one_gpu_for_two(monkeypatch):
+    """The second of two processes on a machine with one GPU, as far as joining asks; a dictionary of what it began."""
+    began = {}
+    for name, value in {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: began.update(device=device))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: began.update(backend=backend))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    return began
+
+
+def test_a_second_process_on_one_gpu_is_refused_unless_it_is_asked_for(one_gpu_for_two, monkeypatch):
+    with pytest.raises(UserError, match=r"process 1 has no GPU.* 1 of this machine, or set OPENLANCE_SHARED_GPU=1"):
+        Distributed.join()
+    monkeypatch.setenv("OPENLANCE_SHARED_GPU", "1")
+    with pytest.raises(UserError, match="unsharded"):
+        Distributed.join(2)
+    joined = Distributed.join()
+    assert one_gpu_for_two == {"device": torch.device("cuda", 0), "backend": "gloo"}
+    assert (joined.device, joined.wire) == (torch.device("cuda", 0), torch.device("cpu"))
+
+
+def test_gradients_travel_in_buckets_of_one_type_and_a_bounded_size(monkeypatch):
+    monkeypatch.setattr(parallel, "BUCKET", 6)
+    sizes = [4, 2, 1, 9, 3]
+    tensors = [torch.zeros(n, dtype=torch.bfloat16 if n == 3 else torch.float32) for n in sizes]
+    assert [[t.numel() for t in some] for some in parallel._buckets(tensors)] == [[4, 2], [1], [9], [3]]
 
 
 def test_accumulating_packs_is_one_large_pack(worker):

@@ -25,6 +25,8 @@ from openlance.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+SHARED = "OPENLANCE_SHARED_GPU"
+
 
 @dataclass(frozen=True)
 class Distributed:
@@ -34,10 +36,11 @@ class Distributed:
     size: int = 1
     device: torch.device = torch.device("cpu")
     shard: int = 1  # processes that share one copy of the weights in training
+    shares_gpu: bool = False  # several on one GPU, which a small model would leave idle between its launches
 
     @classmethod
     def join(cls, shard: int = 1, timeout: timedelta | None = None) -> Distributed:
-        """Join the processes that torchrun started.
+        """Join the processes that torchrun started, one for each GPU, or several where OPENLANCE_SHARED_GPU=1 is set.
 
         Args:
             shard: Processes that share one copy of the weights; must divide the number of processes.
@@ -53,14 +56,17 @@ class Distributed:
         if size > 1 and absent:
             raise UserError(f"WORLD_SIZE is {size} but {absent[0]} is not set: use torchrun, or unset WORLD_SIZE")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if gpus and local >= gpus:
-            raise UserError(f"process {local} has no GPU: let torchrun start no more than the {gpus} of this machine")
-        device = torch.device("cuda", local) if gpus else torch.device("cpu")
+        shares = bool(gpus) and int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)) > gpus
+        if shares and (os.environ.get(SHARED) != "1" or shard > 1):
+            only = f"let torchrun start no more than the {gpus} of this machine"
+            raise UserError(f"process {local} has no GPU: {only}, or set {SHARED}=1 to train a small model, unsharded")
+        device = torch.device("cuda", local % gpus) if gpus else torch.device("cpu")
         if gpus:
             torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
-        return cls(dist.get_rank() if size > 1 else 0, size, device, shard)
+            # NCCL wants a GPU for each process.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus and not shares else "gloo", timeout=timeout)
+        return cls(dist.get_rank() if size > 1 else 0, size, device, shard, shares)
 
     @staticmethod
     def leave() -> None:
@@ -82,6 +88,11 @@ class Distributed:
     def sharded(self) -> bool:
         return self.shard > 1
 
+    @property
+    def wire(self) -> torch.device:
+        """Where tensors have to lie to be summed over all processes."""
+        return torch.device("cpu") if self.shares_gpu else self.device
+
     def wait(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -90,7 +101,7 @@ class Distributed:
         """The sum over all processes."""
         if self.size == 1:
             return values
-        summed = values.detach().to(self.device, torch.float64)
+        summed = values.detach().to(self.wire, torch.float64)
         dist.all_reduce(summed)
         return summed.to(values.device)
 

@@ -6,9 +6,8 @@ groups being replicas of each other (hybrid sharding).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from openlance.runtime.distributed import Distributed
+
+BUCKET = 1 << 24  # 64 MB in float32; PyTorch's own data parallelism sends 25 MB at a time
 
 
 def shard(processes: Distributed, module: nn.Module, low: bool, whole: nn.Module | None = None) -> None:
@@ -56,13 +57,29 @@ def sum_gradients(processes: Distributed, module: nn.Module) -> None:
     """Sum over the processes; a parameter that a process did not use counts as zero there."""
     if processes.size == 1 or processes.sharded:
         return
-    sent: list[Any] = []
+    gradients = list[Tensor]()
     for p in module.parameters():
         if p.requires_grad:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            sent.append(dist.all_reduce(p.grad, async_op=True))
-    for message in sent:
-        message.wait()
+            gradients.append(p.grad)
+    for some in _buckets(gradients):
+        joined = torch.cat([g.flatten() for g in some]).to(processes.wire)
+        dist.all_reduce(joined)
+        for g, summed in zip(some, joined.to(processes.device).split([g.numel() for g in some]), strict=True):
+            g.copy_(summed.view_as(g))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one type that travel together, up to BUCKET numbers each: hundreds of small messages cost more
+    than what is in them, and one of all gradients would double their memory."""
+    some = list[Tensor]()
+    for tensor in tensors:
+        if some and (some[0].dtype != tensor.dtype or sum(t.numel() for t in some) + tensor.numel() > BUCKET):
+            yield some
+            some = []
+        some.append(tensor)
+    if some:
+        yield some
 
 
 def layers(module: nn.Module) -> list[nn.Module]:
