@@ -80,6 +80,7 @@ BASE = (
 PHASES = (
     Phase(name="regions", share=5, stage=("nano-2", "regions"), small=ROWS, most=4000),
     Phase(name="all", share=8, stage=("nano-2", "all"), small=ROWS, most=12000),
+    Phase(name="whole", share=3, stage=("nano-2", "whole"), small=ROWS, most=4000),
     Phase(name="distill", share=4, stage=("nano-distill", "distill"), small=ROWS, most=4000),
     Phase(name="rl", share=3, stage=("nano-rl", "rl"), small=FEW_RL, most=400),
     Phase(name="scores", share=4),

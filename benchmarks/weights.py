@@ -32,8 +32,9 @@ from toyworld.words import caption
 BLOCK, SEED = 20, 700  # requests of a record; the seed of block b is SEED + b
 # Blocks of every category.
 PLAN = {
-    "t2i": 58, "image_edit": 20, "varied": 40, "subject": 5, "vqa": 2, "t2v": 2, "i2v": 2, "video_edit": 1,
-    "multi_turn": 5,
+    "t2i": 58, "image_edit": 20, "varied": 40, "subject": 10, "vqa": 3, "t2v": 5, "i2v": 5, "video_edit": 2,
+    "multi_turn": 7, "image_inpaint": 3, "video_vqa": 4, "vqa.reasoning": 4, "subject_video": 5, "multi_turn_video": 3,
+    "outpaint": 5, "extend": 5,
 }  # fmt: skip
 IMAGES = 24  # of one prompt; as many prompts as blocks
 NAMES = ("model", "other")
@@ -74,14 +75,15 @@ def run(models: dict[str, str], records: Path, only: str) -> None:
                 record(records, {"suite": suite, "category": category, "block": block, "name": name, **line})
 
 
-def table(models: dict[str, str], records: Path, out: Path, part: str) -> None:
+def table(models: dict[str, str], records: Path, out: Path, part: str, note: str = "") -> None:
     found = {(r["suite"], r["category"], r["block"], r["name"]): r for r in recorded(records)}
     pairs = [(r, found[key[:3] + ("other",)]) for key, r in found.items()
              if key[3] == "model" and key[:3] + ("other",) in found]  # fmt: skip
     sides = defaultdict[str, tuple[list[bool], list[bool]]](lambda: ([], []))
     seconds, bits = defaultdict[str, list[tuple[float, float]]](list), list[tuple[float, float]]()
     for one, other in pairs:
-        seconds[one["suite"]].append((one["cpu_seconds"], other["cpu_seconds"]))
+        if "cpu_seconds" in one and "cpu_seconds" in other:  # a GPU's records have none
+            seconds[one["suite"]].append((one["cpu_seconds"], other["cpu_seconds"]))
         if one["suite"] not in SUITES:
             bits.append((float(np.mean(one["bits"])), float(np.mean(other["bits"]))))
             continue
@@ -107,7 +109,7 @@ def table(models: dict[str, str], records: Path, out: Path, part: str) -> None:
         f"{name} ({models[name]}): {own[0]} from words, {own[1]} with a source" for name, own in used.items()
     )
     head = f"Free placement, blocks of {BLOCK} from seed {SEED}, settings of the folders. Passes of {said}. "
-    head += "CPU seconds with the judge's.\n\n"
+    head += f"CPU seconds with the judge's. {note}".strip() + "\n\n"
     write_results("weights", {"models": models, "passes": used, "rows": rows}, head + text, out, part)
 
 
@@ -129,12 +131,13 @@ def main() -> None:
     parser = recorder(__doc__, "suites")
     parser.add_argument("--other", required=True, help="a folder with the other weights")
     parser.add_argument("--part", default="", help="what the result is called beside its date")
+    parser.add_argument("--note", default="", help="what else there is to say of the records, a sentence")
     args = parser.parse_args()
     models = dict(zip(NAMES, (args.model, args.other), strict=True))
     if args.what == "run":
         run(models, args.records, args.only)
     else:
-        table(models, args.records, args.out, args.part)
+        table(models, args.records, args.out, args.part, args.note)
 
 
 if __name__ == "__main__":

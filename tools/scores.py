@@ -16,15 +16,16 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/nano.md")
-# What is done, its command and Python, and its scores: a task of the benchmark, and how objects are placed; or what is
-# edited, from the benchmark of regions.
+# What is done, its command and Python, and its scores: a task of the benchmark, and how objects are placed.
 ROWS = (
     ("answer questions about images; about videos", "`ask`, `caption`", "vqa free", "video_vqa free"),
     ("draw an image from a prompt; where objects stand as usual", "`generate t2i`", "t2i free", "t2i loose"),
-    ("edit an image; without the region that it finds by itself", "`edit`", "images"),
-    ("edit a video; without that region", "`edit`", "clips"),
+    ("edit an image; in a region that is given", "`edit`", "image_edit free", "image_inpaint free"),
+    ("edit a video", "`edit`", "video_edit free"),
     ("make a video from a prompt", "`generate t2v`", "t2v free"),
     ("animate an image, also to a last frame", "`generate i2v`, `flf2v`", "i2v free"),
+    ("continue an image beyond its borders; a video to either side", "`generate outpaint`, `generate extend`",
+     "outpaint free", "extend free"),
     ("place a given subject in a new scene", "`generate subject`", "subject free"),
     ("a dialogue of three turns, all of them right", "`chat`, `story`", "multi_turn free"),
 )  # fmt: skip
@@ -35,12 +36,6 @@ def newest(name: str) -> dict[str, Any]:
     dated = re.compile(rf"\d{{4}}-\d\d-\d\d-{re.escape(name)}\.json")
     path = max(path for path in RESULTS.iterdir() if dated.fullmatch(path.name))
     return json.loads(path.read_text("utf-8"))
-
-
-def edits(of: str) -> str:
-    """The share of right edits, with the region that nano finds by itself (its default), and plain."""
-    right = newest("regions")[of]["auto"]["all kinds"]["right"]
-    return f"{right['new']:.2f}; {right['old']:.2f}"
 
 
 def score(found: dict[str, Any], task: str, placement: str) -> str:
@@ -54,7 +49,7 @@ def table() -> str:
     found = newest("nano")
     lines = ["| what | command and Python | nano: share right |", "|---|---|---|"]
     for what, command, *scored in ROWS:
-        shares = "; ".join(score(found, *one.split()) if " " in one else edits(one) for one in scored)
+        shares = "; ".join(score(found, *one.split()) for one in scored)
         lines.append(f"| {what} | {command} | {shares} |")
     return "\n".join(lines)
 

@@ -105,7 +105,8 @@ def test_a_limit_of_one_file_is_one_sentence_and_leaves_nothing(name, work, tmp_
 
 
 def test_a_run_goes_on_when_there_is_room(disk, work, capfd):
-    line = at(["run", "in.json", "--task", "t2i", *FAST, "--no-metadata", "-o", "{}/out"], disk)
+    small = ["--height", "32", "--width", "32", "--no-metadata"]  # a picture of one page, whatever it shows
+    line = at(["run", "in.json", "--task", "t2i", *FAST, *small, "-o", "{}/out"], disk)
     (disk / "ballast").write_bytes(b"x" * 4096)  # room for a page each: settings, journal, one picture
     assert main(line) == 2
     one_sentence(capfd)

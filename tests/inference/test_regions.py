@@ -200,7 +200,7 @@ def test_the_call_of_diffusers(nano, drawn):
     for masks in (tensors, [tensors[0, 0], tensors[1, 0]]):
         both = call(["make it green"] * 2, masks)
         assert np.array_equal(both[0][~inside], drawn[0][~inside]) and np.array_equal(both[1][inside], drawn[0][inside])
-    near, far = (np.abs(call("make it green", None, strength=s)[0].astype(int) - drawn[0]).mean() for s in (0.4, 1.0))
+    near, far = (np.abs(call("make it green", None, strength=s)[0].astype(int) - drawn[0]).mean() for s in (0.2, 1.0))
     assert near < far
     with pytest.raises(UserError, match="give that as image or video"):
         nano("a ring", mask_image=large)
@@ -284,7 +284,9 @@ def test_auto_says_what_it_took_and_why(nano, drawn):
     assert made[0].region.startswith("auto: the circle, (") and made[0].settings["guidance_scale"] == 4.0
     assert made[1].region == "auto: the whole, since it says where something is to be ('corner')"
     plain = nano.edit([drawn[0]] * 3, said, region="none", **FEW)
-    assert np.array_equal(pixels(nano.edit([drawn[0]] * 3, said, region="auto", **FEW)[1]), pixels(plain[1]))
+    auto = nano.edit([drawn[0]] * 3, said, region="auto", **FEW)
+    apart = np.abs(pixels(auto[1]).astype(int) - pixels(plain[1]))
+    assert apart.max() <= 1, "it shares its passes with others, where a level rounds otherwise"
 
 
 def test_a_checkpoint_says_whether_the_model_finds_regions_by_itself(nano, checkpoint, drawn):

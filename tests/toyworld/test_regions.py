@@ -9,6 +9,7 @@ from openlance.data.front import Fit
 from openlance.data.open import open_source
 from openlance.media.region import covered
 from openlance.sequence.segment import Role
+from openlance.sequence.tasks import spec_of
 from toyworld.recipe import SECOND
 from toyworld.regions import CELL, around, beyond, ends, in_part
 from toyworld.source import open_world
@@ -79,8 +80,12 @@ def test_ends_and_borders_leave_something_on_every_draw():
     assert last[:, :, -CELL:].all() and not last[:, :, :CELL].any()
 
 
-def test_the_second_edition_trains_regions_and_questions_of_two_steps():
-    for stage in read_recipe(SECOND.file):
+def test_the_second_edition_trains_regions_and_questions_of_two_steps_and_draws_last():
+    *stages, last = read_recipe(SECOND.file)
+    assert all(last.mixture[task] > 0 for task in TASKS)
+    assert all(spec_of(task).makes != "text" for task in last.mixture)
+    assert last.freezes("lance.layers.0.und.q.weight") and not last.freezes("lance.layers.0.gen.q.weight")
+    for stage in stages:
         assert all(stage.mixture[task] > 0 for task in TASKS) and stage.mixture["video_idip"] > 0
         source = open_source(stage.sources["x2t_image"], "x2t_image").drawn(40, 0)
         asked = [source.sample(row, FIT, None).segments[-2].value for row in source.rows((0, 0, 40))]
