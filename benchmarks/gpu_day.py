@@ -36,12 +36,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-sys.path.insert(0, str(SOURCE))  # where it is not installed
-
-from common import RESULTS, markdown, write_results  # noqa: E402
-
-from openlance.config.train import read_recipe  # noqa: E402
-
+RESULTS = Path(__file__).with_name("results")
 PROBE = 12  # steps that are timed; the first half warms up
 RESERVE = 0.06  # share of a phase's time for opening the model and writing the result
 
@@ -128,6 +123,8 @@ def train_line(day: Day, phase: Phase, model: str, out: Path, steps: int, minute
     file, name = phase.stage
     changes = [f"steps={steps}", *(phase.small if day.small else ())]
     if day.processes > 1 and phase.name != "rl":
+        from openlance.config.train import read_recipe
+
         rate = next(one.lr for one in read_recipe(SOURCE / "toyworld" / f"{file}.yaml") if one.name == name)
         changes.append(f"lr={rate * day.processes**0.5:g}")
     line = ["train", SOURCE / "toyworld" / f"{file}.yaml", "--stage", name, "--model", model, "-o", out]
@@ -227,6 +224,8 @@ def collected(day: Day, model: str, results: Path, piece: int) -> None:
 
 def rates(logs: list[str], device: str, out: Path) -> None:
     """Write the rows a second of runs, given as NAME=LOG or NAME=LOG:PROCESSES, their first third left out."""
+    from common import markdown, write_results
+
     found, rows = dict[str, Any](), list[list[Any]]()
     for said in logs:
         name, _, rest = said.partition("=")
@@ -262,7 +261,9 @@ def main() -> None:
         parser.error("name the folder of the day")
     args.folder.mkdir(parents=True, exist_ok=True)
     began, small = time.monotonic(), args.scale == "small"
-    environment = unpacked(args.wheels, args.folder) | {"OPENLANCE_SHARED_GPU": "1", "OMP_NUM_THREADS": "1"}
+    environment = unpacked(args.wheels, args.folder)
+    sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)  # this machine may have nothing of it
+    environment |= {"OPENLANCE_SHARED_GPU": "1", "OMP_NUM_THREADS": "1"}
     day = Day(args.folder, small, began + 60 * args.minutes, environment, args.processes)
     if (args.folder / "day.json").is_file():
         day.done = json.loads((args.folder / "day.json").read_text(encoding="utf-8"))["phases"]
