@@ -200,7 +200,8 @@ def test_the_call_of_diffusers(nano, drawn):
     for masks in (tensors, [tensors[0, 0], tensors[1, 0]]):
         both = call(["make it green"] * 2, masks)
         assert np.array_equal(both[0][~inside], drawn[0][~inside]) and np.array_equal(both[1][inside], drawn[0][inside])
-    near, far = (np.abs(call("make it green", None, strength=s)[0].astype(int) - drawn[0]).mean() for s in (0.2, 1.0))
+    parts = (call("make it green", None, strength=s, num_inference_steps=10)[0].astype(int) for s in (0.4, 1.0))
+    near, far = (np.abs(part - drawn[0]).mean() for part in parts)
     assert near < far
     with pytest.raises(UserError, match="give that as image or video"):
         nano("a ring", mask_image=large)
@@ -283,10 +284,8 @@ def test_auto_says_what_it_took_and_why(nano, drawn):
     made = [as_clip(image).made for image in nano.edit([drawn[0]] * 3, said, region="auto", **FEW)]
     assert made[0].region.startswith("auto: the circle, (") and made[0].settings["guidance_scale"] == 4.0
     assert made[1].region == "auto: the whole, since it says where something is to be ('corner')"
-    plain = nano.edit([drawn[0]] * 3, said, region="none", **FEW)
-    auto = nano.edit([drawn[0]] * 3, said, region="auto", **FEW)
-    apart = np.abs(pixels(auto[1]).astype(int) - pixels(plain[1]))
-    assert apart.max() <= 1, "it shares its passes with others, where a level rounds otherwise"
+    auto, plain = (nano.edit(drawn[0], said[1], region=region, **FEW)[0] for region in ("auto", "none"))
+    assert np.array_equal(pixels(auto), pixels(plain)), "alone: beside others a level may round otherwise"
 
 
 def test_a_checkpoint_says_whether_the_model_finds_regions_by_itself(nano, checkpoint, drawn):
