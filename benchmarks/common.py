@@ -20,6 +20,7 @@ from openlance.config.values import append_line, lines_of, read_text
 from openlance.eval.estimate import Z95
 
 RESULTS = Path(__file__).parent / "results"
+OTHER_DEVICE = "The first line is of the machine that made this table."
 
 
 def machine() -> dict[str, Any]:
@@ -58,7 +59,7 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def child(*line: Any, **environment: str) -> dict[str, float]:
+def child(*line: Any, **environment: str) -> dict[str, Any]:
     """What a Python process of its own prints last, a line of JSON; its error ends this one too."""
     done = subprocess.run(
         [sys.executable, *map(str, line)], capture_output=True, text=True, check=False, env=os.environ | environment

@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, child, markdown, timed, verdict, write_results
+from common import OTHER_DEVICE, RESULTS, child, markdown, timed, verdict, write_results
 from denoise import gemm_rate
 from forms import operations
 
@@ -111,23 +112,28 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", help="random weights of the published shapes")
     parser.add_argument("--any-device", action="store_true", help="measure small requests without a GPU")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--rows", type=Path, help="lines that --row printed, each with the fields of the `row`")
+    parser.add_argument("--rows", type=Path, help="lines that --row printed")
     parser.add_argument("--device", help="where these were measured, with versions")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        return print(json.dumps(measured(args.folder, Row(**json.loads(args.row)))))
+        row = Row(**json.loads(args.row))
+        return print(json.dumps({"row": asdict(row), **measured(args.folder, row)}))
     device = args.device or (torch.cuda.get_device_name() if torch.cuda.is_available() else None)
     if device and not args.folder and not args.rows:
         parser.error("give the folder that `openlance init 3b --random -o lance-random` wrote")
     measures = bool(device) or args.any_device
-    found: dict[str, dict[str, float]] = {}
-    said = [json.loads(line) for line in args.rows.read_text(encoding="utf-8").splitlines()] if args.rows else []
-    given = {Row(**one.pop("row")): one for one in said}
-    for row in given or (SMALL if args.any_device else ROWS + COMPILED if measures else ROWS):
-        one = given.get(row) or (
-            child(__file__, args.folder, "--row", json.dumps(asdict(row))) if measures else computed(row)
-        )
+    found: dict[str, dict[str, Any]] = {}
+    if args.rows:
+        said = [json.loads(line) for line in args.rows.read_text(encoding="utf-8").splitlines()]
+    else:
+        asked = SMALL if args.any_device else ROWS + COMPILED if measures else ROWS
+        printed = partial(child, __file__, args.folder, "--row")
+        said = [
+            printed(json.dumps(asdict(row))) if measures else {"row": asdict(row), **computed(row)} for row in asked
+        ]
+    for one in said:
+        row = Row(**one.pop("row"))
         found[row.name] = one | {"limit_GB": row.limit}
     rows = [
         [
@@ -138,7 +144,7 @@ def main() -> None:
         for name, r in found.items()
     ]  # fmt: skip
     head = f"Published shapes in bfloat16, {STEPS} steps, guidance 4. Device: {device or 'none'}. "
-    head += "The first line is of the machine that made this table. " if args.rows else ""
+    head += f"{OTHER_DEVICE} " if args.rows else ""
     head += f"Share of the measured rate of matrix products wanted: {SHARE}.\n\n" if measures else (
         "Without one, memory is what `openlance plan` computes, and nothing is said of time.\n\n"
     )  # fmt: skip

@@ -10,8 +10,8 @@ thrown away, and the stage then gets as many as fit, so that its falling rate en
 the folder knows what is done; a phase that was stopped goes on from its checkpoint. A phase that fails is noted, and
 the next begins from the best that there is.
 
-A small model leaves most of a GPU idle between its launches, so several processes share it (--processes; each takes its
-share of a pack of the recipe's size times their number, and the rate grows with the root of that number).
+A small model leaves most of a GPU idle between its launches, so several processes share it (--processes; each takes a
+pack of the recipe's size, and the rate grows with the root of their number).
 
 --wheels: a folder of wheels that are unpacked beside the folder first, for a machine without a network: one of
 openlance (`uv build --wheel`) and of whatever it lacks. --results: where day.json, the logs and the weights that differ
@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-RESULTS = Path(__file__).with_name("results")
 PROBE = 12  # steps that are timed; the first half warms up
 RESERVE = 0.06  # share of a phase's time for opening the model and writing the result
 
@@ -99,12 +98,16 @@ class Day:
         (self.folder / "day.part").write_text(text, encoding="utf-8")
         (self.folder / "day.part").replace(self.folder / "day.json")
 
+    def shared(self, phase: str) -> int:
+        """How many processes train a phase; rounds of rewards take one."""
+        return 1 if phase == "rl" else self.processes
+
     def run(self, phase: str, line: list[Any], seconds: float) -> int:
         """Run `openlance` with a line, its output in the phase's log; 124 where it took longer than it should."""
         with open(self.folder / f"{phase}.log", "a", encoding="utf-8") as log:
             print("$ openlance", *line, file=log, flush=True)
-            several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes)]
-            first = several if self.processes > 1 and line[0] == "train" and phase != "rl" else []
+            several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.shared(phase))]
+            first = several if self.shared(phase) > 1 and line[0] == "train" else []
             line = [sys.executable, *first, "-m", "openlance.cli.main", *map(str, line)]
             try:
                 done = subprocess.run(
@@ -122,11 +125,11 @@ def train_line(day: Day, phase: Phase, model: str, out: Path, steps: int, minute
     assert phase.stage is not None
     file, name = phase.stage
     changes = [f"steps={steps}", *(phase.small if day.small else ())]
-    if day.processes > 1 and phase.name != "rl":
+    if day.shared(phase.name) > 1:
         from openlance.config.train import read_recipe
 
         rate = next(one.lr for one in read_recipe(SOURCE / "toyworld" / f"{file}.yaml") if one.name == name)
-        changes.append(f"lr={rate * day.processes**0.5:g}")
+        changes.append(f"lr={rate * day.shared(phase.name) ** 0.5:g}")
     line = ["train", SOURCE / "toyworld" / f"{file}.yaml", "--stage", name, "--model", model, "-o", out]
     line += ["--init", phase.init, "--minutes", f"{max(minutes, 0.1):.2f}", "--save-minutes", "2", "--keep", "1"]
     return [*line, *(word for change in changes for word in ("--set", change))]
@@ -222,23 +225,24 @@ def collected(day: Day, model: str, results: Path, piece: int) -> None:
     tar.unlink()
 
 
-def rates(logs: list[str], device: str, out: Path) -> None:
+def rates(logs: list[str], device: str, out: Path | None) -> None:
     """Write the rows a second of runs, given as NAME=LOG or NAME=LOG:PROCESSES, their first third left out."""
-    from common import markdown, write_results
+    from common import OTHER_DEVICE, RESULTS, markdown, write_results
 
     found, rows = dict[str, Any](), list[list[Any]]()
     for said in logs:
         name, _, rest = said.partition("=")
         path, _, processes = rest.partition(":")
         steps = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        minutes = sum(step["seconds"] for step in steps) / 60
         steps = steps[len(steps) // 3 :]
         size = sum(step["rows"] for step in steps) / len(steps) * int(processes or 1)
         seconds = sum(step["seconds"] for step in steps) / len(steps)
-        found[name] = {"rows": size, "seconds": seconds, "rows_per_second": size / seconds, "steps": len(steps)}
-        rows.append([name, f"{size:.0f}", f"{seconds:.3f}", f"{size / seconds:.0f}"])
-    head = f"Training of nano on {device}. The first line is of the machine that made this table.\n\n"
-    table = markdown(["run", "rows of a step", "s a step", "rows a second"], rows)
-    write_results("gpu_day", {"device": device, "runs": found}, head + table, out)
+        found[name] = {"rows": size, "seconds": seconds, "rows_per_second": size / seconds, "minutes": minutes}
+        rows.append([name, f"{size:.0f}", f"{seconds:.3f}", f"{size / seconds:.0f}", f"{minutes:.1f}"])
+    head = f"Training of nano on {device}. {OTHER_DEVICE}\n\n"
+    table = markdown(["run", "rows of a step", "s a step", "rows a second", "minutes of all steps"], rows)
+    write_results("gpu_day", {"device": device, "runs": found}, head + table, out or RESULTS)
 
 
 def main() -> None:
@@ -247,7 +251,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="that train together on the one GPU")
     parser.add_argument("--logs", nargs="+", help="tell the rows a second of these logs, and nothing else")
     parser.add_argument("--device", default="", help="where those were written")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="where that is written, benchmarks/results by default")
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--from", dest="start", default="nano", help="nano, nothing, or a folder of weights")
     parser.add_argument("--scale", choices=("full", "small"), default="full")

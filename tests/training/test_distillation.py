@@ -10,8 +10,11 @@ from safetensors.torch import load_file, save_file
 import openlance
 from openlance.checkpoint.formats import DISTILLED, folder_of
 from openlance.config.lora import Lora
+from openlance.config.sampling import GenerationConfig
 from openlance.config.train import UNDERSTANDING, Distillation, Rewarding, Stage
 from openlance.errors import UserError
+from openlance.sequence.tasks import text_to_visual
+from openlance.training.distillation import Taught, guidance_of, sampled
 from openlance.training.files import Settings
 from openlance.training.run import run_stage
 
@@ -92,6 +95,42 @@ def test_what_was_not_taught_is_guided_as_before(distilled):
     assert by_role["source"]["distilled"] and by_role["source"]["guidance_scale"] == 2.0
     for role in ("video", "reference", "history", "region"):
         assert not by_role[role]["distilled"] and by_role[role]["num_inference_steps"] == 10, role
+
+
+def test_a_step_of_several_leads_where_they_lead(distilled):
+    """States of a step with three of the guided model's inside are every third of its own, and the mean of the three
+    velocities leads from one to the next."""
+    pipe = openlance.load("nano")
+    teach = Taught(
+        stage=STAGE, codec=pipe.codec, encode=None, device=pipe.device, teacher=pipe.parts.lance("und", "gen"),
+        defaults=pipe.defaults,
+    )  # fmt: skip
+    request = text_to_visual("a red circle", [], (1, 64, 64))
+    sampling = replace(guidance_of(pipe.defaults, request), num_inference_steps=6)
+    [single] = teach._trajectories([request], sampling, [5], 1)
+    [triple] = teach._trajectories([request], sampling, [5], 3)
+    assert [t for _, t, _ in triple] == [t for _, t, _ in single][::3] and len(triple) == 2
+    assert all(torch.equal(one[0], own[0]) for one, own in zip(triple, single[::3], strict=True))
+    length = triple[0][1] - triple[1][1]
+    led = triple[0][0] - triple[0][2] * length
+    torch.testing.assert_close(led, triple[1][0])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "few"),
+    [
+        ("image_edit", {"source"}),
+        ("image_inpaint", set()),  # nano's regions are also those beyond the borders of an image
+        ("image_inpaint outpaint", {"region"}),
+        ("image_idip t2v", {"reference"}),
+        ("t2v i2v flf2v video_edit video_idip video_inpaint extend", {"video"}),
+    ],
+)
+def test_few_passes_are_usual_where_all_that_nano_knows_of_it_was_taught(tasks, few):
+    stage = replace(STAGE, mixture=dict.fromkeys(["t2i", *tasks.split()], 1.0))
+    said = sampled(GenerationConfig.read(folder_of("nano")), stage)
+    assert said["sampling"]["distilled"]
+    assert {role for role, how in said["sampling_with"].items() if how["distilled"]} == few
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import Any
 from openlance.config.lora import Lora
 from openlance.config.plugins import plugin, plugins
 from openlance.config.sampling import Sampling
-from openlance.config.values import as_data, build, one_of, override, read_yaml, unknown
+from openlance.config.values import as_data, build, one_of, override, read_yaml, unknown, whole
 from openlance.errors import UserError
 
 CHOICES = {"schedule": ("constant", "cosine"), "optimizer": ("adamw", "muon"), "dtype": ("bfloat16", "float32", "auto")}
@@ -59,16 +59,20 @@ class Distillation:
     Args:
         steps: Fewest and most steps of a trajectory; where these lie differs from one to the next.
         shift: Least and largest shift of their times.
+        within: Steps of the guided model inside each of these. Above 1 what is learned is where several of its steps
+            lead, so that fewer are needed (progressive distillation, arXiv 2202.00512).
         num_inference_steps: With which the result is sampled.
         solver: Likewise.
     """
 
     steps: tuple[int, int] = (7, 10)
     shift: tuple[float, float] = (1.5, 3.0)
+    within: int = 1
     num_inference_steps: int = 4
     solver: str = "dpm++"
 
     def __post_init__(self) -> None:
+        whole("distill.within", self.within, 1)
         for name, least in (("steps", 1), ("shift", 0.001)):
             low, high = getattr(self, name)
             if not least <= low <= high:

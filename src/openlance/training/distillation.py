@@ -87,15 +87,17 @@ class Taught(Preparer):
             steps = int(torch.randint(how.steps[0], how.steps[1] + 1, (), generator=generator))
             along = float(torch.rand((), generator=generator))
             shift = how.shift[0] ** (1 - along) * how.shift[1] ** along
-            own = replace(sampling, num_inference_steps=steps, shift=shift)
-            some = self._trajectories([requests[n] for n in numbers], own, [seeds[n] for n in numbers])
+            own = replace(sampling, num_inference_steps=steps * how.within, shift=shift)
+            some = self._trajectories([requests[n] for n in numbers], own, [seeds[n] for n in numbers], how.within)
             for n, states in zip(numbers, some, strict=True):
                 order = torch.randperm(len(states), generator=generator).tolist()
                 found[n] = [states[order[k % len(order)]] for k in range(draws)]
         return [found[n] for n in range(len(requests))]
 
-    def _trajectories(self, requests: list[Segments], sampling: Sampling, seeds: list[int]) -> list[list[State]]:
-        """All states of each request at which guidance acts, with the velocities of its Euler steps."""
+    def _trajectories(
+        self, requests: list[Segments], sampling: Sampling, seeds: list[int], within: int
+    ) -> list[list[State]]:
+        """Every `within`-th state of each request at which guidance acts, with the mean velocity up to the next."""
         path = list[tuple[float, Tensor]]()
 
         def after(_: int, t: float, x: Tensor) -> None:
@@ -107,11 +109,12 @@ class Taught(Preparer):
 
         denoise(
             self.teacher, self.codec, requests, sampling, seeds=seeds, on_step=begin, after_step=after,
-            stops=lambda: not sampling.acts_at(path[-1][0]),
+            stops=lambda: (len(path) - 1) % within == 0 and not sampling.acts_at(path[-1][0]),
         )  # fmt: skip
         sizes = [rows_of_target(request, self.codec) for request in requests]
         found = [list[State]() for _ in requests]
-        for (t, x), (t_next, x_next) in zip(path[:-1], path[1:]):
+        passed = path[::within]
+        for (t, x), (t_next, x_next) in zip(passed[:-1], passed[1:]):
             velocity = (x - x_next) / (t - t_next)
             for own, *parts in zip(found, x.split(sizes), velocity.split(sizes), strict=True):
                 own.append((parts[0].clone(), t, parts[1].clone()))  # a gradient may pass copies alone
@@ -182,14 +185,18 @@ def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
     """
     how = stage.distill
     assert how is not None
-    specs = [spec_of(task) for task, weight in stage.mixture.items() if weight]
-    images, moving = [s for s in specs if s.makes == "image"], {s.name for s in TASKS.values() if s.makes == "video"}
     few = {"distilled": True, "num_inference_steps": how.num_inference_steps, "solver": how.solver}
     before = {name: getattr(defaults.sampling, name) for name in few}
+    specs = [spec_of(task) for task, weight in stage.mixture.items() if weight]
+    whole = [s for s in specs if s.makes == "image" and not s.in_part]
+    known = [s for s in TASKS.values() if defaults.knows(s.name)]
+    parts = [s for s in known if s.makes == "image" and s.in_part]
+    moving = [s for s in known if s.makes == "video"]
     taught = {
-        "": any(not s.reads for s in images), "source": any(s.sized_by_source for s in images),
-        "reference": any(s.reads and not s.keeps_size for s in images),
-        "video": {s for s in moving if defaults.knows(s)} <= {s.name for s in specs}, "history": False, "region": False,
+        "": any(not s.reads for s in whole), "source": any(s.sized_by_source for s in whole),
+        "reference": any(s.reads and not s.keeps_size for s in whole),
+        "region": bool(parts) and all(s in specs for s in parts),
+        "video": bool(moving) and all(s in specs for s in moving), "history": False,
     }  # fmt: skip
     usual = as_data(defaults.sampling) | (few if taught.pop("") else {})
     by_role = dict[str, dict[str, Any]]()

@@ -94,7 +94,7 @@ class ClipRun(VAERun):
         rng = np.random.default_rng((r.seed, 4, self.step))
         still = self.step % r.pictures_every == r.pictures_every - 1
         count = max((r.batch if still else r.clips) // (1 if usual else 2), 1)
-        pixels = pictures(rng, count, size)[:, None] if still else clips(rng, count, size, r.frames)
+        pixels = pictures(rng, count, size, r.kinds)[:, None] if still else clips(rng, count, size, r.frames)
         self.vae.stack.clips = count
         return stacked(torch.from_numpy(pixels)), usual
 

@@ -45,6 +45,7 @@ class VAERecipe:
     size: Size = (64, 64)
     other_sizes: tuple[Size, ...] = ((64, 96), (96, 64), (96, 96))
     other_every: int = 8  # every so many steps one half batch has one of the other sizes
+    kinds: dict[str, float] = field(default_factory=dict)  # weights of the categories of pictures that are not 1
     lr: float = 4e-4
     decoder_lr: float = 3e-4
     muon_scale: float = 10.0  # rate of the inner kernels, which Muon moves, over that of the rest, which AdamW moves
@@ -171,7 +172,7 @@ class VAERun:
         usual = not r.other_sizes or self.step % r.other_every != r.other_every - 1
         size = r.size if usual else r.other_sizes[turn % len(r.other_sizes)]
         rng = np.random.default_rng((r.seed, 1, self.step))
-        return to_tensor(pictures(rng, r.batch if usual else max(r.batch // 2, 1), size)), usual
+        return to_tensor(pictures(rng, r.batch if usual else max(r.batch // 2, 1), size, r.kinds)), usual
 
     def train_step(self) -> float:
         """One update; returns the loss. FloatingPointError when the gradient is not finite."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -16,16 +17,25 @@ from torch import Tensor
 
 from openlance.model.precision import autocast
 from toyworld.render import render
-from toyworld.scene import sample_scene
+from toyworld.scene import CATEGORIES, sample_scene
 from toyworld.vae.frames import PictureVAE
 
 Size = tuple[int, int]
 
 
-def pictures(rng: np.random.Generator, count: int, size: Size) -> np.ndarray:
-    """Renders of freely placed scenes of all kinds, none of them held out: uint8 (count, height, width, 3)."""
+def pictures(
+    rng: np.random.Generator, count: int, size: Size, kinds: Mapping[str, float] = MappingProxyType({})
+) -> np.ndarray:
+    """Renders of freely placed scenes, none of them held out: uint8 (count, height, width, 3).
+
+    kinds: Weights of the scenes' categories that are not 1, see `toyworld.scene.CATEGORIES`.
+    """
     height, width = size
-    scenes = (sample_scene(rng, placement="free", aspect=width / height) for _ in range(count))
+    names = (*CATEGORIES, "mixed")
+    weights = np.array([kinds.get(name, 1.0) for name in names])
+    # Without weights the scene draws its own kind, which is what runs before there were any repeat.
+    drawn = rng.choice(names, count, p=weights / weights.sum()) if kinds else [None] * count
+    scenes = (sample_scene(rng, placement="free", category=k, aspect=width / height) for k in drawn)
     return np.stack([render(scene, height, width) for scene in scenes])
 
 
