@@ -182,6 +182,10 @@ def _cells(medium: Clip, grid: tuple[int, int, int], stride: int) -> Tensor:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+    if "OPENLANCE_NIGHTLY" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("nightly"):
+                item.add_marker(pytest.mark.skip(reason="OPENLANCE_NIGHTLY=1 runs it, as `make nightly` does"))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from openlance.config.sampling import GenerationConfig
 
 ROOT = Path(__file__).parents[1]
 DAY = ROOT / "benchmarks" / "gpu_day.py"
-nightly = pytest.mark.skipif(not os.environ.get("OPENLANCE_NIGHTLY"), reason="OPENLANCE_NIGHTLY=1 takes minutes")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_weights_come_back_in_pieces(day, tmp_path):
     assert json.loads((results / "day.json").read_text())["phases"]["regions"]["steps"] == 3
 
 
-@nightly
+@pytest.mark.nightly
 def test_a_small_day_runs_from_end_to_end_and_goes_on(tmp_path):
     line = [sys.executable, str(DAY), str(tmp_path / "day"), "--scale", "small", "--minutes", "20"]
     done = subprocess.run([*line, "--results", str(tmp_path / "out")], capture_output=True, text=True, check=False)

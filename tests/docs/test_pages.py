@@ -4,7 +4,6 @@
 A block is left out only after a comment `<!-- not run: why -->`. The README runs in tests/install.py.
 """
 
-import os
 import re
 import shutil
 import socket
@@ -24,7 +23,6 @@ BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>.*?) -->\n)?^(?P<indent> *)```(?P<kind>python|sh)\n(?P<code>.*?)^(?P=indent)```", re.M | re.S
 )
 SHORTER = {"openlance train lora": " --steps 2"}
-nightly = pytest.mark.skipif(not os.environ.get("OPENLANCE_NIGHTLY"), reason="part of `make nightly`")
 
 
 def blocks(page: Path):
@@ -65,7 +63,7 @@ def answers(url):
         return False
 
 
-@nightly
+@pytest.mark.nightly
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_tutorial_runs(page, released, tmp_path, monkeypatch, request):

@@ -11,7 +11,7 @@ import pytest
 from openlance.media.write import write_video
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not os.environ.get("OPENLANCE_NIGHTLY"), reason="make nightly runs it")
+pytestmark = pytest.mark.nightly
 # Its releases want what breaks it: filelock 4 has no module that it reads, and the registry's torchvision goes with
 # another build of torch than ours; none of its own code that runs here needs torchvision.
 PACKAGES, LEFT_OUT = ("lmms-eval==0.7.3", "filelock<4"), "torchvision; python_version < '3'"

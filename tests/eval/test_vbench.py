@@ -2,7 +2,6 @@
 It takes packages from the registry, so `make nightly` alone runs it."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from openlance.eval.benchmarks import BENCHMARKS, scored
 from openlance.eval.sampling import Run, sample
 from openlance.eval.vbench import FLICKERING
 
-pytestmark = pytest.mark.skipif(not os.environ.get("OPENLANCE_NIGHTLY"), reason="make nightly runs it")
+pytestmark = pytest.mark.nightly
 # What its reader and this measure do not import is left out; newer torchvisions want the very build of torch that they
 # were made for, this one does not.
 LEFT_OUT = ("boto3", "fairscale", "fvcore", "lvis", "pycocoevalcap", "pyiqa", "scikit-learn", "tensorboard")

@@ -1,6 +1,5 @@
 """One pipeline under any number of threads: every result is, bit for bit, that of the same call alone."""
 
-import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ from openlance.media.clip import Clip
 from openlance.runtime.conversion import gather, write
 
 THREADS = 16
-nightly = pytest.mark.skipif(not os.environ.get("OPENLANCE_NIGHTLY"), reason="part of `make nightly`")
 
 
 def picture(seed: int, side: int) -> np.ndarray:
@@ -136,12 +134,12 @@ def test_in_one_list_what_moves_and_what_does_not_have_their_own_checkpoints(che
     assert pipe.ask([[medium] for medium in media], **question | {"question": ["what is it?"] * 3}) == told
 
 
-@nightly
+@pytest.mark.nightly
 def test_two_hundred_calls_of_nano(tmp_path):
     check(lambda **how: openlance.load("nano", **how), 200, 2)
 
 
-@nightly
+@pytest.mark.nightly
 def test_two_hundred_calls_of_two_checkpoints(tmp_path):
     tree = two_checkpoints(Path(openlance.__file__).parent / "assets" / "nano", tmp_path / "tree")
     check(lambda **how: openlance.load(tree, **how), 200, 2)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 import statistics
 from dataclasses import replace
@@ -41,7 +40,6 @@ STAGE = Stage(
 )  # fmt: skip
 # What may learn, as a stage says it.
 LEARNS = {"generation": {}, "everything": {"frozen": ("vit",)}, "adapter": {"frozen": ("vit",), "lora": Lora(rank=2)}}
-nightly = pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ, reason="a minute on two cores")
 PROMPTS = ("a red circle", "two stars", "a blue square", "a ring above a cross", "a yellow triangle")
 
 
@@ -283,7 +281,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path, settings, changes, sai
         run_stage(replace(STAGE, **changes), settings(tmp_path / "run"))
 
 
-@nightly
+@pytest.mark.nightly
 def test_a_trivial_reward_rises_and_shuffled_rewards_do_not(tmp_path, settings):
     how = replace(RL, group=6, num_inference_steps=4, solver="dpm++", times=(6, 1, 3, 2), scale="round")
     how = replace(how, settings={"beta": 0.5, "most": 2.0})

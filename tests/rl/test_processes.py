@@ -52,7 +52,6 @@ STAGES = {
     ),
     "beside": EDITS,  # from a start with distilled guidance
 }  # fmt: skip
-nightly = pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ, reason="minutes on two cores")
 
 
 def two(folder: Path, *runs: dict) -> None:
@@ -94,7 +93,7 @@ def same(one: Path, other: Path) -> None:
             assert left[name] == pytest.approx(right[name], rel=2e-3, abs=1e-6), name
 
 
-@nightly
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", STAGES)
 def test_two_processes_with_whole_or_sharded_weights_learn_what_one_does(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

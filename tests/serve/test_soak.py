@@ -11,7 +11,7 @@ import pytest
 SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
 
-@pytest.mark.skipif("OPENLANCE_NIGHTLY" not in os.environ, reason="a minute on two cores")
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
 def test_a_short_soak(tmp_path):
     line = [sys.executable, SOAK, "--requests", "300", "--minutes", "0", "--every", "0.2", "--out", tmp_path]
