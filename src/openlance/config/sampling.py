@@ -293,6 +293,8 @@ class GenerationConfig:
         region: Where edits may change their source if nobody says, by what is made ("image", "video"): "auto", what the
             model finds; without one or "none" everywhere.
         examples: Words that it was trained for, by the name of the task, for people to begin with.
+        distillation: Fields of `config.train.Distillation` with which guidance was distilled; empty where none was, or
+            with the defaults.
     """
 
     height: int = 768
@@ -311,6 +313,7 @@ class GenerationConfig:
     max_new_tokens: int = 256
     region: dict[str, str] = field(default_factory=dict)
     examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    distillation: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for made, word in self.region.items():

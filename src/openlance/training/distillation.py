@@ -23,7 +23,7 @@ from openlance.checkpoint.formats import DISTILLED, find, released_name
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.sampling import FILE, GenerationConfig, Sampling
 from openlance.config.train import Distillation, Stage
-from openlance.config.values import as_data, read_json
+from openlance.config.values import as_data, build, read_json
 from openlance.data.source import Sample
 from openlance.errors import UserError
 from openlance.inference.prefix import prefill
@@ -77,7 +77,8 @@ class Taught(Preparer):
 
     def _states(self, requests: Sequence[Segments], generator: torch.Generator) -> list[list[State]]:
         """Some states of a guided trajectory of each request; those that are guided alike share its times."""
-        how, draws = self.stage.distill or Distillation(), self.stage.draws  # rewards go on from what is distilled
+        # Rewards go on from what is distilled, and teach it again as it was taught.
+        how, draws = self.stage.distill or build(Distillation, self.defaults.distillation), self.stage.draws
         seeds = torch.randint(2**31, (len(requests),), generator=generator).tolist()
         alike: dict[Sampling, list[int]] = {}
         for n, request in enumerate(requests):
@@ -181,26 +182,28 @@ def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
         stage: Whose mixture tells what was taught.
 
     Returns:
-        The fields `sampling` and `sampling_with` of `generation_config.json`.
+        The fields `sampling`, `sampling_with` and `distillation` of `generation_config.json`.
     """
     how = stage.distill
     assert how is not None
     few = {"distilled": True, "num_inference_steps": how.num_inference_steps, "solver": how.solver}
-    before = {name: getattr(defaults.sampling, name) for name in few}
     specs = [spec_of(task) for task, weight in stage.mixture.items() if weight]
     whole = [s for s in specs if s.makes == "image" and not s.in_part]
     known = [s for s in TASKS.values() if defaults.knows(s.name)]
     parts = [s for s in known if s.makes == "image" and s.in_part]
     moving = [s for s in known if s.makes == "video"]
     taught = {
-        "": any(not s.reads for s in whole), "source": any(s.sized_by_source for s in whole),
-        "reference": any(s.reads and not s.keeps_size for s in whole),
+        "source": any(s.sized_by_source for s in whole), "reference": any(s.reads and not s.keeps_size for s in whole),
         "region": bool(parts) and all(s in specs for s in parts),
         "video": bool(moving) and all(s in specs for s in moving), "history": False,
     }  # fmt: skip
-    usual = as_data(defaults.sampling) | (few if taught.pop("") else {})
     by_role = dict[str, dict[str, Any]]()
-    for role in [*taught, *(role for role in defaults.sampling_with if role not in taught)]:
-        own = dict(defaults.sampling_with.get(role, {}))
-        by_role[role] = own | few if taught.get(role) else before | own
-    return {"sampling": usual, "sampling_with": by_role}
+    for role in dict.fromkeys([*taught, *defaults.sampling_with]):
+        # A region is one of a source; what was not taught draws as before, also where the role before it was.
+        usual = defaults.sampling_for(["source", role] if role == "region" else [role])
+        before = {name: getattr(usual, name) for name in few}
+        by_role[role] = dict(defaults.sampling_with.get(role, {})) | (few if taught.get(role) else before)
+    drawn = few if any(not s.reads for s in whole) else {}
+    return {
+        "sampling": as_data(defaults.sampling) | drawn, "sampling_with": by_role, "distillation": as_data(how),
+    }  # fmt: skip
