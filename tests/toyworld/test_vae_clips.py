@@ -1,15 +1,19 @@
 """Training of the VAE on clips: the stacked form is the VAE, pictures keep their latents, resuming is exact."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
 from openlance.config.model import VAEConfig
 from openlance.vae.autoencoder import VAE
+from toyworld.judge import analyse
+from toyworld.scene import CATEGORIES
 from toyworld.vae.clip_frames import ClipVAE
 from toyworld.vae.clips import ClipVAERecipe, train_clip_vae
+from toyworld.vae.report import pictures
 
 TINY = VAEConfig(
     z_dim=4, dim=4, dec_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True),
@@ -94,3 +98,26 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(start, trained, tmp_
     assert (trained / "vae.safetensors").read_bytes() == (parts / "vae.safetensors").read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4] and {"16x16", "clips", "clips+noise", "first"} <= set(rows[0])
+
+
+def test_a_decoder_that_learns_from_pictures_alone_leaves_latents_and_motion(start, tmp_path):
+    """What it knew of clips stays: layers that see earlier frames are as they were."""
+    recipe = replace(RECIPE, encoder_learns=False, pictures_every=1, kinds={"text": 6.0})
+    before, after = read(start).half(), read(train_clip_vae(recipe, start, tmp_path)).half()
+    changed = {n for n, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[n])}
+    assert changed and all(name.startswith(("wan.decoder.", "wan.post_quant_conv.")) for name in changed)
+    assert not any("time_conv" in name for name in changed)
+    for name in changed:
+        value = after.state_dict()[name]
+        if value.ndim == 5:  # of a kernel that sees two frames before the present one
+            assert torch.equal(value[:, :, :-1], before.state_dict()[name][:, :, :-1]), name
+
+
+def test_pictures_come_in_the_kinds_that_are_asked_for():
+    def things(kinds):
+        images = pictures(np.random.default_rng(0), 30, (64, 64), kinds)
+        return {len(analyse(image).objects) for image in images}
+
+    none = dict.fromkeys((*CATEGORIES, "mixed"), 0.0)
+    assert things(none | {"single": 1.0}) == {1} and things(none | {"count": 1.0}) == {2, 3, 4}
+    assert {1, 2, 3} <= things({})
