@@ -1,6 +1,6 @@
 """Compute of a training run from its logs, as a dated JSON, and into the model card of nano.
 
-python benchmarks/training.py --codec runs/nano/codec/log.jsonl --log questions=LOG --log joint=LOG --card
+python benchmarks/training.py --vae VAE=runs/nano/vae/log.jsonl --log questions=LOG --log joint=LOG --card
 python benchmarks/training.py --before EARLIER.json --log more=LOG --card             # a run that went on from there
 """
 
@@ -32,16 +32,23 @@ def summary(name: str, rows: list[dict], processes: int) -> dict:
     } | {k: round(v, 4) for k, v in means.items()}
 
 
+def of_vae(name: str, path: Path) -> dict:
+    """Steps and wall minutes of a run of the VAE; a log's seconds begin anew where the run was resumed."""
+    rows = rows_of(path)
+    ends = [a["seconds"] for a, b in zip(rows, [*rows[1:], {"seconds": 0.0}]) if b["seconds"] < a["seconds"]]
+    return {"phase": name, "steps": rows[-1]["step"], "wall_minutes": round(sum(ends) / 60, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--codec", type=Path, help="log.jsonl of the codec")
-    start.add_argument("--before", type=Path, help="a result of this script: codec and phases that came before")
+    parser.add_argument("--vae", action="append", default=[], help="name=log.jsonl of a run of the VAE")
+    parser.add_argument("--before", type=Path, help="a result of this script: what came before")
     parser.add_argument("--log", action="append", default=[], help="name:processes:from-to=log.jsonl, lines counted")
     parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
     options = parser.parse_args()
-    before = json.loads(options.before.read_text()) if options.before else {"phases": []}
-    codec, found = before["codec"] if options.before else rows_of(options.codec)[-1], before["phases"]
+    before = json.loads(options.before.read_text()) if options.before else {"vae": [], "phases": []}
+    vae, found = before["vae"], before["phases"]
+    vae += [of_vae(name, Path(path)) for name, _, path in (one.partition("=") for one in options.vae)]
     for given in options.log:
         label, _, path = given.partition("=")
         name, processes, part = [*label.split(":"), "1", "-"][:3] if label.count(":") < 2 else label.split(":")
@@ -50,11 +57,11 @@ def main() -> None:
         found.append(summary(name, rows, int(processes)))
     date = datetime.date.today().isoformat()
     said = [f"{a.partition('=')[0]}={Path(a).name}" if "=" in a else Path(a).name for a in sys.argv[1:]]
-    result = {"date": date, "command": " ".join(["training.py", *said]), "codec": codec, "phases": found}
+    result = {"date": date, "command": " ".join(["training.py", *said]), "vae": vae, "phases": found}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{date}-nano-training.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = ["| phase | steps | processes | CPU minutes | text loss | flow loss |", "|---|---|---|---|---|---|"]
-    lines.append(f"| codec | {codec['step']} | 1 | {codec['seconds'] / 60:.0f} (wall) | | |")
+    lines += [f"| {r['phase']} | {r['steps']} | 1 | {r['wall_minutes']:.0f} (wall) | | |" for r in vae]
     lines += [
         "| " + " | ".join(f"{r[k]:.3f}" if k in ("text", "flow") else f"{r[k]}" for k in COLUMNS) + " |" for r in found
     ]
