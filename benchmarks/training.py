@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--log", action="append", default=[], help="name:processes:from-to=log.jsonl, lines counted")
     parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
     options = parser.parse_args()
+    if not (options.vae or options.before):
+        parser.error("give --vae, the run that came first, or --before")
     before = json.loads(options.before.read_text()) if options.before else {"vae": [], "phases": []}
     vae, found = before["vae"], before["phases"]
     vae += [of_vae(name, Path(path)) for name, _, path in (one.partition("=") for one in options.vae)]

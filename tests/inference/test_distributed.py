@@ -21,9 +21,8 @@ def torchrun(count, *line):
     return subprocess.run([*start, *line], check=True, timeout=300, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "count", [3, pytest.param(4, marks=pytest.mark.nightly)]
-)  # rows alone, and branches beside rows
+# Rows alone, and branches beside rows.
+@pytest.mark.parametrize("count", [3, pytest.param(4, marks=pytest.mark.nightly)])
 def test_several_processes_draw_what_one_process_draws(checkpoint, tmp_path, count):
     torchrun(count, WORKER, str(checkpoint.folder), str(tmp_path))
     alone = runpy.run_path(WORKER)["draw"](checkpoint.load())
