@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openlance.model.precision import autocast
+from toyworld.batches import weighed
 from toyworld.render import render
 from toyworld.scene import CATEGORIES, sample_scene
 from toyworld.vae.frames import PictureVAE
@@ -31,10 +32,9 @@ def pictures(
     kinds: Weights of the scenes' categories that are not 1, see `toyworld.scene.CATEGORIES`.
     """
     height, width = size
-    names = (*CATEGORIES, "mixed")
-    weights = np.array([kinds.get(name, 1.0) for name in names])
+    weights = {name: kinds.get(name, 1.0) for name in (*CATEGORIES, "mixed")}
     # Without weights the scene draws its own kind, which is what runs before there were any repeat.
-    drawn = rng.choice(names, count, p=weights / weights.sum()) if kinds else [None] * count
+    drawn = [weighed(rng, weights) if kinds else None for _ in range(count)]
     scenes = (sample_scene(rng, placement="free", category=k, aspect=width / height) for k in drawn)
     return np.stack([render(scene, height, width) for scene in scenes])
 
