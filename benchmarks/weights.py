@@ -1,11 +1,11 @@
 """Other weights against those of a model, on the same requests and noise: what is right, and how varied it is.
 
-    python benchmarks/weights.py run --other runs/few/model --records few.jsonl     # goes on where it was stopped
-    python benchmarks/weights.py table --other runs/few/model --records few.jsonl
+    python benchmarks/weights.py run --other few=runs/few/model --records few.jsonl     # goes on where it was stopped
+    python benchmarks/weights.py table --other few=runs/few/model --records few.jsonl
 
-A record is one block of requests of a category for one of the two. Varied: of many images for one prompt that names no
-color and no place, the entropies of the thing's color and of the pixel column and row of its middle, in bits; an image
-in which no thing is seen counts as one more of each.
+--other may stand several times. A record is one block of requests of a category for one of the models. Varied: of many
+images for one prompt that names no color and no place, the entropies of the thing's color and of the pixel column and
+row of its middle, in bits; an image in which no thing is seen counts as one more of each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ PLAN = {
     "outpaint": 5, "extend": 5,
 }  # fmt: skip
 IMAGES = 24  # of one prompt; as many prompts as blocks
-NAMES = ("model", "other")
 
 
 def judged(pipe: LancePipeline, suite: str, category: str, block: int) -> dict[str, Any]:
@@ -81,8 +80,29 @@ def run(models: dict[str, str], records: Path, only: str) -> None:
 
 def table(models: dict[str, str], records: Path, out: Path, part: str, note: str = "") -> None:
     found = {(r["suite"], r["category"], r["block"], r["name"]): r for r in recorded(records)}
-    pairs = [(r, found[key[:3] + ("other",)]) for key, r in found.items()
-             if key[3] == "model" and key[:3] + ("other",) in found]  # fmt: skip
+    used = {name: passed(folder) for name, folder in models.items()}
+    (one, *others), rows, text = models, dict[str, Any](), ""
+    for other in others:
+        pairs = [
+            (r, found[(*key[:3], other)]) for key, r in found.items() if key[3] == one and (*key[:3], other) in found
+        ]
+        rows[other], lines = compared(pairs)
+        title = f"## {other}: {used[other][0]} passes from words, {used[other][1]} with a source\n\n"
+        text += title + markdown(["what", "n", one, other, "points (95 %)", "p", "CPU s", "its"], lines)
+        if "varied" in rows[other]:
+            r = rows[other]["varied"]
+            low, high = r["ci95"]
+            text += f"\n{r['n']} prompts of {IMAGES} images: {r['model']:.3f} bits, {r['other']:.3f} of {other}, "
+            text += f"ratio {r['ratio']:.3f} ({low:.3f} to {high:.3f}).\n"
+        text += "\n"
+    head = f"Free placement, blocks of {BLOCK} from seed {SEED}, settings of the folders. Passes of {one}: "
+    head += f"{used[one][0]} from words, {used[one][1]} with a source. CPU seconds with the judge's. {note}".strip()
+    found_all = {"models": models, "passes": used, "rows": rows}
+    write_results("weights", found_all, f"{head}\n\n{text}", out, part)
+
+
+def compared(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[dict[str, Any], list[list[Any]]]:
+    """(What was found, suite by suite and category by category; the lines of its table) for records of the same requests."""
     sides = defaultdict[str, tuple[list[bool], list[bool]]](lambda: ([], []))
     seconds, bits = defaultdict[str, list[tuple[float, float]]](list), list[tuple[float, float]]()
     for one, other in pairs:
@@ -97,24 +117,14 @@ def table(models: dict[str, str], records: Path, out: Path, part: str, note: str
             for name in (one["suite"], f"{one['suite']} {one['category']}") if both else ():
                 for side, values in zip(sides[name + judge], zip(*both, strict=True), strict=True):
                     side.extend(values)
-    lines, rows = [], dict[str, Any]()
+    lines, rows = list[list[Any]](), dict[str, Any]()
     for name in sorted(sides, key=lambda name: (list(PLAN).index(name.split(",")[0].split(" ")[0]), name)):
         rows[name] = r = paired(*sides[name])
         spent = [f"{np.mean(own):.3f}" for own in zip(*seconds[name], strict=True)] if name in seconds else ["", ""]
         lines.append([name, r["n"], f"{r['old']:.3f}", f"{r['new']:.3f}", points(r), f"{r['p']:.3g}", *spent])
-    text = markdown(["what", "n", "model", "other", "points (95 %)", "p", "CPU s", "other's"], lines)
     if bits:
-        rows["varied"] = r = spread(np.array(bits))
-        low, high = r["ci95"]
-        text += f"\n{r['n']} prompts of {IMAGES} images: {r['model']:.3f} bits, {r['other']:.3f} of the other, "
-        text += f"ratio {r['ratio']:.3f} ({low:.3f} to {high:.3f}).\n"
-    used = {name: passed(folder) for name, folder in models.items()}
-    said = "; ".join(
-        f"{name} ({models[name]}): {own[0]} from words, {own[1]} with a source" for name, own in used.items()
-    )
-    head = f"Free placement, blocks of {BLOCK} from seed {SEED}, settings of the folders. Passes of {said}. "
-    head += f"CPU seconds with the judge's. {note}".strip() + "\n\n"
-    write_results("weights", {"models": models, "passes": used, "rows": rows}, head + text, out, part)
+        rows["varied"] = spread(np.array(bits))
+    return rows, lines
 
 
 def passed(model: str) -> list[int]:
@@ -133,11 +143,13 @@ def spread(bits: np.ndarray) -> dict[str, Any]:
 
 def main() -> None:
     parser = recorder(__doc__, "suites")
-    parser.add_argument("--other", required=True, help="a folder with the other weights")
+    parser.add_argument(
+        "--other", required=True, action="append", metavar="NAME=FOLDER", help="other weights; again for more"
+    )
     parser.add_argument("--part", default="", help="what the result is called beside its date")
     parser.add_argument("--note", default="", help="what else there is to say of the records, a sentence")
     args = parser.parse_args()
-    models = dict(zip(NAMES, (args.model, args.other), strict=True))
+    models = {"model": args.model, **dict(other.split("=", 1) for other in args.other)}
     if args.what == "run":
         run(models, args.records, args.only)
     else:
