@@ -1,6 +1,7 @@
 """Do rewards rise? Each objective on nano with the simplest reward, how red a picture is, for as many rounds.
 
     python benchmarks/rewards.py --rounds 40 --folder runs/rewards      # goes on where it was stopped
+    python benchmarks/rewards.py --runs one=runs/one two=runs/two       # what other runs came to
 
 A null run shuffles its rewards among the results of each request: what it shows is not learning.
 """
@@ -8,9 +9,11 @@ A null run shuffles its rewards among the results of each request: what it shows
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, markdown, write_results
 
@@ -43,33 +46,55 @@ RUNS: dict[str, Rewarding] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--folder", type=Path, required=True, help="of the runs, which go on in it")
+    parser.add_argument("--folder", type=Path, help="of the runs, which go on in it")
     parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS))
+    parser.add_argument(
+        "--runs", nargs="*", default=[], metavar="NAME=FOLDER", help="finished runs of any kind instead"
+    )
+    parser.add_argument("--part", default="", help="what the result is called beside its date")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    lines, rows, data = {}, [], {}
+    if args.runs:
+        logs = {name: read_log(Path(folder) / "log.jsonl") for name, _, folder in (r.partition("=") for r in args.runs)}
+        shown(logs, "Rounds of requests that are never the same", args)
+        return
+    if args.folder is None:
+        parser.error("say where with --folder, or which with --runs")
+    logs = {}
     for name in args.only:
         out = args.folder / name
         stage = replace(STAGE, steps=args.rounds, rl=RUNS[name])
         run_stage(stage, Settings(out=out, model=folder_of("nano"), save_every=10))
-        log = read_log(out / "log.jsonl")
+        logs[name] = read_log(out / "log.jsonl")
+    per = f"{args.rounds} rounds of a few prompts, {RL.group} results each, {RL.num_inference_steps} steps, no guidance"
+    shown(logs, per, args)
+
+
+def shown(logs: dict[str, list[dict[str, float]]], what: str, args: argparse.Namespace) -> None:
+    """Write what runs came to, as a table and a figure. Means are of three rounds, or of a third of them if that is
+    more: where requests differ from round to round, so do their rewards."""
+    lines, rows, data = {}, [], dict[str, dict[str, Any]]()
+    for name, log in logs.items():
+        log = list({row["step"]: row for row in log}.values())  # a round that was repeated after a stop counts once
+        part = max(3, len(log) // 3)
         lines[name] = line_of(log, "reward")
-        ends = [statistics.fmean(row["reward"] for row in part) for part in (log[:3], log[-3:])]
+        ends = [statistics.fmean(row["reward"] for row in piece) for piece in (log[:part], log[-part:])]
+        error = math.hypot(*(statistics.stdev(r["reward"] for r in p) / part**0.5 for p in (log[:part], log[-part:])))
         cpu = sum(row["cpu_seconds"] for row in log)
         share = {kind: sum(row[f"{kind}_seconds"] for row in log) for kind in ("rollout", "reward", "update")}
         whole = sum(share.values())
         data[name] = {"first": ends[0], "last": ends[1], "cpu_seconds": cpu, "rewards": [r["reward"] for r in log]}
-        data[name] |= {"shares": {kind: seconds / whole for kind, seconds in share.items()}}
+        data[name] |= {"shares": {kind: seconds / whole for kind, seconds in share.items()}, "error": error}
         shares = " / ".join(f"{seconds / whole:.0%}" for seconds in share.values())
-        rows.append([name, f"{ends[0]:+.3f}", f"{ends[1]:+.3f}", f"{ends[1] - ends[0]:+.3f}", f"{cpu:.0f}", shares])
-    columns = ["objective", "first 3 rounds", "last 3", "gain", "CPU s", "rollouts / rewards / updates"]
-    per = f"{args.rounds} rounds of a few prompts, {RL.group} results each, {RL.num_inference_steps} steps, no guidance"
-    path = write_results(
-        "rewards", {"rounds": args.rounds, "runs": data}, f"{per}.\n\n" + markdown(columns, rows), args.out
-    )
-    path.with_suffix(".svg").write_text(drawing([lines], args.rounds), encoding="utf-8")
+        gain = f"{ends[1] - ends[0]:+.3f} +- {error:.3f}"
+        rows.append([name, len(log), f"{ends[0]:+.3f}", f"{ends[1]:+.3f}", gain, f"{cpu:.0f}", shares])
+    columns = ["run", "rounds", "first rounds", "last rounds", "gain", "CPU s", "rollouts / rewards / updates"]
+    longest = max(len(run["rewards"]) for run in data.values())
+    table = f"{what}.\n\n{markdown(columns, rows)}\nA gain has its standard error, by how rewards of rounds differ.\n"
+    path = write_results("rewards", {"rounds": longest, "runs": data}, table, args.out, args.part)
+    path.with_suffix(".svg").write_text(drawing([lines], longest), encoding="utf-8")
     path.write_text(
-        path.read_text(encoding="utf-8") + f"\n![Redness over the rounds]({path.stem}.svg)\n", encoding="utf-8"
+        path.read_text(encoding="utf-8") + f"\n![Rewards over the rounds]({path.stem}.svg)\n", encoding="utf-8"
     )
 
 

@@ -102,7 +102,7 @@ def table(models: dict[str, str], records: Path, out: Path, part: str, note: str
 
 
 def compared(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[dict[str, Any], list[list[Any]]]:
-    """(What was found, suite by suite and category by category; the lines of its table) for records of the same requests."""
+    """(What was found by suite and category, the lines of its table) for pairs of records of the same requests."""
     sides = defaultdict[str, tuple[list[bool], list[bool]]](lambda: ([], []))
     seconds, bits = defaultdict[str, list[tuple[float, float]]](list), list[tuple[float, float]]()
     for one, other in pairs:
