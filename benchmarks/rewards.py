@@ -87,10 +87,16 @@ def shown(logs: dict[str, list[dict[str, float]]], what: str, args: argparse.Nam
         data[name] |= {"shares": {kind: seconds / whole for kind, seconds in share.items()}, "error": error}
         shares = " / ".join(f"{seconds / whole:.0%}" for seconds in share.values())
         gain = f"{ends[1] - ends[0]:+.3f} +- {error:.3f}"
-        rows.append([name, len(log), f"{ends[0]:+.3f}", f"{ends[1]:+.3f}", gain, f"{cpu:.0f}", shares])
-    columns = ["run", "rounds", "first rounds", "last rounds", "gain", "CPU s", "rollouts / rewards / updates"]
+        told = [row["signal"] for row in log if "signal" in row]
+        data[name]["signal"] = told
+        signal = f"{statistics.fmean(told):+.2f}" if told else ""
+        results = f"{statistics.fmean(row['results'] for row in log):.0f}"
+        rows.append([name, len(log), results, f"{ends[0]:+.3f}", f"{ends[1]:+.3f}", gain, signal, f"{cpu:.0f}", shares])
+    columns = ["run", "rounds", "results of one", "first rounds", "last rounds", "gain", "signal", "CPU s"]
+    columns.append("rollouts / rewards / updates")
     longest = max(len(run["rewards"]) for run in data.values())
-    table = f"{what}.\n\n{markdown(columns, rows)}\nA gain has its standard error, by how rewards of rounds differ.\n"
+    said = "A gain has its standard error, by how rewards of rounds differ; signal is the mean of what the logs say."
+    table = f"{what}.\n\n{markdown(columns, rows)}\n{said}\n"
     path = write_results("rewards", {"rounds": longest, "runs": data}, table, args.out, args.part)
     path.with_suffix(".svg").write_text(drawing([lines], longest), encoding="utf-8")
     path.write_text(

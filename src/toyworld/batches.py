@@ -138,7 +138,7 @@ def world_batch(mixture: WorldMixture, seed: int, step: int) -> WorldBatch:
         size, category = weighed(rng, mixture.sizes), weighed(rng, mixture.scenes)
         scene, text, facts = placed(rng, mixture.spread, partial(_captioned, rng, category, size[1] / size[0]))
         samples.append(tasks.text_to_visual(text, [], (1, *size), picture(scene, size)))
-        truths.append(Drawing(prompt=text, facts=facts, scene=scene))
+        truths.append(Drawing(prompt=text, facts=facts, scene=scene, kind=category))
     for _ in range(mixture.asked):
         size = weighed(rng, mixture.sizes)
         category = weighed(rng, mixture.asked_scenes)

@@ -184,7 +184,7 @@ class WorldSource:
         seen = next((s.value for s in segments if s.kind is Kind.PATCHES), None)
         labels = batch.labels.get(seen.key) if isinstance(seen, Clip) else None
         segments = [*prior(spec_of(self.task), fit.front.style), *segments]
-        return Sample(segments, row.place, labels, truth=batch.truths[0])
+        return Sample(segments, row.place, labels, truth=batch.truths[0], kind=getattr(batch.truths[0], "kind", ""))
 
     def __str__(self) -> str:
         return f"world:{self.task}"

@@ -246,6 +246,17 @@ def test_held_out_prompts_are_shown_by_round_and_groups_are_told(tmp_path, setti
     assert (tmp_path / "run" / "pictures" / "000000-1.png").read_bytes() == first
 
 
+def test_rewards_are_told_by_the_kind_of_the_request_too(tmp_path, settings):
+    prompts = [{"prompt": text, "kind": "blue" if "blue" in text else "other"} for text in PROMPTS]
+    (tmp_path / "prompts.txt").rename(tmp_path / "prompts.jsonl")
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    how = replace(settings(tmp_path / "run"), data={"t2i": str(tmp_path / "prompts.jsonl")})
+    [row] = rows_of(run_stage(replace(STAGE, steps=1, pack_tokens=(400, 500)), how).parent)
+    assert {name for name in row if name.startswith("kind/")} == {"kind/t2i blue", "kind/t2i other"}
+    assert row["kind/t2i blue"] < row["reward"] < row["kind/t2i other"]  # red is what is rewarded
+    assert "signal" in row
+
+
 def test_probes_count_in_the_log_where_their_rewards_do_not_differ(tmp_path, settings):
     (tmp_path / "stars.py").write_text(
         "calls = []\ndef score(prompt, image):\n    calls.append(1)\n"

@@ -78,7 +78,7 @@ def same(one: Path, other: Path) -> None:
     assert sum(int(x.sum()) for x in far) <= 1e-6 * sum(x.numel() for x in far)
     logs = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (one, other)]
     for left, right in zip(*logs, strict=True):
-        assert left.keys() == right.keys()
+        assert left.keys() ^ right.keys() <= {"signal"}  # two parts of one process may be one of two
         for name in {
             "reward",
             "results",

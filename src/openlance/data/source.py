@@ -44,6 +44,7 @@ class Sample:
         notices: What was shortened, resampled or skipped when its media were read.
         truth: What is known about a right result, for rewards (`rl.rewards.Drawn`).
         preserved: Whether what learns is to stay as it was at this sample (`Stage.preserve`).
+        kind: What sort of request it is, for reports: what its source says of it, after the task.
     """
 
     segments: Segments
@@ -52,6 +53,7 @@ class Sample:
     notices: tuple[str, ...] = ()
     truth: Any = None
     preserved: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def decode(
     except BrokenRow as error:
         return error
     segments = fit.dropped(sample.segments, rng)
-    return replace(sample, segments=segments, notices=tuple(said), preserved=preserved)
+    kind = f"{task} {sample.kind}".strip()
+    return replace(sample, segments=segments, notices=tuple(said), preserved=preserved, kind=kind)
 
 
 @dataclass

@@ -33,7 +33,7 @@ MOST_REPEATS = 10_000  # draws in a row that bring nothing new: the words are us
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to draw; `kind` sorts prompts in reports."""
+    """What to draw; by its `kind` rewards are reported, too."""
 
     prompt: str
     kind: str = ""
@@ -297,7 +297,7 @@ class PromptSource:
         return [order[first : first + BLOCK] for first in range(0, len(order), BLOCK)]
 
     def rows(self, part: list[int]) -> list[Row]:
-        return [Row(f"{self.path}, prompt {n + 1}", self.prompts[n].prompt) for n in part]
+        return [Row(f"{self.path}, prompt {n + 1}", self.prompts[n]) for n in part]
 
     def stamp(self, part: list[int]) -> str:
         return "\n".join(self.prompts[n].prompt for n in part)
@@ -306,7 +306,8 @@ class PromptSource:
         spec = spec_of(self.task)
         side = fit.front.transform.bases[spec.makes][0]
         frames = 1 if spec.makes == "image" else min(fit.front.num_frames, fit.max_frames)
-        return Sample(fit.front.request(spec, row.values, asked=(frames, side, side)), row.place)
+        request = fit.front.request(spec, row.values.prompt, asked=(frames, side, side))
+        return Sample(request, row.place, kind=row.values.kind)
 
     def __str__(self) -> str:
         return str(self.path)

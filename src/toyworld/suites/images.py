@@ -32,11 +32,12 @@ _REASONING = 19  # number of the suite of questions of two steps; those of the o
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A prompt, what must hold in its picture, and one scene of which all of it is true."""
+    """A prompt, what must hold in its picture, one scene of which all of it is true, and its kind, where it is told."""
 
     prompt: str
     facts: tuple[Fact, ...]
     scene: Scene
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

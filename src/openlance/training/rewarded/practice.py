@@ -102,6 +102,7 @@ class Practice:
 
     Args:
         ids: Of the samples.
+        kinds: Likewise, `Sample.kind`.
         requests: Of each result, its media in model space.
         groups: Of each result, a number that no other request of the round has.
         parts: The results.
@@ -111,12 +112,18 @@ class Practice:
     """
 
     ids: list[str]
+    kinds: list[str]
     requests: list[Segments]
     groups: list[int]
     parts: list[Part]
     first: Part
     lesson: Batch | None
     seconds: dict[str, float]
+
+    @property
+    def told(self) -> list[tuple[str, Score | None]]:
+        """Wait for the scores of what was drawn first, each with the kind of its request."""
+        return [(self.kinds[n], score) for n, score in zip(self.first.numbers, self.first.scored(), strict=True)]
 
     @property
     def results(self) -> list[Result]:
@@ -205,8 +212,9 @@ class Rollouts(Preparer):
             lesson = self.usual(samples[:count], number_of_pack)
         numbers = [n for part in parts for n in part.numbers]
         return Practice(
-            ids=[s.id for s in samples], requests=[requests[n] for n in numbers], parts=parts,
-            first=Part.joined(firsts), lesson=lesson, groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
+            ids=[s.id for s in samples], kinds=[s.kind for s in samples], requests=[requests[n] for n in numbers],
+            parts=parts, first=Part.joined(firsts), lesson=lesson,
+            groups=[number_of_pack % HELD_OUT * GROUPS + n for n in numbers],
             seconds={"rollout": time.monotonic() - began - waited, "reward": waited},
         )  # fmt: skip
 

@@ -51,6 +51,7 @@ from openlance.training.batch import Batch
 from openlance.training.checkpoint import disk
 from openlance.training.learner import Learner
 from openlance.training.parallel import full, local
+from openlance.training.rewarded.agreement import Agreement
 from openlance.training.rewarded.pictures import SHOWN, add_round
 from openlance.training.rewarded.practice import GROUPS, Practice
 from openlance.training.trainer import Outcome, Trainer
@@ -140,9 +141,8 @@ class RewardTrainer(Trainer):
         told = [one for some in scores for one in some]
         everyone = [part for parts in self.processes.gather(list(zip(groups, told))) for part in parts]
         first = sum(len(found) for found in self.processes.gather([0] * len(told))[: self.processes.rank])
-        shown = [one for batch in batches for one in batch.first.scored()]
         each = (self.how.probes or self.how.group) if self.objective.samples else 1
-        values = noted([one for part in self.processes.gather(shown) for one in part], each)
+        values = noted(self._told(batches), each)
         apart = [one for batch in batches for one in batch.first.diversity()]
         if apart := [one for part in self.processes.gather(apart) for one in part]:
             values["diversity"] = fmean(apart)
@@ -179,6 +179,11 @@ class RewardTrainer(Trainer):
         seconds["update_seconds"] = time.monotonic() - began - waited
         return Outcome(values | learned | seconds, finite, [] if finite else [i for b in batches for i in b.ids])
 
+    def _told(self, batches: Sequence[Practice]) -> list[tuple[str, Score | None]]:
+        """Of all processes."""
+        own = [one for batch in batches for one in batch.told]
+        return [one for part in self.processes.gather(own) for one in part]
+
     def _asks(self, result: Result, advantage: float, group: int) -> list[Ask]:
         # The results of a group get the same times and noise, so that they differ in nothing else.
         seed = ((self.stage.seed * 1_000_003 + self.step) * GROUPS + group) % 2**63
@@ -202,8 +207,8 @@ class RewardTrainer(Trainer):
             chosen = range(update, len(asks), self.how.updates)
             mine = [(requests[own[n]], asks[n]) for n in chosen if asks[n]]
             count = float(self.processes.total(torch.tensor(sum(len(a) for _, a in mine), dtype=torch.float64)))
-            found = self._backward(mine, count)
-            found = self._mean(found, count)
+            sums, agreed = self._backward(mine, count)
+            found = self._mean(sums, count) | agreed
             if lessons:
                 losses, _ = self.backward(lessons, self.how.supervised)
                 found["supervised"] = self.how.supervised * float((losses * self.weights).sum())
@@ -222,9 +227,12 @@ class RewardTrainer(Trainer):
         means = {name: sum(some) / len(some) for name, some in each.items()}
         return {"loss": 0.0, **means, "updates": float(len(done))}
 
-    def _backward(self, mine: list[tuple[Segments, list[Ask]]], count: float) -> dict[str, float]:
-        """Gradients of the mean loss over all asks of all processes; sums of the statistics of this one's."""
-        sums = defaultdict[str, float](float)
+    def _backward(
+        self, mine: list[tuple[Segments, list[Ask]]], count: float
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Gradients of the mean loss over all asks of all processes; sums of the statistics of this one's, and how far
+        the gradients of its parts agree."""
+        sums, agreement = defaultdict[str, float](float), Agreement(self.learner.parameters(), self.processes)
         pieces = [([r for r, _ in some], [a for _, own in some for a in own]) for some in self._pieces(mine)]
         found = [dict[str, Tensor]() for _ in pieces]
         # Whole weights lie side by side; sharded ones are gathered for one after another.
@@ -237,11 +245,13 @@ class RewardTrainer(Trainer):
         for velocities, (requests, asks) in zip(found, pieces, strict=True):
             loss = self.objective.loss(asks, velocities | self.velocities(requests, asks, last))
             (loss.per_ask.sum() / count).backward()
+            agreement.add()
             for name, value in loss.statistics.items():
                 sums[name] += value * len(asks)
         for _ in range(len(pieces), most):
             self.velocities([], [], ["new"])["new"].sum().backward()  # the blank alone, since others go on
-        return dict(sums)
+            agreement.add()
+        return dict(sums), agreement.signal()
 
     def _blank(self) -> tuple[Segments, Ask]:
         """A request with latents among its conditions, and a state of its target."""
@@ -317,8 +327,7 @@ class RewardTrainer(Trainer):
             if self.processes.leads:
                 with disk(self.folder):
                     add_round(self.folder, self.step, drawn)
-        told = [one for batch in batches for one in batch.scored()]
-        values = noted([one for part in self.processes.gather(told) for one in part])
+        values = noted(self._told(batches))
         return {f"validation_{name}": value for name, value in values.items()}
 
     def documents(self, batch: Practice) -> Tensor:  # type: ignore[override]
@@ -346,31 +355,34 @@ def without_gradient(lance: Lance) -> Lance:
     return copy.deepcopy(lance, shared).eval()
 
 
-def noted(scores: Sequence[Score | None], each: int = 1) -> dict[str, float]:
+def noted(told: Sequence[tuple[str, Score | None]], each: int = 1) -> dict[str, float]:
     """Return what a log shows of scores.
 
     Args:
-        scores: Of results, those of one request after those of the other.
+        told: Kind of the request and score of results, those of one request after those of the other.
         each: How many each request has.
 
     Returns:
-        Means of the totals and of each fact, where it is told; of groups, the expected best of 1 and of 8 results (or
-        of as many as there are), and the standard deviation of totals inside them.
+        Means of the totals, of those of each kind, and of each fact, where it is told; of groups, the expected best of
+        1 and of 8 results (or of as many as there are), and the standard deviation of totals inside them.
     """
+    scores = [score for _, score in told]
     good = [score for score in scores if score is not None]
     names = sorted({name for score in good for name in score.facts})
     values = {"reward": sum(score.total for score in good) / max(len(good), 1)}
     values |= {f"reward/{name}": fmean(one.facts[name] for one in good if name in one.facts) for name in names}
+    kinds = sorted({kind for kind, score in told if kind and score is not None})
+    values |= {f"kind/{k}": fmean(one.total for kind, one in told if kind == k and one is not None) for k in kinds}
     groups = [scores[n : n + each] for n in range(0, len(scores), each)]
     whole = [[one for one in group if one is not None] for group in groups if None not in group]
     if each == 1 or not whole:
         return values
     values["spread"] = fmean(pstdev(one.total for one in group) for group in whole)
-    told = {"": [[one.total for one in group] for group in whole]}
-    told |= {
+    found = {"": [[one.total for one in group] for group in whole]}
+    found |= {
         f"/{name}": [[o.facts[name] for o in group] for group in whole if name in group[0].facts] for name in names
     }
     for k in (1, min(BEST_OF, each)):
-        best = {name: [expected_best(group, k) for group in some] for name, some in told.items() if some}
+        best = {name: [expected_best(group, k) for group in some] for name, some in found.items() if some}
         values |= {f"pass@{k}{name}": fmean(some) for name, some in best.items()}
     return values
