@@ -21,14 +21,14 @@ from openlance.inference.visual import conditions, rows_of_target
 from openlance.media.clip import Clip
 from openlance.model.lance import is_generation, own_generation
 from openlance.model.lora import inject
-from openlance.rl.results import Result
+from openlance.rl.results import Ask, Result
 from openlance.rl.rollout import Exploring, roll
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence import tasks
 from openlance.sequence.pack import pack
 from openlance.sequence.segment import roles_of
 from openlance.training.files import Settings
-from openlance.training.rewarded.trainer import RewardTrainer
+from openlance.training.rewarded.trainer import RewardTrainer, Turn
 from openlance.training.run import replay_step, run_stage
 from openlance.training.start import open_base
 
@@ -199,6 +199,19 @@ def test_weights_beside_the_new_ones_are_copies_of_what_learns_alone(base, learn
     assert not any(p.requires_grad for p in drawing.values())
     for n, p in learner.lance.named_parameters():  # the rest is there once
         assert drawing[n].data_ptr() == (run.others["old"][n] if n in live else p).data_ptr()
+
+
+def test_results_that_were_compared_are_in_one_part_of_an_update_where_they_fit(base):
+    run = RewardTrainer(STAGE, copy.deepcopy(base.learner), base.codec)  # a pack has room for 100 rows
+    sizes = {0: (3, 2), 1: (3, 2), 2: (2, 1), 3: (6, 2), 4: (1, 2)}  # results of a group, and asks of each
+
+    def asks(count: int) -> list[Ask]:
+        state = torch.zeros(10, 4)
+        return [Ask(result=Result(clean=state), advantage=0.0, x=state, t=0.5)] * count
+
+    turns = [Turn(group, n, asks(each)) for group, (results, each) in sizes.items() for n in range(results)]
+    parts = [[turn.group for turn in part] for part in run._pieces(turns)]
+    assert parts == [[2, 2], [0, 0, 0], [1, 1, 1], [3, 3, 3, 3, 3], [3, 4]]
 
 
 def test_requests_whose_rewards_never_differ_end_the_run_with_a_sentence(tmp_path, settings):

@@ -46,8 +46,8 @@ class Agreement:
         self.sum, self.parts = now, self.parts + 1
 
     def signal(self) -> dict[str, float]:
-        """Give |m|^2 / var G, which is 0 on average where parts share nothing; nothing where there are no two that
-        differ. Every process has to ask."""
+        """Give |m|^2 / var G, 0 on average where parts share nothing (a single one may be far off, where gradients have
+        few directions); nothing where there are no two that differ. Every process has to ask."""
         sharded, parts = self.processes.sharded, self.parts
         whole, squares = self.sum.square().sum(), torch.tensor([self.squares, float(parts)], dtype=torch.float64)
         if sharded:

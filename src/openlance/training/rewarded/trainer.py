@@ -22,9 +22,10 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -57,6 +58,15 @@ from openlance.training.rewarded.practice import GROUPS, Practice
 from openlance.training.trainer import Outcome, Trainer
 
 BEST_OF = 8  # results of a request of which a log shows the expected best
+
+
+class Turn(NamedTuple):
+    """A result that is learned from: number of its group, its own on this process, and what is asked there, which is
+    empty where another process has it."""
+
+    group: int
+    n: int
+    asks: list[Ask]
 
 
 class RewardTrainer(Trainer):
@@ -150,7 +160,7 @@ class RewardTrainer(Trainer):
         dropped = {group for group, _ in everyone} - {everyone[n][0] for n in good}
         values |= {"results": float(len(everyone)), "dropped": float(len(dropped))}
         generator = Generator().manual_seed(self.stage.seed * 1_000_003 + self.step)
-        asks, own = list[list[Ask]](), list[int]()
+        turns = list[Turn]()
         if good:
             rewards, numbered = table_of([everyone[n] for n in good])
             if self.how.shuffle:
@@ -163,13 +173,14 @@ class RewardTrainer(Trainer):
             for place, advantage in zip(scored.kept.tolist(), scored.advantages.tolist()):
                 n = good[place]
                 mine = first <= n < first + len(results)
-                asks.append(self._asks(results[n - first], advantage, everyone[n][0]) if mine else [])
-                own.append(n - first)
-        self.mute = 0 if any(self.processes.agree(bool(asks))) else self.mute + 1
+                group = everyone[n][0]
+                turns.append(Turn(group, n - first, self._asks(results[n - first], advantage, group) if mine else []))
+        turns.sort(key=lambda turn: turn.group)
+        self.mute = 0 if any(self.processes.agree(bool(turns))) else self.mute + 1
         self._check_spread(values)
         requests = [request for batch in batches for request in batch.requests]
         lessons = [batch.lesson for batch in batches if batch.lesson is not None]
-        learned = self._updates(asks, own, requests, lessons)
+        learned = self._updates(turns, requests, lessons)
         finite = learned.pop("finite", 1.0) > 0
         if finite:
             self._follow("old", self.step)
@@ -198,16 +209,13 @@ class RewardTrainer(Trainer):
                 "of each (rl.group), or a reward with more steps"
             )
 
-    def _updates(
-        self, asks: list[list[Ask]], own: list[int], requests: list[Segments], lessons: list[Batch]
-    ) -> dict[str, float]:
-        """All updates of a round. asks: of every result that is learned from, empty where another process has it."""
+    def _updates(self, turns: list[Turn], requests: list[Segments], lessons: list[Batch]) -> dict[str, float]:
+        """All updates of a round, from the results of all processes."""
         done = list[dict[str, float]]()
         for update in range(self.how.updates):
-            chosen = range(update, len(asks), self.how.updates)
-            mine = [(requests[own[n]], asks[n]) for n in chosen if asks[n]]
-            count = float(self.processes.total(torch.tensor(sum(len(a) for _, a in mine), dtype=torch.float64)))
-            sums, agreed = self._backward(mine, count)
+            mine = [turn for turn in turns[update :: self.how.updates] if turn.asks]
+            count = float(self.processes.total(torch.tensor(sum(len(t.asks) for t in mine), dtype=torch.float64)))
+            sums, agreed = self._backward(mine, requests, count)
             found = self._mean(sums, count) | agreed
             if lessons:
                 losses, _ = self.backward(lessons, self.how.supervised)
@@ -228,12 +236,12 @@ class RewardTrainer(Trainer):
         return {"loss": 0.0, **means, "updates": float(len(done))}
 
     def _backward(
-        self, mine: list[tuple[Segments, list[Ask]]], count: float
+        self, mine: list[Turn], requests: list[Segments], count: float
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Gradients of the mean loss over all asks of all processes; sums of the statistics of this one's, and how far
         the gradients of its parts agree."""
         sums, agreement = defaultdict[str, float](float), Agreement(self.learner.parameters(), self.processes)
-        pieces = [([r for r, _ in some], [a for _, own in some for a in own]) for some in self._pieces(mine)]
+        pieces = [([requests[t.n] for t in some], [a for t in some for a in t.asks]) for some in self._pieces(mine)]
         found = [dict[str, Tensor]() for _ in pieces]
         # Whole weights lie side by side; sharded ones are gathered for one after another.
         *before, last = [[w] for w in (*self.others, "new")] if self.processes.sharded else [["new", *self.others]]
@@ -242,8 +250,8 @@ class RewardTrainer(Trainer):
             self._without(*weights)  # also where there are no pieces
             for velocities, piece in zip(found, pieces, strict=True):
                 velocities |= self.velocities(*piece, weights)
-        for velocities, (requests, asks) in zip(found, pieces, strict=True):
-            loss = self.objective.loss(asks, velocities | self.velocities(requests, asks, last))
+        for velocities, (some, asks) in zip(found, pieces, strict=True):
+            loss = self.objective.loss(asks, velocities | self.velocities(some, asks, last))
             (loss.per_ask.sum() / count).backward()
             agreement.add()
             for name, value in loss.statistics.items():
@@ -268,17 +276,23 @@ class RewardTrainer(Trainer):
         totals = self.processes.total(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64))
         return dict(zip(names, (totals / max(count, 1)).tolist()))
 
-    def _pieces(self, mine: list[tuple[Segments, list[Ask]]]) -> list[list[tuple[Segments, list[Ask]]]]:
-        """What goes through the model together: results with equally many asks, up to the rows of a pack."""
-        pieces, rows = list[list[tuple[Segments, list[Ask]]]](), 0
-        for request, asks in sorted(mine, key=lambda pair: len(pair[1])):
-            more = sum(len(ask.x) for ask in asks)
-            if pieces and rows + more <= self.stage.pack_tokens[1] and len(pieces[-1][0][1]) == len(asks):
-                pieces[-1].append((request, asks))
-                rows += more
-            else:
-                pieces.append([(request, asks)])
-                rows = more
+    def _pieces(self, mine: list[Turn]) -> list[list[Turn]]:
+        """What goes through the model together: results with equally many asks, up to the rows of a pack. Those of a
+        request stay together where they fit: what they were compared for is in no part alone."""
+        pieces, rows, most = list[list[Turn]](), 0, self.stage.pack_tokens[1]
+        for each, same in groupby(sorted(mine, key=lambda turn: (len(turn.asks), turn.group)), lambda t: len(t.asks)):
+            rows = most + 1
+            for _, group in groupby(same, lambda turn: turn.group):
+                turns = list(group)
+                if rows + each * sum(len(turn.asks[0].x) for turn in turns) > most:
+                    rows = most + 1
+                for turn in turns:
+                    more = each * len(turn.asks[0].x)
+                    if rows + more > most:
+                        pieces.append([])
+                        rows = 0
+                    pieces[-1].append(turn)
+                    rows += more
         return pieces
 
     def velocities(
