@@ -89,7 +89,7 @@ def shown(logs: dict[str, list[dict[str, float]]], what: str, args: argparse.Nam
         gain = f"{ends[1] - ends[0]:+.3f} +- {error:.3f}"
         told = [row["signal"] for row in log if "signal" in row]
         data[name]["signal"] = told
-        signal = f"{statistics.fmean(told):+.2f}" if told else ""
+        signal = f"{statistics.fmean(told):+.2f}" if told else "not logged"
         results = f"{statistics.fmean(row['results'] for row in log):.0f}"
         rows.append([name, len(log), results, f"{ends[0]:+.3f}", f"{ends[1]:+.3f}", gain, signal, f"{cpu:.0f}", shares])
     columns = ["run", "rounds", "results of one", "first rounds", "last rounds", "gain", "signal", "CPU s"]
