@@ -78,12 +78,14 @@ def shown(logs: dict[str, list[dict[str, float]]], what: str, args: argparse.Nam
         log = list({row["step"]: row for row in log}.values())  # a round that was repeated after a stop counts once
         part = max(3, len(log) // 3)
         lines[name] = line_of(log, "reward")
-        ends = [statistics.fmean(row["reward"] for row in piece) for piece in (log[:part], log[-part:])]
-        error = math.hypot(*(statistics.stdev(r["reward"] for r in p) / part**0.5 for p in (log[:part], log[-part:])))
+        rewards = [row["reward"] for row in log]
+        pieces = rewards[:part], rewards[-part:]
+        ends = [statistics.fmean(piece) for piece in pieces]
+        error = math.hypot(*(statistics.stdev(piece) / part**0.5 for piece in pieces))
         cpu = sum(row["cpu_seconds"] for row in log)
         share = {kind: sum(row[f"{kind}_seconds"] for row in log) for kind in ("rollout", "reward", "update")}
         whole = sum(share.values())
-        data[name] = {"first": ends[0], "last": ends[1], "cpu_seconds": cpu, "rewards": [r["reward"] for r in log]}
+        data[name] = {"first": ends[0], "last": ends[1], "cpu_seconds": cpu, "rewards": rewards}
         data[name] |= {"shares": {kind: seconds / whole for kind, seconds in share.items()}, "error": error}
         shares = " / ".join(f"{seconds / whole:.0%}" for seconds in share.values())
         gain = f"{ends[1] - ends[0]:+.3f} +- {error:.3f}"

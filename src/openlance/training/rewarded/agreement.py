@@ -48,16 +48,14 @@ class Agreement:
     def signal(self) -> dict[str, float]:
         """Give |m|^2 / var G, 0 on average where parts share nothing (a single one may be far off, where gradients have
         few directions); nothing where there are no two that differ. Every process has to ask."""
-        sharded, parts = self.processes.sharded, self.parts
-        whole, squares = self.sum.square().sum(), torch.tensor([self.squares, float(parts)], dtype=torch.float64)
-        if sharded:
-            squares = self.processes.total(torch.tensor([self.squares, float(whole)], dtype=torch.float64))
-            whole = squares[1]
-        else:
-            whole, squares = self.processes.total(self.sum).square().sum(), self.processes.total(squares)
-            parts = int(squares[1])
+        sharded, parts = self.processes.sharded, float(self.parts)
+        whole = self.sum if sharded else self.processes.total(self.sum)
+        told = [self.squares, float(whole.square().sum()), parts]
+        summed = self.processes.total(torch.tensor(told, dtype=torch.float64)).tolist()
+        squares, square = summed[0], summed[1] if sharded else told[1]
+        parts = parts if sharded else summed[2]
         if parts < 2:
             return {}
-        shared = (float(whole) - float(squares[0])) / (1 - 1 / parts)
-        noise = float(squares[0]) - shared / parts
+        shared = (square - squares) / (1 - 1 / parts)
+        noise = squares - shared / parts
         return {"signal": shared / noise} if noise > 0 else {}
