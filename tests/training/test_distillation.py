@@ -13,6 +13,7 @@ from openlance.config.lora import Lora
 from openlance.config.sampling import GenerationConfig
 from openlance.config.train import UNDERSTANDING, Distillation, Rewarding, Stage
 from openlance.errors import UserError
+from openlance.inference.visual import denoise
 from openlance.sequence.tasks import text_to_visual
 from openlance.training.distillation import Taught, guidance_of, sampled
 from openlance.training.files import Settings
@@ -118,6 +119,28 @@ def test_a_step_of_several_leads_where_they_lead(distilled):
     torch.testing.assert_close(led, triple[1][0])
 
 
+def test_what_is_learned_progressively_is_where_the_start_s_own_few_steps_lead(distilled):
+    """The states of one step with all of the distilled start's inside are its noise and its result, no guidance in it,
+    and what one has not distilled is guided."""
+    pipe = openlance.load(str(distilled[0]))
+    teacher, few = pipe.parts.lance("und", "gen"), pipe.parts.distilled()
+    teach = Taught(
+        stage=STAGE, codec=pipe.codec, encode=None, device=pipe.device, teacher=teacher, defaults=pipe.defaults,
+        distilled=few,
+    )  # fmt: skip
+    request = text_to_visual("a red circle", [], (1, 64, 64))
+    sampling = guidance_of(pipe.defaults, request, True)
+    assert sampling.distilled and sampling.solver == "dpm++"
+    rows = list[int]()
+    [drawn] = denoise(teacher, pipe.codec, [request], sampling, seeds=[5], distilled=few, on_pass=rows.append)
+    assert rows == [64] * sampling.num_inference_steps
+    [[(noise, start, velocity)]] = teach._trajectories([request], sampling, [5], sampling.num_inference_steps)
+    assert start == 1.0
+    torch.testing.assert_close(noise - velocity, drawn.flatten(0, -2))
+    moving = text_to_visual("a red circle moves up", [], (9, 64, 64))
+    assert guidance_of(pipe.defaults, moving, True) == guidance_of(pipe.defaults, moving)
+
+
 @pytest.mark.parametrize(
     ("tasks", "few"),
     [
@@ -140,6 +163,7 @@ def test_few_passes_are_usual_where_all_that_nano_knows_of_it_was_taught(tasks, 
     [
         ({"mixture": {"x2t_image": 1.0}}, {}, "x2t_image has none"),
         ({"drop_text": 0.1}, {}, "drop_text=0"),
+        ({"distill": Distillation(progressive=True)}, {}, "nano is none: distil its guidance first"),
         ({"distill": Distillation()}, {"init": "fresh"}, "by itself"),
     ],
 )

@@ -59,8 +59,10 @@ class Distillation:
     Args:
         steps: Fewest and most steps of a trajectory; where these lie differs from one to the next.
         shift: Least and largest shift of their times.
-        within: Steps of the guided model inside each of these. Above 1 what is learned is where several of its steps
+        within: Steps of the teacher inside each of these. Above 1 what is learned is where several of its steps
             lead, so that fewer are needed (progressive distillation, arXiv 2202.00512).
+        progressive: Whether the teacher is what the start has distilled already, with its solver, and not the guided
+            model: one pass a step in the place of two or three.
         num_inference_steps: With which the result is sampled.
         solver: Likewise.
     """
@@ -68,6 +70,7 @@ class Distillation:
     steps: tuple[int, int] = (7, 10)
     shift: tuple[float, float] = (1.5, 3.0)
     within: int = 1
+    progressive: bool = False
     num_inference_steps: int = 4
     solver: str = "dpm++"
 

@@ -48,10 +48,13 @@ class Taught(Preparer):
     Args:
         teacher: The decoder as it began.
         defaults: How it samples.
+        distilled: The same with the generation side that the start had distilled, where its own few steps are learned
+            from (`Distillation.progressive`).
     """
 
     teacher: Lance
     defaults: GenerationConfig
+    distilled: Lance | None = None
 
     def __call__(self, samples: list[Sample], number_of_pack: int) -> Batch:
         seed = self.stage.seed * 1_000_003 + number_of_pack
@@ -82,7 +85,8 @@ class Taught(Preparer):
         seeds = torch.randint(2**31, (len(requests),), generator=generator).tolist()
         alike: dict[Sampling, list[int]] = {}
         for n, request in enumerate(requests):
-            alike.setdefault(guidance_of(self.defaults, request), []).append(n)
+            usual = guidance_of(self.defaults, request, self.distilled is not None)
+            alike.setdefault(usual, []).append(n)
         found: dict[int, list[State]] = {}
         for sampling, numbers in alike.items():
             steps = int(torch.randint(how.steps[0], how.steps[1] + 1, (), generator=generator))
@@ -110,6 +114,7 @@ class Taught(Preparer):
 
         denoise(
             self.teacher, self.codec, requests, sampling, seeds=seeds, on_step=begin, after_step=after,
+            distilled=self.distilled if sampling.distilled else None,
             stops=lambda: (len(path) - 1) % within == 0 and not sampling.acts_at(path[-1][0]),
         )  # fmt: skip
         sizes = [rows_of_target(request, self.codec) for request in requests]
@@ -128,10 +133,11 @@ def emptied(segments: Segments) -> Segments:
     return [*request[:-1], request[-1].filled(None)]
 
 
-def guidance_of(defaults: GenerationConfig, request: Segments) -> Sampling:
-    """How a request is guided by the teacher, with the released solver."""
-    usual = defaults.sampling_for(roles_of([request]))
-    return replace(usual, distilled=False, solver="euler", step_cache=0.0, compile=False, strength=1.0)
+def guidance_of(defaults: GenerationConfig, request: Segments, distilled: bool = False) -> Sampling:
+    """How a request is guided by the teacher, with the released solver; distilled: as the start draws it, in one pass
+    where it has learned to."""
+    usual = replace(defaults.sampling_for(roles_of([request])), step_cache=0.0, compile=False, strength=1.0)
+    return usual if distilled and usual.distilled else replace(usual, distilled=False, solver="euler")
 
 
 def check_distilling(stage: Stage, model: Path) -> None:
@@ -145,6 +151,10 @@ def check_distilling(stage: Stage, model: Path) -> None:
         )
     if stage.drop_text or stage.drop_all:
         raise UserError("guidance is distilled from whole requests", fix={"drop_text": 0, "drop_all": 0})
+    assert stage.distill is not None
+    if stage.distill.progressive and not defaults.sampling.distilled:
+        said = f"distill.progressive learns from the few steps of a distilled start, and {model} is none"
+        raise UserError(f"{said}: distil its guidance first", fix={"progressive": False})
     if defaults.sampling.guidance_scale <= 1:
         raise UserError(f"{model} samples without guidance, so there is nothing to distil")
     if files.form != "openlance":

@@ -162,7 +162,10 @@ def prepare(
     made: dict[str, Any] = {"stage": stage, "codec": base.codec, "encode": encode, "device": device}
     prepare = Preparer(**made, complete=processes.sharded, cache=cache)
     if stage.distill is not None or base.learner.lance is not start:
-        prepare = Taught(**made, teacher=start.to(device).eval(), defaults=base.defaults)
+        teacher, few = start.to(device).eval(), None
+        if stage.distill is not None and stage.distill.progressive:
+            few = with_generation(teacher, open_tensors(find(settings.model).distilled)).requires_grad_(False)
+        prepare = Taught(**made, teacher=teacher, defaults=base.defaults, distilled=few)
     if isinstance(run, RewardTrainer):
         how = run.how
         pools = [
