@@ -110,8 +110,7 @@ def test_a_step_of_several_leads_where_they_lead(distilled):
     )  # fmt: skip
     request = text_to_visual("a red circle", [], (1, 64, 64))
     sampling = replace(guidance_of(pipe.defaults, request), num_inference_steps=6)
-    [single] = teach._trajectories([request], sampling, [5], 1)
-    [triple] = teach._trajectories([request], sampling, [5], 3)
+    [single], [triple] = (teach._trajectories([request], sampling, [5], Distillation(within=n)) for n in (1, 3))
     assert [t for _, t, _ in triple] == [t for _, t, _ in single][::3] and len(triple) == 2
     assert all(torch.equal(one[0], own[0]) for one, own in zip(triple, single[::3], strict=True))
     length = triple[0][1] - triple[1][1]
@@ -134,11 +133,57 @@ def test_what_is_learned_progressively_is_where_the_start_s_own_few_steps_lead(d
     rows = list[int]()
     [drawn] = denoise(teacher, pipe.codec, [request], sampling, seeds=[5], distilled=few, on_pass=rows.append)
     assert rows == [64] * sampling.num_inference_steps
-    [[(noise, start, velocity)]] = teach._trajectories([request], sampling, [5], sampling.num_inference_steps)
+    how = Distillation(within=sampling.num_inference_steps, progressive=True)
+    [[(noise, start, velocity)]] = teach._trajectories([request], sampling, [5], how)
     assert start == 1.0
     torch.testing.assert_close(noise - velocity, drawn.flatten(0, -2))
     moving = text_to_visual("a red circle moves up", [], (9, 64, 64))
     assert guidance_of(pipe.defaults, moving, True) == guidance_of(pipe.defaults, moving)
+
+
+def test_on_policy_states_are_those_that_what_learns_leads_to_and_their_goals_the_teacher_s(distilled):
+    pipe = openlance.load(str(distilled[0]))
+    start, few = pipe.parts.lance("und", "gen"), pipe.parts.distilled()
+    teach = Taught(
+        stage=STAGE, codec=pipe.codec, encode=None, device=pipe.device, teacher=start, defaults=pipe.defaults,
+        distilled=few, learns=start,
+    )  # fmt: skip
+    how = Distillation(within=3, progressive=True, solver="euler")
+    request, made = text_to_visual("a red circle", [], (1, 64, 64)), pipe.codec
+    sampling = replace(guidance_of(pipe.defaults, request, True), num_inference_steps=6, shift=1.5)
+    [usual] = teach._trajectories([request], sampling, [5], how)
+    [own] = teach._trajectories([request], sampling, [5], replace(how, on_policy=True))
+    assert all(torch.equal(one, other) for one, other in zip(usual[0][::2], own[0][::2]))  # both begin as noise
+    assert [t for _, t, _ in usual] == pytest.approx([t for _, t, _ in own]) and len(own) == 2
+    first = replace(sampling, num_inference_steps=2, solver="euler")
+    stops = {"stops": lambda: True, "distilled": start}
+    [led] = denoise(start, made, [request], first, seeds=[5], **stops)
+    assert not torch.equal(own[1][0], usual[1][0])
+    torch.testing.assert_close(own[1][0], led.flatten(0, -2))
+    ends = [x - t * v for x, t, v in (usual[1], own[1])]
+    torch.testing.assert_close(*ends)
+    teach = replace(teach, learns=few)  # what learned as much as the teacher is where that is
+    [same] = teach._trajectories([request], sampling, [5], replace(how, within=1, on_policy=True, solver="dpm++"))
+    [single] = teach._trajectories([request], sampling, [5], replace(how, within=1))
+    for one, other in zip(same, single, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_a_request_holds_decides_how_it_is_distilled():
+    four = {"steps": [4, 4], "within": 1, "num_inference_steps": 4, "solver": "dpm++"}
+    how = Distillation(
+        steps=(2, 2), shift=(1.5, 1.5), within=3, num_inference_steps=2, solver="euler", by_role={"source": four}
+    )  # fmt: skip
+    assert how.of(["prompt"]).within == 3 and how.of(["source", "region"]).steps == (4, 4)
+    with pytest.raises(UserError, match=r"no field 'distill.stps'"):
+        Distillation(by_role={"source": {"stps": [4, 4]}})
+    nano = GenerationConfig.read(folder_of("nano"))
+    said = sampled(nano, replace(STAGE, distill=how))
+    usual, source = said["sampling"], said["sampling_with"]["source"]
+    assert [usual[n] for n in ("num_inference_steps", "solver", "shift")] == [2, "euler", 1.5]
+    assert [source[n] for n in ("num_inference_steps", "solver", "shift")] == [4, "dpm++", 1.5]
+    moving = said["sampling_with"]["video"]
+    assert not moving["distilled"] and moving["shift"] == nano.sampling_for(["video"]).shift
 
 
 @pytest.mark.parametrize(

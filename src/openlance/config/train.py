@@ -58,11 +58,14 @@ class Distillation:
 
     Args:
         steps: Fewest and most steps of a trajectory; where these lie differs from one to the next.
-        shift: Least and largest shift of their times.
+        shift: Least and largest shift of their times. Where the two are one, so is the shift of the result.
         within: Steps of the teacher inside each of these. Above 1 what is learned is where several of its steps
             lead, so that fewer are needed (progressive distillation, arXiv 2202.00512).
         progressive: Whether the teacher is what the start has distilled already, with its solver, and not the guided
             model: one pass a step in the place of two or three.
+        on_policy: Whether the states after the first are those that what learns leads to itself, and the goal of each
+            is still the teacher's next: so the steps of a few make up for one another (arXiv 1011.0686).
+        by_role: Fields that differ by what a request holds, as `GenerationConfig.sampling_with` has them.
         num_inference_steps: With which the result is sampled.
         solver: Likewise.
     """
@@ -71,6 +74,8 @@ class Distillation:
     shift: tuple[float, float] = (1.5, 3.0)
     within: int = 1
     progressive: bool = False
+    on_policy: bool = False
+    by_role: dict[str, dict[str, Any]] = field(default_factory=dict)
     num_inference_steps: int = 4
     solver: str = "dpm++"
 
@@ -81,6 +86,19 @@ class Distillation:
             if not least <= low <= high:
                 raise UserError(f"distill.{name} is {[low, high]}", expected=f"two numbers from {least}, rising")
         Sampling(num_inference_steps=self.num_inference_steps, solver=self.solver)
+        assert all(self.ways)
+
+    @property
+    def ways(self) -> list[Distillation]:
+        """What holds for requests of no role in particular, and for each of those that differ."""
+        return [self, *(self.of([role]) for role in self.by_role)]
+
+    def of(self, roles: Iterable[str]) -> Distillation:
+        """Return what holds for a request of some roles (`sequence.segment.roles_of`)."""
+        fields, there = dict[str, Any](), set(roles)
+        for role, given in self.by_role.items():
+            fields |= given if role in there else {}
+        return build(Distillation, as_data(replace(self, by_role={})) | fields, "distill")
 
 
 @dataclass(frozen=True, kw_only=True)

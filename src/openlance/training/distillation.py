@@ -10,7 +10,7 @@ interval of guidance these draw too.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +38,7 @@ from openlance.training.batch import Batch, Preparer
 from openlance.training.objective import Noised
 
 State = tuple[Tensor, float, Tensor]  # (N, C), its time, and the velocity (N, C) to learn there
+Passed = list[tuple[float, Tensor]]  # times and states (N, C) of all requests of a batch, in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,13 @@ class Taught(Preparer):
         defaults: How it samples.
         distilled: The same with the generation side that the start had distilled, where its own few steps are learned
             from (`Distillation.progressive`).
+        learns: What is taught, as it is at the time (`Distillation.on_policy`).
     """
 
     teacher: Lance
     defaults: GenerationConfig
     distilled: Lance | None = None
+    learns: Lance | None = None
 
     def __call__(self, samples: list[Sample], number_of_pack: int) -> Batch:
         seed = self.stage.seed * 1_000_003 + number_of_pack
@@ -81,50 +84,66 @@ class Taught(Preparer):
     def _states(self, requests: Sequence[Segments], generator: torch.Generator) -> list[list[State]]:
         """Some states of a guided trajectory of each request; those that are guided alike share its times."""
         # Rewards go on from what is distilled, and teach it again as it was taught.
-        how, draws = self.stage.distill or build(Distillation, self.defaults.distillation), self.stage.draws
+        asked, draws = self.stage.distill or build(Distillation, self.defaults.distillation), self.stage.draws
         seeds = torch.randint(2**31, (len(requests),), generator=generator).tolist()
-        alike: dict[Sampling, list[int]] = {}
+        alike: dict[str, tuple[Sampling, Distillation, list[int]]] = {}
         for n, request in enumerate(requests):
-            usual = guidance_of(self.defaults, request, self.distilled is not None)
-            alike.setdefault(usual, []).append(n)
+            how = asked.of(roles_of([request]))
+            usual = guidance_of(self.defaults, request, how.progressive and self.distilled is not None)
+            alike.setdefault(repr((usual, how)), (usual, how, []))[2].append(n)
         found: dict[int, list[State]] = {}
-        for sampling, numbers in alike.items():
+        for sampling, how, numbers in alike.values():
             steps = int(torch.randint(how.steps[0], how.steps[1] + 1, (), generator=generator))
             along = float(torch.rand((), generator=generator))
             shift = how.shift[0] ** (1 - along) * how.shift[1] ** along
             own = replace(sampling, num_inference_steps=steps * how.within, shift=shift)
-            some = self._trajectories([requests[n] for n in numbers], own, [seeds[n] for n in numbers], how.within)
+            some = self._trajectories([requests[n] for n in numbers], own, [seeds[n] for n in numbers], how)
             for n, states in zip(numbers, some, strict=True):
                 order = torch.randperm(len(states), generator=generator).tolist()
                 found[n] = [states[order[k % len(order)]] for k in range(draws)]
         return [found[n] for n in range(len(requests))]
 
     def _trajectories(
-        self, requests: list[Segments], sampling: Sampling, seeds: list[int], within: int
+        self, requests: list[Segments], sampling: Sampling, seeds: list[int], how: Distillation
     ) -> list[list[State]]:
-        """Every `within`-th state of each request at which guidance acts, with the mean velocity up to the next."""
-        path = list[tuple[float, Tensor]]()
+        """Every `how.within`-th state of each request at which guidance acts, with the mean velocity up to the next."""
+        within = how.within
 
-        def after(_: int, t: float, x: Tensor) -> None:
-            path.append((t, x))
+        def ends(path: Passed) -> bool:
+            return (len(path) - 1) % within == 0 and not sampling.acts_at(path[-1][0])
+
+        passed = states = self._path(requests, sampling, seeds, self.distilled, ends)[::within]
+        if how.on_policy and self.learns is not None:
+            fewer = replace(
+                sampling, num_inference_steps=sampling.num_inference_steps // within, solver=how.solver, distilled=True
+            )
+            states = self._path(requests, fewer, seeds, self.learns, lambda path: len(path) == len(passed) - 1)
+        sizes = [rows_of_target(request, self.codec) for request in requests]
+        found = [list[State]() for _ in requests]
+        for (t, x), (t_next, x_next) in zip(states, passed[1:]):
+            velocity = (x - x_next) / (t - t_next)
+            for own, *parts in zip(found, x.split(sizes), velocity.split(sizes), strict=True):
+                own.append((parts[0].clone(), t, parts[1].clone()))  # a gradient may pass copies alone
+        return found
+
+    def _path(
+        self, requests: list[Segments], sampling: Sampling, seeds: list[int], few: Lance | None,
+        ends: Callable[[Passed], bool],
+    ) -> Passed:  # fmt: skip
+        """All states of some requests together, from their noise to where `ends` says so; few: the generation side of
+        what is distilled, where `sampling` is."""
+        path: Passed = []
 
         def begin(step: int, t: float, x: Tensor) -> None:
             if not step:
                 path.append((t, x))
 
         denoise(
-            self.teacher, self.codec, requests, sampling, seeds=seeds, on_step=begin, after_step=after,
-            distilled=self.distilled if sampling.distilled else None,
-            stops=lambda: (len(path) - 1) % within == 0 and not sampling.acts_at(path[-1][0]),
+            self.teacher, self.codec, requests, sampling, seeds=seeds, on_step=begin,
+            after_step=lambda _, t, x: path.append((t, x)), stops=lambda: ends(path),
+            distilled=few if sampling.distilled else None,
         )  # fmt: skip
-        sizes = [rows_of_target(request, self.codec) for request in requests]
-        found = [list[State]() for _ in requests]
-        passed = path[::within]
-        for (t, x), (t_next, x_next) in zip(passed[:-1], passed[1:]):
-            velocity = (x - x_next) / (t - t_next)
-            for own, *parts in zip(found, x.split(sizes), velocity.split(sizes), strict=True):
-                own.append((parts[0].clone(), t, parts[1].clone()))  # a gradient may pass copies alone
-        return found
+        return path
 
 
 def emptied(segments: Segments) -> Segments:
@@ -152,7 +171,7 @@ def check_distilling(stage: Stage, model: Path) -> None:
     if stage.drop_text or stage.drop_all:
         raise UserError("guidance is distilled from whole requests", fix={"drop_text": 0, "drop_all": 0})
     assert stage.distill is not None
-    if stage.distill.progressive and not defaults.sampling.distilled:
+    if any(way.progressive for way in stage.distill.ways) and not defaults.sampling.distilled:
         said = f"distill.progressive learns from the few steps of a distilled start, and {model} is none"
         raise UserError(f"{said}: distil its guidance first", fix={"progressive": False})
     if defaults.sampling.guidance_scale <= 1:
@@ -196,7 +215,14 @@ def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
     """
     how = stage.distill
     assert how is not None
-    few = {"distilled": True, "num_inference_steps": how.num_inference_steps, "solver": how.solver}
+
+    def few(roles: list[str]) -> dict[str, Any]:
+        """How it draws with some roles; a shift that never varied is the one of the result."""
+        own = how.of(roles)
+        said = {"distilled": True, "num_inference_steps": own.num_inference_steps, "solver": own.solver}
+        usual = defaults.sampling_for(roles).shift
+        return said | {"shift": own.shift[0] if own.shift[0] == own.shift[1] else usual}
+
     specs = [spec_of(task) for task, weight in stage.mixture.items() if weight]
     whole = [s for s in specs if s.makes == "image" and not s.in_part]
     known = [s for s in TASKS.values() if defaults.knows(s.name)]
@@ -210,10 +236,11 @@ def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
     by_role = dict[str, dict[str, Any]]()
     for role in dict.fromkeys([*taught, *defaults.sampling_with]):
         # A region is one of a source; what was not taught draws as before, also where the role before it was.
-        usual = defaults.sampling_for(["source", role] if role == "region" else [role])
-        before = {name: getattr(usual, name) for name in few}
-        by_role[role] = dict(defaults.sampling_with.get(role, {})) | (few if taught.get(role) else before)
-    drawn = few if any(not s.reads for s in whole) else {}
+        roles = ["source", role] if role == "region" else [role]
+        usual, now = defaults.sampling_for(roles), few(roles)
+        before = {name: getattr(usual, name) for name in now}
+        by_role[role] = dict(defaults.sampling_with.get(role, {})) | (now if taught.get(role) else before)
+    drawn = few([]) if any(not s.reads for s in whole) else {}
     return {
         "sampling": as_data(defaults.sampling) | drawn, "sampling_with": by_role, "distillation": as_data(how),
     }  # fmt: skip

@@ -163,9 +163,10 @@ def prepare(
     prepare = Preparer(**made, complete=processes.sharded, cache=cache)
     if stage.distill is not None or base.learner.lance is not start:
         teacher, few = start.to(device).eval(), None
-        if stage.distill is not None and stage.distill.progressive:
+        if stage.distill is not None and any(way.progressive for way in stage.distill.ways):
             few = with_generation(teacher, open_tensors(find(settings.model).distilled)).requires_grad_(False)
-        prepare = Taught(**made, teacher=teacher, defaults=base.defaults, distilled=few)
+        learns = None if processes.sharded else base.learner.lance
+        prepare = Taught(**made, teacher=teacher, defaults=base.defaults, distilled=few, learns=learns)
     if isinstance(run, RewardTrainer):
         how = run.how
         pools = [
@@ -212,6 +213,8 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
         raise UserError(f"the stage {stage.name} distils guidance and learns from rewards: make two stages of it")
     if stage.distill is not None:
         check_distilling(stage, settings.model)
+    if stage.distill is not None and settings.shard > 1 and any(way.on_policy for way in stage.distill.ways):
+        raise UserError("distill.on_policy needs whole weights on every process", fix={"shard": 1})
     if stage.rl is not None:
         check_rewarding(stage)
     if (stage.distill or stage.rl) is not None and settings.shard > 1 and not alone:
