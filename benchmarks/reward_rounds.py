@@ -24,10 +24,12 @@ from openlance.checkpoint.formats import folder_of
 from openlance.config.train import recipe
 from openlance.training.files import Settings, read_log
 from openlance.training.run import run_stage
+from toyworld.batches import WorldMixture
 
 FREE = "free"
 REWARDS = (FREE, "ocr", "ocr=tesseract", "world", "world=letters", "similarity", "file")
-TEXTS = {"path": "world", "kinds": {"text": 1}}  # every reward has something to say of these
+# Every reward has something to say of texts.
+TEXTS = {"path": "world", "kinds": {kind: float(kind == "text") for kind in WorldMixture().scenes}}
 # What is scored by `ENTRY` too; the scores are redness.
 BESIDE = """
 from openlance.rl.rewards import Reward

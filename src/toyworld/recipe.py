@@ -25,5 +25,6 @@ def from_nothing(out: Path, **how: Any) -> Path:
 
 NANO = Recipe(file=Path(__file__).with_name("nano.yaml"), prompts=SHEET, from_nothing=from_nothing)
 DISTILL = Recipe(file=Path(__file__).with_name("nano-distill.yaml"), prompts=SHEET)
+DISTILL_2 = Recipe(file=Path(__file__).with_name("nano-distill-2.yaml"), prompts=SHEET)
 SECOND = Recipe(file=Path(__file__).with_name("nano-2.yaml"), prompts=SHEET)
 RL = Recipe(file=Path(__file__).with_name("nano-rl.yaml"), prompts=SHEET)

@@ -178,8 +178,8 @@ class _Process:
     def __init__(self, others: set[_Process]) -> None:
         self.loaded, self.gone, self._late, self._others = set[str](), False, False, others
         command = [sys.executable, "-c", PROGRAM]
-        # One thread each: the model has the other cores.
-        environment = {"OMP_NUM_THREADS": "1"} | os.environ
+        # One thread each, whatever the model is given: it has the other cores.
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         others.add(self)
         self._send(sys.path)
