@@ -83,7 +83,8 @@ class Taught(Preparer):
 
     def _states(self, requests: Sequence[Segments], generator: torch.Generator) -> list[list[State]]:
         """Some states of a guided trajectory of each request; those that are guided alike share its times."""
-        # Rewards go on from what is distilled, and teach it again as it was taught.
+        # Rewards go on from what is distilled, and teach it again as it was taught; a distilled teacher is gone by
+        # then, and guidance takes as many steps in its place.
         asked, draws = self.stage.distill or build(Distillation, self.defaults.distillation), self.stage.draws
         seeds = torch.randint(2**31, (len(requests),), generator=generator).tolist()
         alike: dict[str, tuple[Sampling, Distillation, list[int]]] = {}
@@ -117,7 +118,7 @@ class Taught(Preparer):
             fewer = replace(
                 sampling, num_inference_steps=sampling.num_inference_steps // within, solver=how.solver, distilled=True
             )
-            states = self._path(requests, fewer, seeds, self.learns, lambda path: len(path) == len(passed) - 1)
+            states = self._path(requests, fewer, seeds, self.learns, lambda path: len(path) >= len(passed) - 1)
         sizes = [rows_of_target(request, self.codec) for request in requests]
         found = [list[State]() for _ in requests]
         for (t, x), (t_next, x_next) in zip(states, passed[1:]):
