@@ -16,12 +16,14 @@ import torch
 from common import RESULTS, markdown, timed, write_results
 
 from openlance import load
+from openlance.config.train import recipe
 from openlance.data.front import Fit
 from openlance.inference.lance_pipeline import LancePipeline
 from openlance.rl.results import Result
 from openlance.rl.rollout import Policy, roll
+from openlance.rl.settings import rolling
 from openlance.sequence.segment import Segments
-from openlance.training.distillation import emptied, guidance_of
+from openlance.training.distillation import emptied
 from toyworld.source import open_world
 
 STEPS, WANTED = 4, 3.0
@@ -37,10 +39,10 @@ def requests_of(pipe: LancePipeline, task: str, count: int) -> list[Segments]:
 @torch.inference_mode()
 def measure(pipe: LancePipeline, task: str, count: int, group: int, repeat: int) -> dict[str, float]:
     requests = requests_of(pipe, task, count)
-    usual = guidance_of(pipe.defaults, requests[0], True)
-    distilled = usual.distilled
-    how = replace(usual, guidance_scale=1.0, image_guidance_scale=1.0) if not distilled else usual
-    how = replace(how, num_inference_steps=STEPS)
+    distilled = pipe.defaults.sampling.distilled
+    rounds = recipe("nano-rl")[0].rl
+    assert rounds is not None
+    how = rolling(pipe.defaults, replace(rounds, num_inference_steps=STEPS), requests[0], distilled)
     lance = pipe.lance("und", "gen")
     policy = Policy(lance=pipe.parts.distilled(), conditions=lance) if distilled else Policy(lance=lance)
     every = [(request, n * group + k) for n, request in enumerate(requests) for k in range(group)]
@@ -75,10 +77,8 @@ def main() -> None:
             task, f"{r['together']:.1f}", f"{r['alone']:.1f}", f"{faster:.2f}",
             f"{WANTED:g} times as many: {verdict}", f"{r['apart']:.1e}",
         ])  # fmt: skip
-    said = (
-        f"{args.requests} requests of {args.group} results, {STEPS} steps without guidance. Results a second, decoding "
-    )
-    said += "not among them.\n\n"
+    said = f"{args.requests} requests of {args.group} results, {STEPS} steps without guidance. "
+    said += "Results a second, decoding not among them.\n\n"
     head = ["task", "together", "one by one", "ratio", "wanted", "largest difference of latents"]
     write_results("rollouts", {"rows": found}, said + markdown(head, rows), args.out)
 

@@ -29,6 +29,13 @@ def settings(out, **changes):
     return Settings(out=out, model=folder_of("nano"), **changes)
 
 
+def taught(pipe, **more):
+    return Taught(
+        stage=STAGE, codec=pipe.codec, encode=None, device=pipe.device, teacher=pipe.parts.lance("und", "gen"),
+        defaults=pipe.defaults, **more,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
     out = tmp_path_factory.mktemp("distilled")
@@ -104,10 +111,7 @@ def test_a_step_of_several_leads_where_they_lead(distilled):
     """States of a step with three of the guided model's inside are every third of its own, and the mean of the three
     velocities leads from one to the next."""
     pipe = openlance.load("nano")
-    teach = Taught(
-        stage=STAGE, codec=pipe.codec, encode=None, device=pipe.device, teacher=pipe.parts.lance("und", "gen"),
-        defaults=pipe.defaults,
-    )  # fmt: skip
+    teach = taught(pipe)
     request = text_to_visual("a red circle", [], (1, 64, 64))
     sampling = replace(guidance_of(pipe.defaults, request), num_inference_steps=6)
     [single], [triple] = (teach._trajectories([request], sampling, [5], Distillation(within=n)) for n in (1, 3))
@@ -122,16 +126,13 @@ def test_what_is_learned_progressively_is_where_the_start_s_own_few_steps_lead(d
     """The states of one step with all of the distilled start's inside are its noise and its result, no guidance in it,
     and what one has not distilled is guided."""
     pipe = openlance.load(str(distilled[0]))
-    teacher, few = pipe.parts.lance("und", "gen"), pipe.parts.distilled()
-    teach = Taught(
-        stage=STAGE, codec=pipe.codec, encode=None, device=pipe.device, teacher=teacher, defaults=pipe.defaults,
-        distilled=few,
-    )  # fmt: skip
+    few = pipe.parts.distilled()
+    teach = taught(pipe, distilled=few)
     request = text_to_visual("a red circle", [], (1, 64, 64))
     sampling = guidance_of(pipe.defaults, request, True)
     assert sampling.distilled and sampling.solver == "dpm++"
     rows = list[int]()
-    [drawn] = denoise(teacher, pipe.codec, [request], sampling, seeds=[5], distilled=few, on_pass=rows.append)
+    [drawn] = denoise(teach.teacher, pipe.codec, [request], sampling, seeds=[5], distilled=few, on_pass=rows.append)
     assert rows == [64] * sampling.num_inference_steps
     how = Distillation(within=sampling.num_inference_steps, progressive=True)
     [[(noise, start, velocity)]] = teach._trajectories([request], sampling, [5], how)
@@ -144,20 +145,16 @@ def test_what_is_learned_progressively_is_where_the_start_s_own_few_steps_lead(d
 def test_on_policy_states_are_those_that_what_learns_leads_to_and_their_goals_the_teacher_s(distilled):
     pipe = openlance.load(str(distilled[0]))
     start, few = pipe.parts.lance("und", "gen"), pipe.parts.distilled()
-    teach = Taught(
-        stage=STAGE, codec=pipe.codec, encode=None, device=pipe.device, teacher=start, defaults=pipe.defaults,
-        distilled=few, learns=start,
-    )  # fmt: skip
+    teach = taught(pipe, distilled=few, learns=start)
     how = Distillation(within=3, progressive=True, solver="euler")
-    request, made = text_to_visual("a red circle", [], (1, 64, 64)), pipe.codec
+    request = text_to_visual("a red circle", [], (1, 64, 64))
     sampling = replace(guidance_of(pipe.defaults, request, True), num_inference_steps=6, shift=1.5)
     [usual] = teach._trajectories([request], sampling, [5], how)
     [own] = teach._trajectories([request], sampling, [5], replace(how, on_policy=True))
     assert all(torch.equal(one, other) for one, other in zip(usual[0][::2], own[0][::2]))  # both begin as noise
     assert [t for _, t, _ in usual] == pytest.approx([t for _, t, _ in own]) and len(own) == 2
     first = replace(sampling, num_inference_steps=2, solver="euler")
-    stops = {"stops": lambda: True, "distilled": start}
-    [led] = denoise(start, made, [request], first, seeds=[5], **stops)
+    [led] = denoise(start, pipe.codec, [request], first, seeds=[5], distilled=start, stops=lambda: True)
     assert not torch.equal(own[1][0], usual[1][0])
     torch.testing.assert_close(own[1][0], led.flatten(0, -2))
     ends = [x - t * v for x, t, v in (usual[1], own[1])]

@@ -143,6 +143,12 @@ RANGES: dict[str, tuple[float, float | None, str]] = {
 CHOICES = {"renorm": RENORMS, "solver": SOLVERS}
 
 
+def differing(by_role: Mapping[str, Mapping[str, Any]], roles: Iterable[str]) -> dict[str, Any]:
+    """Gather the fields that differ for a request of some roles; those of a later role hold."""
+    there = set(roles)
+    return {name: value for role, given in by_role.items() if role in there for name, value in given.items()}
+
+
 def _checked(value: Any) -> None:
     """Convert the fields of a `Sampling` or `Decoding`; UserError for one that means none, or is out of its range."""
     checked(value)
@@ -365,10 +371,7 @@ class GenerationConfig:
                 distilled.
         """
         values.no_others(settings, Sampling.__dataclass_fields__)
-        fields, there = dict[str, Any](), set(roles)
-        for role, given in self.sampling_with.items():
-            fields |= given if role in there else {}
-        usual = replace(self.sampling, **fields)
+        usual = replace(self.sampling, **differing(self.sampling_with, roles))
         found = replace(usual, **{k: v for k, v in settings.items() if v is not None})
         other = [name for name in BAKED if getattr(found, name) != getattr(usual, name)]
         if usual.distilled and found.distilled and other:

@@ -19,7 +19,7 @@ from typing import Any
 
 from openlance.config.lora import Lora
 from openlance.config.plugins import plugin, plugins
-from openlance.config.sampling import Sampling
+from openlance.config.sampling import Sampling, differing
 from openlance.config.values import as_data, build, one_of, override, read_yaml, unknown, whole
 from openlance.errors import UserError
 
@@ -86,7 +86,8 @@ class Distillation:
             if not least <= low <= high:
                 raise UserError(f"distill.{name} is {[low, high]}", expected=f"two numbers from {least}, rising")
         Sampling(num_inference_steps=self.num_inference_steps, solver=self.solver)
-        assert all(self.ways)
+        for role in self.by_role:
+            self.of([role])  # says what cannot be
 
     @property
     def ways(self) -> list[Distillation]:
@@ -95,10 +96,8 @@ class Distillation:
 
     def of(self, roles: Iterable[str]) -> Distillation:
         """Return what holds for a request of some roles (`sequence.segment.roles_of`)."""
-        fields, there = dict[str, Any](), set(roles)
-        for role, given in self.by_role.items():
-            fields |= given if role in there else {}
-        return build(Distillation, as_data(replace(self, by_role={})) | fields, "distill")
+        own = as_data(replace(self, by_role={})) | differing(self.by_role, roles)
+        return build(Distillation, own, "distill")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ class Taught(Preparer):
         )
 
     def _states(self, requests: Sequence[Segments], generator: torch.Generator) -> list[list[State]]:
-        """Some states of a guided trajectory of each request; those that are guided alike share its times."""
+        """Some states of a trajectory of the teacher for each request; those that are drawn alike share its times."""
         # Rewards go on from what is distilled, and teach it again as it was taught; a distilled teacher is gone by
         # then, and guidance takes as many steps in its place.
         asked, draws = self.stage.distill or build(Distillation, self.defaults.distillation), self.stage.draws

@@ -213,8 +213,8 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
         raise UserError(f"the stage {stage.name} distils guidance and learns from rewards: make two stages of it")
     if stage.distill is not None:
         check_distilling(stage, settings.model)
-    if stage.distill is not None and settings.shard > 1 and any(way.on_policy for way in stage.distill.ways):
-        raise UserError("distill.on_policy needs whole weights on every process", fix={"shard": 1})
+        if settings.shard > 1 and any(way.on_policy for way in stage.distill.ways):
+            raise UserError("distill.on_policy needs whole weights on every process", fix={"shard": 1})
     if stage.rl is not None:
         check_rewarding(stage)
     if (stage.distill or stage.rl) is not None and settings.shard > 1 and not alone:
