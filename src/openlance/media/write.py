@@ -96,7 +96,7 @@ def write_video(path: str | Path, clip: Clip, *, crf: int = 18) -> None:
 
     Args:
         path: a name that ends in .mp4.
-        video: frames with even sides.
+        clip: frames with even sides.
         crf: quality, 0 (largest) to 51 (smallest); 18 is visually lossless.
 
     Raises:
