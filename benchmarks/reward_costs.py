@@ -3,10 +3,10 @@
     python benchmarks/reward_costs.py --docs       # and the table of docs/howto/rewards.md
     python benchmarks/reward_costs.py --similarity models/clip
 
-Results are right ones of the world: images of 64x64, some with a text, edits, videos of 9 frames; texts again eight
-times as large. Without --similarity a ViT-B/32 with random weights takes its place, which takes as long. Times are CPU
-time of this process on one thread, the middle of some runs over all results; drawing is nano's, as rollouts of
-recipe/nano-rl do it.
+Results are right ones of the world, so what a reward does not call right is its mistake: images of 64x64, some with a
+text, edits, videos of 9 frames; texts again eight times as large. Without --similarity a ViT-B/32 with random weights
+takes its place, which takes as long. Times are CPU time of this process on one thread, the middle of some runs over all
+results; drawing is nano's, as rollouts of recipe/nano-rl do it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,12 @@ def milliseconds(run: Callable[[], Any], each: int, repeat: int) -> dict[str, fl
     return {"min": min(times), "median": statistics.median(times), "max": max(times)}
 
 
+def right(told: Sequence[Any]) -> float | None:
+    """Share of results that a reward calls right; None for one that only says how much."""
+    named = [name for name in ("right", "exact") if isinstance(told[0], Mapping) and name in told[0]]
+    return statistics.mean(float(one[named[0]]) for one in told) if named else None
+
+
 def rollouts() -> dict[str, Any]:
     """How recipe/nano-rl draws."""
     rl = recipe("nano-rl")[0].rl
@@ -140,15 +146,20 @@ def main() -> None:
                 found = milliseconds(lambda: list(reward(some)), len(some), args.repeat)  # noqa: B023
                 height, width = some[0].media.pixels.shape[1:3]
                 like = None if kind.startswith("large") else drawn["videos" if kind == "videos" else "images"]["median"]
-                data[f"{name}, {kind}"] = found | {"results": len(some), "height": height, "width": width}
+                sure = right(reward(some))
+                data[f"{name}, {kind}"] = found | {
+                    "results": len(some), "height": height, "width": width, "right": sure,
+                }  # fmt: skip
                 share = f"{found['median'] / like:.1%}" if like else "-"
                 took = f"{found['median']:.{0 if found['median'] >= 10 else 2}f}"
-                rows.append([f"`{name}`", kind, f"{width}x{height}", took, share])
-    table = markdown(["reward", "results", "size", "ms for one", "share of drawing it"], rows)
+                said = "-" if sure is None else f"{sure:.3f}"
+                rows.append([f"`{name}`", kind, f"{width}x{height}", took, share, said])
+    table = markdown(["reward", "results", "size", "ms for one", "share of drawing it", "found right"], rows)
     each = {kind: f"{told['median']:.0f} ms" for kind, told in drawn.items()}
     said = f"One core. nano draws an image of {SIDE}x{SIDE} in {each['images']}, a video of {FRAMES} frames in "
     steps = rollouts()["num_inference_steps"]
-    said += f"{each['videos']} ({steps} steps, no guidance, decoded; {args.results} together).\n\n{table}"
+    said += f"{each['videos']} ({steps} steps, no guidance, decoded; {args.results} together). Results are right "
+    said += f"ones.\n\n{table}"
     write_results("reward_costs", {"drawing": drawn, "rewards": data}, said, args.out)
     if args.docs:
         put(PAGE, "costs", said)

@@ -1,12 +1,11 @@
-"""What rewards add to the wall time of a round: rounds of recipe/nano-rl with a reward, the same with a free one.
+"""What rewards add to the wall time of a round: rounds of recipe/nano-rl with each reward, and with a free one.
 
     python benchmarks/reward_rounds.py                          # on a quiet machine; about an hour on two cores
-    python benchmarks/reward_rounds.py --only ocr world --tokens 2000 --blocks 1
+    python benchmarks/reward_rounds.py --only ocr world=letters --tokens 1000 --cycles 7
 
-Every run is rewarded by redness, so all of them draw the same results and learn the same from them; in the worker
-process each reward scores these too, and what it says is dropped. Runs take turns, some rounds each, going on from
-their checkpoints. A round is compared with the same round of the run with the free reward; the first ones of a turn
-warm up.
+One run, whose rounds take turns: all are rewarded by redness, and in the worker process a reward scores the same
+results too; what it says is dropped. So a machine that slows down slows all of them. A round is compared with the free
+one of its turn, per result; the first turn warms up.
 """
 
 from __future__ import annotations
@@ -30,8 +29,10 @@ FREE = "free"
 REWARDS = (FREE, "ocr", "ocr=tesseract", "world", "world=letters", "similarity", "file")
 # Every reward has something to say of texts.
 TEXTS = {"path": "world", "kinds": {kind: float(kind == "text") for kind in WorldMixture().scenes}}
-# What is scored by `ENTRY` too; the scores are redness.
+# Scores are redness; in a round, whose number is that of the lines of the log, one of `ENTRIES` scores beside it.
 BESIDE = """
+from pathlib import Path
+
 from openlance.rl.rewards import Reward
 from openlance.rl.rewards.registry import make_reward
 
@@ -40,12 +41,15 @@ class Beside(Reward):
     name, range = "beside", (-1.0, 1.0)
 
     def load(self):
-        self.both = [make_reward(entry) for entry in ("redness", ENTRY)]
-        for one in self.both:
+        self.each = [make_reward(entry) for entry in ENTRIES]
+        for one in self.each:
             one.load()
 
     def __call__(self, drawn):
-        return [list(one(drawn)) for one in self.both][0]
+        log = Path(LOG)
+        number = len(log.read_text().splitlines()) if log.is_file() else 0
+        list(self.each[number % len(self.each)](drawn))
+        return self.each[0](drawn)
 """
 FILE = """
 import numpy as np
@@ -72,8 +76,7 @@ def entry_of(name: str, scratch: Path, similarity: Path | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=REWARDS[1:], default=list(REWARDS[1:]))
-    parser.add_argument("--blocks", type=int, default=3, help="turns of each run")
-    parser.add_argument("--rounds", type=int, default=3, help="of a turn, of which the first warms up")
+    parser.add_argument("--cycles", type=int, default=7, help="turns, of which the first warms up")
     parser.add_argument("--tokens", type=int, help="of a pack; the recipe's own")
     parser.add_argument("--workers", type=int, default=1, help="processes that score")
     parser.add_argument("--similarity", type=Path, help="folder of a model; one with random weights in its place")
@@ -87,32 +90,27 @@ def main() -> None:
         rl=replace(stage.rl, workers=args.workers),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        scratch, stages = Path(folder), {}
-        for n, name in enumerate(names):
-            file = scratch / f"beside{n}.py"
-            file.write_text(BESIDE.replace("ENTRY", repr(entry_of(name, scratch, args.similarity))), encoding="utf-8")
-            stages[name] = replace(stage, rl=replace(stage.rl, rewards={f"{file}:Beside": 1.0}))
-        for block in range(args.blocks):
-            for name in names if block % 2 == 0 else reversed(names):
-                run = Settings(out=scratch / name, model=folder_of("nano"), data={"t2i": TEXTS})
-                run_stage(replace(stages[name], steps=(block + 1) * args.rounds), run)
-        logs = {name: read_log(scratch / name / "log.jsonl") for name in names}
-    kept = [n for n in range(args.blocks * args.rounds) if n % args.rounds]
-    free, rows, data = [logs[FREE][n] for n in kept], [], {}
-    for name in names:
-        own = [logs[name][n] for n in kept]
-        assert all(one["results"] == other["results"] for one, other in zip(own, free)), "these are other rounds"
-        added = [one["seconds"] / other["seconds"] - 1 for one, other in zip(own, free)]
+        scratch = Path(folder)
+        entries = [entry_of(name, scratch, args.similarity) for name in names]
+        file, out = scratch / "beside.py", scratch / "run"
+        said = BESIDE.replace("ENTRIES", repr(entries)).replace("LOG", repr(str(out / "log.jsonl")))
+        file.write_text(said, encoding="utf-8")
+        stage = replace(stage, steps=args.cycles * len(names), rl=replace(stage.rl, rewards={f"{file}:Beside": 1.0}))
+        run_stage(stage, Settings(out=out, model=folder_of("nano"), data={"t2i": TEXTS}))
+        log = read_log(out / "log.jsonl")[len(names) :]
+    free, rows, data = log[:: len(names)], [], {}
+    for n, name in enumerate(names):
+        own = log[n :: len(names)]
+        each, usual = ([one["seconds"] / one["results"] for one in some] for some in (own, free))
+        added = [one / other - 1 for one, other in zip(each, usual, strict=True)]
         waits = [one["reward_seconds"] / one["seconds"] for one in own]
-        data[name] = {
-            "seconds": [one["seconds"] for one in own], "cpu_seconds": [one["cpu_seconds"] for one in own],
-            "added": added, "waited": waits,
-        }  # fmt: skip
+        data[name] = {key: [one[key] for one in own] for key in ("seconds", "cpu_seconds", "results")}
+        data[name] |= {"added": added, "waited": waits}
         seconds, results = (statistics.median(one[key] for one in own) for key in ("seconds", "results"))
         shown = f"{statistics.median(added):+.1%} ({min(added):+.1%} to {max(added):+.1%})" if name != FREE else "-"
         rows.append([name, f"{seconds:.1f}", f"{results:.0f}", shown, f"{statistics.median(waits):.1%}"])
-    head = ["reward", "seconds of a round", "results", "added to the same round", "spent in waiting"]
-    said = f"Medians of {len(kept)} rounds, least and most; {args.workers} worker.\n\n{markdown(head, rows)}"
+    head = ["reward", "seconds of a round", "results", "added to a round", "spent in waiting"]
+    said = f"Medians of {len(free)} rounds of each, least and most; workers: {args.workers}.\n\n{markdown(head, rows)}"
     write_results("reward_rounds", {"tokens": packs, "workers": args.workers, "runs": data}, said, args.out)
 
 

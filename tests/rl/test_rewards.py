@@ -192,6 +192,16 @@ def test_the_model_does_not_wait_while_results_are_scored(bad):
     assert time.perf_counter() - began < 3  # nor when it is closed meanwhile
 
 
+def test_where_the_model_keeps_all_cores_results_are_scored_when_it_asks(bad):
+    with RewardPool("redness", beside=False) as pool:
+        pending = pool.submit([picture(3), picture(5)])
+        time.sleep(0.2)
+        assert not pool.spent
+        with RewardPool("redness") as other:
+            assert pending.collect() == other.submit([picture(3), picture(5)]).collect()
+        assert pool.spent
+
+
 def test_workers_hold_no_torch_unless_a_reward_needs_it(bad):
     import torch  # noqa: F401  the process that trains does
 

@@ -171,7 +171,10 @@ def prepare(
         how = run.how
         pools = [
             stack.enter_context(
-                RewardPool(rewards, workers=how.workers, seconds=how.seconds, failures=how.failures)
+                RewardPool(
+                    rewards, workers=how.workers, seconds=how.seconds, failures=how.failures,
+                    beside=processes.device.type != "cpu",
+                )
             ) for rewards in (how.rewards, how.judge) if rewards
         ]  # fmt: skip
         prepare = Rollouts(

@@ -31,8 +31,9 @@ log = logging.getLogger("openlance.rl.rewards")
 class Pending:
     """Scores that are being found."""
 
-    def __init__(self, pool: RewardPool, drawn: Sequence[Drawn], parts: list[list[Future]]) -> None:
-        self._pool, self._drawn, self._parts = pool, drawn, parts
+    def __init__(self, pool: RewardPool, drawn: Sequence[Drawn]) -> None:
+        self._pool, self._drawn = pool, drawn
+        self._parts = self._begun() if pool.beside else None
         self._scores: list[Score | None] | None = None
 
     def collect(self) -> list[Score | None]:
@@ -46,10 +47,19 @@ class Pending:
         """
         if self._scores is None:
             began = time.perf_counter()
-            found = [[one for part in parts for one in part.result()] for parts in self._parts]
+            parts = self._parts or self._begun()
+            found = [[one for part in own for one in part.result()] for own in parts]
             self._pool.waited += time.perf_counter() - began
             self._scores = [self._pool._joined(drawn, says) for drawn, *says in zip(self._drawn, *found)]
         return self._scores
+
+    def _begun(self) -> list[list[Future]]:
+        """Hand them to the workers: of each reward, its batches."""
+        batches = [self._drawn[at : at + BATCH] for at in range(0, len(self._drawn), BATCH)]
+        return [
+            [self._pool._threads.submit(self._pool._score, one, batch) for batch in batches]
+            for one in self._pool.rewards
+        ]
 
 
 class RewardPool:
@@ -62,6 +72,8 @@ class RewardPool:
         workers: Processes; each holds every reward.
         seconds: A reward that takes longer for a batch of results is ended and its worker made anew.
         failures: Results that may fail before all ends.
+        beside: Whether results are scored while the caller goes on. Otherwise they are when their scores are asked for,
+            which takes less time where the caller keeps all cores busy: threads of one product wait for the slowest.
 
     Attributes:
         failed: How many results each reward has failed on.
@@ -73,11 +85,12 @@ class RewardPool:
     """
 
     def __init__(
-        self, rewards: str | Mapping[str, float], *, workers: int = 1, seconds: float = 60.0, failures: int = 100
-    ) -> None:
+        self, rewards: str | Mapping[str, float], *, workers: int = 1, seconds: float = 60.0, failures: int = 100,
+        beside: bool = True,
+    ) -> None:  # fmt: skip
         within("seconds", seconds, 0.001)
         self.rewards: tuple[Weighted, ...] = parse_rewards(rewards)
-        self.workers, self.seconds = whole("workers", workers), seconds
+        self.workers, self.seconds, self.beside = whole("workers", workers), seconds, beside
         self.most_failures = whole("failures", failures, 0)
         self.failed, self.spent, self.waited = Counter[str](), dict[str, float](), 0.0
         self._told = set[tuple[str, str]]()
@@ -97,10 +110,8 @@ class RewardPool:
             one.reward.check(prompt, truth)
 
     def submit(self, drawn: Sequence[Drawn]) -> Pending:
-        """Begin to score results; this returns at once."""
-        batches = [drawn[at : at + BATCH] for at in range(0, len(drawn), BATCH)]
-        parts = [[self._threads.submit(self._score, one, batch) for batch in batches] for one in self.rewards]
-        return Pending(self, drawn, parts)
+        """Take results to be scored; this returns at once."""
+        return Pending(self, drawn)
 
     def close(self) -> None:
         """End the workers; what they have not scored yet is given up."""

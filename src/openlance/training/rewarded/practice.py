@@ -1,8 +1,8 @@
 """The rollouts of a pack of samples, on their way through the rewards.
 
-These score some results while the next are drawn: requests are taken as many at once as go through the model together,
-and what is drawn of them besides their probes comes after the probes of the next ones. The order is always the same,
-since results are those of their batch but for rounding.
+These can score some results while the next are drawn: requests are taken as many at once as go through the model
+together, and what is drawn of them besides their probes comes after the probes of the next ones. The order is always
+the same, since results are those of their batch but for rounding.
 """
 
 from __future__ import annotations
