@@ -47,8 +47,8 @@ class Pending:
         """
         if self._scores is None:
             began = time.perf_counter()
-            parts = self._parts or self._begun()
-            found = [[one for part in own for one in part.result()] for own in parts]
+            self._parts = self._parts or self._begun()
+            found = [[one for part in parts for one in part.result()] for parts in self._parts]
             self._pool.waited += time.perf_counter() - began
             self._scores = [self._pool._joined(drawn, says) for drawn, *says in zip(self._drawn, *found)]
         return self._scores
