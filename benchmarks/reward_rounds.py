@@ -78,16 +78,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=REWARDS[1:], default=list(REWARDS[1:]))
     parser.add_argument("--cycles", type=int, default=7, help="turns, of which the first warms up")
     parser.add_argument("--tokens", type=int, help="of a pack; the recipe's own")
-    parser.add_argument("--workers", type=int, default=1, help="processes that score")
+    parser.add_argument("--workers", type=int, help="processes that score; the recipe's own")
     parser.add_argument("--similarity", type=Path, help="folder of a model; one with random weights in its place")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     stage, names = recipe("nano-rl")[0], [FREE, *args.only]
     assert stage.rl is not None
     packs = stage.pack_tokens if args.tokens is None else (args.tokens * 11 // 12, args.tokens)
+    how = replace(stage.rl, workers=args.workers or stage.rl.workers)
     stage = replace(
         stage, mixture={"t2i": 1.0}, pack_tokens=packs, max_sample_tokens=min(stage.max_sample_tokens, packs[1]),
-        rl=replace(stage.rl, workers=args.workers),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -95,7 +95,7 @@ def main() -> None:
         file, out = scratch / "beside.py", scratch / "run"
         said = BESIDE.replace("ENTRIES", repr(entries)).replace("LOG", repr(str(out / "log.jsonl")))
         file.write_text(said, encoding="utf-8")
-        stage = replace(stage, steps=args.cycles * len(names), rl=replace(stage.rl, rewards={f"{file}:Beside": 1.0}))
+        stage = replace(stage, steps=args.cycles * len(names), rl=replace(how, rewards={f"{file}:Beside": 1.0}))
         run_stage(stage, Settings(out=out, model=folder_of("nano"), data={"t2i": TEXTS}))
         log = read_log(out / "log.jsonl")[len(names) :]
     free, rows, data = log[:: len(names)], [], {}
@@ -110,8 +110,8 @@ def main() -> None:
         shown = f"{statistics.median(added):+.1%} ({min(added):+.1%} to {max(added):+.1%})" if name != FREE else "-"
         rows.append([name, f"{seconds:.1f}", f"{results:.0f}", shown, f"{statistics.median(waits):.1%}"])
     head = ["reward", "seconds of a round", "results", "added to a round", "spent in waiting"]
-    said = f"Medians of {len(free)} rounds of each, least and most; workers: {args.workers}.\n\n{markdown(head, rows)}"
-    write_results("reward_rounds", {"tokens": packs, "workers": args.workers, "runs": data}, said, args.out)
+    said = f"Medians of {len(free)} rounds of each, least and most; workers: {how.workers}.\n\n{markdown(head, rows)}"
+    write_results("reward_rounds", {"tokens": packs, "workers": how.workers, "runs": data}, said, args.out)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Ocr(Reward):
 
     name = "ocr"
     facts = {"read": 1.0, "exact": 0.5}  # ours: the last wrong letter is worth as much as half of the text
-    cost = "20 ms for an image of 64x64 and 120 ms for one of 512x512 on one core (RapidOCR)"
+    cost = "32 ms for an image of 64x64 and 200 ms for one of 512x512 on one busy core (RapidOCR)"
     exploits = (
         "letters that only this reader can read: judge by another one; text that the reader is not sure of (under .5) "
         "counts as not there; nothing but the text is looked at, so images lose what else the prompt says"

@@ -29,11 +29,11 @@ log = logging.getLogger("openlance.rl.rewards")
 
 
 class Pending:
-    """Scores that are being found."""
+    """Scores that are being found, or will be when they are asked for."""
 
     def __init__(self, pool: RewardPool, drawn: Sequence[Drawn]) -> None:
         self._pool, self._drawn = pool, drawn
-        self._parts = self._begun() if pool.beside else None
+        self._parts = pool._begin(drawn) if pool.beside else None
         self._scores: list[Score | None] | None = None
 
     def collect(self) -> list[Score | None]:
@@ -47,19 +47,11 @@ class Pending:
         """
         if self._scores is None:
             began = time.perf_counter()
-            self._parts = self._parts or self._begun()
+            self._parts = self._parts or self._pool._begin(self._drawn)
             found = [[one for part in parts for one in part.result()] for parts in self._parts]
             self._pool.waited += time.perf_counter() - began
             self._scores = [self._pool._joined(drawn, says) for drawn, *says in zip(self._drawn, *found)]
         return self._scores
-
-    def _begun(self) -> list[list[Future]]:
-        """Hand them to the workers: of each reward, its batches."""
-        batches = [self._drawn[at : at + BATCH] for at in range(0, len(self._drawn), BATCH)]
-        return [
-            [self._pool._threads.submit(self._pool._score, one, batch) for batch in batches]
-            for one in self._pool.rewards
-        ]
 
 
 class RewardPool:
@@ -112,6 +104,11 @@ class RewardPool:
     def submit(self, drawn: Sequence[Drawn]) -> Pending:
         """Take results to be scored; this returns at once."""
         return Pending(self, drawn)
+
+    def _begin(self, drawn: Sequence[Drawn]) -> list[list[Future]]:
+        """Hand results to the workers: of each reward, their batches."""
+        batches = [drawn[at : at + BATCH] for at in range(0, len(drawn), BATCH)]
+        return [[self._threads.submit(self._score, one, batch) for batch in batches] for one in self.rewards]
 
     def close(self) -> None:
         """End the workers; what they have not scored yet is given up."""
