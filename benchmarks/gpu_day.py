@@ -1,4 +1,4 @@
-"""The whole of nano in one command, meant for 25 minutes on one GPU: stages, distilled guidance, rewards, scores.
+"""The whole of nano in one command, meant for 25 minutes on one GPU: stages, fewer passes, rewards, scores.
 
     python benchmarks/gpu_day.py runs/day --minutes 25                # from the shipped weights, stage after stage
     python benchmarks/gpu_day.py runs/day --minutes 25 --from nothing # decoder and vision tower first
@@ -75,8 +75,9 @@ PHASES = (
     Phase(name="regions", share=5, stage=("nano-2", "regions"), small=ROWS, most=4000),
     Phase(name="all", share=8, stage=("nano-2", "all"), small=ROWS, most=12000),
     Phase(name="whole", share=3, stage=("nano-2", "whole"), small=ROWS, most=4000),
-    Phase(name="distill", share=4, stage=("nano-distill", "distill"), small=ROWS, most=4000),
-    Phase(name="rl", share=3, stage=("nano-rl", "rl"), small=FEW_RL, most=400),
+    Phase(name="distill", share=6, stage=("nano-distill", "distill"), small=ROWS, most=4000),
+    Phase(name="rl", share=1, stage=("nano-rl", "rl"), small=FEW_RL, most=400),
+    Phase(name="two", share=6, stage=("nano-distill-2", "two"), small=ROWS, most=4000),
     Phase(name="scores", share=4),
 )
 

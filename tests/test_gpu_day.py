@@ -77,7 +77,7 @@ def test_a_small_day_runs_from_end_to_end_and_goes_on(tmp_path):
     done = subprocess.run([*line, "--results", str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     phases = json.loads(done.stdout.splitlines()[-1])["phases"]
-    assert list(phases) == ["regions", "all", "whole", "distill", "rl", "scores"]
+    assert list(phases) == ["regions", "all", "whole", "distill", "rl", "two", "scores"]
     assert all(p["finished"] for p in phases.values())
     model = Path(json.loads(done.stdout.splitlines()[-1])["model"])
     assert {"image_inpaint", "outpaint", "video_inpaint", "extend"} <= set(GenerationConfig.read(model).tasks)
