@@ -1,5 +1,5 @@
-"""What a self-check brings to what is drawn from words: `check=4` against the first draw of the same requests, judged
-by the world from pixels. (`regions.py run --ways checked` does the same for edits.)
+"""What a self-check brings to what is drawn from words, and to videos: `check=4` against the first draw of the same
+requests, judged by the world from pixels. (`regions.py run --ways checked` does the same for edits.)
 
     python benchmarks/checks.py run --records checks.jsonl      # goes on where it was stopped
     python benchmarks/checks.py table --records checks.jsonl --docs
@@ -25,20 +25,35 @@ from openlance.inference.lance_pipeline import LancePipeline
 from openlance.media.clip import Clip
 from openlance.sequence.segment import Segments
 from toyworld.judge import is_right
+from toyworld.motion import render_clip
 from toyworld.suites.bench import Bench
+from toyworld.suites.clips import FILMED, filmings, judge_filming
 from toyworld.suites.images import drawings
 
 BLOCK, SEED, DRAWS = 20, 700, 4  # requests of a record; the seed of block b is SEED + b
-BLOCKS = dict.fromkeys(("text", "two", "attribute"), 20)
+BLOCKS = dict.fromkeys(("text", "two", "attribute"), 20) | dict.fromkeys(("i2v one", "i2v two", "t2v two"), 10)
 PAGE = Path(__file__).parents[1] / "docs" / "howto" / "checking.md"
 Judge = Callable[[np.ndarray], bool]
 
 
 def requests_of(pipe: LancePipeline, category: str, block: int) -> tuple[list[Segments], list[Judge]]:
-    """Requests, and what says of pixels whether they are right."""
-    drawn = list(drawings(category, Bench(tasks=("t2i",), samples=BLOCK, seed=SEED + block)))
-    made = [pipe.front.request("t2i", d.prompt, asked=(1, 64, 64)) for d in drawn]
-    return made, [lambda pixels, d=d: is_right(pixels, d.facts) for d in drawn]  # type: ignore[misc]
+    """Requests, and what says of pixels, (T, H, W, 3), whether they are right."""
+    suite, _, kind = category.rpartition(" ")
+    bench = Bench(tasks=(suite or "t2i",), samples=BLOCK, seed=SEED + block)
+    if not suite:
+        drawn = list(drawings(kind, bench))
+        made = [pipe.front.request("t2i", d.prompt, asked=(1, 64, 64)) for d in drawn]
+        return made, [lambda pixels, d=d: is_right(pixels[0], d.facts) for d in drawn]  # type: ignore[misc]
+    asked, filmed = (bench.frames, 64, 64), list(filmings(kind, bench, FILMED[suite]))
+    firsts = [render_clip(f.clip, 64, 64)[:1] if suite == "i2v" else None for f in filmed]
+    made = [
+        pipe.front.request(suite, f.prompt, [] if first is None else [Clip(first)], asked=asked)
+        for f, first in zip(filmed, firsts, strict=True)
+    ]
+    return made, [
+        lambda pixels, f=f, first=first: judge_filming(f, pixels, None if first is None else first[0])[0]  # type: ignore[misc]
+        for f, first in zip(filmed, firsts, strict=True)
+    ]
 
 
 def block_of(pipe: LancePipeline, category: str, block: int) -> dict[str, Any]:
@@ -58,7 +73,7 @@ def block_of(pipe: LancePipeline, category: str, block: int) -> dict[str, Any]:
     best = checked(pipe, requests, seeds, DRAWS, make)
     whole = time.process_time() - began
     verdicts = [clip.verdict for clip in best]
-    right = [[judge(clip.pixels[0]) for clip in made[n]] for n, judge in enumerate(judges)]
+    right = [[judge(clip.pixels) for clip in made[n]] for n, judge in enumerate(judges)]
     assert [draw_seed(s, v.draw) for s, v in zip(seeds, verdicts)] == [clip.made.seed for clip in best]
     return {
         "category": category, "block": block, "draws": [v.draws for v in verdicts], "draw": [v.draw for v in verdicts],
@@ -108,9 +123,9 @@ def table(model: str, records: Path, out: Path, docs: bool) -> None:
             f"{r['right_where_no_fault']:.2f} / {r['right_where_a_fault']:.2f}",
             f"{s['drawing'] + s['looking']:.2f} for {s['one']:.2f}",
         ])  # fmt: skip
-    head = f"{model}, free placement, 64x64, blocks of {BLOCK} from seed {SEED}, `check={DRAWS}`. "
-    head += "No fault / fault: how many of all draws are right where the model is sure and where it is not. "
-    head += "CPU seconds per request, those of the questions included.\n\n"
+    head = f"{model}, free placement, 64x64, blocks of {BLOCK} from seed {SEED}, `check={DRAWS}`; videos of 9 frames "
+    head += "from words (t2v) or a true first frame (i2v). No fault / fault: how many of all draws are right where the "
+    head += "model is sure and where it is not. CPU seconds per request, those of the questions included.\n\n"
     columns = ["", "n", "one draw", "checked", "points (95 %)", "p", "draws", "no fault / fault", "CPU s"]
     text = head + markdown(columns, lines)
     write_results("checks", {"model": model, "draws": DRAWS, "rows": rows}, text, out)

@@ -35,6 +35,7 @@ FIRST_FRAME_PSNR = 30.0  # decibels from which the given first picture counts as
 SCENES = {"one": "color", "two": "attribute"}  # categories of clips, and those of the scenes they come from
 _DRAWN, _ANIMATED, _ASKED = (*SCENES, HELDOUT), tuple(SCENES), (*CLIP_QUESTIONS, HELDOUT)
 _T2V, _I2V, _EDIT, _ASK, _SUBJECT = 10, 11, 12, 13, 18  # numbers of the suites: they set the requests
+FILMED = {"t2v": _T2V, "i2v": _I2V}  # those that ask for `filmings`
 
 
 class ClipModel(Protocol):
