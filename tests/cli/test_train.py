@@ -22,8 +22,9 @@ def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pict
     import openlance
 
     out = tmp_path / "run"
-    small = ["--set", "draws=1", "--set", "pack_tokens=[100, 300]", "--set", "max_sample_tokens=300", "--set", "warmup=0"]
-    command = ["train", "lora", "--data", str(pictures), "-o", str(out), "--rank", "2", *small, "--model", str(shallow)]
+    small = ["--model", str(shallow), "--set", "draws=1", "--set", "pack_tokens=[100, 300]", "--set"]
+    small += ["max_sample_tokens=300", "--set", "warmup=0"]
+    command = ["train", "lora", "--data", str(pictures), "-o", str(out), "--rank", "2", *small]
     assert main([*command, "--steps", "2", "--lr", "0.02"]) == 0
     assert "--lora" in capsys.readouterr().out
     config = json.loads((out / "adapter_config.json").read_text())

@@ -82,7 +82,9 @@ def test_every_task_and_mixtures_of_them_train_an_adapter(pairs, small, tmp_path
     assert any(".und." in name for name in moved) and (not drawn or any(".gen." in name for name in moved))
 
 
-def test_rank_alpha_dropout_and_targets_are_what_was_asked_for_and_another_run_goes_on_from_there(small, shallow, tmp_path, capsys):
+def test_rank_alpha_dropout_and_targets_are_what_was_asked_for_and_another_run_goes_on_from_there(
+    small, shallow, tmp_path, capsys
+):
     first, second = tmp_path / "first", tmp_path / "second"
     chosen = ["--rank", "3", "--alpha", "6", "--dropout", "0.25", "--targets", "gen.q, gen.down"]
     assert main(["train", "lora", "--data", "world", "-o", str(first), "--steps", "1", *chosen, *small]) == 0

@@ -74,7 +74,9 @@ def requests(base, shallow):
 @pytest.mark.parametrize(
     ("objective", "learns"), [("nft", "generation"), ("grpo", "everything"), ("awm", "adapter")]
 )  # fmt: skip
-def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, shallow, settings, objective, learns):
+def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(
+    tmp_path, shallow, settings, objective, learns
+):
     how = replace(RL, objective=objective, probes=2, window_size=1, updates=2)
     stage = replace(STAGE, rl=how, **LEARNS[learns])
     whole = run_stage(stage, settings(tmp_path / "whole"))

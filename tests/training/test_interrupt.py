@@ -157,8 +157,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_ctrl_c_of_a_command_is_said_and_the_same_command_goes_on(shallow, tmp_path, monkeypatch, capsys):
-    words = ["train", "lora", "--model", str(shallow), "--data", "world", "-o", "run", "--rank", "1", "--set", "draws=1", "--set"]
-    words += ["pack_tokens=[150, 400]", "--set", "max_sample_tokens=400", "--steps"]
+    words = ["train", "lora", "--model", str(shallow), "--data", "world", "-o", "run", "--rank", "1"]
+    words += ["--set", "draws=1", "--set", "pack_tokens=[150, 400]", "--set", "max_sample_tokens=400", "--steps"]
     start = [sys.executable, "-c", COMMAND, *words]
     with subprocess.Popen([*start, "5000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
