@@ -10,20 +10,29 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # ruff: noqa: E402  (torch reads the variable when it is imported)
 import json
+import re
+import shutil
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing import start_processes
 
+from openlance.checkpoint.formats import folder_of, read_config, write_config
+from openlance.checkpoint.tensors import read_tensors
+from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import NO_QUIRKS, ModelConfig, VAEConfig, ViTConfig
 from openlance.config.sampling import PromptStyle
 from openlance.media.clip import Clip
 from openlance.model.lance import Lance
+from openlance.runtime.distributed import Distributed
 from openlance.sequence import tasks
 from openlance.sequence.pack import Pack, pack
 from openlance.sequence.segment import LATENTS, PATCHES, Kind, Segments
@@ -197,6 +206,40 @@ def tokenizer() -> Tokenizer:
 def tiny(tokenizer: Tokenizer) -> Tiny:
     assert len(tokenizer) <= CONFIG.vocab_size
     return Tiny(Lance(CONFIG), SequenceCodec(tokenizer, CONFIG)).build()
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano with two of its six layers: a checkpoint for laws that do not ask how well it draws, in less than half the
+    time."""
+    nano = folder_of("nano")
+    folder = Path(shutil.copytree(nano, tmp_path_factory.mktemp("models") / "shallow"))
+    write_config(folder, replace(read_config(nano), layers=2))
+    tensors = read_tensors(nano / "model.safetensors")
+    kept = {name: t for name, t in tensors.items() if not re.search(r"\blayers\.[2-9]\.", name)}
+    write_tensors(folder / "model.safetensors", kept)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def on_two_processes() -> Callable[[Callable[[], object]], None]:
+    """Do something on two processes of one group. They are what torchrun would have started, but forked: they need not
+    import everything again."""
+
+    def run(task: Callable[[], object]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        start_processes(_of_a_group, (2, port, task), nprocs=2, start_method="fork")
+
+    return run
+
+
+def _of_a_group(rank: int, count: int, port: int, task: Callable[[], object]) -> None:
+    said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in said.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    torch.set_num_threads(1)
+    task()
+    Distributed.leave()
 
 
 class ChatServer(ThreadingHTTPServer):

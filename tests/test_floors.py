@@ -2,6 +2,7 @@
 modules import each other in a circle, and what plugs in is imported by nobody by name."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -29,6 +30,9 @@ PUBLIC = {"__init__", "__main__"}  # the package's face names what lies below; o
 FLOOR_OF[""] = FLOOR_OF["cli"] - 1  # `import openlance`
 
 
+parsed = functools.cache(ast.parse)  # the same files are asked several things
+
+
 def imported(tree: ast.AST, package: list[str]) -> set[str]:
     """First name below `openlance` of every import in a file, those inside functions included."""
     names: list[str] = []
@@ -52,7 +56,7 @@ def breaches(source: str, path: str) -> list[str]:
         return []
     if own not in FLOOR_OF:
         return [f"{path}: `{own}` has no floor yet, give it one in {Path(__file__).name}"]
-    found = sorted(imported(ast.parse(source), ["openlance", *parts[:-1]]))
+    found = sorted(imported(parsed(source), ["openlance", *parts[:-1]]))
     wrong = [name for name in found if name != own and FLOOR_OF.get(name, len(FLOORS)) >= FLOOR_OF[own]]
     return [f"{path} (floor {FLOOR_OF[own]}) imports openlance.{name}" for name in wrong]
 
@@ -97,7 +101,7 @@ def modules(folder: Path) -> dict[str, str]:
 
 def uses(source: str, known: dict[str, str]) -> set[str]:
     """Modules that a file imports when it runs, those inside functions included."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     skipped = {id(n) for node in types for n in ast.walk(node)}
     found = set[str]()
@@ -149,7 +153,7 @@ def options() -> set[str]:
 
 def flags_in(source: str, known: set[str]) -> set[str]:
     """Options of ours that the strings of a file name."""
-    texts = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    texts = [n.value for n in ast.walk(parsed(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]+", text)} & known
 
 

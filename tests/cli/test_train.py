@@ -18,17 +18,18 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pictures, tmp_path, capsys):
+def test_a_folder_of_pictures_becomes_an_adapter_that_changes_what_is_drawn(pictures, shallow, tmp_path, capsys):
     import openlance
 
     out = tmp_path / "run"
-    small = ["--set", "pack_tokens=[300, 600]", "--set", "max_sample_tokens=600", "--set", "warmup=0"]
+    small = ["--model", str(shallow), "--set", "draws=1", "--set", "pack_tokens=[100, 300]", "--set"]
+    small += ["max_sample_tokens=300", "--set", "warmup=0"]
     command = ["train", "lora", "--data", str(pictures), "-o", str(out), "--rank", "2", *small]
     assert main([*command, "--steps", "2", "--lr", "0.02"]) == 0
     assert "--lora" in capsys.readouterr().out
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 2
-    pipe = openlance.load("nano")
+    pipe = openlance.load(str(shallow))
     before = np.asarray(pipe.generate("a red circle", seed=1, num_inference_steps=2)[0], int)
     pipe.load_lora_weights(out)
     after = np.asarray(pipe.generate("a red circle", seed=1, num_inference_steps=2)[0], int)

@@ -1,9 +1,6 @@
 """`openlance train lora` for every task and mixtures of them; one process with two packs a step is two processes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +15,8 @@ from openlance.config.train import Resolution, Stage
 from openlance.training import run as training
 from openlance.training.start import lora_stage
 
-SMALL = ["--set", "draws=1", "--set", "pack_tokens=[150, 700]", "--set", "max_sample_tokens=700", "--set", "warmup=0"]
+SMALL = ["--set", "draws=1", "--set", "pack_tokens=[100, 350]", "--set", "max_sample_tokens=350", "--set", "warmup=0",
+         "--set", "resolutions=[{image: [32, 32], video: [32, 32]}]"]  # fmt: skip
 COLORS = ("red", "blue", "yellow", "purple")
 
 
@@ -26,6 +24,12 @@ def picture(color, path):
     image = Image.new("RGB", (64, 64), (240, 210, 150))
     ImageDraw.Draw(image).ellipse((16, 16, 48, 48), fill=color)
     image.save(path)
+
+
+@pytest.fixture(scope="module")
+def small(shallow):
+    """What a command says to train little, and quickly."""
+    return ["--model", str(shallow), *SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +69,10 @@ def stage_of(run):
         (["--task", "t2v", "--data", "world"], {"t2v": 1}, 'generate t2v "a caption"'),
     ],
 )  # fmt: skip
-def test_every_task_and_mixtures_of_them_train_an_adapter(pairs, tmp_path, capsys, words, mixture, then):
+def test_every_task_and_mixtures_of_them_train_an_adapter(pairs, small, tmp_path, capsys, words, mixture, then):
     said = [word.replace("PAIRS", str(pairs)).replace("ASKED", str(pairs.parent / "asked")) for word in words]
     out = tmp_path / "run"
-    assert main(["train", "lora", *said, "-o", str(out), "--steps", "1", "--rank", "2", *SMALL]) == 0
+    assert main(["train", "lora", *said, "-o", str(out), "--steps", "1", "--rank", "2", *small]) == 0
     assert f"try: openlance {then}" in capsys.readouterr().out and stage_of(out)["mixture"] == mixture
     [row] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     text, drawn = (any((task[:3] == "x2t") is kind for task in mixture) for kind in (True, False))
@@ -78,36 +82,36 @@ def test_every_task_and_mixtures_of_them_train_an_adapter(pairs, tmp_path, capsy
     assert any(".und." in name for name in moved) and (not drawn or any(".gen." in name for name in moved))
 
 
-def test_rank_alpha_dropout_and_targets_are_what_was_asked_for_and_another_run_goes_on_from_there(tmp_path, capsys):
+def test_rank_alpha_dropout_and_targets_are_what_was_asked_for_and_another_run_goes_on_from_there(
+    small, shallow, tmp_path, capsys
+):
     first, second = tmp_path / "first", tmp_path / "second"
     chosen = ["--rank", "3", "--alpha", "6", "--dropout", "0.25", "--targets", "gen.q, gen.down"]
-    assert main(["train", "lora", "--data", "world", "-o", str(first), "--steps", "1", *chosen, *SMALL]) == 0
+    assert main(["train", "lora", "--data", "world", "-o", str(first), "--steps", "1", *chosen, *small]) == 0
     said = json.loads((first / "adapter_config.json").read_text())
     assert (said["r"], said["lora_alpha"], said["lora_dropout"]) == (3, 6, 0.25)
     start = read_stored(first)
     assert {name.partition(".gen.")[2] for name in start.updates} == {"q", "down"}
     more = ["--adapter", str(first), "--lr", "1e-12", "--steps", "1"]
-    assert main(["train", "lora", "--data", "world", "-o", str(second), *more, *SMALL]) == 0
+    assert main(["train", "lora", "--data", "world", "-o", str(second), *more, *small]) == 0
     end = read_stored(second)
     assert end.updates.keys() == start.updates.keys() and end.targets == start.targets
     for name, u in end.updates.items():
         assert torch.allclose(u.a, start.updates[name].a) and torch.allclose(u.b, start.updates[name].b, atol=1e-9)
         assert u.scale == 2 and u.b.abs().max() > 0
-    pipe = openlance.load("nano")
+    pipe = openlance.load(str(shallow))
     pipe.load_lora_weights(second)
     assert np.asarray(pipe.generate("a red circle", seed=1, num_inference_steps=1, width=32, height=32)[0]).any()
 
 
-def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(pairs, tmp_path, capsys):
-    steady = ["--set", "schedule=constant", "--rank", "1", "--dropout", "0.2", "--save-every", "1", *SMALL]
+def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(
+    pairs, small, tmp_path, capsys, on_two_processes
+):
+    steady = ["--set", "schedule=constant", "--rank", "1", "--dropout", "0.2", "--save-every", "1", *small]
     command = ["train", "lora", "--data", f"edit={pairs}", *steady]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*launch, "-m", "openlance.cli.main", *command, "-o", str(cut), "--steps", "1"],
-        check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
-    )  # fmt: skip
     assert main([*command, "-o", str(whole), "--steps", "2", "--set", "accumulate=2"]) == 0
+    on_two_processes(lambda: main([*command, "-o", str(cut), "--steps", "1"]))
     capsys.readouterr()
     assert main([*command, "-o", str(cut), "--steps", "2", "--set", "accumulate=3"]) == 2
     assert "has 2 packs in a step, not 3: use --set accumulate=2" in capsys.readouterr().err
@@ -131,11 +135,11 @@ def test_the_stage_of_an_adapter_has_room_for_its_samples():
     assert lora_stage(nano, ["image_edit"], steps=5, lr=1e-3).drop_all > 0
 
 
-def test_frozen_matrices_in_half_precision_change_nothing(tmp_path, monkeypatch):
+def test_frozen_matrices_in_half_precision_change_nothing(small, tmp_path, monkeypatch):
     """Autocast rounds them before each product anyway; nor does computing layers again."""
-    command = ["train", "lora", "--data", "edit=world", "--data", "vqa=world", "--preserve", "t2i=world", *SMALL]
+    command = ["train", "lora", "--data", "edit=world", "--data", "vqa=world", "--preserve", "t2i=world", *small]
     command += ["--set", "dtype=bfloat16", "--rank", "2", "--steps", "2"]
-    command += ["--set", "pack_tokens=[150, 350]", "--set", "max_sample_tokens=350"]  # bfloat16 is slow on old CPUs
+    command += ["--set", "pack_tokens=[100, 150]", "--set", "max_sample_tokens=150"]  # bfloat16 is slow on old CPUs
     begun = list[set[torch.dtype]]()
 
     def begin(*given):

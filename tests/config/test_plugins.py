@@ -1,5 +1,6 @@
 """A package adds by entry points alone; without them everything else works, and what it adds is named."""
 
+import json
 import subprocess
 import sys
 
@@ -22,19 +23,29 @@ def test_a_plugin_adds_and_never_replaces_a_command():
     assert all(load_command(name).name == name for name in plugins("commands"))
 
 
-@pytest.mark.parametrize(
-    "line, code, said",
-    [
+HIDDEN = """
+import contextlib, io, json, sys
+sys.modules["toyworld"] = sys.modules["lance_parity"] = None
+from openlance.cli.main import main
+for line in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        code = main(line)
+    print(json.dumps([code, out.getvalue()]))
+"""
+
+
+def test_without_what_plugs_in(tmp_path):
+    """One process does all of it."""
+    lines = [
         (["--help"], 0, "generate"),
         (["explain", "t2i", "--model", "nano"], 0, "LATENTS"),
         (["demo"], 2, "the plugin demo"),
         (["verify", "somewhere"], 2, "the plugin verify"),
         (["train", "recipe/nano", "-o", "nowhere"], 2, "the plugin nano"),
-    ],
-)
-def test_without_what_plugs_in(line, code, said, tmp_path):
-    hidden = "import sys; sys.modules['toyworld'] = sys.modules['lance_parity'] = None; "
-    hidden += f"from openlance.cli.main import main; sys.exit(main({line}))"
-    done = subprocess.run([sys.executable, "-c", hidden], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
+    ]
+    start = [sys.executable, "-c", HIDDEN, json.dumps([line for line, _, _ in lines])]
+    done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for (line, code, said), told in zip(lines, map(json.loads, done.stdout.splitlines()), strict=True):
+        assert told[0] == code and said in told[1], line
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Rounds of rollouts, rewards and updates on nano itself, in small pictures of a few prompts."""
+"""Rounds of rollouts, rewards and updates on a nano of few layers, in small pictures of a few prompts."""
 
 import copy
 import json
@@ -44,11 +44,11 @@ PROMPTS = ("a red circle", "two stars", "a blue square", "a ring above a cross",
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(shallow, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
 
     def made(out: Path, **changes) -> Settings:
-        return Settings(out=out, model=folder_of("nano"), data={"t2i": str(tmp_path / "prompts.txt")}, **changes)
+        return Settings(out=out, model=shallow, data={"t2i": str(tmp_path / "prompts.txt")}, **changes)
 
     return made
 
@@ -58,15 +58,15 @@ def rows_of(out: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def base():
-    return open_base(folder_of("nano"), STAGE)
+def base(shallow):
+    return open_base(shallow, STAGE)
 
 
 @pytest.fixture(scope="module")
-def requests(base):
+def requests(base, shallow):
     import openlance
 
-    pipe = openlance.load("nano")
+    pipe = openlance.load(str(shallow))
     words = ("a red circle", "two blue squares", "a yellow star left of a green ring")
     return [tasks.text_to_visual(text, [], (1, size, 64)) for text, size in zip(words, (64, 32, 64))], pipe
 
@@ -74,7 +74,9 @@ def requests(base):
 @pytest.mark.parametrize(
     ("objective", "learns"), [("nft", "generation"), ("grpo", "everything"), ("awm", "adapter")]
 )  # fmt: skip
-def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, settings, objective, learns):
+def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(
+    tmp_path, shallow, settings, objective, learns
+):
     how = replace(RL, objective=objective, probes=2, window_size=1, updates=2)
     stage = replace(STAGE, rl=how, **LEARNS[learns])
     whole = run_stage(stage, settings(tmp_path / "whole"))
@@ -92,7 +94,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp
         sides = {side: [t for n, t in learned.items() if f".{side}." in n and "lora_B" in n] for side in ("und", "gen")}
         assert all(any(t.any() for t in some) for some in sides.values())
         return
-    begun = load_file(folder_of("nano") / "model.safetensors")
+    begun = load_file(shallow / "model.safetensors")
     changed = {n for n, t in learned.items() if not torch.equal(t, begun[n])}
     of_generation = {n for n in changed if "moe_gen" in n or "time" in n or "vae2llm" in n or "llm2vae" in n}
     assert of_generation and (changed == of_generation) == (learns == "generation")
@@ -263,10 +265,14 @@ def test_rewards_are_told_by_the_kind_of_the_request_too(tmp_path, settings):
     prompts = [{"prompt": text, "kind": "blue" if "blue" in text else "other"} for text in PROMPTS]
     (tmp_path / "prompts.txt").rename(tmp_path / "prompts.jsonl")
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (tmp_path / "blues.py").write_text(
+        "import numpy as np\ndef score(prompt, image):\n    return np.mean(image) / 1e3 - ('blue' in prompt)\n"
+    )
+    rl = replace(RL, rewards={f"{tmp_path / 'blues.py'}:score": 1.0})
     how = replace(settings(tmp_path / "run"), data={"t2i": str(tmp_path / "prompts.jsonl")})
-    [row] = rows_of(run_stage(replace(STAGE, steps=1, pack_tokens=(400, 500)), how).parent)
+    [row] = rows_of(run_stage(replace(STAGE, steps=1, rl=rl, pack_tokens=(400, 500)), how).parent)
     assert {name for name in row if name.startswith("kind/")} == {"kind/t2i blue", "kind/t2i other"}
-    assert row["kind/t2i blue"] < row["reward"] < row["kind/t2i other"]  # red is what is rewarded
+    assert row["kind/t2i blue"] < row["reward"] < row["kind/t2i other"]
     assert "signal" in row
 
 
@@ -315,7 +321,8 @@ def test_a_trivial_reward_rises_and_shuffled_rewards_do_not(tmp_path, settings):
     stage = replace(stage, resolutions=(Resolution(image=(64, 64), video=(64, 64)),), sides=(64, 64))
     risen = dict[str, float]()
     for name, shuffle in (("true", False), ("null", True)):
-        run_stage(replace(stage, rl=replace(how, shuffle=shuffle)), settings(tmp_path / name))
+        start = replace(settings(tmp_path / name), model=folder_of("nano"))  # which draws what it is asked for
+        run_stage(replace(stage, rl=replace(how, shuffle=shuffle)), start)
         rewards = [row["reward"] for row in rows_of(tmp_path / name)]
         risen[name] = statistics.fmean(rewards[-3:]) - statistics.fmean(rewards[:3])
     assert risen["true"] > 0.15 and risen["null"] < risen["true"] / 3, risen

@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+from openlance.config.model import nano_vae
 from openlance.config.train import recipe
 from openlance.training.files import Settings
 from openlance.training.run import replay_step
 from toyworld.nano import train_nano, world_tokenizer
 from toyworld.vae.pictures import VAERecipe
 
-SMALL = VAERecipe(joint_steps=2, decoder_steps=1, batch=2, other_sizes=((64, 64),), save_every=2)
+SMALL = VAERecipe(
+    vae=replace(nano_vae(), dim=8, dec_dim=8), joint_steps=2, decoder_steps=1, batch=2, other_sizes=(), save_every=2,
+    statistics_batches=1,
+)  # fmt: skip
 
 
 def stages(steps: int):

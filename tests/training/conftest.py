@@ -1,4 +1,4 @@
-"""`tiny`: the definitions of `worker.py`, which torchrun also runs as a program."""
+"""`worker`: the definitions of `worker.py`."""
 
 import importlib.util
 import sys

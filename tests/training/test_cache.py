@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openlance.checkpoint.formats import folder_of
 from openlance.config.lora import Lora
 from openlance.config.train import override
 from openlance.data import columns
@@ -41,22 +40,26 @@ def folder(tmp_path):
     return place
 
 
-def run(folder, out, tasks, steps=4, **how):
-    stage = override(
-        lora_stage(folder_of("nano"), list(tasks), steps=steps, lr=1e-3),
-        [
-            "draws=1",
-            "pack_tokens=[60, 200]",
-            "max_sample_tokens=200",
-            "drop_all=0.2",
-            "resolutions=[{image: [32, 32], video: [32, 32]}]",
-        ],
-    )
-    data = {task: {"path": str(folder / name)} for task, name in tasks.items()}
-    settings = Settings(out=out, model=folder_of("nano"), data=data, **how)
-    run_stage(replace(stage, lora=Lora(rank=2)), settings)
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return (out / "adapter_model.safetensors").read_bytes(), [(r["flow"], r["text"], r["norm"]) for r in rows]
+@pytest.fixture
+def run(shallow):
+    def run(folder, out, tasks, steps=4, **how):
+        stage = override(
+            lora_stage(shallow, list(tasks), steps=steps, lr=1e-3),
+            [
+                "draws=1",
+                "pack_tokens=[60, 200]",
+                "max_sample_tokens=200",
+                "drop_all=0.2",
+                "resolutions=[{image: [32, 32], video: [32, 32]}]",
+            ],
+        )
+        data = {task: {"path": str(folder / name)} for task, name in tasks.items()}
+        settings = Settings(out=out, model=shallow, data=data, **how)
+        run_stage(replace(stage, lora=Lora(rank=2)), settings)
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return (out / "adapter_model.safetensors").read_bytes(), [(r["flow"], r["text"], r["norm"]) for r in rows]
+
+    return run
 
 
 def entries(out):
@@ -66,7 +69,7 @@ def entries(out):
 @pytest.mark.parametrize(
     "tasks", [{"t2i": "texts.json"}, {"image_edit": "pairs.json", "x2t_image": "asked.json"}], ids=["words", "pairs"]
 )
-def test_a_run_from_the_cache_is_bit_equal_to_one_without(folder, tmp_path, tasks, monkeypatch):
+def test_a_run_from_the_cache_is_bit_equal_to_one_without(run, folder, tmp_path, tasks, monkeypatch):
     """Through many epochs, with workers, and again from what an earlier run has kept."""
     decoded = []
     monkeypatch.setattr(columns, "read_image", lambda *a, real=columns.read_image: decoded.append(a) or real(*a))
@@ -82,7 +85,7 @@ def test_a_run_from_the_cache_is_bit_equal_to_one_without(folder, tmp_path, task
     assert len(decoded) <= looked
 
 
-def test_a_cache_keeps_within_its_room_and_training_goes_on(folder, tmp_path):
+def test_a_cache_keeps_within_its_room_and_training_goes_on(run, folder, tmp_path):
     tasks = {"t2i": "texts.json"}
     room = 3 * BLOCK
     run(folder, tmp_path / "small", tasks, steps=2, cache_gb=room / 1e9)
@@ -126,7 +129,7 @@ def test_memory_holds_what_was_cut_lately(tmp_path, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("frames, kept", [(9, 1), (30, 0)])
-def test_of_clips_only_what_has_no_choice_is_kept(tmp_path, frames, kept):
+def test_of_clips_only_what_has_no_choice_is_kept(run, tmp_path, frames, kept):
     """A window lies at another place each time, unless the clip is as long as one."""
     place = tmp_path / "clips"
     place.mkdir()

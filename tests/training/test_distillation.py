@@ -1,4 +1,4 @@
-"""Guidance distilled into a generation side of its own, on nano itself."""
+"""Guidance distilled into a generation side of its own, on a nano of few layers."""
 
 import json
 from dataclasses import replace
@@ -25,8 +25,9 @@ STAGE = Stage(
 )  # fmt: skip
 
 
-def settings(out, **changes):
-    return Settings(out=out, model=folder_of("nano"), **changes)
+@pytest.fixture(scope="module")
+def settings(shallow):
+    return lambda out, **changes: Settings(out=out, model=shallow, **changes)
 
 
 def taught(pipe, **more):
@@ -37,20 +38,20 @@ def taught(pipe, **more):
 
 
 @pytest.fixture(scope="module")
-def distilled(tmp_path_factory):
+def distilled(settings, tmp_path_factory):
     out = tmp_path_factory.mktemp("distilled")
     return run_stage(STAGE, settings(out / "whole")), out
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(distilled, tmp_path):
+def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(distilled, tmp_path, shallow, settings):
     run_stage(replace(STAGE, steps=1), settings(tmp_path / "cut"))
     cut = run_stage(STAGE, settings(tmp_path / "cut"))
     assert (distilled[0] / DISTILLED).read_bytes() == (cut / DISTILLED).read_bytes()
-    assert (cut / "model.safetensors").read_bytes() == (folder_of("nano") / "model.safetensors").read_bytes()
+    assert (cut / "model.safetensors").read_bytes() == (shallow / "model.safetensors").read_bytes()
 
 
-def test_conditions_and_answers_are_the_start_s_to_the_last_bit(distilled):
-    nano, pipe = openlance.load("nano"), openlance.load(str(distilled[0]))
+def test_conditions_and_answers_are_the_start_s_to_the_last_bit(distilled, shallow):
+    nano, pipe = openlance.load(str(shallow)), openlance.load(str(distilled[0]))
     how = {"distilled": False, "num_inference_steps": 3, "solver": "euler", "seed": 1}
     [image] = nano.generate("a red circle", **how | {"distilled": None})
     assert image.tobytes() == pipe.generate("a red circle", **how)[0].tobytes()
@@ -61,14 +62,14 @@ def test_conditions_and_answers_are_the_start_s_to_the_last_bit(distilled):
     assert edited.tobytes() == pipe.edit(image, "make the circle blue", **plain)[0].tobytes()
 
 
-def test_a_copy_of_the_generation_side_draws_what_no_guidance_draws(distilled, tmp_path):
+def test_a_copy_of_the_generation_side_draws_what_no_guidance_draws(distilled, tmp_path, shallow):
     """One pass of the same weights at every step, whatever the scales are: alone as in a batch."""
-    folder, pipe = tmp_path / "copied", openlance.load("nano")
+    folder, pipe = tmp_path / "copied", openlance.load(str(shallow))
     folder.mkdir()
     for path in distilled[0].iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     stored = load_file(folder / DISTILLED)
-    start = load_file(folder_of("nano") / "model.safetensors")
+    start = load_file(shallow / "model.safetensors")
     save_file({name: start[name] for name in stored}, folder / DISTILLED)
     copied = openlance.load(str(folder))
     prompts = ["a red circle", "two blue stars"]
@@ -83,7 +84,7 @@ def test_a_copy_of_the_generation_side_draws_what_no_guidance_draws(distilled, t
     assert (torch.tensor(list(alone.tobytes())).int() - torch.tensor(list(both.tobytes())).int()).abs().max() <= 2
 
 
-def test_other_guidance_than_what_is_distilled_is_refused_by_name(distilled):
+def test_other_guidance_than_what_is_distilled_is_refused_by_name(distilled, shallow):
     pipe = openlance.load(str(distilled[0]))
     with pytest.raises(UserError, match=r"guidance_scale is 3.0, but 4.0 is distilled .*distilled=False"):
         pipe.generate("a red circle", guidance_scale=3)
@@ -93,7 +94,7 @@ def test_other_guidance_than_what_is_distilled_is_refused_by_name(distilled):
         pipe.generate("a red circle", cached=False)
     assert pipe.generate("a red circle", guidance_scale=3, distilled=False)[0].size == (64, 64)
     with pytest.raises(UserError, match=r"has no distilled guidance \(distilled.safetensors\)"):
-        openlance.load("nano").generate("a red circle", distilled=True)
+        openlance.load(str(shallow)).generate("a red circle", distilled=True)
 
 
 def test_what_was_not_taught_is_guided_as_before(distilled):
@@ -107,10 +108,10 @@ def test_what_was_not_taught_is_guided_as_before(distilled):
         assert after.sampling_for(roles) == replace(nano.sampling_for(roles), distilled=False), roles
 
 
-def test_a_step_of_several_leads_where_they_lead(distilled):
+def test_a_step_of_several_leads_where_they_lead(distilled, shallow):
     """States of a step with three of the guided model's inside are every third of its own, and the mean of the three
     velocities leads from one to the next."""
-    pipe = openlance.load("nano")
+    pipe = openlance.load(str(shallow))
     teach = taught(pipe)
     request = text_to_visual("a red circle", [], (1, 64, 64))
     sampling = replace(guidance_of(pipe.defaults, request), num_inference_steps=6)
@@ -205,16 +206,16 @@ def test_few_passes_are_usual_where_all_that_nano_knows_of_it_was_taught(tasks, 
     [
         ({"mixture": {"x2t_image": 1.0}}, {}, "x2t_image has none"),
         ({"drop_text": 0.1}, {}, "drop_text=0"),
-        ({"distill": Distillation(progressive=True)}, {}, "nano is none: distil its guidance first"),
+        ({"distill": Distillation(progressive=True)}, {}, "shallow is none: distil its guidance first"),
         ({"distill": Distillation()}, {"init": "fresh"}, "by itself"),
     ],
 )
-def test_what_cannot_be_distilled_is_refused(tmp_path, changes, more, said):
+def test_what_cannot_be_distilled_is_refused(tmp_path, changes, more, said, settings):
     with pytest.raises(UserError, match=said):
         run_stage(replace(STAGE, **changes), settings(tmp_path / "run", **more))
 
 
-def test_rewards_go_on_in_the_distilled_side_alone(distilled, tmp_path):
+def test_rewards_go_on_in_the_distilled_side_alone(distilled, tmp_path, settings):
     how = Rewarding(
         rewards={"redness": 1.0}, objective="nft", group=2, num_inference_steps=2, times=(4, 1, 2, 1), supervised=0.5
     )  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from openlance.cli.main import main
 from openlance.runtime.distributed import Distributed
 from openlance.training import interrupt
 from openlance.training.files import RunFolder, Settings, note_schedule, reporters
@@ -155,9 +156,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_ctrl_c_of_a_command_is_said_and_the_same_command_goes_on(tmp_path):
-    words = ["train", "lora", "--data", "world", "-o", "run", "--rank", "1", "--set", "draws=1", "--set"]
-    words += ["pack_tokens=[150, 400]", "--set", "max_sample_tokens=400", "--steps"]
+def test_ctrl_c_of_a_command_is_said_and_the_same_command_goes_on(shallow, tmp_path, monkeypatch, capsys):
+    words = ["train", "lora", "--model", str(shallow), "--data", "world", "-o", "run", "--rank", "1"]
+    words += ["--set", "draws=1", "--set", "pack_tokens=[150, 400]", "--set", "max_sample_tokens=400", "--steps"]
     start = [sys.executable, "-c", COMMAND, *words]
     with subprocess.Popen([*start, "5000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
@@ -170,7 +171,7 @@ def test_ctrl_c_of_a_command_is_said_and_the_same_command_goes_on(tmp_path):
         running.returncode == 130 and f"stopped after step {step:g}, all saved in run: the same command goes on" in told
     )
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{int(step):08d}"]
-    done = subprocess.run([*start, str(int(step) + 1)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "note: run goes on with steps" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, str(int(step) + 1)]) == 0 and "note: run goes on with steps" in capsys.readouterr().err
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, int(step) + 2)) and (tmp_path / "run" / "adapter_config.json").is_file()

@@ -2,14 +2,11 @@
 global batch, although the ranks hold different numbers of label tokens."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.fsdp  # noqa: F401  once, before there are two processes
 from safetensors.torch import load_file
 
 from openlance.errors import UserError
@@ -20,14 +17,11 @@ LOSSES = ("text", "flow", "dense", "norm")
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """What two processes of torchrun found, per rank, and where their weights are."""
+def two(worker, on_two_processes, tmp_path_factory):
+    """What two processes found, per rank, and where their weights are."""
     out = tmp_path_factory.mktemp("two")
-    script = Path(__file__).with_name("worker.py")
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(out)],
-        check=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    worker.learner()  # imports what the processes need too
+    on_two_processes(lambda: worker.every(out))
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)], out
 
 
@@ -46,16 +40,16 @@ def same(worker, two, name, steps, tolerance, **changes):
 
 
 def test_two_processes_train_what_one_does(worker, two):
-    same(worker, two, "plain", 20, 1e-5)
+    same(worker, two, "plain", 6, 1e-5)
 
 
 def test_sharded_weights_train_like_whole_ones(worker, two):
-    same(worker, two, "sharded", 8, 1e-5)
+    same(worker, two, "sharded", 4, 1e-5)
 
 
 def test_sharded_layers_that_are_computed_again_under_muon_train_like_plain_ones(worker, two):
     # Muon iterates in bfloat16, where a rounding of 1e-7 in a gradient may turn into one of 1e-2 in its update.
-    same(worker, two, "recomputed", 4, 1e-3, optimizer="muon", accumulate=2)
+    same(worker, two, "recomputed", 2, 1e-3, optimizer="muon", accumulate=2)
 
 
 def test_ranks_that_disagree_stop_and_say_on_which_field(two):
