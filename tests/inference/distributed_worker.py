@@ -32,7 +32,7 @@ def draw(pipe: LancePipeline) -> dict[str, torch.Tensor]:
         "edited": [tasks.edit("make it blue", [tasks.Views(source, source)], (1, 64, 64))],
     }
     settings = {
-        "usual": Sampling(num_inference_steps=3),
+        "usual": Sampling(num_inference_steps=2),
         "three branches": Sampling(num_inference_steps=2, image_guidance_scale=2.0),
         "no guidance": Sampling(num_inference_steps=2, guidance_scale=1.0),
         "step cache": Sampling(num_inference_steps=4, step_cache=0.2, solver="dpm++"),
