@@ -77,7 +77,8 @@ test-browser: $(VENV)/.stamp-dev $(VENV)/.stamp-browser
 nightly: test $(VENV)/.stamp-nightly
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_RAY=1 $(BIN)/python -m pytest tests/inference/test_threads.py \
 	  tests/inference/test_distributed.py tests/data tests/serve/test_ray.py tests/serve/test_soak.py tests/eval/test_lmms.py \
-	  tests/eval/test_vbench.py tests/docs/test_pages.py tests/training/test_interrupt.py tests/rl tests/test_gpu_day.py
+	  tests/eval/test_vbench.py tests/docs/test_pages.py tests/training/test_interrupt.py tests/rl tests/test_gpu_day.py \
+	  tests/parity/test_verify.py
 	OMP_NUM_THREADS=1 OPENLANCE_NIGHTLY=1 OPENLANCE_FUZZ=5000 $(BIN)/python -m pytest tests/serve/test_media.py \
 	  tests/serve/test_openapi.py
 	$(BIN)/hadolint Dockerfile

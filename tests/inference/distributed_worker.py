@@ -1,5 +1,10 @@
-"""One process of several that draw together: test_distributed.py starts it and compares what it wrote."""
+"""Several processes that draw together: test_distributed.py starts them and compares what they wrote.
 
+distributed_worker.py COUNT FOLDER OUT
+"""
+
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -27,7 +32,7 @@ def draw(pipe: LancePipeline) -> dict[str, torch.Tensor]:
         "edited": [tasks.edit("make it blue", [tasks.Views(source, source)], (1, 64, 64))],
     }
     settings = {
-        "usual": Sampling(num_inference_steps=3),
+        "usual": Sampling(num_inference_steps=2),
         "three branches": Sampling(num_inference_steps=2, image_guidance_scale=2.0),
         "no guidance": Sampling(num_inference_steps=2, guidance_scale=1.0),
         "step cache": Sampling(num_inference_steps=4, step_cache=0.2, solver="dpm++"),
@@ -39,14 +44,25 @@ def draw(pipe: LancePipeline) -> dict[str, torch.Tensor]:
     }
 
 
-if __name__ == "__main__":
-    folder, out = map(Path, sys.argv[1:])
+def work(rank: int, environment: dict[str, str], folder: str, out: Path) -> None:
+    """One of the processes, as torchrun would start it."""
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     pipe = LancePipeline(folder)
     pipe.enable_parallelism()
     assert pipe.shared is not None
     found = draw(pipe)
     found["nobody's seed"] = torch.from_numpy(np.asarray(pipe.generate("a dog", height=32, width=32)[0]).copy())
-    torch.save(found, out / f"rank{torch.distributed.get_rank()}.pt")
-    assert pipe.processes.agreed(torch.distributed.get_rank()) == 0
+    torch.save(found, out / f"rank{rank}.pt")
+    assert torch.distributed.get_rank() == rank and pipe.processes.agreed(rank) == 0
     pipe.disable_parallelism()
+
+
+if __name__ == "__main__":
+    import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: F401  seconds, here once for all processes
+
+    count, folder, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    torch.multiprocessing.start_processes(work, (place, folder, out), nprocs=count, start_method="fork")

@@ -18,7 +18,7 @@ def script(talk: Dialogue) -> list:
 
 
 def test_the_same_words_and_seed_give_the_same_dialogue(pipe):
-    one, two, other = (script(Dialogue(pipe, seed=seed, history=history)) for seed, history in ((4, 2), (4, 2), (5, 2)))
+    one, two, other = (script(Dialogue(pipe, seed=seed, history=2, max_new_tokens=16)) for seed in (4, 4, 5))
     assert all(np.array_equal(a, b) for a, b in zip(one[:-1], two[:-1])) and one[-1] == two[-1]
     assert not np.array_equal(one[0], other[0])
 

@@ -15,16 +15,14 @@ from openlance.runtime.distributed import Distributed, Split
 WORKER = str(Path(__file__).with_name("distributed_worker.py"))
 
 
-def torchrun(count, *line):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, *line], check=True, timeout=300, env=env, capture_output=True, text=True)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 # Rows alone, and branches beside rows.
 @pytest.mark.parametrize("count", [3, pytest.param(4, marks=pytest.mark.nightly)])
 def test_several_processes_draw_what_one_process_draws(checkpoint, tmp_path, count):
-    torchrun(count, WORKER, str(checkpoint.folder), str(tmp_path))
+    line = [sys.executable, WORKER, str(count), str(checkpoint.folder), str(tmp_path)]
+    subprocess.run(line, check=True, timeout=300, env=ENVIRONMENT)
     alone = runpy.run_path(WORKER)["draw"](checkpoint.load())
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(count)]
     assert ranks[0].keys() == alone.keys() | {"nobody's seed"}
@@ -36,10 +34,12 @@ def test_several_processes_draw_what_one_process_draws(checkpoint, tmp_path, cou
 
 
 def test_the_command_line_draws_with_all_processes_and_writes_once(checkpoint, tmp_path, chat_server):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line = ["-m", "openlance.cli.main", "generate", "t2i", "a red circle", "--model", str(checkpoint.folder)]
     line += ["--size", "64x64", "--num-inference-steps", "2", "-o", str(tmp_path / "out.png")]
     line += ["--enhance-prompt", "--enhance-url", chat_server.url]
-    assert torchrun(2, *line).stdout.count("seed") == 1
+    done = subprocess.run([*torchrun, *line], check=True, timeout=300, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout.count("seed") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"] and chat_server.prompts == ["a red circle"]
 
 

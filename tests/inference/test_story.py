@@ -23,8 +23,8 @@ def nano():
 
 
 def test_a_story_is_what_the_dialogue_makes_of_its_lines(nano, tmp_path):
-    story = nano.story(LINES, seed=4)
-    talk = Dialogue(nano, seed=4)
+    how = {"seed": 4, "num_inference_steps": 2, "height": 32, "width": 32}
+    story, talk = nano.story(LINES, **how), Dialogue(nano, **how)
     for line, result in zip(LINES, story.results, strict=True):
         turn = talk.say(line)
         expected = turn.answer if turn.answer is not None else turn.picture.pixels

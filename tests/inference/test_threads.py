@@ -87,12 +87,12 @@ def two_checkpoints(folder: Path, out: Path) -> Path:
 
 
 def test_mixed_calls_in_threads_are_those_made_alone(checkpoint):
-    check(checkpoint.load, 60, 2)
+    check(checkpoint.load, 39, 2)
 
 
 def test_two_checkpoints_are_never_mixed_up(checkpoint, tmp_path):
     tree = two_checkpoints(checkpoint.folder, tmp_path / "tree")
-    check(lambda **how: openlance.load(tree, **how), 60, 2)
+    check(lambda **how: openlance.load(tree, **how), 39, 2)
 
 
 def test_a_call_that_waits_inside_another_gets_its_own_checkpoint(checkpoint, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,12 @@ def _until(true, seconds: float = 30.0):
 @pytest.fixture(scope="session")
 def pipe():
     return openlance.load("nano")
+
+
+@pytest.fixture
+def whole(pipe, monkeypatch) -> None:
+    """nano edits the whole where nobody names a region: to find one by itself costs more than a short edit does."""
+    monkeypatch.setattr(pipe, "defaults", replace(pipe.defaults, region={}))
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,7 @@ def test_a_conversation_has_so_many_media_at_most(client, shown):
         client.chat.completions.create(model="nano", messages=many)
 
 
+@pytest.mark.usefixtures("whole")
 def test_clips_are_drawn_edited_and_asked_about(client, shown, filmed):
     small = FEW | {"num_frames": 5, "size": "32x32"}
     drawn = say(client, user("a red circle moves"), modalities=["video"], extra_body=small).choices[0].message
@@ -121,6 +122,7 @@ def test_clips_are_drawn_edited_and_asked_about(client, shown, filmed):
 EVERYTHING = ["text", "image", "video"]
 
 
+@pytest.mark.usefixtures("whole")
 def test_a_conversation_goes_on_with_clips(client, pipe):
     """Draw, animate, edit, ask: what comes of each turn is that of the call for it."""
     few, so_far, made = {"num_inference_steps": 2, "seed": 7}, list[dict](), []
@@ -163,7 +165,7 @@ def test_media_come_beside_the_content_where_that_is_asked_for(client, modality,
 
 
 def test_a_model_that_looks_back_sees_what_its_dialogue_would_show_it(client, pipe, monkeypatch):
-    monkeypatch.setattr(pipe, "defaults", replace(pipe.defaults, history=2))
+    monkeypatch.setattr(pipe, "defaults", replace(pipe.defaults, history=2, region={}))
     talk = Dialogue(pipe, seed=7, num_inference_steps=2)
     said = ("draw a red circle", "make it blue", "make it larger")
     messages = list[dict]()

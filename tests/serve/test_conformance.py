@@ -160,6 +160,7 @@ def test_a_stream_of_images(client):
     assert all(size_of(e.b64_json) == (32, 32) for e in events) and events[-1].usage.total_tokens
 
 
+@pytest.mark.usefixtures("whole")
 def test_edits(client, png):
     forms = [png, io.BytesIO(png), ("a.png", png), [png], [("a.png", png), ("b.png", png)]]
     made = [client.images.edit(image=form, prompt="make it blue", extra_body=FEW).data[0].b64_json for form in forms]
@@ -224,6 +225,7 @@ def test_an_error_in_the_middle_of_a_stream(client, operator, until):
 # Videos.
 
 
+@pytest.mark.usefixtures("whole")
 def test_videos(client, png, mp4):
     job = client.videos.create(prompt="a star", seconds="0.4", size="32x32", extra_body=FEW)
     assert (job.object, job.size, job.seconds) == ("video", "32x32", "0.416667") and job.status != "completed"

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTAL
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_the_page_runs(server, tmp_path, monkeypatch):
+def test_the_page_runs(server, pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    few = replace(pipe.defaults.sampling, num_inference_steps=2)
+    monkeypatch.setattr(pipe, "defaults", replace(pipe.defaults, sampling=few, sampling_with={}, region={}))
     names: dict = {}
     for kind, block in BLOCKS:
         code = block.replace("http://localhost:8000", server.url)

@@ -201,6 +201,7 @@ def test_a_certificate_has_to_be_right(tmp_path, monkeypatch, png):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("whole")
 def test_every_endpoint_takes_them(pipe, serving, tmp_path, host, picture, pixels):
     with serving(pipe, folder=tmp_path, media_hosts=(host,), media_private=True) as server:
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)

@@ -65,6 +65,7 @@ def test_a_stream_brings_previews_that_come_near(client, pixels):
     assert np.abs(second - last).mean() < np.abs(first - last).mean()
 
 
+@pytest.mark.usefixtures("whole")
 def test_edits_take_every_form_of_an_upload(client, pipe, picture, png, pixels):
     forms = [png, io.BytesIO(png), [("../a.png", png)]]
     made = [client.images.edit(image=form, prompt="make it blue", extra_body=FEW).data[0] for form in forms]
@@ -72,6 +73,7 @@ def test_edits_take_every_form_of_an_upload(client, pipe, picture, png, pixels):
     assert len({one.b64_json for one in made}) == 1 and np.array_equal(pixels(made[0].b64_json), np.array(alone))
 
 
+@pytest.mark.usefixtures("whole")
 def test_edits_of_several_pictures_and_by_data_url(client, server, pipe, picture, png, pixels):
     made = client.images.edit(image=[png, png], prompt="make it blue", extra_body=FEW)
     (alone,) = pipe.edit([(picture, picture)], ["make it blue"], seed=7, num_inference_steps=2)
@@ -142,9 +144,10 @@ def test_of_several_images_a_mask_is_about_the_first(client, picture, png, pixel
     assert np.array_equal(found[alpha == 255], picture.pixels[0][alpha == 255]) and (found != picture.pixels[0]).any()
 
 
-def test_a_region_in_words_or_as_a_box_is_that_of_the_call(client, pipe, picture, png, pixels):
-    for said, region in (("the red circle", "the red circle"), ("8,8,40,40", (8, 8, 40, 40)), ([8, 8, 40, 40],) * 2):
-        made = client.images.edit(image=png, prompt="make it blue", extra_body=FEW | {"region": said})
+def test_a_region_in_words_or_as_a_box_or_by_itself_is_that_of_the_call(client, pipe, picture, png, pixels):
+    for said, region in (("the red circle",) * 2, ("8,8,40,40", (8, 8, 40, 40)), ([8, 8, 40, 40],) * 2, (None, None)):
+        more = {} if said is None else {"region": said}
+        made = client.images.edit(image=png, prompt="make it blue", extra_body=FEW | more)
         (alone,) = pipe.edit(picture, "make it blue", region=region, **FEW)
         assert np.array_equal(pixels(made.data[0].b64_json), np.array(alone))
     for wrong, said in (("the submarine", "finds no 'the submarine'"), ("9,9,1,1", "no box"), (" ", "expected auto")):
@@ -154,11 +157,11 @@ def test_a_region_in_words_or_as_a_box_is_that_of_the_call(client, pipe, picture
 
 
 def test_a_check_is_that_of_the_call_and_says_what_it_found(client, pipe, pixels):
-    more = {"num_inference_steps": 10, "size": "64x64", "seed": 5}
+    more = {"num_inference_steps": 4, "size": "64x64", "seed": 5}
     for prompt in ('the text "Q8"', "a red circle"):
         made = client.images.generate(prompt=prompt, extra_body=more | {"check": 3})
         found = made.data[0]
-        (alone,) = pipe.generate(prompt, seed=5, num_inference_steps=10, check=3)
+        (alone,) = pipe.generate(prompt, seed=5, num_inference_steps=4, check=3)
         assert np.array_equal(pixels(found.b64_json), np.array(alone))
         assert found.check == alone.verdict.as_data() and found.seed == draw_seed(5, found.check["draw"])
     plain = drawn(client, extra_body=FEW)

@@ -41,10 +41,10 @@ def test_a_clip_comes_as_a_job_and_as_a_file(client, server, done, pipe):
 
 
 def test_a_check_is_said_of_the_finished_job(client, server, pipe):
-    more = {"num_frames": 5, "num_inference_steps": 4, "size": "64x64", "seed": 3, "check": 2}
+    more = SMALL | {"seed": 3, "check": 2}
     job = client.videos.create_and_poll(prompt="a red circle moves left", extra_body=more)
     (alone,) = pipe.generate_video(
-        "a red circle moves left", num_frames=5, num_inference_steps=4, height=64, width=64, seed=3, check=2
+        "a red circle moves left", num_frames=5, num_inference_steps=2, height=32, width=32, seed=3, check=2
     )
     assert job.check == alone.verdict.as_data() and job.seed == alone.made.seed
     assert client.videos.retrieve(job.id).check == job.check
@@ -76,6 +76,7 @@ def test_a_list_of_pages(client, done):
     assert client.videos.list(limit=1).data[0].id == ids[-1]
 
 
+@pytest.mark.usefixtures("whole")
 def test_a_remix_is_an_edit_of_the_finished_clip(client, done, mp4):
     remixed = client.videos.remix(done.id, prompt="make it blue")
     edited = client.videos.edit(prompt="make it blue", video=("x.mp4", mp4), extra_body=FEW)
