@@ -100,13 +100,11 @@ class Case:
     @cached_property
     def rotation(self) -> tuple[Tensor, Tensor, Tensor]:
         """What our tower rotates patches by, in their order: angles, cosines and sines."""
-        rounded: Any = self.parts.components.vit().tower.rotary_pos_emb
-        with passing(rounded) as calls:
+        rotation = self.parts.components.vit().tower.rotary_pos_emb
+        with passing(rotation) as calls:
             self.parts.features(_seen(self.request))
-        (_, position), (cos, sin) = calls[0]
-        angle = rounded.angles(position)
-        half = angle.shape[1]  # of a head; the other one is equal
-        return angle, cos[:, :half], sin[:, :half]
+        (position,), (cos, sin) = calls[0]
+        return rotation.angles(position), cos, sin
 
     @cached_property
     def moments(self) -> list[tuple[Tensor, Tensor]]:

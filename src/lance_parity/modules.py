@@ -11,7 +11,7 @@ from lance_parity.checks import DEEP, EXACT, UNIT, VAE, Checks, Measure, Table
 from lance_parity.parts import Parts
 from openlance.model.attention import rotary_table, rotate
 from openlance.model.lance import latent_table
-from openlance.model.vit import to_patches
+from openlance.model.vit import to_patches, windows
 from openlance.vae.autoencoder import sample
 from openlance.vae.frames import channels_last
 
@@ -60,12 +60,10 @@ class Modules:
     def windows(self, name: str) -> tuple[Tensor, Tensor]:
         """Give the order of the merged cells by attention window, and the bounds of the windows in patches, as the
         tower works them out."""
-        from transformers.vision_utils import get_vision_window_index
-
-        config = self.config.vit
-        return get_vision_window_index(
-            self.grid(name), config.spatial_merge_size, config.window_size, config.patch_size
+        order, lengths = windows(
+            tuple(to_patches(clip, self.config.vit)[1] for clip in self.clips(name)), self.config.vit
         )
+        return order, torch.tensor([0, *lengths]).cumsum(0)
 
     def drawn(self, name: str) -> Tensor:
         """Give the latents (C, T, Y, X) that are drawn with the noise of the file."""

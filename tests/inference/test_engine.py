@@ -158,7 +158,7 @@ openlance.load({str(draws.folder)!r}).generate("a red circle", seed=0)
 print("DRAWN", {{"transformers", "diffusers"}} & set(sys.modules))
 pipe = openlance.load({str(asks.folder)!r})
 pipe.ask(numpy.zeros((16, 16, 3), numpy.uint8), "what?", max_new_tokens=2)
-print("ASKED", {{"diffusers"}} & set(sys.modules), *pipe.lance("und").norm)
+print("ASKED", {{"transformers", "diffusers"}} & set(sys.modules), *pipe.lance("und").norm)
 """
     env = {**os.environ, "PYTHONPATH": str(SRC)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)

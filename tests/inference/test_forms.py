@@ -16,6 +16,7 @@ from openlance.checkpoint.formats import CLIPS, IMAGES, TOWER, check_hashes, fin
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.errors import UserError
+from openlance.model.vit import to_patches
 from openlance.runtime.conversion import FORMS, gather, random_checkpoint, write
 from openlance.runtime.inspection import inspect, needs
 
@@ -64,6 +65,12 @@ def test_diffusers_and_transformers_read_their_own_parts(forms, pipe):
     assert torch.allclose(vae.decode(latents).sample[0], pipe.vae().decode(latents[0]), atol=1e-5)
     tower = Qwen2_5_VisionTransformerPretrainedModel.from_pretrained(forms / "diffusers" / "vision_tower")
     assert all(torch.equal(p, dict(tower.named_parameters())[n]) for n, p in pipe.vit().tower.named_parameters())
+    (height, width), side = (3, 5), pipe.config.vit.stride  # cells, in windows that the frame cuts off
+    clips = [torch.randn(3, frames, height * side, width * side) for frames in (1, 4)]
+    patches, grids = zip(*(to_patches(clip, pipe.config.vit) for clip in clips))
+    with torch.no_grad():
+        given = tower.eval()(torch.cat(patches), grid_thw=torch.tensor(grids)).pooler_output
+        torch.testing.assert_close(pipe.vit()(clips), given, rtol=0, atol=1e-5)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(forms / "diffusers" / "tokenizer")
     assert tokenizer("a red circle")["input_ids"] == pipe.tokenizer.ids("a red circle")
 

@@ -80,7 +80,7 @@ class PositionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """The vision tower (transformers' Qwen2.5-VL). Defaults: the published 3B."""
+    """The vision tower (Qwen2.5-VL's). Defaults: the published 3B."""
 
     depth: int = 32
     hidden_size: int = 1280

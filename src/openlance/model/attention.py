@@ -111,14 +111,15 @@ def plan_units(query: Rows, key: Rows) -> Plan:
     return Plan(tuple(group for group, _ in padded), None if straight else order)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def plan_runs(lengths: tuple[int, ...]) -> Plan:
     """Plan for rows that attend among themselves in runs of these lengths; runs of one length share a call."""
     runs = dict[int, list[Tensor]]()
     for run in torch.arange(sum(lengths)).split(list(lengths)):
         runs.setdefault(len(run), []).append(run)
-    groups = tuple(Group(rows, rows, None) for rows in map(torch.stack, runs.values()))
-    return Plan(groups, torch.cat([group.query.flatten() for group in groups]).argsort())
+    groups = tuple(Group(rows, rows, None, _first(rows), _first(rows)) for rows in map(torch.stack, runs.values()))
+    given = torch.cat([group.query.flatten() for group in groups])
+    return Plan(groups, None if _first(given) == 0 else given.argsort())
 
 
 def _first(rows: Tensor) -> int | None:

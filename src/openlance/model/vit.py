@@ -1,30 +1,28 @@
-"""The vision tower: transformers' Qwen2.5-VL ViT, fed with videos and giving one vector per merged cell.
+"""The vision tower: Qwen2.5-VL's ViT, fed with videos and giving one vector per merged cell.
 
-Axes: T frames, H W pixels, N patches, P values of a patch, M merged cells, D output width.
+Axes: T frames, H W pixels, N patches, P values of a patch, M merged cells, D width, A heads, E head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors, unfilled
-from openlance.config.model import ViTConfig
-from openlance.model.attention import attend, plan_runs
+from openlance.config.model import Grid, ViTConfig
+from openlance.model.attention import Plan, attend, plan_runs, rotate
+from openlance.model.lance import RMSNorm, add, swiglu
 
 # The statistics of CLIP's training images, which Qwen2.5-VL takes over (released code).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-Grid = tuple[int, int, int]
+EPS, THETA, INITIAL = 1e-6, 1e4, 0.02  # of norms, of rotations, deviation of initial weights (Qwen2.5-VL)
 
 
 def normalize(pixels_THW3: Tensor) -> Tensor:
@@ -50,12 +48,133 @@ def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
     return cut.permute(1, 3, 6, 4, 7, 0, 2, 5, 8).reshape(t * h * w, channels * tp * p * p), (t, h, w)
 
 
+@lru_cache(maxsize=64)
+def windows(grids: tuple[Grid, ...], config: ViTConfig) -> tuple[Tensor, tuple[int, ...]]:
+    """Give the order of the merged cells (M,) window after window, and how many patches each window has.
+
+    Windows are squares of `window_size` pixels in a frame, in raster order, cut off where the frame ends
+    (vit/qwen2_5_vl_vit.py, get_window_index).
+    """
+    merge = config.spatial_merge_size
+    side, cells = config.window_size // merge // config.patch_size, list[Tensor]()
+    firsts = accumulate((t * h * w // merge**2 for t, h, w in grids), initial=0)
+    for first, (t, h, w) in zip(firsts, grids, strict=False):
+        of_video = first + torch.arange(t * h * w // merge**2).view(t, h // merge, w // merge)
+        cells += [part.flatten() for frame in of_video for rows in frame.split(side) for part in rows.split(side, 1)]
+    return torch.cat(cells), tuple(len(part) * merge**2 for part in cells)
+
+
+@lru_cache(maxsize=64)
+def places(grids: tuple[Grid, ...], config: ViTConfig) -> Tensor:
+    """Give the row and the column (N, 2) of every patch, in the order of `to_patches`."""
+    m = config.spatial_merge_size
+    found = list[Tensor]()
+    for t, h, w in grids:
+        of_frame = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h // m, m, w // m, m, 2)
+        found.append(of_frame.transpose(1, 2).reshape(-1, 2).repeat(t, 1))
+    return torch.cat(found)
+
+
+class Rotation(nn.Module):
+    """By what patches are turned: the first quarter of a head's numbers by their row, the next by their column, and
+    these halves against the others.
+
+    In the release `.to(bfloat16)` rounds the frequencies, and with them positions, their product, its cosine and its
+    sine become bfloat16 (vit/qwen2_5_vl_vit.py, Qwen2_5_VisionRotaryEmbedding and the tower's forward); the rotation
+    itself runs in float32. So it is here with `rounded`, whatever the weights are in.
+
+    Attributes:
+        inv_freq: (E / 4,) frequencies. In no file, and no buffer: whatever moves or rounds weights leaves them alone.
+    """
+
+    def __init__(self, head: int, rounded: bool) -> None:
+        super().__init__()
+        half = head // 2
+        inverse = 1.0 / THETA ** (torch.arange(0, half, 2, device="cpu").float() / half)
+        self.inv_freq = inverse.bfloat16() if rounded else inverse
+
+    def angles(self, position_N2: Tensor) -> Tensor:
+        """Give (N, E / 2) angles, those of the rows before those of the columns, in the dtype of the frequencies."""
+        inverse = self.inv_freq.to(position_N2.device)
+        return (position_N2[..., None].to(inverse.dtype) * inverse).flatten(-2)
+
+    def forward(self, position_N2: Tensor) -> tuple[Tensor, Tensor]:
+        """Give cosine and sine (N, E / 2), which both halves of a head share."""
+        angle = self.angles(position_N2)
+        return angle.cos(), angle.sin()
+
+
+class Projection(nn.Conv3d):
+    """A convolution whose kernel covers its whole input: one matrix product, whose gradient is far cheaper."""
+
+    def forward(self, x_NP: Tensor) -> Tensor:
+        return F.linear(x_NP, self.weight.flatten(1))
+
+
+class Block(nn.Module):
+    """Attention within windows or frames, then the MLP."""
+
+    def __init__(self, c: ViTConfig) -> None:
+        super().__init__()
+        width, inner, self.heads = c.hidden_size, c.intermediate_size, c.num_heads
+        self.norm1, self.norm2 = RMSNorm(width, EPS), RMSNorm(width, EPS)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.mlp = nn.ModuleDict({
+            "gate_proj": nn.Linear(width, inner), "up_proj": nn.Linear(width, inner),
+            "down_proj": nn.Linear(inner, width),
+        })  # fmt: skip
+
+    def forward(self, x_ND: Tensor, cos_NE: Tensor, sin_NE: Tensor, plan: Plan) -> Tensor:
+        q, k, v = self.attn["qkv"](self.norm1(x_ND)).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        # In float32, whatever the weights are in (apply_rotary_pos_emb_vision of the release).
+        q, k = (rotate(part.float(), cos_NE, sin_NE).to(part.dtype) for part in (q, k))
+        x_ND = add(x_ND, self.attn["proj"](attend(q, k, v, plan).flatten(1)))
+        y_ND, mlp = self.norm2(x_ND), self.mlp
+        return add(x_ND, mlp["down_proj"](swiglu(mlp["gate_proj"](y_ND), mlp["up_proj"](y_ND))))
+
+
+class Tower(nn.Module):
+    """The ViT itself, its parameters named as released."""
+
+    def __init__(self, c: ViTConfig, rounded: bool) -> None:
+        super().__init__()
+        self.config, size = c, (c.temporal_patch_size, c.patch_size, c.patch_size)
+        cell = c.hidden_size * c.spatial_merge_size**2
+        self.patch_embed = nn.ModuleDict({"proj": Projection(3, c.hidden_size, size, size, bias=False)})
+        self.rotary_pos_emb = Rotation(c.hidden_size // c.num_heads, rounded)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        mlp = nn.Sequential(nn.Linear(cell, cell), nn.GELU(), nn.Linear(cell, c.out_hidden_size))
+        self.merger = nn.ModuleDict({"ln_q": RMSNorm(c.hidden_size, EPS), "mlp": mlp})
+        for part in self.modules():
+            if isinstance(part, nn.Linear | Projection):
+                nn.init.normal_(part.weight, std=INITIAL)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+    def forward(self, patches_NP: Tensor, grids: tuple[Grid, ...]) -> Tensor:
+        """Encode patches in the order of `to_patches` to one vector per merged cell, (M, D)."""
+        merge, device = self.config.spatial_merge_size**2, patches_NP.device
+        order_M, lengths = windows(grids, self.config)
+        order_M = order_M.to(device)
+        cos_NE, sin_NE = self.rotary_pos_emb(places(grids, self.config).to(device))
+        x_ND = self.patch_embed["proj"](patches_NP)
+        x_ND, cos_NE, sin_NE = (
+            x.unflatten(0, (-1, merge)).index_select(0, order_M).flatten(0, 1) for x in (x_ND, cos_NE, sin_NE)
+        )
+        narrow = plan_runs(lengths).to(device)
+        wide = plan_runs(tuple(h * w for t, h, w in grids for _ in range(t))).to(device)
+        for number, block in enumerate(self.blocks):
+            x_ND = block(x_ND, cos_NE, sin_NE, wide if number in self.config.fullatt_block_indexes else narrow)
+        cells_MD = self.merger["mlp"](self.merger["ln_q"](x_ND).unflatten(0, (-1, merge)).flatten(1))
+        return cells_MD.index_select(0, order_M.argsort())
+
+
 class ViT(nn.Module):
-    """transformers' tower under our interface; parameter names below `tower` are the released ones.
+    """The tower from videos to cells; parameter names below `tower` are the released ones.
 
     Attributes:
         config: Sizes of the tower.
-        tower: The module of transformers.
+        tower: What sees patches.
     """
 
     def __init__(self, config: ViTConfig, *, rounded_frequencies: bool = False) -> None:
@@ -67,7 +186,7 @@ class ViT(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.tower = _tower(config, rounded_frequencies)
+        self.tower = Tower(config, rounded_frequencies)
 
     def forward(self, clips_3THW: Sequence[Tensor]) -> Tensor:
         """Encode normalized videos to cells_MD, video after video, each in order of time, row and column."""
@@ -76,9 +195,7 @@ class ViT(nn.Module):
         weight = next(self.tower.parameters())
         patches, grids = zip(*(to_patches(clip, self.config) for clip in clips_3THW), strict=True)
         patches_NP = torch.cat(patches).to(device=weight.device, dtype=weight.dtype)
-        out = self.tower(patches_NP, grid_thw=torch.tensor(grids, device=weight.device))
-        # transformers 4 gives the merged cells, transformers 5 an object that holds them beside the unmerged patches.
-        return out if isinstance(out, Tensor) else out.pooler_output
+        return self.tower(patches_NP, grids)
 
     @classmethod
     def load(
@@ -111,87 +228,4 @@ class ViT(nn.Module):
         source = open_tensors(path, allow_pickle=allow_pickle)
         load_into(vit.tower, source.only(lambda name: name.startswith(prefix)), lambda name: name[len(prefix) :],
                   dtype=dtype, device=device)  # fmt: skip
-        _fill_tables(vit.tower, config, rounded_frequencies, device)
         return vit
-
-
-class _PatchProjection(nn.Conv3d):
-    """A convolution whose kernel covers its whole input is one matrix product; as such its gradient is far cheaper."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.flatten(1), self.weight.flatten(1))
-
-
-def _attention(module: nn.Module, *given: Any, **named: Any) -> Tensor:
-    """What an attention of transformers gives, which calls torch's once for every video; where it learns on a CPU all
-    videos of one size go together, with our backward (`model.written`)."""
-    return _together(module, *given, **named) if _learns(module) else type(module).forward(module, *given, **named)
-
-
-def _learns(module: nn.Module) -> bool:
-    weight = next(module.parameters())
-    return torch.is_grad_enabled() and module.training and weight.requires_grad and weight.device.type == "cpu"
-
-
-def _together(module: Any, x_ND: Tensor, cu_seqlens: Tensor, position_embeddings: Any, **_: Any) -> Tensor:
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-
-    q, k, v = module.qkv(x_ND).unflatten(-1, (3, module.num_heads, -1)).unbind(1)
-    q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-    mixed = attend(q, k, v, plan_runs(tuple(cu_seqlens.diff().tolist())))
-    return module.proj(mixed.flatten(1))
-
-
-class RoundedRotation(nn.Module):
-    """The rotation of the release's tower, whose every number is of bfloat16.
-
-    There `.to(bfloat16)` rounds the frequencies, and with them positions, their product, its cosine and its sine become
-    bfloat16 (vit/qwen2_5_vl_vit.py, Qwen2_5_VisionRotaryEmbedding and the tower's forward); the rotation itself runs in
-    float32. So it is here, whatever the weights are in. Axes: N patches, F frequencies of an axis, E half a head.
-    """
-
-    inv_freq: Tensor
-
-    def __init__(self, inverse_F: Tensor) -> None:
-        """Take over the frequencies of a tower, which are rounded here."""
-        super().__init__()
-        self.register_buffer("inv_freq", inverse_F.bfloat16(), persistent=False)
-
-    def angles(self, position_N2: Tensor) -> Tensor:
-        """Give (N, E) angles in bfloat16, those of the rows before those of the columns.
-
-        Args:
-            position_N2: Row and column of each patch.
-        """
-        return (position_N2.bfloat16()[..., None] * self.inv_freq.bfloat16()).flatten(-2)
-
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Give cosine and sine of both halves of a head, as transformers' rotation does."""
-        angle = self.angles(position_ids)
-        return torch.cat([angle.cos()] * 2, dim=-1), torch.cat([angle.sin()] * 2, dim=-1)
-
-
-def _fill_tables(tower: nn.Module, config: ViTConfig, rounded: bool, device: torch.device | str) -> None:
-    """Give a planned tower its rotary frequencies, which are in no file. They depend on the width of a head alone, so
-    a tower without layers has the same; they stay in float32, whatever the weights are in."""
-    head = config.hidden_size // config.num_heads
-    small = replace(config, depth=0, hidden_size=head, num_heads=1, intermediate_size=8, out_hidden_size=8)
-    for name, table in _tower(small, rounded).named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        setattr(tower.get_submodule(owner), leaf, table.to(device))
-
-
-def _tower(config: ViTConfig, rounded: bool = False) -> nn.Module:
-    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-
-    said = asdict(config) | {"fullatt_block_indexes": list(config.fullatt_block_indexes)}
-    settings = Qwen2_5_VLVisionConfig(in_channels=3, hidden_act="silu", **said)
-    tower = Qwen2_5_VisionTransformerPretrainedModel(settings)
-    tower.patch_embed.proj.__class__ = _PatchProjection  # the same parameters, another forward
-    for block in tower.blocks:
-        attention: Any = block.attn
-        attention.forward = partial(_attention, attention)
-    if rounded:
-        tower.add_module("rotary_pos_emb", RoundedRotation(tower.rotary_pos_emb.inv_freq))
-    return tower
