@@ -88,4 +88,4 @@ nightly: test $(VENV)/.stamp-nightly
 	  cp -r examples benchmarks "$$scratch" && cd "$$scratch" && \
 	  $$python examples/ask.py && $$python examples/generate.py && $$python examples/new_task.py && \
 	  $$python examples/framed_pictures.py pictures && \
-	  for name in denoise release_loop step start memory packing photos serve; do $$python benchmarks/$$name.py --quick || exit 1; done
+	  for name in denoise release_loop step startup memory packing photos serve; do $$python benchmarks/$$name.py --quick || exit 1; done

@@ -1,81 +1,73 @@
-"""How long a newcomer waits: the help text, the first picture of a cold process, and the next ones.
+"""Seconds from a command to its result in a fresh process, imports and weights included, for one or two checkouts.
 
-    python benchmarks/startup.py                 # nano; random weights of its form where nano is not there
-
-Cold means a new process; files may be in the page cache, as they are right after installing.
+python benchmarks/startup.py --before ../before     # another checkout of this repository: both in turn
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from common import PROMPTS, RESULTS, checkpoint, markdown, spread, timed, verdict, write_results
+import numpy as np
+from common import RESULTS, markdown, write_results
+from PIL import Image
 
-HELP, COLD, WARM = 0.6, 8.0, 1.0
+from toyworld.render import render
+from toyworld.scene import sample_scene
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = {
+    "help": ["--help"],
+    "ask about an image": ["ask", "in.png", "how many objects are there?"],
+    "draw an image": ["generate", "t2i", "a red circle", "-o", "out.png"],
+    "edit an image": ["edit", "in.png", "make the circle blue", "-o", "out.png"],
+    "make a video": ["generate", "t2v", "a red circle moves left", "-o", "out.gif"],
+}
+PIXELS = render(sample_scene(np.random.default_rng(0), category="single"), 64, 64)
 
 
-def command(*arguments: str) -> list[str]:
-    """The installed command beside this Python, or its module."""
-    installed = Path(sys.executable).parent / "openlance"
-    start = [str(installed)] if installed.is_file() else [sys.executable, "-m", "openlance.cli.main"]
-    return [*start, *arguments]
-
-
-def run(*arguments: str) -> None:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"openlance {' '.join(arguments)} failed:\n{done.stderr}")
-
-
-def measure(folder: str, scratch: Path, repeat: int) -> dict[str, list[float]]:
-    picture = str(scratch / "out.png")
-    times = {
-        "help": [timed(lambda: run("--help")) for _ in range(repeat)],
-        "cold": [
-            timed(lambda: run("generate", "t2i", PROMPTS[0], "--model", folder, "--seed", "7", "-o", picture))
-            for _ in range(repeat)
-        ],
-        "cold answer": [
-            timed(lambda: run("ask", picture, "how many squares are there?", "--model", folder)) for _ in range(repeat)
-        ],
-    }
-    import openlance
-
-    pipe = openlance.load(folder)
-    pipe.generate(PROMPTS[0], seed=7)
-    times["warm"] = [timed(lambda: pipe.generate(PROMPTS[0], seed=7)) for _ in range(repeat)]
-    pipe.ask(picture, "how many squares are there?")
-    times["warm answer"] = [timed(lambda: pipe.ask(picture, "how many squares are there?")) for _ in range(repeat)]
-    return times
+def once(line: list[str], checkout: Path) -> tuple[float, float]:
+    """Seconds and CPU seconds of a command of a checkout, which must succeed."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        Image.fromarray(PIXELS).save(Path(folder) / "in.png")
+        env = os.environ | {"PYTHONPATH": str(checkout / "src")}
+        command = [sys.executable, "-m", "openlance.cli.main", *line]
+        subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+    took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=Path, help="the checkout to compare with")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--model", default="nano", help='a shipped model, a folder, or "random"')
+    parser.add_argument("--quick", action="store_true", help="once each")
+    parser.add_argument("--only", default="", help="commands whose name contains this")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, what = checkpoint(args.model, Path(scratch) / "model")
-        times = measure(folder, Path(scratch), args.repeat)
-    middle = {name: statistics.median(t) for name, t in times.items()}
-    limits = {"help": HELP, "cold": COLD, "warm": WARM}
-    names = {
-        "help": "`openlance --help`",
-        "cold": "text to image, new process",
-        "cold answer": "a question, new process",
-        "warm": "text to image, warm",
-        "warm answer": "a question, warm",
-    }
-    rows = [[names[n], f"{t:.2f}", verdict(t, limits[n]) if n in limits else ""] for n, t in middle.items()]
-    head = f"Model: {what}. Medians of {args.repeat}, wall time in seconds.\n\n"
-    data = {"model": what, "seconds": {name: spread(t) for name, t in times.items()}}
-    write_results("startup", data, head + markdown(["", "s", "wanted"], rows), args.out)
+    repeat = 1 if args.quick else args.repeat
+    checkouts = {"now": ROOT} | ({"before": args.before.resolve()} if args.before else {})
+    found, rows = dict[str, dict[str, float]](), []
+    for name, line in COMMANDS.items():
+        if args.only not in name:
+            continue
+        taken = [{who: once(line, place) for who, place in checkouts.items()} for _ in range(repeat + 1)][1:]
+        found[name] = {
+            f"{who} {what}": statistics.median(one[who][n] for one in taken)
+            for who in checkouts for n, what in enumerate(("seconds", "CPU seconds"))
+        }  # fmt: skip
+        rows.append([name, *(f"{value:.2f}" for value in found[name].values())])
+    columns = [f"{who}, {what}" for who in checkouts for what in ("s", "CPU s")]
+    head = f"nano, a process for each; medians of {repeat}, checkouts in turn, the first time left out.\n\n"
+    write_results("startup", {"commands": found, "repeat": repeat}, head + markdown(["", *columns], rows), args.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 from common import RESULTS, markdown, spread, verdict, write_results
-from startup import command
 
 FIRST = 10.0  # seconds
 WORDS = "draw a red circle left of a blue square"
@@ -30,7 +29,7 @@ def once(browser, folder: str) -> dict[str, float]:
     """Seconds from the command until its address is there, the page can be used, a preview and the picture are seen."""
     page, began = browser.new_page(), time.perf_counter()
     page.set_default_timeout(120_000)
-    line = command("studio", "--no-browser", "--port", "0", "--folder", folder)
+    line = [sys.executable, "-m", "openlance.cli.main", "studio", "--no-browser", "--port", "0", "--folder", folder]
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=unbuffered)
     try:
