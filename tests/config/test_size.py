@@ -8,7 +8,7 @@ from openlance.model.lance import lance_parameters
 from openlance.model.vit import ViT
 from openlance.planning.hardware import DEVICES, parse_devices
 from openlance.planning.size import decoder_half, encoder_half, vit_size
-from openlance.vae.autoencoder import build_wan
+from openlance.vae.autoencoder import Wan
 
 
 def test_the_published_3b():
@@ -22,7 +22,7 @@ def test_the_published_3b():
 def test_the_tower_and_the_vae_of_nano():
     c = nano()
     with torch.device("meta"):
-        tower, wan = ViT(c.vit), build_wan(c.vae, ("encoder", "decoder"))
+        tower, wan = ViT(c.vit), Wan(c.vae)
     assert vit_size(c.vit) == sum(p.numel() for p in tower.parameters())
     encoder = sum(p.numel() for part in (wan.encoder, wan.quant_conv) for p in part.parameters())
     decoder = sum(p.numel() for part in (wan.decoder, wan.post_quant_conv) for p in part.parameters())

@@ -59,8 +59,6 @@ def work(rank: int, environment: dict[str, str], folder: str, out: Path) -> None
 
 
 if __name__ == "__main__":
-    import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: F401  seconds, here once for all processes
-
     count, folder, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

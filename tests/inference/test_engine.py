@@ -154,7 +154,9 @@ def test_each_task_reads_only_what_it_needs(checkpoint, tmp_path):
     draws, asks = (checkpoint.copy(tmp_path / name, without=name) for name in ("vit.safetensors", "vae.safetensors"))
     code = f"""
 import sys, numpy, openlance
-openlance.load({str(draws.folder)!r}).generate("a red circle", seed=0)
+pipe = openlance.load({str(draws.folder)!r})
+pipe.generate("a red circle", seed=0)
+pipe.generate_video("a red circle", num_frames=5, seed=0, num_inference_steps=1)
 print("DRAWN", {{"transformers", "diffusers"}} & set(sys.modules))
 pipe = openlance.load({str(asks.folder)!r})
 pipe.ask(numpy.zeros((16, 16, 3), numpy.uint8), "what?", max_new_tokens=2)

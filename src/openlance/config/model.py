@@ -121,7 +121,7 @@ class ViTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """The VAE (diffusers' AutoencoderKLWan in its Wan2.2 form). Defaults: the published one."""
+    """The VAE (Wan2.2's). Defaults: the published one."""
 
     z_dim: int = 48
     dim: int = 160

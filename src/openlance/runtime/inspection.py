@@ -28,12 +28,12 @@ PARTS = ("decoder", "vit", "vae")
 def expected(config: ModelConfig, parts: Iterable[str] = PARTS) -> dict[str, Shapes]:
     """Give the shapes by released name of each of the wanted parts; no weights are made."""
     from openlance.model.vit import ViT
-    from openlance.vae.autoencoder import build_wan
+    from openlance.vae.autoencoder import Wan
 
     of: dict[str, tuple[Callable[[], nn.Module], Callable[[str], str]]] = {
         "decoder": (lambda: Lance(config), released_name),
         "vit": (lambda: ViT(config.vit).tower, str),
-        "vae": (lambda: build_wan(config.vae, ("encoder", "decoder")), released_names(config.vae).to_released),
+        "vae": (lambda: Wan(config.vae), released_names(config.vae).to_released),
     }
     with tensors.unfilled():
         made = {part: of[part][0]() for part in parts}

@@ -1,5 +1,4 @@
-"""The VAE for images: the interface, weights and numbers of `vae.autoencoder`, without diffusers, whose import alone
-takes seconds.
+"""The VAE for images: the interface, weights and numbers of `vae.autoencoder`, and what both have in common.
 
 On one frame the Wan2.2 VAE is an ordinary 2-D network: a causal convolution meets only zeros before the frame, so its
 last temporal tap is all of it, and the temporal resamplers wait for a second frame. This is that network, about three
@@ -49,11 +48,16 @@ def channels_first(z_TYXC: Tensor) -> Tensor:
 
 
 class Norm(nn.Module):
-    """Scales the channels of every pixel to unit root mean square, times gamma."""
+    """Scales the channels of every pixel to unit root mean square, times gamma.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: How many.
+        axes: That follow them: rows and columns, or frames as well.
+    """
+
+    def __init__(self, channels: int, axes: int = 2) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
+        self.gamma = nn.Parameter(torch.ones(channels, *[1] * axes))
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
         unit = F.normalize(x_BCYX.float(), dim=1).to(x_BCYX.dtype)  # the squares of half precision would overflow
