@@ -69,6 +69,10 @@ DRAWING = (
 )  # fmt: skip
 
 
+def is_many(tokens) -> bool:
+    return isinstance(tokens, int) and 2 < tokens < MOST_TOKENS
+
+
 def of_pipeline(pipe):
     asked = by_name(
         lambda **how: pipe.ask(PICTURE, "a", **how),
@@ -100,10 +104,8 @@ def of_pipeline(pipe):
         "ask several": lambda v: pipe.ask(v, ["a", "b"], **FEW),
         "ask question": lambda v: pipe.ask(PICTURE, v, **FEW),
         "ask temperature": lambda v: pipe.ask(PICTURE, "a", temperature=v, **FEW),
-        # As many as are allowed would be written for minutes.
-        "ask tokens": lambda v: pipe.ask(
-            PICTURE, "a", max_new_tokens=2 if isinstance(v, int) and 2 < v < MOST_TOKENS else v
-        ),
+        # As many tokens as are allowed would be written for minutes.
+        "ask tokens": lambda v: pipe.ask(PICTURE, "a", max_new_tokens=2 if is_many(v) else v),
         **{f"ask {name}": call for name, call in asked.items()},
         "caption": lambda v: pipe.caption(v, **FEW),
     }
