@@ -1,6 +1,9 @@
 """Seconds from a command to its result in a fresh process, imports and weights included, for one or two checkouts.
 
-python benchmarks/startup.py --before ../before     # another checkout of this repository: both in turn
+    python benchmarks/startup.py                        # this one
+    python benchmarks/startup.py --before ../before     # and another of this repository, both in turn
+
+Files may be in the page cache, as they are right after installing.
 """
 
 from __future__ import annotations

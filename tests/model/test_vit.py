@@ -110,6 +110,14 @@ def test_what_learns_together_has_the_values_and_gradients_of_each_alone():
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_tower_that_has_answered_learns(tiny):
+    clip = [torch.randn(3, 1, 48, 80)]  # a size of this test alone
+    with torch.inference_mode():
+        tiny(clip)
+    tiny(clip).square().sum().backward()
+    tiny.zero_grad()
+
+
 def test_every_weight_learns_and_bfloat16_runs(tiny):
     tiny([torch.randn(3, 1, 32, 32)]).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tiny.parameters())

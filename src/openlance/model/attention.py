@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -111,7 +111,6 @@ def plan_units(query: Rows, key: Rows) -> Plan:
     return Plan(tuple(group for group, _ in padded), None if straight else order)
 
 
-@lru_cache(maxsize=64)
 def plan_runs(lengths: tuple[int, ...]) -> Plan:
     """Plan for rows that attend among themselves in runs of these lengths; runs of one length share a call."""
     runs = dict[int, list[Tensor]]()

@@ -6,6 +6,7 @@ Axes: T frames, H W pixels, N patches, P values of a patch, M merged cells, D wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -48,7 +49,6 @@ def to_patches(clip_3THW: Tensor, config: ViTConfig) -> tuple[Tensor, Grid]:
     return cut.permute(1, 3, 6, 4, 7, 0, 2, 5, 8).reshape(t * h * w, channels * tp * p * p), (t, h, w)
 
 
-@lru_cache(maxsize=64)
 def windows(grids: tuple[Grid, ...], config: ViTConfig) -> tuple[Tensor, tuple[int, ...]]:
     """Give the order of the merged cells (M,) window after window, and how many patches each window has.
 
@@ -64,7 +64,6 @@ def windows(grids: tuple[Grid, ...], config: ViTConfig) -> tuple[Tensor, tuple[i
     return torch.cat(cells), tuple(len(part) * merge**2 for part in cells)
 
 
-@lru_cache(maxsize=64)
 def places(grids: tuple[Grid, ...], config: ViTConfig) -> Tensor:
     """Give the row and the column (N, 2) of every patch, in the order of `to_patches`."""
     m = config.spatial_merge_size
@@ -73,6 +72,37 @@ def places(grids: tuple[Grid, ...], config: ViTConfig) -> Tensor:
         of_frame = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h // m, m, w // m, m, 2)
         found.append(of_frame.transpose(1, 2).reshape(-1, 2).repeat(t, 1))
     return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the patches of some grids are, and how they attend; the same for all blocks.
+
+    Attributes:
+        order_M: Merged cells, window after window.
+        back_M: Brings them back to raster order.
+        place_N2: Row and column of every patch, in the order of `to_patches`.
+        narrow: Attention within windows.
+        wide: Attention within frames.
+    """
+
+    order_M: Tensor
+    back_M: Tensor
+    place_N2: Tensor
+    narrow: Plan
+    wide: Plan
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    @torch.inference_mode(False)
+    def of(grids: tuple[Grid, ...], config: ViTConfig, device: torch.device) -> Layout:
+        """Make it on a device, once for the same grids; what learns may read what was made for an answer."""
+        order_M, lengths = windows(grids, config)
+        frames = tuple(h * w for t, h, w in grids for _ in range(t))
+        return Layout(
+            order_M=order_M.to(device), back_M=order_M.argsort().to(device), place_N2=places(grids, config).to(device),
+            narrow=plan_runs(lengths).to(device), wide=plan_runs(frames).to(device),
+        )  # fmt: skip
 
 
 class Rotation(nn.Module):
@@ -153,20 +183,17 @@ class Tower(nn.Module):
 
     def forward(self, patches_NP: Tensor, grids: tuple[Grid, ...]) -> Tensor:
         """Encode patches in the order of `to_patches` to one vector per merged cell, (M, D)."""
-        merge, device = self.config.spatial_merge_size**2, patches_NP.device
-        order_M, lengths = windows(grids, self.config)
-        order_M = order_M.to(device)
-        cos_NE, sin_NE = self.rotary_pos_emb(places(grids, self.config).to(device))
+        merge, layout = self.config.spatial_merge_size**2, Layout.of(grids, self.config, patches_NP.device)
+        cos_NE, sin_NE = self.rotary_pos_emb(layout.place_N2)
         x_ND = self.patch_embed["proj"](patches_NP)
         x_ND, cos_NE, sin_NE = (
-            x.unflatten(0, (-1, merge)).index_select(0, order_M).flatten(0, 1) for x in (x_ND, cos_NE, sin_NE)
+            x.unflatten(0, (-1, merge)).index_select(0, layout.order_M).flatten(0, 1) for x in (x_ND, cos_NE, sin_NE)
         )
-        narrow = plan_runs(lengths).to(device)
-        wide = plan_runs(tuple(h * w for t, h, w in grids for _ in range(t))).to(device)
         for number, block in enumerate(self.blocks):
-            x_ND = block(x_ND, cos_NE, sin_NE, wide if number in self.config.fullatt_block_indexes else narrow)
+            within_frames = number in self.config.fullatt_block_indexes
+            x_ND = block(x_ND, cos_NE, sin_NE, layout.wide if within_frames else layout.narrow)
         cells_MD = self.merger["mlp"](self.merger["ln_q"](x_ND).unflatten(0, (-1, merge)).flatten(1))
-        return cells_MD.index_select(0, order_M.argsort())
+        return cells_MD.index_select(0, layout.back_M)
 
 
 class ViT(nn.Module):
