@@ -130,7 +130,7 @@ def compared(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[dict[s
 def passed(model: str) -> list[int]:
     """Passes of one result from words, and of one with a source; distilled guidance takes one a step."""
     usual = GenerationConfig.read(find(folder_of(model)).tokenizer)
-    return [passes(sampling) for sampling in (usual.sampling, usual.sampling_for(["source"]))]
+    return [passes(usual.sampling_for(roles)) for roles in ([], ["source"])]
 
 
 def spread(bits: np.ndarray) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import start_processes
 
-from openlance.checkpoint.formats import folder_of, read_config, write_config
+from openlance.checkpoint.formats import DISTILLED, folder_of, read_config, write_config
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import NO_QUIRKS, ModelConfig, VAEConfig, ViTConfig
@@ -213,7 +213,8 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nano with two of its six layers: a checkpoint for laws that do not ask how well it draws, in less than half the
     time."""
     nano = folder_of("nano")
-    folder = Path(shutil.copytree(nano, tmp_path_factory.mktemp("models") / "shallow"))
+    whole = shutil.ignore_patterns(DISTILLED)  # of six layers
+    folder = Path(shutil.copytree(nano, tmp_path_factory.mktemp("models") / "shallow", ignore=whole))
     write_config(folder, replace(read_config(nano), layers=2))
     tensors = read_tensors(nano / "model.safetensors")
     kept = {name: t for name, t in tensors.items() if not re.search(r"\blayers\.[2-9]\.", name)}

@@ -1,6 +1,7 @@
 """Guidance distilled into a generation side of its own, on a nano of few layers."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(dis
 
 def test_conditions_and_answers_are_the_start_s_to_the_last_bit(distilled, shallow):
     nano, pipe = openlance.load(str(shallow)), openlance.load(str(distilled[0]))
-    how = {"distilled": False, "num_inference_steps": 3, "solver": "euler", "seed": 1}
+    how = {"distilled": False, "seed": 1}
     [image] = nano.generate("a red circle", **how | {"distilled": None})
     assert image.tobytes() == pipe.generate("a red circle", **how)[0].tobytes()
     assert image.tobytes() != pipe.generate("a red circle", seed=1)[0].tobytes()
@@ -98,14 +99,35 @@ def test_other_guidance_than_what_is_distilled_is_refused_by_name(distilled, sha
 
 
 def test_what_was_not_taught_is_guided_as_before(distilled):
-    said = json.loads((distilled[0] / "generation_config.json").read_text())
-    assert said["sampling"]["distilled"] and said["sampling"]["num_inference_steps"] == 4
-    by_role = said["sampling_with"]
-    assert by_role["source"]["distilled"] and by_role["source"]["guidance_scale"] == 2.0
-    nano = GenerationConfig.read(folder_of("nano"))
-    after = GenerationConfig.read(distilled[0])
+    nano, after = GenerationConfig.read(folder_of("nano")), GenerationConfig.read(distilled[0])
+    for roles in ([], ["source"]):
+        few = {"distilled": True, "num_inference_steps": 4, "solver": "dpm++"}
+        assert after.sampling_for(roles) == replace(nano.sampling_for(roles), **few)
+        assert after.sampling_for(roles, distilled=False) == nano.sampling_for(roles)
     for roles in (["video"], ["source", "video"], ["reference"], ["history"], ["source", "region"]):
-        assert after.sampling_for(roles) == replace(nano.sampling_for(roles), distilled=False), roles
+        assert after.sampling_for(roles) == nano.sampling_for(roles), roles
+        with pytest.raises(UserError, match=r"not distilled .* for .*expected images from words, edits"):
+            after.sampling_for(roles, distilled=True)
+
+
+def test_few_steps_are_taken_where_nobody_says_how_many(distilled):
+    nano, after = GenerationConfig.read(folder_of("nano")), GenerationConfig.read(distilled[0])
+    assert after.sampling_for([], num_inference_steps=3).num_inference_steps == 3
+    assert after.denoising(num_inference_steps=3).sampling_for(["source"]).num_inference_steps == 3
+    assert after.denoising(distilled=False).sampling_for([]) == nano.sampling_for([])
+    assert nano.denoising(distilled=True).sampling_for([]).num_inference_steps == 4
+
+
+def test_other_weights_are_not_said_to_be_distilled(distilled, tmp_path):
+    """Neither those that are trained from a distilled start, nor a folder without the distilled side."""
+    whole = replace(STAGE, distill=None, steps=1, mixture={"t2i": 1.0}, text_weight=1.0)
+    trained, bare = run_stage(whole, Settings(out=tmp_path / "on", model=distilled[0])), tmp_path / "bare"
+    assert not (trained / DISTILLED).exists()
+    assert not {"distilled", "distillation"} & json.loads((trained / "generation_config.json").read_text()).keys()
+    shutil.copytree(distilled[0], bare, ignore=shutil.ignore_patterns(DISTILLED))
+    for other in (trained, bare):
+        pipe = openlance.load(str(other))
+        assert pipe.sampling().num_inference_steps == 10 and not pipe.sampling().distilled
 
 
 def test_a_step_of_several_leads_where_they_lead(distilled, shallow):
@@ -177,11 +199,10 @@ def test_what_a_request_holds_decides_how_it_is_distilled():
         Distillation(by_role={"source": {"stps": [4, 4]}})
     nano = GenerationConfig.read(folder_of("nano"))
     said = sampled(nano, replace(STAGE, distill=how))
-    usual, source = said["sampling"], said["sampling_with"]["source"]
-    assert [usual[n] for n in ("num_inference_steps", "solver", "shift")] == [2, "euler", 1.5]
-    assert [source[n] for n in ("num_inference_steps", "solver", "shift")] == [4, "dpm++", 1.5]
-    moving = said["sampling_with"]["video"]
-    assert not moving["distilled"] and moving["shift"] == nano.sampling_for(["video"]).shift
+    words, source = said["distilled"]["words"], said["distilled"]["source"]
+    assert words == {"num_inference_steps": 2, "solver": "euler", "shift": 1.5}
+    assert source == {"num_inference_steps": 4, "solver": "dpm++", "shift": 1.5}
+    assert "video" not in said["distilled"]
 
 
 @pytest.mark.parametrize(
@@ -197,8 +218,7 @@ def test_what_a_request_holds_decides_how_it_is_distilled():
 def test_few_passes_are_usual_where_all_that_nano_knows_of_it_was_taught(tasks, few):
     stage = replace(STAGE, mixture=dict.fromkeys(["t2i", *tasks.split()], 1.0))
     said = sampled(GenerationConfig.read(folder_of("nano")), stage)
-    assert said["sampling"]["distilled"]
-    assert {role for role, how in said["sampling_with"].items() if how["distilled"]} == few
+    assert said["sampling"]["distilled"] and said["distilled"].keys() == {"words", *few}
 
 
 @pytest.mark.parametrize(

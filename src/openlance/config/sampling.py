@@ -123,6 +123,12 @@ STRONGEST = 1000  # guidance, and shift of the times
 REGIONS = ("auto", "none")  # of an edit, in the place of a region
 RENORMS = ("global", "channel", "none")
 SOLVERS = ("euler", "dpm++", "unipc")
+WORDS_ALONE = "words"
+# What guidance can be distilled for, as people call it: requests of words alone, and those with one of these roles.
+DISTILLED_FOR = {
+    WORDS_ALONE: "images from words", "source": "edits", "reference": "given subjects", "region": "regions of edits",
+    "video": "videos", "history": "dialogues",
+}  # fmt: skip
 BAKED = ("guidance_scale", "image_guidance_scale", "interval", "renorm", "renorm_min")  # what distilling settles
 # Fields of `Sampling` and `Decoding`: the least, the most (None: no end), and what an error adds. `step_cache` stays
 # below its most and `top_p` above its least.
@@ -238,6 +244,12 @@ class Sampling:
         total = self.num_inference_steps
         return total - int(max(total - total * self.strength, 0))
 
+    def leads_away(self, negatives: Iterable[str]) -> None:
+        """Raise a UserError for negative prompts, empty where there is none, that guidance cannot lead away from."""
+        if self.distilled and any(negatives):
+            said = "a negative prompt leads nowhere where guidance is distilled"
+            raise UserError(said, expected="none, or to guide in several passes", fix={"distilled": False})
+
     def acts_at(self, t: float) -> bool:
         return self.interval[0] < t <= self.interval[1]
 
@@ -286,6 +298,8 @@ class GenerationConfig:
         sampling: How it denoises.
         sampling_with: Fields of `Sampling` that differ where a request has a segment of a role, by the role's name, or
             by "region" where only a part of the target may change, or by "video"; later ones before earlier ones.
+        distilled: Fields of `Sampling` that differ with distilled guidance, by the role that it was taught for, and by
+            `WORDS_ALONE` where a request has none of `DISTILLED_FOR`; empty where it was not distilled.
         style: How its requests and samples are worded.
         tasks: What it was trained for, names of `sequence.tasks.TASKS`; empty if it does not say.
         buckets: Resolution preset of what is read, by what is made of it ("image", "video", "text"); without one an
@@ -308,6 +322,7 @@ class GenerationConfig:
     num_frames: int = 49
     sampling: Sampling = field(default_factory=Sampling)
     sampling_with: dict[str, dict[str, Any]] = field(default_factory=dict)
+    distilled: dict[str, dict[str, Any]] = field(default_factory=dict)
     style: PromptStyle = RELEASED_RUN
     tasks: tuple[str, ...] = ()
     buckets: dict[str, str] = field(default_factory=RELEASED_BUCKETS.copy)
@@ -335,9 +350,15 @@ class GenerationConfig:
 
     def denoising(self, **settings: Any) -> GenerationConfig:
         """Copy it with these fields of `Sampling` for every request that does not say otherwise."""
-        roles = self.sampling_with.items()
-        kept = {role: {k: v for k, v in given.items() if k not in settings} for role, given in roles}
-        return replace(self, sampling=replace(self.sampling, **settings), sampling_with=kept)
+        kept, few = (
+            {role: {k: v for k, v in given.items() if k not in settings} for role, given in by_role.items()}
+            for by_role in (self.sampling_with, self.distilled)
+        )
+        return replace(self, sampling=replace(self.sampling, **settings), sampling_with=kept, distilled=few)
+
+    def undistilled(self) -> GenerationConfig:
+        """Copy it for weights that have no distilled guidance beside them."""
+        return replace(self, sampling=replace(self.sampling, distilled=False), distilled={}, distillation={})
 
     def changed(self, said: Mapping[str, Any]) -> GenerationConfig:
         """The same with what a caller says otherwise.
@@ -368,11 +389,20 @@ class GenerationConfig:
 
         Raises:
             UserError: For a field that `Sampling` lacks, a value that makes no sense, or guidance other than what was
-                distilled.
+                distilled, or what it was not distilled for.
         """
         values.no_others(settings, Sampling.__dataclass_fields__)
-        usual = replace(self.sampling, **differing(self.sampling_with, roles))
-        found = replace(usual, **{k: v for k, v in settings.items() if v is not None})
+        roles, asked = set(roles), {k: v for k, v in settings.items() if v is not None}
+        there = roles.intersection(DISTILLED_FOR) or {WORDS_ALONE}
+        untaught = sorted(there.difference(self.distilled))
+        if asked.get("distilled") and self.distilled and untaught:
+            said = f"guidance is not distilled into this checkpoint for {DISTILLED_FOR[untaught[-1]]}"
+            taught = ", ".join(DISTILLED_FOR[name] for name in self.distilled)
+            raise UserError(said, expected=taught, fix={"distilled": False}, param="distilled")
+        few = asked.get("distilled", self.sampling.distilled) and not untaught
+        differs = differing(self.sampling_with, roles) | (differing(self.distilled, there) if few else {})
+        usual = replace(self.sampling, **differs | {"distilled": bool(few)})
+        found = replace(usual, **asked)
         other = [name for name in BAKED if getattr(found, name) != getattr(usual, name)]
         if usual.distilled and found.distilled and other:
             name = other[0]
@@ -405,11 +435,12 @@ class GenerationConfig:
     def _of(cls, found: Mapping[str, Any]) -> GenerationConfig:
         sampling = Sampling(**known(Sampling, found.get("sampling", {})))
         differs = {role.lower(): known(Sampling, given) for role, given in found.get("sampling_with", {}).items()}
-        for given in differs.values():
+        few = {role.lower(): known(Sampling, given) for role, given in found.get("distilled", {}).items()}
+        for given in (*differs.values(), *few.values()):
             replace(sampling, **given)
         preset = cls.resolution if found.get("buckets") else None
         style = style_of(found.get("prompt_style"), found.get("system_prompts"))
         said = {"buckets": {}, "resolution": preset} | known(cls, found)
-        said |= {"sampling": sampling, "sampling_with": {}, "style": style}
+        said |= {"sampling": sampling, "sampling_with": {}, "distilled": {}, "style": style}
         plain = {name: convert(kind, said[name], name) for name, kind in hints(cls).items() if name in said}
-        return cls(**plain | {"sampling_with": differs})
+        return cls(**plain | {"sampling_with": differs, "distilled": few})

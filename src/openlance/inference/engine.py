@@ -106,7 +106,8 @@ class Engine:
         self.adapters = dict[str, Adapter]()  # by name; those in use are `parts.adapters`
         self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
-        self.defaults = GenerationConfig.read(files.tokenizer)
+        usual = GenerationConfig.read(files.tokenizer)
+        self.defaults = usual if files.distilled.is_file() else usual.undistilled()
         for role in self.defaults.sampling_with:
             if role.lower() not in ROLES:
                 raise UserError(f"sampling_with of {files.root} names the role {role!r}: use one of {', '.join(ROLES)}")
@@ -331,9 +332,7 @@ class Engine:
         Raises:
             UserError: For distilled guidance that the checkpoint does not have, or beside a negative prompt.
         """
-        if sampling.distilled and any(more.get("negatives", ())):
-            said = "a negative prompt leads nowhere where guidance is distilled"
-            raise UserError(said, expected="none, or to guide in several passes", fix={"distilled": False})
+        sampling.leads_away(more.get("negatives", ()))
         seeds = [seed if isinstance(seed, Generator) else seed_of(seed) for seed in seeds]
         with self.turn:
             # What nobody chose has to be the same everywhere.

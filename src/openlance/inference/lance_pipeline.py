@@ -84,7 +84,8 @@ class LancePipeline(Methods):
     def scheduler(self) -> interfaces.Scheduler:
         """How this pipeline denoises where a call does not say. Set it to a name, ours or diffusers', or to a scheduler
         of diffusers: `pipe.scheduler = "UniPCMultistepScheduler"`."""
-        return interfaces.Scheduler(self.defaults.sampling.solver, self.defaults.sampling.shift)
+        usual = self.defaults.sampling_for(())
+        return interfaces.Scheduler(usual.solver, usual.shift)
 
     @scheduler.setter
     def scheduler(self, value: Any) -> None:

@@ -107,8 +107,8 @@ class Serving:
         mask: Any = None,
         region: Any = None,
     ) -> Prepared:
-        """The items of so many images or videos; `where` the words stand; `mask` and `region` of the last video, as in
-        `Methods.edit`. Failure if they cannot be made."""
+        """The items of so many images or videos, at most `partials` previews each; `where` the words stand; `mask` and
+        `region` of the last video, as in `Methods.edit`. Failure if they cannot be made."""
         pipe = self.pipe
         with about(where):
             listed(text, "prompt", "a red circle")
@@ -130,12 +130,13 @@ class Serving:
         how = pipe.sampling([turn], **body.sampling)
         with about("negative_prompt"):
             (negative,) = pipe.negatives(body.negative_prompt, 1)
+            how.leads_away([negative])
             pipe.codec.ids(negative)
         if negative and how.guidance_scale <= 1:
             message = f"negative_prompt does nothing at a guidance_scale of {how.guidance_scale:g}: give one above 1"
             raise Failure(message, code="invalid_value", param="negative_prompt")
         first = random_seed() if body.seed is None else seed_of(body.seed)
-        request = tasks.dialogue(*past, turn)
+        request, partials = tasks.dialogue(*past, turn), min(partials, max(how.steps - 1, 0))
         words, cells, made = self._counted(request)
         items = [
             Item(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from openlance.checkpoint.formats import DISTILLED, find, released_name
 from openlance.checkpoint.writer import write_tensors
-from openlance.config.sampling import FILE, GenerationConfig, Sampling
+from openlance.config.sampling import FILE, WORDS_ALONE, GenerationConfig, Sampling
 from openlance.config.train import Distillation, Stage
 from openlance.config.values import as_data, build, read_json
 from openlance.data.source import Sample
@@ -154,10 +154,11 @@ def emptied(segments: Segments) -> Segments:
 
 
 def guidance_of(defaults: GenerationConfig, request: Segments, distilled: bool = False) -> Sampling:
-    """How a request is guided by the teacher, with the released solver; distilled: as the start draws it, in one pass
-    where it has learned to."""
-    usual = replace(defaults.sampling_for(roles_of([request])), step_cache=0.0, compile=False, strength=1.0)
-    return usual if distilled and usual.distilled else replace(usual, distilled=False, solver="euler")
+    """How a request is guided by the teacher, with the released solver; distilled: as the start draws it in one pass a
+    step, where it has learned to."""
+    said = defaults.denoising(distilled=distilled, step_cache=0.0, compile=False, strength=1.0)
+    usual = said.sampling_for(roles_of([request]))
+    return usual if usual.distilled else replace(usual, solver="euler")
 
 
 def check_distilling(stage: Stage, model: Path) -> None:
@@ -172,7 +173,7 @@ def check_distilling(stage: Stage, model: Path) -> None:
     if stage.drop_text or stage.drop_all:
         raise UserError("guidance is distilled from whole requests", fix={"drop_text": 0, "drop_all": 0})
     assert stage.distill is not None
-    if any(way.progressive for way in stage.distill.ways) and not defaults.sampling.distilled:
+    if any(way.progressive for way in stage.distill.ways) and not (defaults.distilled and files.distilled.is_file()):
         said = f"distill.progressive learns from the few steps of a distilled start, and {model} is none"
         raise UserError(f"{said}: distil its guidance first", fix={"progressive": False})
     if defaults.sampling.guidance_scale <= 1:
@@ -205,24 +206,23 @@ def export_distilled(
 
 
 def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
-    """Say how a distilled checkpoint samples: in few steps where the stage taught it, as before elsewhere.
+    """Say how a distilled checkpoint samples: in few steps where the stage taught it, as the start elsewhere.
 
     Args:
         defaults: How the start samples.
         stage: Whose mixture tells what was taught.
 
     Returns:
-        The fields `sampling`, `sampling_with` and `distillation` of `generation_config.json`.
+        The fields `sampling`, `distilled` and `distillation` of `generation_config.json`.
     """
     how = stage.distill
     assert how is not None
 
     def few(roles: list[str]) -> dict[str, Any]:
-        """How it draws with some roles; a shift that never varied is the one of the result."""
+        """What differs for some roles; a shift that never varied is the one of the result."""
         own = how.of(roles)
-        said = {"distilled": True, "num_inference_steps": own.num_inference_steps, "solver": own.solver}
-        usual = defaults.sampling_for(roles).shift
-        return said | {"shift": own.shift[0] if own.shift[0] == own.shift[1] else usual}
+        said = {"num_inference_steps": own.num_inference_steps, "solver": own.solver}
+        return said | ({"shift": own.shift[0]} if own.shift[0] == own.shift[1] else {})
 
     specs = [spec_of(task) for task, weight in stage.mixture.items() if weight]
     whole = [s for s in specs if s.makes == "image" and not s.in_part]
@@ -230,18 +230,14 @@ def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
     parts = [s for s in known if s.makes == "image" and s.in_part]
     moving = [s for s in known if s.makes == "video"]
     taught = {
-        "source": any(s.sized_by_source for s in whole), "reference": any(s.reads and not s.keeps_size for s in whole),
+        WORDS_ALONE: any(not s.reads for s in whole), "source": any(s.sized_by_source for s in whole),
+        "reference": any(s.reads and not s.keeps_size for s in whole),
         "region": bool(parts) and all(s in specs for s in parts),
-        "video": bool(moving) and all(s in specs for s in moving), "history": False,
+        "video": bool(moving) and all(s in specs for s in moving),
     }  # fmt: skip
-    by_role = dict[str, dict[str, Any]]()
-    for role in dict.fromkeys([*taught, *defaults.sampling_with]):
-        # A region is one of a source; what was not taught draws as before, also where the role before it was.
-        roles = ["source", role] if role == "region" else [role]
-        usual, now = defaults.sampling_for(roles), few(roles)
-        before = {name: getattr(usual, name) for name in now}
-        by_role[role] = dict(defaults.sampling_with.get(role, {})) | (now if taught.get(role) else before)
-    drawn = few([]) if any(not s.reads for s in whole) else {}
+    # A region is one of a source.
+    by_role = {role: few(["source", role] if role == "region" else [role]) for role, there in taught.items() if there}
     return {
-        "sampling": as_data(defaults.sampling) | drawn, "sampling_with": by_role, "distillation": as_data(how),
+        "sampling": as_data(defaults.sampling) | {"distilled": True}, "distilled": by_role,
+        "distillation": as_data(how),
     }  # fmt: skip

@@ -144,8 +144,10 @@ def prepare(
     if before is not None:
         base.learner.requires_grad_(True)
     start = base.learner.lance
+    progressive = stage.distill is not None and any(way.progressive for way in stage.distill.ways)
     if stage.distill is not None or (stage.rl is not None and base.defaults.sampling.distilled):
-        beside_start(base, settings.model, apart=processes.sharded)
+        few = progressive or base.defaults.sampling.distilled
+        beside_start(base, settings.model if few else None, apart=processes.sharded)
     run: Trainer
     if stage.rl is not None:
         reads = start if base.learner.lance is not start else None
@@ -162,11 +164,11 @@ def prepare(
     made: dict[str, Any] = {"stage": stage, "codec": base.codec, "encode": encode, "device": device}
     prepare = Preparer(**made, complete=processes.sharded, cache=cache)
     if stage.distill is not None or base.learner.lance is not start:
-        teacher, few = start.to(device).eval(), None
-        if stage.distill is not None and any(way.progressive for way in stage.distill.ways):
-            few = with_generation(teacher, open_tensors(find(settings.model).distilled)).requires_grad_(False)
+        teacher, fewer = start.to(device).eval(), None
+        if progressive:
+            fewer = with_generation(teacher, open_tensors(find(settings.model).distilled)).requires_grad_(False)
         learns = None if processes.sharded else base.learner.lance
-        prepare = Taught(**made, teacher=teacher, defaults=base.defaults, distilled=few, learns=learns)
+        prepare = Taught(**made, teacher=teacher, defaults=base.defaults, distilled=fewer, learns=learns)
     if isinstance(run, RewardTrainer):
         how = run.how
         pools = [
@@ -193,12 +195,13 @@ def prepare(
     return run, Work(folder=folder, batches=stream, prepare=prepare, held_out=packs, show=shown, found=found)
 
 
-def beside_start(base: Base, model: Path, apart: bool = False) -> None:
+def beside_start(base: Base, model: Path | None, apart: bool = False) -> None:
     """Let a generation side of its own learn, beside the weights of the start: a copy for what distills guidance, and
-    the distilled one for what goes on from that. apart: it shares no weights with the start, which stays whole."""
+    the distilled one of `model` for what goes on from that. apart: it shares no weights with the start, which stays
+    whole."""
     start = base.learner.lance.requires_grad_(False)
     start = copy.deepcopy(start) if apart else start
-    if base.defaults.sampling.distilled:
+    if model is not None:
         base.learner.lance = with_generation(start, open_tensors(find(model).distilled))
     else:
         base.learner.lance = own_generation(start)

@@ -161,20 +161,23 @@ def export(run: Trainer, base: Base, folder: Path, dtype: torch.dtype = torch.fl
         name = "vae.safetensors" if beside == base.beside[0] and beside.suffix == ".safetensors" else beside.name
         out = folder / name
         told = read_json(beside) if beside.name == FILE and beside.is_file() else {}
-        if (named := with_tasks(told, run.stage)) != told:
+        if (named := trained(told, run.stage)) != told:
             write_json(out, named)
         elif beside.is_file() and not (out.is_file() and filecmp.cmp(beside, out, shallow=False)):
             with atomic_path(out) as path:
                 shutil.copyfile(beside, path)
 
 
-def with_tasks(said: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
-    """Name what a stage trained beside the tasks that a `generation_config.json` lists; one that lists none claims
-    nothing."""
+def trained(said: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """Change a `generation_config.json` for other weights: what a stage trained stands beside the tasks that it lists
+    (one that lists none claims nothing), and what was distilled from the weights before is gone."""
     listed = list(said.get("tasks", ()))
-    trained = dict.fromkeys(spec_of(task).name for task, weight in stage.mixture.items() if weight)
-    more = [task for task in trained if task not in listed]
-    return dict(said) | ({"tasks": [*listed, *more]} if listed else {})
+    named = dict.fromkeys(spec_of(task).name for task, weight in stage.mixture.items() if weight)
+    more = [task for task in named if task not in listed]
+    kept = {name: value for name, value in said.items() if name not in ("distilled", "distillation")}
+    if "sampling" in kept:
+        kept["sampling"] = {name: value for name, value in kept["sampling"].items() if name != "distilled"}
+    return kept | ({"tasks": [*listed, *more]} if listed else {})
 
 
 LONG = 32_768  # tokens of a sample from which on a pack holds few of them

@@ -80,11 +80,9 @@ class Call(BaseModel):
             first = None if seed is None else seed_of(seed)
             return serving.answering(self.text.strip(), clips, how, seed=first, past=past)
         body = Settings(**self.settings)
-        steps = body.num_inference_steps or serving.pipe.defaults.sampling.num_inference_steps
-        partials = min(max(steps - 1, 0), PREVIEWS)
         mask = read(serving, self.mask, "mask") if self.mask else None
         return serving.drawing(
-            spec, self.text.strip(), clips, body, num_frames=body.num_frames, partials=partials, past=past,
+            spec, self.text.strip(), clips, body, num_frames=body.num_frames, partials=PREVIEWS, past=past,
             mask=mask, region=body.region,
         )  # fmt: skip
 

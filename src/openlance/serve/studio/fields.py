@@ -12,6 +12,7 @@ from openlance.inference.lance_pipeline import LancePipeline
 from openlance.inference.regions import NONE
 from openlance.media.region import typed
 from openlance.sequence import tasks
+from openlance.sequence.segment import roles_of
 from openlance.sequence.tasks import TaskSpec
 from openlance.serve.studio.calls import ANSWER
 
@@ -29,16 +30,22 @@ FIELDS = {
     "temperature": ("Temperature", "max_new_tokens"),
     "shift": ("Shift", "sampling"),
     "solver": ("Solver", "sampling"),
+    "distilled": ("Few passes", "sampling"),
     "negative_prompt": ("Not this", "sampling"),
     "check": ("Draws at most", "sampling"),
     "think": ("Describe first", "sampling"),
     "region": ("Only here", SOURCE),
 }
-MORE = ("image_guidance_scale", "temperature", "shift", "solver", "negative_prompt", "think")  # below the others
+# Those below the others.
+MORE = ("image_guidance_scale", "temperature", "shift", "solver", "distilled", "negative_prompt", "think")
 COMPARED = ("num_inference_steps", "guidance_scale", "image_guidance_scale", "shift", "solver", "negative_prompt")
 USUAL = "usual"
 WORDS = ("negative_prompt", "solver")  # the rest are numbers, regions and choices
-CHOICES: dict[str, list[Any]] = {"solver": list(SOLVERS), "think": [("yes", True)]}
+CHOICES: dict[str, list[Any]] = {
+    "solver": list(SOLVERS), "think": [("yes", True)], "distilled": [("yes", True), ("no", False)],
+}  # fmt: skip
+# What only some checkpoints can, by the field of `GenerationConfig` that says so.
+LEARNED = {"think": "thinks", "distilled": "distilled"}
 
 
 def boxes(names: list[str] | tuple[str, ...], prefix: str = "") -> dict[str, Any]:
@@ -48,14 +55,15 @@ def boxes(names: list[str] | tuple[str, ...], prefix: str = "") -> dict[str, Any
 
 def _box(name: str, label: str) -> Any:
     if name in CHOICES:
-        return gr.Dropdown([(USUAL, ""), *CHOICES[name]], value="", label=label, min_width=120, visible=name != "think")
+        choices, there = [(USUAL, ""), *CHOICES[name]], name not in LEARNED
+        return gr.Dropdown(choices, value="", label=label, min_width=120, visible=there)
     return gr.Textbox(label=label, placeholder=USUAL, min_width=90, max_lines=1)
 
 
 def usual(pipe: LancePipeline, spec: TaskSpec) -> dict[str, Any]:
     """What the checkpoint takes for a task where a box is empty."""
     d: GenerationConfig = pipe.defaults
-    sampling = d.sampling_for({segment.role.name.lower() for segment in tasks.outline(spec)})
+    sampling = d.sampling_for(roles_of([tasks.outline(spec)]))
     plain = {"height": d.height, "width": d.width, "num_frames": d.num_frames, "max_new_tokens": ANSWER}
     named = {name: getattr(sampling, name) for name in FIELDS if hasattr(sampling, name)}
     words = {"seed": "random", "negative_prompt": "nothing", "region": d.region.get(spec.kind, NONE)}
@@ -75,7 +83,7 @@ def fitted(pipe: LancePipeline, spec: TaskSpec, shown: Mapping[str, Any]) -> dic
         value = values[name]
         plain = f"{value:g}" if isinstance(value, float) else f"{value}"
         more = {} if name in CHOICES else {"placeholder": plain}
-        there = fits(name, spec) and (name != "think" or pipe.defaults.thinks)
+        there = fits(name, spec) and (name not in LEARNED or bool(getattr(pipe.defaults, LEARNED[name])))
         found[box] = gr.update(visible=there, **more)
     return found
 
