@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import openlance
-from openlance.checkpoint.formats import DISTILLED, folder_of
+from openlance.checkpoint.formats import DISTILLED, find, folder_of
 from openlance.config.lora import Lora
 from openlance.config.sampling import GenerationConfig
 from openlance.config.train import UNDERSTANDING, Distillation, Rewarding, Stage
 from openlance.errors import UserError
 from openlance.inference.visual import denoise
+from openlance.runtime.conversion import gather, write
 from openlance.sequence.tasks import text_to_visual
 from openlance.training.distillation import Taught, guidance_of, sampled
 from openlance.training.files import Settings
@@ -128,6 +129,19 @@ def test_other_weights_are_not_said_to_be_distilled(distilled, tmp_path):
     for other in (trained, bare):
         pipe = openlance.load(str(other))
         assert pipe.sampling().num_inference_steps == 10 and not pipe.sampling().distilled
+
+
+def test_what_is_distilled_goes_along_where_a_folder_has_a_place_for_it(distilled, tmp_path, capsys):
+    gathered = gather(find(distilled[0]))
+    write(tmp_path / "same", gathered, show=False)
+    one, other = (load_file(folder / DISTILLED) for folder in (tmp_path / "same", distilled[0]))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert openlance.load(tmp_path / "same").sampling().distilled
+    write(tmp_path / "released", gathered, "released", show=False)
+    write(tmp_path / "int8", gather(find(distilled[0]), quantize="int8"), show=False)
+    assert capsys.readouterr().err.count("note: distilled.safetensors is left out") == 2
+    for folder in (tmp_path / "released", tmp_path / "int8"):
+        assert not list(folder.rglob(DISTILLED)) and not openlance.load(folder).sampling().distilled
 
 
 def test_a_step_of_several_leads_where_they_lead(distilled, shallow):

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from openlance.checkpoint.formats import Files, find
-from openlance.config.sampling import LARGEST_SIDE, Decoding, GenerationConfig, Sampling
+from openlance.config.sampling import DISTILLED_FOR, LARGEST_SIDE, Decoding, GenerationConfig, Sampling
 from openlance.config.values import brief, flag, number, unknown, whole
 from openlance.config.versions import versions
 from openlance.data.front import Front
@@ -108,9 +108,12 @@ class Engine:
         self.codec = SequenceCodec(self.tokenizer, self.config)
         usual = GenerationConfig.read(files.tokenizer)
         self.defaults = usual if files.distilled.is_file() else usual.undistilled()
-        for role in self.defaults.sampling_with:
-            if role.lower() not in ROLES:
-                raise UserError(f"sampling_with of {files.root} names the role {role!r}: use one of {', '.join(ROLES)}")
+        for field, by_role, known in (
+            ("sampling_with", self.defaults.sampling_with, ROLES), ("distilled", self.defaults.distilled, DISTILLED_FOR)
+        ):  # fmt: skip
+            for role in by_role:
+                if role.lower() not in known:
+                    raise UserError(f"{field} of {files.root} names the role {role!r}: use one of {', '.join(known)}")
         self.media = MediaEncoder(self.parts.vit, self.parts.vae)
         self.prefixes = PrefixStore()  # give it a limit, and conditions of earlier calls need not run again
         self.metadata = flag("metadata", metadata)

@@ -17,7 +17,7 @@ from openlance.checkpoint.writer import Stream
 from openlance.errors import UserError
 from openlance.model.lance import Lance
 from openlance.model.lora import Adapter, merge, product
-from openlance.runtime.conversion import Checkpoint, gather
+from openlance.runtime.conversion import FEW, Checkpoint, gather
 
 EXACT = 1024  # of a matrix's shorter side: longer ones are decomposed by a random sketch, in a fraction of the time
 
@@ -95,7 +95,8 @@ def merged(checkpoint: Checkpoint, adapters: Sequence[Adapter], files: Files) ->
     """
     for adapter in adapters:
         check_fit(adapter, files)
-    decoder, additions = dict(checkpoint.tensors["decoder"]), dict[str, list[tuple[Adapter, str]]]()
+    tensors = {part: dict(streams) for part, streams in checkpoint.tensors.items()}
+    additions = dict[str, list[tuple[Adapter, str]]]()
     for adapter in adapters:
         for name, u in adapter.stored.updates.items():
             additions.setdefault(f"{name}.weight", []).append((adapter, "weight"))
@@ -105,14 +106,16 @@ def merged(checkpoint: Checkpoint, adapters: Sequence[Adapter], files: Files) ->
             additions.setdefault(f"{name}.bias", []).append((adapter, "bias"))
     for name, made in additions.items():
         released = released_name(name)
-        if released not in decoder:
+        if released not in tensors["decoder"]:
             origin = made[0][0].origin
             raise UserError(
                 f"{origin} gives {name} to a layer without a bias, which files have no place for: use it as it is"
             )
-        stream = decoder[released]
-        decoder[released] = replace(stream, pieces=partial(_pieces, stream, name.rpartition(".")[0], made))
-    return replace(checkpoint, tensors={**checkpoint.tensors, "decoder": decoder})
+        for part in ("decoder", FEW):
+            if (stream := tensors.get(part, {}).get(released)) is not None:
+                pieces = partial(_pieces, stream, name.rpartition(".")[0], made)
+                tensors[part][released] = replace(stream, pieces=pieces)
+    return replace(checkpoint, tensors=tensors)
 
 
 def _pieces(stream: Stream, module: str, made: Sequence[tuple[Adapter, str]]) -> Iterator[Tensor]:

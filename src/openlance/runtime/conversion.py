@@ -7,9 +7,10 @@ write(out, random_checkpoint(ModelConfig(), torch.bfloat16), "released", shards=
 from __future__ import annotations
 
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ BESIDE = (
     "added_tokens.json",
 )  # fmt: skip
 PREFERENCES = "generation_config.json"
+FEW = Path(formats.DISTILLED).stem  # the part, and its file
+LEFT_OUT = f"{formats.DISTILLED} is left out"
 SPARE = 1.02  # of the bytes to be written, what must be free
 BLOCK = 1_000_003  # random numbers that are repeated; a prime, so that no two rows of a matrix are alike
 
@@ -84,6 +87,11 @@ def gather(
         tensors[part] = {name: stream_of(source, places[name], dtype) for name in wanted}
     if quantize is not None:
         tensors["decoder"] = quantized(tensors["decoder"], quantize)
+    if files.distilled.is_file() and quantize is not None:
+        print(f"note: {LEFT_OUT}, which works with weights that are not quantized", file=sys.stderr)
+    elif files.distilled.is_file():
+        few = open_tensors(files.distilled)
+        tensors[FEW] = {name: stream_of(few, name, dtype) for name in few.shapes}
     return Checkpoint(config=files.config, tensors=tensors, beside=files.tokenizer)
 
 
@@ -153,6 +161,10 @@ def write(out: Path, checkpoint: Checkpoint, form: str = "openlance", *, shards:
     out = out.resolve()
     if out == Path.cwd():
         raise UserError("a folder appears whole or not at all, so it cannot be the one we are in: name another one")
+    if form != "openlance" and FEW in checkpoint.tensors:
+        print(f"note: {LEFT_OUT}, for which the form {form} has no place", file=sys.stderr)
+        kept = {part: tensors for part, tensors in checkpoint.tensors.items() if part != FEW}
+        checkpoint = replace(checkpoint, tensors=kept)
     nearest = next(place for place in out.absolute().parents if place.is_dir())
     free, needed = shutil.disk_usage(nearest).free, int(checkpoint.bytes * SPARE)
     if free < needed:
@@ -180,7 +192,7 @@ def write(out: Path, checkpoint: Checkpoint, form: str = "openlance", *, shards:
 def _openlance(folder: Path, c: Checkpoint, put: Callable[..., list[Path]]) -> None:
     formats.write_config(folder, c.config)
     _copy_beside(c, folder)
-    for part, stem in (("decoder", "model"), ("vit", "vit"), ("vae", "vae")):
+    for part, stem in (("decoder", "model"), ("vit", "vit"), ("vae", "vae"), (FEW, FEW)):
         put(part, "", stem)
 
 
