@@ -28,6 +28,7 @@ here too; [nano](nano.md) says how often it is right. Images are 64 pixels wide 
 SECTIONS = {
     "Images": [
         'generate t2i "a red circle left of a blue square" --seed 7 -o circle-square.png',
+        'generate t2i "a red circle left of a blue square" --distilled --seed 7 -o few-passes.png',
         'generate t2i "a large blue star on a white background" --seed 7 -o star.png',
         'generate t2i "a striped green square" --seed 7 -o striped.png',
         'generate t2i "a yellow triangle above a purple ring" --seed 7 -o triangle-ring.png',
