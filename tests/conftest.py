@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import start_processes
 
-from openlance.checkpoint.formats import DISTILLED, folder_of, read_config, write_config
+from openlance.checkpoint.formats import folder_of, read_config, write_config
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import NO_QUIRKS, ModelConfig, VAEConfig, ViTConfig
-from openlance.config.sampling import PromptStyle
+from openlance.config.sampling import DISTILLED, PromptStyle
 from openlance.media.clip import Clip
 from openlance.model.lance import Lance
 from openlance.runtime.distributed import Distributed

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openlance.checkpoint.formats import DISTILLED, folder_of
+from openlance.checkpoint.formats import folder_of
 from openlance.config.lora import Lora
+from openlance.config.sampling import DISTILLED
 from openlance.config.train import UNDERSTANDING, Distillation, Resolution, Rewarding, Stage, dump
 from openlance.errors import UserError
 from openlance.training.distillation import export_distilled, sampled

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import openlance
-from openlance.checkpoint.formats import DISTILLED, find, folder_of
+from openlance.checkpoint.formats import find, folder_of
 from openlance.config.lora import Lora
-from openlance.config.sampling import GenerationConfig
+from openlance.config.sampling import DISTILLED, GenerationConfig
 from openlance.config.train import UNDERSTANDING, Distillation, Rewarding, Stage
 from openlance.errors import UserError
 from openlance.inference.visual import denoise

@@ -26,6 +26,7 @@ from typing import Any
 from openlance.checkpoint import hub as network
 from openlance.checkpoint.tensors import first, first_file, listed_files, open_tensors, weight_map, weights_in
 from openlance.config.model import ModelConfig, VAEConfig
+from openlance.config.sampling import DISTILLED
 from openlance.config.values import as_data, brief, flag, path_of, read_json
 from openlance.errors import UserError
 from openlance.media.files import write_json
@@ -60,7 +61,6 @@ IMAGES, CLIPS, TOWER, CODEC = "Lance_3B", "Lance_3B_Video", "Qwen2.5-VL-ViT", "W
 INSIDE = "vit_model."
 # What a released folder leaves to the code (released code).
 PUBLISHED = {"max_latent_size": 64, "max_num_frames": 121}
-DISTILLED = "distilled.safetensors"  # ours
 CODECS = (f"{CODEC}.safetensors", "vae.safetensors", f"{CODEC}.pth")
 REVISION = re.compile(r"[\w./-]{1,200}")
 REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")

@@ -111,6 +111,7 @@ def style_of(name: str | None, texts: Mapping[str, Any] | None = None) -> Prompt
 
 
 FILE = "generation_config.json"
+DISTILLED = "distilled.safetensors"  # beside it: the generation side that takes the place of guidance
 # What can be asked for at most: above are slips of the hand, which would fill the memory or never end.
 LARGEST_SEED = 2**64 - 1  # what torch's generators accept
 LARGEST_SIDE = 8192  # pixels; the largest released preset draws 1168
@@ -356,10 +357,6 @@ class GenerationConfig:
         )
         return replace(self, sampling=replace(self.sampling, **settings), sampling_with=kept, distilled=few)
 
-    def undistilled(self) -> GenerationConfig:
-        """Copy it for weights that have no distilled guidance beside them."""
-        return replace(self, sampling=replace(self.sampling, distilled=False), distilled={}, distillation={})
-
     def changed(self, said: Mapping[str, Any]) -> GenerationConfig:
         """The same with what a caller says otherwise.
 
@@ -415,6 +412,7 @@ class GenerationConfig:
     @classmethod
     def read(cls, folder: Path) -> GenerationConfig:
         """Read a checkpoint's file; without one of ours (transformers writes a file of this name too) the release's.
+        What it says of distilled guidance holds where that is there.
 
         Args:
             folder: Where the tokenizer of the checkpoint is.
@@ -427,9 +425,12 @@ class GenerationConfig:
         if "height" not in found:
             return cls()
         try:
-            return cls._of(found)
+            usual = cls._of(found)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is invalid: {error}; restore the file, or delete it") from error
+        if (folder / DISTILLED).is_file():
+            return usual
+        return replace(usual, sampling=replace(usual.sampling, distilled=False), distilled={}, distillation={})
 
     @classmethod
     def _of(cls, found: Mapping[str, Any]) -> GenerationConfig:

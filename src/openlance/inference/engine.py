@@ -106,8 +106,7 @@ class Engine:
         self.adapters = dict[str, Adapter]()  # by name; those in use are `parts.adapters`
         self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
-        usual = GenerationConfig.read(files.tokenizer)
-        self.defaults = usual if files.distilled.is_file() else usual.undistilled()
+        self.defaults = GenerationConfig.read(files.tokenizer)
         for field, by_role, known in (
             ("sampling_with", self.defaults.sampling_with, ROLES), ("distilled", self.defaults.distilled, DISTILLED_FOR)
         ):  # fmt: skip

@@ -21,6 +21,7 @@ from openlance.checkpoint.formats import CODEC, IMAGES, TOWER, Files, config_for
 from openlance.checkpoint.tensors import compare, open_tensors
 from openlance.checkpoint.writer import Stream, progress, stream_of, write_shards
 from openlance.config.model import ModelConfig, VAEConfig
+from openlance.config.sampling import DISTILLED
 from openlance.errors import UserError
 from openlance.media.files import write_json
 from openlance.runtime.inspection import PARTS, expected, opened, weights_of
@@ -33,8 +34,8 @@ BESIDE = (
     "added_tokens.json",
 )  # fmt: skip
 PREFERENCES = "generation_config.json"
-FEW = Path(formats.DISTILLED).stem  # the part, and its file
-LEFT_OUT = f"{formats.DISTILLED} is left out"
+FEW = Path(DISTILLED).stem  # the part, and its file
+LEFT_OUT = f"{DISTILLED} is left out"
 SPARE = 1.02  # of the bytes to be written, what must be free
 BLOCK = 1_000_003  # random numbers that are repeated; a prime, so that no two rows of a matrix are alike
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openlance.checkpoint.formats import DISTILLED, find, released_name
+from openlance.checkpoint.formats import find, released_name
 from openlance.checkpoint.writer import write_tensors
-from openlance.config.sampling import FILE, WORDS_ALONE, GenerationConfig, Sampling
+from openlance.config.sampling import DISTILLED, FILE, WORDS_ALONE, GenerationConfig, Sampling
 from openlance.config.train import Distillation, Stage
 from openlance.config.values import as_data, build, read_json
 from openlance.data.source import Sample
@@ -173,7 +173,7 @@ def check_distilling(stage: Stage, model: Path) -> None:
     if stage.drop_text or stage.drop_all:
         raise UserError("guidance is distilled from whole requests", fix={"drop_text": 0, "drop_all": 0})
     assert stage.distill is not None
-    if any(way.progressive for way in stage.distill.ways) and not (defaults.distilled and files.distilled.is_file()):
+    if any(way.progressive for way in stage.distill.ways) and not defaults.distilled:
         said = f"distill.progressive learns from the few steps of a distilled start, and {model} is none"
         raise UserError(f"{said}: distil its guidance first", fix={"progressive": False})
     if defaults.sampling.guidance_scale <= 1:
