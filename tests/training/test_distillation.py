@@ -144,71 +144,37 @@ def test_what_is_distilled_goes_along_where_a_folder_has_a_place_for_it(distille
         assert not list(folder.rglob(DISTILLED)) and not openlance.load(folder).sampling().distilled
 
 
-def test_a_step_of_several_leads_where_they_lead(distilled, shallow):
-    """States of a step with three of the guided model's inside are every third of its own, and the mean of the three
-    velocities leads from one to the next."""
-    pipe = openlance.load(str(shallow))
-    teach = taught(pipe)
-    request = text_to_visual("a red circle", [], (1, 64, 64))
-    sampling = replace(guidance_of(pipe.defaults, request), num_inference_steps=6)
-    [single], [triple] = (teach._trajectories([request], sampling, [5], Distillation(within=n)) for n in (1, 3))
-    assert [t for _, t, _ in triple] == [t for _, t, _ in single][::3] and len(triple) == 2
-    assert all(torch.equal(one[0], own[0]) for one, own in zip(triple, single[::3], strict=True))
-    length = triple[0][1] - triple[1][1]
-    led = triple[0][0] - triple[0][2] * length
-    torch.testing.assert_close(led, triple[1][0])
-
-
 def test_what_is_learned_progressively_is_where_the_start_s_own_few_steps_lead(distilled):
-    """The states of one step with all of the distilled start's inside are its noise and its result, no guidance in it,
-    and what one has not distilled is guided."""
+    """States are those that the distilled start passes, no guidance in them, and velocities lead from one to the next;
+    what one has not distilled is guided."""
     pipe = openlance.load(str(distilled[0]))
     few = pipe.parts.distilled()
     teach = taught(pipe, distilled=few)
     request = text_to_visual("a red circle", [], (1, 64, 64))
     sampling = guidance_of(pipe.defaults, request, True)
     assert sampling.distilled and sampling.solver == "dpm++"
-    rows = list[int]()
-    [drawn] = denoise(teach.teacher, pipe.codec, [request], sampling, seeds=[5], distilled=few, on_pass=rows.append)
+    rows, passed = list[int](), list[tuple[float, torch.Tensor]]()
+    denoise(
+        teach.teacher, pipe.codec, [request], sampling, seeds=[5], distilled=few, on_pass=rows.append,
+        on_step=lambda _, t, x: passed.append((t, x)),
+    )  # fmt: skip
     assert rows == [64] * sampling.num_inference_steps
-    how = Distillation(within=sampling.num_inference_steps, progressive=True)
-    [[(noise, start, velocity)]] = teach._trajectories([request], sampling, [5], how)
-    assert start == 1.0
-    torch.testing.assert_close(noise - velocity, drawn.flatten(0, -2))
+    [states] = teach._trajectories([request], sampling, [5])
+    assert len(states) == sum(sampling.acts_at(t) for t, _ in passed) > 1
+    for (x, t, velocity), (now, own), (later, after) in zip(states, passed, passed[1:]):
+        assert t == now and torch.equal(x, own)
+        torch.testing.assert_close(x - velocity * (t - later), after)
     moving = text_to_visual("a red circle moves up", [], (9, 64, 64))
     assert guidance_of(pipe.defaults, moving, True) == guidance_of(pipe.defaults, moving)
 
 
-def test_on_policy_states_are_those_that_what_learns_leads_to_and_their_goals_the_teacher_s(distilled):
-    pipe = openlance.load(str(distilled[0]))
-    start, few = pipe.parts.lance("und", "gen"), pipe.parts.distilled()
-    teach = taught(pipe, distilled=few, learns=start)
-    how = Distillation(within=3, progressive=True, solver="euler")
-    request = text_to_visual("a red circle", [], (1, 64, 64))
-    sampling = replace(guidance_of(pipe.defaults, request, True), num_inference_steps=6, shift=1.5)
-    [usual] = teach._trajectories([request], sampling, [5], how)
-    [own] = teach._trajectories([request], sampling, [5], replace(how, on_policy=True))
-    assert all(torch.equal(one, other) for one, other in zip(usual[0][::2], own[0][::2]))  # both begin as noise
-    assert [t for _, t, _ in usual] == pytest.approx([t for _, t, _ in own]) and len(own) == 2
-    first = replace(sampling, num_inference_steps=2, solver="euler")
-    [led] = denoise(start, pipe.codec, [request], first, seeds=[5], distilled=start, stops=lambda: True)
-    assert not torch.equal(own[1][0], usual[1][0])
-    torch.testing.assert_close(own[1][0], led.flatten(0, -2))
-    ends = [x - t * v for x, t, v in (usual[1], own[1])]
-    torch.testing.assert_close(*ends)
-    teach = replace(teach, learns=few)  # what learned as much as the teacher is where that is
-    [same] = teach._trajectories([request], sampling, [5], replace(how, within=1, on_policy=True, solver="dpm++"))
-    [single] = teach._trajectories([request], sampling, [5], replace(how, within=1))
-    for one, other in zip(same, single, strict=True):
-        torch.testing.assert_close(one, other)
-
-
 def test_what_a_request_holds_decides_how_it_is_distilled():
-    four = {"steps": [4, 4], "within": 1, "num_inference_steps": 4, "solver": "dpm++"}
+    four = {"steps": [4, 4], "matched": False, "num_inference_steps": 4, "solver": "dpm++"}
     how = Distillation(
-        steps=(2, 2), shift=(1.5, 1.5), within=3, num_inference_steps=2, solver="euler", by_role={"source": four}
+        matched=True, shift=(1.5, 1.5), num_inference_steps=2, solver="euler", by_role={"source": four}
     )  # fmt: skip
-    assert how.of(["prompt"]).within == 3 and how.of(["source", "region"]).steps == (4, 4)
+    assert how.of(["prompt"]).matched and how.of(["source", "region"]).steps == (4, 4)
+    assert how.matches and how.goes_on and not Distillation(by_role={"source": four}).goes_on
     with pytest.raises(UserError, match=r"no field 'distill.stps'"):
         Distillation(by_role={"source": {"stps": [4, 4]}})
     nano = GenerationConfig.read(folder_of("nano"))
@@ -240,7 +206,8 @@ def test_few_passes_are_usual_where_all_that_nano_knows_of_it_was_taught(tasks, 
     [
         ({"mixture": {"x2t_image": 1.0}}, {}, "x2t_image has none"),
         ({"drop_text": 0.1}, {}, "drop_text=0"),
-        ({"distill": Distillation(progressive=True)}, {}, "shallow is none: distil its guidance first"),
+        ({"distill": Distillation(progressive=True)}, {}, "progressive goes on .*shallow is none: distil its guidance"),
+        ({"distill": Distillation(matched=True, shift=(2, 2))}, {}, "matched goes on .*shallow is none: distil"),
         ({"distill": Distillation()}, {"init": "fresh"}, "by itself"),
     ],
 )

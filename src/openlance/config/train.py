@@ -52,19 +52,19 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """That a stage learns, in one pass, the velocity that guidance gives in several (Meng et al., arXiv 2210.03142):
-    states are those of guided trajectories of the model it starts from, and nothing but the requests of its samples
-    is read.
+    """That a stage learns, in one pass, what guidance gives in several (Meng et al., arXiv 2210.03142), and nothing but
+    the requests of its samples is read: velocities at states of guided trajectories of the model it starts from, or
+    where results of a few steps belong.
 
     Args:
         steps: Fewest and most steps of a trajectory; where these lie differs from one to the next.
         shift: Least and largest shift of their times. Where the two are one, so is the shift of the result.
-        within: Steps of the teacher inside each of these. Above 1 what is learned is where several of its steps
-            lead, so that fewer are needed (progressive distillation, arXiv 2202.00512).
         progressive: Whether the teacher is what the start has distilled already, with its solver, and not the guided
             model: one pass a step in the place of two or three.
-        on_policy: Whether the states after the first are those that what learns leads to itself, and the goal of each
-            is still the teacher's next: so the steps of a few make up for one another (arXiv 1011.0686).
+        matched: Whether, in the place of learning velocities, what the few steps of the result draw moves as a whole to
+            where the guided model expects results (`training.matching`), from what the start has distilled.
+        critic_lr: Learning rate of what tells where present results lie; it does not fall.
+        critic_updates: How often that learns in a step.
         by_role: Fields that differ by what a request holds, as `GenerationConfig.sampling_with` has them.
         num_inference_steps: With which the result is sampled.
         solver: Likewise.
@@ -72,15 +72,22 @@ class Distillation:
 
     steps: tuple[int, int] = (7, 10)
     shift: tuple[float, float] = (1.5, 3.0)
-    within: int = 1
     progressive: bool = False
-    on_policy: bool = False
+    matched: bool = False
+    critic_lr: float = 6e-4
+    critic_updates: int = 2
     by_role: dict[str, dict[str, Any]] = field(default_factory=dict)
     num_inference_steps: int = 4
     solver: str = "dpm++"
 
     def __post_init__(self) -> None:
-        whole("distill.within", self.within, 1)
+        whole("distill.critic_updates", self.critic_updates, 1)
+        if self.critic_lr <= 0:
+            raise UserError(f"distill.critic_lr is {self.critic_lr}", expected="more than 0")
+        if self.matched and self.shift[0] != self.shift[1]:
+            raise UserError(
+                f"distill.shift is {list(self.shift)}", expected="one shift, twice, where the steps are matched"
+            )
         for name, least in (("steps", 1), ("shift", 0.001)):
             low, high = getattr(self, name)
             if not least <= low <= high:
@@ -93,6 +100,16 @@ class Distillation:
     def ways(self) -> list[Distillation]:
         """What holds for requests of no role in particular, and for each of those that differ."""
         return [self, *(self.of([role]) for role in self.by_role)]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it begins with what the start has distilled."""
+        return any(way.progressive or way.matched for way in self.ways)
+
+    @property
+    def matches(self) -> bool:
+        """Whether some requests are matched."""
+        return any(way.matched for way in self.ways)
 
     def of(self, roles: Iterable[str]) -> Distillation:
         """Return what holds for a request of some roles (`sequence.segment.roles_of`)."""

@@ -287,7 +287,7 @@ def denoise(
     times, solver = schedule(s.num_inference_steps, s.shift)[-s.steps - 1 :], solver or SOLVERS[s.solver]()
     guides_before = False
     x = line.at(float(times[0])) if s.strength < 1 else x
-    moves = _filled(x, targets, lengths)
+    moves = filled(x, targets, lengths)
     counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:
@@ -295,7 +295,7 @@ def denoise(
         guides = s.acts_at(float(t)) and (branches.count > 1 or distilled is not None)
         guided = branches.count if guides else 1
         found = (guiding if guides else plain)(x, torch.where(moves, t, 0.0), guided)
-        velocity = found[0] if guided == 1 else _guided(found, branches, s, lengths, counted)
+        velocity = found[0] if guided == 1 else guided_velocity(found, branches, s, lengths, counted)
         if guides != guides_before:
             solver.restart()
         guides_before = guides
@@ -347,7 +347,7 @@ class Line:
         return torch.where(self.outside[:, None], self.at(t), x) if self.part else x
 
 
-def _filled(x: Tensor, targets: list[Visual], lengths: list[int]) -> Tensor:
+def filled(x: Tensor, targets: list[Visual], lengths: list[int]) -> Tensor:
     """Put what is given into the states (N, C), and tell which rows (N,) move."""
     given = [torch.from_numpy(v.given).to(x.device) for v in targets]
     for v, part, where in zip(targets, x.split(lengths), given, strict=True):
@@ -425,7 +425,7 @@ def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[
     return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1)
 
 
-def _guided(
+def guided_velocity(
     found: list[Tensor], branches: Branches, s: Sampling, lengths: Sequence[int], counted: Tensor
 ) -> Tensor:  # fmt: skip
     """Mix the velocities (N, C) of all branches, request by request."""

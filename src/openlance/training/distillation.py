@@ -10,7 +10,7 @@ interval of guidance these draw too.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -38,7 +38,6 @@ from openlance.training.batch import Batch, Preparer
 from openlance.training.objective import Noised
 
 State = tuple[Tensor, float, Tensor]  # (N, C), its time, and the velocity (N, C) to learn there
-Passed = list[tuple[float, Tensor]]  # times and states (N, C) of all requests of a batch, in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +50,11 @@ class Taught(Preparer):
         defaults: How it samples.
         distilled: The same with the generation side that the start had distilled, where its own few steps are learned
             from (`Distillation.progressive`).
-        learns: What is taught, as it is at the time (`Distillation.on_policy`).
     """
 
     teacher: Lance
     defaults: GenerationConfig
     distilled: Lance | None = None
-    learns: Lance | None = None
 
     def __call__(self, samples: list[Sample], number_of_pack: int) -> Batch:
         seed = self.stage.seed * 1_000_003 + number_of_pack
@@ -97,54 +94,33 @@ class Taught(Preparer):
             steps = int(torch.randint(how.steps[0], how.steps[1] + 1, (), generator=generator))
             along = float(torch.rand((), generator=generator))
             shift = how.shift[0] ** (1 - along) * how.shift[1] ** along
-            own = replace(sampling, num_inference_steps=steps * how.within, shift=shift)
-            some = self._trajectories([requests[n] for n in numbers], own, [seeds[n] for n in numbers], how)
+            own = replace(sampling, num_inference_steps=steps, shift=shift)
+            some = self._trajectories([requests[n] for n in numbers], own, [seeds[n] for n in numbers])
             for n, states in zip(numbers, some, strict=True):
                 order = torch.randperm(len(states), generator=generator).tolist()
                 found[n] = [states[order[k % len(order)]] for k in range(draws)]
         return [found[n] for n in range(len(requests))]
 
-    def _trajectories(
-        self, requests: list[Segments], sampling: Sampling, seeds: list[int], how: Distillation
-    ) -> list[list[State]]:
-        """Every `how.within`-th state of each request at which guidance acts, with the mean velocity up to the next."""
-        within = how.within
+    def _trajectories(self, requests: list[Segments], sampling: Sampling, seeds: list[int]) -> list[list[State]]:
+        """The states of each request at which guidance acts, with the mean velocity up to the next."""
+        passed: list[tuple[float, Tensor]] = []  # times and states (N, C) of all requests, in order
 
-        def ends(path: Passed) -> bool:
-            return (len(path) - 1) % within == 0 and not sampling.acts_at(path[-1][0])
+        def begin(step: int, t: float, x: Tensor) -> None:
+            if not step:
+                passed.append((t, x))
 
-        passed = states = self._path(requests, sampling, seeds, self.distilled, ends)[::within]
-        if how.on_policy and self.learns is not None:
-            fewer = replace(
-                sampling, num_inference_steps=sampling.num_inference_steps // within, solver=how.solver, distilled=True
-            )
-            states = self._path(requests, fewer, seeds, self.learns, lambda path: len(path) >= len(passed) - 1)
+        denoise(
+            self.teacher, self.codec, requests, sampling, seeds=seeds, on_step=begin,
+            after_step=lambda _, t, x: passed.append((t, x)), stops=lambda: not sampling.acts_at(passed[-1][0]),
+            distilled=self.distilled if sampling.distilled else None,
+        )  # fmt: skip
         sizes = [rows_of_target(request, self.codec) for request in requests]
         found = [list[State]() for _ in requests]
-        for (t, x), (t_next, x_next) in zip(states, passed[1:]):
+        for (t, x), (t_next, x_next) in zip(passed, passed[1:]):
             velocity = (x - x_next) / (t - t_next)
             for own, *parts in zip(found, x.split(sizes), velocity.split(sizes), strict=True):
                 own.append((parts[0].clone(), t, parts[1].clone()))  # a gradient may pass copies alone
         return found
-
-    def _path(
-        self, requests: list[Segments], sampling: Sampling, seeds: list[int], few: Lance | None,
-        ends: Callable[[Passed], bool],
-    ) -> Passed:  # fmt: skip
-        """All states of some requests together, from their noise to where `ends` says so; few: the generation side of
-        what is distilled, where `sampling` is."""
-        path: Passed = []
-
-        def begin(step: int, t: float, x: Tensor) -> None:
-            if not step:
-                path.append((t, x))
-
-        denoise(
-            self.teacher, self.codec, requests, sampling, seeds=seeds, on_step=begin,
-            after_step=lambda _, t, x: path.append((t, x)), stops=lambda: ends(path),
-            distilled=few if sampling.distilled else None,
-        )  # fmt: skip
-        return path
 
 
 def emptied(segments: Segments) -> Segments:
@@ -173,9 +149,10 @@ def check_distilling(stage: Stage, model: Path) -> None:
     if stage.drop_text or stage.drop_all:
         raise UserError("guidance is distilled from whole requests", fix={"drop_text": 0, "drop_all": 0})
     assert stage.distill is not None
-    if any(way.progressive for way in stage.distill.ways) and not defaults.distilled:
-        said = f"distill.progressive learns from the few steps of a distilled start, and {model} is none"
-        raise UserError(f"{said}: distil its guidance first", fix={"progressive": False})
+    if stage.distill.goes_on and not defaults.distilled:
+        name = "progressive" if any(way.progressive for way in stage.distill.ways) else "matched"
+        said = f"distill.{name} goes on from the few steps of a distilled start, and {model} is none"
+        raise UserError(f"{said}: distil its guidance first", fix={name: False})
     if defaults.sampling.guidance_scale <= 1:
         raise UserError(f"{model} samples without guidance, so there is nothing to distil")
     if files.form != "openlance":

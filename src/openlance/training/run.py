@@ -48,6 +48,7 @@ from openlance.training.checkpoint import disk
 from openlance.training.curves import write_curves
 from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
+from openlance.training.matching import Matching, MatchTrainer
 from openlance.training.rewarded.practice import Rollouts
 from openlance.training.rewarded.trainer import RewardTrainer
 from openlance.training.start import Base, averaged, export, open_base
@@ -144,14 +145,16 @@ def prepare(
     if before is not None:
         base.learner.requires_grad_(True)
     start = base.learner.lance
-    progressive = stage.distill is not None and any(way.progressive for way in stage.distill.ways)
+    goes_on = stage.distill is not None and stage.distill.goes_on
     if stage.distill is not None or (stage.rl is not None and base.defaults.sampling.distilled):
-        few = progressive or base.defaults.sampling.distilled
+        few = goes_on or base.defaults.sampling.distilled
         beside_start(base, settings.model if few else None, apart=processes.sharded)
     run: Trainer
     if stage.rl is not None:
         reads = start if base.learner.lance is not start else None
         run = RewardTrainer(stage, base.learner, base.codec, processes, reads, settings.compiled, settings.out)
+    elif stage.distill is not None and stage.distill.matches:
+        run = MatchTrainer(stage, base.learner, start, processes, settings.compiled)
     else:
         run = Trainer(stage, base.learner, processes, settings.compiled)
     if before is not None:
@@ -165,10 +168,10 @@ def prepare(
     prepare = Preparer(**made, complete=processes.sharded, cache=cache)
     if stage.distill is not None or base.learner.lance is not start:
         teacher, fewer = start.to(device).eval(), None
-        if progressive:
+        if goes_on:
             fewer = with_generation(teacher, open_tensors(find(settings.model).distilled)).requires_grad_(False)
-        learns = None if processes.sharded else base.learner.lance
-        prepare = Taught(**made, teacher=teacher, defaults=base.defaults, distilled=fewer, learns=learns)
+        taught = Taught(**made, teacher=teacher, defaults=base.defaults, distilled=fewer)
+        prepare = Matching(**made, taught=taught) if isinstance(run, MatchTrainer) else taught
     if isinstance(run, RewardTrainer):
         how = run.how
         pools = [
@@ -219,8 +222,8 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
         raise UserError(f"the stage {stage.name} distils guidance and learns from rewards: make two stages of it")
     if stage.distill is not None:
         check_distilling(stage, settings.model)
-        if settings.shard > 1 and any(way.on_policy for way in stage.distill.ways):
-            raise UserError("distill.on_policy needs whole weights on every process", fix={"shard": 1})
+        if settings.shard > 1 and stage.distill.matches:
+            raise UserError("distill.matched needs whole weights on every process", fix={"shard": 1})
     if stage.rl is not None:
         check_rewarding(stage)
     if (stage.distill or stage.rl) is not None and settings.shard > 1 and not alone:

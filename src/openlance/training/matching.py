@@ -1,0 +1,316 @@
+"""Few passes by distribution matching: what they draw as a whole moves to where the guided model expects results.
+
+A few steps of a generation side of its own make a result of noise, with a gradient through all of them. Noise is put on
+that again, and two scores say where it should have been: the guided model's, and that of a critic, which learns what is
+drawn at present, as any flow model learns images. Their difference is the gradient (distribution matching: Yin et al.,
+arXiv 2311.18828; critics that learn more often than what draws, and no need of pairs: arXiv 2405.14867). There is no
+adversary, and nothing but requests is read.
+
+What a stage does not match, such as edits, is distilled beside it in the usual way (`training.distillation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor, nn
+
+from openlance.config.sampling import Sampling
+from openlance.config.train import Stage
+from openlance.data.source import Sample
+from openlance.flow import SOLVERS, add_noise, schedule, velocity_target
+from openlance.inference.visual import Denoiser, branch_out, conditions, filled, guided_velocity, target_noise
+from openlance.model.lance import Lance, is_generation, own_generation
+from openlance.model.precision import autocast
+from openlance.runtime.distributed import Distributed
+from openlance.sequence.segment import Role, Segments, roles_of
+from openlance.training.batch import Batch, Preparer
+from openlance.training.distillation import Taught, emptied, guidance_of
+from openlance.training.learner import Learner
+from openlance.training.optim import Optimizer
+from openlance.training.parallel import full, sum_gradients
+from openlance.training.trainer import Outcome, Trainer
+
+LEVELS = (0.02, 0.98)  # of the noise that is put on results (DMD2's code)
+SMALL = 1e-3  # least distance that a difference of scores is measured by
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Requests that are guided alike, ready to be drawn and looked at.
+
+    Args:
+        denoiser: Of the guided model, with the prefixes of all branches.
+        guided: How that samples.
+        few: How what learns does.
+        lengths: Latents of the target of each.
+        moves: (N,) bool, rows of these that are not given.
+        noise: (N, C) what they begin with, where nothing is given.
+        numbers: Of the samples in their batch.
+        seed: Of the noise that is put on results; the noise that they begin with has another.
+    """
+
+    denoiser: Denoiser
+    guided: Sampling
+    few: Sampling
+    lengths: list[int]
+    moves: Tensor
+    noise: Tensor
+    numbers: list[int]
+    seed: int
+
+    def of(self, lance: Lance) -> Denoiser:
+        """Give the velocities of other noisy rows, after the same prefixes."""
+        return replace(self.denoiser, model=lance, layouts={})
+
+    def each(self, values: Sequence[float] | Tensor) -> Tensor:
+        """(N,) a value of each request for all of its rows that move; 0 at what is given."""
+        lengths = torch.tensor(self.lengths)
+        rows = torch.as_tensor(values, dtype=torch.float32).repeat_interleave(lengths).to(self.noise.device)
+        return torch.where(self.moves, rows, 0.0)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """(requests,) means of a value (N,) over the rows that move."""
+        parts = zip(rows.split(self.lengths), self.moves.split(self.lengths), strict=True)
+        return torch.stack([part[moves].mean() for part, moves in parts])
+
+    def drawn(self, lance: Lance) -> Tensor:
+        """(N, C) results of the few steps of some noisy rows, with their gradient."""
+        times, solver = schedule(self.few.num_inference_steps, self.few.shift), SOLVERS[self.few.solver]()
+        own, x = self.of(lance), self.noise
+        for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+            acts = self.guided.acts_at(t)
+            at = self.each([t] * len(self.lengths))
+            [velocity] = (own if acts else self.denoiser).velocities(x, at, 1)
+            if not acts:
+                solver.restart()
+            x = torch.where(self.moves[:, None], solver.step(x, velocity, t, t_next), x)
+        return x
+
+    def expected(self, x: Tensor, times: Tensor) -> Tensor:
+        """(N, C) clean latents that the guided model expects of states (N, C) at times (requests,)."""
+        at, branches = self.each(times), self.denoiser.branches
+        found = self.denoiser.velocities(x, at, branches.count)
+        mixed = guided_velocity(found, branches, self.guided, self.lengths, self.moves)
+        guides = self.each([float(self.guided.acts_at(t)) for t in times.tolist()])
+        return x - at[:, None] * torch.where(guides[:, None] > 0, mixed, found[0])
+
+
+@dataclass(frozen=True)
+class Matched:
+    """One pack of a stage that matches distributions.
+
+    Args:
+        ids: Of its samples.
+        asked: Those that are matched.
+        lesson: States of the others, None without any.
+        others: Their numbers.
+        size: Rows of all.
+    """
+
+    ids: list[str]
+    asked: list[Asked]
+    lesson: Batch | None
+    others: list[int]
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching(Preparer):
+    """Makes batches of requests to draw; those of roles that are not matched become states to learn.
+
+    Args:
+        taught: Makes these.
+    """
+
+    taught: Taught
+
+    def __call__(self, samples: list[Sample], number_of_pack: int) -> Matched:  # type: ignore[override]
+        how = self.stage.distill
+        assert how is not None
+        seed = self.stage.seed * 1_000_003 + number_of_pack
+        alike, others = dict[str, list[int]](), list[int]()
+        requests = [emptied(s.segments) for s in samples]
+        for n, request in enumerate(requests):
+            own = how.of(roles_of([request]))
+            guided = guidance_of(self.taught.defaults, request)
+            if own.matched:
+                alike.setdefault(repr((guided, own)), []).append(n)
+            else:
+                others.append(n)
+        with torch.no_grad(), autocast(self.stage.dtype, self.device):
+            asked = [
+                self._asked(self.encode([requests[n] for n in numbers]), numbers, seed + place)
+                for place, numbers in enumerate(alike.values())
+            ]
+        lesson = self.taught([samples[n] for n in others], number_of_pack) if others else None
+        size = sum(len(one.denoiser.branches.pack) for one in asked) + (lesson.size if lesson is not None else 0)
+        return Matched(ids=[s.id for s in samples], asked=asked, lesson=lesson, others=others, size=size)
+
+    def _asked(self, requests: list[Segments], numbers: list[int], seed: int) -> Asked:
+        how, defaults = self.stage.distill, self.taught.defaults
+        assert how is not None
+        own, guided = how.of(roles_of(requests[:1])), guidance_of(defaults, requests[0])
+        branches = branch_out(self.taught.teacher, self.codec, requests, guided)
+        denoiser = Denoiser(self.taught.teacher, branches, *conditions(branches.pack, self.device), cached=True)
+        targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
+        lengths = [v.rows[1] - v.rows[0] for v in targets]
+        # A negative seed is none that noise on results has.
+        generator, channels = Generator().manual_seed(-1 - seed), self.codec.config.latent_channels
+        noise = torch.cat([target_noise([v], channels, generator) for v in targets]).to(self.device)
+        moves = filled(noise, targets, lengths)
+        few = replace(
+            guided, num_inference_steps=own.num_inference_steps, solver=own.solver, shift=own.shift[0], distilled=True
+        )
+        return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed)
+
+
+class MatchTrainer(Trainer):
+    """A stage that matches distributions; see the module.
+
+    Args:
+        stage: With `distill`.
+        learner: Whose decoder draws in few steps.
+        start: The guided model, as which the critic begins.
+        processes: That do it together.
+        compiled: Compile the element-wise parts of layers.
+    """
+
+    shown = ("flow", "apart")
+
+    def __init__(
+        self, stage: Stage, learner: Learner, start: Lance, processes: Distributed | None = None, compiled: bool = False
+    ) -> None:
+        super().__init__(stage, learner, processes, compiled)
+        assert stage.distill is not None
+        self.how = stage.distill
+        self.critic = own_generation(start).to(self.processes.device).train()
+        for name, p in self.critic.named_parameters():
+            p.requires_grad_(is_generation(name))
+        self.critic_optimizer = Optimizer(stage, self.critic)
+
+    @cached_property
+    def _criticized(self) -> list[nn.Parameter]:
+        return [p for p in self.critic.parameters() if p.requires_grad]
+
+    def update(self, batches: Sequence[Matched]) -> Outcome:  # type: ignore[override]
+        """Draw, move what draws, and let the critic learn what was drawn."""
+        asked = [one for batch in batches for one in batch.asked]
+        lessons = [batch.lesson for batch in batches if batch.lesson is not None]
+        generators = [Generator().manual_seed(one.seed) for one in asked]
+        own = [sum(float(b.counts[1]) for b in lessons), float(sum(int(one.moves.sum()) for one in asked))]
+        learned, matched = self.processes.total(torch.tensor(own, dtype=torch.float64)).clamp(min=1).tolist()
+        flow, apart, drawn = 0.0, 0.0, list[Tensor]()
+        for lesson in lessons:
+            sums, _ = self._forward(lesson)
+            (self.stage.flow_weight * sums[1] / learned).backward()
+            flow += float(sums[1].detach())
+        for one, generator in zip(asked, generators, strict=True):
+            with autocast(self.stage.dtype, self.processes.device):
+                clean = self.learner(one.drawn)
+            step, far = self._moved(one, clean.detach(), generator)
+            apart += far * float(one.moves.sum())
+            goal = clean.detach() - step
+            (0.5 * (clean - goal).square().mean(1)[one.moves].sum() / matched).backward()
+            drawn.append(clean.detach())
+        told, finite = self.descend()
+        seen, whole = self._criticize(asked, drawn, generators, matched)
+        self.step += finite and whole
+        totals = torch.tensor([flow / learned, apart / matched, seen / matched], dtype=torch.float64)
+        names = ("flow", "apart", "critic")
+        values = dict(zip(names, self.processes.total(totals).tolist()))
+        ids = [i for batch in batches for i in batch.ids]
+        return Outcome(values | told, finite and whole, [] if finite and whole else ids)
+
+    @torch.no_grad()
+    def _moved(self, one: Asked, clean: Tensor, generator: Generator) -> tuple[Tensor, float]:
+        """Where results (N, C) should not have gone, in units of what the guided model would change; and how large the
+        critic's difference from it is beside that."""
+        times = _levels(len(one.lengths), generator)
+        at = one.each(times)
+        with autocast(self.stage.dtype, self.processes.device):
+            x = add_noise(clean, _normal(clean, generator), at)
+            [velocity] = one.of(self.critic).velocities(x, at, 1)
+            right, present = one.expected(x, times), x - at[:, None] * velocity
+        off, difference = clean - right, present - right
+        size = one.each(one.mean(off.abs().mean(1)).clamp(min=SMALL).cpu())[:, None].clamp(min=SMALL)
+        far = difference[one.moves].square().mean().sqrt() / off[one.moves].square().mean().sqrt().clamp(min=SMALL)
+        return torch.where(one.moves[:, None], difference / size, 0.0), float(far)
+
+    def _seen(self, one: Asked, clean: Tensor, generator: Generator) -> Tensor:
+        """(N,) the critic's loss at results, 0 at what is given."""
+        at = one.each(_levels(len(one.lengths), generator))
+        noise = _normal(clean, generator)
+        with autocast(self.stage.dtype, self.processes.device):
+            [velocity] = one.of(self.critic).velocities(add_noise(clean, noise, at), at, 1)
+        return torch.where(one.moves, (velocity - velocity_target(clean, noise)).square().mean(1), 0.0)
+
+    def _criticize(
+        self, asked: list[Asked], drawn: list[Tensor], generators: list[Generator], count: float
+    ) -> tuple[float, bool]:
+        """Let the critic learn what was drawn, at several levels of noise; the sum of its losses, and whether all was
+        finite."""
+        total, finite = 0.0, True
+        for _ in range(self.how.critic_updates):
+            for one, clean, generator in zip(asked, drawn, generators, strict=True):
+                loss = self._seen(one, clean, generator).sum()
+                (loss / count).backward()
+                total += float(loss.detach()) / self.how.critic_updates
+            sum_gradients(self.processes, self.critic)
+            norm = full(nn.utils.clip_grad_norm_(self._criticized, self.stage.max_norm))
+            finite = finite and bool(norm.isfinite())
+            if finite:
+                self.critic_optimizer.step(self.how.critic_lr)
+            self.critic_optimizer.zero_grad()
+        return total, finite
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Matched]) -> dict[str, float]:  # type: ignore[override]
+        """Return the flow loss of the lessons of packs, and how far what is drawn of their requests is from where the
+        guided model expects it, as a share of the distance that it would change."""
+        flow, apart = [0.0, 0.0], [0.0, 0.0]
+        for batch in batches:
+            if batch.lesson is not None:
+                flow[0] += float(self._forward(batch.lesson)[0][1])
+                flow[1] += float(batch.lesson.counts[1])
+            for one in batch.asked:
+                with autocast(self.stage.dtype, self.processes.device):
+                    clean = one.drawn(self.learner.lance)
+                apart[0] += self._moved(one, clean, Generator().manual_seed(one.seed))[1]
+                apart[1] += 1
+        sums = self.processes.total(torch.tensor([*flow, *apart], dtype=torch.float64)).tolist()
+        found = {"flow": sums[:2], "apart": sums[2:]}
+        return {f"validation_{name}": total / count for name, (total, count) in found.items() if count}
+
+    @torch.no_grad()
+    def documents(self, batch: Matched) -> Tensor:  # type: ignore[override]
+        """Return the loss of each sample of a pack: the critic's at what is drawn, or the flow loss of its states."""
+        found = torch.zeros(len(batch.ids))
+        if batch.lesson is not None:
+            found[torch.tensor(batch.others)] = self._forward(batch.lesson)[1]
+        for one in batch.asked:
+            with autocast(self.stage.dtype, self.processes.device):
+                clean = one.drawn(self.learner.lance)
+            losses = self._seen(one, clean, Generator().manual_seed(one.seed)).split(one.lengths)
+            found[torch.tensor(one.numbers)] = torch.stack([loss.sum() for loss in losses]).cpu()
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds, the critic and its optimizer too."""
+        critic = {n: p.detach() for n, p in self.critic.named_parameters() if p.requires_grad}
+        return super().tensors() | {
+            **{f"critic/{n}": v for n, v in critic.items()},
+            **{f"critic_optimizer/{n}": v for n, v in self.critic_optimizer.tensors().items()},
+        }
+
+
+def _levels(count: int, generator: Generator) -> Tensor:
+    low, high = LEVELS
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _normal(like: Tensor, generator: Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like.device)
