@@ -77,7 +77,7 @@ PHASES = (
     Phase(name="whole", share=3, stage=("nano-2", "whole"), small=ROWS, most=4000),
     Phase(name="distill", share=6, stage=("nano-distill", "distill"), small=ROWS, most=4000),
     Phase(name="rl", share=1, stage=("nano-rl", "rl"), small=FEW_RL, most=400),
-    Phase(name="two", share=6, stage=("nano-distill-2", "two"), small=ROWS, most=4000),
+    Phase(name="two", share=6, stage=("nano-distill-2", "two"), small=ROWS, most=800),
     Phase(name="scores", share=4),
 )
 
@@ -129,8 +129,11 @@ def train_line(day: Day, phase: Phase, model: str, out: Path, steps: int, minute
     if day.shared(phase.name) > 1:
         from openlance.config.train import read_recipe
 
-        rate = next(one.lr for one in read_recipe(SOURCE / "toyworld" / f"{file}.yaml") if one.name == name)
-        changes.append(f"lr={rate * day.shared(phase.name) ** 0.5:g}")
+        own = next(one for one in read_recipe(SOURCE / "toyworld" / f"{file}.yaml") if one.name == name)
+        more = day.shared(phase.name) ** 0.5
+        changes.append(f"lr={own.lr * more:g}")
+        if own.distill is not None and own.distill.matches:
+            changes.append(f"distill.critic_lr={own.distill.critic_lr * more:g}")
     line = ["train", SOURCE / "toyworld" / f"{file}.yaml", "--stage", name, "--model", model, "-o", out]
     line += ["--init", phase.init, "--minutes", f"{max(minutes, 0.1):.2f}", "--save-minutes", "2", "--keep", "1"]
     return [*line, *(word for change in changes for word in ("--set", change))]

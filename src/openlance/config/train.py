@@ -57,14 +57,17 @@ class Distillation:
     where results of a few steps belong.
 
     Args:
-        steps: Fewest and most steps of a trajectory; where these lie differs from one to the next.
+        steps: Fewest and most steps of a trajectory, where nothing is matched; where these lie differs from one to the
+            next.
         shift: Least and largest shift of their times. Where the two are one, so is the shift of the result.
         progressive: Whether the teacher is what the start has distilled already, with its solver, and not the guided
             model: one pass a step in the place of two or three.
         matched: Whether, in the place of learning velocities, what the few steps of the result draw moves as a whole to
-            where the guided model expects results (`training.matching`), from what the start has distilled.
-        critic_lr: Learning rate of what tells where present results lie; it does not fall.
-        critic_updates: How often that learns in a step.
+            where the guided model expects results (`training.matching`), from what the start has distilled. The stage's
+            `draws` and `flow_weight` are of the other requests alone.
+        critic_lr: Learning rate of the critic, which tells where present results lie. It neither rises nor falls; for
+            the rest the critic learns as the stage says.
+        critic_updates: How often the critic learns in a step.
         by_role: Fields that differ by what a request holds, as `GenerationConfig.sampling_with` has them.
         num_inference_steps: With which the result is sampled.
         solver: Likewise.
@@ -84,6 +87,8 @@ class Distillation:
         whole("distill.critic_updates", self.critic_updates, 1)
         if self.critic_lr <= 0:
             raise UserError(f"distill.critic_lr is {self.critic_lr}", expected="more than 0")
+        if self.matched and self.progressive:
+            raise UserError("distill.matched and distill.progressive exclude each other: leave one of them out")
         if self.matched and self.shift[0] != self.shift[1]:
             raise UserError(
                 f"distill.shift is {list(self.shift)}", expected="one shift, twice, where the steps are matched"
@@ -102,9 +107,14 @@ class Distillation:
         return [self, *(self.of([role]) for role in self.by_role)]
 
     @property
+    def repeats(self) -> bool:
+        """Whether the few steps of the start are learned from."""
+        return any(way.progressive for way in self.ways)
+
+    @property
     def goes_on(self) -> bool:
         """Whether it begins with what the start has distilled."""
-        return any(way.progressive or way.matched for way in self.ways)
+        return self.repeats or self.matches
 
     @property
     def matches(self) -> bool:

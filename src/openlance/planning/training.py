@@ -185,7 +185,7 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
             lasting["whole weights"] = size * learns["decoder"]
     if stage.distill is not None:  # the start: whole, or what it does not share with what learns
         lasting["whole weights"] = 4 * (learns["decoder"] if sharded else learns["generation side"])
-        others = 4 * learns["generation side"] * stage.distill.goes_on
+        others = 4 * learns["generation side"] * stage.distill.repeats
         lasting["other weights"] = others + stage.distill.matches * (4 * live + moments)  # and the critic, which learns
     passing = {
         "gradients": 4 * live,

@@ -23,7 +23,7 @@ from openlance.checkpoint.formats import find, released_name
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.sampling import DISTILLED, FILE, WORDS_ALONE, GenerationConfig, Sampling
 from openlance.config.train import Distillation, Stage
-from openlance.config.values import as_data, build, read_json
+from openlance.config.values import as_data, build, known, read_json
 from openlance.data.source import Sample
 from openlance.errors import UserError
 from openlance.inference.prefix import prefill
@@ -82,7 +82,7 @@ class Taught(Preparer):
         """Some states of a trajectory of the teacher for each request; those that are drawn alike share its times."""
         # Rewards go on from what is distilled, and teach it again as it was taught; a distilled teacher is gone by
         # then, and guidance takes as many steps in its place.
-        asked, draws = self.stage.distill or build(Distillation, self.defaults.distillation), self.stage.draws
+        asked, draws = self.stage.distill or taught_before(self.defaults), self.stage.draws
         seeds = torch.randint(2**31, (len(requests),), generator=generator).tolist()
         alike: dict[str, tuple[Sampling, Distillation, list[int]]] = {}
         for n, request in enumerate(requests):
@@ -123,6 +123,13 @@ class Taught(Preparer):
         return found
 
 
+def taught_before(defaults: GenerationConfig) -> Distillation:
+    """Return how guidance was distilled into a checkpoint; what older versions wrote beside it is passed over."""
+    said = known(Distillation, defaults.distillation)
+    by_role = {role: known(Distillation, own) for role, own in said.get("by_role", {}).items()}
+    return build(Distillation, said | {"by_role": by_role})
+
+
 def emptied(segments: Segments) -> Segments:
     """The request of a sample: up to its visual target, which is left empty."""
     request = until_target(segments)
@@ -150,7 +157,7 @@ def check_distilling(stage: Stage, model: Path) -> None:
         raise UserError("guidance is distilled from whole requests", fix={"drop_text": 0, "drop_all": 0})
     assert stage.distill is not None
     if stage.distill.goes_on and not defaults.distilled:
-        name = "progressive" if any(way.progressive for way in stage.distill.ways) else "matched"
+        name = "progressive" if stage.distill.repeats else "matched"
         said = f"distill.{name} goes on from the few steps of a distilled start, and {model} is none"
         raise UserError(f"{said}: distil its guidance first", fix={name: False})
     if defaults.sampling.guidance_scale <= 1:
@@ -203,9 +210,9 @@ def sampled(defaults: GenerationConfig, stage: Stage) -> dict[str, Any]:
 
     specs = [spec_of(task) for task, weight in stage.mixture.items() if weight]
     whole = [s for s in specs if s.makes == "image" and not s.in_part]
-    known = [s for s in TASKS.values() if defaults.knows(s.name)]
-    parts = [s for s in known if s.makes == "image" and s.in_part]
-    moving = [s for s in known if s.makes == "video"]
+    learned = [s for s in TASKS.values() if defaults.knows(s.name)]
+    parts = [s for s in learned if s.makes == "image" and s.in_part]
+    moving = [s for s in learned if s.makes == "video"]
     taught = {
         WORDS_ALONE: any(not s.reads for s in whole), "source": any(s.sized_by_source for s in whole),
         "reference": any(s.reads and not s.keeps_size for s in whole),

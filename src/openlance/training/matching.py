@@ -31,26 +31,26 @@ from openlance.training.batch import Batch, Preparer
 from openlance.training.distillation import Taught, emptied, guidance_of
 from openlance.training.learner import Learner
 from openlance.training.optim import Optimizer
-from openlance.training.parallel import full, sum_gradients
+from openlance.training.parallel import full, recompute, sum_gradients
 from openlance.training.trainer import Outcome, Trainer
 
 LEVELS = (0.02, 0.98)  # of the noise that is put on results (DMD2's code)
-SMALL = 1e-3  # least distance that a difference of scores is measured by
+SMALL = 1e-3  # least distance that something is divided by
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Requests that are guided alike, ready to be drawn and looked at.
+    """Requests that are guided alike, with the prefixes that all noisy rows of theirs attend to.
 
     Args:
-        denoiser: Of the guided model, with the prefixes of all branches.
-        guided: How that samples.
-        few: How what learns does.
+        denoiser: Of the guided model, with all branches of guidance.
+        guided: How that model samples.
+        few: How the few steps do that learn.
         lengths: Latents of the target of each.
         moves: (N,) bool, rows of these that are not given.
         noise: (N, C) what they begin with, where nothing is given.
         numbers: Of the samples in their batch.
-        seed: Of the noise that is put on results; the noise that they begin with has another.
+        seed: Of the noise that is put on results.
     """
 
     denoiser: Denoiser
@@ -80,21 +80,23 @@ class Asked:
     def drawn(self, lance: Lance) -> Tensor:
         """(N, C) results of the few steps of some noisy rows, with their gradient."""
         times, solver = schedule(self.few.num_inference_steps, self.few.shift), SOLVERS[self.few.solver]()
-        own, x = self.of(lance), self.noise
+        own, x, before = self.of(lance), self.noise, False
         for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
             acts = self.guided.acts_at(t)
             at = self.each([t] * len(self.lengths))
             [velocity] = (own if acts else self.denoiser).velocities(x, at, 1)
-            if not acts:
+            if acts != before:  # as `denoise` does
                 solver.restart()
-            x = torch.where(self.moves[:, None], solver.step(x, velocity, t, t_next), x)
+            x, before = torch.where(self.moves[:, None], solver.step(x, velocity, t, t_next), x), acts
         return x
 
     def expected(self, x: Tensor, times: Tensor) -> Tensor:
         """(N, C) clean latents that the guided model expects of states (N, C) at times (requests,)."""
         at, branches = self.each(times), self.denoiser.branches
         found = self.denoiser.velocities(x, at, branches.count)
-        mixed = guided_velocity(found, branches, self.guided, self.lengths, self.moves)
+        given_too = self.guided.cached and self.denoiser.model.config.quirks.norm_includes_given
+        counted = torch.ones_like(self.moves) if given_too else self.moves
+        mixed = guided_velocity(found, branches, self.guided, self.lengths, counted)
         guides = self.each([float(self.guided.acts_at(t)) for t in times.tolist()])
         return x - at[:, None] * torch.where(guides[:, None] > 0, mixed, found[0])
 
@@ -106,9 +108,9 @@ class Matched:
     Args:
         ids: Of its samples.
         asked: Those that are matched.
-        lesson: States of the others, None without any.
+        lesson: States of the others, None where all are matched.
         others: Their numbers.
-        size: Rows of all.
+        size: Rows of all, those of the other branches of guidance too.
     """
 
     ids: list[str]
@@ -141,16 +143,18 @@ class Matching(Preparer):
                 alike.setdefault(repr((guided, own)), []).append(n)
             else:
                 others.append(n)
+        seeds = torch.randint(2**31, (len(alike),), generator=Generator().manual_seed(seed)).tolist()
         with torch.no_grad(), autocast(self.stage.dtype, self.device):
             asked = [
-                self._asked(self.encode([requests[n] for n in numbers]), numbers, seed + place)
-                for place, numbers in enumerate(alike.values())
+                self._asked(self.encode([requests[n] for n in numbers]), numbers, Generator().manual_seed(seed))
+                for seed, numbers in zip(seeds, alike.values())
             ]
         lesson = self.taught([samples[n] for n in others], number_of_pack) if others else None
         size = sum(len(one.denoiser.branches.pack) for one in asked) + (lesson.size if lesson is not None else 0)
         return Matched(ids=[s.id for s in samples], asked=asked, lesson=lesson, others=others, size=size)
 
-    def _asked(self, requests: list[Segments], numbers: list[int], seed: int) -> Asked:
+    def _asked(self, requests: list[Segments], numbers: list[int], generator: Generator) -> Asked:
+        """Encoded requests that are guided alike, after one pass over their prefixes."""
         how, defaults = self.stage.distill, self.taught.defaults
         assert how is not None
         own, guided = how.of(roles_of(requests[:1])), guidance_of(defaults, requests[0])
@@ -158,13 +162,13 @@ class Matching(Preparer):
         denoiser = Denoiser(self.taught.teacher, branches, *conditions(branches.pack, self.device), cached=True)
         targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
         lengths = [v.rows[1] - v.rows[0] for v in targets]
-        # A negative seed is none that noise on results has.
-        generator, channels = Generator().manual_seed(-1 - seed), self.codec.config.latent_channels
+        channels = self.codec.config.latent_channels
         noise = torch.cat([target_noise([v], channels, generator) for v in targets]).to(self.device)
         moves = filled(noise, targets, lengths)
         few = replace(
             guided, num_inference_steps=own.num_inference_steps, solver=own.solver, shift=own.shift[0], distilled=True
         )
+        seed = int(torch.randint(2**31, (), generator=generator))
         return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed)
 
 
@@ -190,6 +194,8 @@ class MatchTrainer(Trainer):
         self.critic = own_generation(start).to(self.processes.device).train()
         for name, p in self.critic.named_parameters():
             p.requires_grad_(is_generation(name))
+        if stage.checkpointing:
+            recompute(self.critic)
         self.critic_optimizer = Optimizer(stage, self.critic)
 
     @cached_property
@@ -197,7 +203,15 @@ class MatchTrainer(Trainer):
         return [p for p in self.critic.parameters() if p.requires_grad]
 
     def update(self, batches: Sequence[Matched]) -> Outcome:  # type: ignore[override]
-        """Draw, move what draws, and let the critic learn what was drawn."""
+        """Draw, move what draws, and let the critic learn what was drawn.
+
+        Args:
+            batches: This process's packs.
+
+        Returns:
+            `flow`, the loss of the lessons; `apart`, see `_moved`; `critic`, its loss; all over all processes. Without
+            effect unless gradients are finite.
+        """
         asked = [one for batch in batches for one in batch.asked]
         lessons = [batch.lesson for batch in batches if batch.lesson is not None]
         generators = [Generator().manual_seed(one.seed) for one in asked]
@@ -216,19 +230,36 @@ class MatchTrainer(Trainer):
             goal = clean.detach() - step
             (0.5 * (clean - goal).square().mean(1)[one.moves].sum() / matched).backward()
             drawn.append(clean.detach())
-        told, finite = self.descend()
-        seen, whole = self._criticize(asked, drawn, generators, matched)
-        self.step += finite and whole
+        seen, sound = self._critical(asked, drawn, generators, matched)
+        told, finite = self.descend(sound)
+        for n in range(self.how.critic_updates):
+            more, again = (0.0, True) if n == 0 else self._critical(asked, drawn, generators, matched)
+            seen += more
+            if finite and again:
+                self.critic_optimizer.step(self.how.critic_lr)
+            self.critic_optimizer.zero_grad()
+        seen /= self.how.critic_updates
+        self.step += finite
         totals = torch.tensor([flow / learned, apart / matched, seen / matched], dtype=torch.float64)
         names = ("flow", "apart", "critic")
         values = dict(zip(names, self.processes.total(totals).tolist()))
         ids = [i for batch in batches for i in batch.ids]
-        return Outcome(values | told, finite and whole, [] if finite and whole else ids)
+        return Outcome(values | told, finite, [] if finite else ids)
 
     @torch.no_grad()
     def _moved(self, one: Asked, clean: Tensor, generator: Generator) -> tuple[Tensor, float]:
-        """Where results (N, C) should not have gone, in units of what the guided model would change; and how large the
-        critic's difference from it is beside that."""
+        """How results should not have come out.
+
+        Args:
+            one: Their requests.
+            clean: (N, C) the results.
+            generator: Of levels and noise.
+
+        Returns:
+            (N, C) what the critic expects less what the guided model expects, over the mean distance of a result from
+            the latter (DMD, equations 7 and 8, for clean latents); and the root of its mean square as a share of that
+            distance's.
+        """
         times = _levels(len(one.lengths), generator)
         at = one.each(times)
         with autocast(self.stage.dtype, self.processes.device):
@@ -248,24 +279,19 @@ class MatchTrainer(Trainer):
             [velocity] = one.of(self.critic).velocities(add_noise(clean, noise, at), at, 1)
         return torch.where(one.moves, (velocity - velocity_target(clean, noise)).square().mean(1), 0.0)
 
-    def _criticize(
+    def _critical(
         self, asked: list[Asked], drawn: list[Tensor], generators: list[Generator], count: float
     ) -> tuple[float, bool]:
-        """Let the critic learn what was drawn, at several levels of noise; the sum of its losses, and whether all was
-        finite."""
-        total, finite = 0.0, True
-        for _ in range(self.how.critic_updates):
-            for one, clean, generator in zip(asked, drawn, generators, strict=True):
-                loss = self._seen(one, clean, generator).sum()
-                (loss / count).backward()
-                total += float(loss.detach()) / self.how.critic_updates
-            sum_gradients(self.processes, self.critic)
-            norm = full(nn.utils.clip_grad_norm_(self._criticized, self.stage.max_norm))
-            finite = finite and bool(norm.isfinite())
-            if finite:
-                self.critic_optimizer.step(self.how.critic_lr)
-            self.critic_optimizer.zero_grad()
-        return total, finite
+        """Gradients of the critic's loss at results, of all processes and clipped; the sum of this one's losses, and
+        whether the gradients are finite."""
+        total = 0.0
+        for one, clean, generator in zip(asked, drawn, generators, strict=True):
+            loss = self._seen(one, clean, generator).sum()
+            (loss / count).backward()
+            total += float(loss.detach())
+        sum_gradients(self.processes, self.critic)
+        norm = full(nn.utils.clip_grad_norm_(self._criticized, self.stage.max_norm))
+        return total, bool(norm.isfinite())
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Matched]) -> dict[str, float]:  # type: ignore[override]
@@ -279,8 +305,9 @@ class MatchTrainer(Trainer):
             for one in batch.asked:
                 with autocast(self.stage.dtype, self.processes.device):
                     clean = one.drawn(self.learner.lance)
-                apart[0] += self._moved(one, clean, Generator().manual_seed(one.seed))[1]
-                apart[1] += 1
+                rows = float(one.moves.sum())
+                apart[0] += rows * self._moved(one, clean, Generator().manual_seed(one.seed))[1]
+                apart[1] += rows
         sums = self.processes.total(torch.tensor([*flow, *apart], dtype=torch.float64)).tolist()
         found = {"flow": sums[:2], "apart": sums[2:]}
         return {f"validation_{name}": total / count for name, (total, count) in found.items() if count}

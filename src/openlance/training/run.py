@@ -46,7 +46,7 @@ from openlance.training.again import check_again, note_found
 from openlance.training.batch import Preparer
 from openlance.training.checkpoint import disk
 from openlance.training.curves import write_curves
-from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled
+from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled, taught_before
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
 from openlance.training.matching import Matching, MatchTrainer
 from openlance.training.rewarded.practice import Rollouts
@@ -168,7 +168,7 @@ def prepare(
     prepare = Preparer(**made, complete=processes.sharded, cache=cache)
     if stage.distill is not None or base.learner.lance is not start:
         teacher, fewer = start.to(device).eval(), None
-        if goes_on:
+        if stage.distill is not None and stage.distill.repeats:
             fewer = with_generation(teacher, open_tensors(find(settings.model).distilled)).requires_grad_(False)
         taught = Taught(**made, teacher=teacher, defaults=base.defaults, distilled=fewer)
         prepare = Matching(**made, taught=taught) if isinstance(run, MatchTrainer) else taught
@@ -230,7 +230,11 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
         raise UserError(f"the stage {stage.name} draws, with weights that are gathered for it: run it by itself")
     own = stage.distill is not None
     if stage.rl is not None and settings.init == "model":
-        own = GenerationConfig.read(find(settings.model).tokenizer).sampling.distilled
+        usual = GenerationConfig.read(find(settings.model).tokenizer)
+        own = usual.sampling.distilled
+        if stage.rl.supervised and taught_before(usual).matches:
+            said = f"the few steps of {settings.model} were matched, which rewards cannot teach again beside themselves"
+            raise UserError(said, fix={"rl.supervised": 0})
     said = f"the stage {stage.name} trains a generation side beside the weights it starts from"
     if own and not (alone and settings.init == "model" and stage.lora is None):
         raise UserError(f"{said}: run it by itself, from a model's weights, without an adapter")
