@@ -19,7 +19,7 @@ from openlance.media.inputs import as_clip
 from openlance.model.lance import own_generation
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence.tasks import Views, image_to_video, text_to_visual
-from openlance.training.distillation import Taught, sampled, taught_before
+from openlance.training.distillation import Taught, guidance_of, sampled, taught_before
 from openlance.training.files import Settings
 from openlance.training.learner import Learner
 from openlance.training.matching import LEVELS, Matched, Matching, MatchTrainer
@@ -27,7 +27,13 @@ from openlance.training.run import run_stage
 
 FOUR = {"matched": False, "progressive": True, "steps": [4, 4], "num_inference_steps": 4, "solver": "dpm++"}
 TWO = Distillation(
-    matched=True, shift=(1.5, 1.5), num_inference_steps=2, solver="euler", by_role={"source": FOUR}, critic_updates=1
+    matched=True,
+    shift=(1.5, 1.5),
+    num_inference_steps=2,
+    solver="euler",
+    by_role={"source": FOUR},
+    critic_updates=1,
+    hold=0.5,
 )
 STAGE = Stage(
     name="two", steps=2, lr=3e-4, eps=1e-8, ema=0.0, text_weight=0.0, mixture={"t2i": 1.0, "image_edit": 1.0},
@@ -101,6 +107,29 @@ def test_what_learns_draws_what_the_folder_of_its_result_will(pipe, steps, solve
     with torch.no_grad():
         drawn = one.drawn(pipe.parts.distilled())
     torch.testing.assert_close(drawn, torch.cat([latents.flatten(0, 2) for latents in made]), atol=1e-4, rtol=1e-4)
+
+
+def test_results_are_held_to_where_the_start_s_own_few_steps_lead(pipe):
+    one = asked(pipe)
+    requests, noise = (
+        [text_to_visual(prompt, [], (1, 64, 64)) for prompt in PROMPTS],
+        list(one.noise.split(one.lengths)),
+    )
+    usual = guidance_of(pipe.defaults, requests[0], True)
+    start, few = pipe.parts.lance("und", "gen"), pipe.parts.distilled()
+    led = denoise(start, pipe.codec, requests, usual, noise=noise, distilled=few)
+    torch.testing.assert_close(one.ends, torch.cat([latents.flatten(0, 2) for latents in led]))
+    free = replace(STAGE, distill=replace(TWO, hold=0.0))
+    assert asked(pipe, stage=free).ends is None and not free.distill.of(["prompt"]).repeats
+    far = {}
+    for hold in (0.0, 1e4):  # so large that nothing else matters
+        copy = own_generation(few)
+        run = trainer(pipe, start, copy)
+        run.how = replace(TWO, hold=hold)
+        run.update([Matched(ids=["a"], asked=[one], lesson=None, others=[], size=len(one.noise))])
+        with torch.no_grad():
+            far[hold] = float((one.drawn(copy) - one.ends).square().mean())
+    assert far[1e4] < far[0.0]
 
 
 class Still:

@@ -65,6 +65,8 @@ class Distillation:
         matched: Whether, in the place of learning velocities, what the few steps of the result draw moves as a whole to
             where the guided model expects results (`training.matching`), from what the start has distilled. The stage's
             `draws` and `flow_weight` are of the other requests alone.
+        hold: Weight of the squared distance of matched results from where the start's own few steps lead; 0 leaves it
+            out.
         critic_lr: Learning rate of the critic, which tells where present results lie. It neither rises nor falls; for
             the rest the critic learns as the stage says.
         critic_updates: How often the critic learns in a step.
@@ -77,6 +79,7 @@ class Distillation:
     shift: tuple[float, float] = (1.5, 3.0)
     progressive: bool = False
     matched: bool = False
+    hold: float = 0.0
     critic_lr: float = 6e-4
     critic_updates: int = 2
     by_role: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -85,6 +88,8 @@ class Distillation:
 
     def __post_init__(self) -> None:
         whole("distill.critic_updates", self.critic_updates, 1)
+        if self.hold < 0:
+            raise UserError(f"distill.hold is {self.hold}", expected="0 or more")
         if self.critic_lr <= 0:
             raise UserError(f"distill.critic_lr is {self.critic_lr}", expected="more than 0")
         if self.matched and self.progressive:
@@ -109,7 +114,7 @@ class Distillation:
     @property
     def repeats(self) -> bool:
         """Whether the few steps of the start are learned from."""
-        return any(way.progressive for way in self.ways)
+        return any(way.progressive or (way.matched and way.hold) for way in self.ways)
 
     @property
     def goes_on(self) -> bool:

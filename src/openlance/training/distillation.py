@@ -157,7 +157,7 @@ def check_distilling(stage: Stage, model: Path) -> None:
         raise UserError("guidance is distilled from whole requests", fix={"drop_text": 0, "drop_all": 0})
     assert stage.distill is not None
     if stage.distill.goes_on and not defaults.distilled:
-        name = "progressive" if stage.distill.repeats else "matched"
+        name = "matched" if stage.distill.matches else "progressive"
         said = f"distill.{name} goes on from the few steps of a distilled start, and {model} is none"
         raise UserError(f"{said}: distil its guidance first", fix={name: False})
     if defaults.sampling.guidance_scale <= 1:

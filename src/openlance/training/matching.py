@@ -4,7 +4,8 @@ A few steps of a generation side of its own make a result of noise, with a gradi
 that again, and two scores say where it should have been: the guided model's, and that of a critic, which learns what is
 drawn at present, as any flow model learns images. Their difference is the gradient (distribution matching: Yin et al.,
 arXiv 2311.18828; critics that learn more often than what draws, and no need of pairs: arXiv 2405.14867). There is no
-adversary, and nothing but requests is read.
+adversary, and nothing but requests is read. Results may also be held to where the start's own few steps lead: to the
+scores alone, what is missing from an image is a haze over all places for it, and a noise says which of them it is.
 
 What a stage does not match, such as edits, is distilled beside it in the usual way (`training.distillation`).
 """
@@ -22,7 +23,7 @@ from openlance.config.sampling import Sampling
 from openlance.config.train import Stage
 from openlance.data.source import Sample
 from openlance.flow import SOLVERS, add_noise, schedule, velocity_target
-from openlance.inference.visual import Denoiser, branch_out, conditions, filled, guided_velocity, target_noise
+from openlance.inference.visual import Denoiser, branch_out, conditions, denoise, filled, guided_velocity, target_noise
 from openlance.model.lance import Lance, is_generation, own_generation
 from openlance.model.precision import autocast
 from openlance.runtime.distributed import Distributed
@@ -51,6 +52,7 @@ class Asked:
         noise: (N, C) what they begin with, where nothing is given.
         numbers: Of the samples in their batch.
         seed: Of the noise that is put on results.
+        ends: (N, C) where the start's own few steps lead from the same noise, where results are held to it.
     """
 
     denoiser: Denoiser
@@ -61,6 +63,7 @@ class Asked:
     noise: Tensor
     numbers: list[int]
     seed: int
+    ends: Tensor | None = None
 
     def of(self, lance: Lance) -> Denoiser:
         """Give the velocities of other noisy rows, after the same prefixes."""
@@ -168,8 +171,14 @@ class Matching(Preparer):
         few = replace(
             guided, num_inference_steps=own.num_inference_steps, solver=own.solver, shift=own.shift[0], distilled=True
         )
-        seed = int(torch.randint(2**31, (), generator=generator))
-        return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed)
+        seed, ends = int(torch.randint(2**31, (), generator=generator)), None
+        if own.hold:
+            usual, parts = guidance_of(defaults, requests[0], distilled=True), list(noise.split(lengths))
+            led = denoise(
+                self.taught.teacher, self.codec, requests, usual, noise=parts, distilled=self.taught.distilled
+            )
+            ends = torch.cat([latents.flatten(0, 2) for latents in led]).clone()  # a gradient may pass copies alone
+        return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed, ends)
 
 
 class MatchTrainer(Trainer):
@@ -228,7 +237,10 @@ class MatchTrainer(Trainer):
             step, far = self._moved(one, clean.detach(), generator)
             apart += far * float(one.moves.sum())
             goal = clean.detach() - step
-            (0.5 * (clean - goal).square().mean(1)[one.moves].sum() / matched).backward()
+            loss = 0.5 * (clean - goal).square().mean(1)
+            if one.ends is not None:  # the regression of DMD, section 3.3, between latents
+                loss = loss + self.how.hold * (clean - one.ends).square().mean(1)
+            (loss[one.moves].sum() / matched).backward()
             drawn.append(clean.detach())
         seen, sound = self._critical(asked, drawn, generators, matched)
         told, finite = self.descend(sound)
