@@ -124,9 +124,8 @@ def test_results_are_held_to_where_the_start_s_own_few_steps_lead(pipe):
     far = {}
     for hold in (0.0, 1e4):  # so large that nothing else matters
         copy = own_generation(few)
-        run = trainer(pipe, start, copy)
-        run.how = replace(TWO, hold=hold)
-        run.update([Matched(ids=["a"], asked=[one], lesson=None, others=[], size=len(one.noise))])
+        run, held = trainer(pipe, start, copy), replace(one, hold=hold)
+        run.update([Matched(ids=["a"], asked=[held], lesson=None, others=[], size=len(one.noise))])
         with torch.no_grad():
             far[hold] = float((one.drawn(copy) - one.ends).square().mean())
     assert far[1e4] < far[0.0]

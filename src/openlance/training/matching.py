@@ -53,6 +53,7 @@ class Asked:
         numbers: Of the samples in their batch.
         seed: Of the noise that is put on results.
         ends: (N, C) where the start's own few steps lead from the same noise, where results are held to it.
+        hold: How strongly.
     """
 
     denoiser: Denoiser
@@ -64,6 +65,7 @@ class Asked:
     numbers: list[int]
     seed: int
     ends: Tensor | None = None
+    hold: float = 0.0
 
     def of(self, lance: Lance) -> Denoiser:
         """Give the velocities of other noisy rows, after the same prefixes."""
@@ -178,7 +180,7 @@ class Matching(Preparer):
                 self.taught.teacher, self.codec, requests, usual, noise=parts, distilled=self.taught.distilled
             )
             ends = torch.cat([latents.flatten(0, 2) for latents in led]).clone()  # a gradient may pass copies alone
-        return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed, ends)
+        return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed, ends, own.hold)
 
 
 class MatchTrainer(Trainer):
@@ -239,7 +241,7 @@ class MatchTrainer(Trainer):
             goal = clean.detach() - step
             loss = 0.5 * (clean - goal).square().mean(1)
             if one.ends is not None:  # the regression of DMD, section 3.3, between latents
-                loss = loss + self.how.hold * (clean - one.ends).square().mean(1)
+                loss = loss + one.hold * (clean - one.ends).square().mean(1)
             (loss[one.moves].sum() / matched).backward()
             drawn.append(clean.detach())
         seen, sound = self._critical(asked, drawn, generators, matched)
