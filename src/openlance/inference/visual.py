@@ -288,7 +288,7 @@ def denoise(
     guides_before = False
     x = line.at(float(times[0])) if s.strength < 1 else x
     moves = filled(x, targets, lengths)
-    counted = torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
+    counted = in_norm(moves, model, s)
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         if on_step is not None:
             on_step(i, float(t), x)
@@ -423,6 +423,11 @@ def conditions(packed: Pack, device: torch.device | str | None = None) -> tuple[
     patches = [flat(v.segment.value) for v in packed.visuals if v.segment.kind is Kind.PATCHES]
     kept = [flat(v.segment.value) for v in clean]
     return torch.cat(patches) if patches else None, torch.cat(kept) if kept else torch.zeros(0, 1)
+
+
+def in_norm(moves: Tensor, model: Lance, s: Sampling) -> Tensor:
+    """Tell which rows (N,) enter the global norm of `renormalize`: those that move, in the release's cache all."""
+    return torch.ones_like(moves) if s.cached and model.config.quirks.norm_includes_given else moves
 
 
 def guided_velocity(

@@ -14,16 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Generator, Tensor, nn
 
 from openlance.config.sampling import Sampling
-from openlance.config.train import Stage
+from openlance.config.train import Distillation, Stage
 from openlance.data.source import Sample
 from openlance.flow import SOLVERS, add_noise, schedule, velocity_target
-from openlance.inference.visual import Denoiser, branch_out, conditions, denoise, filled, guided_velocity, target_noise
+from openlance.inference.visual import (
+    Denoiser,
+    branch_out,
+    conditions,
+    denoise,
+    filled,
+    guided_velocity,
+    in_norm,
+    target_noise,
+)
 from openlance.model.lance import Lance, is_generation, own_generation
 from openlance.model.precision import autocast
 from openlance.runtime.distributed import Distributed
@@ -99,8 +107,7 @@ class Asked:
         """(N, C) clean latents that the guided model expects of states (N, C) at times (requests,)."""
         at, branches = self.each(times), self.denoiser.branches
         found = self.denoiser.velocities(x, at, branches.count)
-        given_too = self.guided.cached and self.denoiser.model.config.quirks.norm_includes_given
-        counted = torch.ones_like(self.moves) if given_too else self.moves
+        counted = in_norm(self.moves, self.denoiser.model, self.guided)
         mixed = guided_velocity(found, branches, self.guided, self.lengths, counted)
         guides = self.each([float(self.guided.acts_at(t)) for t in times.tolist()])
         return x - at[:, None] * torch.where(guides[:, None] > 0, mixed, found[0])
@@ -139,30 +146,29 @@ class Matching(Preparer):
         how = self.stage.distill
         assert how is not None
         seed = self.stage.seed * 1_000_003 + number_of_pack
-        alike, others = dict[str, list[int]](), list[int]()
+        alike, others = dict[str, tuple[Distillation, Sampling, list[int]]](), list[int]()
         requests = [emptied(s.segments) for s in samples]
         for n, request in enumerate(requests):
             own = how.of(roles_of([request]))
-            guided = guidance_of(self.taught.defaults, request)
             if own.matched:
-                alike.setdefault(repr((guided, own)), []).append(n)
+                guided = guidance_of(self.taught.defaults, request)
+                alike.setdefault(repr((guided, own)), (own, guided, []))[2].append(n)
             else:
                 others.append(n)
         seeds = torch.randint(2**31, (len(alike),), generator=Generator().manual_seed(seed)).tolist()
         with torch.no_grad(), autocast(self.stage.dtype, self.device):
             asked = [
-                self._asked(self.encode([requests[n] for n in numbers]), numbers, Generator().manual_seed(seed))
-                for seed, numbers in zip(seeds, alike.values())
+                self._asked(self.encode([requests[n] for n in some[2]]), *some, Generator().manual_seed(seed))
+                for seed, some in zip(seeds, alike.values())
             ]
         lesson = self.taught([samples[n] for n in others], number_of_pack) if others else None
         size = sum(len(one.denoiser.branches.pack) for one in asked) + (lesson.size if lesson is not None else 0)
         return Matched(ids=[s.id for s in samples], asked=asked, lesson=lesson, others=others, size=size)
 
-    def _asked(self, requests: list[Segments], numbers: list[int], generator: Generator) -> Asked:
+    def _asked(
+        self, requests: list[Segments], own: Distillation, guided: Sampling, numbers: list[int], generator: Generator
+    ) -> Asked:
         """Encoded requests that are guided alike, after one pass over their prefixes."""
-        how, defaults = self.stage.distill, self.taught.defaults
-        assert how is not None
-        own, guided = how.of(roles_of(requests[:1])), guidance_of(defaults, requests[0])
         branches = branch_out(self.taught.teacher, self.codec, requests, guided)
         denoiser = Denoiser(self.taught.teacher, branches, *conditions(branches.pack, self.device), cached=True)
         targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
@@ -175,10 +181,11 @@ class Matching(Preparer):
         )
         seed, ends = int(torch.randint(2**31, (), generator=generator)), None
         if own.hold:
-            usual, parts = guidance_of(defaults, requests[0], distilled=True), list(noise.split(lengths))
+            usual = guidance_of(self.taught.defaults, requests[0], distilled=True)
             led = denoise(
-                self.taught.teacher, self.codec, requests, usual, noise=parts, distilled=self.taught.distilled
-            )
+                self.taught.teacher, self.codec, requests, usual, noise=list(noise.split(lengths)),
+                distilled=self.taught.distilled,
+            )  # fmt: skip
             ends = torch.cat([latents.flatten(0, 2) for latents in led]).clone()  # a gradient may pass copies alone
         return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed, ends, own.hold)
 
@@ -208,10 +215,6 @@ class MatchTrainer(Trainer):
         if stage.checkpointing:
             recompute(self.critic)
         self.critic_optimizer = Optimizer(stage, self.critic)
-
-    @cached_property
-    def _criticized(self) -> list[nn.Parameter]:
-        return [p for p in self.critic.parameters() if p.requires_grad]
 
     def update(self, batches: Sequence[Matched]) -> Outcome:  # type: ignore[override]
         """Draw, move what draws, and let the critic learn what was drawn.
@@ -281,7 +284,7 @@ class MatchTrainer(Trainer):
             [velocity] = one.of(self.critic).velocities(x, at, 1)
             right, present = one.expected(x, times), x - at[:, None] * velocity
         off, difference = clean - right, present - right
-        size = one.each(one.mean(off.abs().mean(1)).clamp(min=SMALL).cpu())[:, None].clamp(min=SMALL)
+        size = one.each(one.mean(off.abs().mean(1)).cpu())[:, None].clamp(min=SMALL)
         far = difference[one.moves].square().mean().sqrt() / off[one.moves].square().mean().sqrt().clamp(min=SMALL)
         return torch.where(one.moves[:, None], difference / size, 0.0), float(far)
 
@@ -304,7 +307,7 @@ class MatchTrainer(Trainer):
             (loss / count).backward()
             total += float(loss.detach())
         sum_gradients(self.processes, self.critic)
-        norm = full(nn.utils.clip_grad_norm_(self._criticized, self.stage.max_norm))
+        norm = full(nn.utils.clip_grad_norm_(self.critic_optimizer.named.values(), self.stage.max_norm))
         return total, bool(norm.isfinite())
 
     @torch.no_grad()
@@ -341,9 +344,8 @@ class MatchTrainer(Trainer):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds, the critic and its optimizer too."""
-        critic = {n: p.detach() for n, p in self.critic.named_parameters() if p.requires_grad}
         return super().tensors() | {
-            **{f"critic/{n}": v for n, v in critic.items()},
+            **{f"critic/{n}": p.detach() for n, p in self.critic_optimizer.named.items()},
             **{f"critic_optimizer/{n}": v for n, v in self.critic_optimizer.tensors().items()},
         }
 
