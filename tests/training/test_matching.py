@@ -84,6 +84,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(sta
     few = openlance.load(str(whole)).defaults.distilled
     assert few["words"] == {"num_inference_steps": 2, "solver": "euler", "shift": 1.5}
     assert few["source"]["num_inference_steps"] == 4
+    drawn = (tmp_path / "whole" / "curves.svg").read_text()
+    assert all(f">{name}<" in drawn for name in ("flow loss", "critic loss", "apart")) and "text loss" not in drawn
 
 
 def test_two_processes_do_what_one_does_with_two_packs(start, tmp_path, on_two_processes):

@@ -11,7 +11,7 @@ import numpy as np
 from openlance.media.files import atomic_path
 from openlance.training.files import read_log
 
-LOSSES = ("text", "flow", "dense")
+LOSSES = ("text", "flow", "dense", "critic")
 PHASES = {"rollouts": "rollout", "rewards": "reward", "updates": "update"}
 COLORS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
 WIDTH, HEIGHT, MARGIN, POINTS = 760, 360, 50, 100
@@ -36,14 +36,15 @@ def write_curves(logs: Sequence[Path], out: Path) -> None:
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     rewards = [name for name in names if "reward" in name and not name.endswith("seconds")]
-    plots = [[f"{name} loss" for name in LOSSES]]
+    plots = [[*(f"{name} loss" for name in LOSSES), "apart"]]  # that of `training.matching`
     if rewards:
         rows = [with_shares(row) for row in rows]
         best = [name for name in names if name.startswith("pass@") and "/" not in name]
         plots = [rewards, best, ["spread", "diversity", "mute"], [f"share of {name}" for name in PHASES]]
     lines = [{name: line_of(rows, name.removesuffix(" loss")) for name in plot} for plot in plots]
+    told = [{name: line for name, line in plot.items() if line} for plot in lines]
     with atomic_path(out) as path:
-        path.write_text(drawing([plot for plot in lines if any(plot.values())], rows[-1]["step"], not rewards), "utf-8")
+        path.write_text(drawing([plot for plot in told if plot], rows[-1]["step"], not rewards), "utf-8")
 
 
 def with_shares(row: Mapping[str, float]) -> dict[str, float]:
