@@ -1,6 +1,7 @@
 """Few steps by distribution matching, on a nano of few layers."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -256,6 +257,16 @@ def test_rewards_do_not_teach_matched_steps_again(start, tmp_path):
     stage = replace(STAGE, distill=None, rl=how, frozen=UNDERSTANDING)
     with pytest.raises(UserError, match="rl.supervised"):
         run_stage(stage, Settings(out=tmp_path / "run", model=whole))
+
+
+def test_steps_at_which_guidance_does_not_act_cannot_be_matched(start, tmp_path):
+    folder = shutil.copytree(start, tmp_path / "start")
+    said = json.loads((folder / "generation_config.json").read_text())
+    said["sampling"]["interval"] = [0.1, 0.5]
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match="begin at 1, 0.6, and guidance acts from time 0.5"):
+        run_stage(STAGE, Settings(out=tmp_path / "run", model=folder))
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_older_versions_wrote_of_a_distillation_is_passed_over():

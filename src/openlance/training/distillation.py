@@ -26,6 +26,7 @@ from openlance.config.train import Distillation, Stage
 from openlance.config.values import as_data, build, known, read_json
 from openlance.data.source import Sample
 from openlance.errors import UserError
+from openlance.flow import schedule
 from openlance.inference.prefix import prefill
 from openlance.inference.visual import before_target, conditions, denoise, rows_of_target, until_target
 from openlance.media.files import atomic_path, write_json
@@ -162,6 +163,14 @@ def check_distilling(stage: Stage, model: Path) -> None:
         raise UserError(f"{said}: distil its guidance first", fix={name: False})
     if defaults.sampling.guidance_scale <= 1:
         raise UserError(f"{model} samples without guidance, so there is nothing to distil")
+    for roles in ([], *([role] for role in stage.distill.by_role)):
+        way, guided = stage.distill.of(roles), defaults.denoising(distilled=False).sampling_for(roles)
+        times = schedule(way.num_inference_steps, way.shift[0])[:-1].tolist()
+        if way.matched and not any(guided.acts_at(t) for t in times):
+            low, high = guided.interval
+            begin = ", ".join(f"{t:.2g}" for t in times)
+            said = f"the steps to match begin at {begin}, and guidance acts from time {high:g} to {low:g} alone"
+            raise UserError(said, expected="one step or more at which it acts")
     if files.form != "openlance":
         raise UserError(f"{model} is of the form {files.form}: run `openlance convert` first, guidance goes beside it")
 
