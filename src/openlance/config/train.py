@@ -61,12 +61,12 @@ class Distillation:
             next.
         shift: Least and largest shift of their times. Where the two are one, so is the shift of the result.
         progressive: Whether the teacher is what the start has distilled already, with its solver, and not the guided
-            model: one pass a step in the place of two or three.
+            model: one pass a step in the place of two or three. Of what is matched it is the teacher that `hold` names.
         matched: Whether, in the place of learning velocities, what the few steps of the result draw moves as a whole to
             where the guided model expects results (`training.matching`), from what the start has distilled. The stage's
             `draws` and `flow_weight` are of the other requests alone.
-        hold: Weight of the squared distance of matched results from where the start's own few steps lead; 0 leaves it
-            out.
+        hold: Weight of the squared distance of matched results from where the teacher leads from the same noise; 0
+            leaves it out.
         critic_lr: Learning rate of the critic, which tells where present results lie. It neither rises nor falls; for
             the rest the critic learns as the stage says.
         critic_updates: How often the critic learns in a step.
@@ -92,8 +92,6 @@ class Distillation:
             raise UserError(f"distill.hold is {self.hold}", expected="0 or more")
         if self.critic_lr <= 0:
             raise UserError(f"distill.critic_lr is {self.critic_lr}", expected="more than 0")
-        if self.matched and self.progressive:
-            raise UserError("distill.matched and distill.progressive exclude each other: leave one of them out")
         if self.matched and self.shift[0] != self.shift[1]:
             raise UserError(
                 f"distill.shift is {list(self.shift)}", expected="one shift, twice, where the steps are matched"
@@ -114,7 +112,7 @@ class Distillation:
     @property
     def repeats(self) -> bool:
         """Whether the few steps of the start are learned from."""
-        return any(way.progressive or (way.matched and way.hold) for way in self.ways)
+        return any(way.progressive for way in self.ways)
 
     @property
     def goes_on(self) -> bool:

@@ -4,8 +4,9 @@ A few steps of a generation side of its own make a result of noise, with a gradi
 that again, and two scores say where it should have been: the guided model's, and that of a critic, which learns what is
 drawn at present, as any flow model learns images. Their difference is the gradient (distribution matching: Yin et al.,
 arXiv 2311.18828; critics that learn more often than what draws, and no need of pairs: arXiv 2405.14867). There is no
-adversary, and nothing but requests is read. Results may also be held to where the start's own few steps lead: to the
-scores alone, what is missing from an image is a haze over all places for it, and a noise says which of them it is.
+adversary, and nothing but requests is read. Results may also be held to where the guided model leads from their noise,
+or the start's own few steps: to the scores alone, what is missing from an image is a haze over all places for it, and a
+noise says which of them it is.
 
 What a stage does not match, such as edits, is distilled beside it in the usual way (`training.distillation`).
 """
@@ -60,7 +61,7 @@ class Asked:
         noise: (N, C) what they begin with, where nothing is given.
         numbers: Of the samples in their batch.
         seed: Of the noise that is put on results.
-        ends: (N, C) where the start's own few steps lead from the same noise, where results are held to it.
+        ends: (N, C) where the teacher leads from the same noise, where results are held to it.
         hold: How strongly.
     """
 
@@ -181,10 +182,10 @@ class Matching(Preparer):
         )
         seed, ends = int(torch.randint(2**31, (), generator=generator)), None
         if own.hold:
-            usual = guidance_of(self.taught.defaults, requests[0], distilled=True)
+            usual = guidance_of(self.taught.defaults, requests[0], own.progressive)
             led = denoise(
                 self.taught.teacher, self.codec, requests, usual, noise=list(noise.split(lengths)),
-                distilled=self.taught.distilled,
+                distilled=self.taught.distilled if usual.distilled else None,
             )  # fmt: skip
             ends = torch.cat([latents.flatten(0, 2) for latents in led]).clone()  # a gradient may pass copies alone
         return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed, ends, own.hold)
