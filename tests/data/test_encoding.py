@@ -49,8 +49,8 @@ class Means:
         class Encoder:
             probe = (0.5, 0.25)
 
-            def __call__(self, sample):
-                return Sample([encoded(s) for s in sample.segments], sample.id, sample.labels)
+            def __call__(self, samples):
+                return [Sample([encoded(s) for s in sample.segments], sample.id, sample.labels) for sample in samples]
 
         return Encoder()
 
@@ -83,7 +83,7 @@ def test_samples_come_back_as_they_were(job):
     assert [s.id for s in found] == [f"greys, row {n}" for n in range(20) if n != 13]
     plain = [r for r in Reader(job.source, Reading(shuffle=False, repeat=False)) if r.values != 13]
     for row, sample in zip(plain, found, strict=True):
-        wanted = Means()()(job.source.sample(row, Fit(), RNG))
+        [wanted] = Means()()([job.source.sample(row, Fit(), RNG)])
         for a, b in zip(wanted.segments, sample.segments, strict=True):
             assert (a.kind, a.role, a.size) == (b.kind, b.role, b.size)
             assert a.value == b.value if a.kind is Kind.TEXT else torch.allclose(a.value, b.value, atol=1e-3)

@@ -10,20 +10,26 @@ from safetensors.torch import load_file
 
 import openlance
 from openlance.checkpoint.formats import folder_of
+from openlance.cli.main import main
 from openlance.config.sampling import DISTILLED, GenerationConfig
 from openlance.config.train import UNDERSTANDING, Distillation, Rewarding, Stage, recipe
+from openlance.config.train import stage as preset
+from openlance.data.front import Fit
+from openlance.data.open import open_source
 from openlance.data.source import Sample
 from openlance.errors import UserError
 from openlance.flow import add_noise
 from openlance.inference.visual import denoise
 from openlance.media.inputs import as_clip
-from openlance.model.lance import own_generation
+from openlance.model.lance import is_generation, own_generation
 from openlance.runtime.media_encoder import MediaEncoder
+from openlance.sequence.segment import prompt_in
 from openlance.sequence.tasks import Views, image_to_video, text_to_visual
-from openlance.training.distillation import Taught, guidance_of, sampled, taught_before
+from openlance.training.distillation import Taught, emptied, guidance_of, sampled, taught_before
 from openlance.training.files import Settings
 from openlance.training.learner import Learner
 from openlance.training.matching import LEVELS, Matched, Matching, MatchTrainer
+from openlance.training.results import Drawer, Drawing
 from openlance.training.run import run_stage
 
 FOUR = {"matched": False, "progressive": True, "steps": [4, 4], "num_inference_steps": 4, "solver": "dpm++"}
@@ -112,6 +118,20 @@ def test_what_learns_draws_what_the_folder_of_its_result_will(pipe, steps, solve
     torch.testing.assert_close(drawn, torch.cat([latents.flatten(0, 2) for latents in made]), atol=1e-4, rtol=1e-4)
 
 
+def test_gradients_are_the_same_to_the_last_bit_on_several_threads(pipe):
+    one, copy = asked(pipe), own_generation(pipe.parts.distilled())
+    names = [name for name, _ in copy.named_parameters() if is_generation(name)]
+    threads, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(4):
+            values = [p.requires_grad_() for name, p in copy.named_parameters() if name in names]
+            found.append(torch.autograd.grad(one.drawn(copy).square().mean(), values))
+    finally:
+        torch.set_num_threads(threads)
+    assert not [n for other in found[1:] for n, *both in zip(names, found[0], other) if not torch.equal(*both)]
+
+
 @pytest.mark.parametrize("few_lead", [True, False])
 def test_results_are_held_to_where_the_teacher_leads(pipe, few_lead):
     """That is the guided model, or the start's own few steps."""
@@ -124,16 +144,17 @@ def test_results_are_held_to_where_the_teacher_leads(pipe, few_lead):
     assert usual.distilled == few_lead
     start, few = pipe.parts.lance("und", "gen"), pipe.parts.distilled()
     led = denoise(start, pipe.codec, requests, usual, noise=noise, distilled=few if few_lead else None)
-    torch.testing.assert_close(one.ends, torch.cat([latents.flatten(0, 2) for latents in led]))
+    ends = torch.cat([latents.flatten(0, 2) for latents in led])
+    torch.testing.assert_close(one.held[0], ends)
     free = replace(STAGE, distill=replace(TWO, hold=0.0))
-    assert asked(pipe, stage=free).ends is None
+    assert asked(pipe, stage=free).held is None
     far = {}
     for hold in (0.0, 1e4):  # so large that nothing else matters
         copy = own_generation(few)
-        run, held = trainer(pipe, start, copy), replace(one, hold=hold)
+        run, held = trainer(pipe, start, copy), replace(one, held=(ends, torch.full((len(ends),), hold)))
         run.update([Matched(ids=["a"], asked=[held], lesson=None, others=[], size=len(one.noise))])
         with torch.no_grad():
-            far[hold] = float((one.drawn(copy) - one.ends).square().mean())
+            far[hold] = float((one.drawn(copy) - ends).square().mean())
     assert far[1e4] < far[0.0]
 
 
@@ -275,3 +296,89 @@ def test_what_older_versions_wrote_of_a_distillation_is_passed_over():
     said = {"progressive": True, "within": 3, "on_policy": True, "by_role": {"source": four}}
     how = taught_before(replace(GenerationConfig(), distillation=said))
     assert how.progressive and how.of(["source"]).steps == (4, 4)
+
+
+REWARD = """
+def score(prompt, image):
+    return float(len(prompt) % 2)
+"""
+
+
+@pytest.fixture(scope="module")
+def drawn(start, tmp_path_factory):
+    """Shards of 24 requests of the world, of which a reward refuses some."""
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "reward.py").write_text(REWARD)
+    said = ["encode", "world", "-o", str(folder / "results"), "--model", str(start), "--samples", "24", "--drawn"]
+    main([*said, "--rewards", f"{folder}/reward.py:score", "--shard-rows", "10"])
+    return folder / "results"
+
+
+def read(folder, task="t2i"):
+    source = open_source(folder, task)
+    return [source.sample(row, Fit(), None) for part in source.parts(0, None) for row in source.rows(part)]
+
+
+def test_results_are_what_the_guided_model_draws_of_their_seeds(pipe, drawn):
+    samples = read(drawn)
+    kept = [s for s in samples if s.segments[-1].value is not None]
+    assert len(samples) == 24 and 0 < len(kept) < 24 and len({s.seed for s in samples}) == 24
+    some = [emptied(s.segments) for s in kept[:3]]
+    led = denoise(
+        pipe.parts.lance("und", "gen"), pipe.codec, some, guidance_of(pipe.defaults, some[0]),
+        seeds=[s.seed for s in kept[:3]],
+    )  # fmt: skip
+    for sample, latents in zip(kept, led):
+        torch.testing.assert_close(sample.segments[-1].value, latents, atol=0.05, rtol=0.05)  # half precision
+
+
+def test_matched_results_are_held_to_what_was_drawn_and_not_refused(pipe, drawn):
+    samples = [*read(drawn)[:6], Sample(text_to_visual("a red circle", [], (1, 64, 64)), "now")]
+    [one] = matching(pipe)(samples, 7).asked
+    ends, weights = one.held
+    led = denoise(
+        pipe.parts.lance("und", "gen"), pipe.codec, [emptied(s.segments) for s in samples], one.guided,
+        noise=list(one.noise.split(one.lengths)),
+    )  # fmt: skip
+    for sample, end, weight, now in zip(samples, ends.split(one.lengths), weights.split(one.lengths), led):
+        wanted = sample.seed is None or sample.segments[-1].value is not None
+        assert torch.equal(weight, torch.full_like(weight, TWO.hold if wanted else 0.0))
+        if wanted:
+            torch.testing.assert_close(end, now.flatten(0, 2), atol=0.05, rtol=0.05)
+    assert {float(w[0]) for w in weights.split(one.lengths)} == {0.0, TWO.hold}
+
+
+def test_a_stage_learns_from_them(start, drawn, tmp_path):
+    alone = replace(STAGE, steps=1, mixture={"t2i": 1.0})
+    made = run_stage(alone, Settings(out=tmp_path / "run", model=start, data={"t2i": str(drawn)}))
+    assert openlance.load(str(made)).defaults.distilled["words"]["num_inference_steps"] == 2
+
+
+def test_prompts_of_a_file_are_drawn(start, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\nthree blue stars\n")
+    command = ["encode", str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out"), "--model", str(start), "--drawn"]
+    assert main(command) == 0
+    assert [prompt_in(s.segments) for s in read(tmp_path / "out")] == ["a red circle", "three blue stars"]
+    assert all(s.segments[-1].value.shape == (1, 8, 8, 16) for s in read(tmp_path / "out"))
+
+
+def test_edits_are_drawn_after_what_is_edited(pipe):
+    source = open_source("world", "image_edit").drawn(3, 5)
+    fit = Fit.at(preset("sft", "nano"), 0, pipe.config, pipe.defaults.style)
+    samples = [source.sample(row, fit, None) for row in source.rows(source.parts(0, None)[0])]
+    for s in Drawer(pipe, Drawing(rewards="world=letters", least=0.0, rows=64))(samples):
+        assert s.segments[-1].value.shape == (1, *(side // 8 for side in s.segments[-1].size[1:]), 16)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (["--rewards", "ocr"], "rewards judge what is drawn"),
+        (["--drawn", "--task", "x2t_image"], "makes a text"),
+        (["--drawn", "--rewards", "beauty"], "beauty"),
+        (["--drawn", "--rewards", "ocr"], "quotes"),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_sentence_and_leaves_nothing(how, said, start, tmp_path, capsys):
+    command = ["encode", "world", "-o", str(tmp_path / "out"), "--model", str(start), "--samples", "4", *how]
+    assert main(command) == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -2,7 +2,7 @@
 
 A shard is one safetensors file. Tensors: "SAMPLE/SEGMENT" (T, Y, X, C) latents or (t, y, x, D) features in half
 precision or uint8 pixels (T, H, W, 3), "SAMPLE/SEGMENT/given", "SAMPLE/labels". Its metadata hold everything else as
-JSON, and nothing is unpickled.
+JSON, and nothing is unpickled. Targets may be what a model drew (`training.results`): their samples have a seed.
 
 The parts of a source become shards on processes of this machine or on a Ray cluster. What a shard holds depends on the
 source alone, not on how many work on it or where. A shard appears whole or not at all. One that is there already is not
@@ -72,7 +72,8 @@ def write_shard(path: Path, samples: Sequence[Sample], about: dict[str, Any]) ->
                 tensors |= {f"{n}/{k}": s.value, f"{n}/{k}/given": s.given}
                 tensors[f"{n}/{k}/region"] = s.region.inside if s.region is not None else None
         tensors[f"{n}/labels"] = sample.labels
-        described.append({"id": sample.id, "segments": entries})
+        drawn = {} if sample.seed is None else {"seed": sample.seed}
+        described.append({"id": sample.id, "segments": entries} | drawn)
     # One entry, since the order of several is not fixed and equal data should be equal files.
     metadata = {FORMAT: json.dumps({"about": about, "samples": described})}
     with atomic_path(path) as temporary:
@@ -151,15 +152,15 @@ class EncodedSource(Files):
             region = Region(file.get_tensor(inside).numpy()) if inside in names else None
             segments.append(Segment(Kind[entry["kind"]], Role[entry["role"]], held, size, given, region))
         labels = file.get_tensor(f"{n}/labels").numpy() if f"{n}/labels" in names else None
-        return Sample(segments, described["id"], labels)
+        return Sample(segments, described["id"], labels, seed=described.get("seed"))
 
 
 class Encode(Protocol):
-    """Turns the media of samples into latents and features. probe: `probed` latents of its VAE."""
+    """Turns the media of the samples of a shard into latents and features. probe: `probed` latents of its VAE."""
 
     probe: list[float]
 
-    def __call__(self, sample: Sample, /) -> Sample: ...
+    def __call__(self, samples: list[Sample], /) -> list[Sample]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +212,8 @@ class PartEncoder:
         self._encode: Encode | None = None
 
     def __call__(self, number: int) -> dict[str, Any]:
-        """Make the shards of a part that are not there yet; return plain data about all of them: rows, made, broken."""
+        """Make the shards of a part that are not there yet; return plain data about all of them: rows, made, broken,
+        refused."""
         job, at, made, done = self.job, 0, 0, list[dict[str, Any]]()
         if self._parts is None:
             self._parts = list(job.source.parts(0, None))
@@ -233,7 +235,8 @@ class PartEncoder:
                 done.append(self._shard(self._path(number, at), held, {"part": stamp, "last": not following}))
                 made, at, held = made + 1, at + 1, following
         broken = [row for about in done for row in about["broken"]]
-        return {"rows": sum(about["rows"] for about in done), "made": made, "broken": broken}
+        refused = sum(about.get("refused", 0) for about in done)
+        return {"rows": sum(about["rows"] for about in done), "made": made, "broken": broken, "refused": refused}
 
     def _path(self, number: int, at: int) -> Path:
         return self.job.out / f"{number:05d}-{at:03d}{MARK}"
@@ -248,9 +251,12 @@ class PartEncoder:
             except BrokenRow as error:
                 broken.append([error.place, error.reason])
             else:
-                samples.append(self._encode(sample))
+                samples.append(sample)
+        encoded = self._encode(samples)
+        refused = sum(s.seed is not None and s.segments[-1].value is None for s in encoded)
         about = self.job.about | more | {"rows": len(rows), "broken": broken, "codec": self._encode.probe}
-        write_shard(path, samples, about)
+        about |= {"refused": refused} if refused else {}
+        write_shard(path, encoded, about)
         return about
 
 
@@ -260,7 +266,8 @@ def _draws_of(row: Row) -> np.random.Generator:
 
 
 def encode(job: Job, workers: int = 0, ray: str | None = None, gpus: float = 0) -> Iterator[dict[str, Any]]:
-    """Encode every part and yield what was done so far after each: parts, of, rows, made, broken.
+    """Encode every part and yield what was done so far after each: parts, of, rows, made, broken, refused (targets that
+    were drawn and not kept).
 
     Args:
         job: What to encode.
@@ -279,12 +286,16 @@ def encode(job: Job, workers: int = 0, ray: str | None = None, gpus: float = 0) 
     results = in_order(PartEncoder(job), range(count), workers)
     if ray is not None:
         results = _on_ray(job, count, max(workers, 1), ray, gpus)
-    total: dict[str, Any] = {"rows": 0, "made": 0, "broken": []}
-    for parts, done in enumerate(results, start=1):
-        total = {k: total[k] + done[k] for k in ("rows", "made", "broken")}
-        if total["broken"]:
-            check_broken(BrokenRow(*total["broken"][-1]), len(total["broken"]), total["rows"], job.max_broken)
-        yield total | {"parts": parts, "of": count}
+    total: dict[str, Any] = {"rows": 0, "made": 0, "broken": [], "refused": 0}
+    try:
+        for parts, done in enumerate(results, start=1):
+            total = {k: total[k] + done[k] for k in ("rows", "made", "broken", "refused")}
+            if total["broken"]:
+                check_broken(BrokenRow(*total["broken"][-1]), len(total["broken"]), total["rows"], job.max_broken)
+            yield total | {"parts": parts, "of": count}
+    finally:
+        if not job.shards():  # what could not begin is not what the folder holds
+            (job.out / SETTINGS).unlink(missing_ok=True)
 
 
 def _on_ray(job: Job, count: int, workers: int, address: str, gpus: float) -> Iterator[dict[str, Any]]:

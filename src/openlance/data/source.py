@@ -45,6 +45,8 @@ class Sample:
         truth: What is known about a right result, for rewards (`rl.rewards.Drawn`).
         preserved: Whether what learns is to stay as it was at this sample (`Stage.preserve`).
         kind: What sort of request it is, for reports: what its source says of it, after the task.
+        seed: Of the noise from which a model drew its target, which is empty where rewards refused that; None for what
+            data show.
     """
 
     segments: Segments
@@ -54,6 +56,7 @@ class Sample:
     truth: Any = None
     preserved: bool = False
     kind: str = ""
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

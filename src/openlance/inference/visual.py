@@ -275,7 +275,7 @@ def denoise(
     branches = branch_out(model, codec, requests, s, negatives)
     features, context = conditions(branches.pack, model.device)
     targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
-    noise = _noises(branches, model.config.latent_channels, seeds or ()) if noise is None else noise
+    noise = noises(branches, model.config.latent_channels, seeds or ()) if noise is None else noise
     x = torch.cat([part.to(model.device) for part in noise]).float()
     line = Line.of(requests, targets, x)
     lengths = [v.rows[1] - v.rows[0] for v in targets]
@@ -356,8 +356,8 @@ def filled(x: Tensor, targets: list[Visual], lengths: list[int]) -> Tensor:
     return ~torch.cat(given)
 
 
-def _noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Generator]) -> list[Tensor]:
-    """The starting noise of every request."""
+def noises(branches: Branches, channels: int, seeds: Sequence[int | torch.Generator]) -> list[Tensor]:
+    """Draw the starting noise (N, C) of every request."""
     packed, count = branches.pack, branches.requests
     doc = packed.rows.doc
     own = [[v for v in packed.visuals if v.kind == LATENTS and doc[v.rows[0]] == d] for d in range(count)]

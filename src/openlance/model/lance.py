@@ -306,7 +306,8 @@ class Lance(nn.Module):
         assert latents is not None and times is not None
         # Few distinct times: embed each once.
         distinct, which = torch.unique(times.to(self.device), return_inverse=True)
-        gen = self.latent_in(latents.to(self.latent_in.weight.dtype)) + self.time(distinct)[which]
+        # An index would add up its gradients in whatever order threads come to them.
+        gen = self.latent_in(latents.to(self.latent_in.weight.dtype)) + F.embedding(which, self.time(distinct))
         return x, gen + layout.table.to(gen.dtype)
 
     def forward(

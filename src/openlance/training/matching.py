@@ -31,7 +31,7 @@ from openlance.inference.visual import (
     filled,
     guided_velocity,
     in_norm,
-    target_noise,
+    noises,
 )
 from openlance.model.lance import Lance, is_generation, own_generation
 from openlance.model.precision import autocast
@@ -61,8 +61,8 @@ class Asked:
         noise: (N, C) what they begin with, where nothing is given.
         numbers: Of the samples in their batch.
         seed: Of the noise that is put on results.
-        ends: (N, C) where the teacher leads from the same noise, where results are held to it.
-        hold: How strongly.
+        held: (N, C) where the teacher leads from the same noise, and (N,) how strongly results are held to that; None
+            where they are not.
     """
 
     denoiser: Denoiser
@@ -73,8 +73,7 @@ class Asked:
     noise: Tensor
     numbers: list[int]
     seed: int
-    ends: Tensor | None = None
-    hold: float = 0.0
+    held: tuple[Tensor, Tensor] | None = None
 
     def of(self, lance: Lance) -> Denoiser:
         """Give the velocities of other noisy rows, after the same prefixes."""
@@ -159,7 +158,7 @@ class Matching(Preparer):
         seeds = torch.randint(2**31, (len(alike),), generator=Generator().manual_seed(seed)).tolist()
         with torch.no_grad(), autocast(self.stage.dtype, self.device):
             asked = [
-                self._asked(self.encode([requests[n] for n in some[2]]), *some, Generator().manual_seed(seed))
+                self._asked([samples[n] for n in some[2]], *some, Generator().manual_seed(seed))
                 for seed, some in zip(seeds, alike.values())
             ]
         lesson = self.taught([samples[n] for n in others], number_of_pack) if others else None
@@ -167,28 +166,48 @@ class Matching(Preparer):
         return Matched(ids=[s.id for s in samples], asked=asked, lesson=lesson, others=others, size=size)
 
     def _asked(
-        self, requests: list[Segments], own: Distillation, guided: Sampling, numbers: list[int], generator: Generator
+        self, samples: list[Sample], own: Distillation, guided: Sampling, numbers: list[int], generator: Generator
     ) -> Asked:
-        """Encoded requests that are guided alike, after one pass over their prefixes."""
+        """Requests that are guided alike, after one pass over their prefixes."""
+        requests = self.encode([emptied(s.segments) for s in samples])
         branches = branch_out(self.taught.teacher, self.codec, requests, guided)
         denoiser = Denoiser(self.taught.teacher, branches, *conditions(branches.pack, self.device), cached=True)
         targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
         lengths = [v.rows[1] - v.rows[0] for v in targets]
-        channels = self.codec.config.latent_channels
-        noise = torch.cat([target_noise([v], channels, generator) for v in targets]).to(self.device)
+        fresh = torch.randint(2**31, (len(samples),), generator=generator).tolist()
+        seeds = [seed if s.seed is None else s.seed for s, seed in zip(samples, fresh, strict=True)]
+        noise = torch.cat(noises(branches, self.codec.config.latent_channels, seeds)).to(self.device)
         moves = filled(noise, targets, lengths)
         few = replace(
             guided, num_inference_steps=own.num_inference_steps, solver=own.solver, shift=own.shift[0], distilled=True
         )
-        seed, ends = int(torch.randint(2**31, (), generator=generator)), None
-        if own.hold:
+        asked = Asked(
+            denoiser, guided, few, lengths, moves, noise, numbers, int(torch.randint(2**31, (), generator=generator))
+        )
+        if not own.hold:
+            return asked
+        led = self._led(samples, requests, own, noise.split(lengths))
+        ends = torch.cat([x if end is None else end for end, x in zip(led, noise.split(lengths))])
+        return replace(asked, held=(ends, asked.each([own.hold * (end is not None) for end in led])))
+
+    def _led(
+        self, samples: list[Sample], requests: list[Segments], own: Distillation, noise: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """Where the teacher leads from the noise of some requests: what was drawn ahead (`training.results`), None
+        where that was refused; the others are drawn now."""
+        found = dict[int, Tensor | None]()
+        for n, sample in enumerate(samples):
+            if sample.seed is not None:
+                end = sample.segments[len(requests[n]) - 1].value
+                found[n] = end.flatten(0, 2).to(noise[n]) if isinstance(end, Tensor) else None
+        if new := [n for n in range(len(samples)) if n not in found]:
             usual = guidance_of(self.taught.defaults, requests[0], own.progressive)
-            led = denoise(
-                self.taught.teacher, self.codec, requests, usual, noise=list(noise.split(lengths)),
+            drawn = denoise(
+                self.taught.teacher, self.codec, [requests[n] for n in new], usual, noise=[noise[n] for n in new],
                 distilled=self.taught.distilled if usual.distilled else None,
             )  # fmt: skip
-            ends = torch.cat([latents.flatten(0, 2) for latents in led]).clone()  # a gradient may pass copies alone
-        return Asked(denoiser, guided, few, lengths, moves, noise, numbers, seed, ends, own.hold)
+            found |= {n: z.flatten(0, 2).clone() for n, z in zip(new, drawn)}  # a gradient may pass copies alone
+        return [found[n] for n in range(len(samples))]
 
 
 class MatchTrainer(Trainer):
@@ -244,8 +263,9 @@ class MatchTrainer(Trainer):
             apart += far * float(one.moves.sum())
             goal = clean.detach() - step
             loss = 0.5 * (clean - goal).square().mean(1)
-            if one.ends is not None:  # the regression of DMD, section 3.3, between latents
-                loss = loss + one.hold * (clean - one.ends).square().mean(1)
+            if one.held is not None:  # the regression of DMD, section 3.3, between latents
+                ends, weight = one.held
+                loss = loss + weight * (clean - ends).square().mean(1)
             (loss[one.moves].sum() / matched).backward()
             drawn.append(clean.detach())
         seen, sound = self._critical(asked, drawn, generators, matched)

@@ -49,6 +49,7 @@ from openlance.training.curves import write_curves
 from openlance.training.distillation import Taught, check_distilling, export_distilled, sampled, taught_before
 from openlance.training.files import RunFolder, Settings, as_begun, note_schedule, stage_folders, starts_of
 from openlance.training.matching import Matching, MatchTrainer
+from openlance.training.results import check_results
 from openlance.training.rewarded.practice import Rollouts
 from openlance.training.rewarded.trainer import RewardTrainer
 from openlance.training.start import Base, averaged, export, open_base
@@ -132,6 +133,7 @@ def prepare(
     stage = stage if stage.rl is None else settled(stage, processes.device)
     sources, held_out = sources_of(stage, settings)
     check_latents(sources, base)
+    check_results(sources, stage, settings.model)
     cache = cache_of(sources, stage, settings, base, processes)
     reading = Reading(
         rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken,
