@@ -354,6 +354,25 @@ def test_a_stage_learns_from_them(start, drawn, tmp_path):
     assert openlance.load(str(made)).defaults.distilled["words"]["num_inference_steps"] == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"distill": None}, "results were refused"),
+        ({"distill": replace(TWO, progressive=True)}, "the start's few steps lead"),
+        ({}, "another model, or other guidance"),
+    ],
+)
+def test_a_stage_refuses_what_was_drawn_for_another(changes, said, start, drawn, tmp_path):
+    shutil.copytree(start, tmp_path / "model")
+    if not changes:
+        path = tmp_path / "model" / "generation_config.json"
+        path.write_text(path.read_text().replace('"guidance_scale": 4.0', '"guidance_scale": 3.0'))
+    stage = replace(STAGE, steps=1, mixture={"t2i": 1.0}, **changes)
+    with pytest.raises(UserError, match=said):
+        run_stage(stage, Settings(out=tmp_path / "run", model=tmp_path / "model", data={"t2i": str(drawn)}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_prompts_of_a_file_are_drawn(start, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\nthree blue stars\n")
     command = ["encode", str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out"), "--model", str(start), "--drawn"]

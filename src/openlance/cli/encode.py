@@ -59,9 +59,7 @@ def _on_cpu(s: Segment) -> Segment:
 
 @app.command()
 def encode(
-    source: Annotated[
-        str, Argument(help="A folder or file of data, hf:NAME, or world; prompts with --drawn.")
-    ],
+    source: Annotated[str, Argument(help="A folder or file of data, hf:NAME, or world; prompts with --drawn.")],
     output: Annotated[Path, Option("-o", "--output", help="Folder for the encoded shards.")],
     model: options.Model = "nano",
     task: Annotated[str, Option(callback=options.named, help="Task that the samples are for.")] = "t2i",
@@ -174,9 +172,9 @@ def _drawn_by(model: str, task: str, drawing: Drawing | None) -> dict[str, Any]:
     """What shards say of what is drawn."""
     from openlance.checkpoint.formats import find_model
     from openlance.sequence.tasks import spec_of
-    from openlance.training.results import DRAWN, REWARDS, weights_of
+    from openlance.training.results import DRAWN, REWARDS, artist
 
     if drawing is None:
         return {}
-    weights = weights_of(find_model(model), spec_of(task).kind == "video")
-    return {DRAWN: weights, REWARDS: drawing.rewards, "least": drawing.least}
+    by = artist(find_model(model), spec_of(task).kind == "video")
+    return {DRAWN: by, REWARDS: drawing.rewards, "least": drawing.least}

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from openlance.checkpoint.formats import Files, find
 from openlance.checkpoint.tensors import fingerprint
+from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Stage
 from openlance.data.encoded import EncodedSource, read_about
-from openlance.data.source import Sample
+from openlance.data.source import Sample, marked
 from openlance.errors import UserError
 from openlance.inference.visual import rows_of_target
 from openlance.model.precision import autocast
@@ -31,7 +32,7 @@ from openlance.training.rewarded.practice import sources_of
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
 
-DRAWN, REWARDS = "drawn", "rewards"  # what shards say of themselves: the weights that drew, and what judged
+DRAWN, REWARDS = "drawn", "rewards"  # what shards say of themselves: what drew, and what judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +139,10 @@ class Drawer:
         return [z.cpu() if right else None for z, right in zip(latents, good, strict=True)]
 
 
-def weights_of(files: Files, clips: bool) -> str:
-    """Tell the weights that draw from others."""
-    return fingerprint(files.decoder(clips))
+def artist(files: Files, clips: bool) -> str:
+    """Tell what draws from anything that would draw otherwise: weights and guidance."""
+    usual = GenerationConfig.read(files.tokenizer).denoising(distilled=False)
+    return marked([fingerprint(files.decoder(clips)), repr((usual.sampling, usual.sampling_with))])
 
 
 def check_results(sources: Mapping[str, Any], stage: Stage, model: Path) -> None:
@@ -159,8 +161,10 @@ def check_results(sources: Mapping[str, Any], stage: Stage, model: Path) -> None
             raise UserError(f"{said}: give it to a stage with distill, or draw without rewards")
         if distill is None:
             continue
-        if about[DRAWN] != weights_of(find(model), spec_of(task).kind == "video"):
-            raise UserError(f"{place} holds what other weights than those of {model} drew: draw anew with that model")
+        if about[DRAWN] != artist(find(model), spec_of(task).kind == "video"):
+            raise UserError(
+                f"{place} holds what another model, or other guidance, than {model} drew: draw anew with that"
+            )
         if any(way.matched and way.progressive and way.hold for way in distill.ways):
             said = f"{place} holds results of the guided model, and with distill.progressive the start's few steps lead"
             raise UserError(said, fix={"progressive": False})
