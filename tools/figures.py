@@ -1,6 +1,7 @@
 """Draw the figures of the docs: `python tools/figures.py`.
 
-docs/images/nano.png are prompts and what nano drew for them, nothing picked, the seeds being 0, 1, 2 and so on. The SVG
+docs/images/nano.png are prompts and what nano drew for them, nothing picked, the seeds being 0, 1, 2 and so on;
+few-passes.png the same beside what it draws in two passes. The SVG
 figures are read from the rows that the code packs, from `visible` and from the recipes, so they say what the code does;
 tests/docs/test_figures.py holds the committed files to that.
 """
@@ -250,8 +251,11 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         (IMAGES / name).write_text(draw(), encoding="utf-8")
-    pictures = openlance.load("nano").generate(PROMPTS, height=SIDE, width=SIDE, seed=0)
-    sheet(pictures, PROMPTS).save(IMAGES / "nano.png")
+    pipe = openlance.load("nano")
+    usual, few = (pipe.generate(PROMPTS, height=SIDE, width=SIDE, seed=0, distilled=few) for few in (False, True))
+    sheet(usual, PROMPTS).save(IMAGES / "nano.png")
+    pairs = [picture for pair in zip(usual, few, strict=True) for picture in pair]
+    sheet(pairs, [label for prompt in PROMPTS for label in (prompt, "in two passes")]).save(IMAGES / "few-passes.png")
     print(*sorted(IMAGES.iterdir()), sep="\n")
 
 

@@ -116,7 +116,8 @@ def test_few_steps_are_taken_where_nobody_says_how_many(distilled):
     assert after.sampling_for([], num_inference_steps=3).num_inference_steps == 3
     assert after.denoising(num_inference_steps=3).sampling_for(["source"]).num_inference_steps == 3
     assert after.denoising(distilled=False).sampling_for([]) == nano.sampling_for([])
-    assert nano.denoising(distilled=True).sampling_for([]).num_inference_steps == 4
+    few = nano.denoising(distilled=True)
+    assert [few.sampling_for(roles).num_inference_steps for roles in ([], ["source"], ["reference"])] == [2, 4, 4]
 
 
 def test_other_weights_are_not_said_to_be_distilled(distilled, tmp_path):

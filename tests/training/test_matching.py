@@ -29,7 +29,7 @@ from openlance.training.distillation import Taught, emptied, guidance_of, sample
 from openlance.training.files import Settings
 from openlance.training.learner import Learner
 from openlance.training.matching import LEVELS, Matched, Matching, MatchTrainer
-from openlance.training.results import Drawer, Drawing
+from openlance.training.results import Drawer, ResultSettings
 from openlance.training.run import run_stage
 
 FOUR = {"matched": False, "progressive": True, "steps": [4, 4], "num_inference_steps": 4, "solver": "dpm++"}
@@ -340,6 +340,10 @@ def test_matched_results_are_held_to_what_was_drawn_and_not_refused(pipe, drawn)
         pipe.parts.lance("und", "gen"), pipe.codec, [emptied(s.segments) for s in samples], one.guided,
         noise=list(one.noise.split(one.lengths)),
     )  # fmt: skip
+    [again] = matching(pipe)(samples, 8).asked
+    both = zip(samples, one.noise.split(one.lengths), again.noise.split(one.lengths), strict=True)
+    kept = [s.seed is not None and s.segments[-1].value is not None for s in samples]
+    assert [torch.equal(first, second) for _, first, second in both] == kept  # others begin with other noise each time
     for sample, end, weight, now in zip(samples, ends.split(one.lengths), weights.split(one.lengths), led):
         wanted = sample.seed is None or sample.segments[-1].value is not None
         assert torch.equal(weight, torch.full_like(weight, TWO.hold if wanted else 0.0))
@@ -357,7 +361,7 @@ def test_a_stage_learns_from_them(start, drawn, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"distill": None}, "results were refused"),
+        ({"distill": None}, "rewards refused it"),
         ({"distill": replace(TWO, progressive=True)}, "the start's few steps lead"),
         ({}, "another model, or other guidance"),
     ],
@@ -381,11 +385,20 @@ def test_prompts_of_a_file_are_drawn(start, tmp_path):
     assert all(s.segments[-1].value.shape == (1, 8, 8, 16) for s in read(tmp_path / "out"))
 
 
+def test_a_request_that_a_reward_cannot_judge_is_a_broken_row(start, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text('the text "A7"\na star\na ring\n')
+    command = ["encode", str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out"), "--model", str(start), "--drawn"]
+    command += ["--rewards", "ocr"]
+    assert main(command) == 2 and "prompts.txt, prompt 3: " in capsys.readouterr().err
+    assert main([*command, "--max-broken", "2"]) == 0 and "2 rows skipped" in capsys.readouterr().out
+    assert len(read(tmp_path / "out")) == 1
+
+
 def test_edits_are_drawn_after_what_is_edited(pipe):
     source = open_source("world", "image_edit").drawn(3, 5)
     fit = Fit.at(preset("sft", "nano"), 0, pipe.config, pipe.defaults.style)
     samples = [source.sample(row, fit, None) for row in source.rows(source.parts(0, None)[0])]
-    for s in Drawer(pipe, Drawing(rewards="world=letters", least=0.0, rows=64))(samples):
+    for s in Drawer(pipe, ResultSettings(rewards="world=letters", threshold=0.0, rows=64))(samples):
         assert s.segments[-1].value.shape == (1, *(side // 8 for side in s.segments[-1].size[1:]), 16)
 
 
@@ -395,9 +408,12 @@ def test_edits_are_drawn_after_what_is_edited(pipe):
         (["--rewards", "ocr"], "rewards judge what is drawn"),
         (["--drawn", "--task", "x2t_image"], "makes a text"),
         (["--drawn", "--rewards", "beauty"], "beauty"),
-        (["--drawn", "--rewards", "ocr"], "quotes"),
+        (["--drawn", "--threshold", "0.5"], "a threshold is one of rewards"),
+        (["--drawn", "--rewards", "REWARD"], "a reward failed at world:t2i"),
     ],
 )
 def test_what_cannot_be_drawn_is_a_sentence_and_leaves_nothing(how, said, start, tmp_path, capsys):
+    (tmp_path / "reward.py").write_text("def score(prompt, image):\n    return 1 / 0\n")
+    how = [f"{tmp_path}/reward.py:score" if one == "REWARD" else one for one in how]
     command = ["encode", "world", "-o", str(tmp_path / "out"), "--model", str(start), "--samples", "4", *how]
     assert main(command) == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()

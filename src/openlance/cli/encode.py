@@ -1,10 +1,12 @@
 """`openlance encode pictures/ -o latents --model nano`: VAE latents and ViT features ahead of time, for training.
+With `--drawn` targets are what the model draws (`training.results`).
 
 The same command goes on where a stopped run was; `openlance train` reads the folder as it reads the source.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from openlance.data.front import Fit
     from openlance.data.source import Sample, Source
     from openlance.sequence.segment import Segment
-    from openlance.training.results import Drawing
+    from openlance.training.results import ResultSettings
 
 app = typer.Typer(add_completion=False)
 
@@ -30,7 +32,7 @@ app = typer.Typer(add_completion=False)
 class Encoder:
     """Encodes samples, by a model that is loaded in whichever process makes this."""
 
-    def __init__(self, model: str, vit: bool, device: str, allow_pickle: bool, drawing: Drawing | None) -> None:
+    def __init__(self, model: str, vit: bool, device: str, allow_pickle: bool, results: ResultSettings | None) -> None:
         import openlance
         from openlance.data.encoded import PROBE, probed
         from openlance.runtime.media_encoder import latents
@@ -38,9 +40,9 @@ class Encoder:
 
         self.pipe, self.vit = openlance.load(model, device=device, allow_pickle=allow_pickle), vit
         self.probe = probed(latents(self.pipe.vae(), [PROBE])[0])
-        self.draw = None if drawing is None else Drawer(self.pipe, drawing)
+        self.draw = None if results is None else Drawer(self.pipe, results)
 
-    def __call__(self, samples: list[Sample]) -> list[Sample]:
+    def __call__(self, samples: Iterable[Sample]) -> list[Sample]:
         return [self._encoded(s) for s in (self.draw(samples) if self.draw is not None else samples)]
 
     def _encoded(self, sample: Sample) -> Sample:
@@ -70,14 +72,16 @@ def encode(
         str | None, Option(help="Use the last resolution of SCALE/NAME.  \\[default: sft of the model's scale]")
     ] = None,
     samples: Annotated[int, Option(min=1, help="Samples to draw from the procedural world.")] = 1024,
-    seed: Annotated[int, Option(min=0, help="Seed of the procedural world.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Seed of the procedural world, and of the noise of what is drawn.")] = 0,
     drawn: Annotated[
         bool, Option("--drawn", help="Targets are what the model draws for the samples, with guidance.")
     ] = False,
     rewards: Annotated[
         str, Option(help="With --drawn: leave results empty that these refuse, such as ocr or world=letters.")
     ] = "",
-    least: Annotated[float, Option(help="Total of the rewards from which a result is kept.")] = 1.0,
+    threshold: Annotated[
+        float | None, Option(help="Total of the rewards from which a result is kept.  \\[default: 1]")
+    ] = None,
     vit: Annotated[bool, Option(help="Encode ViT features too; without, keep the pixels that the ViT sees.")] = True,
     workers: Annotated[int, Option(min=0, help="Worker processes; 0: work in this one.")] = 0,
     ray: Annotated[str | None, Option(help="Ray cluster: its address, auto, or local.")] = None,
@@ -86,25 +90,39 @@ def encode(
     max_broken: options.MaxBroken = 0.001,
     allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Encode media into VAE latents and ViT features ahead of training. Shards whose source is unchanged are kept."""
+    """Encode media, or draw them, ahead of training: VAE latents and ViT features. Shards whose source is unchanged are
+    kept."""
     from openlance.data import encoded
     from openlance.data.open import as_mapping, open_source
     from openlance.data.source import Endless
     from openlance.errors import UserError
+    from openlance.training.results import ResultSettings
 
     if rewards and not drawn:
         raise UserError("rewards judge what is drawn, and nothing is", fix={"drawn": True})
+    if threshold is not None and not rewards:
+        raise UserError("a threshold is one of rewards, and there are none", fix={"rewards": "ocr"})
     spec = as_mapping(source) | options.given(type=type, columns=options.mapping(columns) or None, caption=caption)
     prompts = drawn and list(spec) == ["path"] and _prompts(source, task)
     found, fit = prompts or open_source(spec, task), _fit(model, stage)
-    drawing = _drawing(model, stage, task, seed, rewards, least) if drawn else None
+    results = None
+    if drawn:
+        like = chosen_stage(model, stage)[1]  # drawn as a pack of it would be
+        results = ResultSettings(
+            seed=seed, rewards=rewards, threshold=1.0 if threshold is None else threshold, rows=like.pack_tokens[1],
+            dtype=like.dtype,
+        )  # fmt: skip
+        results.check(task)
+    else:
+        _check_drawn(found, source)
     options.check_writable(output)
     job = encoded.Job(
         source=found.drawn(samples, seed) if isinstance(found, Endless) else found, fit=fit,
-        make=partial(Encoder, model, vit, device, allow_pickle, drawing), out=output, rows=shard_rows,
+        make=partial(Encoder, model, vit, device, allow_pickle, results), out=output, rows=shard_rows,
         about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage}
-        | spec | _drawn_by(model, task, drawing),
-        content=_content(model, vit, fit), max_broken=max_broken,
+        | spec | _drawn_by(model, task, results),
+        content=_content(model, vit, fit) + (results.content if rewards and results else ""), max_broken=max_broken,
+        refuses=results.refuses if rewards and results else None,
     )  # fmt: skip
     total: dict[str, Any] = {"rows": 0, "made": 0, "broken": [], "refused": 0}
     with options.no_empty_folders(output), options.progress(None, "part") as bar:
@@ -150,31 +168,34 @@ def _fit(model: str, stage: str | None) -> Fit:
 
 
 def _prompts(source: str, task: str) -> Source | None:
-    """A file of prompts, where the task takes no more."""
+    """A file of prompts, where the task takes no more: of texts, or of JSON that has nothing else."""
     from openlance.rl.prompts import PromptSource, holds_prompts
     from openlance.sequence.tasks import spec_of
 
     spec = spec_of(task)
-    return PromptSource(Path(source), spec.name) if holds_prompts(source) and not spec.reads else None
+    return PromptSource(Path(source), spec.name) if holds_prompts(source, alone=True) and not spec.reads else None
 
 
-def _drawing(model: str, stage: str | None, task: str, seed: int, rewards: str, least: float) -> Drawing:
-    """How targets are drawn: as a pack of the stage would be."""
-    from openlance.training.results import Drawing
+def _check_drawn(found: Source, source: str) -> None:
+    """Raise a UserError for what is encoded already and would lose by whom it was drawn."""
+    from openlance.data.encoded import EncodedSource, read_about
+    from openlance.errors import UserError
+    from openlance.training.results import BY
 
-    like = chosen_stage(model, stage)[1]
-    made = Drawing(seed=seed, rewards=rewards, least=least, rows=like.pack_tokens[1], dtype=like.dtype)
-    made.check(task)
-    return made
+    if isinstance(found, EncodedSource) and BY in read_about(found.files[0]):
+        raise UserError(f"{source} holds what a model drew, as latents already: train on it as it is, or draw anew")
 
 
-def _drawn_by(model: str, task: str, drawing: Drawing | None) -> dict[str, Any]:
+def _drawn_by(model: str, task: str, results: ResultSettings | None) -> dict[str, Any]:
     """What shards say of what is drawn."""
     from openlance.checkpoint.formats import find_model
     from openlance.sequence.tasks import spec_of
-    from openlance.training.results import DRAWN, REWARDS, artist
+    from openlance.training.results import BY, REWARDS, drawn_by
 
-    if drawing is None:
+    if results is None:
         return {}
-    by = artist(find_model(model), spec_of(task).kind == "video")
-    return {DRAWN: by, REWARDS: drawing.rewards, "least": drawing.least}
+    files, clips = find_model(model), spec_of(task).kind == "video"
+    if files.repo is not None and files.missing(files.decoder(clips)):
+        files = files.completed(files.decoder(clips))
+    files.require(files.decoder(clips))
+    return {BY: drawn_by(files, clips), REWARDS: results.rewards, "threshold": results.threshold}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -160,7 +160,7 @@ class Encode(Protocol):
 
     probe: list[float]
 
-    def __call__(self, samples: list[Sample], /) -> list[Sample]: ...
+    def __call__(self, samples: Iterable[Sample], /) -> list[Sample]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,7 @@ class Job:
         content: Of what else its values depend, such as a hash of the weights and the sizes: where that has changed,
             shards are made anew.
         max_broken: Broken rows to skip, see `check_broken`.
+        refuses: Says why a sample cannot be used, whose row is then a broken one; nothing where it can.
     """
 
     source: Source
@@ -187,6 +188,7 @@ class Job:
     about: dict[str, Any] = field(default_factory=dict)
     content: str = ""
     max_broken: float = 0.001
+    refuses: Callable[[Sample], str] | None = None
 
     def shards(self) -> dict[Path, list[int]]:
         """Return the shards that are there, with the numbers of their parts and their numbers in these."""
@@ -244,20 +246,26 @@ class PartEncoder:
     def _shard(self, path: Path, rows: list[Row], more: dict[str, Any]) -> dict[str, Any]:
         if self._encode is None:
             self._encode = self.job.make()
-        samples, broken = [], []
-        for row in rows:
-            try:
-                sample = self.job.source.sample(row, self.job.fit, _draws_of(row))
-            except BrokenRow as error:
-                broken.append([error.place, error.reason])
-            else:
-                samples.append(sample)
-        encoded = self._encode(samples)
+        broken = list[list[str]]()
+        encoded = self._encode(self._samples(rows, broken))  # one by one, since each may be a long video
         refused = sum(s.seed is not None and s.segments[-1].value is None for s in encoded)
         about = self.job.about | more | {"rows": len(rows), "broken": broken, "codec": self._encode.probe}
         about |= {"refused": refused} if refused else {}
         write_shard(path, encoded, about)
         return about
+
+    def _samples(self, rows: list[Row], broken: list[list[str]]) -> Iterator[Sample]:
+        """The samples of rows; those that cannot be used are noted."""
+        for row in rows:
+            try:
+                sample = self.job.source.sample(row, self.job.fit, _draws_of(row))
+            except BrokenRow as error:
+                broken.append([error.place, error.reason])
+                continue
+            if self.job.refuses is not None and (reason := self.job.refuses(sample)):
+                broken.append([row.place, reason])
+            else:
+                yield sample
 
 
 def _draws_of(row: Row) -> np.random.Generator:

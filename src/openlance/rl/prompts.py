@@ -313,7 +313,15 @@ class PromptSource:
         return str(self.path)
 
 
-def holds_prompts(said: object) -> bool:
-    """Tell if a path of data is a file of prompts."""
+def holds_prompts(said: object, alone: bool = False) -> bool:
+    """Tell if a path of data is a file of prompts. alone: a table that has other columns is none."""
     path = Path(said) if isinstance(said, (str, Path)) else None
-    return path is not None and path.suffix.lower() in (".txt", ".jsonl", ".ndjson") and path.is_file()
+    if path is None or path.suffix.lower() not in (".txt", ".jsonl", ".ndjson") or not path.is_file():
+        return False
+    first = next(iter(lines_of(read_text(path, ", one prompt per line"))), "") if alone else ""
+    if not first.startswith("{"):
+        return True
+    try:
+        return set(json.loads(first)) <= {"prompt", "kind"}
+    except ValueError:
+        return True  # reading it says what is wrong

@@ -32,11 +32,12 @@ from openlance.inference.visual import (
     guided_velocity,
     in_norm,
     noises,
+    until_target,
 )
 from openlance.model.lance import Lance, is_generation, own_generation
 from openlance.model.precision import autocast
 from openlance.runtime.distributed import Distributed
-from openlance.sequence.segment import Role, Segments, roles_of
+from openlance.sequence.segment import Role, roles_of
 from openlance.training.batch import Batch, Preparer
 from openlance.training.distillation import Taught, emptied, guidance_of
 from openlance.training.learner import Learner
@@ -175,7 +176,9 @@ class Matching(Preparer):
         targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]
         lengths = [v.rows[1] - v.rows[0] for v in targets]
         fresh = torch.randint(2**31, (len(samples),), generator=generator).tolist()
-        seeds = [seed if s.seed is None else s.seed for s, seed in zip(samples, fresh, strict=True)]
+        ends = [self._kept(s) if own.hold else None for s in samples]
+        pairs = zip(samples, ends, fresh, strict=True)
+        seeds = [seed if end is None or s.seed is None else s.seed for s, end, seed in pairs]
         noise = torch.cat(noises(branches, self.codec.config.latent_channels, seeds)).to(self.device)
         moves = filled(noise, targets, lengths)
         few = replace(
@@ -186,28 +189,23 @@ class Matching(Preparer):
         )
         if not own.hold:
             return asked
-        led = self._led(samples, requests, own, noise.split(lengths))
-        ends = torch.cat([x if end is None else end for end, x in zip(led, noise.split(lengths))])
-        return replace(asked, held=(ends, asked.each([own.hold * (end is not None) for end in led])))
-
-    def _led(
-        self, samples: list[Sample], requests: list[Segments], own: Distillation, noise: Sequence[Tensor]
-    ) -> list[Tensor | None]:
-        """Where the teacher leads from the noise of some requests: what was drawn ahead (`training.results`), None
-        where that was refused; the others are drawn now."""
-        found = dict[int, Tensor | None]()
-        for n, sample in enumerate(samples):
-            if sample.seed is not None:
-                end = sample.segments[len(requests[n]) - 1].value
-                found[n] = end.flatten(0, 2).to(noise[n]) if isinstance(end, Tensor) else None
-        if new := [n for n in range(len(samples)) if n not in found]:
+        if new := [n for n, s in enumerate(samples) if s.seed is None]:
             usual = guidance_of(self.taught.defaults, requests[0], own.progressive)
             drawn = denoise(
-                self.taught.teacher, self.codec, [requests[n] for n in new], usual, noise=[noise[n] for n in new],
+                self.taught.teacher, self.codec, [requests[n] for n in new], usual,
+                noise=[noise.split(lengths)[n] for n in new],
                 distilled=self.taught.distilled if usual.distilled else None,
             )  # fmt: skip
-            found |= {n: z.flatten(0, 2).clone() for n, z in zip(new, drawn)}  # a gradient may pass copies alone
-        return [found[n] for n in range(len(samples))]
+            for n, latents in zip(new, drawn, strict=True):
+                ends[n] = latents.flatten(0, 2).clone()  # a gradient may pass copies alone
+        led = torch.cat([x if end is None else end.to(x) for end, x in zip(ends, noise.split(lengths), strict=True)])
+        return replace(asked, held=(led, asked.each([own.hold * (end is not None) for end in ends])))
+
+    def _kept(self, sample: Sample) -> Tensor | None:
+        """(N, C) where the teacher led from the noise of a sample's seed (`training.results`); None where it has not
+        been asked, or what it drew was refused."""
+        end = until_target(sample.segments)[-1].value
+        return end.flatten(0, 2) if sample.seed is not None and isinstance(end, Tensor) else None
 
 
 class MatchTrainer(Trainer):

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +18,16 @@ from torch import Tensor
 
 from openlance.checkpoint.formats import Files, find
 from openlance.checkpoint.tensors import fingerprint
-from openlance.config.sampling import GenerationConfig
+from openlance.config.sampling import GenerationConfig, Sampling
 from openlance.config.train import Stage
+from openlance.config.values import as_data
 from openlance.data.encoded import EncodedSource, read_about
-from openlance.data.source import Sample, marked
+from openlance.data.source import Sample, digest, marked
 from openlance.errors import UserError
 from openlance.inference.visual import rows_of_target
 from openlance.model.precision import autocast
 from openlance.rl.rewards import Drawn, RewardPool, parse_rewards
-from openlance.sequence.segment import any_video, prompt_in
+from openlance.sequence.segment import prompt_in
 from openlance.sequence.tasks import spec_of
 from openlance.training.distillation import emptied, guidance_of
 from openlance.training.rewarded.practice import sources_of
@@ -32,24 +35,25 @@ from openlance.training.rewarded.practice import sources_of
 if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
 
-DRAWN, REWARDS = "drawn", "rewards"  # what shards say of themselves: what drew, and what judged
+BY, REWARDS = "drawn by", "rewards"  # what shards say of themselves: the model's hash, and what judged
+MOST_FAILURES = 10**9  # of rewards: the first one that is not judged ends all here, and says so
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class ResultSettings:
     """How targets are drawn and which of them are kept.
 
     Args:
         seed: Of the noise, together with the id of a sample.
         rewards: What judges results, as `rl.rewards.registry` reads it; empty keeps all.
-        least: Total of the rewards from which a result is kept.
+        threshold: Total of the rewards from which a result is kept.
         rows: Most noisy rows that are drawn together.
         dtype: In which the model computes, as in `config.train.Stage`.
     """
 
     seed: int = 0
     rewards: str = ""
-    least: float = 1.0
+    threshold: float = 1.0
     rows: int = 4096
     dtype: str = "auto"
 
@@ -57,8 +61,25 @@ class Drawing:
         """Raise a UserError where there is nothing to draw, or a reward is unknown."""
         if spec_of(task).makes == "text":
             raise UserError(f"{task} makes a text, and images or videos are drawn", expected="a task that makes one")
+        if not math.isfinite(self.threshold):
+            raise UserError(f"threshold is {self.threshold}", expected="a number")
         if self.rewards:
             parse_rewards(self.rewards)
+
+    def refuses(self, sample: Sample) -> str:
+        """Say why the results of a request cannot be judged; nothing where they can."""
+        try:
+            for one in parse_rewards(self.rewards) if self.rewards else ():
+                one.reward.check(prompt_in(sample.segments), sample.truth)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    @property
+    def content(self) -> str:
+        """Hash the files of rewards that a user wrote."""
+        files = [one.said.rpartition(":")[0] for one in (parse_rewards(self.rewards) if self.rewards else ())]
+        return marked(digest(Path(file).expanduser()) for file in files if file.endswith(".py"))
 
 
 @dataclass
@@ -67,104 +88,100 @@ class Drawer:
 
     Args:
         pipe: The model.
-        how: See `Drawing`.
+        settings: How.
 
     Raises:
         UserError: For rewards that are unknown or cannot be loaded.
     """
 
     pipe: LancePipeline
-    how: Drawing
+    settings: ResultSettings
     pool: RewardPool | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.how.rewards:
-            self.pool = RewardPool(self.how.rewards, beside=False)
+        if self.settings.rewards:
+            self.pool = RewardPool(self.settings.rewards, beside=False, failures=MOST_FAILURES)
+            weakref.finalize(self, self.pool.close)
 
-    def __call__(self, samples: list[Sample]) -> list[Sample]:
+    def __call__(self, samples: Iterable[Sample]) -> list[Sample]:
         """Draw a result of each.
 
         Args:
-            samples: Of any number.
+            samples: Of any number; what their targets show is not kept.
 
         Returns:
             The same with `seed`, up to the target, which is (T, Y, X, C), or empty where rewards refuse the result.
 
         Raises:
-            UserError: For a request that a reward cannot score.
+            UserError: If a reward fails.
         """
-        if self.pool is not None:
-            for sample in samples:
-                self.pool.check(prompt_in(sample.segments), sample.truth)
+        own = self.settings.seed
         asked = [
-            replace(s, segments=emptied(s.segments), seed=zlib.crc32(f"{self.how.seed} {s.id}".encode()))
+            replace(s, segments=emptied(s.segments), seed=zlib.crc32(f"{own} {s.id}".encode("utf-8", "replace")))
             for s in samples
         ]
         found = dict[int, Tensor | None]()
         for numbers in self._alike(asked):
-            kept = self._drawn([asked[n] for n in numbers], [sources_of(samples[n].segments) for n in numbers])
-            found |= dict(zip(numbers, kept, strict=True))
+            found |= dict(zip(numbers, self._drawn([asked[n] for n in numbers]), strict=True))
         return [replace(s, segments=[*s.segments[:-1], s.segments[-1].filled(found[n])]) for n, s in enumerate(asked)]
 
     def _alike(self, asked: list[Sample]) -> Iterator[list[int]]:
-        """Numbers of requests that are guided alike, as many at once as there is room for."""
+        """Numbers of requests of one size that are guided alike, as many at once as there is room for."""
         alike = dict[str, list[int]]()
         for n, sample in enumerate(asked):
-            how = guidance_of(self.pipe.defaults, sample.segments), any_video([sample.segments])
+            how = guidance_of(self.pipe.defaults, sample.segments), sample.segments[-1].size
             alike.setdefault(repr(how), []).append(n)
         for numbers in alike.values():
-            some, rows = list[int](), 0
-            for n in numbers:
-                own = rows_of_target(asked[n].segments, self.pipe.codec)
-                if some and rows + own > self.how.rows:
-                    yield some
-                    some, rows = [], 0
-                some, rows = [*some, n], rows + own
-            yield some
+            some = max(1, self.settings.rows // rows_of_target(asked[numbers[0]].segments, self.pipe.codec))
+            yield from (numbers[first : first + some] for first in range(0, len(numbers), some))
 
-    def _drawn(self, asked: list[Sample], given: list[tuple]) -> list[Tensor | None]:
+    def _drawn(self, asked: list[Sample]) -> list[Tensor | None]:
         """What is drawn for some requests and not refused."""
-        requests = [s.segments for s in asked]
-        how, seeds = guidance_of(self.pipe.defaults, requests[0]), [s.seed or 0 for s in asked]
-        with autocast(self.how.dtype, self.pipe.device):
-            latents = self.pipe.fill_latents(requests, how, seeds)
+        requests, seeds = [s.segments for s in asked], [s.seed or 0 for s in asked]
+        with autocast(self.settings.dtype, self.pipe.device):
+            latents = self.pipe.fill_latents(requests, guidance_of(self.pipe.defaults, requests[0]), seeds)
         good = [True] * len(asked)
         if self.pool is not None:
-            shown = zip(asked, self.pipe.decode_latents(latents, requests), given, strict=True)
+            shown = zip(asked, self.pipe.decode_latents(latents, requests), strict=True)
             scores = self.pool.submit([
-                Drawn(prompt=prompt_in(s.segments), media=clip, sources=sources, truth=s.truth)
-                for s, clip, sources in shown
+                Drawn(prompt=prompt_in(s.segments), media=clip, sources=sources_of(s.segments), truth=s.truth)
+                for s, clip in shown
             ]).collect()  # fmt: skip
-            good = [score is not None and score.total >= self.how.least - 1e-6 for score in scores]
+            for sample, score in zip(asked, scores, strict=True):
+                if score is None:
+                    raise UserError(f"a reward failed at {sample.id}, as is said above: mend it, and start again")
+            good = [score.total >= self.settings.threshold - 1e-6 for score in scores if score is not None]
         return [z.cpu() if right else None for z, right in zip(latents, good, strict=True)]
 
 
-def artist(files: Files, clips: bool) -> str:
-    """Tell what draws from anything that would draw otherwise: weights and guidance."""
+def drawn_by(files: Files, clips: bool) -> str:
+    """Hash what decides on the results of a model: the decoder's weights, and how it samples with guidance."""
     usual = GenerationConfig.read(files.tokenizer).denoising(distilled=False)
-    return marked([fingerprint(files.decoder(clips)), repr((usual.sampling, usual.sampling_with))])
+    plain = as_data(Sampling())
+    own = {name: value for name, value in as_data(usual.sampling).items() if value != plain[name]}
+    return marked([fingerprint(files.decoder(clips)), repr((own, usual.sampling_with))])
 
 
 def check_results(sources: Mapping[str, Any], stage: Stage, model: Path) -> None:
     """Check what was drawn ahead for a stage.
 
     Raises:
-        UserError: If another model drew it, or the stage would learn from what was refused, or in vain.
+        UserError: If it would learn from what was refused, or be held to what another model drew or other steps lead.
     """
     for task, source in sources.items():
         about = read_about(source.files[0]) if isinstance(source, EncodedSource) else {}
-        if DRAWN not in about:
+        if BY not in about or stage.rl is not None:
             continue
-        place, distill = source.files[0].parent, stage.distill
-        if distill is None and about[REWARDS]:
-            said = f"{place} holds requests whose results were refused, from which the stage {stage.name} cannot learn"
-            raise UserError(f"{said}: give it to a stage with distill, or draw without rewards")
+        place, distill, spec = source.files[0].parent, stage.distill, spec_of(task)
         if distill is None:
+            if about[REWARDS] and any(read_about(file).get("refused") for file in source.files):
+                said = f"{place} has requests without a result, since rewards refused it"
+                raise UserError(f"{said}: the stage {stage.name} cannot learn from them, one with distill can")
             continue
-        if about[DRAWN] != artist(find(model), spec_of(task).kind == "video"):
-            raise UserError(
-                f"{place} holds what another model, or other guidance, than {model} drew: draw anew with that"
-            )
-        if any(way.matched and way.progressive and way.hold for way in distill.ways):
+        held = [way for way in (distill.ways if spec.reads else [distill]) if way.matched and way.hold]
+        if held and about[BY] != drawn_by(find(model), spec.kind == "video"):
+            said = f"{place} holds what another model, or other guidance, than {model} drew"
+            raise UserError(f"{said}: draw anew with that model")
+        if any(way.progressive for way in held):
             said = f"{place} holds results of the guided model, and with distill.progressive the start's few steps lead"
             raise UserError(said, fix={"progressive": False})

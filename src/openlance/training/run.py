@@ -132,8 +132,9 @@ def prepare(
     vae = base.vae.to(processes.device)
     stage = stage if stage.rl is None else settled(stage, processes.device)
     sources, held_out = sources_of(stage, settings)
-    check_latents(sources, base)
-    check_results(sources, stage, settings.model)
+    for some in (sources, held_out):
+        check_latents(some, base)
+        check_results(some, stage, settings.model)
     cache = cache_of(sources, stage, settings, base, processes)
     reading = Reading(
         rank=processes.rank, world=processes.size, workers=settings.workers, max_broken=settings.max_broken,
