@@ -409,7 +409,7 @@ def test_edits_are_drawn_after_what_is_edited(pipe):
         (["--drawn", "--task", "x2t_image"], "makes a text"),
         (["--drawn", "--rewards", "beauty"], "beauty"),
         (["--drawn", "--threshold", "0.5"], "a threshold is one of rewards"),
-        (["--drawn", "--rewards", "REWARD"], "a reward failed at world:t2i"),
+        (["--drawn", "--rewards", "REWARD"], "the reward reward.score raised ZeroDivisionError"),
     ],
 )
 def test_what_cannot_be_drawn_is_a_sentence_and_leaves_nothing(how, said, start, tmp_path, capsys):

@@ -53,8 +53,8 @@ class Resolution:
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """That a stage learns, in one pass, what guidance gives in several (Meng et al., arXiv 2210.03142), and nothing but
-    the requests of its samples is read: velocities at states of guided trajectories of the model it starts from, or
-    where results of a few steps belong.
+    the requests of its samples is read, with `hold` also what was drawn for them ahead (`training.results`): velocities
+    at states of guided trajectories of the model it starts from, or where results of a few steps belong.
 
     Args:
         steps: Fewest and most steps of a trajectory, where nothing is matched; where these lie differs from one to the

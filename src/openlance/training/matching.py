@@ -5,8 +5,8 @@ that again, and two scores say where it should have been: the guided model's, an
 drawn at present, as any flow model learns images. Their difference is the gradient (distribution matching: Yin et al.,
 arXiv 2311.18828; critics that learn more often than what draws, and no need of pairs: arXiv 2405.14867). There is no
 adversary, and nothing but requests is read. Results may also be held to where the guided model leads from their noise,
-or the start's own few steps: to the scores alone, what is missing from an image is a haze over all places for it, and a
-noise says which of them it is.
+now or ahead of training (`training.results`), or the start's own few steps: to the scores alone, what is missing from
+an image is a haze over all places for it, and a noise says which of them it is.
 
 What a stage does not match, such as edits, is distilled beside it in the usual way (`training.distillation`).
 """

@@ -11,9 +11,11 @@ import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from openlance.checkpoint.formats import Files, find
@@ -22,12 +24,14 @@ from openlance.config.sampling import GenerationConfig, Sampling
 from openlance.config.train import Stage
 from openlance.config.values import as_data
 from openlance.data.encoded import EncodedSource, read_about
+from openlance.data.front import Fit
 from openlance.data.source import Sample, digest, marked
 from openlance.errors import UserError
 from openlance.inference.visual import rows_of_target
 from openlance.model.precision import autocast
-from openlance.rl.rewards import Drawn, RewardPool, parse_rewards
-from openlance.sequence.segment import prompt_in
+from openlance.rl.objectives import OBJECTIVES
+from openlance.rl.rewards import Drawn, RewardPool, Weighted, parse_rewards
+from openlance.sequence.segment import prompt_in, roles_of
 from openlance.sequence.tasks import spec_of
 from openlance.training.distillation import emptied, guidance_of
 from openlance.training.rewarded.practice import sources_of
@@ -36,7 +40,6 @@ if TYPE_CHECKING:
     from openlance.inference.lance_pipeline import LancePipeline
 
 BY, REWARDS = "drawn by", "rewards"  # what shards say of themselves: the model's hash, and what judged
-MOST_FAILURES = 10**9  # of rewards: the first one that is not judged ends all here, and says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +66,13 @@ class ResultSettings:
             raise UserError(f"{task} makes a text, and images or videos are drawn", expected="a task that makes one")
         if not math.isfinite(self.threshold):
             raise UserError(f"threshold is {self.threshold}", expected="a number")
-        if self.rewards:
-            parse_rewards(self.rewards)
+        _judges(self.rewards)
 
     def refuses(self, sample: Sample) -> str:
         """Say why the results of a request cannot be judged; nothing where they can."""
+        judges = _judges(self.rewards)
         try:
-            for one in parse_rewards(self.rewards) if self.rewards else ():
+            for one in judges:
                 one.reward.check(prompt_in(sample.segments), sample.truth)
         except UserError as error:
             return str(error)
@@ -78,8 +81,13 @@ class ResultSettings:
     @property
     def content(self) -> str:
         """Hash the files of rewards that a user wrote."""
-        files = [one.said.rpartition(":")[0] for one in (parse_rewards(self.rewards) if self.rewards else ())]
+        files = [one.said.rpartition(":")[0] for one in _judges(self.rewards)]
         return marked(digest(Path(file).expanduser()) for file in files if file.endswith(".py"))
+
+
+@lru_cache(maxsize=1)  # files of a user are run once in a process, not for every row
+def _judges(rewards: str) -> tuple[Weighted, ...]:
+    return parse_rewards(rewards) if rewards else ()
 
 
 @dataclass
@@ -100,7 +108,7 @@ class Drawer:
 
     def __post_init__(self) -> None:
         if self.settings.rewards:
-            self.pool = RewardPool(self.settings.rewards, beside=False, failures=MOST_FAILURES)
+            self.pool = RewardPool(self.settings.rewards, beside=False, failures=0)
             weakref.finalize(self, self.pool.close)
 
     def __call__(self, samples: Iterable[Sample]) -> list[Sample]:
@@ -147,9 +155,6 @@ class Drawer:
                 Drawn(prompt=prompt_in(s.segments), media=clip, sources=sources_of(s.segments), truth=s.truth)
                 for s, clip in shown
             ]).collect()  # fmt: skip
-            for sample, score in zip(asked, scores, strict=True):
-                if score is None:
-                    raise UserError(f"a reward failed at {sample.id}, as is said above: mend it, and start again")
             good = [score.total >= self.settings.threshold - 1e-6 for score in scores if score is not None]
         return [z.cpu() if right else None for z, right in zip(latents, good, strict=True)]
 
@@ -170,18 +175,27 @@ def check_results(sources: Mapping[str, Any], stage: Stage, model: Path) -> None
     """
     for task, source in sources.items():
         about = read_about(source.files[0]) if isinstance(source, EncodedSource) else {}
-        if BY not in about or stage.rl is not None:
+        if BY not in about:
             continue
-        place, distill, spec = source.files[0].parent, stage.distill, spec_of(task)
-        if distill is None:
-            if about[REWARDS] and any(read_about(file).get("refused") for file in source.files):
-                said = f"{place} has requests without a result, since rewards refused it"
-                raise UserError(f"{said}: the stage {stage.name} cannot learn from them, one with distill can")
+        place, distill = source.files[0].parent, stage.distill
+        if _learns_targets(stage, model) and any(read_about(file).get("refused") for file in source.files):
+            said = f"{place} has requests without a result, since rewards refused it"
+            raise UserError(f"{said}: the stage {stage.name} cannot learn from them, one with distill can")
+        first = next((row for file in source.files for row in source.rows(file)), None)
+        if distill is None or first is None:
             continue
-        held = [way for way in (distill.ways if spec.reads else [distill]) if way.matched and way.hold]
-        if held and about[BY] != drawn_by(find(model), spec.kind == "video"):
+        way = distill.of(roles_of([emptied(source.sample(first, Fit(), np.random.default_rng()).segments)]))
+        if way.matched and way.hold and about[BY] != drawn_by(find(model), spec_of(task).kind == "video"):
             said = f"{place} holds what another model, or other guidance, than {model} drew"
             raise UserError(f"{said}: draw anew with that model")
-        if any(way.progressive for way in held):
+        if way.matched and way.hold and way.progressive:
             said = f"{place} holds results of the guided model, and with distill.progressive the start's few steps lead"
             raise UserError(said, fix={"progressive": False})
+
+
+def _learns_targets(stage: Stage, model: Path) -> bool:
+    """Whether a stage learns from what its samples show."""
+    if stage.rl is None:
+        return stage.distill is None
+    few = GenerationConfig.read(find(model).tokenizer).sampling.distilled  # is taught again in the place of the samples
+    return not OBJECTIVES[stage.rl.objective].samples or stage.rl.supervised > 0 and not few

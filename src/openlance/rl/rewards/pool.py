@@ -136,15 +136,17 @@ class RewardPool:
 
     def _count(self, name: str, said: str, prompt: str) -> None:
         self.failed[name] += 1
-        sentence = f"the reward {name} {said} (prompt {prompt[:80]!r})"
-        if (name, said) not in self._told:
+        sentence, most = f"the reward {name} {said} (prompt {prompt[:80]!r})", self.most_failures
+        if most and (name, said) not in self._told:
             self._told.add((name, said))
             log.warning("%s: the result is dropped", sentence)
-        if self.failed.total() > self.most_failures:
+        if not most:
+            raise UserError(f"{sentence}: mend it, and start again")
+        if self.failed.total() > most:
             counts = ", ".join(f"{one} {n}" for one, n in self.failed.items())
             raise UserError(
                 f"{self.failed.total()} results could not be scored ({counts}), the last one because {sentence}: mend "
-                f"the reward, or allow more than failures={self.most_failures}",
+                f"the reward, or allow more than failures={most}",
                 param="failures",
             )
 

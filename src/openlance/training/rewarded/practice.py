@@ -167,9 +167,10 @@ class Rollouts(Preparer):
         for sample in samples:
             pool.check(prompt_in(sample.segments), sample.truth)
         shown = how.supervised > 0 and self.run.reads is None or not self.run.objective.samples
-        if shown and any(until_target(s.segments)[-1].is_empty for s in samples):
+        empty = next((s.id for s in samples if until_target(s.segments)[-1].is_empty), None) if shown else None
+        if empty is not None:
             raise UserError(
-                f"{samples[0].id} is a prompt alone, and nothing shows what it should become: give samples with "
+                f"{empty} is a prompt alone, and nothing shows what it should become: give samples with "
                 "targets, or leave out rl.supervised and the objective sft"
             )
         generator = Generator().manual_seed(self.stage.seed * 1_000_003 + number_of_pack)
