@@ -248,7 +248,7 @@ class PartEncoder:
             self._encode = self.job.make()
         broken = list[list[str]]()
         encoded = self._encode(self._samples(rows, broken))  # one by one, since each may be a long video
-        refused = sum(s.seed is not None and s.segments[-1].value is None for s in encoded)
+        refused = sum(s.seed is not None and s.segments[-1].is_empty for s in encoded)
         about = self.job.about | more | {"rows": len(rows), "broken": broken, "codec": self._encode.probe}
         about |= {"refused": refused} if refused else {}
         write_shard(path, encoded, about)

@@ -37,7 +37,7 @@ from openlance.inference.visual import (
 from openlance.model.lance import Lance, is_generation, own_generation
 from openlance.model.precision import autocast
 from openlance.runtime.distributed import Distributed
-from openlance.sequence.segment import Role, roles_of
+from openlance.sequence.segment import Role, Segments, roles_of
 from openlance.training.batch import Batch, Preparer
 from openlance.training.distillation import Taught, emptied, guidance_of
 from openlance.training.learner import Learner
@@ -159,18 +159,20 @@ class Matching(Preparer):
         seeds = torch.randint(2**31, (len(alike),), generator=Generator().manual_seed(seed)).tolist()
         with torch.no_grad(), autocast(self.stage.dtype, self.device):
             asked = [
-                self._asked([samples[n] for n in some[2]], *some, Generator().manual_seed(seed))
-                for seed, some in zip(seeds, alike.values())
-            ]
+                self._asked(
+                    [samples[n] for n in some[2]], self.encode([requests[n] for n in some[2]]), *some,
+                    Generator().manual_seed(seed),
+                ) for seed, some in zip(seeds, alike.values())
+            ]  # fmt: skip
         lesson = self.taught([samples[n] for n in others], number_of_pack) if others else None
         size = sum(len(one.denoiser.branches.pack) for one in asked) + (lesson.size if lesson is not None else 0)
         return Matched(ids=[s.id for s in samples], asked=asked, lesson=lesson, others=others, size=size)
 
     def _asked(
-        self, samples: list[Sample], own: Distillation, guided: Sampling, numbers: list[int], generator: Generator
-    ) -> Asked:
-        """Requests that are guided alike, after one pass over their prefixes."""
-        requests = self.encode([emptied(s.segments) for s in samples])
+        self, samples: list[Sample], requests: list[Segments], own: Distillation, guided: Sampling, numbers: list[int],
+        generator: Generator,
+    ) -> Asked:  # fmt: skip
+        """Samples whose encoded requests are guided alike, after one pass over their prefixes."""
         branches = branch_out(self.taught.teacher, self.codec, requests, guided)
         denoiser = Denoiser(self.taught.teacher, branches, *conditions(branches.pack, self.device), cached=True)
         targets = [v for v in branches.pack.visuals if v.segment.role is Role.TARGET][: len(requests)]

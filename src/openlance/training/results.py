@@ -185,10 +185,12 @@ def check_results(sources: Mapping[str, Any], stage: Stage, model: Path) -> None
         if distill is None or first is None:
             continue
         way = distill.of(roles_of([emptied(source.sample(first, Fit(), np.random.default_rng()).segments)]))
-        if way.matched and way.hold and about[BY] != drawn_by(find(model), spec_of(task).kind == "video"):
+        if not (way.matched and way.hold):
+            continue
+        if about[BY] != drawn_by(find(model), spec_of(task).kind == "video"):
             said = f"{place} holds what another model, or other guidance, than {model} drew"
             raise UserError(f"{said}: draw anew with that model")
-        if way.matched and way.hold and way.progressive:
+        if way.progressive:
             said = f"{place} holds results of the guided model, and with distill.progressive the start's few steps lead"
             raise UserError(said, fix={"progressive": False})
 
