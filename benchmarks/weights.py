@@ -21,7 +21,6 @@ from samplers import passes
 
 from openlance import load
 from openlance.checkpoint.formats import find, folder_of
-from openlance.config.sampling import GenerationConfig
 from openlance.eval.suite import HELDOUT
 from openlance.inference.lance_pipeline import LancePipeline
 from toyworld.judge import analyse
@@ -129,7 +128,7 @@ def compared(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[dict[s
 
 def passed(model: str) -> list[int]:
     """Passes of one result from words, and of one with a source; distilled guidance takes one a step."""
-    usual = GenerationConfig.read(find(folder_of(model)).tokenizer)
+    usual = find(folder_of(model)).defaults
     return [passes(usual.sampling_for(roles)) for roles in ([], ["source"])]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from openlance.config.sampling import GenerationConfig
+from openlance.checkpoint.formats import find
 
 ROOT = Path(__file__).parents[1]
 DAY = ROOT / "benchmarks" / "gpu_day.py"
@@ -80,7 +80,7 @@ def test_a_small_day_runs_from_end_to_end_and_goes_on(tmp_path):
     assert list(phases) == ["regions", "all", "whole", "distill", "rl", "two", "scores"]
     assert all(p["finished"] for p in phases.values())
     model = Path(json.loads(done.stdout.splitlines()[-1])["model"])
-    assert {"image_inpaint", "outpaint", "video_inpaint", "extend"} <= set(GenerationConfig.read(model).tasks)
+    assert {"image_inpaint", "outpaint", "video_inpaint", "extend"} <= set(find(model).defaults.tasks)
     assert set(json.loads((tmp_path / "out" / "scores.json").read_text())) == {"vqa.reasoning", "image_inpaint"}
     began = time.monotonic()
     again = subprocess.run(line, capture_output=True, text=True, check=False)

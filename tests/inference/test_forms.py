@@ -15,6 +15,7 @@ from openlance import load
 from openlance.checkpoint.formats import CLIPS, IMAGES, TOWER, check_hashes, find
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
+from openlance.config.sampling import DISTILLED
 from openlance.errors import UserError
 from openlance.model.vit import to_patches
 from openlance.runtime.conversion import FORMS, gather, random_checkpoint, write
@@ -132,25 +133,36 @@ def test_float32_and_bfloat16_files_fill_either(checkpoint, tmp_path, pipe):
 
 
 @pytest.fixture
-def cached(forms, tmp_path, monkeypatch):
-    """A cache in which the released tree is the repository owner/model, as huggingface_hub lays it out; offline."""
+def hub(tmp_path, monkeypatch):
+    """The cache, empty; offline."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    repo, commit = tmp_path / "hub" / "models--owner--model", "0" * 40
+    return tmp_path / "hub"
+
+
+def published(folder, hub):
+    """A folder as the repository owner/model, as huggingface_hub lays it out: its snapshot."""
+    repo, commit = hub / "models--owner--model", "0" * 40
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)
     (repo / "blobs").mkdir()
-    for file in (p for p in (forms / "released").rglob("*") if p.is_file()):
+    for file in (p for p in folder.rglob("*") if p.is_file()):
         data = file.read_bytes()
         blob = repo / "blobs" / hashlib.sha256(data).hexdigest()
         blob.write_bytes(data)
-        link = repo / "snapshots" / commit / file.relative_to(forms / "released")
+        link = repo / "snapshots" / commit / file.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
     return repo / "snapshots" / commit
+
+
+@pytest.fixture
+def cached(forms, hub):
+    """The released tree in the cache."""
+    return published(forms / "released", hub)
 
 
 def test_a_repository_runs_from_the_cache_without_a_network(cached, pipe):
@@ -164,6 +176,28 @@ def test_what_the_cache_lacks_is_named_with_the_command_that_gets_it(cached):
     assert openlance.load("owner/model").generate("a ring", num_inference_steps=1)
     with pytest.raises(UserError, match="not on this machine.*openlance download owner/other"):
         openlance.load("owner/other")
+
+
+def test_few_steps_of_a_repository_are_fetched_when_they_are_taken(hub, monkeypatch):
+    import huggingface_hub
+
+    nano, calls = openlance.load("nano"), []
+    few = published(nano.folder, hub) / DISTILLED
+    target = few.readlink()
+    few.unlink()
+    pipe = openlance.load("owner/model")
+    assert pipe.defaults == nano.defaults and pipe.defaults.distilled
+    with pytest.raises(UserError, match="has no distilled guidance"):
+        pipe.generate("a red circle", seed=1, distilled=True)
+
+    def snapshot_download(repo, **how):
+        calls.append(how["allow_patterns"])
+        few.symlink_to(target)
+        return str(few.parent)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    image, same = (p.generate("a red circle", seed=1, distilled=True)[0].convert("RGB") for p in (pipe, nano))
+    assert image.tobytes() == same.tobytes() and calls == [["distilled*"]]
 
 
 def test_a_file_that_is_not_what_the_hub_has_is_refused(cached):

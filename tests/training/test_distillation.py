@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import openlance
-from openlance.checkpoint.formats import find, folder_of
+from openlance.checkpoint.formats import find, find_model
 from openlance.config.lora import Lora
-from openlance.config.sampling import DISTILLED, GenerationConfig
+from openlance.config.sampling import DISTILLED
 from openlance.config.train import UNDERSTANDING, Distillation, Rewarding, Stage
 from openlance.errors import UserError
 from openlance.inference.visual import denoise
@@ -100,7 +100,7 @@ def test_other_guidance_than_what_is_distilled_is_refused_by_name(distilled, sha
 
 
 def test_what_was_not_taught_is_guided_as_before(distilled):
-    nano, after = GenerationConfig.read(folder_of("nano")), GenerationConfig.read(distilled[0])
+    nano, after = find_model("nano").defaults, find(distilled[0]).defaults
     for roles in ([], ["source"]):
         few = {"distilled": True, "num_inference_steps": 4, "solver": "dpm++"}
         assert after.sampling_for(roles) == replace(nano.sampling_for(roles), **few)
@@ -112,7 +112,7 @@ def test_what_was_not_taught_is_guided_as_before(distilled):
 
 
 def test_few_steps_are_taken_where_nobody_says_how_many(distilled):
-    nano, after = GenerationConfig.read(folder_of("nano")), GenerationConfig.read(distilled[0])
+    nano, after = find_model("nano").defaults, find(distilled[0]).defaults
     assert after.sampling_for([], num_inference_steps=3).num_inference_steps == 3
     assert after.denoising(num_inference_steps=3).sampling_for(["source"]).num_inference_steps == 3
     assert after.denoising(distilled=False).sampling_for([]) == nano.sampling_for([])
@@ -178,7 +178,7 @@ def test_what_a_request_holds_decides_how_it_is_distilled():
     assert how.matches and how.goes_on and not Distillation(by_role={"source": four}).goes_on
     with pytest.raises(UserError, match=r"no field 'distill.stps'"):
         Distillation(by_role={"source": {"stps": [4, 4]}})
-    nano = GenerationConfig.read(folder_of("nano"))
+    nano = find_model("nano").defaults
     said = sampled(nano, replace(STAGE, distill=how))
     words, source = said["distilled"]["words"], said["distilled"]["source"]
     assert words == {"num_inference_steps": 2, "solver": "euler", "shift": 1.5}
@@ -198,7 +198,7 @@ def test_what_a_request_holds_decides_how_it_is_distilled():
 )
 def test_few_passes_are_usual_where_all_that_nano_knows_of_it_was_taught(tasks, few):
     stage = replace(STAGE, mixture=dict.fromkeys(["t2i", *tasks.split()], 1.0))
-    said = sampled(GenerationConfig.read(folder_of("nano")), stage)
+    said = sampled(find_model("nano").defaults, stage)
     assert said["sampling"]["distilled"] and said["distilled"].keys() == {"words", *few}
 
 

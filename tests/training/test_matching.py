@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import openlance
-from openlance.checkpoint.formats import folder_of
+from openlance.checkpoint.formats import find_model
 from openlance.cli.main import main
 from openlance.config.sampling import DISTILLED, GenerationConfig
-from openlance.config.train import UNDERSTANDING, Distillation, Rewarding, Stage, recipe
+from openlance.config.train import UNDERSTANDING, Distillation, Resolution, Rewarding, Stage, recipe
 from openlance.config.train import stage as preset
 from openlance.data.front import Fit
 from openlance.data.open import open_source
@@ -22,6 +23,9 @@ from openlance.flow import add_noise
 from openlance.inference.visual import denoise
 from openlance.media.inputs import as_clip
 from openlance.model.lance import is_generation, own_generation
+from openlance.planning.lessons import lesson_operations
+from openlance.planning.size import tower_operations
+from openlance.planning.workload import halves, packed
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence.segment import prompt_in
 from openlance.sequence.tasks import Views, image_to_video, text_to_visual
@@ -265,7 +269,7 @@ def test_steps_of_several_shifts_cannot_be_matched():
 def test_the_recipe_of_nano_teaches_the_steps_that_its_result_takes():
     """What requests of each of its tasks hold decides both, also where they hold a region alone."""
     [stage] = recipe("nano-distill-2")
-    said = sampled(GenerationConfig.read(folder_of("nano")), stage)["distilled"]
+    said = sampled(find_model("nano").defaults, stage)["distilled"]
     assert said.keys() == {"words", "source", "reference", "region"}
     for name in said:
         how = stage.distill.of(["prompt", "target"] if name == "words" else ["prompt", name, "target"])
@@ -417,3 +421,29 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_nothing(how, said, start,
     how = [f"{tmp_path}/reward.py:score" if one == "REWARD" else one for one in how]
     command = ["encode", "world", "-o", str(tmp_path / "out"), "--model", str(start), "--samples", "4", *how]
     assert main(command) == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "how", "draws"),
+    [
+        ("t2i", {"hold": 0.0}, 1), ("t2i", {"critic_updates": 3, "num_inference_steps": 5}, 1),
+        ("t2i", {"progressive": True}, 1), ("image_edit", {}, 1), ("image_edit", {}, 3),
+    ],
+)  # fmt: skip
+def test_planned_operations_are_those_of_an_update(pipe, task, how, draws):
+    """Of the teacher's passes, what learns and the critic; a plan counts as much for weights that need no gradient, and
+    for the last layer of what comes before, of which keys and values are enough."""
+    whole = Resolution(image=(64, 64), video=(64, 64))
+    stage = replace(
+        STAGE, scale="nano", mixture={task: 1.0}, resolutions=(whole,), draws=draws, distill=replace(TWO, **how)
+    )
+    source, fit = open_source("world", task).drawn(4, 5), Fit.at(stage, 0, pipe.config, pipe.defaults.style)
+    samples = [source.sample(row, fit, None) for row in source.rows(source.parts(0, None)[0])]
+    run = trainer(pipe, pipe.parts.lance("und", "gen"), own_generation(pipe.parts.distilled()))
+    run.how = stage.distill
+    with FlopCounterMode(display=False) as counter:
+        run.update([matching(pipe, stage)(samples, 3)])
+    rows = 4 * halves(task, stage, pipe.config, whole).sample
+    planned = sum(lesson_operations(stage, pipe.config, whole, rows, pipe.defaults).values())
+    planned += tower_operations(pipe.config.vit, packed(stage, pipe.config, whole, rows).patches)
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.15)

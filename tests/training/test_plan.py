@@ -12,6 +12,7 @@ from openlance.config.model import ModelConfig, nano
 from openlance.config.sampling import NO_PRIOR
 from openlance.config.train import UNDERSTANDING, Distillation, Resolution, Rewarding, Stage, recipe, stage
 from openlance.config.values import override
+from openlance.errors import UserError
 from openlance.model.lance import Lance, is_generation, lance_parameters
 from openlance.model.vit import ViT
 from openlance.planning.hardware import parse_devices
@@ -137,7 +138,9 @@ def test_sharded_weights_are_whole_once_where_a_stage_draws():
     decoder = sum(n for _, n in lance_parameters(ModelConfig()))
     assert sharded["whole weights"] * 2**30 == pytest.approx(2 * decoder)  # bfloat16
     assert sharded["peak"] < whole["peak"]
-    taught = replace(stage("sft"), distill=Distillation(), frozen=("vit",))
+    with pytest.raises(UserError, match="distils guidance, and x2t_video has none"):
+        plan(ModelConfig(), replace(stage("sft"), distill=Distillation()), machine("8xH200"))
+    taught = replace(stage("sft"), distill=Distillation(), frozen=("vit",), mixture={"t2i": 1.0, "image_edit": 1.0})
     found = {
         shard: plan(ModelConfig(), taught, machine("8xH200", shard=shard), changes=False) for shard in ("none", "full")
     }
@@ -206,6 +209,16 @@ def test_what_is_said_to_make_it_fit_makes_it_fit():
     found = plan(ModelConfig(), stage("sft"), at)
     assert not found.fits and any("lora=64" in change for change in found.changes)
     assert plan(ModelConfig(), replace(stage("sft"), lora=Lora(rank=64)), at).fits
+
+
+def test_what_a_stage_cannot_do_is_not_said_to_make_it_fit():
+    """Distilling trains no adapters, and matching has whole weights on every device."""
+    matched = Distillation(matched=True, shift=(2.0, 2.0))
+    for how, shards in ((Distillation(), True), (matched, False)):
+        two = replace(stage("sft"), mixture={"t2i": 1.0}, distill=how)
+        found = plan(ModelConfig(), two, machine("1xA100-80GB"))
+        assert not found.fits and not any("lora" in change for change in found.changes)
+        assert any("shard" in change for change in found.changes) is shards
 
 
 @pytest.mark.parametrize("one", recipe("nano"), ids=lambda s: s.name)

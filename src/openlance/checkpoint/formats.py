@@ -26,7 +26,7 @@ from typing import Any
 from openlance.checkpoint import hub as network
 from openlance.checkpoint.tensors import first, first_file, listed_files, open_tensors, weight_map, weights_in
 from openlance.config.model import ModelConfig, VAEConfig
-from openlance.config.sampling import DISTILLED
+from openlance.config.sampling import DISTILLED, GenerationConfig
 from openlance.config.values import as_data, brief, flag, path_of, read_json
 from openlance.errors import UserError
 from openlance.media.files import write_json
@@ -142,6 +142,11 @@ class Files:
     def distilled(self) -> Path:
         """The generation side that takes the place of guidance, where there is one (`training.distillation`)."""
         return self.root / DISTILLED
+
+    @property
+    def defaults(self) -> GenerationConfig:
+        """How requests run unless told otherwise. UserError for a damaged file."""
+        return GenerationConfig.read(self.tokenizer, few=self.repo is not None or self.distilled.is_file())
 
     def vit_of(self, clips: bool = False, allow_pickle: bool = False) -> tuple[Path, str]:
         """Find the vision tower's weights, and the prefix of their names there."""

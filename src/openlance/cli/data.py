@@ -50,7 +50,6 @@ def inspect(
 ) -> None:
     """Show what is used and what is left out, tokens and packs, and the first samples."""
     from openlance.cli.encode import chosen_stage
-    from openlance.config.sampling import GenerationConfig
     from openlance.data.open import as_mapping
     from openlance.data.report import LOOKED_AT, look
     from openlance.media.files import atomic_path
@@ -63,7 +62,7 @@ def inspect(
     name, source = _opened(spec, task)
     plan = replace(plan, mixture={name: 1.0})
     codec = SequenceCodec(Tokenizer.from_folder(files.tokenizer), files.config)
-    style = GenerationConfig.read(files.tokenizer).style
+    style = files.defaults.style
     report = look({name: source}, plan, codec, style, most=SHOWN if output is not None else LOOKED_AT)
     if output is not None:
         with atomic_path(output) as temporary:

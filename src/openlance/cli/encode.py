@@ -159,11 +159,10 @@ def chosen_stage(model: str, stage: str | None) -> tuple[Files, Stage]:
 
 def _fit(model: str, stage: str | None) -> Fit:
     """How media are resized: as at the end of a stage."""
-    from openlance.config.sampling import GenerationConfig
     from openlance.data.front import Fit
 
     files, chosen = chosen_stage(model, stage)
-    style = GenerationConfig.read(files.tokenizer).style
+    style = files.defaults.style
     return replace(Fit.at(chosen, chosen.steps - 1, files.config, style), drop_text=0.0, drop_all=0.0)
 
 

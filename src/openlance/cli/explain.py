@@ -128,7 +128,7 @@ def without_weights(model: str, tokenizer: Path | None) -> tuple[ModelConfig, Fr
     from openlance.text.tokenizer import Tokenizer
 
     files = find_model("nano" if model == RELEASED else model)
-    d = GenerationConfig() if model == RELEASED else GenerationConfig.read(files.tokenizer)
+    d = GenerationConfig() if model == RELEASED else files.defaults
     config = ModelConfig() if model == RELEASED else files.config
     transform = MediaTransform(config, usual=(d.height, d.width), bases=d.buckets)
     front = Front(transform=transform, style=d.style, num_frames=FRAMES)

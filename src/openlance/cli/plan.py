@@ -26,6 +26,7 @@ from openlance.config.train import Stage
 from openlance.errors import UserError
 
 if TYPE_CHECKING:
+    from openlance.config.sampling import GenerationConfig
     from openlance.planning.sampling import SamplingPlan
     from openlance.planning.training import Machine, Plan
 
@@ -93,7 +94,7 @@ def plan(
     machine = planning.Machine(
         count=count, device=replace(device, **given), utilization=utilization, shard=shard
     )  # fmt: skip
-    found = planning.plan(config, chosen, machine)
+    found = planning.plan(config, chosen, machine, usual=usual_of(model))
     say(found, training_text(found, chosen, machine), as_json)
 
 
@@ -127,6 +128,14 @@ def config_of(model: str) -> tuple[ModelConfig, str]:
     return config, "nano" if is_small(config) and "nano" in train.presets() else RELEASED
 
 
+def usual_of(model: str) -> GenerationConfig:
+    """How a model samples; no tensor is read."""
+    from openlance.checkpoint.formats import find, folder_of
+    from openlance.config.sampling import GenerationConfig
+
+    return GenerationConfig() if model == RELEASED else find(folder_of(model)).defaults
+
+
 def is_small(config: ModelConfig) -> bool:
     from openlance.model.lance import lance_parameters
 
@@ -142,12 +151,9 @@ def pick(name: str | None, scale: str, file: Path | None, settings: list[str]) -
 
 def adapting(model: str, config: ModelConfig, settings: list[str]) -> Stage:
     """What `openlance train lora` does with the tasks of its mixture, images from words if none is set."""
-    from openlance.checkpoint.formats import find, folder_of
-    from openlance.config.sampling import GenerationConfig
     from openlance.training.start import adapter_stage, settled, sources_in
 
-    usual = GenerationConfig() if model == RELEASED else GenerationConfig.read(find(folder_of(model)).tokenizer)
-    stage = adapter_stage(config, usual, sources_in(settings), steps=100, lr=2e-3)
+    stage = adapter_stage(config, usual_of(model), sources_in(settings), steps=100, lr=2e-3)
     return settled(replace(stage, lora=Lora()), settings)
 
 
@@ -230,6 +236,8 @@ def _model(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
     m, total = found.model, sum(found.flops_per_token.values())
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in found.flops_per_token.items() if value)
     whole = f"decoder {short(m['decoder'])}, vision tower {short(m['vision tower'])}"
+    drawn = "all of a round" if stage.rl else "all of a step" if stage.distill else ""
+    kind = drawn or "forward and backward"
     pack = f"mean: {short(found.pack['generation'])} latents, {short(found.pack['labels'])} labels"
     return [
         (
@@ -238,7 +246,7 @@ def _model(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
         ),
         ("trained", short(m["trained"]), f"adapters of rank {stage.lora.rank}" if stage.lora else "the rest is frozen"),
         ("active per token", short(m["active, understanding"]), "in either stream; embedding and heads apart"),
-        ("operations per token", short(total), f"{'all of a round' if stage.rl else 'forward and backward'}: {shares}"),
+        ("operations per token", short(total), f"{kind}: {shares}"),
         ("tokens of a pack", short(found.pack["tokens"]), f"{pack}; clips of {stage.max_frames} frames assumed"),
     ]  # fmt: skip
 

@@ -94,7 +94,7 @@ class Asked:
         tensor is read. UserError for what cannot be."""
         from openlance.checkpoint.formats import find_model
 
-        own = GenerationConfig.read(find_model(model).tokenizer)
+        own = find_model(model).defaults
         said = self.filed()
         try:
             filed = _changed(own, said)

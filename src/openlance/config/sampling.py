@@ -410,12 +410,12 @@ class GenerationConfig:
         return found
 
     @classmethod
-    def read(cls, folder: Path) -> GenerationConfig:
+    def read(cls, folder: Path, *, few: bool) -> GenerationConfig:
         """Read a checkpoint's file; without one of ours (transformers writes a file of this name too) the release's.
-        What it says of distilled guidance holds where that is there.
 
         Args:
             folder: Where the tokenizer of the checkpoint is.
+            few: Whether the checkpoint has distilled guidance; what the file says of it holds only then.
 
         Raises:
             UserError: If the file is damaged or a value cannot be.
@@ -428,7 +428,7 @@ class GenerationConfig:
             usual = cls._of(found)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is invalid: {error}; restore the file, or delete it") from error
-        if (folder / DISTILLED).is_file():
+        if few:
             return usual
         return replace(usual, sampling=replace(usual.sampling, distilled=False), distilled={}, distillation={})
 

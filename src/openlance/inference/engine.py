@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from openlance.checkpoint.formats import Files, find
-from openlance.config.sampling import DISTILLED_FOR, LARGEST_SIDE, Decoding, GenerationConfig, Sampling
+from openlance.config.sampling import DISTILLED_FOR, LARGEST_SIDE, Decoding, Sampling
 from openlance.config.values import brief, flag, number, unknown, whole
 from openlance.config.versions import versions
 from openlance.data.front import Front
@@ -106,7 +106,7 @@ class Engine:
         self.adapters = dict[str, Adapter]()  # by name; those in use are `parts.adapters`
         self.tokenizer = Tokenizer.from_folder(files.tokenizer if tokenizer is None else tokenizer)
         self.codec = SequenceCodec(self.tokenizer, self.config)
-        self.defaults = GenerationConfig.read(files.tokenizer)
+        self.defaults = files.defaults
         for field, by_role, known in (
             ("sampling_with", self.defaults.sampling_with, ROLES), ("distilled", self.defaults.distilled, DISTILLED_FOR)
         ):  # fmt: skip

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import Sampling
 from openlance.config.train import Resolution, Stage
-from openlance.planning.size import decoder_half, encoder_half, expert_size
-from openlance.planning.workload import Load, columns_of, typical
+from openlance.planning.size import decoder_half, decoder_operations
+from openlance.planning.workload import Load, halves
 from openlance.rl.advantages import Advantages
 from openlance.rl.objectives import Forward
 from openlance.rl.settings import objective_of, window_of
 from openlance.runtime.media_encoder import DECODED
 from openlance.runtime.offload import Work
-from openlance.sequence.segment import LATENTS, Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +109,7 @@ class Round:
         }
 
     def _forward(self, load: Load) -> float:
-        rows = 2.0 * expert_size(self.c) * self.c.layers * load.rows
-        return rows + 4.0 * self.c.heads * self.c.head_dim * self.c.layers * load.pairs
+        return decoder_operations(self.c, load.rows, load.pairs)
 
 
 def round_of(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Round:
@@ -126,26 +124,14 @@ def round_of(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Round
     ask, context, whole = Load(), Load(), 0.0
     sums = dict.fromkeys(("decoding", "encoding", "pixels", "frame"), 0.0)
     for task, share in shares.items():
-        found = typical(task, stage, c, at)
-        columns, visuals = columns_of(task, stage, c, at, found.frames)
-        noisy, latent = columns["noisy"].astype(bool), columns["kind"] == LATENTS
-        n, m = float(noisy.sum()), float((~noisy).sum())
-        own = Load(
-            und=float((noisy & ~latent).sum()), gen=float((noisy & latent).sum()), pairs=n * (n + m), queries=n,
-            keys=n + m, squares=n * (n + m), largest=n * (n + m),
-        )  # fmt: skip
-        before = Load(
-            und=float((~noisy & ~latent).sum()), gen=float((~noisy & latent).sum()),
-            pairs=found.load.pairs - own.pairs, queries=m, keys=m, squares=m * m, largest=m * m,
-        )  # fmt: skip
-        [target] = [v for v in visuals if v.kind == LATENTS and v.segment.role is Role.TARGET]
-        frame = float(target.grid[1] * target.grid[2] * c.vae.stride**2)
+        found = halves(task, stage, c, at)
+        frame = float(found.target.grid[1] * found.target.grid[2] * c.vae.stride**2)
         told = {
-            "decoding": decoder_half(c.vae).flops(target.grid), "frame": frame, "pixels": frame * found.frames,
-            "encoding": found.load.vae - encoder_half(c.vae).flops(target.grid),
+            "decoding": decoder_half(c.vae).flops(found.target.grid), "frame": frame, "pixels": frame * found.frames,
+            "encoding": found.given,
         }  # fmt: skip
-        ask, context, whole = ask + own.times(share), context + before.times(share), whole + share * found.load.rows
-        sums = {name: value + share * told[name] for name, value in sums.items()}
+        ask, context = ask + found.ask.times(share), context + found.context.times(share)
+        sums, whole = {name: value + share * told[name] for name, value in sums.items()}, whole + share * found.sample
     window = len(window_of(stage).steps(how.num_inference_steps, 0)) if objective.trajectories else 0
     group = how.group if objective.samples else 1
     selection = objective.selection

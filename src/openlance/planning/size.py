@@ -17,6 +17,11 @@ def expert_size(c: ModelConfig) -> int:
     return sum(n for name, n in lance_parameters(c) if name.startswith("layers.0.und."))
 
 
+def decoder_operations(c: ModelConfig, rows: float, pairs: float) -> float:
+    """Count the operations of a forward pass of the layers: their products for all rows, and attention for pairs."""
+    return c.layers * (2.0 * expert_size(c) * rows + 4.0 * c.heads * c.head_dim * pairs)
+
+
 def linear_sizes(c: ModelConfig) -> list[tuple[int, int]]:
     """List (inputs, outputs) of the seven linear layers of one stream in one layer: where adapters go."""
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from openlance.config.lora import Lora
 from openlance.config.model import ModelConfig
+from openlance.config.sampling import GenerationConfig
 from openlance.config.train import Resolution, Stage
 from openlance.errors import UserError
 from openlance.model.lance import is_generation, lance_parameters
 from openlance.model.lora import below_adapters
 from openlance.planning.hardware import PER_NODE, Device
+from openlance.planning.lessons import HELD, lesson_operations
 from openlance.planning.memory import activations
 from openlance.planning.rounds import Round, round_of
 from openlance.planning.size import decoder_half, encoder_half, expert_size, linear_sizes, tower_operations, vit_size
@@ -209,13 +212,16 @@ def _round(stage: Stage, c: ModelConfig, at: Resolution, rows: float, machine: M
     return replace(found, conditions_learn=found.conditions_learn or machine.group > 1)
 
 
-def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True) -> Plan:
+def plan(
+    c: ModelConfig, stage: Stage, machine: Machine, *, usual: GenerationConfig | None = None, changes: bool = True
+) -> Plan:
     """Plan one stage.
 
     Args:
         c: The model.
         stage: The stage.
         machine: Where it runs.
+        usual: How the model samples, which counts where guidance is distilled; left out, as released.
         changes: Find what would make it fit if it does not.
 
     Raises:
@@ -234,6 +240,12 @@ def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True
         for one, share in drawn:
             for name, value in one.operations(1.0 if stage.lora is not None else 2.0).items():
                 work[name] = work.get(name, 0.0) + share * value
+    if stage.distill is not None:
+        tower, work = work["vision tower"], defaultdict[str, float](float)
+        for at, share in shares:
+            for name, value in lesson_operations(stage, c, at, rows, usual or GenerationConfig()).items():
+                work[name] += share * value
+        work["vision tower"] = tower
     sizes = {checkpointing: memory(c, stage, machine, checkpointing) for checkpointing in (False, True)}
     speed = machine.count * machine.device.tflops * 1e12 * machine.utilization * rows / sum(work.values())
     per_step = rows * machine.count * stage.accumulate
@@ -258,7 +270,7 @@ def plan(c: ModelConfig, stage: Stage, machine: Machine, *, changes: bool = True
         days=days,
         cost=days * 24 * machine.count * machine.device.price,
         paper=_paper(stage, per_step),
-        notes=(*_notes(c, stage), *(_of_round(one) for one, _ in drawn)),
+        notes=(*_notes(c, stage), *(_of_round(one) for one, _ in drawn), *_of_results(work)),
     )  # fmt: skip
     return replace(found, changes=tuple(_changes(c, stage, machine))) if changes and not found.fits else found
 
@@ -296,16 +308,24 @@ def _of_round(r: Round) -> str:
     return f"{said}; rewards take their own time"
 
 
+def _of_results(work: Mapping[str, float]) -> Iterator[str]:
+    """Say which part need not be: what `training.results` draws ahead."""
+    if work.get(HELD):
+        rest = 1 - work[HELD] / sum(work.values())
+        yield f"results to hold to are drawn in every step; drawn ahead they leave {rest:.0%} of the operations"
+
+
 def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:
     """Changes that make the stage fit: of each kind the smallest one."""
     again = {} if stage.checkpointing else {"checkpointing": True}
     if again and _fits(c, stage, machine, again):
         yield f"compute layers again: {_settings(machine, again)}"
-    adapters = {} if stage.lora is not None else {"lora": 64}
-    larger = [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count]
+    adapters = {} if stage.lora is not None or stage.distill is not None else {"lora": 64}
+    whole = stage.distill is not None and stage.distill.matches  # weights on every device
+    larger = [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count and not whole]
     cuts = [shortened(stage, part) for part in (2, 4, 8, 16)]
     kinds: dict[str, list[dict[str, Any]]] = {
-        "shard over all devices": [{"shard": "full"}],
+        "shard over all devices": [] if whole else [{"shard": "full"}],
         "more devices": larger,
         "shorter packs, as many tokens": cuts,
         "adapters": [adapters] if adapters else [],

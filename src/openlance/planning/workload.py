@@ -21,7 +21,7 @@ from openlance.media.clip import Clip
 from openlance.media.transform import BUCKET_STRIDE, bucket_table
 from openlance.planning.size import encoder_half
 from openlance.sequence.pack import Visual, document
-from openlance.sequence.segment import LATENTS, PATCHES, Segments
+from openlance.sequence.segment import LATENTS, PATCHES, REGION, Role, Segments, roles_of
 from openlance.sequence.tasks import TaskSpec, Views, request, spec_of
 from openlance.text.tokenizer import SequenceCodec
 
@@ -147,6 +147,50 @@ def typical(task: str, stage: Stage, config: ModelConfig, at: Resolution) -> Typ
 def _load(spec: TaskSpec, scale: str, draws: int, bases: tuple[int, int], frames: int, config: ModelConfig) -> Load:
     """The load of one training sample; bases: sizes for the VAE and for the ViT, as of `Resolution`."""
     return load_of(*_sample(spec, scale, draws, bases, frames, config), config)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A request of a visual result, as it is drawn.
+
+    Args:
+        ask: Its noisy rows, which every pass of drawing has.
+        context: What comes before them, which runs once.
+        target: The result.
+        frames: Of that.
+        sample: Rows of the training sample that it is made of.
+        given: Operations of the VAE's encoder for what is given with it.
+        roles: See `sequence.segment.roles_of`.
+    """
+
+    ask: Load
+    context: Load
+    target: Visual
+    frames: int
+    sample: float
+    given: float
+    roles: frozenset[str]
+
+
+def halves(task: str, stage: Stage, c: ModelConfig, at: Resolution) -> Halves:
+    """Split the typical sample of a task. UserError if no sample of it fits."""
+    found = typical(task, stage, c, at)
+    columns, visuals = columns_of(task, stage, c, at, found.frames)
+    noisy, latent = columns["noisy"].astype(bool), columns["kind"] == LATENTS
+    n, m = float(noisy.sum()), float((~noisy).sum())
+    ask = Load(
+        und=float((noisy & ~latent).sum()), gen=float((noisy & latent).sum()), pairs=n * (n + m), queries=n, keys=n + m,
+        squares=n * (n + m), largest=n * (n + m),
+    )  # fmt: skip
+    whole = load_of(columns, visuals, c)
+    before = Load(
+        und=float((~noisy & ~latent).sum()), gen=float((~noisy & latent).sum()), pairs=whole.pairs - ask.pairs,
+        queries=m, keys=m, squares=m * m, largest=m * m,
+    )  # fmt: skip
+    [target] = [v for v in visuals if v.kind == LATENTS and v.segment.role is Role.TARGET]
+    given = whole.vae - encoder_half(c.vae).flops(target.grid)
+    roles = roles_of([[v.segment for v in visuals]]) | ({REGION} if spec_of(task).in_part else set())
+    return Halves(ask, before, target, found.frames, found.load.rows, given, frozenset(roles))
 
 
 def columns_of(

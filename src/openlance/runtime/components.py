@@ -288,7 +288,7 @@ class Components:
         Raises:
             UserError: If the checkpoint has none, or it would have to share memory.
         """
-        lance, path = self.lance("und", "gen", clips=clips), self.files.distilled
+        lance, path = self.lance("und", "gen", clips=clips), self._fetched(lambda: self.files.distilled)
         if not path.is_file():
             said = f"{self.files.root} has no distilled guidance ({path.name})"
             raise UserError(said, expected="the folder of a run that distilled it", fix={"distilled": False})
@@ -403,14 +403,18 @@ class Components:
                 self._hashes[clips] = ""
         return self._hashes[clips]
 
+    def _fetched(self, part: Callable[[], Path]) -> Path:
+        """The path of a part, fetched from the hub if it comes from there and is not here."""
+        if self.files.repo is not None and self.files.missing(part()):
+            self.files = self.files.completed(part())
+        return part()
+
     def _open(self, part: Callable[[], Path]) -> TensorSource:
         """The tensors of a part, fetched from the hub if it comes from there. UserError if something is missing, is
         not what the hub has, or is a pickle."""
         path = part()
         if path not in self._checked:
-            if self.files.repo is not None and self.files.missing(path):
-                self.files = self.files.completed(path)
-                path = part()
+            path = self._fetched(part)
             self.files.require(path)
             check_hashes(path)
         known = self._checked.setdefault(path, set())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from openlance.checkpoint.formats import Files, find
 from openlance.checkpoint.tensors import fingerprint
-from openlance.config.sampling import GenerationConfig, Sampling
+from openlance.config.sampling import Sampling
 from openlance.config.train import Stage
 from openlance.config.values import as_data
 from openlance.data.encoded import EncodedSource, read_about
@@ -161,7 +161,7 @@ class Drawer:
 
 def drawn_by(files: Files, clips: bool) -> str:
     """Hash what decides on the results of a model: the decoder's weights, and how it samples with guidance."""
-    usual = GenerationConfig.read(files.tokenizer).denoising(distilled=False)
+    usual = files.defaults.denoising(distilled=False)
     plain = as_data(Sampling())
     own = {name: value for name, value in as_data(usual.sampling).items() if value != plain[name]}
     return marked([fingerprint(files.decoder(clips)), repr((own, usual.sampling_with))])
@@ -199,5 +199,5 @@ def _learns_targets(stage: Stage, model: Path) -> bool:
     """Whether a stage learns from what its samples show."""
     if stage.rl is None:
         return stage.distill is None
-    few = GenerationConfig.read(find(model).tokenizer).sampling.distilled  # is taught again in the place of the samples
+    few = find(model).defaults.sampling.distilled  # is taught again in the place of the samples
     return not OBJECTIVES[stage.rl.objective].samples or stage.rl.supervised > 0 and not few

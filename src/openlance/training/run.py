@@ -20,7 +20,6 @@ import torch
 
 from openlance.checkpoint.formats import find
 from openlance.checkpoint.tensors import fingerprint, open_tensors
-from openlance.config.sampling import GenerationConfig
 from openlance.config.train import UNDERSTANDING, Stage
 from openlance.config.values import as_data, build
 from openlance.config.versions import versions
@@ -233,7 +232,7 @@ def check_generating(stage: Stage, settings: Settings, alone: bool) -> None:
         raise UserError(f"the stage {stage.name} draws, with weights that are gathered for it: run it by itself")
     own = stage.distill is not None
     if stage.rl is not None and settings.init == "model":
-        usual = GenerationConfig.read(find(settings.model).tokenizer)
+        usual = find(settings.model).defaults
         own = usual.sampling.distilled
         if stage.rl.supervised and taught_before(usual).matches:
             said = f"the few steps of {settings.model} were matched, which rewards cannot teach again beside themselves"

@@ -103,7 +103,7 @@ def open_base(
         learner = fresh(config, len(tokenizer), stage.seed, classes, stage.dense_point)
         if init != "fresh":
             fill_from_qwen(learner, open_tensors(Path(init)))
-    beside, defaults = [files.tokenizer / name for name in BESIDE], GenerationConfig.read(files.tokenizer)
+    beside, defaults = [files.tokenizer / name for name in BESIDE], files.defaults
     codec, vae = SequenceCodec(tokenizer, config), parts.vae()
     return Base(beside=(files.vae, *beside), config=config, codec=codec, defaults=defaults, learner=learner, vae=vae)
 
@@ -195,7 +195,7 @@ def lora_stage(model: Path, tasks: Sequence[str], *, steps: int, lr: float, seed
         seed: Of the adapter, the order and the noise.
     """
     files = find(model)
-    usual = GenerationConfig.read(files.tokenizer)
+    usual = files.defaults
     return adapter_stage(files.config, usual, tasks, steps=steps, lr=lr, seed=seed)
 
 
