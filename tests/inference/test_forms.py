@@ -15,8 +15,9 @@ from openlance import load
 from openlance.checkpoint.formats import CLIPS, IMAGES, TOWER, check_hashes, find
 from openlance.checkpoint.tensors import read_tensors
 from openlance.checkpoint.writer import write_tensors
-from openlance.config.sampling import DISTILLED
+from openlance.config.sampling import DISTILLED, FILE
 from openlance.errors import UserError
+from openlance.media.files import write_json
 from openlance.model.vit import to_patches
 from openlance.runtime.conversion import FORMS, gather, random_checkpoint, write
 from openlance.runtime.inspection import inspect, needs
@@ -178,7 +179,7 @@ def test_what_the_cache_lacks_is_named_with_the_command_that_gets_it(cached):
         openlance.load("owner/other")
 
 
-def test_few_steps_of_a_repository_are_fetched_when_they_are_taken(hub, monkeypatch):
+def test_few_steps_of_a_repository_are_fetched_when_they_are_taken(hub, monkeypatch, tmp_path):
     import huggingface_hub
 
     nano, calls = openlance.load("nano"), []
@@ -187,8 +188,10 @@ def test_few_steps_of_a_repository_are_fetched_when_they_are_taken(hub, monkeypa
     few.unlink()
     pipe = openlance.load("owner/model")
     assert pipe.defaults == nano.defaults and pipe.defaults.distilled
-    with pytest.raises(UserError, match="has no distilled guidance"):
+    with pytest.raises(UserError, match="not on this machine; run `openlance download owner/model`.*distilled=False"):
         pipe.generate("a red circle", seed=1, distilled=True)
+    with pytest.raises(UserError, match=f"missing: {DISTILLED}.*openlance download owner/model"):
+        gather(pipe.parts.files)
 
     def snapshot_download(repo, **how):
         calls.append(how["allow_patterns"])
@@ -198,6 +201,24 @@ def test_few_steps_of_a_repository_are_fetched_when_they_are_taken(hub, monkeypa
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     image, same = (p.generate("a red circle", seed=1, distilled=True)[0].convert("RGB") for p in (pipe, nano))
     assert image.tobytes() == same.tobytes() and calls == [["distilled*"]]
+    few.unlink()
+    openlance.load("owner/model").save_pretrained(tmp_path / "saved")
+    before, after = (read_tensors(folder / DISTILLED) for folder in (nano.folder, tmp_path / "saved"))
+    assert len(calls) == 2 and all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("how", [{"form": "released"}, {"form": "diffusers"}, {"quantize": "int8"}], ids=str)
+def test_what_goes_without_few_steps_claims_none(how, hub, tmp_path, capsys):
+    """Not in a repository either, where weights could come later."""
+    few, form = tmp_path / "few", how.pop("form", "openlance")
+    shutil.copytree(openlance.load("nano").folder, few)
+    told = json.loads((few / FILE).read_text())
+    write_json(few / FILE, told | {"sampling": told["sampling"] | {"distilled": True}})
+    write(tmp_path / "out", gather(find(few), **how), form, show=False)
+    assert f"{DISTILLED} is left out" in capsys.readouterr().err
+    published(tmp_path / "out", hub)
+    image = openlance.load("owner/model").generate("a red circle", seed=1, num_inference_steps=2)[0]
+    assert image.size == (64, 64)
 
 
 def test_a_file_that_is_not_what_the_hub_has_is_refused(cached):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from measured import PeakMemory
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,9 +24,11 @@ from openlance.flow import add_noise
 from openlance.inference.visual import denoise
 from openlance.media.inputs import as_clip
 from openlance.model.lance import is_generation, own_generation
-from openlance.planning.lessons import lesson_operations
+from openlance.planning.lessons import lesson_loads, lesson_operations
+from openlance.planning.memory import activations
 from openlance.planning.size import tower_operations
-from openlance.planning.workload import halves, packed
+from openlance.planning.workload import asked as asked_for
+from openlance.planning.workload import packed
 from openlance.runtime.media_encoder import MediaEncoder
 from openlance.sequence.segment import prompt_in
 from openlance.sequence.tasks import Views, image_to_video, text_to_visual
@@ -423,27 +426,53 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_nothing(how, said, start,
     assert main(command) == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+GUIDED = {"matched": False, "steps": [8, 8], "shift": [2.0, 2.0], "by_role": {}}
+
+
+def planned(pipe, task, draws=1, **how):
+    """A stage of one task, four of its samples, their resolution and their rows."""
+    whole = Resolution(image=(64, 64), video=(64, 64))
+    stage = replace(
+        STAGE, scale="nano", mixture={task: 1.0}, resolutions=(whole,), draws=draws, distill=replace(TWO, **how),
+        pack_tokens=(4000, 8000), max_sample_tokens=2000, max_frames=9,
+    )  # fmt: skip
+    source, fit = open_source("world", task).drawn(4, 5), Fit.at(stage, 0, pipe.config, pipe.defaults.style)
+    samples = [source.sample(row, fit, None) for row in source.rows(source.parts(0, None)[0])]
+    return stage, samples, whole, 4 * asked_for(task, stage, pipe.config, whole).sample
+
+
 @pytest.mark.parametrize(
     ("task", "how", "draws"),
     [
         ("t2i", {"hold": 0.0}, 1), ("t2i", {"critic_updates": 3, "num_inference_steps": 5}, 1),
-        ("t2i", {"progressive": True}, 1), ("image_edit", {}, 1), ("image_edit", {}, 3),
+        ("t2i", {"progressive": True}, 1), ("t2i", GUIDED, 2), ("image_edit", {}, 1), ("image_edit", {}, 3),
+        ("image_edit", GUIDED, 2), ("image_edit", {"by_role": {}}, 1), ("outpaint", GUIDED, 1),
+        ("i2v", GUIDED, 1),
     ],
 )  # fmt: skip
 def test_planned_operations_are_those_of_an_update(pipe, task, how, draws):
     """Of the teacher's passes, what learns and the critic; a plan counts as much for weights that need no gradient, and
     for the last layer of what comes before, of which keys and values are enough."""
-    whole = Resolution(image=(64, 64), video=(64, 64))
-    stage = replace(
-        STAGE, scale="nano", mixture={task: 1.0}, resolutions=(whole,), draws=draws, distill=replace(TWO, **how)
-    )
-    source, fit = open_source("world", task).drawn(4, 5), Fit.at(stage, 0, pipe.config, pipe.defaults.style)
-    samples = [source.sample(row, fit, None) for row in source.rows(source.parts(0, None)[0])]
+    stage, samples, whole, rows = planned(pipe, task, draws, **how)
     run = trainer(pipe, pipe.parts.lance("und", "gen"), own_generation(pipe.parts.distilled()))
     run.how = stage.distill
     with FlopCounterMode(display=False) as counter:
         run.update([matching(pipe, stage)(samples, 3)])
-    rows = 4 * halves(task, stage, pipe.config, whole).sample
-    planned = sum(lesson_operations(stage, pipe.config, whole, rows, pipe.defaults).values())
-    planned += tower_operations(pipe.config.vit, packed(stage, pipe.config, whole, rows).patches)
-    assert planned == pytest.approx(counter.get_total_flops(), rel=0.15)
+    count = sum(lesson_operations(stage, pipe.config, whole, rows, pipe.defaults).values())
+    count += tower_operations(pipe.config.vit, packed(stage, pipe.config, whole, rows).patches)
+    assert count == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_planned_memory_of_results_is_that_of_all_their_steps(pipe, steps):
+    stage, samples, whole, rows = planned(pipe, "t2i", num_inference_steps=steps, hold=0.0)
+    [one] = matching(pipe, stage)(samples, 3).asked
+    few = own_generation(pipe.parts.distilled())
+    for name, p in few.named_parameters():
+        p.requires_grad_(is_generation(name))
+    [load] = lesson_loads(stage, pipe.config, whole, rows)
+    with PeakMemory() as memory:
+        clean = one.drawn(few)
+        held = memory.now
+    assert clean.requires_grad
+    assert activations(pipe.config, load, "float32").kept(False) == pytest.approx(held, rel=0.15)

@@ -19,7 +19,7 @@ from openlance.planning.hardware import parse_devices
 from openlance.planning.memory import activations
 from openlance.planning.rounds import round_of
 from openlance.planning.training import Machine, flops, plan, trainable
-from openlance.planning.workload import Load, columns_of, load_of, packed, placeholder, ruler, sized, typical
+from openlance.planning.workload import Load, asked, load_of, packed, placeholder, ruler, sized, typical
 from openlance.rl.results import Result
 from openlance.sequence.pack import document, pack
 from openlance.sequence.segment import PATCHES, Kind
@@ -93,7 +93,7 @@ def test_counted_memory_of_a_round_is_that_of_a_real_update(frozen):
     lance = Lance(SMALL)
     drawn = round_of(rl, SMALL, rl.resolutions[0], 900)
     run = RewardTrainer(rl, Learner(lance, ViT(nano().vit), SMALL.vocab_size), ruler(SMALL))
-    columns, _ = columns_of("image_edit", rl, SMALL, rl.resolutions[0], 1)
+    columns, _ = document(asked("image_edit", rl, SMALL, rl.resolutions[0]).segments, ruler(SMALL), SMALL.position)
     patches, latents = int((columns["kind"] == PATCHES).sum()), int(drawn.context.gen)
     seen, side = int(patches**0.5), int(latents**0.5)
     sizes = {Kind.PATCHES: (1, seen, seen, SMALL.width), Kind.LATENTS: (1, side, side, SMALL.latent_channels)}
@@ -219,6 +219,8 @@ def test_what_a_stage_cannot_do_is_not_said_to_make_it_fit():
         found = plan(ModelConfig(), two, machine("1xA100-80GB"))
         assert not found.fits and not any("lora" in change for change in found.changes)
         assert any("shard" in change for change in found.changes) is shards
+    with pytest.raises(UserError, match="whole weights on every device: use shard='none'"):
+        plan(ModelConfig(), two, machine("8xH200"))
 
 
 @pytest.mark.parametrize("one", recipe("nano"), ids=lambda s: s.name)

@@ -146,7 +146,8 @@ class Files:
     @property
     def defaults(self) -> GenerationConfig:
         """How requests run unless told otherwise. UserError for a damaged file."""
-        return GenerationConfig.read(self.tokenizer, few=self.repo is not None or self.distilled.is_file())
+        fetches = self.repo is not None and self.form == "openlance"
+        return GenerationConfig.read(self.tokenizer, few=fetches or self.distilled.is_file())
 
     def vit_of(self, clips: bool = False, allow_pickle: bool = False) -> tuple[Path, str]:
         """Find the vision tower's weights, and the prefix of their names there."""
@@ -157,7 +158,8 @@ class Files:
 
     def missing(self, *parts: Path) -> list[Path]:
         """List the files that these parts (left out: all) need and that are not there, shards included."""
-        wanted = parts or (*(weights_in(d) for d in self.decoders), self.vit_of()[0], self.vae)
+        few = [self.distilled] if not parts and self.defaults.distilled else []
+        wanted = parts or (*(weights_in(d) for d in self.decoders), self.vit_of()[0], self.vae, *few)
         return [file for part in wanted for file in listed_files(part) if not file.is_file()]
 
     def require(self, *parts: Path) -> None:

@@ -288,6 +288,14 @@ class Decoding:
             raise UserError(said, param="stop")
 
 
+def undistilled(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a `generation_config.json` what is of distilled guidance, for weights that go without it."""
+    kept = {name: value for name, value in said.items() if name not in ("distilled", "distillation")}
+    if "sampling" in kept:
+        kept["sampling"] = {name: value for name, value in kept["sampling"].items() if name != "distilled"}
+    return kept
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """What a checkpoint prefers when the caller says nothing; the defaults are the release's.

@@ -58,6 +58,20 @@ class Branches:
         return range(branch * self.requests, (branch + 1) * self.requests)
 
 
+def forms(requests: Sequence[Segments], s: Sampling, negatives: Sequence[str]) -> tuple[list[Segments], bool, bool]:
+    """List the forms of requests that guidance compares: as they are, then without their words, then without all that
+    they show too; and whether there are the second and the third."""
+    has_text = s.guidance_scale > 1 and not s.distilled
+    seen = any(x.role in CONDITIONS - WORDS for r in requests for x in r)
+    has_none = seen and s.image_guidance_scale > 1 and not s.distilled
+    documents = list(requests)
+    if has_text:
+        documents += [with_prompt(r, text) for r, text in zip(requests, negatives, strict=True)]
+    if has_none:
+        documents += [drop(r, CONDITIONS) for r in requests]
+    return documents, has_text, has_none
+
+
 def branch_out(
     model: Lance, codec: Codec, requests: list[Segments], s: Sampling, negatives: Sequence[str] = ()
 ) -> Branches:
@@ -72,14 +86,7 @@ def branch_out(
         negatives: Of each request the text that the branch without its words has in their place, empty for none.
     """
     negatives = negatives or [""] * len(requests)
-    has_text = s.guidance_scale > 1 and not s.distilled
-    seen = any(x.role in CONDITIONS - WORDS for r in requests for x in r)
-    has_none = seen and s.image_guidance_scale > 1 and not s.distilled
-    documents = list(requests)
-    if has_text:
-        documents += [with_prompt(r, text) for r, text in zip(requests, negatives, strict=True)]
-    if has_none:
-        documents += [drop(r, CONDITIONS) for r in requests]
+    documents, has_text, has_none = forms(requests, s, negatives)
     packed = pack(documents, codec, model.config.position)
     if has_text and s.cached and model.config.quirks.uncond_keeps_positions:
         wordless = [doc for doc, text in enumerate(negatives) if not text]

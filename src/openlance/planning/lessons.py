@@ -1,19 +1,23 @@
-"""What a step of a stage that distils guidance takes, beside what learns: the teacher's passes, a critic, results.
+"""What a step of a stage that distils guidance takes: the teacher's passes, what learns of them, a critic.
 
-What is assumed: times at which guidance acts are those of the mean number of steps at the mean shift, and what results
-are held to is drawn in every step; where it was drawn ahead (`training.results`) that costs nothing.
+What is assumed: times at which guidance acts are those at the mean shift; a start that has distilled nothing yet will
+draw in as many steps as a stage leaves by default; and what results are held to is drawn in every step (where it was
+drawn ahead, `training.results`, that costs nothing).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from openlance.config.model import ModelConfig
 from openlance.config.sampling import GenerationConfig, Sampling
 from openlance.config.train import Distillation, Resolution, Stage
 from openlance.flow import schedule
+from openlance.inference.visual import forms
 from openlance.planning.size import decoder_operations
-from openlance.planning.workload import Halves, halves
+from openlance.planning.workload import Asked, Load, asked, encoding, halves
 from openlance.training.distillation import check_guided
 
 LEARNED = 3  # a forward pass, and twice that backward
@@ -38,54 +42,98 @@ def lesson_operations(
     Raises:
         UserError: If no sample of a task fits, or one makes a text.
     """
+    work = defaultdict[str, float](float)
+    for count, way, one in _lessons(stage, c, at, rows):
+        found = _matched(one, way, c, usual) if way.matched else _taught(one, way, c, usual, stage.draws)
+        for name, value in (found | {"VAE": encoding(one.segments, c)}).items():
+            work[name] += count * value
+    return dict(work)
+
+
+def lesson_loads(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> list[Load]:
+    """List what autograd keeps of a pack, which is gone before the next of them comes: all states of what is taught,
+    and all passes to the results of what is matched. What comes before noisy rows has no gradient.
+
+    Args:
+        stage: With `distill`.
+        c: The model.
+        at: The resolution.
+        rows: Of the samples of the pack.
+
+    Raises:
+        UserError: If no sample of a task fits, or one makes a text.
+    """
+    taught, matched = Load(), Load()
+    for count, way, one in _lessons(stage, c, at, rows):
+        noisy, _ = halves(one.segments, c)
+        if way.matched:
+            matched += noisy.times(count * way.num_inference_steps)
+        else:
+            taught += noisy.times(count * stage.draws)
+    return [load for load in (taught, matched) if load.rows]
+
+
+def _lessons(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Iterator[tuple[float, Distillation, Asked]]:
+    """Yield how many requests of each task a pack has, how they are learned from, and one of them."""
     assert stage.distill is not None
     check_guided(stage)
-    total, work, whole = sum(stage.mixture.values()), defaultdict[str, float](float), 0.0
-    for task, weight in stage.mixture.items():
-        if not weight:
-            continue
-        one = halves(task, stage, c, at)
-        way = stage.distill.of(one.roles)
-        found = _matched(one, way, c, usual) if way.matched else _taught(one, way, c, usual, stage.draws)
-        for name, value in (found | {"VAE": one.given}).items():
-            work[name] += value * weight / total
-        whole += one.sample * weight / total
-    return {name: value * rows / whole for name, value in work.items()}
+    found = [(weight, asked(task, stage, c, at)) for task, weight in stage.mixture.items() if weight]
+    whole = sum(weight * one.sample for weight, one in found)
+    for weight, one in found:
+        yield weight * rows / whole, stage.distill.of(one.roles), one
 
 
-def _taught(one: Halves, way: Distillation, c: ModelConfig, usual: GenerationConfig, draws: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Passes:
+    """Operations of one request with some guidance.
+
+    Args:
+        context: Of what comes before the noisy rows, in all forms of the request.
+        all: Of a pass of the noisy rows, in all forms.
+        one: Of one in the request as it is.
+    """
+
+    context: float
+    all: float
+    one: float
+
+    @classmethod
+    def of(cls, asked: Asked, how: Sampling, c: ModelConfig) -> Passes:
+        documents, _, _ = forms([asked.segments], how, [""])
+        parts = [halves(segments, c) for segments in documents]
+        noisy, context = ([decoder_operations(c, load.rows, load.pairs) for load in some] for some in zip(*parts))
+        return cls(sum(context), sum(noisy), noisy[0])
+
+
+def _taught(one: Asked, way: Distillation, c: ModelConfig, usual: GenerationConfig, draws: int) -> dict[str, float]:
     """States of a trajectory of the teacher, as long as guidance acts; some of them are learned."""
-    noisy, context = _forward(one, c)
-    teacher = usual.denoising(distilled=way.progressive).sampling_for(one.roles)
-    shift = (way.shift[0] * way.shift[1]) ** 0.5
-    acting = sum(_acting(teacher, n, shift) for n in way.steps) / 2
-    return {
-        "teacher": teacher.branches * (context + acting * noisy),
-        "lessons": context + LEARNED * draws * noisy,
-    }  # fmt: skip
+    teacher = _teacher(way, usual, one)
+    drawn, own = Passes.of(one, teacher, c), Passes.of(one, replace(teacher, distilled=True), c)
+    acting = sum(_acting(teacher, n, (way.shift[0] * way.shift[1]) ** 0.5) for n in way.steps) / 2
+    return {"teacher": drawn.context + acting * drawn.all, "lessons": own.context + LEARNED * draws * own.one}
 
 
-def _matched(one: Halves, way: Distillation, c: ModelConfig, usual: GenerationConfig) -> dict[str, float]:
+def _matched(one: Asked, way: Distillation, c: ModelConfig, usual: GenerationConfig) -> dict[str, float]:
     """Results of a few steps with their gradient, where two scores expect them, and what the critic learns of them."""
-    noisy, context = _forward(one, c)
-    guided = usual.denoising(distilled=False).sampling_for(one.roles)
+    guided = Passes.of(one, usual.denoising(distilled=False).sampling_for(one.roles), c)
     found = {
-        "few steps": guided.branches * context + LEARNED * way.num_inference_steps * noisy,
-        "scores": (guided.branches + 1) * noisy,
-        "critic": LEARNED * way.critic_updates * noisy,
+        "few steps": guided.context + LEARNED * way.num_inference_steps * guided.one,
+        "scores": guided.all + guided.one,
+        "critic": LEARNED * way.critic_updates * guided.one,
     }
     if way.hold:
-        lead = usual.denoising(distilled=way.progressive).sampling_for(one.roles)
-        acting = _acting(lead, lead.num_inference_steps, lead.shift)
-        passes = lead.num_inference_steps + (lead.branches - 1) * acting
-        found[HELD] = lead.branches * context + passes * noisy
+        lead = _teacher(way, usual, one)
+        drawn, acting = Passes.of(one, lead, c), _acting(lead, lead.num_inference_steps, lead.shift)
+        found[HELD] = drawn.context + acting * drawn.all + (lead.num_inference_steps - acting) * drawn.one
     return found
 
 
-def _forward(one: Halves, c: ModelConfig) -> tuple[float, float]:
-    """Operations of a pass of the noisy rows, and of one of what comes before them."""
-    noisy, context = (decoder_operations(c, load.rows, load.pairs) for load in (one.ask, one.context))
-    return noisy, context
+def _teacher(way: Distillation, usual: GenerationConfig, one: Asked) -> Sampling:
+    """How the teacher draws: the guided model, or the start's few steps."""
+    found = usual.denoising(distilled=way.progressive).sampling_for(one.roles)
+    if way.progressive and not found.distilled:
+        return replace(found, distilled=True, num_inference_steps=Distillation().num_inference_steps)
+    return found
 
 
 def _acting(how: Sampling, steps: int, shift: float) -> int:

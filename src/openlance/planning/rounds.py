@@ -12,7 +12,7 @@ from openlance.config.model import ModelConfig
 from openlance.config.sampling import Sampling
 from openlance.config.train import Resolution, Stage
 from openlance.planning.size import decoder_half, decoder_operations
-from openlance.planning.workload import Load, halves
+from openlance.planning.workload import Load, asked, encoding, halves
 from openlance.rl.advantages import Advantages
 from openlance.rl.objectives import Forward
 from openlance.rl.settings import objective_of, window_of
@@ -124,13 +124,13 @@ def round_of(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Round
     ask, context, whole = Load(), Load(), 0.0
     sums = dict.fromkeys(("decoding", "encoding", "pixels", "frame"), 0.0)
     for task, share in shares.items():
-        found = halves(task, stage, c, at)
-        frame = float(found.target.grid[1] * found.target.grid[2] * c.vae.stride**2)
+        found = asked(task, stage, c, at)
+        (frames, height, width), (own, before) = found.size, halves(found.segments, c)
         told = {
-            "decoding": decoder_half(c.vae).flops(found.target.grid), "frame": frame, "pixels": frame * found.frames,
-            "encoding": found.given,
+            "decoding": decoder_half(c.vae).flops(c.vae.latent_grid(found.size)), "frame": float(height * width),
+            "pixels": float(frames * height * width), "encoding": encoding(found.segments, c),
         }  # fmt: skip
-        ask, context = ask + found.ask.times(share), context + found.context.times(share)
+        ask, context = ask + own.times(share), context + before.times(share)
         sums, whole = {name: value + share * told[name] for name, value in sums.items()}, whole + share * found.sample
     window = len(window_of(stage).steps(how.num_inference_steps, 0)) if objective.trajectories else 0
     group = how.group if objective.samples else 1

@@ -23,7 +23,7 @@ from openlance.errors import UserError
 from openlance.model.lance import is_generation, lance_parameters
 from openlance.model.lora import below_adapters
 from openlance.planning.hardware import PER_NODE, Device
-from openlance.planning.lessons import HELD, lesson_operations
+from openlance.planning.lessons import HELD, lesson_loads, lesson_operations
 from openlance.planning.memory import activations
 from openlance.planning.rounds import Round, round_of
 from openlance.planning.size import decoder_half, encoder_half, expert_size, linear_sizes, tower_operations, vit_size
@@ -171,6 +171,8 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
     gathered -= 2.0 * (halved - (c.layers - 1) * layer * checkpointing) if halved else 0.0
     moments = 8 * live - (4 * learns["trained matrices"] / group if stage.optimizer == "muon" else 0.0)
     parts = [load] if drawn is None else [drawn.update, *([load.times(lesson)] if lesson else [])]
+    if stage.distill is not None:
+        parts = lesson_loads(stage, c, at, stage.pack_tokens[1])
     kept, *other = (
         activations(c, one, precision, gpu=machine.gpu, tower=bool(learns["tower learns"])) for one in parts
     )
@@ -196,7 +198,8 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
         "backward": kept.peak(checkpointing, 0.0) - kept.kept(checkpointing),
     }
     # with accumulation the gradients of the pack before are still there, as those of the piece before of a round
-    before, along = (4 * live, 0.0) if stage.accumulate > 1 or drawn is not None else (0.0, 4 * live)
+    again = stage.accumulate > 1 or drawn is not None or len(parts) > 1
+    before, along = (4 * live, 0.0) if again else (0.0, 4 * live)
     most = before + max(one.peak(checkpointing, along) for one in (kept, *other))
     if drawn is not None:
         passing |= {"conditions": drawn.cached(size), "rollouts": drawn.rolling(size)}
@@ -225,8 +228,11 @@ def plan(
         changes: Find what would make it fit if it does not.
 
     Raises:
-        UserError: If a task of its mixture is unknown, or has no sample that fits.
+        UserError: If a task of its mixture is unknown, has no sample that fits or no guidance that is to be distilled,
+            or weights are sharded that have to be whole.
     """
+    if machine.group > 1 and stage.distill is not None and stage.distill.matches:
+        raise UserError("distill.matched needs whole weights on every device", fix={"shard": "none"})
     learns = trainable(c, stage)
     rows = sum(stage.pack_tokens) / 2
     starts = (0.0, *(at.until for at in stage.resolutions))

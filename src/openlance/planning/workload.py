@@ -21,7 +21,7 @@ from openlance.media.clip import Clip
 from openlance.media.transform import BUCKET_STRIDE, bucket_table
 from openlance.planning.size import encoder_half
 from openlance.sequence.pack import Visual, document
-from openlance.sequence.segment import LATENTS, PATCHES, REGION, Role, Segments, roles_of
+from openlance.sequence.segment import LATENTS, PATCHES, REGION, Kind, Role, Segments, roles_of
 from openlance.sequence.tasks import TaskSpec, Views, request, spec_of
 from openlance.text.tokenizer import SequenceCodec
 
@@ -146,68 +146,70 @@ def typical(task: str, stage: Stage, config: ModelConfig, at: Resolution) -> Typ
 @lru_cache(maxsize=512)
 def _load(spec: TaskSpec, scale: str, draws: int, bases: tuple[int, int], frames: int, config: ModelConfig) -> Load:
     """The load of one training sample; bases: sizes for the VAE and for the ViT, as of `Resolution`."""
-    return load_of(*_sample(spec, scale, draws, bases, frames, config), config)
+    segments = _segments(spec, scale, bases, frames, config, filled=True)
+    return load_of(*document(segments, ruler(config), config.position, draws), config)
 
 
 @dataclass(frozen=True)
-class Halves:
-    """A request of a visual result, as it is drawn.
+class Asked:
+    """The request of the typical sample of a task that makes something visual.
 
     Args:
-        ask: Its noisy rows, which every pass of drawing has.
-        context: What comes before them, which runs once.
-        target: The result.
-        frames: Of that.
-        sample: Rows of the training sample that it is made of.
-        given: Operations of the VAE's encoder for what is given with it.
+        segments: Their media have only a size.
         roles: See `sequence.segment.roles_of`.
+        sample: Rows of the sample.
     """
 
-    ask: Load
-    context: Load
-    target: Visual
-    frames: int
-    sample: float
-    given: float
+    segments: Segments
     roles: frozenset[str]
+    sample: float
+
+    @property
+    def size(self) -> Size:
+        """Frames, height and width of the result."""
+        [size] = [s.size for s in self.segments if s.role is Role.TARGET]
+        assert size is not None
+        return size
 
 
-def halves(task: str, stage: Stage, c: ModelConfig, at: Resolution) -> Halves:
-    """Split the typical sample of a task. UserError if no sample of it fits."""
-    found = typical(task, stage, c, at)
-    columns, visuals = columns_of(task, stage, c, at, found.frames)
+def asked(task: str, stage: Stage, config: ModelConfig, at: Resolution) -> Asked:
+    """Ask for what a sample of a task shows, at one resolution. UserError if no sample of it fits."""
+    spec, found = spec_of(task), typical(task, stage, config, at)
+    segments = _segments(spec, stage.scale, at.image if spec.makes == "image" else at.video, found.frames, config)
+    roles = roles_of([segments]) | ({REGION} if spec.in_part else set())
+    return Asked(segments, frozenset(roles), found.load.rows)
+
+
+def halves(segments: Segments, config: ModelConfig) -> tuple[Load, Load]:
+    """Count what a request is drawn with: its noisy rows, which every pass has, and what comes before them, which runs
+    once."""
+    columns, visuals = document(segments, ruler(config), config.position)
     noisy, latent = columns["noisy"].astype(bool), columns["kind"] == LATENTS
-    n, m = float(noisy.sum()), float((~noisy).sum())
+    n, m, whole = float(noisy.sum()), float((~noisy).sum()), load_of(columns, visuals, config)
     ask = Load(
         und=float((noisy & ~latent).sum()), gen=float((noisy & latent).sum()), pairs=n * (n + m), queries=n, keys=n + m,
         squares=n * (n + m), largest=n * (n + m),
     )  # fmt: skip
-    whole = load_of(columns, visuals, c)
-    before = Load(
+    context = Load(
         und=float((~noisy & ~latent).sum()), gen=float((~noisy & latent).sum()), pairs=whole.pairs - ask.pairs,
-        queries=m, keys=m, squares=m * m, largest=m * m,
+        queries=m, keys=m, squares=m * m, largest=m * m, patches=whole.patches,
     )  # fmt: skip
-    [target] = [v for v in visuals if v.kind == LATENTS and v.segment.role is Role.TARGET]
-    given = whole.vae - encoder_half(c.vae).flops(target.grid)
-    roles = roles_of([[v.segment for v in visuals]]) | ({REGION} if spec_of(task).in_part else set())
-    return Halves(ask, before, target, found.frames, found.load.rows, given, frozenset(roles))
+    return ask, context
 
 
-def columns_of(
-    task: str, stage: Stage, config: ModelConfig, at: Resolution, frames: int
-) -> tuple[dict[str, np.ndarray], list[Visual]]:
-    """Give the columns and visuals of a sample of a task, with one noise sample of its target."""
-    spec = spec_of(task)
-    return _sample(spec, stage.scale, 1, at.image if spec.makes == "image" else at.video, frames, config)
+def encoding(segments: Segments, config: ModelConfig) -> float:
+    """Count the operations of the VAE's encoder for what a request shows or keeps, each image and video once."""
+    latents = [s for s in segments if s.kind is Kind.LATENTS]
+    clips = {id(clip): clip for s in latents for clip in (s.value, s.given) if isinstance(clip, Clip)}
+    return sum(encoder_half(config.vae).flops(config.vae.latent_grid(clip.pixels.shape[:3])) for clip in clips.values())
 
 
-def _sample(
-    spec: TaskSpec, scale: str, draws: int, bases: tuple[int, int], frames: int, config: ModelConfig
-) -> tuple[dict[str, np.ndarray], list[Visual]]:
+def _segments(
+    spec: TaskSpec, scale: str, bases: tuple[int, int], frames: int, config: ModelConfig, filled: bool = False
+) -> Segments:
     sides, seen = _square(bases[0], config.vae.stride), _square(bases[1], config.vit.stride)
     style = NO_PRIOR if scale == "nano" else EXACT
-    segments = sized(spec, seen, (frames, *sides), TEXT.get(scale, DETAILED), style, filled=True)
-    return document(segments, ruler(config), config.position, draws)
+    return sized(spec, seen, (frames, *sides), TEXT.get(scale, DETAILED), style, filled)
 
 
 def _square(base: int, stride: int) -> tuple[int, int]:

@@ -288,13 +288,16 @@ class Components:
         Raises:
             UserError: If the checkpoint has none, or it would have to share memory.
         """
-        lance, path = self.lance("und", "gen", clips=clips), self._fetched(lambda: self.files.distilled)
-        if not path.is_file():
-            said = f"{self.files.root} has no distilled guidance ({path.name})"
-            raise UserError(said, expected="the folder of a run that distilled it", fix={"distilled": False})
         if self.plan.streamed or self.quantization is not None:
             said = "distilled guidance works with a decoder that is whole on the device and not quantized"
             raise UserError(said, fix={"distilled": False})
+        lance, path = self.lance("und", "gen", clips=clips), self._fetched(lambda: self.files.distilled)
+        if not path.is_file():
+            if self.files.defaults.distilled:  # the repository says so
+                said = f"{path.name} of {self.files.repo} is not on this machine; {self.files.remedy}, or go without"
+                raise UserError(said, fix={"distilled": False})
+            said = f"{self.files.root} has no distilled guidance ({path.name})"
+            raise UserError(said, expected="the folder of a run that distilled it", fix={"distilled": False})
         held = self._held.get("distilled")
         if held is None or held[0] is not lance:
             made = with_generation(lance, self._open(lambda: path))
@@ -392,6 +395,8 @@ class Components:
         self._open(lambda: self.files.decoder())
         self._open(lambda: self.files.vit_of()[0])
         self._open(lambda: self.files.vae)
+        if self.files.defaults.distilled:
+            self._open(lambda: self.files.distilled)
         return self.files
 
     def fingerprint(self, clips: bool = False) -> str:

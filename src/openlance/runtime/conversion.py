@@ -21,7 +21,8 @@ from openlance.checkpoint.formats import CODEC, IMAGES, TOWER, Files, config_for
 from openlance.checkpoint.tensors import compare, open_tensors
 from openlance.checkpoint.writer import Stream, progress, stream_of, write_shards
 from openlance.config.model import ModelConfig, VAEConfig
-from openlance.config.sampling import DISTILLED
+from openlance.config.sampling import DISTILLED, FILE, undistilled
+from openlance.config.values import read_json
 from openlance.errors import UserError
 from openlance.media.files import write_json
 from openlance.runtime.inspection import PARTS, expected, opened, weights_of
@@ -33,7 +34,6 @@ BESIDE = (
     "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
-PREFERENCES = "generation_config.json"
 FEW = Path(DISTILLED).stem  # the part, and its file
 LEFT_OUT = f"{DISTILLED} is left out"
 SPARE = 1.02  # of the bytes to be written, what must be free
@@ -243,9 +243,12 @@ def _diffusers(folder: Path, c: Checkpoint, put: Callable[..., list[Path]]) -> N
 
 def _copy_beside(c: Checkpoint, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for name in (*BESIDE, *([PREFERENCES] if c.preferences else [])):
+    for name in (*BESIDE, *([FILE] if c.preferences else [])):
         if (c.beside / name).is_file():
             shutil.copyfile(c.beside / name, target / name)
+    told = target / FILE
+    if told.is_file() and FEW not in c.tensors and (kept := undistilled(said := read_json(told))) != said:
+        write_json(told, kept)
 
 
 _WRITERS = dict(zip(FORMS, (_openlance, _released, _diffusers), strict=True))

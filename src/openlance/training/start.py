@@ -22,7 +22,7 @@ from openlance.checkpoint.formats import find, our_name, released_name, write_co
 from openlance.checkpoint.tensors import TensorSource, load_into, open_tensors
 from openlance.checkpoint.writer import write_tensors
 from openlance.config.model import ModelConfig
-from openlance.config.sampling import FILE, GenerationConfig, PromptStyle
+from openlance.config.sampling import FILE, GenerationConfig, PromptStyle, undistilled
 from openlance.config.train import Resolution, Stage
 from openlance.config.values import override, read_json
 from openlance.errors import UserError
@@ -174,10 +174,7 @@ def trained(said: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     listed = list(said.get("tasks", ()))
     named = dict.fromkeys(spec_of(task).name for task, weight in stage.mixture.items() if weight)
     more = [task for task in named if task not in listed]
-    kept = {name: value for name, value in said.items() if name not in ("distilled", "distillation")}
-    if "sampling" in kept:
-        kept["sampling"] = {name: value for name, value in kept["sampling"].items() if name != "distilled"}
-    return kept | ({"tasks": [*listed, *more]} if listed else {})
+    return undistilled(said) | ({"tasks": [*listed, *more]} if listed else {})
 
 
 LONG = 32_768  # tokens of a sample from which on a pack holds few of them
