@@ -98,8 +98,8 @@ class Passes:
     one: float
 
     @classmethod
-    def of(cls, asked: Asked, how: Sampling, c: ModelConfig) -> Passes:
-        documents, _, _ = forms([asked.segments], how, [""])
+    def of(cls, one: Asked, how: Sampling, c: ModelConfig) -> Passes:
+        documents, _, _ = forms([one.segments], how, [""])
         parts = [halves(segments, c) for segments in documents]
         noisy, context = ([decoder_operations(c, load.rows, load.pairs) for load in some] for some in zip(*parts))
         return cls(sum(context), sum(noisy), noisy[0])
