@@ -138,7 +138,7 @@ def test_sharded_weights_are_whole_once_where_a_stage_draws():
     decoder = sum(n for _, n in lance_parameters(ModelConfig()))
     assert sharded["whole weights"] * 2**30 == pytest.approx(2 * decoder)  # bfloat16
     assert sharded["peak"] < whole["peak"]
-    with pytest.raises(UserError, match="distils guidance, and x2t_video has none"):
+    with pytest.raises(UserError, match="the stage sft draws, and x2t_video makes a text"):
         plan(ModelConfig(), replace(stage("sft"), distill=Distillation()), machine("8xH200"))
     taught = replace(stage("sft"), distill=Distillation(), frozen=("vit",), mixture={"t2i": 1.0, "image_edit": 1.0})
     found = {

@@ -18,7 +18,6 @@ from openlance.flow import schedule
 from openlance.inference.visual import forms
 from openlance.planning.size import decoder_operations
 from openlance.planning.workload import Asked, Load, asked, encoding, halves
-from openlance.training.distillation import check_guided
 
 LEARNED = 3  # a forward pass, and twice that backward
 HELD = "held to"
@@ -76,7 +75,6 @@ def lesson_loads(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> l
 def _lessons(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Iterator[tuple[float, Distillation, Asked]]:
     """Yield how many requests of each task a pack has, how they are learned from, and one of them."""
     assert stage.distill is not None
-    check_guided(stage)
     found = [(weight, asked(task, stage, c, at)) for task, weight in stage.mixture.items() if weight]
     whole = sum(weight * one.sample for weight, one in found)
     for weight, one in found:

@@ -173,8 +173,11 @@ class Asked:
 
 
 def asked(task: str, stage: Stage, config: ModelConfig, at: Resolution) -> Asked:
-    """Ask for what a sample of a task shows, at one resolution. UserError if no sample of it fits."""
-    spec, found = spec_of(task), typical(task, stage, config, at)
+    """Ask for what a sample of a task shows, at one resolution. UserError if none fits, or it makes a text."""
+    spec = spec_of(task)
+    if spec.makes == "text":
+        raise UserError(f"the stage {stage.name} draws, and {task} makes a text: leave it out of the mixture")
+    found = typical(task, stage, config, at)
     segments = _segments(spec, stage.scale, at.image if spec.makes == "image" else at.video, found.frames, config)
     roles = roles_of([segments]) | ({REGION} if spec.in_part else set())
     return Asked(segments, frozenset(roles), found.load.rows)

@@ -145,20 +145,15 @@ def guidance_of(defaults: GenerationConfig, request: Segments, distilled: bool =
     return usual if usual.distilled else replace(usual, solver="euler")
 
 
-def check_guided(stage: Stage) -> None:
-    """Raise a UserError for a stage that distils guidance of a task that has none."""
+def check_distilling(stage: Stage, model: Path) -> None:
+    """Raise a UserError for a stage that cannot distil guidance, or a start that has none."""
+    files = find(model)
+    defaults = files.defaults
     texts = [task for task, weight in stage.mixture.items() if weight and spec_of(task).makes == "text"]
     if texts:
         raise UserError(
             f"the stage {stage.name} distils guidance, and {texts[0]} has none: leave it out of the mixture"
         )
-
-
-def check_distilling(stage: Stage, model: Path) -> None:
-    """Raise a UserError for a stage that cannot distil guidance, or a start that has none."""
-    files = find(model)
-    defaults = files.defaults
-    check_guided(stage)
     if stage.drop_text or stage.drop_all:
         raise UserError("guidance is distilled from whole requests", fix={"drop_text": 0, "drop_all": 0})
     assert stage.distill is not None
