@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def test_what_the_cache_lacks_is_named_with_the_command_that_gets_it(cached):
         openlance.load("owner/other")
 
 
-def test_few_steps_of_a_repository_are_fetched_when_they_are_taken(hub, monkeypatch, tmp_path):
+def test_few_steps_of_a_repository_are_fetched_when_they_are_taken(hub, monkeypatch, tmp_path, capsys):
     import huggingface_hub
 
     nano, calls = openlance.load("nano"), []
@@ -188,10 +189,11 @@ def test_few_steps_of_a_repository_are_fetched_when_they_are_taken(hub, monkeypa
     few.unlink()
     pipe = openlance.load("owner/model")
     assert pipe.defaults == nano.defaults and pipe.defaults.distilled
-    with pytest.raises(UserError, match="not on this machine; run `openlance download owner/model`.*distilled=False"):
+    with pytest.raises(UserError, match="is not here: run `openlance download owner/model`.*distilled=False"):
         pipe.generate("a red circle", seed=1, distilled=True)
-    with pytest.raises(UserError, match=f"missing: {DISTILLED}.*openlance download owner/model"):
-        gather(pipe.parts.files)
+    assert "distilled" not in gather(pipe.parts.files).tensors
+    said = capsys.readouterr().err
+    assert f"{DISTILLED} is left out" in said and "run `openlance download owner/model` first" in said
 
     def snapshot_download(repo, **how):
         calls.append(how["allow_patterns"])
@@ -219,6 +221,17 @@ def test_what_goes_without_few_steps_claims_none(how, hub, tmp_path, capsys):
     published(tmp_path / "out", hub)
     image = openlance.load("owner/model").generate("a red circle", seed=1, num_inference_steps=2)[0]
     assert image.size == (64, 64)
+
+
+def test_settings_of_a_later_version_are_no_reason_not_to_convert(tmp_path):
+    few = Path(shutil.copytree(openlance.load("nano").folder, tmp_path / "later"))
+    told = json.loads((few / FILE).read_text())
+    for sampling in (told["sampling"] | {"solver": "newer"}, None):
+        write_json(few / FILE, told | {"sampling": sampling})
+        assert inspect(few).complete
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        write(tmp_path / "out", gather(find(few)), "released", show=False)
+        assert "distilled" not in json.loads((tmp_path / "out" / IMAGES / FILE).read_text())
 
 
 def test_a_file_that_is_not_what_the_hub_has_is_refused(cached):

@@ -24,7 +24,7 @@ from openlance.flow import add_noise
 from openlance.inference.visual import denoise
 from openlance.media.inputs import as_clip
 from openlance.model.lance import is_generation, own_generation
-from openlance.planning.lessons import lesson_loads, lesson_operations
+from openlance.planning.lessons import critic_load, lesson_loads, lesson_operations
 from openlance.planning.memory import activations
 from openlance.planning.size import tower_operations
 from openlance.planning.workload import asked as asked_for
@@ -476,3 +476,17 @@ def test_planned_memory_of_results_is_that_of_all_their_steps(pipe, steps):
         held = memory.now
     assert clean.requires_grad
     assert activations(pipe.config, load, "float32").kept(False) == pytest.approx(held, rel=0.15)
+
+
+def test_planned_memory_of_the_critic_is_that_of_a_real_update(pipe):
+    """Both gradients, of what draws and of the critic, are there at once."""
+    stage, samples, whole, rows = planned(pipe, "t2i", hold=0.0)
+    [one] = matching(pipe, stage)(samples, 3).asked
+    run = trainer(pipe, pipe.parts.lance("und", "gen"), own_generation(pipe.parts.distilled()))
+    with torch.no_grad():
+        clean = one.drawn(run.learner.lance)
+    live = 4 * sum(p.numel() for name, p in run.critic.named_parameters() if is_generation(name))
+    with PeakMemory() as memory:
+        run._critical([one], [clean], [torch.Generator().manual_seed(5)], float(one.moves.sum()))
+    counted = activations(pipe.config, critic_load(stage, pipe.config, whole, rows), "float32").peak(False, live)
+    assert counted == pytest.approx(memory.peak, rel=0.15)

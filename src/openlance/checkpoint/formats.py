@@ -158,8 +158,7 @@ class Files:
 
     def missing(self, *parts: Path) -> list[Path]:
         """List the files that these parts (left out: all) need and that are not there, shards included."""
-        few = [self.distilled] if not parts and self.defaults.distilled else []
-        wanted = parts or (*(weights_in(d) for d in self.decoders), self.vit_of()[0], self.vae, *few)
+        wanted = parts or (*(weights_in(d) for d in self.decoders), self.vit_of()[0], self.vae)
         return [file for part in wanted for file in listed_files(part) if not file.is_file()]
 
     def require(self, *parts: Path) -> None:

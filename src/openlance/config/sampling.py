@@ -291,7 +291,7 @@ class Decoding:
 def undistilled(said: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out of a `generation_config.json` what is of distilled guidance, for weights that go without it."""
     kept = {name: value for name, value in said.items() if name not in ("distilled", "distillation")}
-    if "sampling" in kept:
+    if isinstance(kept.get("sampling"), Mapping):
         kept["sampling"] = {name: value for name, value in kept["sampling"].items() if name != "distilled"}
     return kept
 

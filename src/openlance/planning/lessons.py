@@ -72,6 +72,12 @@ def lesson_loads(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> l
     return [load for load in (taught, matched) if load.rows]
 
 
+def critic_load(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Load:
+    """Count what autograd keeps while the critic learns of a pack's results: one pass of these. UserError as above."""
+    found = [(count, one) for count, way, one in _lessons(stage, c, at, rows) if way.matched]
+    return sum((halves(one.segments, c)[0].times(count) for count, one in found), Load())
+
+
 def _lessons(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Iterator[tuple[float, Distillation, Asked]]:
     """Yield how many requests of each task a pack has, how they are learned from, and one of them."""
     assert stage.distill is not None

@@ -294,7 +294,7 @@ class Components:
         lance, path = self.lance("und", "gen", clips=clips), self._fetched(lambda: self.files.distilled)
         if not path.is_file():
             if self.files.defaults.distilled:  # the repository says so
-                said = f"{path.name} of {self.files.repo} is not on this machine; {self.files.remedy}, or go without"
+                said = f"{path.name} of {self.files.repo} is not here: {self.files.remedy} if it has one, or go without"
                 raise UserError(said, fix={"distilled": False})
             said = f"{self.files.root} has no distilled guidance ({path.name})"
             raise UserError(said, expected="the folder of a run that distilled it", fix={"distilled": False})
@@ -395,8 +395,8 @@ class Components:
         self._open(lambda: self.files.decoder())
         self._open(lambda: self.files.vit_of()[0])
         self._open(lambda: self.files.vae)
-        if self.files.defaults.distilled:
-            self._open(lambda: self.files.distilled)
+        if self.quantization is None and self.files.defaults.distilled:
+            self._fetched(lambda: self.files.distilled)
         return self.files
 
     def fingerprint(self, clips: bool = False) -> str:

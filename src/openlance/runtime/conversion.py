@@ -93,6 +93,8 @@ def gather(
     elif files.distilled.is_file():
         few = open_tensors(files.distilled)
         tensors[FEW] = {name: stream_of(few, name, dtype) for name in few.shapes}
+    elif files.repo is not None and files.defaults.distilled:
+        print(f"note: {LEFT_OUT}, which is not on this machine: {files.remedy} first to take it along", file=sys.stderr)
     return Checkpoint(config=files.config, tensors=tensors, beside=files.tokenizer)
 
 
