@@ -178,8 +178,10 @@ class Files:
         return "copy them from where the folder came from"
 
     def completed(self, part: Path) -> Files:
-        """Fetch what is missing of a part (a path of these files) and look again; the revision stays the same."""
-        assert self.repo is not None
+        """Fetch what is missing of a part (a path of these files), if they come from the hub, and look again; the
+        revision stays the same."""
+        if self.repo is None or not self.missing(part):
+            return self
         deep = len(Path(self.hub.subfolder or "").parts)
         root = self.root.parents[deep - 1] if deep else self.root
         inside = part.parent.relative_to(root).as_posix()

@@ -194,7 +194,6 @@ def _drawn_by(model: str, task: str, results: ResultSettings | None) -> dict[str
     if results is None:
         return {}
     files, clips = find_model(model), spec_of(task).kind == "video"
-    if files.repo is not None and files.missing(files.decoder(clips)):
-        files = files.completed(files.decoder(clips))
+    files = files.completed(files.decoder(clips))
     files.require(files.decoder(clips))
     return {BY: drawn_by(files, clips), REWARDS: results.rewards, "threshold": results.threshold}

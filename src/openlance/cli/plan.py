@@ -236,8 +236,7 @@ def _model(found: Plan, stage: Stage) -> list[tuple[str, str, str]]:
     m, total = found.model, sum(found.flops_per_token.values())
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in found.flops_per_token.items() if value)
     whole = f"decoder {short(m['decoder'])}, vision tower {short(m['vision tower'])}"
-    drawn = "all of a round" if stage.rl else "all of a step" if stage.distill else ""
-    kind = drawn or "forward and backward"
+    kind = "all of a round" if stage.rl else "all of a step" if stage.distill else "forward and backward"
     pack = f"mean: {short(found.pack['generation'])} latents, {short(found.pack['labels'])} labels"
     return [
         (

@@ -170,9 +170,10 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
     halved = learns["matrices"] if stage.halves_frozen(sharded) else 0.0  # which autocast takes as they are
     gathered -= 2.0 * (halved - (c.layers - 1) * layer * checkpointing) if halved else 0.0
     moments = 8 * live - (4 * learns["trained matrices"] / group if stage.optimizer == "muon" else 0.0)
-    parts = [load] if drawn is None else [drawn.update, *([load.times(lesson)] if lesson else [])]
     if stage.distill is not None:
         parts = lesson_loads(stage, c, at, stage.pack_tokens[1])
+    else:
+        parts = [load] if drawn is None else [drawn.update, *([load.times(lesson)] if lesson else [])]
     kept, *other = (
         activations(c, one, precision, gpu=machine.gpu, tower=bool(learns["tower learns"])) for one in parts
     )

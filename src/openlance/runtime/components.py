@@ -410,8 +410,7 @@ class Components:
 
     def _fetched(self, part: Callable[[], Path]) -> Path:
         """The path of a part, fetched from the hub if it comes from there and is not here."""
-        if self.files.repo is not None and self.files.missing(part()):
-            self.files = self.files.completed(part())
+        self.files = self.files.completed(part())
         return part()
 
     def _open(self, part: Callable[[], Path]) -> TensorSource:
