@@ -104,11 +104,11 @@ def encode(
         raise UserError("a threshold is one of rewards, and there are none", fix={"rewards": "ocr"})
     spec = as_mapping(source) | options.given(type=type, columns=options.mapping(columns) or None, caption=caption)
     prompts = drawn and list(spec) == ["path"] and _prompts(source, task)
-    found, fit = prompts or open_source(spec, task), _fit(model, stage)
-    results = None
+    found = prompts or open_source(spec, task)
+    files, like = chosen_stage(model, stage)
+    fit, results = _fit(files, like), None
     if drawn:
-        like = chosen_stage(model, stage)[1]  # drawn as a pack of it would be
-        results = ResultSettings(
+        results = ResultSettings(  # as a pack of the stage would be drawn
             seed=seed, rewards=rewards, threshold=1.0 if threshold is None else threshold, rows=like.pack_tokens[1],
             dtype=like.dtype,
         )  # fmt: skip
@@ -120,8 +120,8 @@ def encode(
         source=found.drawn(samples, seed) if isinstance(found, Endless) else found, fit=fit,
         make=partial(Encoder, model, vit, device, allow_pickle, results), out=output, rows=shard_rows,
         about={"task": task, "model": model, "vit": vit, "seed": seed, "stage": stage}
-        | spec | _drawn_by(model, task, results),
-        content=_content(model, vit, fit) + (results.content if rewards and results else ""), max_broken=max_broken,
+        | spec | _drawn_by(files, task, results),
+        content=_content(files, vit, fit) + (results.content if rewards and results else ""), max_broken=max_broken,
         refuses=results.refuses if rewards and results else None,
     )  # fmt: skip
     total: dict[str, Any] = {"rows": 0, "made": 0, "broken": [], "refused": 0}
@@ -136,12 +136,10 @@ def encode(
     typer.echo(f"{output}  ({said}, {total['refused']} results refused)" if rewards else f"{output}  ({said})")
 
 
-def _content(model: str, vit: bool, fit: Any) -> str:
+def _content(files: Files, vit: bool, fit: Fit) -> str:
     """What latents and features depend on beside the data: weights by a hash, sizes and words as they stand."""
-    from openlance.checkpoint.formats import find_model
     from openlance.checkpoint.tensors import fingerprint
 
-    files = find_model(model)
     weights = [files.vae, *([files.vit] if vit else [])]
     return f"{fingerprint(*(path for path in weights if path.is_file()))} {fit!r}"
 
@@ -157,13 +155,11 @@ def chosen_stage(model: str, stage: str | None) -> tuple[Files, Stage]:
     return files, train.stage(stage or usual)
 
 
-def _fit(model: str, stage: str | None) -> Fit:
+def _fit(files: Files, chosen: Stage) -> Fit:
     """How media are resized: as at the end of a stage."""
     from openlance.data.front import Fit
 
-    files, chosen = chosen_stage(model, stage)
-    style = files.defaults.style
-    return replace(Fit.at(chosen, chosen.steps - 1, files.config, style), drop_text=0.0, drop_all=0.0)
+    return replace(Fit.at(chosen, chosen.steps - 1, files.config, files.defaults.style), drop_text=0.0, drop_all=0.0)
 
 
 def _prompts(source: str, task: str) -> Source | None:
@@ -185,15 +181,14 @@ def _check_drawn(found: Source, source: str) -> None:
         raise UserError(f"{source} holds what a model drew, as latents already: train on it as it is, or draw anew")
 
 
-def _drawn_by(model: str, task: str, results: ResultSettings | None) -> dict[str, Any]:
+def _drawn_by(files: Files, task: str, results: ResultSettings | None) -> dict[str, Any]:
     """What shards say of what is drawn."""
-    from openlance.checkpoint.formats import find_model
     from openlance.sequence.tasks import spec_of
     from openlance.training.results import BY, REWARDS, drawn_by
 
     if results is None:
         return {}
-    files, clips = find_model(model), spec_of(task).kind == "video"
+    clips = spec_of(task).kind == "video"
     files = files.completed(files.decoder(clips))
     files.require(files.decoder(clips))
     return {BY: drawn_by(files, clips), REWARDS: results.rewards, "threshold": results.threshold}

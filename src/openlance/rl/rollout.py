@@ -3,8 +3,10 @@ to them. Conditions run once for all results of a request (`inference.prefix`)."
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from openlance.model.lance import Lance
 from openlance.rl.results import Result, Transition
 from openlance.sequence.pack import Codec, given_cells
 from openlance.sequence.segment import Segments
+
+Alike = TypeVar("Alike", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,3 +143,29 @@ def _transitions(recorder: _Recorder, number: int, result: Result) -> tuple[Tran
             Transition(kind=kind, t=t, t_next=t_next, x=x[rows].clone(), x_next=after, mean=mean, log_prob=log_prob[0])
         )
     return tuple(made)
+
+
+def batches(
+    requests: Sequence[Segments], codec: Codec, rows: int, alike: Callable[[Segments], Alike], each: int = 1
+) -> list[tuple[Alike, list[int]]]:
+    """Cut requests into those that are drawn together.
+
+    Args:
+        requests: Each ends with its visual target.
+        codec: The model's.
+        rows: Latents of a batch, where no request alone has more.
+        alike: Names what all requests of a batch have in common.
+        each: How many results of a request are drawn.
+
+    Returns:
+        What they have in common, and the numbers of the requests.
+    """
+    found = dict[tuple[Alike, int], list[int]]()
+    filled, opened = Counter[Alike](), Counter[Alike]()
+    for n, request in enumerate(requests):
+        name, more = alike(request), each * rows_of_target(request, codec)
+        if filled[name] + more > rows:
+            filled[name], opened[name] = 0, opened[name] + 1
+        filled[name] += more
+        found.setdefault((name, opened[name]), []).append(n)
+    return [(name, numbers) for (name, _), numbers in found.items()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,10 +27,10 @@ from openlance.data.encoded import EncodedSource, read_about
 from openlance.data.front import Fit
 from openlance.data.source import Sample, digest, marked
 from openlance.errors import UserError
-from openlance.inference.visual import rows_of_target
 from openlance.model.precision import autocast
 from openlance.rl.objectives import OBJECTIVES
 from openlance.rl.rewards import Drawn, RewardPool, Weighted, parse_rewards
+from openlance.rl.rollout import batches
 from openlance.sequence.segment import prompt_in, roles_of
 from openlance.sequence.tasks import spec_of
 from openlance.training.distillation import emptied, guidance_of
@@ -129,25 +129,19 @@ class Drawer:
             for s in samples
         ]
         found = dict[int, Tensor | None]()
-        for numbers in self._alike(asked):
-            found |= dict(zip(numbers, self._drawn([asked[n] for n in numbers]), strict=True))
+        requests = [s.segments for s in asked]
+        alike = batches(
+            requests, self.pipe.codec, self.settings.rows, lambda r: (guidance_of(self.pipe.defaults, r), r[-1].size)
+        )
+        for (sampling, _), numbers in alike:
+            found |= dict(zip(numbers, self._drawn([asked[n] for n in numbers], sampling), strict=True))
         return [replace(s, segments=[*s.segments[:-1], s.segments[-1].filled(found[n])]) for n, s in enumerate(asked)]
 
-    def _alike(self, asked: list[Sample]) -> Iterator[list[int]]:
-        """Numbers of requests of one size that are guided alike, as many at once as there is room for."""
-        alike = dict[str, list[int]]()
-        for n, sample in enumerate(asked):
-            how = guidance_of(self.pipe.defaults, sample.segments), sample.segments[-1].size
-            alike.setdefault(repr(how), []).append(n)
-        for numbers in alike.values():
-            some = max(1, self.settings.rows // rows_of_target(asked[numbers[0]].segments, self.pipe.codec))
-            yield from (numbers[first : first + some] for first in range(0, len(numbers), some))
-
-    def _drawn(self, asked: list[Sample]) -> list[Tensor | None]:
-        """What is drawn for some requests and not refused."""
+    def _drawn(self, asked: list[Sample], sampling: Sampling) -> list[Tensor | None]:
+        """What is drawn for requests of one size and not refused."""
         requests, seeds = [s.segments for s in asked], [s.seed or 0 for s in asked]
         with autocast(self.settings.dtype, self.pipe.device):
-            latents = self.pipe.fill_latents(requests, guidance_of(self.pipe.defaults, requests[0]), seeds)
+            latents = self.pipe.fill_latents(requests, sampling, seeds)
         good = [True] * len(asked)
         if self.pool is not None:
             shown = zip(asked, self.pipe.decode_latents(latents, requests), strict=True)

@@ -8,7 +8,6 @@ the same, since results are those of their batch but for rounding.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,16 +16,16 @@ import numpy as np
 import torch
 from torch import Generator
 
-from openlance.config.sampling import GenerationConfig, Sampling
+from openlance.config.sampling import GenerationConfig
 from openlance.data.source import Sample
 from openlance.errors import UserError
-from openlance.inference.visual import rows_of_target, until_target
+from openlance.inference.visual import until_target
 from openlance.media.clip import Clip
 from openlance.model.precision import autocast
 from openlance.rl.advantages import mixed, sound, table_of
 from openlance.rl.results import Result
 from openlance.rl.rewards import Drawn, Pending, RewardPool, Score
-from openlance.rl.rollout import given_rows, roll
+from openlance.rl.rollout import batches, given_rows, roll
 from openlance.rl.settings import exploring_of, rolling
 from openlance.runtime.components import LazyVAE
 from openlance.runtime.media_encoder import decoded
@@ -228,33 +227,20 @@ class Rollouts(Preparer):
 
     def _together(self, requests: list[Segments], each: int) -> list[list[int]]:
         """Cut requests into runs; the results of several, so many of each, have no more rows than a pack."""
-        runs, rows = list[list[int]](), 0
-        for n, request in enumerate(requests):
-            more = each * rows_of_target(request, self.codec)
-            if not runs or rows + more > self.stage.pack_tokens[1]:
-                runs.append([])
-                rows = 0
-            runs[-1].append(n)
-            rows += more
-        return runs
+        return [run for _, run in batches(requests, self.codec, self.stage.pack_tokens[1], lambda _: None, each)]
 
     def _roll(
         self, requests: list[Segments], seeds: list[int], noises: list[int], explores: bool
     ) -> list[Result]:  # fmt: skip
         """Results of requests, as many at once as a pack has rows; those that are sampled alike share a batch."""
         run, policy = self.run, self.run.drawing
-        batches: dict[tuple[Sampling, int], list[int]] = {}
-        rows, opened = Counter[Sampling](), Counter[Sampling]()
-        for n, request in enumerate(requests):
-            sampling = rolling(self.defaults, run.how, request, run.reads is not None)
-            more = rows_of_target(request, self.codec)
-            if rows[sampling] + more > self.stage.pack_tokens[1]:
-                rows[sampling], opened[sampling] = 0, opened[sampling] + 1
-            rows[sampling] += more
-            batches.setdefault((sampling, opened[sampling]), []).append(n)
         found = dict[int, Result]()
+        alike = batches(
+            requests, self.codec, self.stage.pack_tokens[1],
+            lambda request: rolling(self.defaults, run.how, request, run.reads is not None),
+        )  # fmt: skip
         with autocast(self.stage.dtype, self.device):
-            for (sampling, _), some in batches.items():
+            for sampling, some in alike:
                 exploring = exploring_of(self.stage, sampling, run.step) if explores else None
                 mine, own = [requests[n] for n in some], [seeds[n] for n in some]
                 noise = [noises[n] for n in some]
