@@ -24,7 +24,7 @@ from openlance.flow import add_noise
 from openlance.inference.visual import denoise
 from openlance.media.inputs import as_clip
 from openlance.model.lance import is_generation, own_generation
-from openlance.planning.lessons import critic_load, lesson_loads, lesson_operations
+from openlance.planning.lessons import critic_loads, lesson_loads, lesson_operations
 from openlance.planning.memory import activations
 from openlance.planning.size import tower_operations
 from openlance.planning.workload import asked as asked_for
@@ -82,9 +82,10 @@ def asked(pipe, prompts=PROMPTS, stage=STAGE):
     return one
 
 
-def trainer(pipe, start, few=None):
+def trainer(pipe, start, few=None, **how):
     learner = Learner(few or pipe.parts.distilled(), pipe.parts.vit(), len(pipe.codec.tokenizer))
-    return MatchTrainer(replace(STAGE, frozen=("vit", "lance.*und", "lance.embed", "lance.head")), learner, start)
+    stage = replace(STAGE, frozen=("vit", "lance.*und", "lance.embed", "lance.head"), **how)
+    return MatchTrainer(stage, learner, start)
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(start, tmp_path):
@@ -463,19 +464,23 @@ def test_planned_operations_are_those_of_an_update(pipe, task, how, draws):
     assert count == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_planned_memory_of_results_is_that_of_all_their_steps(pipe, steps):
+@pytest.mark.parametrize(("steps", "recomputes"), [(1, False), (2, False), (4, False), (4, True)])
+def test_planned_memory_of_results_is_that_of_all_their_steps(start, steps, recomputes):
+    """Of those too at which guidance does not act, which the start takes."""
+    pipe = openlance.load(str(start))
     stage, samples, whole, rows = planned(pipe, "t2i", num_inference_steps=steps, hold=0.0)
     [one] = matching(pipe, stage)(samples, 3).asked
     few = own_generation(pipe.parts.distilled())
-    for name, p in few.named_parameters():
-        p.requires_grad_(is_generation(name))
-    [load] = lesson_loads(stage, pipe.config, whole, rows)
+    run = trainer(pipe, pipe.parts.lance("und", "gen").requires_grad_(False), few, checkpointing=recomputes)
+    [(load, passes)] = lesson_loads(stage, pipe.config, whole, rows)
     with PeakMemory() as memory:
-        clean = one.drawn(few)
+        clean = one.drawn(run.learner.lance)
         held = memory.now
-    assert clean.requires_grad
-    assert activations(pipe.config, load, "float32").kept(False) == pytest.approx(held, rel=0.15)
+        clean.sum().backward()
+    counted = activations(pipe.config, load, "float32", passes=passes)
+    assert counted.kept(recomputes) == pytest.approx(held, rel=0.15)
+    live = 4 * sum(p.numel() for p in few.parameters() if p.requires_grad)
+    assert counted.peak(recomputes, live) == pytest.approx(memory.peak, rel=0.15)
 
 
 def test_planned_memory_of_the_critic_is_that_of_a_real_update(pipe):
@@ -488,5 +493,6 @@ def test_planned_memory_of_the_critic_is_that_of_a_real_update(pipe):
     live = 4 * sum(p.numel() for name, p in run.critic.named_parameters() if is_generation(name))
     with PeakMemory() as memory:
         run._critical([one], [clean], [torch.Generator().manual_seed(5)], float(one.moves.sum()))
-    counted = activations(pipe.config, critic_load(stage, pipe.config, whole, rows), "float32").peak(False, live)
+    [load] = critic_loads(stage, pipe.config, whole, rows)
+    counted = activations(pipe.config, load, "float32").peak(False, live)
     assert counted == pytest.approx(memory.peak, rel=0.15)

@@ -49,9 +49,9 @@ def lesson_operations(
     return dict(work)
 
 
-def lesson_loads(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> list[Load]:
-    """List what autograd keeps of a pack, which is gone before the next of them comes: all states of what is taught,
-    and all passes to the results of what is matched. What comes before noisy rows has no gradient.
+def lesson_loads(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> list[tuple[Load, int]]:
+    """List what autograd keeps of a pack, one after the other: all states of what is taught, and of each way to match
+    all passes to its results. What comes before noisy rows has no gradient.
 
     Args:
         stage: With `distill`.
@@ -59,23 +59,35 @@ def lesson_loads(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> l
         at: The resolution.
         rows: Of the samples of the pack.
 
+    Returns:
+        What each pass keeps, and how many are kept together.
+
     Raises:
         UserError: If no sample of a task fits, or one makes a text.
     """
-    taught, matched = Load(), Load()
+    taught = Load()
     for count, way, one in _lessons(stage, c, at, rows):
-        noisy, _ = halves(one.segments, c)
+        if not way.matched:
+            taught += halves(one.segments, c)[0].times(count * stage.draws)
+    matched = [(load, way.num_inference_steps) for way, load in _results(stage, c, at, rows)]
+    return [(load, passes) for load, passes in ((taught, 1), *matched) if load.rows]
+
+
+def critic_loads(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> list[Load]:
+    """List what autograd keeps while the critic learns of a pack's results, one after the other: a pass of those of
+    each way to match. UserError as above."""
+    return [load for _, load in _results(stage, c, at, rows)]
+
+
+def _results(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> list[tuple[Distillation, Load]]:
+    """What a pass of the results of a pack keeps, by how they are matched: those of one way go together."""
+    found = list[tuple[Distillation, Load]]()
+    for count, way, one in _lessons(stage, c, at, rows):
         if way.matched:
-            matched += noisy.times(count * way.num_inference_steps)
-        else:
-            taught += noisy.times(count * stage.draws)
-    return [load for load in (taught, matched) if load.rows]
-
-
-def critic_load(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Load:
-    """Count what autograd keeps while the critic learns of a pack's results: one pass of these. UserError as above."""
-    found = [(count, one) for count, way, one in _lessons(stage, c, at, rows) if way.matched]
-    return sum((halves(one.segments, c)[0].times(count) for count, one in found), Load())
+            more = halves(one.segments, c)[0].times(count)
+            before = sum((load for own, load in found if own == way), Load())
+            found = [*((own, load) for own, load in found if own != way), (way, before + more)]
+    return found
 
 
 def _lessons(stage: Stage, c: ModelConfig, at: Resolution, rows: float) -> Iterator[tuple[float, Distillation, Asked]]:

@@ -60,6 +60,7 @@ class Activations:
         ends: After the layers.
         tower: Of a vision tower that learns.
         working: What one layer's backward makes besides.
+        passes: How many of them are kept together.
     """
 
     layers: int
@@ -69,22 +70,27 @@ class Activations:
     ends: float
     tower: float
     working: float
+    passes: int = 1
 
     def kept(self, checkpointing: bool) -> float:
         """Count the bytes at the end of the forward pass."""
         inner = self.layers * self.carried if checkpointing else self.tower + self.layers * self.layer
-        return self.tables + self.ends + inner
+        return self.passes * (self.tables + self.ends + inner)
 
     def peak(self, checkpointing: bool, gradients: float) -> float:
         """Count the most bytes at once in a step, gradients among them: while these come, the activations go."""
+        tables = self.passes * self.tables
         if checkpointing:  # a layer is computed again when its turn comes
-            held = max(self.ends + self.layers * self.carried, gradients) + max(self.layer, self.tower) - self.carried
+            held = max(self.passes * (self.ends + self.layers * self.carried), gradients)
+            held += max(self.layer, self.tower) - self.carried
         else:
-            held = max(self.kept(False) - self.tables, gradients + max(self.layer, self.tower))
-        return self.tables + held + self.working
+            held = max(self.kept(False) - tables, gradients + max(self.layer, self.tower))
+        return tables + held + self.working
 
 
-def activations(c: ModelConfig, load: Load, precision: str, *, gpu: bool = False, tower: bool = False) -> Activations:
+def activations(
+    c: ModelConfig, load: Load, precision: str, *, gpu: bool = False, tower: bool = False, passes: int = 1
+) -> Activations:
     """Count the activations of one pack.
 
     Args:
@@ -93,6 +99,7 @@ def activations(c: ModelConfig, load: Load, precision: str, *, gpu: bool = False
         precision: A key of `KEPT`.
         gpu: Attention is fused and keeps no weights.
         tower: The vision tower learns.
+        passes: How many such packs are kept together.
     """
     n, low = KEPT[precision], 4 if precision == "float32" else 2
     q, k = c.heads * c.head_dim, c.kv_heads * c.head_dim
@@ -116,6 +123,7 @@ def activations(c: ModelConfig, load: Load, precision: str, *, gpu: bool = False
         ends=load.rows * (low + 4) * c.width + vocabulary,
         tower=_tower(c, load, n) if tower else 0.0,
         working=max(working, 3 * vocabulary),
+        passes=passes,
     )
 
 

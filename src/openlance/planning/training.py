@@ -23,7 +23,7 @@ from openlance.errors import UserError
 from openlance.model.lance import is_generation, lance_parameters
 from openlance.model.lora import below_adapters
 from openlance.planning.hardware import PER_NODE, Device
-from openlance.planning.lessons import HELD, critic_load, lesson_loads, lesson_operations
+from openlance.planning.lessons import HELD, critic_loads, lesson_loads, lesson_operations
 from openlance.planning.memory import activations
 from openlance.planning.rounds import Round, round_of
 from openlance.planning.size import decoder_half, encoder_half, expert_size, linear_sizes, tower_operations, vit_size
@@ -173,9 +173,11 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
     if stage.distill is not None:
         parts = lesson_loads(stage, c, at, stage.pack_tokens[1])
     else:
-        parts = [load] if drawn is None else [drawn.update, *([load.times(lesson)] if lesson else [])]
+        alone = [load] if drawn is None else [drawn.update, *([load.times(lesson)] if lesson else [])]
+        parts = [(one, 1) for one in alone]
     kept, *other = (
-        activations(c, one, precision, gpu=machine.gpu, tower=bool(learns["tower learns"])) for one in parts
+        activations(c, one, precision, gpu=machine.gpu, tower=bool(learns["tower learns"]), passes=passes)
+        for one, passes in parts
     )
     apart = learns["vision tower"] if draws else 0.0  # what looks at media between steps stays whole
     lasting = {
@@ -203,9 +205,9 @@ def _memory(c: ModelConfig, stage: Stage, machine: Machine, at: Resolution, chec
     before, along = (4 * live, 0.0) if again else (0.0, 4 * live)
     most = before + max(one.peak(checkpointing, along) for one in (kept, *other))
     if stage.distill is not None and stage.distill.matches:  # the gradients that go on stay beside the critic's
-        seen = critic_load(stage, c, at, stage.pack_tokens[1])
-        critic = activations(c, seen, precision, gpu=machine.gpu, tower=False)
-        most = max(most, 4 * live + critic.peak(checkpointing, 4 * live))
+        for seen in critic_loads(stage, c, at, stage.pack_tokens[1]):
+            critic = activations(c, seen, precision, gpu=machine.gpu, tower=False)
+            most = max(most, 4 * live + critic.peak(checkpointing, 4 * live))
     if drawn is not None:
         passing |= {"conditions": drawn.cached(size), "rollouts": drawn.rolling(size)}
         most = max(most, before + kept.kept(checkpointing) + passing["conditions"], passing["rollouts"])

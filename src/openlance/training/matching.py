@@ -234,6 +234,7 @@ class MatchTrainer(Trainer):
             p.requires_grad_(is_generation(name))
         if stage.checkpointing:
             recompute(self.critic)
+            recompute(start)  # gradients pass it at times at which guidance does not act
         self.critic_optimizer = Optimizer(stage, self.critic)
 
     def update(self, batches: Sequence[Matched]) -> Outcome:  # type: ignore[override]
