@@ -1,5 +1,7 @@
 """A model that looks at its results: what words name, what follows from them, and drawing again by its answers."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -62,11 +64,68 @@ def test_words_place_things_and_set_them_beside_each_other():
     ("add a white square above the ring", [], ["white square"], 3),
     ("move the ring to the left", ["green ring"], ["green ring"], 2),
     ("make it darker", [], [], 3),
+    ("put a yellow cross in place of the ring", ["green ring"], ["yellow cross"], 2),
+    ("replace the ring with two crosses", ["green ring"], ["crosses"], 2),
+    ("turn the red circle into a blue square", ["red circle"], ["blue square"], 2),
+    ("make the ring and the red circle medium sized", ["green ring", "red circle"], ["medium ring", "medium circle"],
+     1),
+    ("remove everything but the ring", ["red circle", "small blue stars"], [], 1),
+    ("make the objects striped", ["red circle", "small blue stars", "green ring"],
+     ["striped circle", "striped stars", "striped ring"], 0),
+    ("blur the ring", ["green ring"], [], 2),
+    ("make the ring darker", ["green ring"], [], 2),
+    ("make the ring as large as the red circle", ["green ring"], [], 1),
+    ("make the ring blue and the stars red", ["green ring"], [], 1),
+    ("make the red circle move up", ["red circle"], ["red circle"], 2),
 ])  # fmt: skip
 def test_instructions_name_what_changes_and_what_stays(instruction, named, new, stay):
     change = change_of(instruction, BEFORE)
     found = ([t.said for t in change.named], [t.said for t in change.new], len(change.stay))
     assert found == (named, new, stay)
+
+
+@pytest.mark.parametrize("instruction, does", [
+    ("make the star move up", "up"), ("let the star go to the left", "left"), ("stop the star", "still"),
+    ("reverse the motion of the star", "left"), ("make the star do the opposite", "left"),
+    ("make it get bigger", "grows"), ("make the star red", "right"),
+    ("turn the star into a ring", "right"), ("replace it with a ring", "right"),
+])  # fmt: skip
+def test_things_go_on_moving_unless_told_otherwise(instruction, does):
+    assert [t.does for t in change_of(instruction, read("a blue star moving right")).new] == [does]
+
+
+@pytest.mark.parametrize(
+    "instruction", ["invert it", "make it darker", "make it a negative", "make it black and white"]
+)
+def test_what_changes_everything_is_not_the_look_of_the_only_thing(instruction):
+    facts = checking.changed(change_of(instruction, read("a green cross on a black background")), {})
+    asked = ["how many crosses are there?", "is there a cross?", "how many objects are there?", "locate the cross"]
+    assert [fact.question for fact in facts] == asked
+
+
+def test_phrases_that_fit_several_things_count_them_all():
+    facts = shown(read("a circle and a small red circle"))
+    told = {fact.question: fact.answer for fact in facts}
+    assert told["how many circles are there?"] == "2" and told["how many small red circles are there?"] == "1"
+    change = change_of("shrink the red ring", read("a red ring, a small ring and a star"))
+    facts = checking.changed(change, {"small ring": (0.5, 0.5), "star": (0.2, 0.2), "red ring": (0.8, 0.8)})
+    told = {fact.question: fact.answer for fact in facts}
+    assert told["how many small rings are there?"] == "2" and "locate the small ring" not in told
+
+
+def test_things_spoken_of_again_are_counted_once():
+    reading = read("a red circle and a blue star, the red circle is left of the star and the star moves up")
+    assert said(reading.things) == [(1, "red circle"), (1, "blue star")]
+    assert [t.does for t in reading.things] == ["", "up"] and reading.relations[0].b.said == "blue star"
+
+
+@pytest.mark.parametrize(
+    "text", ["«" * 32_000, "„a " * 10_000, "to a " * 6400, "make the a " * 3000, "x-" * 16_000, "9" * 32_000]
+)
+def test_long_nonsense_is_read_at_once(text):
+    began = time.perf_counter()
+    shown(read(text)), checking.changed(change_of(text, BEFORE), {})
+    assert time.perf_counter() - began < 1
 
 
 def test_instructions_change_grounds_texts_and_places():

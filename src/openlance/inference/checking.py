@@ -75,7 +75,7 @@ class Fact:
 
 def shown(reading: Reading, moves: bool = False, alone: bool = True) -> list[Fact]:
     """What should be seen in a result that words describe; alone: whether they name all that there is."""
-    facts = [fact for thing in reading.things for fact in _thing(thing, moves)]
+    facts = [fact for thing in reading.things for fact in _thing(thing, reading.things, moves)]
     if alone and reading.things and not reading.texts:
         facts.append(_total(reading.things, moves))
     facts += [_written(text) for text in reading.texts]
@@ -87,11 +87,17 @@ def shown(reading: Reading, moves: bool = False, alone: bool = True) -> list[Fac
     ]
 
 
-def _thing(thing: Thing, moves: bool = False) -> list[Fact]:
+def _thing(thing: Thing, all_things: Sequence[Thing], moves: bool = False, perhaps: int = 0) -> list[Fact]:
+    """What should be seen of a thing among all that there are, which may be called by its words too; perhaps: of how
+    many others it is not known whether they may."""
+    meant = thing.meant(all_things)
     says = f"{thing.count} {thing.said}" if thing.count != 1 else thing.one
     if moves:
-        return [Fact(f"{says}: {thing.does or 'still'}", *_motion(thing))]
-    facts = [Fact(says, f"how many {thing.several} are there?", str(thing.count))]
+        alike = len({other.does for other in meant}) <= 1
+        return [Fact(f"{says}: {thing.does or 'still'}", *_motion(thing))] if alike else []
+    count = sum(other.count for other in meant)
+    more = tuple(str(count + n + 1) for n in range(perhaps))
+    facts = [Fact(says, f"how many {thing.several} are there?", str(count), alike=more)]
     return facts + ([Fact(says, f"is there {thing.one}?", "yes")] if thing.count == 1 else [])
 
 
@@ -140,26 +146,43 @@ def _in_cell(down: str, across: str, at: Middle | None) -> bool:
 def changed(change: Change, at: dict[str, Middle | None], moves: bool = False) -> list[Fact]:
     """What should be seen after an edit; at: where the things were, by what they are called. Of a video, in which they
     move, only what there is and what it does."""
-    facts = [fact for thing in (*change.new, *change.stay) for fact in _thing(thing, moves)]
-    if change.after and not change.texts:
-        facts.append(_total(change.after, moves))
+    after = change.after
+    clear = (*change.new, *change.stay, *([] if moves else change.unclear))
+    facts = [fact for thing in clear for fact in _thing(thing, after, moves, _perhaps(thing, change))]
+    if after and not change.texts:
+        facts.append(_total(after, moves))
     if moves:
         return facts
     facts += [Fact(f"no {t.said}", f"is there {t.one}?", "no") for t in _gone(change)]
     if change.ground:
         facts.append(_ground(change.ground))
     facts += [_written(text) for text in change.texts]
-    facts += [_located(t, partial(_near, at.get(t.said)), "where it was") for t in change.stay if t.count == 1]
+    facts += [_located(t, partial(_near, at.get(t.said)), "where it was") for t in change.stay if _alone(t, after)]
     if change.relation is not None:
         facts.append(_relation(change.relation))
+    was = at.get(change.named[0].said) if len(change.named) == 1 else None
     for thing in change.new:
+        if not _alone(thing, after) or _perhaps(thing, change):
+            continue
         if change.place is not None:
             facts.append(_located(thing, partial(_in_cell, *change.place), "where it was asked for"))
-        elif thing.count == 1 and change.named and at.get(change.named[0].said) is not None and not change.relation:
-            was = at[change.named[0].said]
+        elif was is not None and not change.relation:
             where = partial(_near, was) if change.way is None else partial(_moved, was, change.way)
             facts.append(_located(thing, where, "where it was" if change.way is None else "moved"))
     return facts
+
+
+def _perhaps(thing: Thing, change: Change) -> int:
+    """Count the things of a kind that may have looked before as one looks now: a description does not say of everything
+    that it is not striped."""
+    if thing not in change.new:
+        return 0
+    return sum(t.count for t in change.stay if noun(t) == noun(thing) and not thing.means(t))
+
+
+def _alone(thing: Thing, things: Sequence[Thing]) -> bool:
+    """Whether a phrase fits one thing only, so that it can be located."""
+    return sum(other.count for other in thing.meant(things)) == 1
 
 
 def _gone(change: Change) -> list[Thing]:
@@ -196,7 +219,7 @@ def facts_of(pipe: Engine, requests: Sequence[Segments]) -> list[list[Fact]]:
     told = _answers(pipe, [(sources[n], "") for n in by_words])
     changes = {n: change_of(prompt_in(requests[n]), read(text)) for n, text in zip(by_words, told)}
     still = {n: c for n, c in changes.items() if sources[n].frames == 1}
-    places = [(n, t.said) for n, c in still.items() for t in (*c.stay, *c.named) if t.count == 1]
+    places = [(n, t.said) for n, c in still.items() for t in (*c.stay, *c.named) if _alone(t, (*c.stay, *c.named))]
     boxes = _answers(pipe, [(sources[n], f"locate the {said}") for n, said in places])
     at: dict[int, dict[str, Middle | None]] = {n: {} for n in changes}
     for (n, said), box in zip(places, boxes, strict=True):

@@ -9,11 +9,11 @@ No list of what there is in the world: a thing is any noun phrase, and two phras
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 QUOTED = re.compile(
-    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)['‘]([^'‘’]+)['’](?!\w)"
+    r"\"([^\"]+)\"|“([^“”]+)”|„([^„“”]+)[“”]|«([^«»]+)»|「([^「」]+)」|『([^『』]+)』|(?<!\w)['‘]([^'‘’]+)['’](?!\w)"
 )
 NUMBERS = {
     "no": 0, "a": 1, "an": 1, "one": 1, "single": 1, "two": 2, "pair": 2, "three": 3, "four": 4, "five": 5, "six": 6,
@@ -32,6 +32,8 @@ SAME = {
     "center": "centre", "middle": "centre", "upper": "top", "lower": "bottom", "word": "text", "letters": "text",
     "shrink": "small", "enlarge": "large", "fill": "solid", "stripes": "striped", "outline": "outlined",
 }  # fmt: skip
+WORD = r"[\w-]+"
+DIGITS = 9  # of a number that are read: nobody counts as many
 BESIDE = {
     "left": r"(?:to the |on the )?left of", "right": r"(?:to the |on the )?right of", "above": r"above|over|on top of",
     "below": r"below|under|beneath|underneath",
@@ -55,6 +57,7 @@ PLACE = re.compile(
 GROUND = re.compile(
     r"(?:,|,? (?:on|with|against)) (?:an? |the )?(?P<words>[\w-]+(?: [\w-]+)?) background$|,? on (?P<bare>[\w-]+)$"
 )
+AGAIN = re.compile(r"\s*(?:the|this|that|these|those)\b")
 APART = re.compile(r",? and also |,? and |, *| while | plus | together with ")
 
 
@@ -102,6 +105,10 @@ class Thing:
         """Whether all that is said here is said of the other too."""
         return self.words <= other.words
 
+    def meant(self, things: Iterable[Thing]) -> list[Thing]:
+        """Pick those that the phrase fits."""
+        return [other for other in things if self.means(other)]
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -134,7 +141,7 @@ def quoted(text: str) -> list[str]:
 
 
 def words_in(text: str) -> list[str]:
-    return re.findall(r"[\w-]+", text)
+    return re.findall(WORD, text)
 
 
 def thing(phrase: str) -> Thing | None:
@@ -143,15 +150,20 @@ def thing(phrase: str) -> Thing | None:
     moves = MOTION.search(phrase.rstrip())
     for word in words_in(phrase[: moves.start()] if moves else phrase):
         if word.isdecimal():
-            count = int(word)
+            count = int(word[:DIGITS])
         elif word in NUMBERS:
             count = max(NUMBERS[word], count) if word != "no" else 0
         elif word not in EMPTY:
             found.append(word)
     if not found:
         return None
-    does = (moves["way"] or moves.lastgroup or "") if moves else ""
-    return Thing(frozenset(map(stem, found)), count, " ".join(SAME.get(word, word) for word in found), does)
+    said = " ".join(SAME.get(word, word) for word in found)
+    return Thing(frozenset(map(stem, found)), count, said, motion_in(moves) if moves else "")
+
+
+def motion_in(found: re.Match[str]) -> str:
+    """What MOTION has found, as `Thing.does` has it."""
+    return found["way"] or found.lastgroup or ""
 
 
 def read(text: str) -> Reading:
@@ -164,18 +176,25 @@ def read(text: str) -> Reading:
         named = thing(found["words"] or found["bare"])
         ground, plain = named.said if named else "", plain[: found.start()]
     things, relations, places = list[Thing](), list[Relation](), list[Place]()
+    before: Thing | None = None
     for part in APART.split(plain):
         for side, phrase in _sides(part):
             place = place_in(phrase)
             one = thing(PLACE.sub("", phrase) if place else phrase)
             if one is None or (texts and stem("text") in one.words):
                 continue
+            at = [n for n, t in enumerate(things) if one.means(t)] if AGAIN.match(phrase) else []
+            if len(at) == 1:  # spoken of before
+                things[at[0]] = replace(things[at[0]], does=one.does or things[at[0]].does)
+                one = things[at[0]]
             if place is not None:
                 places.append(Place(one, *place))
-            if side and things:
-                pair = (one, things[-1]) if phrase.lstrip().startswith("it ") else (things[-1], one)
+            if side and before is not None:
+                pair = (one, before) if phrase.lstrip().startswith("it ") else (before, one)
                 relations.append(Relation(pair[0], side, pair[1]))
-            things.append(one)
+            before = one
+            if not at:
+                things.append(one)
     return Reading(tuple(things), tuple(relations), tuple(places), texts, ground)
 
 
