@@ -37,6 +37,7 @@ from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 PROBE = 12  # steps that are timed; the first half warms up
+GRACE = 60  # seconds in which what took too long can end
 RESERVE = 0.06  # share of a phase's time for opening the model and writing the result
 
 
@@ -110,13 +111,16 @@ class Day:
             several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.shared(phase))]
             first = several if self.shared(phase) > 1 and line[0] == "train" else []
             line = [sys.executable, *first, "-m", "openlance.cli.main", *map(str, line)]
-            try:
-                done = subprocess.run(
-                    line, stdout=log, stderr=log, env=self.environment, check=False, timeout=max(seconds, 30)
-                )
-            except subprocess.TimeoutExpired:
-                return 124
-            return done.returncode
+            with subprocess.Popen(line, stdout=log, stderr=log, env=self.environment) as command:
+                try:
+                    return command.wait(max(seconds, 30))
+                except subprocess.TimeoutExpired:
+                    command.terminate()  # what it began ends with it, which it would not if this were killed
+                    try:
+                        command.wait(GRACE)
+                    except subprocess.TimeoutExpired:
+                        command.kill()
+                    return 124
 
     def left(self) -> float:
         return self.until - time.monotonic()
@@ -224,7 +228,7 @@ def collected(day: Day, model: str, results: Path, piece: int) -> None:
     size, number = (piece << 20) or 1 << 62, 0
     with open(tar, "rb") as whole:
         while block := whole.read(min(size, tar.stat().st_size or 1)):
-            (results / (f"weights.tar.{number}" if piece else "weights.tar")).write_bytes(block)
+            (results / (f"weights.tar.{number:03d}" if piece else "weights.tar")).write_bytes(block)
             number += 1
     tar.unlink()
 

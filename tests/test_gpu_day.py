@@ -57,18 +57,31 @@ def test_steps_fill_the_time_that_a_phase_has(day, tmp_path):
 def test_weights_come_back_in_pieces(day, tmp_path):
     model, results = tmp_path / "model", tmp_path / "results"
     model.mkdir()
-    (model / "model.safetensors").write_bytes(os.urandom(2_500_000))
+    (model / "model.safetensors").write_bytes(os.urandom(11_500_000))
     shipped = ROOT / "src" / "openlance" / "assets" / "nano" / "tokenizer.json"
     (model / "tokenizer.json").write_bytes(shipped.read_bytes())
     now = day.Day(tmp_path, False, 0.0, {})
     now.note("regions", steps=3)
     day.collected(now, str(model), results, 1)
     pieces = sorted(results.glob("weights.tar.*"))
-    assert len(pieces) == 3 and all(piece.stat().st_size <= 1 << 20 for piece in pieces)
+    assert len(pieces) == 11 and all(piece.stat().st_size <= 1 << 20 for piece in pieces)
     (tmp_path / "whole.tar").write_bytes(b"".join(piece.read_bytes() for piece in pieces))
     with tarfile.open(tmp_path / "whole.tar") as found:
         assert found.getnames() == ["model.safetensors"], "what the shipped weights hold is not sent"
     assert json.loads((results / "day.json").read_text())["phases"]["regions"]["steps"] == 3
+
+
+def test_what_takes_too_long_ends_with_all_that_it_began(day, tmp_path, monkeypatch):
+    """As torch.distributed.run begins its workers, each in a session of its own."""
+    (tmp_path / "sleeper.py").write_text("import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(600)\n")
+    now = day.Day(tmp_path, False, 0.0, dict(os.environ), 2)
+    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 sleeper.py"
+    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {torchrun}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert now.run("pt", ["train"], 0.0) == 124 and (tmp_path / "began").exists()
+    assert "sleeper.py" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.nightly

@@ -103,7 +103,10 @@ def test_a_branch_is_the_same_dialogue_until_it_says_something_else(pipe):
     talk.undo()
     assert len(other.turns) == 4 and len(talk.turns) == 3
     assert talk.branch().turns == talk.turns and talk.branch(0).draw("a ring").seed == 3
-    assert Dialogue(pipe, seed=9, turns=talk.turns[:1], **FEW).edit("make it blue").seed == 9
+    resumed = Dialogue(pipe, seed=9, turns=talk.turns[:1], **FEW)
+    assert resumed.branch().edit("make it blue").seed == resumed.edit("make it blue").seed == 9
+    assert talk.branch().say("make it red").seed == talk.say("make it red").seed == 7  # after what was taken back
+    talk.undo()
     for wrong in (lambda: talk.branch(4), lambda: talk.branch(-1), lambda: Dialogue(pipe, turns=["a ring"])):
         with pytest.raises(UserError):
             wrong()

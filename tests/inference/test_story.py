@@ -47,6 +47,19 @@ def test_a_line_that_is_none_is_named_before_anything_is_made(pipe, lines):
         pipe.story(lines, **SMALL)
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["draw a ring", "animate"], "does not say what happens"),
+        (["draw a ring", "film a star", "animate: it moves"], "a video moves already"),
+    ],
+)
+def test_a_line_that_cannot_be_by_then_is_named_before_anything_is_made(pipe, lines, said, monkeypatch):
+    monkeypatch.setattr(type(pipe), "fill_visual", None)
+    with pytest.raises(UserError, match=said):
+        pipe.story(lines, **SMALL)
+
+
 def test_a_checkpoint_that_was_not_trained_to_think_is_refused_by_name(nano):
     for call in (lambda: nano.generate("a", think=True), lambda: nano.story(["a"], think=True)):
         with pytest.raises(UserError, match="^nano was not trained to describe a result before it draws it"):

@@ -9,7 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from openlance.errors import UserError
-from openlance.media.region import blended, box_mask, boxes_in, depth, read_box, read_mask, read_transparency
+from openlance.media.region import blended, box_mask, boxes_in, depth, read_box, read_mask, read_transparency, typed
 
 SIZE = (1, 24, 16)
 LEVELS = np.random.default_rng(0).integers(0, 256, SIZE[1:], dtype=np.uint8)
@@ -140,6 +140,12 @@ def test_boxes_of_an_answer():
     said = '[{"bbox_2d": [1, 2, 3.5, 4], "label": "a ring"}, {"bbox_2d": [4, 4, 4, 9]}, {"bbox_2d": [5, 5, 6, 6]}]'
     assert boxes_in(said) == [((1, 2, 3.5, 4), "a ring"), ((5, 5, 6, 6), "")]
     assert boxes_in("below") == boxes_in('{"bbox_2d": [1, 2]}') == boxes_in('"bbox_2d": [1, "x", 3, 4]') == []
+
+
+def test_a_typed_region_is_a_box_where_it_is_four_numbers():
+    assert typed("1, 2.5,.5 ,4.") == (1, 2.5, 0.5, 4)
+    for words in ("1.2.3,4,5,6", "1,2,3", "..,1,2,3", "the red circle, left", "1,2,3,٤"):
+        assert typed(words) == words
 
 
 def test_the_edge_is_inside():

@@ -169,6 +169,18 @@ def test_what_is_learned_progressively_is_where_the_start_s_own_few_steps_lead(d
     assert guidance_of(pipe.defaults, moving, True) == guidance_of(pipe.defaults, moving)
 
 
+def test_an_interval_that_begins_later_is_passed_through(shallow):
+    pipe = openlance.load(str(shallow))
+    request = text_to_visual("a red circle", [], (1, 64, 64))
+    sampling = replace(guidance_of(pipe.defaults, request), num_inference_steps=8, shift=1.0, interval=(0.4, 0.8))
+    [states] = taught(pipe)._trajectories([request], sampling, [5])
+    assert [t for _, t, _ in states] == pytest.approx([0.75, 0.625, 0.5])
+    sampling = replace(pipe.defaults.sampling, interval=(0.999, 0.9995))
+    late = replace(taught(pipe), defaults=replace(pipe.defaults, sampling=sampling, sampling_with={}))
+    with pytest.raises(UserError, match=r"at none of \d+ steps"):
+        late._states([request], torch.Generator().manual_seed(0))
+
+
 def test_what_a_request_holds_decides_how_it_is_distilled():
     four = {"steps": [4, 4], "matched": False, "num_inference_steps": 4, "solver": "dpm++"}
     how = Distillation(

@@ -45,7 +45,7 @@ class Turn:
         segments: The filled request, what later turns may look back at; empty for media that were brought along.
         table: The images and videos on the table after this turn.
         answer: Of a question; its `finish_reason` says whether it was cut.
-        seed: Of an image or video that was made.
+        seed: Of an image or video that was made, or of its first draw where it was checked (`checking.draw_seed`).
     """
 
     said: str
@@ -178,12 +178,13 @@ class Dialogue:
 
     def branch(self, turns: int | None = None) -> Dialogue:
         """Begin another dialogue with the first turns of this one, all of them by default. Both go on by themselves.
-        Its seeds go on from the last turn that is kept, so that the same words give there what they gave here."""
+        Its seeds go on from where this one was then, so that the same words give there what they gave here."""
         kept = len(self.turns) if turns is None else values.whole("turns", turns, 0, len(self.turns))
         other = copy.copy(self)
         other.turns = self.turns[:kept]
-        seeds = [turn.seed for turn in other.turns if turn.seed is not None]
-        other.drawn = later_seed(seeds[-1], 1 - self.seed) if seeds else 0
+        later = [turn.seed for turn in self.turns[kept:] if turn.seed is not None]
+        if later:
+            other.drawn = later_seed(later[0], -self.seed)
         return other
 
     def forget(self) -> None:

@@ -53,7 +53,8 @@ def _holding(name: str, answer: str) -> list[Box]:
     """The boxes of an answer that are said to hold what was asked for. A model names what it has found, and where there
     is none of the kind it points at something else."""
     words = {word.rstrip("s") for word in re.findall(r"\w+", name.lower())}
-    return [box for box, label in boxes_in(answer) if not label or label.lower().split()[-1].rstrip("s") in words]
+    labels = [(box, (label or "").lower().split()) for box, label in boxes_in(answer)]
+    return [box for box, label in labels if not label or label[-1].rstrip("s") in words]
 
 
 def _around(pipe: Methods, boxes: Sequence[Box], size: tuple[int, int, int]) -> np.ndarray:

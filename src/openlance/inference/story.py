@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from openlance.config import values
+from openlance.inference import turns
 from openlance.inference.dialogue import Dialogue, Turn
 from openlance.inference.inputs import listed
 from openlance.media.clip import Clip
@@ -25,7 +28,8 @@ PAGE = "story.md"
 
 @dataclass(frozen=True)
 class Story:
-    """What came of each line, in order; image or video k was made with seed + k."""
+    """What came of each line, in order; image or video k was made with seed + k, where it was checked in its first
+    draw."""
 
     lines: tuple[str, ...]
     turns: tuple[Turn, ...]
@@ -72,6 +76,19 @@ def _result(turn: Turn) -> Clip | str:
     return turn.picture
 
 
+def _check(talk: Dialogue, texts: Sequence[str]) -> None:
+    """Raise a UserError for a line of which nothing can be made by then."""
+    table = talk.table
+    for text in texts:
+        wanted = turns.wanted(text, table)
+        if wanted.spec.makes == "text":
+            table = wanted.clips
+            continue
+        given = talk.how[wanted.spec.makes].get("num_frames") or 1
+        frames = max([given, *(clip.frames for clip in wanted.clips)]) if wanted.spec.makes == "video" else 1
+        table = (Clip(np.zeros((frames, 1, 1, 3), np.uint8)),)  # in the place of what will be made
+
+
 def tell(pipe: LancePipeline, lines: Sequence[str], image: MediaInput | None = None, **how: Any) -> Story:
     """Fill the targets of a story one after the other.
 
@@ -88,4 +105,5 @@ def tell(pipe: LancePipeline, lines: Sequence[str], image: MediaInput | None = N
     talk = Dialogue(pipe, **how)
     if image is not None:
         talk.show(image)
+    _check(talk, texts)
     return Story(tuple(texts), tuple(talk.say(text) for text in texts), talk.seed)

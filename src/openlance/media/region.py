@@ -141,7 +141,8 @@ def _fitting(levels: np.ndarray, size: Size) -> np.ndarray:
 
 # Boxes.
 
-BOX = re.compile(r"\s*-?[\d.]+\s*(,\s*-?[\d.]+\s*){3}")
+NUMBER = r"\s*-?(?:\d+\.?\d*|\.\d+)\s*"
+BOX = re.compile(rf"{NUMBER}(?:,{NUMBER}){{3}}", re.ASCII)
 
 
 def typed(text: str) -> Any:

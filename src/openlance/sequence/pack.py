@@ -103,7 +103,8 @@ def _tokenized(stretch: list[_Text], codec: Codec) -> Iterator[Span]:
     written = list(accumulate(piece.text for piece in stretch))
     ids, start = codec.ids(written[-1]), 0
     for piece, text in zip(stretch, written):
-        end = len(ids) if piece is stretch[-1] else min(len(codec.ids(text)), len(ids))
+        # A text that ends inside a word may have more tokens than the longer one.
+        end = len(ids) if piece is stretch[-1] else max(start, min(len(codec.ids(text)), len(ids)))
         yield Span(piece.owner, ids[start:end], answer=piece.answer)
         start = end
 

@@ -98,6 +98,10 @@ class Taught(Preparer):
             own = replace(sampling, num_inference_steps=steps, shift=shift)
             some = self._trajectories([requests[n] for n in numbers], own, [seeds[n] for n in numbers])
             for n, states in zip(numbers, some, strict=True):
+                if not states:
+                    low, high = own.interval
+                    said = f"guidance acts from time {high:g} to {low:g}, at none of {steps} steps of the teacher"
+                    raise UserError(f"{said}: let it take more of them", fix={"steps": [2 * steps, 2 * steps]})
                 order = torch.randperm(len(states), generator=generator).tolist()
                 found[n] = [states[order[k % len(order)]] for k in range(draws)]
         return [found[n] for n in range(len(requests))]
@@ -105,6 +109,7 @@ class Taught(Preparer):
     def _trajectories(self, requests: list[Segments], sampling: Sampling, seeds: list[int]) -> list[list[State]]:
         """The states of each request at which guidance acts, with the mean velocity up to the next."""
         passed: list[tuple[float, Tensor]] = []  # times and states (N, C) of all requests, in order
+        low, _ = sampling.interval
 
         def begin(step: int, t: float, x: Tensor) -> None:
             if not step:
@@ -112,12 +117,14 @@ class Taught(Preparer):
 
         denoise(
             self.teacher, self.codec, requests, sampling, seeds=seeds, on_step=begin,
-            after_step=lambda _, t, x: passed.append((t, x)), stops=lambda: not sampling.acts_at(passed[-1][0]),
+            after_step=lambda _, t, x: passed.append((t, x)), stops=lambda: passed[-1][0] <= low,
             distilled=self.distilled if sampling.distilled else None,
         )  # fmt: skip
         sizes = [rows_of_target(request, self.codec) for request in requests]
         found = [list[State]() for _ in requests]
         for (t, x), (t_next, x_next) in zip(passed, passed[1:]):
+            if not sampling.acts_at(t):
+                continue
             velocity = (x - x_next) / (t - t_next)
             for own, *parts in zip(found, x.split(sizes), velocity.split(sizes), strict=True):
                 own.append((parts[0].clone(), t, parts[1].clone()))  # a gradient may pass copies alone
