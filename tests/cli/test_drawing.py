@@ -67,6 +67,15 @@ def test_a_dialogue_reads_a_pipe_and_saves_its_pictures(folder, capfd, monkeypat
     assert len(out.splitlines()) == 7 and "took back 'make it blue'" in out
 
 
+def test_a_dialogue_is_shown_several_images(folder, capfd, monkeypatch):
+    for name in ("one.png", "two images.png"):
+        Image.new("RGB", (16, 16), "red").save(folder / name)
+    said = "/show one.png 'two images.png'\nanimate: it moves up\n/show two images.png\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    assert main(["chat", "-o", "talk", "--size", "16x16", "--num-frames", "5", *STEP]) == 0
+    assert openlance.read_provenance(folder / "talk" / "000.mp4").task == "flf2v"
+
+
 def test_a_dialogue_makes_clips_and_branches(folder, capfd, monkeypatch):
     said = (
         "draw a red circle\nanimate: it moves up\nmake it blue\n/branch 1\nfilm a star\n/turns\n/switch 1\n/turns\n"

@@ -140,6 +140,15 @@ BAD = [
     ["init", "nano", "--random", "-o", "x", "--seed", str(2**70)],
     ["convert", "nano", "."],
     ["run", "nowhere.json", "--task", "t2i", "-o", "out"],
+    ["generate", "extend", "../broken/good.png", "a", "--after", "100000"],
+    ["train", "dreambooth", "--data", "../broken", "--prompt", " ", "--class-prompt", "a circle", "-o", "run"],
+    ["edit", "../broken/good.png", "a", "--region", "1,2,3"],
+    ["generate", "t2i", "\udcff"],
+]
+SAID = [
+    (["ask", "../broken/good.png"], "there is no question: give one, as in `openlance ask ../broken/good.png"),
+    (["ask", "how many squares are there?"], "there is no image: give one, as in `openlance ask in.png 'how many"),
+    (["generate", "flf2v", "a b.png", "it moves"], "`openlance generate flf2v 'a b.png' 'it moves' 'the circle moves"),
 ]
 
 
@@ -150,6 +159,12 @@ def test_bad_input_is_one_sentence(line, folder, capfd):
     assert out == "" and re.fullmatch(r"error: .+\n", err), err
     assert "Traceback" not in err and len(err) < 400
     assert list(folder.iterdir()) == [], "a file was left behind"
+
+
+@pytest.mark.parametrize(("line", "said"), SAID)
+def test_what_is_missing_is_named_in_a_line_that_runs(line, said, folder, capfd):
+    assert main(line) == 2
+    assert said in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("line", [["generate", "t2i", "a red circle"], ["ask", "../broken/good.png", "what?"]])

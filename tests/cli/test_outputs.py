@@ -10,6 +10,7 @@ from PIL import Image
 from openlance.cli.drawing import choose_paths
 from openlance.cli.options import parse_size, read_prompts
 from openlance.config.sampling import GenerationConfig
+from openlance.errors import UserError
 from openlance.media import Clip
 from openlance.sequence.tasks import TASKS
 from toyworld.clips import parse_clip
@@ -43,6 +44,9 @@ def test_a_prompt_per_line_whatever_the_line_ends(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffa red circle\r\n a blue “ring” \r\n\r\n".encode())
     assert read_prompts(file) == ["a red circle", "a blue “ring”"]
+    file.write_text(" \n")
+    with pytest.raises(UserError, match="is empty: write one prompt per line"):
+        read_prompts(file)
 
 
 def test_every_wish_of_the_demo_can_be_judged():

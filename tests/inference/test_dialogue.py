@@ -1,5 +1,7 @@
 """A dialogue: a turn sees what is on the table, what was said can be repeated, and turns are values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,16 @@ def test_a_branch_is_the_same_dialogue_until_it_says_something_else(pipe):
     for wrong in (lambda: talk.branch(4), lambda: talk.branch(-1), lambda: Dialogue(pipe, turns=["a ring"])):
         with pytest.raises(UserError):
             wrong()
+
+
+def test_turns_before_decide_on_the_settings_as_all_conditions_do(pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "defaults", replace(pipe.defaults, sampling_with={"history": {"num_inference_steps": 3}}))
+    steps = list[int]()
+    for n in (0, 2):
+        talk = Dialogue(pipe, seed=1, history=n)
+        for text in ("draw a ring", "make it blue"):
+            steps.append(talk.say(text).picture.made.settings["num_inference_steps"])
+    assert steps[0] == steps[1] == steps[2] != 3 == steps[3]
 
 
 def test_images_and_videos_have_settings_of_their_own(pipe, monkeypatch):

@@ -11,8 +11,11 @@ import torch
 import openlance
 from openlance.config.sampling import Sampling
 from openlance.errors import UserError
+from openlance.inference.engine import _within
+from openlance.inference.regions import beyond
 from openlance.inference.visual import denoise
 from openlance.media import Clip, as_clip
+from openlance.media.inputs import every_frame
 from openlance.sequence import tasks
 from openlance.sequence.explain import explain
 from openlance.sequence.pack import pack as pack
@@ -219,6 +222,45 @@ def test_an_image_goes_on_beyond_its_borders(pipe):
     assert as_clip(made[0]).made.task == "outpaint" and as_clip(made[0]).made.region == "beyond its borders"
 
 
+@pytest.mark.parametrize("room", [{"right": 3}, {"left": 5, "bottom": 1}, {"top": "4", "right": 32.0}])
+def test_an_image_of_any_size_keeps_its_pixels_and_gets_the_size_that_is_asked_for(pipe, room):
+    own = FILM[0, :61, :43]
+    made = as_clip(pipe.outpaint(own, "a red circle", **room, **SHORT)[0])
+    left, top, right, bottom = (int(room.get(name, 0)) for name in ("left", "top", "right", "bottom"))
+    assert (made.width, made.height) == (43 + left + right, 61 + top + bottom)
+    assert (made.made.width, made.made.height) == (made.width, made.height)
+    assert np.array_equal(made.pixels[0, top : top + 61, left : left + 43], own)
+
+
+def test_what_was_not_there_is_all_that_was_made(pipe):
+    """No edge goes over to it from the grey of what is not known; in an edit one does from what was there."""
+    request = beyond(pipe, tasks.spec_of("outpaint"), "a red circle", Clip(FILM[:1]), "beyond", right=16)
+    drawn = Clip(np.random.default_rng(3).integers(0, 256, (1, 64, 80, 3), np.uint8))
+    whole = _within(drawn, request, 8).pixels[0]
+    assert np.array_equal(whole[:, :64], FILM[0]) and np.array_equal(whole[:, 64:], drawn.pixels[0, :, 64:])
+    inside = np.zeros((1, 64, 64), bool)
+    inside[:, :, 32:] = True
+    edit = within(pipe.front.request("image_inpaint", "make it green", [Clip(FILM[:1])]), Region(inside))
+    changed = _within(drawn.with_pixels(drawn.pixels[:, :, :64]), edit, 8).pixels[0]
+    assert np.array_equal(changed[:, 40:], drawn.pixels[0, :, 40:64]) and np.array_equal(
+        changed[:, :32], FILM[0, :, :32]
+    )
+    assert not np.array_equal(changed[:, 32:38], drawn.pixels[0, :, 32:38])
+
+
+def test_all_frames_of_a_file_stay(pipe, tmp_path):
+    for name in ("film.mp4", "film.webp"):
+        Clip(np.repeat(FILM, 2, axis=0)[:7]).save(tmp_path / name)
+        own = every_frame(tmp_path / name)
+        assert own.frames == 7 and np.array_equal(every_frame(own).pixels, own.pixels)
+        made = pipe.extend(tmp_path / name, "a red circle moves left", before=1, after=1, **SHORT)[0]
+        assert made.frames == 9 and np.array_equal(made.pixels[1:8], own.pixels)
+    faster = every_frame(Clip(np.repeat(FILM, 2, axis=0), fps=24.0))
+    assert np.array_equal(faster.pixels, FILM) and faster.fps == 12
+    with pytest.raises(UserError, match="lasts 6.7 s, and all of its frames are to stay"):
+        every_frame(Clip(np.repeat(FILM, 16, axis=0), fps=12.0001))
+
+
 @pytest.mark.parametrize("room", [{"after": 4}, {"before": 4}, {"before": 3, "after": 1}])
 def test_a_video_goes_on_before_and_after(pipe, room):
     made = pipe.extend(FILM, "a red circle moves left", **room, **SHORT)[0]
@@ -234,6 +276,10 @@ def test_a_video_goes_on_before_and_after(pipe, room):
         (lambda p: p.extend(FILM, "x"), "nothing to draw beyond it: give one of before, after"),
         (lambda p: p.extend(FILM, "x", after=-1), "after"),
         (lambda p: p.outpaint(FILM[0], "x", left=0.5), "left"),
+        (lambda p: p.outpaint(FILM[0], "x", left=10**6), "left must be at most 8192"),
+        (lambda p: p.outpaint(FILM[0], "x", left=8192), "the width of the whole must be at most 8192"),
+        (lambda p: p.outpaint(FILM[0], "x", left=800), "give a smaller one, or ask for less room"),
+        (lambda p: p.extend(FILM, "x", after=100_000), "after must be at most 10000"),
         (lambda p: untrained().extend(FILM, "x", after=4), "not trained to make what comes before or after"),
     ],
 )

@@ -182,6 +182,8 @@ def test_what_is_named_is_looked_for(nano, drawn):
     assert changed.min() >= 0 and changed.max(0)[0] < 48 and changed.max(0)[1] < 48  # its cells and their neighbors
     with pytest.raises(UserError, match="the model finds no 'the submarine' in it"):
         nano.edit(drawn[0], "make it green", region="the submarine", **FEW)
+    with pytest.raises(UserError, match="the model finds no 'the yellow star' in it"):  # it would point at the circle
+        nano.edit(drawn[0], "make it green", region="the yellow star", **FEW)
 
 
 def test_the_call_of_diffusers(nano, drawn):

@@ -144,8 +144,11 @@ def test_boxes_of_an_answer():
 
 def test_a_typed_region_is_a_box_where_it_is_four_numbers():
     assert typed("1, 2.5,.5 ,4.") == (1, 2.5, 0.5, 4)
-    for words in ("1.2.3,4,5,6", "1,2,3", "..,1,2,3", "the red circle, left", "1,2,3,٤"):
+    for words in ("the red circle, left", "the 2nd, 3", "7", "a, b"):
         assert typed(words) == words
+    for slip in ("1.2.3,4,5,6", "1,2,3", "..,1,2,3", "nan,0,10,10", "1,2,3,4,5", "1,2,3,inf"):
+        with pytest.raises(UserError, match="give four numbers"):
+            typed(slip)
 
 
 def test_the_edge_is_inside():

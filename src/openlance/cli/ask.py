@@ -8,13 +8,16 @@ The same from Python: `ask("out.png", "how many squares are there?")` and `capti
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 from typer import Argument
 
 from openlance.cli import options
+from openlance.errors import UserError
 
 app = typer.Typer(add_completion=False)
 
@@ -22,14 +25,21 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @options.grouped
 def ask(
-    media: Annotated[list[Path], Argument(help="Images or videos.")],
-    question: Annotated[str, Argument(help="What to ask about them.")],
+    media: Annotated[
+        list[Path] | None, Argument(help="Images or videos.", metavar="MEDIA...", show_default=False)
+    ] = None,
+    question: Annotated[str, Argument(help="What to ask about them.", metavar="QUESTION", show_default=False)] = "",
     max_new_tokens: options.NewTokens = 64,
     *,
     checkpoint: options.Checkpoint,
 ) -> None:
     """Answer a question about one or several images or videos; the answer appears as it is written."""
-    answer(media, options.check_text("question", question, "how many squares are there?"), max_new_tokens, checkpoint)
+    text = options.check_text("question", question, "how many squares are there?")
+    if not media:
+        is_file = os.path.exists(text)  # which is False for what cannot be a path
+        line = f"{quote(text)} 'how many squares are there?'" if is_file else f"in.png {quote(text)}"
+        raise UserError(f"there is no {'question' if is_file else 'image'}: give one, as in `openlance ask {line}`")
+    answer(media, text, max_new_tokens, checkpoint)
 
 
 @app.command()

@@ -12,6 +12,7 @@ The same from Python: `openlance.inference.dialogue.Dialogue(openlance.load("nan
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ answered; anything else edits what is there, or draws where nothing is.
 /animate TEXT  begin a video with it     /branch N      go on from turn N
 /edit TEXT     edit it                   /switch N      go to branch N
 /ask TEXT      ask about it              /new           start again
-/show FILE     load an image or video    /save FILE     write what is there
+/show FILE...  load images or a video     /save FILE     write what is there
 /help                                    /quit"""
 
 app = typer.Typer(add_completion=False)
@@ -100,7 +101,7 @@ def lines() -> Iterator[str]:
         if (not line and not terminal) or line.strip() in ("/quit", "/exit"):
             return
         if line.strip():
-            yield line.strip()
+            yield options.check_text("line", line, "draw a red circle")
 
 
 def home(path: str) -> Path:
@@ -177,8 +178,12 @@ class Session:
             clip.save(path)
         return path
 
-    def bring(self, path: str) -> Turn:
-        return self.talk.show(options.read_media(home(path)))
+    def bring(self, said: str) -> Turn:
+        try:
+            paths = [said] if home(said).exists() else shlex.split(said)
+        except ValueError:  # a quotation mark in a name
+            paths = [said]
+        return self.talk.show(*(options.read_media(home(path)) for path in paths or [said]))
 
     def save(self, name: str) -> None:
         if not name:

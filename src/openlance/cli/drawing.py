@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -198,7 +199,7 @@ def edit(
     """
     more = options.given(image_guidance_scale=image_guidance_scale, strength=strength)
     Sampling(**more)  # says what is wrong with it
-    prompts = files.prompts(instruction, f"edit {source} 'make the circle blue'")
+    prompts = files.prompts(instruction, f"edit {quote(str(source))} 'make the circle blue'")
     media = options.read_media(source)
     beside = _regions(media, mask, region)
     from openlance.sequence import tasks

@@ -12,6 +12,7 @@ From Python: `generate`, `generate_video`, `animate`, `subject`, `outpaint` and 
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -60,7 +61,7 @@ def t2v(prompt: Motion = None, *, files: Files, filming: Filming, checkpoint: Ch
 @options.grouped
 def i2v(image: Image, prompt: Motion = None, *, files: Files, filming: Filming, checkpoint: Checkpoint) -> None:
     """Generate a video that begins with an image."""
-    prompts = files.prompts(prompt, f"generate i2v {image} 'the circle moves left'")
+    prompts = files.prompts(prompt, f"generate i2v {quote(str(image))} 'the circle moves left'")
     draw("i2v", "animate", prompts, {"image": options.read_media(image)}, files, filming, checkpoint)
 
 
@@ -70,7 +71,7 @@ def flf2v(
     first: Image, last: Image, prompt: Motion = None, *, files: Files, filming: Filming, checkpoint: Checkpoint
 ) -> None:
     """Generate a video between two images, its first and its last frame."""
-    prompts = files.prompts(prompt, f"generate flf2v {first} {last} 'the circle moves left'")
+    prompts = files.prompts(prompt, f"generate flf2v {quote(str(first))} {quote(str(last))} 'the circle moves left'")
     ends = {"image": options.read_media(first), "last": options.read_media(last)}
     draw("flf2v", "animate", prompts, ends, files, filming, checkpoint)
 
@@ -90,7 +91,7 @@ def outpaint(
     checkpoint: Checkpoint,
 ) -> None:
     """Generate what is beyond the borders of an image, whose own pixels stay."""
-    prompts = files.prompts(prompt, f"generate outpaint {image} 'a red circle' --right 32")
+    prompts = files.prompts(prompt, f"generate outpaint {quote(str(image))} 'a red circle' --right 32")
     room: dict[str, Any] = {"left": left, "top": top, "right": right, "bottom": bottom}
     draw("outpaint", "outpaint", prompts, {"image": options.read_media(image)}, files, denoising, checkpoint, **room)
 
@@ -108,9 +109,11 @@ def extend(
     checkpoint: Checkpoint,
 ) -> None:
     """Generate what comes before or after a video, whose own frames stay."""
-    prompts = files.prompts(prompt, f"generate extend {video} 'a red circle moves left' --after 8")
+    prompts = files.prompts(prompt, f"generate extend {quote(str(video))} 'a red circle moves left' --after 8")
     room: dict[str, Any] = {"before": before, "after": after}
-    draw("extend", "extend", prompts, {"video": options.read_media(video)}, files, denoising, checkpoint, **room)
+    from openlance.media.inputs import every_frame
+
+    draw("extend", "extend", prompts, {"video": every_frame(video)}, files, denoising, checkpoint, **room)
 
 
 @app.command()
@@ -124,7 +127,7 @@ def subject(
     checkpoint: Checkpoint,
 ) -> None:
     """Generate the subjects of given images in a new scene: an image, or a video with --num-frames."""
-    prompts = files.prompts(prompt, f"generate subject {images[0]} --prompt 'the circle on white'")
+    prompts = files.prompts(prompt, f"generate subject {quote(str(images[0]))} --prompt 'the circle on white'")
     from openlance.sequence.tasks import kind_of, subject_driven, the_task
 
     task = the_task(subject_driven, kind_of(filming.num_frames or 1)).name

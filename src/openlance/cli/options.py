@@ -270,9 +270,14 @@ def say_answer(answer: Answer, most: int) -> None:
 
 
 def check_text(name: str, text: str, example: str) -> str:
-    """The text without blanks around it; UserError if nothing is left."""
+    """The text without blanks around it; UserError if nothing is left, or it is no text."""
     if not text.strip():
         raise UserError(f"the {name} is empty: write one, for example {example!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        said = f"the {name} {ascii(text[:40])} holds bytes that are no characters (place {error.start})"
+        raise UserError(f"{said}: write it as UTF-8 text") from None
     return text.strip()
 
 

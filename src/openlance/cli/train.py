@@ -238,6 +238,8 @@ def dreambooth(
     from openlance.cli.dreambooth import samples
     from openlance.training.start import lora_stage
 
+    prompt = options.check_text("prompt", prompt, "a zib circle")
+    class_prompt = options.check_text("class prompt", class_prompt, "a circle")
     if prompt.split() == class_prompt.split():
         raise UserError(f"--prompt and --class-prompt are both {prompt!r}: name the subject with a word of its own")
     override(lora_stage(start_folder(model, "nano"), ["t2i"], steps=steps, lr=lr), settings or [])  # before drawing

@@ -221,7 +221,7 @@ class Dialogue:
         turn = self.pipe.front.request(spec, wanted.text, wanted.clips, asked=asked)
         if source_in(turn) is not None:
             [turn] = regions.placed(self.pipe, [turn], wanted.clips[-1:], [region or regions.Asked()])
-        sampling = self.pipe.sampling([turn], **settings)
+        sampling = self.pipe.sampling([self._with_past(turn)], **settings)
         seed = later_seed(self.seed, self.drawn)
         for rewrite in self.rewrites:
             turn = rewrite(turn)

@@ -442,12 +442,13 @@ class Engine:
 
 
 def _within(clip: Clip, request: Segments, cell: int) -> Clip:
-    """A decoded target, the source's own pixels outside of its region."""
-    region, given = region_in(request), given_in(request)
-    source = source_in(request) if given is None else given
+    """A decoded target, the source's own pixels outside of its region. From what is edited it goes over to what was
+    made; where nothing was, all is what was made."""
+    region, given, edited = region_in(request), given_in(request), source_in(request)
+    source = edited if given is None else given
     if region.inside is None or not region.is_part or not isinstance(source, Clip):
         return clip
-    return clip.with_pixels(blended(source.pixels, clip.pixels, region.inside, cell))
+    return clip.with_pixels(blended(source.pixels, clip.pixels, region.inside, cell if edited is not None else 1))
 
 
 class VAESettings:

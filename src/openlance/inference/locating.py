@@ -12,6 +12,7 @@ from openlance.media.clip import Clip
 from openlance.media.region import Box, box_mask, boxes_in
 from openlance.sequence import tasks
 from openlance.sequence.segment import Kind, Region, Segments, source_in
+from openlance.text.phrases import thing
 
 if TYPE_CHECKING:
     from openlance.inference.methods import Methods
@@ -47,6 +48,17 @@ def located(pipe: Methods, requests: Sequence[Segments], names: Sequence[str]) -
         inside = np.concatenate([_around(pipe, boxes, size) for boxes in each])
         found.append(Region(inside, f"{name.strip()}, {box_said([boxes[0] for boxes in each])}"))
     return found
+
+
+def seen(pipe: Methods, requests: Sequence[Segments], names: Sequence[str]) -> list[bool]:
+    """Ask the model whether there are such things in the sources of requests; arguments as `located`. It points at
+    something even where there is nothing of the kind."""
+    things = [thing(name.lower()) for name in names]
+    asked = [n for n, one in enumerate(things) if one is not None and one.count == 1]
+    media = [[source_in(requests[n], Kind.PATCHES)] for n in asked]
+    answers = pipe.ask(media, [f"is there {things[n].one}?" for n in asked]) if asked else []  # type: ignore[union-attr]
+    absent = {n for n, answer in zip(asked, answers, strict=True) if re.match(r"\W*no\b", answer.lower())}
+    return [n not in absent for n in range(len(names))]
 
 
 def _holding(name: str, answer: str) -> list[Box]:

@@ -27,7 +27,7 @@ from openlance.inference.engine import Engine
 from openlance.inference.inputs import How, Words, asked_size, batches, is_many, listed, paired, question_about
 from openlance.inference.text import Answer, AnswerInfo, Shown
 from openlance.media.clip import Clip
-from openlance.media.inputs import MediaInput, as_image
+from openlance.media.inputs import MediaInput, as_image, every_frame
 from openlance.sequence import tasks
 from openlance.sequence.segment import Segments
 
@@ -251,7 +251,7 @@ class Methods(Engine):
         Args:
             image: One or several.
             prompt: What is to be seen in the whole of it; one or several.
-            left: Pixels more on this side, as `top`, `right` and `bottom`; sums have to fit the VAE's stride.
+            left: Pixels more on this side, as `top`, `right` and `bottom`.
             **how: See `inputs.How`.
 
         Raises:
@@ -261,8 +261,8 @@ class Methods(Engine):
         room = {"left": left, "top": top, "right": right, "bottom": bottom}
         pairs = paired(image, prompt)
         listed([text for _, text in pairs], "prompt", "a red circle left of a blue square")
-        made = [regions.beyond(self, spec, text, as_image(one), "beyond its borders", **room) for one, text in pairs]
-        return [clip.images()[0] for clip in self._draw(made, **how)]
+        clips = [as_image(one) for one, _ in pairs]
+        return [clip.images()[0] for clip in self._beyond(spec, clips, pairs, "beyond its borders", room, how)]
 
     def extend(
         self,
@@ -288,12 +288,21 @@ class Methods(Engine):
         spec, room = tasks.the_task(tasks.fill_part, "video"), {"before": before, "after": after}
         pairs = paired(video, prompt)
         listed([text for _, text in pairs], "prompt", "a red circle moves left")
-        clips = [inputs.clips_of(one)[-1] for one, _ in pairs]
-        made = [
-            regions.beyond(self, spec, text, clip, "before or after it", **room)
-            for clip, (_, text) in zip(clips, pairs, strict=True)
+        clips = [every_frame(one) for one, _ in pairs]
+        return self._beyond(spec, clips, pairs, "before or after it", room, how)
+
+    def _beyond(
+        self, spec: tasks.TaskSpec, clips: Sequence[Clip], pairs: Sequence[tuple[Any, str]], said: str,
+        room: Mapping[str, int], how: Mapping[str, Any],
+    ) -> list[Clip]:  # fmt: skip
+        """What is there, with room around it that is drawn."""
+        requests = [
+            regions.beyond(self, spec, text, clip, said, **room) for clip, (_, text) in zip(clips, pairs, strict=True)
         ]
-        return self._draw(made, **how)
+        made = self._draw(requests, **how)
+        return [
+            regions.cut_to_size(whole, regions.size_with(clip, room)) for whole, clip in zip(made, clips, strict=True)
+        ]
 
     def subject(
         self,

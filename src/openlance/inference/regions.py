@@ -5,19 +5,20 @@ Every form becomes a `sequence.segment.Region` on the target of the request, in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openlance.config.sampling import REGIONS
+from openlance.config.sampling import LARGEST_SIDE, LONGEST, REGIONS
 from openlance.config.values import brief, whole
+from openlance.config.values import within as in_range
 from openlance.data.front import Front
 from openlance.errors import UserError
 from openlance.inference import auto
 from openlance.inference.inputs import is_many
-from openlance.inference.locating import box_said, located, size_of
+from openlance.inference.locating import box_said, located, seen, size_of
 from openlance.media.clip import Clip
 from openlance.media.region import box_mask, is_box, read_box, read_mask, widened
 from openlance.sequence import tasks
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from openlance.inference.methods import Methods
 
 AUTO, NONE = REGIONS
+ENDS = ("before", "after")  # room in frames; all other is in pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,9 @@ def placed(
         UserError: If a mask or box does not fit, or what is named is not found.
     """
     named = [(n, one) for n, asking in enumerate(wanted) for one in asking.regions if _is_name(one)]
-    found = iter(located(pipe, [requests[n] for n, _ in named], [words for _, words in named]))
+    about, names = [requests[n] for n, _ in named], [words for _, words in named]
+    there = zip(located(pipe, about, names), seen(pipe, about, names), strict=True)
+    found = iter([region if is_there else None for region, is_there in there])
     usual = [pipe.defaults.region.get(tasks.kind_of(size_of(request)[0]), NONE) for request in requests]
     words = [
         one.word or ("" if one.mask is not None or one.regions else own) for one, own in zip(wanted, usual, strict=True)
@@ -155,28 +159,61 @@ def beyond(pipe: Methods, spec: tasks.TaskSpec, text: str, clip: Clip, said: str
         said: What it is, for people.
         **room: Pixels and frames, see `media.region.widened`.
 
+    Returns:
+        The request. Where height or width is no multiple of the VAE's stride, its target is larger at the bottom and on
+        the right; `cut_to_size` takes that away.
+
     Raises:
-        UserError: If the checkpoint has not learned it, there is no room, or no video can have that many frames.
+        UserError: If the checkpoint has not learned it, there is no room, the whole is too large, or no video can have
+            that many frames.
     """
     if spec.name not in pipe.defaults.tasks:
         said = f"this checkpoint was not trained to {spec.title}"
         raise UserError(said, expected=f"one whose generation_config.json names {spec.name} among its tasks")
-    for name, value in room.items():
-        whole(name, value, 0)
+    room = {name: whole(name, value, 0, LONGEST if name in ENDS else LARGEST_SIDE) for name, value in room.items()}
     if not any(room.values()):
         raise UserError(
             f"there is nothing to draw beyond it: give one of {', '.join(room)}, such as {next(iter(room))}=8"
         )
-    larger, inside = widened(clip, **room)
-    step = pipe.config.vae.temporal_stride
-    if (larger.frames - 1) % step:
-        whole_ones = (larger.frames - 1) // step * step + 1
+    frames, height, width = size_with(clip, room)
+    most = {"frames": (frames, LONGEST), "height": (height, LARGEST_SIDE), "width": (width, LARGEST_SIDE)}
+    for name, (value, limit) in most.items():
+        in_range(f"the {name} of the whole", value, 1, limit)
+    vae = pipe.config.vae
+    if (frames - 1) % vae.temporal_stride:
+        fewer = (frames - 1) // vae.temporal_stride * vae.temporal_stride + 1
         raise UserError(
-            f"the video would have {larger.frames} frames, and it has to be 1 + {step} k: ask for {whole_ones} or "
-            f"{whole_ones + step} together"
+            f"the video would have {frames} frames, and it has to be 1 + {vae.temporal_stride} k: ask for {fewer} or "
+            f"{fewer + vae.temporal_stride} together"
         )
-    request = pipe.front.request(spec, text, [larger])
-    return within(request, masked(pipe.front, request, larger, inside, said))
+    more = {"bottom": -height % vae.stride, "right": -width % vae.stride}
+    drawn, inside = widened(clip, **room | {name: room.get(name, 0) + pixels for name, pixels in more.items()})
+    request = pipe.front.request(spec, text, [drawn])
+    _, *sides = size_of(request)
+    if sides != [drawn.height, drawn.width]:
+        raise UserError(
+            f"the whole would have {width}x{height} pixels, and this model draws it in {sides[1]}x{sides[0]} at most: "
+            "give a smaller one, or ask for less room"
+        )
+    return within(request, masked(pipe.front, request, drawn, inside, said))
+
+
+def size_with(clip: Clip, room: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return frames, height and width of an image or video with the room that is asked for beyond it."""
+
+    def more(*names: str) -> int:
+        return sum(whole(name, room.get(name, 0), 0) for name in names)
+
+    return clip.frames + more(*ENDS), clip.height + more("top", "bottom"), clip.width + more("left", "right")
+
+
+def cut_to_size(clip: Clip, size: tuple[int, int, int]) -> Clip:
+    """Take away what was drawn at the bottom and on the right for the VAE's stride alone (`beyond`)."""
+    _, height, width = size
+    if (clip.height, clip.width) == (height, width):
+        return clip
+    made = None if clip.made is None else replace(clip.made, height=height, width=width)
+    return replace(clip, pixels=clip.pixels[:, :height, :width], made=made)
 
 
 def _boxed(pipe: Methods, request: Segments, clip: Clip, value: Any) -> Region:

@@ -6,7 +6,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -152,8 +152,15 @@ def frames_of(image: PillowImage, name: str) -> int:
         return getattr(image, "n_frames", 1) if image.format in MOVING else 1
 
 
-def read_animation(image: PillowImage, name: str) -> Clip:
-    """Read the frames of an open animation that the model sees, by the time each is shown.
+def read_animation(
+    image: PillowImage, name: str, choose: Callable[[float], Sequence[float]] | None = None
+) -> Clip:  # fmt: skip
+    """Read frames of an open animation by the time each is shown.
+
+    Args:
+        image: It.
+        name: What errors and notices call it.
+        choose: As in `video.read_moments`; by default the frames that the model sees.
 
     Returns:
         A video at 12 frames a second, each frame as `upright_rgb` has it.
@@ -167,7 +174,11 @@ def read_animation(image: PillowImage, name: str) -> Clip:
         untold = min((s for s in seconds if s), default=BROWSERS if gif else 1 / MODEL_FPS)
         ends = np.cumsum([s or untold for s in seconds])
         starts = np.concatenate([[0.0], ends[:-1]])
-        chosen = frames_by_time(starts, float(ends[-1]), tick=GIF_TICK if gif else TICK, slowest=SLOWEST)
+        if choose is None:
+            chosen = frames_by_time(starts, float(ends[-1]), tick=GIF_TICK if gif else TICK, slowest=SLOWEST)
+        else:
+            moments = np.asarray(choose(float(ends[-1]))) + (GIF_TICK if gif else TICK)
+            chosen = np.clip(np.searchsorted(starts, moments, side="right") - 1, 0, len(starts) - 1).tolist()
         frames = {}
         for index in sorted(set(chosen)):
             image.seek(shown[index])

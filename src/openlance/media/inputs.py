@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, SupportsFloat, TypeAlias
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from openlance.errors import UserError
 from openlance.media.clip import (
+    MAX_SECONDS,
     MODEL_FPS,
     TEMPORAL_STRIDE,
     Clip,
@@ -151,6 +153,37 @@ def as_clip(value: MediaInput, name: str | None = None) -> Clip:
     if hasattr(value, "getexif") and not isinstance(value, type):  # Pillow, which only then is imported
         return replace(one_image(value, name or "the PIL image"), made=carried(value.info))
     return Clip(_pixels(_array(value, name or "it"), name or "an array of pixels"))
+
+
+def every_frame(value: MediaInput, name: str | None = None) -> Clip:
+    """Turn what was handed in into frames as `as_clip` does, but keep all of a video, of which the model sees 1 + 4 k.
+
+    Raises:
+        UserError: As from `as_clip`, and for a video that is longer than the model sees.
+    """
+    given = (
+        next((value[key] for key in ("bytes", "path") if value.get(key)), None) if isinstance(value, Mapping) else value
+    )
+    if isinstance(given, Clip) and given.frames > 1 and given.fps != MODEL_FPS:
+        moments = _all_moments(given.frames / given.fps, name or "the clip")
+        return Clip(given.pixels[[min(int(t * given.fps + ROUNDING), given.frames - 1) for t in moments]], MODEL_FPS)
+    if not isinstance(given, (str, Path, bytes, bytearray, memoryview)):
+        return as_clip(value, name)
+    file = Source(given if isinstance(given, (str, Path)) else bytes(given), name)
+    image = _still_or_animation(file)
+    if image is None:
+        return read_moments(file, partial(_all_moments, name=file.name))
+    with image:
+        if frames_of(image, file.name) == 1:
+            return one_image(image, file.name)
+        return read_animation(image, file.name, partial(_all_moments, name=file.name))
+
+
+def _all_moments(seconds: float, name: str) -> list[float]:
+    """Every twelfth of a second."""
+    if seconds > MAX_SECONDS + 1 / MODEL_FPS:
+        raise UserError(f"{name} lasts {seconds:.1f} s, and all of its frames are to stay: cut it to {MAX_SECONDS:g} s")
+    return [n / MODEL_FPS for n in range(max(round(seconds * MODEL_FPS), 1))]
 
 
 def as_image(value: MediaInput, name: str | None = None) -> Clip:

@@ -141,13 +141,25 @@ def _fitting(levels: np.ndarray, size: Size) -> np.ndarray:
 
 # Boxes.
 
-NUMBER = r"\s*-?(?:\d+\.?\d*|\.\d+)\s*"
-BOX = re.compile(rf"{NUMBER}(?:,{NUMBER}){{3}}", re.ASCII)
-
 
 def typed(text: str) -> Any:
-    """Read a region that is typed: four numbers with commas between them are a box, anything else is words."""
-    return tuple(map(float, text.split(","))) if BOX.fullmatch(text) else text.strip()
+    """Read a region that is typed: four numbers with commas between them are a box, anything else is words; UserError
+    for what is mostly numbers and no box."""
+    parts = text.split(",")
+    found = [n for part in parts if (n := _number(part)) is not None]
+    if len(parts) < 2 or 2 * len(found) <= len(parts):
+        return text.strip()
+    if len(found) != len(parts) or len(found) != 4 or not np.isfinite(found).all():
+        said = f"the region {text.strip()!r} is no box"
+        raise UserError(f"{said}: give four numbers (left, top, right, bottom), such as 0,0,32,64")
+    return tuple(found)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def is_box(value: Any) -> bool:

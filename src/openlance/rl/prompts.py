@@ -46,10 +46,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     Raises:
         UserError: If it cannot be read, or a line is blank or damaged; it names the line.
     """
-    lines = lines_of(read_text(path, ", one prompt per line").rstrip())
+    text = read_text(path, ", one prompt per line").rstrip()
+    if not text:
+        raise UserError(f"{path} is empty: write one prompt per line")
     as_json = Path(path).suffix.lower() in (".jsonl", ".ndjson")
     found = list[Prompt]()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             raise UserError(f"line {number} of {path} is empty: write a prompt there or delete the line")
         found.append(_of_json(line, f"line {number} of {path}") if as_json else Prompt(line.strip()))
