@@ -91,17 +91,17 @@ def _ask_size(scene: Scene, rng: np.random.Generator) -> _Said | None:
     return f"is {found.said(rng)} {word} than {named}?", "yes" if (found.thing.r > o.r) == larger else "no"
 
 
-def _ask_same(scene: Scene, rng: np.random.Generator) -> _Said | None:
-    what = pick(rng, ("color", "shape"))
-    pairs = list(_compared(scene, lambda a, b: True))
-    alike = [pair for pair in pairs if getattr(pair[0].thing, what) == getattr(pair[1], what)]
-    some = alike if rng.random() < 0.5 else [pair for pair in pairs if pair not in alike]  # "yes" as often as "no"
-    if not some:
-        return None
-    found, o = pick(rng, some)
-    named = noun_phrase(pick(rng, _names_of(scene, o)), article="the", rng=rng)
-    same = getattr(found.thing, what) == getattr(o, what)
-    return f"does {found.said(rng)} have the same {what} as {named}?", "yes" if same else "no"
+def _ask_same(what: str, answer: str) -> Callable[[Scene, np.random.Generator], _Said | None]:
+    def ask(scene: Scene, rng: np.random.Generator) -> _Said | None:
+        pairs = _compared(scene, lambda a, b: (getattr(a, what) == getattr(b, what)) == (answer == "yes"))
+        some = list(pairs)
+        if not some:
+            return None
+        found, o = pick(rng, some)
+        named = noun_phrase(pick(rng, _names_of(scene, o)), article="the", rng=rng)
+        return f"does {found.said(rng)} have the same {what} as {named}?", answer
+
+    return ask
 
 
 def _ask_look(what: str) -> Callable[[Scene, np.random.Generator], _Said | None]:
@@ -125,22 +125,13 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> _Said | None:
     return f"how many {noun} are {pick(rng, _SIDES[side])} {named}?", str(len(sides[side]))
 
 
-_ASKERS: dict[str, Callable[[Scene, np.random.Generator], _Said | None]] = {
-    "size": _ask_size, "color": _ask_look("color"), "shape": _ask_look("shape"), "same": _ask_same, "count": _ask_count,
-}  # fmt: skip
-
-
-def reason(
-    scene: Scene, rng: np.random.Generator, category: str, *, height: int = 64, width: int = 64
-) -> Question | None:
-    """A question of one of STEPS about the scene's picture; None where it has none with one right answer."""
-    said = _ASKERS[category](scene, rng)
-    if said is None:
-        return None
-    question, answer = said
-    if rng.random() < 0.15:
-        question = question[0].upper() + question[1:]
-    return Question(category=REASONING, question=question, answer=answer, scene=scene, height=height, width=width)
+_ASKERS: dict[str, tuple[Callable[[Scene, np.random.Generator], _Said | None], ...]] = {
+    "size": (_ask_size,),
+    "color": (_ask_look("color"),),
+    "shape": (_ask_look("shape"),),
+    "same": tuple(_ask_same(what, answer) for what in ("color", "shape") for answer in ("yes", "no")),
+    "count": (_ask_count,),
+}
 
 
 def sample_reasoning(
@@ -155,13 +146,19 @@ def sample_reasoning(
     category = category or pick(rng, STEPS)
     if category not in STEPS:
         raise UserError(f"no question of two steps of category {category!r}: use one of {', '.join(STEPS)}")
+    # Chosen before the scene: few have two things of one color, and "yes" is to be right as often as "no".
+    ask = pick(rng, _ASKERS[category]) if len(_ASKERS[category]) > 1 else _ASKERS[category][0]
     for _ in range(_ATTEMPTS):
         about, aspect = pick(rng, _ABOUT), width / height
         scene = sample_scene(rng, placement=placement, category=about, heldout=heldout, aspect=aspect)
         # Three things in most pictures: with two, the one that is told is always the other one.
         if len(scene.objects) < 2 or (len(scene.objects) == 2 and rng.random() < 0.85):
             continue
-        question = reason(scene, rng, category, height=height, width=width)
-        if question is not None:
-            return question
+        said = ask(scene, rng)
+        if said is None:
+            continue
+        question, answer = said
+        if rng.random() < 0.15:
+            question = question[0].upper() + question[1:]
+        return Question(category=REASONING, question=question, answer=answer, scene=scene, height=height, width=width)
     raise AssertionError(f"no question of two steps {category} found in {_ATTEMPTS} scenes")

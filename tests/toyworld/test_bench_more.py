@@ -1,6 +1,7 @@
 """The suites of the world that grew: given objects and dialogues in clips, questions of two steps, regions. Who does
 what is asked scores one, who does nothing scores nothing, and the second judge agrees where it can read."""
 
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -192,6 +193,17 @@ def test_the_second_judge_reads_clips():
             moves = any(m.kind != "still" for m in clip.motions)
             assert second_opinion_of_clip(still, facts) is (not moves)
     assert said.count(True) >= 8 and said.count(False) == 0
+
+
+@pytest.mark.parametrize("step", ["same", "size"])
+def test_yes_is_right_as_often_as_no(step):
+    """Of each thing that is compared: else a guess would pass for a look."""
+    rng, told = np.random.default_rng(3), defaultdict[bool, list[bool]](list)
+    for _ in range(300):
+        q = sample_reasoning(rng, category=step)
+        told["color" in q.question].append(q.answer == "yes")
+    for answers in told.values():
+        assert len(answers) > 100 and 0.4 < np.mean(answers) < 0.6
 
 
 @pytest.mark.parametrize("step", STEPS)
