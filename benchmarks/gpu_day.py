@@ -93,10 +93,11 @@ class Day:
     environment: dict[str, str]
     processes: int = 1
     done: dict[str, Any] = field(default_factory=dict)
+    said: dict[str, Any] = field(default_factory=dict)  # of the command, which goes on with the same alone
 
     def note(self, phase: str, **said: Any) -> None:
         self.done.setdefault(phase, {}).update(said)
-        text = json.dumps({"phases": self.done}, indent=1) + "\n"
+        text = json.dumps({"said": self.said, "phases": self.done}, indent=1) + "\n"
         (self.folder / "day.part").write_text(text, encoding="utf-8")
         (self.folder / "day.part").replace(self.folder / "day.json")
 
@@ -277,8 +278,13 @@ def main() -> None:
     sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)  # this machine may have nothing of it
     environment |= {"OPENLANCE_SHARED_GPU": "1", "OMP_NUM_THREADS": "1"}
     day = Day(args.folder, small, began + 60 * args.minutes, environment, args.processes)
+    said = {"from": args.start, "scale": args.scale, "processes": args.processes}
     if (args.folder / "day.json").is_file():
-        day.done = json.loads((args.folder / "day.json").read_text(encoding="utf-8"))["phases"]
+        noted = json.loads((args.folder / "day.json").read_text(encoding="utf-8"))
+        day.done = noted["phases"]
+        if noted.get("said", said) != said:
+            parser.error(f"{args.folder} holds a day of {noted['said']}: go on with the same, or name another folder")
+    day.said = said
     fresh = args.start == "nothing"
     phases, model = (*(BASE if fresh else ()), *PHASES), "nano" if fresh else args.start
     best = model

@@ -98,3 +98,5 @@ def test_a_small_day_runs_from_end_to_end_and_goes_on(tmp_path):
     began = time.monotonic()
     again = subprocess.run(line, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and time.monotonic() - began < 30, "what is done is not done again"
+    other = subprocess.run([*line, "--processes", "2"], capture_output=True, text=True, check=False)
+    assert other.returncode == 2 and "go on with the same, or name another folder" in other.stderr

@@ -338,7 +338,7 @@ def _changes(c: ModelConfig, stage: Stage, machine: Machine) -> Iterator[str]:
     larger = [{"count": 2**k, "shard": "full"} for k in range(1, 9) if 2**k > machine.count and not whole]
     cuts = [shortened(stage, part) for part in (2, 4, 8, 16)]
     kinds: dict[str, list[dict[str, Any]]] = {
-        "shard over all devices": [] if whole else [{"shard": "full"}],
+        "shard over all devices": [] if whole or machine.count == 1 else [{"shard": "full"}],
         "more devices": larger,
         "shorter packs, as many tokens": cuts,
         "adapters": [adapters] if adapters else [],

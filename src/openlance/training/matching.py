@@ -245,7 +245,7 @@ class MatchTrainer(Trainer):
 
         Returns:
             `flow`, the loss of the lessons; `apart`, see `_moved`; `critic`, its loss; all over all processes. Without
-            effect unless gradients are finite.
+            effect unless gradients are finite; a later update of the critic whose own are not is left out alone.
         """
         asked = [one for batch in batches for one in batch.asked]
         lessons = [batch.lesson for batch in batches if batch.lesson is not None]
