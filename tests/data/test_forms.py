@@ -13,12 +13,17 @@ import pytest
 from in_words import BLUE, FIT, GREEN, RED, draw, held, left, shown, told
 from PIL import Image, features
 
+from openlance.checkpoint.formats import find_model
+from openlance.config.train import stage
+from openlance.data.columns import Layout
+from openlance.data.front import Fit
 from openlance.data.names import recognised
 from openlance.data.open import open_source
 from openlance.data.source import BrokenRow, Reader, Reading, Row
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.write import write_video
+from openlance.sequence.segment import Kind, Role
 
 # Folders.
 
@@ -155,6 +160,14 @@ def test_lists_without_a_head_and_paths_of_elsewhere(tmp_path):
         (tmp_path / "in" / "list.txt").write_text(f"\ufeff{line}\n\n", encoding="utf-8")
         assert told(open_source(tmp_path / "in", "t2i")) == [["red, round", "->", "red"]], line
     (tmp_path / "in" / "list.txt").unlink()
+    draw(tmp_path / "in" / "b.png", BLUE)
+    for line, said in (
+        ("a.png,a dog, running, in snow", "a dog, running, in snow"), ('a.png,a cat, "Tom" sits', 'a cat, "Tom" sits'),
+        ('a.png, "a dog, running"', "a dog, running"), ('a.png,"a ""big"" dog"', 'a "big" dog'),
+    ):  # fmt: skip
+        (tmp_path / "in" / "list.csv").write_text(f'{line}\nb.png,"blue, too"\n')
+        assert told(open_source(tmp_path / "in", "t2i"))[0] == [said, "->", "red"], line
+    (tmp_path / "in" / "list.csv").unlink(), (tmp_path / "in" / "b.png").unlink()
     row = {"image": "coco/a.png", "text": "red"}
     for name in ("C:\\\\data\\\\a.png", "/elsewhere/a.png"):
         (tmp_path / "in" / "metadata.jsonl").write_text(json.dumps(row | {"image": name}))
@@ -380,6 +393,42 @@ def moving(path, seconds, fps):
                 out.mux(packet)
         out.mux(track.encode())
     path.with_suffix(".txt").write_text("it brightens")
+
+
+def numbered(count):
+    """A video whose grey tells the number of a frame."""
+    return Clip(np.stack([np.full((64, 64, 3), 20 + 4 * n, np.uint8) for n in range(count)]))
+
+
+def numbers(segment):
+    return [round((float(frame.mean()) - 20) / 4) for frame in segment.value.pixels]
+
+
+def pair(folder, source, target, seed=1, **how):
+    """Numbers of the frames of the source and of the target of an edit."""
+    values = {"input_video_bytes": source, "output_video_bytes": target, "caption": "x"}
+    fit = Fit.at(stage("sft", "nano"), 0, find_model("nano").config)
+    found = Layout.of("video_edit", **how).sample(Row("r", values, folder), fit, np.random.default_rng(seed)).segments
+    [before] = [s for s in found if s.role is Role.SOURCE and s.kind is Kind.LATENTS]
+    return numbers(before), numbers(found[-1])
+
+
+@pytest.mark.parametrize("clips", ["whole", "window", "start"])
+def test_source_and_target_of_an_edit_show_the_same_moments(clips, tmp_path):
+    for count in (6, 20, 50):
+        numbered(count).save(tmp_path / f"{count}.mp4")
+        before, after = pair(tmp_path, f"{count}.mp4", f"{count}.mp4", clips=clips)
+        assert before == after and len(after) % 4 == 1
+    frames = [Image.fromarray(frame) for frame in numbered(40).pixels]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=83, loop=0)
+    before, after = pair(tmp_path, "a.gif", "a.gif", clips=clips)
+    assert before == after and len(after) > 9
+    for seed in range(3):  # the longer one is no other film
+        before, after = pair(tmp_path, "50.mp4", "20.mp4", seed, clips=clips)
+        assert clips == "whole" or before == after
+    write_video(tmp_path / "one.mp4", numbered(1))
+    with pytest.raises(BrokenRow, match="a source is one image"):
+        pair(tmp_path, "one.mp4", "20.mp4", clips=clips)
 
 
 @pytest.mark.parametrize("fps", [8, 25, 60])

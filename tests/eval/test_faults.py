@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +15,7 @@ from openlance.errors import UserError
 from openlance.eval.benchmarks import BENCHMARKS, records_of, scored, unlike
 from openlance.eval.estimate import mean
 from openlance.eval.judging import begin, judge
-from openlance.eval.records import Record, write_records
+from openlance.eval.records import Record, read_records, write_records
 from openlance.eval.report import markdown, sections
 from openlance.eval.report_page import page
 from openlance.eval.sampling import Job, Run, sample
@@ -143,6 +143,16 @@ def test_what_is_asked_about_missing_media_is_counted_and_exits_with_three(check
     assert CliRunner().invoke(app, ["bench", "score", "mvbench", str(tmp_path / "r")]).exit_code == 3
     shutil.copytree(checkouts / "mvbench", tmp_path / "mvbench", dirs_exist_ok=True)
     assert CliRunner().invoke(app, line).exit_code == 0  # what was missing is made now, and nothing else
+    assert not scored("mvbench", tmp_path / "r").incomplete
+
+
+def test_what_failed_in_another_process_is_made_by_this_one(nano, checkouts, tmp_path):
+    jobs, run = BENCHMARKS["mvbench"].rules.jobs(checkouts / "mvbench"), Run(benchmark="mvbench", max_new_tokens=4)
+    sample(nano, jobs, tmp_path / "r", run, rank=0, world=2), sample(nano, jobs, tmp_path / "r", run, rank=1, world=2)
+    [first, *others] = read_records(tmp_path / "r" / "answers-0.jsonl")
+    write_records(tmp_path / "r" / "answers-0.jsonl", [replace(first, found={}, failed="no video"), *others])
+    assert scored("mvbench", tmp_path / "r").incomplete
+    assert sample(nano, jobs, tmp_path / "r", run) == {}
     assert not scored("mvbench", tmp_path / "r").incomplete
 
 

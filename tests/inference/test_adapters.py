@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import openlance
 from openlance.checkpoint.adapters import Stored, Update, read_stored, write_stored
+from openlance.checkpoint.formats import find_model
 from openlance.cli.main import main
 from openlance.cli.options import Checkpoint, weighted
 from openlance.errors import UserError
+from openlance.runtime.adapters import extracted
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,12 @@ def test_a_checkpoint_with_adapters_in_its_weights_is_the_model_with_them(two, t
     assert main(["lora", "extract", str(tmp_path / "tuned"), "-o", str(tmp_path / "one"), "--rank", "1"]) == 0
     share = float(capsys.readouterr().out.partition("(")[2].partition("%")[0])
     assert 20 < share < 99
+    tower = next(path for path in (tmp_path / "tuned").glob("vit*.safetensors"))
+    tensors = load_file(tower)
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name] + 1}, tower)
+    found = extracted(find_model(tmp_path / "tuned"), find_model("nano"), 2)
+    assert len(found.left_out) == 1 and found.left_out[0].startswith("vit: ")
 
 
 def test_several_become_one_in_another_form(two, tmp_path, capsys):

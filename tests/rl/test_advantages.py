@@ -9,13 +9,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openlance.errors import UserError
-from openlance.rl.advantages import Advantages, Best, Everything, expected_best, mixed, shuffled
+from openlance.rl.advantages import Advantages, Best, Everything, expected_best, mixed, shuffled, table_of
+from openlance.rl.rewards import Score
 
 RARE = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])  # one of eight is right
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("scale", ["none", "group", "round"])
+def test_facts_count_as_much_as_their_rewards_say(scale):
+    """Whatever divides; and of each group as its own facts do."""
+    groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    one, two = torch.tensor([1.0, 0, 0, 1, 0, 1, 1, 0]), torch.tensor([0.0, 0, 1, 1, 1, 0, 1, 1])
+    shares = {"one": torch.tensor([0.9] * 4 + [0.5] * 4), "two": torch.tensor([0.1] * 4 + [0.5] * 4)}
+    both = Advantages(scale=scale)({"one": one, "two": two}, groups, None, shares).advantages
+    alone = [Advantages(scale=scale)({"r": r}, groups).advantages for r in (one, two)]
+    torch.testing.assert_close(both, shares["one"] * alone[0] + shares["two"] * alone[1])
+    nothing = Best()({"one": one, "two": two}, groups, None, {"one": torch.zeros(8), "two": torch.zeros(8)})
+    assert nothing.statistics["mute"] == 1.0
+
+
+def test_a_table_of_scores_keeps_what_each_result_says():
+    told = [(3, Score({"a": 1.0}, {"a": 1.0})), (4, Score({"a": 0.0, "b": 1.0}, {"a": 0.25, "b": 0.75}))]
+    table, groups, shares = table_of(told)
+    assert table["a"].tolist() == [1, 0] and table["b"][1] == 1 and table["b"][0].isnan()
+    assert groups.tolist() == [3, 4] and shares["a"].tolist() == [1, 0.25] and shares["b"].tolist() == [0, 0.75]
 
 
 def test_without_a_deviation_a_rare_success_keeps_its_weight():

@@ -12,7 +12,7 @@ from openlance.model.precision import fast_bfloat16, lowered
 from openlance.runtime.distributed import Distributed
 from openlance.sequence.segment import Kind
 from openlance.training.files import RunFolder, Settings, starts_of
-from openlance.training.optim import Ema, orthogonalized
+from openlance.training.optim import Ema, Optimizer, orthogonalized
 from openlance.training.run import take_over
 from openlance.training.trainer import Trainer, TrainingDiverged, Work, freeze, rewind, train
 
@@ -33,6 +33,16 @@ def work(worker, tmp_path):
 def losses(work):
     rows = [json.loads(line) for line in work.folder.log_path.read_text().splitlines()]
     return [[row[k] for k in ("step", "text", "flow", "dense", "norm", "lr")] for row in rows]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_decay_whatever_the_optimizer(worker, optimizer):
+    stage = replace(worker.STAGE, optimizer=optimizer, weight_decay=0.1)
+    module = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    Optimizer(stage, module).step(0.5)
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(p.detach(), 0.95 * before[name])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -9,6 +9,7 @@ import base64
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from openlance.data.turns import PLACE, turns_of
 from openlance.errors import UserError
 from openlance.media.clip import MODEL_FPS, Clip
 from openlance.media.image import read_image
-from openlance.media.inputs import as_clip, read_video, read_window
+from openlance.media.inputs import as_clip, read_video, read_window, spare_seconds
 from openlance.sequence.segment import Role, Segment, Segments
 from openlance.sequence.tasks import reply, say, spec_of
 from openlance.sequence.tasks import system as prompted
@@ -245,6 +246,7 @@ class Layout:
             with suppress(Missing):
                 held = cache.shown(origin, len(inputs), fill if isinstance(fill, str) else None)
                 return resolved(front.worded(self.task, prompt, held, said=said))
+        read = read.together(media)
         shown = front.shown(self.task, [read(*one) for one in inputs], fill if isinstance(fill, str) else read(*fill))
         if cache is None or not origin or read.place.needed:
             return front.worded(self.task, prompt, shown, said=said)
@@ -379,6 +381,7 @@ class Reads(NamedTuple):
         frames: The longest video.
         clips, stride: As of `Layout`.
         place: Where a window of a longer video lies, from its start (0) to its end (1): one for all of a row.
+        spare: Seconds before the last place where it may begin, of the shortest video of a row.
     """
 
     folder: Path
@@ -386,6 +389,15 @@ class Reads(NamedTuple):
     clips: str
     stride: int
     place: Draw
+    spare: float = math.inf
+
+    def together(self, media: Sequence[Held]) -> Reads:
+        """So that windows of several videos begin at one time."""
+        if self.clips != "window" or sum("video" in column for _, column in media) < 2:
+            return self
+        files = [self._found(value, column) for value, column in media if "video" in column]
+        found = [spare_seconds(file, self.frames, self.stride) for file in files if isinstance(file, (Path, bytes))]
+        return self._replace(spare=min(found, default=math.inf))
 
     def contents(self, media: Sequence[Held]) -> list[object]:
         """Tell what media of columns hold, and how they are read, by a hash; empty for what is in no file."""
@@ -415,20 +427,26 @@ class Reads(NamedTuple):
         Raises:
             UserError: If it is empty, damaged or of another type.
         """
-        value = _plain(value)
-        kind = "video" if "video" in column else "image"
-        if isinstance(value, str) and value.startswith("data:"):
-            value = _inline(value, column)
-        if isinstance(value, (bytes, bytearray, memoryview)):
-            return self._file(bytes(value), kind, column)
-        if isinstance(value, str) and value:
-            if value.startswith(("http://", "https://")):
-                raise UserError(f"{column} is {brief(value)}, on the network: download it and name the file")
-            return self._file(self.folder / value.removeprefix("file://"), kind, None)
+        value, kind = self._found(value, column), "video" if "video" in column else "image"
+        if isinstance(value, (Path, bytes)):
+            return self._file(value, kind, column if isinstance(value, bytes) else None)
         if value is None or isinstance(value, (str, dict, int, float)):
             what = f"of type {type(value).__name__}" if value not in (None, "") else "empty"
             raise UserError(f"{column} is {what}: expected the bytes or the path of a file of type {kind}")
         return as_clip(value, column)
+
+    def _found(self, value: Any, column: str) -> Any:
+        """The path or the bytes of a file where a value means one; else the value."""
+        value = _plain(value)
+        if isinstance(value, str) and value.startswith("data:"):
+            value = _inline(value, column)
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return bytes(value)
+        if not isinstance(value, str) or not value:
+            return value
+        if value.startswith(("http://", "https://")):
+            raise UserError(f"{column} is {brief(value)}, on the network: download it and name the file")
+        return self.folder / value.removeprefix("file://")
 
     def _file(self, file: Path | bytes, kind: str, name: str | None) -> Clip:
         if kind == "image":
@@ -436,7 +454,7 @@ class Reads(NamedTuple):
         if self.clips == "whole":
             return read_video(file, name)
         place = 0.0 if self.clips == "start" else self.place
-        return read_window(file, name, frames=self.frames, place=place, stride=self.stride)
+        return read_window(file, name, frames=self.frames, place=place, stride=self.stride, spare=self.spare)
 
 
 def _plain(value: Any) -> Any:

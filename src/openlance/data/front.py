@@ -113,11 +113,16 @@ class Front:
             return Shown(self._views(spec, clips), NO_SIZE, fill)
         views: Sequence[ClipViews | Views]
         if spec.keeps_size and clips:
+            if spec.makes == spec.reads and any(clip.frames == 1 for clip in clips) and fill.frames > 1:
+                raise UserError(
+                    f"a source is one image and what is made of it {fill.frames} frames: give a video of each"
+                )
+            # What moves is cut to one length first: frames that are left out then are the same of all.
+            frames = min([clip.frames for clip in clips if clip.frames > 1] + [fill.frames])
+            *clips, fill = (clip.with_pixels(clip.pixels[:frames]) for clip in (*clips, fill))
             target = self.transform.trimmed(fill)
-            frames = min([clip.frames for clip in clips if clip.frames > 1] + [target.frames])
-            clips = [clip.with_pixels(clip.pixels[:frames]) for clip in clips]
-            views, (_, height, width) = self._sized(spec, clips, (frames, None, None))
-            target = self.transform.views(target.with_pixels(target.pixels[:frames]), spec.makes, (height, width)).kept
+            views, (_, height, width) = self._sized(spec, clips, (target.frames, None, None))
+            target = self.transform.views(target, spec.makes, (height, width)).kept
         else:
             target, views = self.transform.views(fill, spec.makes).kept, self._views(spec, clips)
             if spec.reads and not clips:

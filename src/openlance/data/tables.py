@@ -137,7 +137,7 @@ def _delimited(path: Path) -> Rows:
     if first is not None and not (csv_like and first[1]):  # the rest of each line is the text
         for number, line in enumerate(lines):
             name, _, words = entry(line) or (line.strip(), "", "")
-            words = words[1:-1].replace('""', '"') if len(words) > 1 and words[0] == words[-1] == '"' else words
+            words = _unquoted(words)
             yield f"{path}, row {number}", {"file_name": name} | ({"caption": words} if words else {})
         return
     if said is not None:
@@ -147,7 +147,8 @@ def _delimited(path: Path) -> Rows:
     else:
         mark = "\t" if path.suffix.lower() == ".tsv" else next((d for d in DELIMITERS if d in lines[0]), ",")
     csv.field_size_limit(LONGEST)
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
+    # Without a head all behind the name is the text, with the blanks behind its commas.
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=first is None, strict=True)
     try:
         yield from _fields(path, [fields for fields in table if any(map(str.strip, fields))], mark, first is not None)
     except csv.Error as error:
@@ -162,13 +163,18 @@ def _fields(path: Path, table: list[list[str]], mark: str, headless: bool) -> Ro
     for number, fields in enumerate(table):
         place = f"{path}, row {number}"
         if headless:
-            words = mark.join(fields[1:]).strip()
+            words = _unquoted(mark.join(fields[1:]).strip())
             yield place, {"file_name": fields[0].strip()} | ({"caption": words} if words else {})
             continue
         if any(map(str.strip, fields[len(names) :])):
             said = f"{place}, has {len(fields)} fields and the head {len(names)}"
             raise UserError(f"{said}: put texts that hold {mark!r} between double quotes")
         yield place, dict(zip_longest(names, fields[: len(names)]))
+
+
+def _unquoted(words: str) -> str:
+    """A text that stands between double quotes, as in a CSV, without these."""
+    return words[1:-1].replace('""', '"') if len(words) > 1 and words[0] == words[-1] == '"' else words
 
 
 def entry(line: str) -> tuple[str, str, str] | None:

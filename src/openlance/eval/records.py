@@ -111,7 +111,7 @@ def differences_of(found: Mapping[str, int], wanted: Mapping[str, int], words: s
 def judged(
     records: Iterable[Record], fault: Callable[[Record], str] = lambda record: ""
 ) -> tuple[list[Record], dict[str, int]]:
-    """Set apart what failed, counted by its reason.
+    """Set apart what failed, counted by its reason. What failed once and was made later, by another process, did not.
 
     Args:
         records: What was found.
@@ -120,7 +120,12 @@ def judged(
     Raises:
         UserError: Two records are about one result.
     """
-    kept = [record if record.failed else replace(record, failed=fault(record)) for record in records]
+    found = list(records)
+    made = {record.place for record in found if not record.failed}
+    # Of what failed in several processes one record is enough.
+    failed_once = {record.place: record for record in found if record.failed and record.place not in made}
+    told = [record for record in found if not record.failed]
+    kept = [*failed_once.values(), *(replace(record, failed=fault(record)) for record in told)]
     twice = [place for place, count in Counter(record.place for record in kept).items() if count > 1]
     if twice:
         group, key, k = twice[0]

@@ -198,7 +198,7 @@ def sample(
     answers = folder / (ANSWERS if world == 1 else f"answers-{rank}.jsonl")
     told = {record.place: record for record in read_records(answers)} if answers.is_file() else {}
     others = (record for file in folder.glob(OTHER_ANSWERS) if file != answers for record in read_records(file))
-    given = {record.place for record in others}  # of a run that shared its work otherwise
+    given = {record.place for record in others if not record.failed}  # of a run that shared its work otherwise
     waiting = list[tuple[Job, int]]()
     for number, job in enumerate(kept):
         if number % world != rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from openlance.media.clip import (
     MAX_SECONDS,
     MODEL_FPS,
     TEMPORAL_STRIDE,
+    UNKNOWN_FPS,
     Clip,
     Provenance,
     carried,
@@ -25,7 +27,7 @@ from openlance.media.clip import (
 )
 from openlance.media.files import BEGIN, EXIF_IFD, KEY, LONGEST, UNICODE, USER_COMMENT, Source, begins_as_video, notice
 from openlance.media.image import frames_of, metadata, on_white, one_image, open_image, read_animation
-from openlance.media.video import opened, read_moments, read_video_file
+from openlance.media.video import opened, read_moments, read_video_file, survey
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -83,8 +85,9 @@ def read_video(source: str | Path | bytes, name: str | None = None) -> Clip:
 
 
 def read_window(
-    source: str | Path | bytes, name: str | None = None, *, frames: int, place: SupportsFloat = 0.0, stride: int = 1
-) -> Clip:
+    source: str | Path | bytes, name: str | None = None, *, frames: int, place: SupportsFloat = 0.0, stride: int = 1,
+    spare: float = math.inf,
+) -> Clip:  # fmt: skip
     """Read a stretch of a video at the speed of life, however long and of whatever rate the video is.
 
     Args:
@@ -94,6 +97,8 @@ def read_window(
         place: where the stretch lies, from the start of the video (0) to its end (1); asked for its number only where
             the video is longer.
         stride: every n-th of the model's 12 frames a second, so that it runs n times faster.
+        spare: seconds before the last place where it may begin; the least of several videos (`spare_seconds`), so that
+            it begins at one time in all of them.
 
     Raises:
         UserError: as from `read_video`.
@@ -103,14 +108,33 @@ def read_window(
         return read_video(source, name)
 
     def moments(seconds: float) -> list[float]:
-        step = stride / MODEL_FPS
-        count = min(frames, max(int(seconds / step + 1e-3), 1))
-        count = (count - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
-        left = seconds - count * step
+        step, count = stride / MODEL_FPS, _window(seconds, frames, stride)
+        left = min(seconds - count * step, spare)
         first = float(place) * left if left > step / 1000 else 0.0
         return [first + n * step for n in range(count)]
 
     return read_moments(file, moments)
+
+
+def spare_seconds(source: str | Path | bytes, frames: int, stride: int) -> float:
+    """Tell how many seconds a video has beyond a stretch, arguments as of `read_window`; infinity for what is no video,
+    or cannot be read, which reading it says."""
+    try:
+        file = Source(source)
+        line = None if _still_or_animation(file) is not None else survey(file)
+    except UserError:
+        return math.inf
+    if line is None or not line.count:
+        return math.inf
+    begin = 0.0 if line.starts is None else float(line.starts[0])
+    seconds = line.count / (line.rate or UNKNOWN_FPS) if line.starts is None else float(line.end) - begin
+    return max(seconds - _window(seconds, frames, stride) * stride / MODEL_FPS, 0.0)
+
+
+def _window(seconds: float, frames: int, stride: int) -> int:
+    """Count the frames of a stretch, 1 + 4k."""
+    count = min(frames, max(int(seconds / (stride / MODEL_FPS) + 1e-3), 1))
+    return (count - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
 
 
 def _still_or_animation(file: Source) -> PillowImage | None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,16 +40,21 @@ class Scored:
     statistics: dict[str, float]
 
 
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
 class Selection(Protocol):
     def __call__(
-        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None
-    ) -> Scored:
+        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None,
+        shares: Mapping[str, Tensor] = NONE,
+    ) -> Scored:  # fmt: skip
         """Choose among results.
 
         Args:
             rewards: (R,) per fact. A fact that a group does not have is nan for all of its results.
             groups_R: The group of each result, any whole numbers.
             generator: Decides between equals.
+            shares: (R,) per fact, how much it counts in the reward of a result, the same in a group; 1 where not named.
         """
 
 
@@ -84,10 +89,11 @@ class Advantages:
             within(name, getattr(self, name), 0)
 
     def __call__(
-        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None
-    ) -> Scored:
+        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None,
+        shares: Mapping[str, Tensor] = NONE,
+    ) -> Scored:  # fmt: skip
         """Return the results of groups that are not mute, with their advantages."""
-        facts = Facts.of(rewards, groups_R, self.weights)
+        facts = Facts.of(rewards, groups_R, self.weights, shares)
         speaks = facts.spread(self.least)
         # Against the mean of the round a group has something to say also where all of its results are equal.
         kept = (speaks if self.center == "group" else torch.ones_like(speaks)).nonzero()[:, 0]
@@ -105,7 +111,7 @@ class Advantages:
                 away = away / (deviation(values, over[self.scale])[kept] + EPS)
             if self.center == "group":
                 away = torch.where(spreads(values, facts.groups, self.least)[kept], away, 0.0)
-            total += facts.weights[name] * away
+            total += facts.weights[name][kept] * away
         return total
 
 
@@ -128,10 +134,11 @@ class Best:
         within("least", self.least, 0)
 
     def __call__(
-        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None
-    ) -> Scored:
+        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None,
+        shares: Mapping[str, Tensor] = NONE,
+    ) -> Scored:  # fmt: skip
         """Return results above the mean of their group, at most `keep` of each."""
-        facts = Facts.of(rewards, groups_R, self.weights)
+        facts = Facts.of(rewards, groups_R, self.weights, shares)
         speaks = facts.spread(self.least)
         kept = speaks.nonzero()[:, 0]
         kept = kept[facts.at(kept).extremes(self.keep, 0, generator)]
@@ -143,8 +150,9 @@ class Everything:
     """All results, with an advantage of 1: for results that are known to be right."""
 
     def __call__(
-        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None
-    ) -> Scored:
+        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None,
+        shares: Mapping[str, Tensor] = NONE,
+    ) -> Scored:  # fmt: skip
         """Return all of them."""
         count = float(len(groups_R.unique()))
         return Scored(torch.arange(len(groups_R)), torch.ones(len(groups_R)), {"groups": count, "mute": 0.0})
@@ -157,17 +165,18 @@ class Facts:
     Args:
         values: (R,) float32 per fact; nan where a group does not have it.
         groups: (R,) the group of each result, from 0.
-        weights: Of every fact.
+        weights: (R,) of every fact, its share in the reward of a result and what an objective says of it.
     """
 
     values: dict[str, Tensor]
     groups: Tensor
-    weights: dict[str, float]
+    weights: dict[str, Tensor]
 
     @classmethod
     def of(
-        cls, rewards: Mapping[str, Tensor], groups_R: Tensor, weights: Mapping[str, float] = MappingProxyType({})
-    ) -> Facts:
+        cls, rewards: Mapping[str, Tensor], groups_R: Tensor, weights: Mapping[str, float] = NONE,
+        shares: Mapping[str, Tensor] = NONE,
+    ) -> Facts:  # fmt: skip
         """Check them.
 
         Raises:
@@ -183,16 +192,19 @@ class Facts:
             lacking = by_group(v.isnan().float(), groups, "mean")
             if v.isinf().any() or ((lacking > 0) & (lacking < 1)).any():
                 raise ValueError(f"some rewards {name} are not finite: leave their groups out")
-        return cls(values, groups, {name: float(weights.get(name, 1.0)) for name in values})
+        ones = torch.ones(len(groups))
+        weighed = {name: float(weights.get(name, 1.0)) * shares.get(name, ones).float().cpu() for name in values}
+        return cls(values, groups, weighed)
 
     def at(self, where: Tensor) -> Facts:
         """Those of some results."""
-        return Facts({name: v[where] for name, v in self.values.items()}, self.groups[where], self.weights)
+        values, weights = ({name: v[where] for name, v in some.items()} for some in (self.values, self.weights))
+        return Facts(values, self.groups[where], weights)
 
     def spread(self, least: float) -> Tensor:
         """(R,) whether a result is in a group that has a fact of some weight that spreads by more than `least`."""
-        weighed = [spreads(v, self.groups, least) for name, v in self.values.items() if self.weights[name]]
-        return torch.stack(weighed).any(0) if weighed else torch.zeros(len(self.groups), dtype=torch.bool)
+        weighed = [spreads(v, self.groups, least) & (self.weights[name] != 0) for name, v in self.values.items()]
+        return torch.stack(weighed).any(0)
 
     def extremes(self, best: int, worst: int, generator: torch.Generator | None = None) -> Tensor:
         """Choose the results that are farthest from the mean of their group, all facts in one.
@@ -229,18 +241,23 @@ def sound(told: Sequence[tuple[int, Score | None]]) -> list[int]:
     return [n for n, (group, _) in enumerate(told) if group not in broken]
 
 
-def table_of(told: Sequence[tuple[int, Score | None]]) -> tuple[dict[str, Tensor], Tensor]:
-    """Make a table of scores: (R,) per fact, nan where a group does not have it, and (R,) the groups."""
+def table_of(told: Sequence[tuple[int, Score | None]]) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    """Make a table of scores: (R,) per fact, nan where a group does not have it; (R,) the groups; and (R,) per fact how
+    much it counts."""
     rows = [score for _, score in told if score is not None]
     names = sorted({name for row in rows for name in row.facts})
-    weights = {name: weight for row in rows for name, weight in row.weights.items()}
-    table = {n: torch.tensor([float(row.facts.get(n, float("nan"))) * weights[n] for row in rows]) for n in names}
-    return table, torch.tensor([group for group, _ in told])
+    table, shares = (
+        {name: torch.tensor([float(getattr(row, said).get(name, other)) for row in rows]) for name in names}
+        for said, other in (("facts", float("nan")), ("weights", 0.0))
+    )
+    return table, torch.tensor([group for group, _ in told]), shares
 
 
-def mixed(rewards: Mapping[str, Tensor], groups_R: Tensor, least: float = 1e-6) -> Tensor:
+def mixed(
+    rewards: Mapping[str, Tensor], groups_R: Tensor, shares: Mapping[str, Tensor] = NONE, *, least: float = 1e-6
+) -> Tensor:
     """Tell (R,) of each result if its group spreads in any fact: of probes, those whose requests deserve more."""
-    return Facts.of(rewards, groups_R).spread(least)
+    return Facts.of(rewards, groups_R, shares=shares).spread(least)
 
 
 def expected_best(values: Sequence[float], k: int) -> float:

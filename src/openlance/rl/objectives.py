@@ -24,7 +24,7 @@ from openlance.config.values import one_of, within
 from openlance.errors import UserError
 from openlance.flow import add_noise, schedule
 from openlance.flow.stochastic import Moments
-from openlance.rl.advantages import Advantages, Best, Everything, Scored, Selection
+from openlance.rl.advantages import NONE, Advantages, Best, Everything, Scored, Selection
 from openlance.rl.results import Ask, Result, Together, Transition, together
 
 
@@ -109,10 +109,11 @@ class Objective:
         return 0.0
 
     def select(
-        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None
-    ) -> Scored:
+        self, rewards: Mapping[str, Tensor], groups_R: Tensor, generator: torch.Generator | None = None,
+        shares: Mapping[str, Tensor] = NONE,
+    ) -> Scored:  # fmt: skip
         """Choose the results that are learned from; see `advantages.Selection`."""
-        return self.selection(rewards, groups_R, generator)
+        return self.selection(rewards, groups_R, generator, shares)
 
     def asks(self, result: Result, advantage: float, generator: torch.Generator) -> list[Ask]:
         """Return the states at which velocities are wanted, as many for every result.

@@ -156,7 +156,8 @@ def extracted(tuned: Files, base: Files, rank: int, *, allow_pickle: bool = Fals
         raise UserError(
             f"{tuned.root} and {base.root} are of different sizes: name the model that the first was made from"
         )
-    ours, theirs = (gather(f, allow_pickle=allow_pickle).tensors["decoder"] for f in (tuned, base))
+    parts = [gather(f, allow_pickle=allow_pickle).tensors for f in (tuned, base)]
+    ours, theirs = (tensors["decoder"] for tensors in parts)
     layers = {name for name, m in _skeleton(base).named_modules() if isinstance(m, torch.nn.Linear)}
     updates, biases, left_out = dict[str, Update](), dict[str, Tensor](), list[str]()
     whole = lost = 0.0
@@ -174,12 +175,22 @@ def extracted(tuned: Files, base: Files, rank: int, *, allow_pickle: bool = Fals
             updates[module] = nearest(difference, rank)
             whole += float(difference.square().sum())
             lost += float((difference - product(updates[module])).square().sum())
+    # What guidance was distilled into has the same adapters; the towers have none.
+    for part in parts[0].keys() & parts[1].keys() - {"decoder", "distilled"}:
+        tuned_part, base_part = (tensors[part] for tensors in parts)
+        names = tuned_part.keys() & base_part.keys()
+        left_out += [f"{part}: {name}" for name in names if _differ(tuned_part[name], base_part[name])]
+    left_out.sort()
     if not updates:
         raise UserError(f"{tuned.root} and {base.root} differ in no matrix: there is nothing to extract")
     return Extracted(
         stored=Stored(form="peft", updates=updates, biases=biases, base=str(base.root)), kept=1 - lost / whole,
         left_out=left_out,
     )  # fmt: skip
+
+
+def _differ(one: Stream, other: Stream) -> bool:
+    return not torch.equal(*(torch.cat([p.flatten() for p in stream.pieces()]) for stream in (one, other)))
 
 
 def _skeleton(files: Files) -> Lance:

@@ -24,8 +24,10 @@ class Muon(torch.optim.Optimizer):
     gathered for it. Every parameter needs a gradient.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p] = {"average": torch.zeros_like(p)}
@@ -44,7 +46,9 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalized(torch.stack(whole)).to(same[0].dtype)
                 own = [_part(update, p) for update, p in zip(updates.unbind(), same, strict=True)]
                 size = 0.2 * group["lr"] * max(shape) ** 0.5
-                torch._foreach_add_(local([p.data for p in same]), own, alpha=-size)
+                values = local([p.data for p in same])
+                torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])  # decoupled, as AdamW's
+                torch._foreach_add_(values, own, alpha=-size)
 
 
 def _whole(part: Tensor, like: Tensor) -> Tensor:
@@ -92,7 +96,7 @@ class Optimizer:
                 adam.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
             self.parts.append(adam)
         if inner:
-            self.parts.append(Muon(inner.values(), 0.0))
+            self.parts.append(Muon(inner.values(), 0.0, weight_decay=stage.weight_decay))
 
     def step(self, lr: float) -> None:
         """Do one update. A parameter that nothing used has a gradient of zero, so that the outcome does not depend on

@@ -12,16 +12,23 @@ from openlance.errors import UserError
 # Pairs of quotation marks. Single ones are no quotation: they are apostrophes as well.
 QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"), ("『", "』"))
 _QUOTED = re.compile("|".join(f"{a}([^{a}{b}]*){b}" for a, b in QUOTES))
-_REPLACED = re.compile(r"\s*(?:to|into|with|by|for)\s*", re.IGNORECASE)
+_BECOMES = re.compile(r"\s*(?:to|into)\s*", re.IGNORECASE)
+_REPLACED = re.compile(r"\s*(?:with|by|for)\s*", re.IGNORECASE)
+_REPLACE = re.compile(r"\b(?:replac|swap|exchang|substitut|chang)\w*[^\w]*(?:[\w]+\s+){0,3}$", re.IGNORECASE)
 MOST_ORDERED = 4  # texts up to which every order of them is tried
 
 
 def quoted(prompt: str) -> tuple[str, ...]:
-    """Return the texts that a prompt puts between quotes, in its order; of `change "A" to "B"` the B alone."""
+    """Return the texts that a prompt puts between quotes, in its order; of `change "A" to "B"` the B alone, and of
+    `replace "A" with "B"`, but both of `a cover of "A" by "B"`."""
     found = list(_QUOTED.finditer(prompt))
-    between = [prompt[a.end() : b.start()] for a, b in zip(found, found[1:])]
     texts = [plain(match[match.lastindex or 0]) for match in found]
-    return tuple(text for text, after in zip(texts, [*between, ""]) if text and not _REPLACED.fullmatch(after))
+    gone = {
+        n for n, (a, b) in enumerate(zip(found, found[1:]))
+        if _BECOMES.fullmatch(between := prompt[a.end() : b.start()])
+        or (_REPLACED.fullmatch(between) and _REPLACE.search(prompt[: a.start()]))
+    }  # fmt: skip
+    return tuple(text for n, text in enumerate(texts) if text and n not in gone)
 
 
 def wanted(prompt: str) -> tuple[str, ...]:

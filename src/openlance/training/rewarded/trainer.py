@@ -162,10 +162,10 @@ class RewardTrainer(Trainer):
         generator = Generator().manual_seed(self.stage.seed * 1_000_003 + self.step)
         turns = list[Turn]()
         if good:
-            rewards, numbered = table_of([everyone[n] for n in good])
+            rewards, numbered, shares = table_of([everyone[n] for n in good])
             if self.how.shuffle:
                 rewards = shuffled(rewards, numbered, generator)
-            scored = self.objective.select(rewards, numbered, generator)
+            scored = self.objective.select(rewards, numbered, generator, shares)
             speaking = scored.statistics["groups"] * (1 - scored.statistics["mute"])
             requested = sum(self.processes.gather(sum(len(batch.ids) for batch in batches)))
             values |= scored.statistics | {"mute": 1 - speaking / requested}
