@@ -96,7 +96,7 @@ def test_edits_of_several_pictures_and_by_data_url(client, server, pipe, picture
         ({"colour": "red"}, "unknown_parameter", "colour"),
         ({"prompt": "  "}, "invalid_value", "prompt"),
         ({"prompt": "\ud800"}, "invalid_value", "prompt"),
-        ({"prompt": None}, "invalid_value", "prompt"),
+        ({"prompt": None}, "missing_required_parameter", "prompt"),
         ({"solver": "heun"}, "invalid_value", "solver"),
         ({"interval": [1, 0]}, "invalid_value", "interval"),
         ({"guidance_scale": 3, "true_cfg_scale": 2}, "invalid_value", "true_cfg_scale"),
@@ -112,6 +112,41 @@ def test_what_cannot_be_is_refused_by_name(server, said, code, param):
         400, "invalid_request_error", code, param,
     ), error  # fmt: skip
     assert answer.headers["x-should-retry"] == "false" and answer.headers["x-request-id"].startswith("req_")
+
+
+def test_null_is_what_is_not_given(server):
+    null = dict.fromkeys(("n", "stream", "response_format", "output_format", "background", "partial_images", "size"))
+    answer = httpx2.post(f"{server.url}/v1/images/generations", json={"prompt": "a star", **null, **FEW})
+    assert answer.status_code == 200 and len(answer.json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "said"),
+    [
+        ({"region": ["the ring"] * 17}, "region", "more than the 16"),
+        ({"region": "x" * 201}, "region", "longer than the 200"),
+        ({"region": [[[[["a"]]]]]}, "region", ""),
+        ({"image": 3}, "image", "a file, or an address"),
+        ({"height": 256}, "size", "pixels that this server makes"),
+    ],
+)
+def test_an_edit_is_bounded_in_the_words_of_the_client(server, png, more, param, said):
+    wide = Image.fromarray(np.zeros((8, 512, 3), np.uint8))
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    answer = httpx2.post(f"{server.url}/v1/images/edits", json={"prompt": "make it blue", "image": url} | more)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"].startswith(param) and said in error["message"]
+    assert "is-instance" not in str(error) and "[" not in error["param"]
+
+
+def test_a_damaged_mask_is_the_clients_mistake(client, png):
+    mask = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)).save(mask, "PNG")
+    with pytest.raises(openai.BadRequestError, match="damaged or truncated") as told:
+        client.images.edit(image=png, mask=mask.getvalue()[:4000], prompt="make it blue", extra_body=FEW)
+    assert told.value.param == "mask"
 
 
 def test_a_size_that_cannot_be_names_the_nearest(client):

@@ -9,7 +9,7 @@ import openai
 import pytest
 from PIL import Image
 
-from openlance.media import read_media
+from openlance.media import Clip, read_media
 
 FEW = {"num_inference_steps": 2, "seed": 7}
 SMALL = FEW | {"num_frames": 5, "size": "32x32"}
@@ -54,6 +54,25 @@ def test_seconds_mean_the_nearest_length(client):
     job = client.videos.create(prompt="a red circle", seconds="0.5", size="32x32", extra_body=FEW)
     assert (job.status, job.num_frames) == ("queued", 5)
     client.videos.delete(job.id)
+
+
+def test_a_finished_job_is_edited_and_extended_by_its_id(client, server, done):
+    for path, more in (("edits", {}), ("extensions", {"num_frames": 5})):
+        for sent in ({"json": {"video": {"id": done.id}}}, {"data": {"video[id]": done.id}}):
+            [(form, fields)] = sent.items()
+            said = {form: fields | {"prompt": "make it blue"} | FEW | more}
+            answer = httpx2.post(f"{server.url}/v1/videos/{path}", **said).raise_for_status()
+            assert client.videos.poll(answer.json()["id"]).status == "completed"
+    missing = httpx2.post(f"{server.url}/v1/videos/edits", json={"prompt": "x", "video": {"id": "video_none"}})
+    assert missing.status_code == 404
+
+
+def test_all_frames_of_a_video_stay_in_its_extension(client, tmp_path):
+    Clip(np.random.default_rng(0).integers(0, 60, (7, 32, 32, 3), np.uint8)).save(tmp_path / "a.mp4")
+    sent = ("a.mp4", (tmp_path / "a.mp4").read_bytes())
+    job = client.videos.extend(prompt="it moves on", seconds="0.4", video=sent, extra_body=FEW)
+    assert client.videos.poll(job.id).status == "completed"
+    assert client.videos.retrieve(job.id).num_frames == 7 - 1 + 5
 
 
 def test_a_picture_begins_a_clip_in_every_form(client, server, png):

@@ -22,6 +22,7 @@ from openlance.errors import UserError
 from openlance.inference.checking import checked
 from openlance.inference.engine import Engine
 from openlance.inference.enhance import thinker
+from openlance.inference.inputs import batches
 from openlance.media.clip import Clip
 from openlance.media.files import atomic_path, write_json
 from openlance.media.write import write_media
@@ -171,12 +172,15 @@ def _run(
 
 def _drawn(engine: Engine, requests: list[Segments], job: Job) -> list[Clip]:
     """What requests of one group come to."""
-    sampling = engine.sampling(requests, **job.settings)
+    how = [engine.sampling([request], **job.settings) for request in requests]  # whatever it shares a pass with
     think = thinker(engine, job.think)
     meant = requests if think is None else [think(request) for request in requests]
 
     def make(which: Sequence[int], seeds: Sequence[int]) -> list[Clip]:
-        return engine.fill_visual([meant[n] for n in which], sampling, seeds)
+        clips = list[Clip]()
+        for some, sampling in batches([meant[n] for n in which], len(which), [how[n] for n in which]):
+            clips += engine.fill_visual(some, sampling, seeds[len(clips) : len(clips) + len(some)])
+        return clips
 
     seeds = [job.seed] * len(requests)
     return checked(engine, requests, seeds, job.check, make) if job.check else make(range(len(requests)), seeds)

@@ -13,11 +13,13 @@ from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from openlance.config.values import brief, checked
 from openlance.errors import UserError
 from openlance.media.clip import Clip
+
+LONGEST_REPLY = 64 << 20  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,9 @@ class ChatServer:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         address = f"{self.url.rstrip('/')}/chat/completions"
         try:
-            with urlopen(Request(address, json.dumps(body).encode(), headers), timeout=self.timeout) as reply:
-                return _answer(json.load(reply))
+            asked = Request(address, json.dumps(body).encode(), headers)
+            with build_opener(Straight).open(asked, timeout=self.timeout) as reply:
+                return _answer(json.loads(reply.read(LONGEST_REPLY)))
         except HTTPError as error:
             raise UserError(f"{address} refused with {error.code}{_why(error)}: {self.INSTEAD}") from None
         except (OSError, HTTPException) as error:
@@ -84,6 +87,13 @@ class ChatServer:
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             said = f"{address} answers otherwise than OpenAI's chat ({type(error).__name__}: {brief(str(error))})"
             raise UserError(f"{said}: give another {own}(url=...)") from None
+
+
+class Straight(HTTPRedirectHandler):
+    """Follows nobody: another host would get the key."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def _answer(found: Any) -> tuple[str, str]:

@@ -80,7 +80,7 @@ def open_image(source: Source) -> PillowImage | None:
     form, name = still_form(source.head()), source.name
     if begins_as_video(source.head()):
         return None
-    with _readable(name):
+    with readable(name):
         try:
             if form == "HEIC":  # of which phones make one out of many tiles
                 from pillow_heif import HeifImageFile
@@ -124,7 +124,7 @@ def size_of(path: Path) -> tuple[int, int] | None:
 
 def one_image(image: PillowImage, name: str) -> Clip:
     """Read the frame on which a Pillow image stands, as it is to be shown. UserError if it is damaged or too large."""
-    with _readable(name):
+    with readable(name):
         return Clip(upright_rgb(image, name)[None])
 
 
@@ -142,13 +142,13 @@ def metadata(source: Source, ifd: int) -> dict[Any, Any]:
     image = open_image(source)
     if image is None:
         raise UserError(f"{source.name} is not an image or video that can be read: give a PNG or MP4 file")
-    with image, _readable(source.name):
+    with image, readable(source.name):
         return {**image.info, **image.getexif().get_ifd(ifd)}
 
 
 def frames_of(image: PillowImage, name: str) -> int:
     """Count the frames or pages of an open file: 1 where they are no moments. UserError if it breaks off."""
-    with _readable(name):
+    with readable(name):
         return getattr(image, "n_frames", 1) if image.format in MOVING else 1
 
 
@@ -168,7 +168,7 @@ def read_animation(
     Raises:
         UserError: it is damaged, too large, or its frames differ in size.
     """
-    with _readable(name):
+    with readable(name):
         shown, seconds = _durations(image, name)
         gif = image.format == "GIF"
         untold = min((s for s in seconds if s), default=BROWSERS if gif else 1 / MODEL_FPS)
@@ -212,7 +212,7 @@ def check_pixels(name: str, width: int, height: int) -> None:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def readable(name: str) -> Iterator[None]:
     """Turn what Pillow raises for damaged files into a UserError; its warnings about them are not shown."""
     from PIL import Image
 

@@ -19,7 +19,7 @@ from openlance.config.values import brief
 from openlance.errors import UserError
 from openlance.media.clip import Clip
 from openlance.media.files import Source
-from openlance.media.image import frames_of, open_image
+from openlance.media.image import frames_of, open_image, readable
 from openlance.media.inputs import as_clip
 
 Size = tuple[int, int, int]  # frames, height, width
@@ -61,7 +61,9 @@ def read_transparency(value: Any, size: Size) -> np.ndarray:
     image = value if hasattr(value, "getexif") else open_image(Source(value, "the mask"))
     if image is None or not _has_alpha(image):
         raise UserError("the mask has no transparency: give a PNG file that is transparent where the image may change")
-    inside = _fitting(np.asarray(image.convert("RGBA").getchannel("A"))[None], size) < HALF
+    with readable("the mask"):
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))[None]
+    inside = _fitting(alpha, size) < HALF
     if not inside.any():
         raise UserError("the mask has nothing transparent in it, so that nothing may change: erase what is to change")
     return inside
@@ -99,10 +101,13 @@ def _grey(image: Any) -> np.ndarray:
 
     if image.mode not in MODES:
         raise UserError(f"the mask is an image of mode {image.mode}: give one of mode L, {WHITE}")
-    if _has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+    with readable("the mask"):
+        clear = _has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+    if clear:
         raise UserError(f"the mask is transparent in places, which has two meanings: give one of mode L, {WHITE}")
-    image = ImageOps.exif_transpose(image)
-    return np.array((image.convert("RGB") if image.mode in ("P", "PA") else image).convert("L"))[None]
+    with readable("the mask"):
+        image = ImageOps.exif_transpose(image)
+        return np.array((image.convert("RGB") if image.mode in ("P", "PA") else image).convert("L"))[None]
 
 
 def _luma(clip: Clip) -> np.ndarray:

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openlance.config.versions import versions
@@ -44,6 +45,7 @@ log = logging.getLogger("openlance.serve")
 OPEN = ("/health", "/ready", "/metrics", "/files/", "/admin/", "/studio", "/favicon.ico")
 METHODS = ("GET", "POST", "DELETE", "OPTIONS", "HEAD")
 SWEPT = 15.0  # seconds between two looks at what is too old, and at memory that is free
+LEFT = 499  # a client that is gone (nginx's number)
 LAST_STEP = 5.0  # seconds that a step may still take at the end
 
 
@@ -211,6 +213,8 @@ class Watch:
         except asyncio.CancelledError:  # the server ends, and this client has not sent or read everything
             if not told:
                 await _answer_of(shutting_down())(scope, receive, named)
+        except ClientDisconnect:  # nobody is there to be told
+            status = LEFT
         except Exception as error:  # noqa: BLE001  a defect: the client gets the error object all the same
             log.exception("a request failed")
             if not told:

@@ -31,6 +31,9 @@ OTHER_NAMES = {
 SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
 MOST_RESULTS = 10  # of one request (OpenAI's)
 LONGEST_PROMPT = 32_000  # characters (OpenAI's)
+LONGEST_TALK = 200_000  # of all texts of a conversation
+LONGEST_NAME, MOST_REGIONS = 200, 16
+MOST_STOPS, LONGEST_STOP = 16, 200
 # What vLLM-Omni's clients put around words: the marks of the release's template, up to where an answer begins.
 WRAPPED = re.compile(
     r"\s*(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\s*)?<\|im_start\|>(?:user\n)?(?P<words>.*?)"
@@ -59,6 +62,7 @@ def _unwrapped(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_unwrapped)]
+Stop = Annotated[str, Field(max_length=LONGEST_STOP)]
 
 
 class Body(BaseModel):
@@ -133,11 +137,27 @@ def _several(value: Any) -> Any:
 def _regions(value: Any) -> Any:
     """What `Methods.edit` takes as a region: one, or a list of several; words, or those of a form, may be a box."""
     if isinstance(value, list) and not is_box(value):
-        if all(isinstance(one, str) for one in value) and is_box(box := typed(",".join(value))):
-            return box
-        found = [_regions(one) for one in value]
+        if len(value) > MOST_REGIONS:
+            raise ValueError(f"{len(value)} regions are more than the {MOST_REGIONS} allowed")
+        if len(value) > 1 and all(isinstance(one, str) and _is_number(one) for one in value):
+            return _region(",".join(value))
+        found = [_region(one) for one in value]
         return found[0] if len(found) == 1 else found
+    return _region(value)
+
+
+def _region(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > LONGEST_NAME:
+        raise ValueError(f"a region of {len(value)} characters is longer than the {LONGEST_NAME} allowed")
     return typed(value) if isinstance(value, str) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 # "auto", "none", words, a box of four numbers, or a list of the last two.
@@ -207,13 +227,21 @@ class VideoCreateBody(VideoBody):
     video_reference: VideoReference | None = None
 
 
+class VideoOf(BaseModel):
+    """A finished job whose video is meant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+
+
 class VideoEditBody(DrawingBody):
     """`POST /v1/videos/edits`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     prompt: Prompt
-    video: UploadFile | str
+    video: UploadFile | str | VideoOf
     region: Regions = None
 
 
@@ -223,7 +251,7 @@ class VideoExtendBody(VideoBody):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     prompt: Prompt
-    video: UploadFile | str
+    video: UploadFile | str | VideoOf
 
 
 class RemixBody(DrawingBody):
@@ -301,9 +329,9 @@ class ChatBody(VideoBody):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     repetition_penalty: float | None = Field(None, gt=0)
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     do_sample: bool | None = None
-    system_prompt: str | None = None
+    system_prompt: str | None = Field(None, max_length=LONGEST_PROMPT)
     response_format: Plain | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
@@ -315,6 +343,9 @@ class ChatBody(VideoBody):
     @model_validator(mode="after")
     def _plain(self) -> ChatBody:
         """Take the marks from around the words of users; what they enclose as a system prompt is one."""
+        length = sum(len(part.text or "") for message in self.messages for part in message.parts)
+        if length > LONGEST_TALK:
+            raise ValueError(f"the messages have {length} characters, more than the {LONGEST_TALK} allowed")
         for message in self.messages:
             texts: list[tuple[Any, str]] = [(message, "content")]
             if isinstance(message.content, list):
@@ -392,7 +423,10 @@ async def read(request: Request, kind: type[Body], served: str) -> Any:
     """The body of a request, JSON or a form. Failure if it is none, or for another model."""
     form = request.headers.get("content-type", "").lower()
     if form.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
-        fields = await request.form(max_files=32, max_fields=200, max_part_size=32 << 20)
+        try:
+            fields = await request.form(max_files=32, max_fields=200, max_part_size=32 << 20)
+        except (UnicodeError, LookupError) as error:
+            raise Failure(f"the form cannot be read ({error})", code="invalid_value") from None
         said = of_form(fields.multi_items())
         said = {name: json_in(value) if name.endswith("_reference") else value for name, value in said.items()}
     else:
@@ -402,7 +436,7 @@ async def read(request: Request, kind: type[Body], served: str) -> Any:
             raise Failure(f"the body is not JSON ({error})", code="invalid_json") from None
     if not isinstance(said, dict):
         raise Failure("the body is not a JSON object", code="invalid_json")
-    said = unfolded(said)
+    said = {name: value for name, value in unfolded(said).items() if value is not None}  # null is not given
     for name, why in REFUSED.items():
         if said.get(name) is not None:
             raise Failure(f"{name}: {why}; leave it out", code="unsupported_parameter", param=name)

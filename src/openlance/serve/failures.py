@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ log = logging.getLogger(__name__)
 NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients send 408, 409, 429 and 5xx again otherwise
 # Codes that OpenAI uses for what pydantic finds.
 FOUND = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
+SAID = {
+    "extra_forbidden": "there is no such parameter", "is_instance_of": "expected a file, or an address",
+}  # fmt: skip
+FIELD, TYPES = re.compile(r"[a-z_][a-z_0-9]*|\d+"), {"str", "int", "float", "bool", "tuple", "list", "dict"}
 
 
 class Failure(Exception):
@@ -90,8 +95,10 @@ def failure_of(error: BaseException) -> Failure:
         return error
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        what = "there is no such parameter" if first["type"] == "extra_forbidden" else first["msg"]
+        # Of a field that may be of several types, pydantic names the type as well.
+        named = [str(part) for part in first["loc"] if FIELD.fullmatch(str(part)) and str(part) not in TYPES]
+        param = ".".join(named) or None
+        what = SAID.get(first["type"], first["msg"])
         message = what if param is None else f"{param}: {what}"
         return Failure(message, code=FOUND.get(first["type"], "invalid_value"), param=param)
     if isinstance(error, UserError):

@@ -18,7 +18,7 @@ from openlance.errors import UserError
 from openlance.media import Clip, read_media, write_media
 from openlance.media.files import Source
 from openlance.media.image import frames_of, open_image
-from openlance.media.inputs import UNSIGNED
+from openlance.media.inputs import UNSIGNED, every_frame
 from openlance.media.region import read_transparency
 from openlance.media.video import opened, survey
 from openlance.media.write import encode_image
@@ -30,8 +30,9 @@ DATA = re.compile(r"data:[\w.+/;=-]*;base64,", re.IGNORECASE)
 MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 
 
-def read(sent: bytes | str, config: ServeConfig, param: str) -> Clip:
-    """The video in the bytes of a file, in a data URL, or at the address of a host that was listed.
+def read(sent: bytes | str, config: ServeConfig, param: str, whole: bool = False) -> Clip:
+    """The video in the bytes of a file, in a data URL, or at the address of a host that was listed; whole: with all of
+    its frames, of which the model sees 1 + 4 k.
 
     Raises:
         Failure: It is another address, or nothing that can be read within the limits.
@@ -43,7 +44,7 @@ def read(sent: bytes | str, config: ServeConfig, param: str) -> Clip:
         if frames is None:
             frames = _frames_of_video(source, config, param)
         _check(frames, config.video_frames, "frames", param)
-        return read_media(data, param)
+        return every_frame(data, param) if whole else read_media(data, param)
 
 
 def mask(sent: bytes | str, about_: Clip, config: ServeConfig, param: str = "mask") -> np.ndarray:
@@ -104,6 +105,9 @@ def encoded(clip: Clip, form: str = "png", quality: int | None = None) -> bytes:
         return encode_image(clip, form.upper(), quality)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
+        if clip.height % 2 or clip.width % 2:  # of somebody's own file: the codec has even sides
+            sides = ((0, 0), (0, clip.height % 2), (0, clip.width % 2), (0, 0))
+            clip = clip.with_pixels(np.pad(clip.pixels, sides, mode="edge"))
         try:
             write_media(path, clip)
         except UserError as error:  # a full disk, which is no mistake of the client's

@@ -78,11 +78,11 @@ class Serving:
         """Do something heavy in a thread of its own pool, so that it waits for nothing that the framework does."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, copy_context().run, call, *args)
 
-    async def clip(self, sent: UploadFile | str, param: str) -> Clip:
-        """A medium that was sent."""
+    async def clip(self, sent: UploadFile | str, param: str, *, whole: bool = False) -> Clip:
+        """A medium that was sent; whole: with all of its frames."""
         data = sent if isinstance(sent, str) else await sent.read()
         with self.metrics.phase("read"):
-            return await self.off_loop(media.read, data, self.config, param)
+            return await self.off_loop(media.read, data, self.config, param, whole)
 
     async def mask(self, sent: UploadFile | str, about: Clip) -> np.ndarray:
         """A mask that was sent with an image, True where it may change."""
@@ -114,9 +114,12 @@ class Serving:
             listed(text, "prompt", "a red circle")
             pipe.codec.ids(text)
         asked = body.asked(num_frames)
-        self._check_size(asked)
+        long = "seconds" if getattr(body, "seconds", None) is not None else "num_frames"
+        self._check_size(asked, long)
         with about("size"), collected() as notices:
             turn = self._request(spec, text, clips, asked=asked, said=said)
+        if turn[-1].size is not None and asked[1:] != (None, None):  # the other side may be that of what is given
+            self._check_size((asked[0], *turn[-1].size[1:]), long)
         with about("region" if mask is None else "mask"):
             wanted = Asked.of(mask, region)
             if source_in(turn) is not None:
@@ -182,16 +185,17 @@ class Serving:
             notice("this model was trained without system prompts: yours has no effect")
         return turn
 
-    def _check_size(self, asked: tuple[int | None, int | None, int | None]) -> None:
+    def _check_size(self, asked: tuple[int | None, int | None, int | None], long: str) -> None:
+        """Failure for more than this server makes; long: the name of what says how long a video is."""
         d = self.pipe.defaults
         most = self.config.larger * d.height * d.width
         if (asked[1] or d.height) * (asked[2] or d.width) > most:
             message = f"size: more than the {most} pixels that this server makes, such as {d.width}x{d.height}"
             raise Failure(message, code="invalid_value", param="size")
         if (asked[0] or 1) > self.config.num_frames:
-            message = f"num_frames: more than the {self.config.num_frames} that this server makes"
-            raise Failure(message, code="invalid_value", param="num_frames")
-        with about("num_frames"):
+            message = f"{long}: more than the {self.config.num_frames} frames that this server makes"
+            raise Failure(message, code="invalid_value", param=long)
+        with about(long):
             self.pipe.config.vae.check((asked[0] or 1, d.height, d.width))
 
     def _counted(self, request: Segments) -> tuple[int, int, int]:

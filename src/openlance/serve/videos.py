@@ -21,7 +21,7 @@ from openlance.sequence import tasks
 from openlance.serve import media
 from openlance.serve.answers import Deleted, Video
 from openlance.serve.answers import Videos as VideosPage
-from openlance.serve.bodies import RemixBody, VideoCreateBody, VideoEditBody, VideoExtendBody, read
+from openlance.serve.bodies import RemixBody, VideoCreateBody, VideoEditBody, VideoExtendBody, VideoOf, read
 from openlance.serve.failures import Failure, failure_of
 from openlance.serve.openapi import answers, form_of, json_of
 from openlance.serve.serving import Prepared, Serving
@@ -112,9 +112,15 @@ class Videos:
             raise Failure(message, status=409, code="not_completed", param="video_id")
         return self.store.path_of(name, suffix)
 
-    def clip(self, name: str) -> Clip:
-        """What a finished job made."""
-        return media.read(self.file(name, "mp4").read_bytes(), self.config, "video_id")
+    def clip(self, name: str, whole: bool = False) -> Clip:
+        """What a finished job made; whole: with all of its frames."""
+        return media.read(self.file(name, "mp4").read_bytes(), self.config, "video_id", whole)
+
+    async def sent(self, video: Any, whole: bool = False) -> Clip:
+        """A video that was sent, or what a finished job made."""
+        if isinstance(video, VideoOf):
+            return await self.serving.off_loop(self.clip, video.id, whole)
+        return await self.serving.clip(video, "video", whole=whole)
 
     def as_data(self, job: Job) -> Video:
         return _shown(job, self.progress.get(job.id, 0), self.config.keep)
@@ -155,12 +161,13 @@ def _making(router: APIRouter, videos: Videos) -> None:
     @router.post("/v1/videos/edits", openapi_extra=form_of(VideoEditBody), responses=JOB)
     async def edits(request: Request) -> Response:
         body = await read(request, VideoEditBody, name)
-        return await videos.start(body, {"video": await serving.clip(body.video, "video")})
+        source = body.video.id if isinstance(body.video, VideoOf) else None
+        return await videos.start(body, {"video": await videos.sent(body.video)}, source=source)
 
     @router.post("/v1/videos/extensions", openapi_extra=form_of(VideoExtendBody), responses=JOB)
     async def extensions(request: Request) -> Response:
         body = await read(request, VideoExtendBody, name)
-        before = await serving.clip(body.video, "video")
+        before = await videos.sent(body.video, whole=True)
         last = before.with_pixels(before.pixels[-1:])
         return await videos.start(body, {"image": last}, body.frames(stride), before=before, notice=EXTENDED)
 
