@@ -14,6 +14,7 @@ from openlance.media.transform import (
     VIT_STRIDE,
     bucket_table,
     choose_bucket,
+    fitting_size,
     ratio_crop,
     resolution,
     to_bucket,
@@ -100,3 +101,10 @@ def test_unknown_resolutions_and_tiny_bases_are_refused():
         bucket_table(10)
     with pytest.raises(UserError, match="smaller than one cell"):
         to_bucket(np.zeros((1, 16, 16, 3), np.uint8), 32, 64)
+
+
+@pytest.mark.parametrize("sides", [(1, 1_000_000), (1_000_000, 1), (64, 64), (4096, 4096), (8, 3000), (200, 100)])
+def test_a_size_that_fits_has_a_bounded_area_whatever_its_ratio(sides):
+    high, wide = fitting_size(*sides, 8, (64, 64))
+    assert high % 8 == wide % 8 == 0 and 64 <= high * wide <= 1.15 * 4 * 64 * 64
+    assert max(sides) > 128 or (high, wide) == sides

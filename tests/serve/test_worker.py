@@ -163,6 +163,9 @@ def test_a_full_queue_says_when_to_come_back(pipe, worker):
         worker.put([item(pipe, "a", n) for n in range(2)])
     assert (told.value.status, told.value.code, told.value.headers["retry-after"]) == (429, "queue_full", "14")
     assert len(worker.pending) == 7
+    worker.admit(1)
+    with pytest.raises(Failure, match="7 results are waiting already"):  # before anything is made ready for them
+        worker.admit(2)
 
 
 def test_what_does_not_fit_in_memory_fails_alone_and_the_next_runs(pipe, worker):

@@ -151,8 +151,11 @@ def to_bucket(frames: np.ndarray, base: int, multiple: int) -> np.ndarray:
 
 def fitting_size(height: int, width: int, stride: int, usual: tuple[int, int]) -> tuple[int, int]:
     """Find the nearest (height, width) that a model of a stride can cut, of at most `LARGER` times the usual area."""
-    scale = min(1.0, (LARGER * usual[0] * usual[1] / (height * width)) ** 0.5)
-    return max(round(height * scale / stride), 1) * stride, max(round(width * scale / stride), 1) * stride
+    most = LARGER * usual[0] * usual[1]
+    scale = min(1.0, (most / (height * width)) ** 0.5)
+    high, wide = (max(round(side * scale / stride), 1) * stride for side in (height, width))
+    longest = max(int(most / stride**2), 1) * stride  # beside a side of one stride, to which a thin one is rounded up
+    return min(high, longest), min(wide, longest)
 
 
 @dataclass(frozen=True)

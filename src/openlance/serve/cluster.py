@@ -124,15 +124,7 @@ class Cluster:
     def put(self, items: Sequence[Item]) -> None:
         """Queue items of one request, all or none. Failure if the queue is full, or the server ends or cannot work."""
         with self.lock:
-            if self.closed:
-                raise shutting_down()
-            if self.draining:
-                raise takes_nothing()
-            if self.problem:
-                raise Failure(self.problem, status=503, code="worker_ended")
-            if len(self.pending) + len(items) > self.config.queued:
-                replicas = max(sum(self.running.values()), 1)
-                raise queue_full(len(self.pending), self.pace * len(self.calls) / replicas)
+            self.admit(len(items))
             for item in items:
                 item.arrived = time.monotonic()
             self.pending += items
@@ -140,6 +132,18 @@ class Cluster:
                 if together := [item for item in items if any_video([item.request]) == clips]:
                     call = asyncio.run_coroutine_threadsafe(self._follow(together, clips), self.loop)
                     self.calls |= dict.fromkeys(together, (call, together))
+
+    def admit(self, count: int) -> None:
+        """Failure if so many items could not be queued now."""
+        if self.closed:
+            raise shutting_down()
+        if self.draining:
+            raise takes_nothing()
+        if self.problem:
+            raise Failure(self.problem, status=503, code="worker_ended")
+        if len(self.pending) + count > self.config.queued:
+            replicas = max(sum(self.running.values()), 1)
+            raise queue_full(len(self.pending), self.pace * len(self.calls) / replicas)
 
     def cancel(self, items: Sequence[Item]) -> None:
         """Settle items, and stop a request at its replica's next step when nobody wants anything more of it."""

@@ -123,6 +123,7 @@ class Serving:
         with about("region" if mask is None else "mask"):
             wanted = Asked.of(mask, region)
             if source_in(turn) is not None:
+                self.worker.admit(count)  # before the model is asked where it is
                 [turn] = placed(pipe, [turn], clips[-1:], [wanted])
             elif mask is not None or region is not None:
                 raise UserError("it says where what is given may change, and nothing is changed here: leave it out")

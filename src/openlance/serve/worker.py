@@ -158,6 +158,8 @@ class Queue(Protocol):
 
     def items(self) -> tuple[list[Item], list[Item]]: ...
 
+    def admit(self, count: int) -> None: ...
+
     def put(self, items: Sequence[Item]) -> None: ...
 
     def cancel(self, items: Sequence[Item]) -> None: ...
@@ -229,18 +231,22 @@ class Worker:
     def put(self, items: Sequence[Item]) -> None:
         """Queue items, all or none. Failure if the queue is full, or the server ends or cannot work."""
         with self.changed:
-            if self.closed:
-                raise shutting_down()
-            if self.draining:
-                raise takes_nothing()
-            if self.ended:
-                raise worker_ended()
-            if len(self.pending) + len(items) > self.config.queued:
-                raise queue_full(len(self.pending), self.pace * (len(self.pending) + len(self.running)))
+            self.admit(len(items))
             for item in items:
                 item.arrived = time.monotonic()
             self.pending += items
             self.changed.notify()
+
+    def admit(self, count: int) -> None:
+        """Failure if so many items could not be queued now."""
+        if self.closed:
+            raise shutting_down()
+        if self.draining:
+            raise takes_nothing()
+        if self.ended:
+            raise worker_ended()
+        if len(self.pending) + count > self.config.queued:
+            raise queue_full(len(self.pending), self.pace * (len(self.pending) + len(self.running)))
 
     def cancel(self, items: Sequence[Item]) -> None:
         """Forget items that wait, and stop those that run at their next step."""
