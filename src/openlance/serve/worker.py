@@ -212,12 +212,9 @@ class Worker:
         self.pipe, self.config, self.metrics, self.clips = pipe, config, metrics, clips
         self.most = room(pipe, config)
         metrics.watch(lambda: len(self.pending))
-        self.pending: list[Item] = []
-        self.running: list[Item] = []
+        self.pending, self.running = list[Item](), list[Item]()
         self.changed = threading.Condition()
-        self.draining = False
-        self.closed = False
-        self.ended = False  # whether the thread is through, for whatever reason
+        self.draining, self.closed, self.ended = False, False, False  # ended: the thread is through, for whatever reason
         self.until = math.inf  # when the last step has to be done
         self.loaded = False
         self.spent = 0.0  # seconds of the last pass
@@ -229,7 +226,7 @@ class Worker:
     # For the event loop and other threads.
 
     def put(self, items: Sequence[Item]) -> None:
-        """Queue items, all or none. Failure if the queue is full, or the server ends or cannot work."""
+        """Queue items, all or none. Failure as of `admit`."""
         with self.changed:
             self.admit(len(items))
             for item in items:
@@ -238,13 +235,10 @@ class Worker:
             self.changed.notify()
 
     def admit(self, count: int) -> None:
-        """Failure if so many items could not be queued now."""
-        if self.closed:
-            raise shutting_down()
-        if self.draining:
-            raise takes_nothing()
-        if self.ended:
-            raise worker_ended()
+        """Failure for so many items more: the queue is full, or the server ends or cannot work."""
+        for cannot, why in ((self.closed, shutting_down), (self.draining, takes_nothing), (self.ended, worker_ended)):
+            if cannot:
+                raise why()
         if len(self.pending) + count > self.config.queued:
             raise queue_full(len(self.pending), self.pace * (len(self.pending) + len(self.running)))
 
