@@ -214,7 +214,7 @@ class Worker:
         metrics.watch(lambda: len(self.pending))
         self.pending, self.running = list[Item](), list[Item]()
         self.changed = threading.Condition()
-        self.draining, self.closed, self.ended = False, False, False  # ended: the thread is through, for whatever reason
+        self.draining, self.closed, self.ended = False, False, False  # ended: its thread is through
         self.until = math.inf  # when the last step has to be done
         self.loaded = False
         self.spent = 0.0  # seconds of the last pass
