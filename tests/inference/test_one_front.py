@@ -311,9 +311,9 @@ def test_encoded_shards_hold_the_samples_of_their_source(checkpoint, tmp_path):
     assert main([*line, "--task", "image_edit"]) == 0
     shards = EncodedSource(tuple(sorted((tmp_path / "out").glob(f"*{MARK}"))), "image_edit")
     source = open_source(folder, "image_edit")
-    from openlance.cli.encode import _fit
+    from openlance.cli.encode import _fit, chosen_stage
 
-    fit, rng = _fit(str(checkpoint.folder), None), np.random.default_rng(0)
+    fit, rng = _fit(*chosen_stage(str(checkpoint.folder), None)), np.random.default_rng(0)
     row = next(iter(source.rows(source.parts(0, None)[0])))
     shard = next(iter(shards.rows(shards.files[0])))
     sample, held = source.sample(row, fit, rng).segments, shards.sample(shard, fit, rng).segments

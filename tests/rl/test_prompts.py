@@ -55,7 +55,7 @@ def test_files_of_lines_and_of_json_lines(tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("", "line 1 of .* is empty"),
+        ("", "is empty: write one prompt per line"),
         ('{"prompt": "a"}\n\n{"prompt": "b"}', "line 2 of .* is empty"),
         ('{"prompt": "a"}\n{"prompt": ', "line 2 of .* is no JSON"),
         ('{"text": "a"}', "line 1 of .* has no prompt"),
