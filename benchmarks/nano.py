@@ -1,6 +1,7 @@
 """Scores of nano on its world, as a dated JSON, a table, and the score table of its model card.
 
     python benchmarks/nano.py --samples 100 --seed 1 --model nano --card
+    python benchmarks/nano.py --again outpaint --card     # this task anew, all others as the newest result has them
 
 Each row of the table is one placement; a picture is right only if every fact of its prompt holds.
 """
@@ -56,6 +57,20 @@ def measure(
     }  # fmt: skip
 
 
+def again(tasks: list[str], model: str, workers: int) -> dict:
+    """The newest result with some of its further tasks measured anew, as it says."""
+    result = json.loads(max(RESULTS.glob("????-??-??-nano.json")).read_text())
+    places = {task: n for n, row in enumerate(result["rows"]) for task in row["scores"] if len(row["scores"]) == 1}
+    rows = [
+        (r["placement"], r["size"], (t,), result["more_samples"]) for t in tasks for r in [result["rows"][places[t]]]
+    ]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for task, row in zip(tasks, pool.map(partial(score, model=model, seed=result["seed"]), rows), strict=True):
+            result["rows"][places[task]] = row
+    today = datetime.date.today().isoformat()
+    return result | {"date": today, "again": {**result.get("again", {}), **dict.fromkeys(tasks, today)}}
+
+
 def tables(result: dict) -> str:
     """Markdown: one table per task, a row per placement and size, each cell the share right with its interval."""
     out = []
@@ -70,7 +85,8 @@ def tables(result: dict) -> str:
         out.append("")
     counts = f"{result['samples']} per category ({result['more_samples']} of further tasks)"
     said = f"{counts}, seed {result['seed']}, {result['date']}; in brackets 95 % intervals."
-    return "\n".join([said, "", *out])
+    anew = "".join(f" {task} was measured anew on {date}." for task, date in result.get("again", {}).items())
+    return "\n".join([said + anew, "", *out])
 
 
 def main() -> None:
@@ -83,17 +99,16 @@ def main() -> None:
     parser.add_argument("--more-samples", type=int, default=20, help="per category of those; clips take seconds each")
     parser.add_argument("--card", action="store_true", help="write the table into the shipped model card as well")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread, a row each")
+    parser.add_argument("--again", default="", help="further tasks of the newest result that are to be measured anew")
     options = parser.parse_args()
-    more = [task for task in options.more.split(",") if task]
-    result = measure(
-        options.model,
-        options.samples,
-        options.seed,
-        options.sizes.split(","),
-        more,
-        options.more_samples,
-        options.workers,
-    )
+    if options.again:
+        result = again(options.again.split(","), options.model, options.workers)
+    else:
+        more = [task for task in options.more.split(",") if task]
+        sizes = options.sizes.split(",")
+        result = measure(
+            options.model, options.samples, options.seed, sizes, more, options.more_samples, options.workers
+        )  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     name = RESULTS / f"{result['date']}-nano"
     name.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
