@@ -93,8 +93,7 @@ def _ask_size(scene: Scene, rng: np.random.Generator) -> _Said | None:
 
 def _ask_same(what: str, answer: str) -> Callable[[Scene, np.random.Generator], _Said | None]:
     def ask(scene: Scene, rng: np.random.Generator) -> _Said | None:
-        pairs = _compared(scene, lambda a, b: (getattr(a, what) == getattr(b, what)) == (answer == "yes"))
-        some = list(pairs)
+        some = list(_compared(scene, lambda a, b: (getattr(a, what) == getattr(b, what)) == (answer == "yes")))
         if not some:
             return None
         found, o = pick(rng, some)

@@ -151,7 +151,7 @@ def typed(text: str) -> Any:
     """Read a region that is typed: four numbers with commas between them are a box, anything else is words; UserError
     for what is mostly numbers and no box."""
     parts = text.split(",")
-    found = [n for part in parts if (n := _number(part)) is not None]
+    found = [n for part in parts if (n := number_in(part)) is not None]
     if len(parts) < 2 or 2 * len(found) <= len(parts):
         return text.strip()
     if len(found) != len(parts) or len(found) != 4 or not np.isfinite(found).all():
@@ -160,7 +160,8 @@ def typed(text: str) -> Any:
     return tuple(found)
 
 
-def _number(text: str) -> float | None:
+def number_in(text: str) -> float | None:
+    """Read a number; None for other words."""
     try:
         return float(text)
     except ValueError:

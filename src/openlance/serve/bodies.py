@@ -18,7 +18,7 @@ from starlette.requests import Request
 from openlance.config.sampling import LARGEST_SEED, LARGEST_SIDE, LONGEST, MOST_DRAWS, STRONGEST, Decoding, Sampling
 from openlance.data.front import Asked
 from openlance.media.clip import MODEL_FPS
-from openlance.media.region import Box, is_box, typed
+from openlance.media.region import Box, is_box, number_in, typed
 from openlance.serve.failures import Failure
 
 OTHER_NAMES = {
@@ -139,7 +139,7 @@ def _regions(value: Any) -> Any:
     if isinstance(value, list) and not is_box(value):
         if len(value) > MOST_REGIONS:
             raise ValueError(f"{len(value)} regions are more than the {MOST_REGIONS} allowed")
-        if len(value) > 1 and all(isinstance(one, str) and _is_number(one) for one in value):
+        if len(value) > 1 and all(isinstance(one, str) and number_in(one) is not None for one in value):
             return _region(",".join(value))
         found = [_region(one) for one in value]
         return found[0] if len(found) == 1 else found
@@ -150,14 +150,6 @@ def _region(value: Any) -> Any:
     if isinstance(value, str) and len(value) > LONGEST_NAME:
         raise ValueError(f"a region of {len(value)} characters is longer than the {LONGEST_NAME} allowed")
     return typed(value) if isinstance(value, str) else value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 # "auto", "none", words, a box of four numbers, or a list of the last two.
